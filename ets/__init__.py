@@ -1,0 +1,74 @@
+"""Energy-guided test-time scaling: sample from the RL-optimal policy of a frozen language model.
+
+The public names; each loads its module when first used, so `import ets` is instant.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Chain": "ets.types",
+    "Checkpoint": "ets.policies.checkpoint",
+    "Cost": "ets.types",
+    "Horizon": "ets.policies.autoregressive",
+    "InputError": "ets.types",
+    "Problem": "ets.types",
+    "Result": "ets.api",
+    "Sampling": "ets.policies.autoregressive",
+    "Step": "ets.types",
+    "Text": "ets.types",
+    "TransformersPolicy": "ets.policies.transformers",
+    "energy_guided": "ets.kernel",
+    "run": "ets.runner",
+    "sample": "ets.api",
+}
+_MODULES = ("baselines", "demo", "rewards")
+
+__all__ = [
+    "Chain",
+    "Checkpoint",
+    "Cost",
+    "Horizon",
+    "InputError",
+    "Problem",
+    "Result",
+    "Sampling",
+    "Step",
+    "Text",
+    "TransformersPolicy",
+    "__version__",
+    "baselines",
+    "demo",
+    "energy_guided",
+    "rewards",
+    "run",
+    "sample",
+]
+
+if TYPE_CHECKING:
+    from ets import baselines, demo, rewards
+    from ets.api import Result, sample
+    from ets.kernel import energy_guided
+    from ets.policies.autoregressive import Horizon, Sampling
+    from ets.policies.checkpoint import Checkpoint
+    from ets.policies.transformers import TransformersPolicy
+    from ets.runner import run
+    from ets.types import Chain, Cost, InputError, Problem, Step, Text
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+    elif name in _MODULES:
+        value = import_module(f"ets.{name}")
+    else:
+        raise AttributeError(f"module 'ets' has no attribute {name!r}")
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,7 @@
+"""`python -m ets` is `ets`."""
+
+import sys
+
+from ets.cli import main
+
+sys.exit(main())

@@ -1,0 +1,138 @@
+"""One call for a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TypeAlias, overload
+
+from ets.kernel import energy_guided
+from ets.policies.autoregressive import Horizon, Sampling
+from ets.policies.checkpoint import Checkpoint
+from ets.policies.transformers import TransformersPolicy
+from ets.rewards import Extract, Scoring, as_reward, self_consistency
+from ets.runner import run
+from ets.types import Chain, Cost, InputError, Problem, Reward, Step
+
+Model: TypeAlias = str | Path | tuple[Any, Any] | Checkpoint
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `sample` returns.
+
+    Parameters
+    ----------
+    text : str
+        The sampled generation: the chain's own, so for a fixed reward a sample of p* up to the errors of
+        finite M and K.
+    answer : hashable or None
+        `extract(text)`, if an `extract` was given.
+    trace : tuple of Step
+        Every guide step: candidates, rollouts, rewards, weights and the choice.
+    cost : Cost
+        Tokens, positions and seconds.
+    valid : bool
+        False if the text's reward is -inf: then it is no sample of p*.
+    """
+
+    text: str
+    answer: Hashable | None
+    trace: tuple[Step, ...]
+    cost: Cost
+    valid: bool
+
+
+@overload
+def sample(prompt: str, *, model: Model, **options: Any) -> Result: ...
+@overload
+def sample(prompt: Sequence[str], *, model: Model, **options: Any) -> list[Result]: ...
+def sample(  # type: ignore[misc]
+    prompt: str | Sequence[str],
+    *,
+    model: Model,
+    reward: Scoring | Reward | None = None,
+    extract: Extract | None = None,
+    candidates: int = 8,
+    rollouts: int = 3,
+    lam: float = 0.1,
+    block_size: int = 64,
+    max_length: int = 512,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    stop: Sequence[str] = (),
+    seed: int = 0,
+    width: int = 8,
+) -> Result | list[Result]:
+    """Sample from p*(x | prompt) ∝ p_ref(x | prompt) · exp(reward / λ) by energy-guided test-time scaling.
+
+    Parameters
+    ----------
+    prompt : str or sequence of str
+        Used as it is, without a chat template. For several, results come in the same order.
+    model : str, Path, (model, tokenizer) or Checkpoint
+        A checkpoint's folder or hub name, or a loaded pair. The last checkpoint named stays loaded.
+    reward : callable, optional
+        `(prompt, text) -> number`, or an `ets.types.Reward` of (problem, rollouts, chain).
+    extract : callable, optional
+        `text -> answer or None`. Without a reward, the reward is `ets.rewards.self_consistency(extract)`.
+    candidates, rollouts, lam : int, int, float
+        M, K and λ. M·K rollouts are scored in each guide step; λ is in units of the reward.
+    block_size, max_length : int
+        Tokens per guide step, and in all: I = ⌈max_length / block_size⌉ guide steps at most.
+    temperature, top_k, top_p : float, int, float
+        What p_ref is. A checkpoint's generation_config is not applied.
+    stop : sequence of str
+        Strings that end a generation; they are cut off its text.
+    seed : int
+        Results are a function of it, the prompt's place in the list, and the arguments above.
+    width : int
+        Prompts that advance together.
+
+    Returns
+    -------
+    Result or list of Result
+
+    Raises
+    ------
+    InputError
+        For arguments out of range, before the model is loaded; for a missing checkpoint; for a reward that
+        raises or returns something else than one number per text.
+    """
+    if reward is None and extract is None:
+        raise InputError("neither a reward nor extract is given; pass reward=lambda prompt, text: …, or extract=…")
+    if isinstance(stop, str):
+        raise InputError(f"stop is the text {stop!r}; pass a list of strings")
+    guide = as_reward(reward) if reward is not None else self_consistency(extract)  # type: ignore[arg-type]
+    step = energy_guided(guide, candidates=candidates, rollouts=rollouts, lam=lam)
+    sampling, horizon = Sampling(temperature, top_k, top_p), Horizon(block_size, max_length)
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    problems = [Problem(str(number), text, tuple(stop)) for number, text in enumerate(prompts)]
+    policy = TransformersPolicy(_checkpoint(model), sampling, horizon)
+    policy.start(problems)  # bad prompts are named before the weights are loaded
+    chains = {chain.problem.id: chain for chain in run(policy, step, problems, width=width, seed=seed)}
+    results = [_result(chains[problem.id], extract) for problem in problems]
+    return results[0] if isinstance(prompt, str) else results
+
+
+def _result(chain: Chain, extract: Extract | None) -> Result:
+    text = chain.state.text
+    return Result(text, extract(text) if extract else None, chain.trace, chain.cost, chain.valid)
+
+
+def _checkpoint(model: Model) -> Checkpoint:
+    if isinstance(model, Checkpoint):
+        return model
+    if isinstance(model, tuple) and len(model) == 2:
+        return Checkpoint.loaded(*model)
+    if isinstance(model, str | Path):
+        return _last_checkpoint(str(model))
+    raise InputError(f"model is {model!r}; pass a checkpoint's folder or name, or a (model, tokenizer) pair")
+
+
+@lru_cache(maxsize=1)
+def _last_checkpoint(name: str) -> Checkpoint:
+    return Checkpoint(name)

@@ -1,0 +1,72 @@
+"""Baselines that draw complete generations at once and keep one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import TypeAlias
+
+import numpy as np
+
+from ets.randomness import Purpose
+from ets.rewards import Extract, votes
+from ets.transition import choose, draw_for_chains, require_counts, require_positive, score
+from ets.types import Chain, Cost, Draw, Floats, Policy, Reward, Step, StepFn, Text
+
+Weigh: TypeAlias = Callable[[Chain, Sequence[Text]], tuple[Floats, Cost]]
+"""Log-weights `[N]` of N complete texts, and what finding them cost."""
+
+
+def plain() -> StepFn:
+    """One sample of the reference policy."""
+    return _among_completions(1, lambda chain, texts: (np.zeros(1), Cost()))
+
+
+def majority(extract: Extract, *, samples: int) -> StepFn:
+    """Majority voting (self-consistency decoding): one of N samples that gives the most frequent answer.
+
+    Answers with equally many votes are equally likely to be returned. If no sample holds an answer, any of
+    them may be returned.
+    """
+    remembered = lru_cache(maxsize=2**16)(extract)
+
+    def weigh(chain: Chain, texts: Sequence[Text]) -> tuple[Floats, Cost]:
+        counts = votes(remembered, texts)
+        most = max(counts.values(), default=0)
+        winning = [counts[remembered(text.text)] == most for text in texts]
+        return np.where(winning, 0.0, -np.inf), Cost(rewarded=len(texts))
+
+    return _among_completions(samples, weigh)
+
+
+def one_step(reward: Reward, *, samples: int, lam: float) -> StepFn:
+    """ETS with one guide step (I = 1): one of N samples in proportion to exp(r/λ), a softmax best-of-N.
+
+    For a fixed reward it has the same target p* as guided sampling, and tends to it as N grows.
+    """
+    require_positive(lam=lam)
+
+    def weigh(chain: Chain, texts: Sequence[Text]) -> tuple[Floats, Cost]:
+        rewards, cost = score(reward, chain, [[text] for text in texts])
+        return rewards[:, 0] / lam, cost
+
+    return _among_completions(samples, weigh)
+
+
+def _among_completions(samples: int, weigh: Weigh) -> StepFn:
+    require_counts(samples=samples)
+
+    def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
+        drawn = draw_for_chains(policy.finish, chains, Purpose.COMPLETION, samples)
+        return [_keep_one(chain, draws, weigh) for chain, draws in zip(chains, drawn, strict=True)]
+
+    return step
+
+
+def _keep_one(chain: Chain, draws: Sequence[Draw], weigh: Weigh) -> Chain:
+    texts = tuple(draw.text for draw in draws)
+    log_weights, cost = weigh(chain, texts)
+    choice = choose(chain, log_weights)
+    rollouts = tuple((text,) for text in texts)
+    total = Cost.total([*(draw.cost for draw in draws), cost])
+    return chain.advance(draws[choice].state, Step(texts, rollouts, log_weights[:, None], log_weights, choice, total))

@@ -1,0 +1,47 @@
+"""The command line: `ets` or `python -m ets`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from ets import __version__
+from ets.commands import eval as eval_command
+from ets.types import InputError
+
+COMMANDS = {"eval": (eval_command, "measure methods on a task")}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; bad input ends in one line on standard error and exit status 2."""
+    try:
+        options = _parser().parse_args(arguments)
+        options.execute(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; finished problems are kept, and the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="ets", description="Energy-guided test-time scaling.")
+    parser.add_argument("--version", action="version", version=f"ets {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="command")
+    for name, (module, text) in COMMANDS.items():
+        layout = argparse.RawDescriptionHelpFormatter
+        command = commands.add_parser(name, help=text, description=text, epilog=module.EXAMPLE, formatter_class=layout)
+        module.add_arguments(command)
+        command.set_defaults(execute=module.execute)
+    return parser

@@ -1,0 +1,109 @@
+"""`ets eval`: measure methods on a task.
+
+Hyper-parameters have no defaults here: they stand in the scripts that call this command.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ets import __version__, demo
+
+if TYPE_CHECKING:
+    from ets.evaluation.evaluate import Row
+
+EXAMPLE = """example:
+  ets eval --task arithmetic --model embedded --count 20 --shots 0 --methods plain,majority,ets \\
+      --candidates 8 --rollouts 3 --lam 0.1 --pool chain --block-size 16 --max-length 96 \\
+      --temperature 1.5 --seed 0 --width 8
+"""
+EMBEDDED = {"embedded": demo.model_path("reference"), "embedded-small": demo.model_path("small")}
+RESULTS_DEPEND_ON = (
+    "task", "model", "count", "shots", "methods", "candidates", "rollouts", "lam", "pool", "block_size",
+    "max_length", "temperature", "top_k", "top_p", "samples", "seed",
+)  # fmt: skip
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    def add(name: str, kind: Any, text: str, **options: Any) -> None:
+        parser.add_argument(name, type=kind, help=text, required="default" not in options, **options)
+
+    add("--task", str, "arithmetic")
+    add("--model", str, "a checkpoint's folder or hub name; embedded or embedded-small for those that come along")
+    add("--count", int, "problems")
+    add("--shots", int, "solved examples in each prompt")
+    add("--methods", str, "comma-separated, from plain, majority, one-step and ets")
+    add("--candidates", int, "M, candidates per guide step")
+    add("--rollouts", int, "K, rollouts per candidate")
+    add("--lam", float, "λ, in units of the reward")
+    add("--pool", str, "whose votes the self-consistency reward counts: step or chain")
+    add("--block-size", int, "tokens per guide step")
+    add("--max-length", int, "tokens in all")
+    add("--temperature", float, "of the reference policy")
+    add("--top-k", int, "of the reference policy", default=None)
+    add("--top-p", float, "of the reference policy", default=None)
+    add("--samples", int, "samples of the other methods (default: as many as generate ETS's tokens)", default=None)
+    add("--seed", int, "of all randomness")
+    add("--width", int, "problems that advance together; results do not depend on it")
+    add("--memory-gib", float, "limit on the cache of rows under way (default: half of the free memory)", default=None)
+    add(
+        "--results",
+        Path,
+        "where results folders are made, named TASK-HASH by their configuration",
+        default=Path("results"),
+    )
+    add("--out", Path, "this run's results folder instead", default=None)
+
+
+def execute(options: argparse.Namespace) -> None:
+    """Check everything that can be checked, then load the model, run, and write the folder.
+
+    Raises
+    ------
+    InputError
+        For bad input, most of it before the model is loaded.
+    """
+    from ets.evaluation.evaluate import Evaluation
+    from ets.evaluation.journal import Journal, fingerprint
+    from ets.evaluation.methods import Settings, require_methods
+    from ets.policies.autoregressive import Horizon, Sampling
+    from ets.policies.checkpoint import Checkpoint
+    from ets.policies.transformers import TransformersPolicy
+    from ets.tasks import task_named
+    from ets.transition import require_counts
+
+    task, methods = task_named(options.task), options.methods.split(",")
+    settings = Settings(options.candidates, options.rollouts, options.lam, options.pool)
+    require_methods(methods, options.samples, settings)
+    require_counts(width=options.width, count=options.count)
+    sampling = Sampling(options.temperature, options.top_k, options.top_p)
+    horizon = Horizon(options.block_size, options.max_length)
+    checkpoint = Checkpoint(EMBEDDED.get(options.model, options.model))
+    policy = TransformersPolicy(checkpoint, sampling, horizon, memory_gib=options.memory_gib)
+    problems = task.problems(options.count, options.shots)
+    policy.start(problems)  # a prompt that does not fit is named before the weights are loaded
+    configuration = {name: getattr(options, name) for name in RESULTS_DEPEND_ON}
+    configuration |= {"model_revision": checkpoint.revision, "ets": __version__}
+    folder = options.out or options.results / f"{task.name}-{fingerprint(configuration)}"
+    journal = Journal(folder, configuration)
+    print(f"{len(journal.records)} finished chains in {folder}; the same command goes on where it was interrupted")
+    evaluation = Evaluation(task, policy, problems, settings, journal, options.width, options.seed)
+    rows = evaluation.compare(methods, options.samples)
+    _write(rows, f"{task.name}: {options.model}", folder)
+
+
+def _write(rows: Sequence[Row], title: str, folder: Path) -> None:
+    from ets.evaluation.tables import table
+    from ets.report.plots import plot_accuracies
+
+    text = table(rows)
+    print(f"\n{text}\n")
+    (folder / "summary.json").write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
+    (folder / "table.md").write_text(f"{text}\n", encoding="utf-8")
+    plot_accuracies(rows, title, folder / "accuracy.png")
+    print(f"results: {folder}/ (configuration.json, journal.jsonl, summary.json, table.md, accuracy.png)")

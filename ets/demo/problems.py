@@ -1,0 +1,186 @@
+"""Arithmetic word problems in GSM8K's format, made by a small grammar of stories.
+
+An example row::
+
+    {"question": "Mia has 14 shells. She buys 3 bags with 6 shells each. Then she gives 9 shells to
+                  Tom. How many shells does Mia have now?",
+     "answer": "She buys <<3*6=18>>18 shells.\nNow she has <<14+18=32>>32 shells.\n
+                In the end she has <<32-9=23>>23 shells.\n#### 23"}
+
+A problem is a start and one to four events; an event changes one running number. Training and
+held-out problems come from different seeds, and a training problem that asks a held-out question is
+dropped, so the two splits never overlap.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+from typing import TypeVar
+
+HELDOUT_SEED = 20260121
+HELDOUT_SIZE = 2000
+LARGEST = 99
+"""No number of a problem is larger."""
+
+NAMES = {
+    "Mia": "she", "Ana": "she", "Zoe": "she", "Lily": "she", "Nora": "she", "Emma": "she",
+    "Tom": "he", "Ben": "he", "Max": "he", "Leo": "he", "Sam": "he", "Omar": "he",
+}  # fmt: skip
+THINGS = (
+    "apples", "shells", "books", "coins", "stamps", "marbles", "cards", "pencils",
+    "cookies", "stickers", "flowers", "eggs",
+)  # fmt: skip
+PACKS = ("bags", "boxes", "packs", "jars")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One problem in GSM8K's own row format: a question, and worked steps that end in ``#### n``."""
+
+    question: str
+    answer: str
+
+
+class _Dice:
+    """Choices that depend on nothing but ``random()``, whose stream Python guarantees for a seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed).random
+
+    def pick(self, options: Sequence[T]) -> T:
+        return options[int(self._random() * len(options))]
+
+    def between(self, low: int, high: int) -> int:
+        return low + int(self._random() * (high - low + 1))
+
+
+@dataclass(frozen=True)
+class _Story:
+    dice: _Dice
+    pronoun: str
+    other: str
+    thing: str
+    later: bool  # past the first event, where a sentence may open with "Then"
+
+    def opening(self) -> str:
+        return f"Then {self.pronoun}" if self.later else self.pronoun.capitalize()
+
+    def holds(self, calculation: str, result: int) -> str:
+        opening = self.dice.pick(("Now", "Then", "So", "After that"))
+        return f"{opening} {self.pronoun} has <<{calculation}={result}>>{result} {self.thing}."
+
+
+# An event tells a sentence of the question and the worked steps of the answer, and returns the new number;
+# None when the number at hand does not allow it.
+_Event = Callable[[_Story, int], tuple[str, list[str], int] | None]
+
+
+def _more(story: _Story, have: int) -> tuple[str, list[str], int] | None:
+    if have > LARGEST - 2:
+        return None
+    n = story.dice.between(2, min(40, LARGEST - have))
+    verb = story.dice.pick(("finds", "gets", "buys", "wins"))
+    told = f"{story.opening()} {verb} {n} more {story.thing}."
+    first, second = story.dice.pick(((have, n), (n, have)))
+    return told, [story.holds(f"{first}+{second}", have + n)], have + n
+
+
+def _fewer(story: _Story, have: int) -> tuple[str, list[str], int] | None:
+    if have < 4:
+        return None
+    n = story.dice.between(2, min(40, have - 1))
+    ending = story.dice.pick((f"gives {n} {story.thing} to {story.other}", f"loses {n} {story.thing}"))
+    return f"{story.opening()} {ending}.", [story.holds(f"{have}-{n}", have - n)], have - n
+
+
+def _packs(story: _Story, have: int) -> tuple[str, list[str], int] | None:
+    groups, each = story.dice.between(2, 6), story.dice.between(2, 9)
+    bought = groups * each
+    if have + bought > LARGEST:
+        return None
+    told = f"{story.opening()} buys {groups} {story.dice.pick(PACKS)} with {each} {story.thing} each."
+    x, y = story.dice.pick(((groups, each), (each, groups)))
+    verb = story.dice.pick(("buys", "gets"))
+    first = f"{story.pronoun.capitalize()} {verb} <<{x}*{y}={bought}>>{bought} {story.thing}."
+    return told, [first, story.holds(f"{have}+{bought}", have + bought)], have + bought
+
+
+def _friends(story: _Story, have: int) -> tuple[str, list[str], int] | None:
+    friends, each = story.dice.between(2, 5), story.dice.between(2, 6)
+    given = friends * each
+    if given >= have:
+        return None
+    told = f"{story.opening()} gives {each} {story.thing} to each of {friends} friends."
+    x, y = story.dice.pick(((friends, each), (each, friends)))
+    verb = story.dice.pick(("gives", "gives away"))
+    first = f"{story.pronoun.capitalize()} {verb} <<{x}*{y}={given}>>{given} {story.thing}."
+    return told, [first, story.holds(f"{have}-{given}", have - given)], have - given
+
+
+def _times(story: _Story, have: int) -> tuple[str, list[str], int] | None:
+    factor = story.dice.between(2, 3)
+    if have * factor > LARGEST:
+        return None
+    word = {2: "two", 3: "three"}[factor]
+    told = f"After a while {story.pronoun} has {word} times as many {story.thing}."
+    return told, [story.holds(f"{have}*{factor}", have * factor)], have * factor
+
+
+_EVENTS: tuple[_Event, ...] = (_more, _fewer, _packs, _friends, _times)
+
+
+def _problem(dice: _Dice) -> Row:
+    """One problem of two to four worked steps; an event with packs or friends takes two of them."""
+    names = tuple(NAMES)
+    name = dice.pick(names)
+    other = dice.pick([n for n in names if n != name])
+    thing, have = dice.pick(THINGS), dice.between(5, 40)
+    told = [f"{name} has {have} {thing}."]
+    worked: list[str] = []
+    budget = dice.between(2, 4)
+    while len(worked) < budget:
+        story = _Story(dice, NAMES[name], other, thing, later=len(told) > 1)
+        event = dice.pick(_EVENTS)(story, have)
+        if event is not None and len(worked) + len(event[1]) <= budget:
+            told.append(event[0])
+            worked.extend(event[1])
+            have = event[2]
+    told.append(f"How many {thing} does {name} have now?")
+    return Row(" ".join(told), "\n".join([*worked, f"#### {have}"]))
+
+
+@cache
+def _heldout() -> tuple[Row, ...]:
+    dice = _Dice(HELDOUT_SEED)
+    rows = {row.question: row for row in (_problem(dice) for _ in range(2 * HELDOUT_SIZE))}
+    return tuple(islice(rows.values(), HELDOUT_SIZE))
+
+
+def heldout(count: int) -> tuple[Row, ...]:
+    """The first ``count`` held-out problems: always the same ones.
+
+    Raises
+    ------
+    ValueError
+        If more are asked for than are held out.
+    """
+    if not 0 < count <= HELDOUT_SIZE:
+        raise ValueError(f"{count} held-out problems asked for; choose 1 to {HELDOUT_SIZE}")
+    return _heldout()[:count]
+
+
+def training(seed: int) -> Iterator[Row]:
+    """An endless stream of training problems that never asks a held-out question."""
+    if seed == HELDOUT_SEED:
+        raise ValueError(f"seed {seed} belongs to the held-out problems; choose another")
+    dice, excluded = _Dice(seed), {row.question for row in _heldout()}
+    while True:
+        row = _problem(dice)
+        if row.question not in excluded:
+            yield row

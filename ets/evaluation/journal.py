@@ -1,0 +1,103 @@
+"""The results folder of a run: its configuration, and one JSON line for each chain that has ended.
+
+Every line is flushed when it is written, and the same command goes on where the folder ends. Since a chain is
+a function of (seed, problem, sample) alone, a resumed run ends with what an undisturbed one ends with.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from ets.types import InputError
+
+Record = dict[str, Any]
+
+
+def fingerprint(configuration: Mapping[str, Any]) -> str:
+    """Eight hexadecimal digits of a hash of the whole configuration."""
+    return hashlib.sha256(_canonical(configuration).encode()).hexdigest()[:8]
+
+
+def _canonical(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False, indent=2)
+
+
+class Journal:
+    """The records of a results folder, on disk and in memory.
+
+    Parameters
+    ----------
+    folder : Path
+        Made if there is none.
+    configuration : mapping
+        Everything that the results depend on, as JSON values.
+
+    Raises
+    ------
+    InputError
+        If the folder holds results of another configuration (naming the keys that differ), or if another
+        process is writing to it.
+    """
+
+    def __init__(self, folder: Path, configuration: Mapping[str, Any]) -> None:
+        self.folder, self._path = folder, folder / "journal.jsonl"
+        folder.mkdir(parents=True, exist_ok=True)
+        _require_same(folder / "configuration.json", configuration)
+        self._file = _locked(self._path)
+        self.records = {self._key(record): record for record in self._recover()}
+
+    @staticmethod
+    def _key(record: Record) -> tuple[str, str, int]:
+        return record["method"], record["problem"], record["sample"]
+
+    def _recover(self) -> list[Record]:
+        """Read the whole lines; a last line that was torn by a crash is cut off the file."""
+        self._file.seek(0)
+        content = self._file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self._file.truncate(len(whole))
+        return [json.loads(line) for line in whole.splitlines()]
+
+    def of(self, method: str) -> list[Record]:
+        """A method's records."""
+        return [record for record in self.records.values() if record["method"] == method]
+
+    def append(self, record: Record) -> None:
+        """Write one line and flush it."""
+        self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        self._file.flush()
+        self.records[self._key(record)] = record
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _require_same(path: Path, configuration: Mapping[str, Any]) -> None:
+    if not path.exists():
+        path.write_text(_canonical(configuration) + "\n", encoding="utf-8")
+        return
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    current = json.loads(_canonical(configuration))
+    differing = sorted(k for k in {*stored, *current} if stored.get(k) != current.get(k))
+    if differing:
+        keys = ", ".join(f"{k} ({stored.get(k)!r} there, {current.get(k)!r} now)" for k in differing)
+        raise InputError(
+            f"the results folder {str(path.parent)!r} is of another configuration: {keys}; choose another folder"
+        )
+
+
+def _locked(path: Path) -> BinaryIO:
+    """Open for reading and appending, under a lock that the system releases when the process ends."""
+    file = path.open("ab+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise InputError(
+            f"another process is writing to {str(path.parent)!r}; wait for it, or choose another folder"
+        ) from None
+    return file

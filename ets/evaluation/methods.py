@@ -1,0 +1,78 @@
+"""The methods that a run compares, by name, from its hyper-parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from ets import baselines
+from ets.kernel import energy_guided
+from ets.rewards import self_consistency
+from ets.tasks.task import Task
+from ets.transition import require_counts
+from ets.types import InputError, StepFn
+
+
+@dataclass(frozen=True)
+class Settings:
+    """M, K, λ, and whose votes self-consistency counts."""
+
+    candidates: int
+    rollouts: int
+    lam: float
+    pool: Literal["step", "chain"]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A step function, and how many chains of it a problem gets."""
+
+    name: str
+    label: str
+    step: StepFn
+    samples: int = 1
+
+
+def _plain(task: Task, settings: Settings, budget: int) -> Method:
+    return Method("plain", f"plain sampling (mean of {budget})", baselines.plain(), samples=budget)
+
+
+def _majority(task: Task, settings: Settings, budget: int) -> Method:
+    return Method("majority", f"majority voting ({budget} samples)", baselines.majority(task.extract, samples=budget))
+
+
+def _one_step(task: Task, settings: Settings, budget: int) -> Method:
+    step = baselines.one_step(self_consistency(task.extract), samples=budget, lam=settings.lam)
+    return Method("one-step", f"one-step ETS ({budget} samples)", step)
+
+
+def _ets(task: Task, settings: Settings, budget: int) -> Method:
+    step = energy_guided(
+        self_consistency(task.extract, pool=settings.pool),
+        candidates=settings.candidates,
+        rollouts=settings.rollouts,
+        lam=settings.lam,
+    )
+    return Method("ets", f"ETS (M {settings.candidates}, K {settings.rollouts})", step)
+
+
+METHODS: dict[str, Callable[[Task, Settings, int], Method]] = {
+    "plain": _plain,
+    "majority": _majority,
+    "one-step": _one_step,
+    "ets": _ets,
+}
+"""By name: a function of the task, the settings, and the samples that cost as many tokens as ETS."""
+
+
+def require_methods(names: list[str], samples: int | None, settings: Settings) -> None:
+    """Raise `InputError` for unknown methods or settings out of range, before anything is loaded."""
+    if unknown := [name for name in names if name not in METHODS]:
+        raise InputError(f"unknown method {unknown[0]!r}; choose from {', '.join(METHODS)}")
+    if samples is None and "ets" not in names:
+        raise InputError(f"methods {','.join(names)} have no ets whose tokens they could match; add it, or set samples")
+    if samples is not None:
+        require_counts(samples=samples)
+    reward = self_consistency(str, pool=settings.pool)
+    energy_guided(reward, candidates=settings.candidates, rollouts=settings.rollouts, lam=settings.lam)

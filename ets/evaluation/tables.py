@@ -1,0 +1,35 @@
+"""Rows as a table for the terminal and for Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ets.evaluation.evaluate import Row
+
+_HEADINGS = ("method", "pass@1", "95% interval", "tokens/problem", "positions/problem", "seconds/problem")
+
+
+def table(rows: Sequence[Row]) -> str:
+    """A Markdown table with aligned columns, readable as it is."""
+    cells = [_HEADINGS, *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADINGS))]
+    lines = [_line(line, widths) for line in cells]
+    rule = "| " + " | ".join("-" * w if n == 0 else "-" * (w - 1) + ":" for n, w in enumerate(widths)) + " |"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    share = row.accuracy
+    return (
+        row.label,
+        f"{share.mean:.1%}",
+        f"{share.low:.1%} to {share.high:.1%}",
+        f"{row.generated:,.0f}",
+        f"{row.positions:,.0f}",
+        f"{row.seconds:.2f}",
+    )
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    padded = [cell.ljust(w) if n == 0 else cell.rjust(w) for n, (cell, w) in enumerate(zip(cells, widths, strict=True))]
+    return "| " + " | ".join(padded) + " |"

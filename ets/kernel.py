@@ -1,0 +1,86 @@
+"""The energy-guided transition: Algorithm 1 of Li et al., arXiv 2601.21484."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ets.randomness import Purpose
+from ets.transition import choose, draw_for_chains, require_counts, require_positive, row_keys, score
+from ets.types import Chain, Cost, Draw, Floats, Policy, Reward, Step, StepFn
+from ets.weights import log_mean_exp
+
+
+def energy_guided(reward: Reward, *, candidates: int, rollouts: int, lam: float) -> StepFn:
+    """One guide step towards the optimal policy p* ∝ p_ref · exp(r/λ) (Algorithm 1).
+
+    Draws M candidates x_s ~ p_ref(. | x_t) per chain, completes each K times, estimates the log-energies
+    log Ê_m = logmeanexp_k r_mk / λ, and goes on from one candidate chosen in proportion to Ê_m. A candidate
+    that is already complete has the exact energy exp(r/λ) and is not rolled out.
+
+    Parameters
+    ----------
+    reward : Reward
+        r. For a fixed function of (prompt, text) the chain's law tends to p* as M grows; for
+        self-consistency see `ets.rewards.self_consistency`.
+    candidates : int
+        M, at least 1. With M = 1 the reward has no effect: plain sampling.
+    rollouts : int
+        K, at least 1.
+    lam : float
+        λ > 0, the strength of the KL regularisation, in units of the reward. Towards 0: the best
+        candidate; towards infinity: plain sampling.
+
+    Returns
+    -------
+    StepFn
+        Advances chains by one guide step, appending a `Step` with weights `[M]` to each trace.
+
+    Raises
+    ------
+    InputError
+        For values out of range.
+    """
+    require_counts(candidates=candidates, rollouts=rollouts)
+    require_positive(lam=lam)
+
+    def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
+        drawn = draw_for_chains(policy.extend, chains, Purpose.CANDIDATE, candidates)
+        completed = complete(policy, chains, drawn, rollouts)
+        return [transition(*row, reward, lam) for row in zip(chains, drawn, completed, strict=True)]
+
+    return step
+
+
+def complete(
+    policy: Policy, chains: Sequence[Chain], drawn: Sequence[Sequence[Draw]], rollouts: int
+) -> list[list[list[Draw]]]:
+    """Rollouts `[B, M, K]`, x_0 ~ p_ref(. | x_s); a candidate that has ended fills its K cells with itself."""
+    keys = row_keys(chains, Purpose.ROLLOUT, len(drawn[0]), rollouts)
+    rows = [(b, m) for b, row in enumerate(drawn) for m, draw in enumerate(row) if not draw.state.done]
+    completed = [[[draw] * rollouts for draw in row] for row in drawn]
+    if rows:
+        states = [drawn[b][m].state for b, m in rows for _ in range(rollouts)]
+        draws = policy.finish(states, keys[tuple(zip(*rows, strict=True))].ravel())
+        for n, (b, m) in enumerate(rows):
+            completed[b][m] = draws[n * rollouts : (n + 1) * rollouts]
+    return completed
+
+
+def transition(
+    chain: Chain, drawn: Sequence[Draw], completed: Sequence[Sequence[Draw]], reward: Reward, lam: float
+) -> Chain:
+    """Weigh the candidates by their estimated energies, choose one and go on from it."""
+    texts = tuple(tuple(draw.text for draw in row) for row in completed)
+    rewards, reward_cost = score(reward, chain, texts)
+    log_rewards = rewards / lam
+    log_weights = log_energies(log_rewards)
+    choice = choose(chain, log_weights)
+    own = {id(draw): draw.cost for row in (drawn, *completed) for draw in row}
+    cost = Cost.total([*own.values(), reward_cost])
+    candidates = tuple(draw.text for draw in drawn)
+    return chain.advance(drawn[choice].state, Step(candidates, texts, log_rewards, log_weights, choice, cost))
+
+
+def log_energies(log_rewards: Floats) -> Floats:
+    """log Ê `[M]` from r/λ `[M, K]`: the Monte-Carlo estimate of E(y, x_s) = E[exp(r/λ) | x_s]."""
+    return log_mean_exp(log_rewards, axis=1)

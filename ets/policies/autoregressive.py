@@ -1,0 +1,192 @@
+"""Rules that all autoregressive engines share: what is sampled, how long, where a generation ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from ets.transition import require_counts
+from ets.types import Cost, Draw, InputError, Problem, State, Text
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The distribution that tokens are drawn from; a checkpoint's `generation_config` is never applied.
+
+    Parameters
+    ----------
+    temperature : float
+        At least 0; 0 takes the most probable token.
+    top_k : int, optional
+        Keep the k most probable tokens.
+    top_p : float, optional
+        Of these, keep the smallest set of most probable tokens whose mass reaches p, 0 < p ≤ 1.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise InputError(f"temperature is {self.temperature}; it must be a finite number of at least 0")
+        if self.top_k is not None:
+            require_counts(top_k=self.top_k)
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InputError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """The sampled distribution `[..., V]` in float64, from logits `[..., V]`."""
+        logits = logits.double()
+        if self.temperature == 0:
+            return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+        scaled = logits / self.temperature
+        if self.top_k is not None and self.top_k < scaled.shape[-1]:
+            threshold = scaled.topk(self.top_k, dim=-1).values[..., -1:]
+            scaled = scaled.masked_fill(scaled < threshold, -math.inf)
+        probabilities = scaled.softmax(-1)
+        if self.top_p is None or self.top_p == 1:
+            return probabilities
+        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+        beyond = ordered.cumsum(-1) - ordered >= self.top_p
+        kept = probabilities.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)
+        return kept / kept.sum(-1, keepdim=True)
+
+
+def pick_tokens(probabilities: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens `[R]` by inverse CDF and their log-probabilities `[R]`, from float64 `[R, V]` and `[R]`.
+
+    The first index with cdf > u · total, clamped to the last token of positive probability: a token of
+    probability zero is never drawn, and every other one can be.
+    """
+    cdf = probabilities.cumsum(-1)
+    tokens = torch.searchsorted(cdf, (uniforms * cdf[:, -1])[:, None], right=True)[:, 0]
+    positions = torch.arange(probabilities.shape[-1], device=probabilities.device)
+    last = torch.where(probabilities > 0, positions, 0).amax(-1)
+    tokens = torch.minimum(tokens, last)
+    return tokens, (probabilities.gather(-1, tokens[:, None])[:, 0] / cdf[:, -1]).log()
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """How far rows go: `block_size` tokens per guide step (B), `max_length` in all (d_x)."""
+
+    block_size: int
+    max_length: int
+
+    def __post_init__(self) -> None:
+        require_counts(block_size=self.block_size, max_length=self.max_length)
+        if self.block_size > self.max_length:
+            raise InputError(
+                f"block_size {self.block_size} is longer than max_length {self.max_length}; "
+                "lower it, or raise max_length"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class TokenState:
+    """A generation so far. `memory` is what an engine keeps to go on from it; states that share it share work."""
+
+    problem: Problem
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...] = ()
+    text: str = ""
+    logp: float = 0.0
+    done: bool = False
+    memory: Any = field(default=None, repr=False)
+
+
+class Endings:
+    """Where generations end: at an end token, or as soon as a stop string appears in the generated text.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+    end_ids : collection of int
+        Tokens that end a generation; their text is not part of it.
+    vocabulary : int
+        Ids that the model can draw; some models have more than their tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any, end_ids: Iterable[int], vocabulary: int) -> None:
+        self.tokenizer = tokenizer
+        self.end_ids = frozenset(end_ids)
+        self.vocabulary = vocabulary
+        self._completing = lru_cache(maxsize=64)(self._completing_tokens)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def text(self, tokens: Sequence[int], stop: tuple[str, ...]) -> str:
+        """The decoded generation `tokens`, without a final end token, cut at the first stop string."""
+        if tokens and tokens[-1] in self.end_ids:
+            tokens = tokens[:-1]
+        text = self.decode(tokens)
+        found = [at for at in (text.find(string) for string in stop) if at >= 0]
+        return text[: min(found)] if found else text
+
+    def reached(self, tokens: Sequence[int], stop: tuple[str, ...]) -> bool:
+        """Whether the last of `tokens` ended the generation; stop strings are found across token borders.
+
+        Only a token that holds the last character of a stop string, or part of a character, can complete it:
+        the tail of the generation is decoded for these alone.
+        """
+        if tokens[-1] in self.end_ids:
+            return True
+        if not stop or not self._completing(stop)[tokens[-1]]:
+            return False
+        # A token holds at least one byte (special ones aside), so this tail covers the longest stop string.
+        window = max(len(string.encode()) for string in stop) + 8
+        tail = self.decode(tokens[-window:])
+        return any(string in tail for string in stop)
+
+    def _completing_tokens(self, stop: tuple[str, ...]) -> Any:
+        pieces = self.tokenizer.batch_decode(
+            [[i] for i in range(self.vocabulary)], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        last = {string[-1] for string in stop}
+        # Some tokenizers drop a leading space from the first token that they decode: put one back.
+        return np.array([bool(last & set(f" {piece}")) or "\ufffd" in piece for piece in pieces])
+
+
+def encode_prompt(tokenizer: Any, problem: Problem, horizon: Horizon, context: int | None) -> tuple[int, ...]:
+    """The prompt's token ids.
+
+    Raises
+    ------
+    InputError
+        For an empty prompt, or one that leaves no room for `max_length` tokens in the model's context.
+    """
+    prompt = problem.prompt
+    ids = tuple(tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else tuple(prompt)
+    if not prompt or not ids:
+        raise InputError(f"the prompt of problem {problem.id!r} is empty; give at least one token")
+    if context is not None and len(ids) + horizon.max_length > context:
+        raise InputError(
+            f"the prompt of problem {problem.id!r} has {len(ids)} tokens, which leaves no room for max_length "
+            f"{horizon.max_length} in the model's context of {context}; shorten one of them"
+        )
+    return ids
+
+
+def draw_of(
+    before: TokenState, tokens: tuple[int, ...], logp: float, memory: Any, cost: Cost, endings: Endings
+) -> Draw:
+    """The draw of a row that went from `before` to `tokens`; one without a memory to go on from has ended."""
+    text, total, done = endings.text(tokens, before.problem.stop), before.logp + logp, memory is None
+    state = TokenState(before.problem, before.prompt, tokens, text, total, done, memory)
+    return Draw(state, Text(tokens, text, total, done), logp, cost)
+
+
+def as_token_states(states: Sequence[State]) -> list[TokenState]:
+    """The states as this policy's own; none may have ended."""
+    own = [state for state in states if isinstance(state, TokenState)]
+    if len(own) != len(states) or any(state.done for state in own):
+        raise InputError("a state is of another policy or has ended; draw from this policy's own open states")
+    return own

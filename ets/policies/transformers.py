@@ -1,0 +1,226 @@
+"""Autoregressive models through transformers, computing nothing twice.
+
+The prompt is read once per problem; candidates fork its cache, rollouts continue their candidate's, and the
+next guide step continues the chosen one's. Rows that have ended leave the batch at once.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import TypeVar
+
+import numpy as np
+import torch
+
+from ets.policies.autoregressive import (
+    Endings,
+    Horizon,
+    Sampling,
+    TokenState,
+    as_token_states,
+    draw_of,
+    encode_prompt,
+    pick_tokens,
+)
+from ets.policies.checkpoint import Checkpoint
+from ets.policies.kv_cache import Memory, RowCache, fork
+from ets.randomness import uniform
+from ets.transition import require_positive
+from ets.types import Cost, Draw, InputError, Keys, Problem, State
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+class TransformersPolicy:
+    """p_ref as a causal language model under a sampling rule; a guide step is `block_size` tokens.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    sampling : Sampling
+        The distribution that is sampled, and whose log-probabilities are recorded.
+    horizon : Horizon
+        Block size and longest generation, in tokens.
+    memory_gib : float, optional
+        Limit on the cache of the rows that advance together; more rows are split into chunks. By default
+        half of the memory that is free when the model has been loaded.
+
+    Raises
+    ------
+    InputError
+        For a model with another kind of memory than keys and values.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, sampling: Sampling, horizon: Horizon, *, memory_gib: float | None = None
+    ) -> None:
+        if memory_gib is not None:
+            require_positive(memory_gib=memory_gib)
+        self._config = checkpoint.config.get_text_config()
+        layers = getattr(self._config, "layer_types", None) or []
+        if unknown := set(layers) - {"full_attention", "sliding_attention", "attention"}:
+            raise InputError(
+                f"{checkpoint.name!r} has layers of the type {sorted(unknown)[0]}; only attention layers are supported"
+            )
+        self.checkpoint, self.sampling, self.horizon = checkpoint, sampling, horizon
+        self.endings = Endings(checkpoint.tokenizer, checkpoint.end_ids, self._config.vocab_size)
+        self.ledger = Cost()
+        self._memory_limit = None if memory_gib is None else memory_gib * 2.0**30
+        self._halved = False
+
+    def start(self, problems: Sequence[Problem]) -> list[State]:
+        """Empty generations; prompts are checked now and read when first needed."""
+        context, tokenizer = self.checkpoint.context, self.checkpoint.tokenizer
+        prompts = [encode_prompt(tokenizer, problem, self.horizon, context) for problem in problems]
+        return [TokenState(*pair, memory=Memory()) for pair in zip(problems, prompts, strict=True)]
+
+    def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
+        return self._draw(states, keys, self.horizon.block_size, "candidate")
+
+    def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
+        return self._draw(states, keys, self.horizon.max_length, "rollout")
+
+    @torch.inference_mode()
+    def _draw(self, states: Sequence[State], keys: Keys, block: int, kind: str) -> list[Draw]:
+        rows = list(zip(as_token_states(states), keys, strict=True))
+        prompts = self._read_prompts([state for state, _ in rows])
+        columns = max(len(state.prompt) for state, _ in rows) + self.horizon.max_length
+        chunks = self._in_chunks(rows, columns, lambda chunk: self._advance(chunk, block, kind, prompts))
+        draws = [draw for chunk in chunks for draw in chunk]
+        self.ledger += Cost.total(draw.cost for draw in draws)
+        return draws
+
+    def _read_prompts(self, states: Sequence[TokenState]) -> dict[Memory, int]:
+        """Fill the memories of start states: one forward per prompt length, so nothing is padded.
+
+        Returns the token positions computed, by memory.
+        """
+        unread = {state.memory: state for state in states if state.memory.logits is None}
+        by_length: dict[int, list[TokenState]] = defaultdict(list)
+        for state in unread.values():
+            by_length[len(state.prompt)].append(state)
+        for length, group in by_length.items():
+            self._in_chunks(group, length, self._read)
+        return {memory: len(state.prompt) for memory, state in unread.items()}
+
+    def _read(self, states: Sequence[TokenState]) -> None:
+        cache = RowCache(self._config.num_hidden_layers, len(states[0].prompt), [0] * len(states))
+        logits = self._forward(cache, [state.prompt for state in states])
+        for row, state in enumerate(states):
+            state.memory.cache, state.memory.row, state.memory.logits = cache, row, logits[row]
+
+    def _advance(
+        self, batch: Sequence[tuple[TokenState, np.uint64]], block: int, kind: str, prompts: dict[Memory, int]
+    ) -> list[Draw]:
+        """Draw up to `block` tokens for each row; rows that end leave the batch at once."""
+        states, keys = [state for state, _ in batch], np.array([key for _, key in batch], np.uint64)
+        tokens, memories = [list(state.tokens) for state in states], [state.memory for state in states]
+        logits, device = torch.stack([memory.logits for memory in memories]), self.checkpoint.model.device
+        room = min(block, self.horizon.max_length - min(map(len, tokens)))
+        positions = np.array([len(t) for t in tokens])[:, None] + np.arange(room)
+        uniforms = torch.from_numpy(uniform(keys[:, None], positions)).to(device)
+        logps = torch.zeros(len(states), dtype=torch.float64, device=device)
+        cache, rows = fork(memories, room), list(range(len(states)))
+        for column in range(room):
+            drawn, logp = pick_tokens(self.sampling.probabilities(logits), uniforms[rows, column])
+            logps[rows] += logp
+            for n, token in zip(rows, drawn.tolist(), strict=True):
+                tokens[n].append(token)
+            going = [r for r, n in enumerate(rows) if not self._ended(states[n], tokens[n])]
+            if len(going) < len(rows):
+                rows = [rows[r] for r in cache.keep(going)]
+            if not rows:
+                break
+            logits = self._forward(cache, [tokens[n][-1:] for n in rows])
+        reached = {n: Memory(cache, r, logits[r]) for r, n in enumerate(rows)}
+        costs = self._costs(states, [len(t) for t in tokens], reached, kind, prompts)
+        return [
+            draw_of(state, tuple(tokens[n]), logp, reached.get(n), costs[n], self.endings)
+            for n, (state, logp) in enumerate(zip(states, logps.tolist(), strict=True))
+        ]
+
+    def _ended(self, state: TokenState, tokens: list[int]) -> bool:
+        return len(tokens) >= self.horizon.max_length or self.endings.reached(tokens, state.problem.stop)
+
+    @staticmethod
+    def _costs(
+        states: Sequence[TokenState],
+        lengths: Sequence[int],
+        reached: dict[int, Memory],
+        kind: str,
+        prompts: dict[Memory, int],
+    ) -> list[Cost]:
+        """Each row's cost: the model reads every drawn token but the last of a row that ended.
+
+        A prompt that was read in this call is charged to the first of its rows, and taken out of `prompts`.
+        """
+        costs = []
+        for n, (state, length) in enumerate(zip(states, lengths, strict=True)):
+            drawn = length - len(state.tokens)
+            counts = {"prompt": prompts.pop(state.memory, 0), "generated": drawn, kind: drawn - (n not in reached)}
+            costs.append(Cost(**counts))
+        return costs
+
+    def _forward(self, cache: RowCache, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Read tokens `[rows, columns]` after what is in the cache; the logits `[rows, V]` of the next ones."""
+        model = self.checkpoint.model
+        ids = torch.tensor(tokens, device=model.device)
+        begin = torch.tensor(cache.lengths, device=model.device)
+        logits = model(
+            input_ids=ids,
+            attention_mask=cache.mask(ids.shape[1], ids.device),
+            position_ids=begin[:, None] + torch.arange(ids.shape[1], device=ids.device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        cache.advance(ids.shape[1])
+        self.ledger += Cost(forwards=1)
+        return logits
+
+    def _in_chunks(self, items: Sequence[S], columns: int, work: Callable[[Sequence[S]], T]) -> list[T]:
+        """Do the work in chunks whose caches of so many columns a row keep the memory limit."""
+        results: list[T] = []
+        at = 0
+        while at < len(items):
+            size = max(1, min(len(items) - at, int(self._limit() / (columns * self._bytes_per_column))))
+            try:
+                results.append(work(items[at : at + size]))
+                at += size
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise
+                self._halve(size * columns * self._bytes_per_column)
+        return results
+
+    @cached_property
+    def _bytes_per_column(self) -> int:
+        """Bytes that one token of one row takes in the cache."""
+        heads = getattr(self._config, "num_key_value_heads", None) or self._config.num_attention_heads
+        width = getattr(self._config, "head_dim", None) or self._config.hidden_size // self._config.num_attention_heads
+        return int(2 * self._config.num_hidden_layers * heads * width * self.checkpoint.model.dtype.itemsize)
+
+    def _limit(self) -> float:
+        """Bytes that the rows of one chunk may take, measured once the model has been loaded."""
+        if self._memory_limit is None:
+            device = self.checkpoint.model.device
+            if device.type == "cuda":
+                free = torch.cuda.mem_get_info(device)[0]
+            else:
+                free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            self._memory_limit = free / 2
+        return self._memory_limit
+
+    def _halve(self, used: float) -> None:
+        """Lower the limit after running out of memory; the rows are drawn again, with the same keys."""
+        torch.cuda.empty_cache()
+        if not self._halved:
+            warnings.warn(
+                f"out of memory at {used / 2**30:.2g} GiB of cache; going on with fewer rows at once", stacklevel=2
+            )
+        self._halved, self._memory_limit = True, used / 2

@@ -1,0 +1,54 @@
+"""Self-consistency: the paper's training-free reward, agreement with the other rollouts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from functools import lru_cache
+from typing import Literal, TypeAlias
+
+from ets.types import Chain, InputError, Problem, Reward, Text
+
+Extract: TypeAlias = Callable[[str], Hashable | None]
+"""The answer in a text, in a form in which equal answers compare equal; None if there is none."""
+
+
+def votes(extract: Extract, texts: Iterable[Text]) -> Counter[Hashable]:
+    """How often each answer occurs; texts without an answer do not vote."""
+    return Counter(answer for text in texts if (answer := extract(text.text)) is not None)
+
+
+def self_consistency(extract: Extract, *, pool: Literal["step", "chain"] = "chain") -> Reward:
+    """The share of the pooled rollouts that agree with a rollout's answer; 0 for a rollout without one.
+
+    This reward is not a fixed function of the text, so the law p* ∝ p_ref · exp(r/λ) does not apply to it: it
+    is the paper's heuristic. What holds instead, as M → ∞: pooling over one step draws
+    `x_s ∝ p_ref(x_s | x_t) · E[exp(π_t(a)/λ) | x_s]`, with a the rollout's answer and
+    `π_t(a) = P_ref(a | x_t)`; pooling over the chain replaces π_t by the mean of `π_t'` over the steps t' so
+    far, weighted by their votes. A candidate that has ended votes K times.
+
+    Parameters
+    ----------
+    extract : Extract
+        A pure function; its results are remembered by text.
+    pool : {"step", "chain"}
+        Whose votes count: this step's rollouts, or those of all steps of the chain so far (the default, as
+        in the paper: every rollout that was paid for votes).
+
+    Returns
+    -------
+    Reward
+        With values in [0, 1].
+    """
+    if pool not in ("step", "chain"):
+        raise InputError(f"pool is {pool!r}; choose 'step' or 'chain'")
+    remembered = lru_cache(maxsize=2**16)(extract)
+
+    def reward(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
+        earlier = chain.trace if pool == "chain" else ()
+        pooled = [*rollouts, *(text for step in earlier for row in step.rollouts for text in row)]
+        counts = votes(remembered, pooled)
+        answers = [remembered(text.text) for text in rollouts]
+        return [0.0 if answer is None else counts[answer] / len(pooled) for answer in answers]
+
+    return reward

@@ -1,0 +1,25 @@
+"""A verifier: is the answer right? For problems whose answer is known or can be checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from ets.rewards.self_consistency import Extract
+from ets.types import Chain, Problem, Reward, Text
+
+
+def verifier(extract: Extract, check: Callable[[Problem, object], bool]) -> Reward:
+    """1 for a text whose extracted answer passes `check(problem, answer)`, 0 for others and for no answer.
+
+    A fixed function of (problem, text), so the law p* ∝ p_ref · exp(r/λ) holds for it.
+    """
+
+    def judged(problem: Problem, text: str) -> float:
+        answer = extract(text)
+        return float(answer is not None and check(problem, answer))
+
+    def reward(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
+        known = {text: judged(problem, text) for text in {rollout.text for rollout in rollouts}}
+        return [known[rollout.text] for rollout in rollouts]
+
+    return reward

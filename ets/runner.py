@@ -1,0 +1,88 @@
+"""Advance many chains together over one policy."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+
+from ets.randomness import chain_key
+from ets.transition import require_counts
+from ets.types import Chain, Cost, Policy, Problem, State, StepFn
+
+
+def run(
+    policy: Policy,
+    step: StepFn,
+    problems: Iterable[Problem],
+    *,
+    width: int,
+    seed: int,
+    samples: int = 1,
+    done: Container[tuple[str, int]] = (),
+) -> Iterator[Chain]:
+    """Yield chains as they end, keeping up to `width` of them under way.
+
+    Parameters
+    ----------
+    policy, step : Policy, StepFn
+        What to sample with, and how a chain advances.
+    problems : iterable of Problem
+        Read as room becomes free. Ids must be unique.
+    width : int
+        Chains that advance together. A chain's result does not depend on it.
+    seed : int
+    samples : int
+        Chains per problem; they share the work on its prompt.
+    done : container of (problem id, sample)
+        Chains to leave out: what an earlier run has finished.
+
+    Raises
+    ------
+    InputError
+        For values out of range, or from the policy for a prompt that it cannot continue.
+    """
+    require_counts(width=width, samples=samples)
+    requests = ((problem, sample) for problem in problems for sample in range(samples))
+    waiting = (request for request in requests if (request[0].id, request[1]) not in done)
+    active: list[Chain] = []
+    starts: dict[str, State] = {}
+    while True:
+        fresh = list(islice(waiting, width - len(active)))
+        starts = _start(policy, [problem for problem, _ in fresh], starts)
+        active += [Chain(p, sample, chain_key(seed, p.id, sample), starts[p.id]) for p, sample in fresh]
+        if not active:
+            return
+        active = _timed(policy, step, active)
+        yield from (chain for chain in active if chain.state.done)
+        active = [chain for chain in active if not chain.state.done]
+
+
+def _start(policy: Policy, problems: Sequence[Problem], known: dict[str, State]) -> dict[str, State]:
+    """Start states by problem id. A problem's samples follow each other, so only the last one may recur."""
+    if not problems:
+        return known
+    kept = {id: state for id, state in known.items() if id == problems[0].id}
+    new = list({problem.id: problem for problem in problems if problem.id not in kept}.values())
+    return kept | dict(zip((problem.id for problem in new), policy.start(new), strict=True))
+
+
+def _timed(policy: Policy, step: StepFn, chains: Sequence[Chain]) -> list[Chain]:
+    """Take one step, and split its seconds and forward passes between the chains by token positions."""
+    before, begun = policy.ledger, time.perf_counter()
+    advanced = step(policy, chains)
+    seconds, forwards = time.perf_counter() - begun, policy.ledger.forwards - before.forwards
+    positions = [chain.trace[-1].cost.positions for chain in advanced]
+    total = sum(positions)
+    shares = [p / total if total else 1 / len(advanced) for p in positions]
+    return [
+        replace(
+            c,
+            trace=(
+                *c.trace[:-1],
+                replace(c.trace[-1], cost=c.trace[-1].cost + Cost(forwards=forwards * s, seconds=seconds * s)),
+            ),
+        )
+        for c, s in zip(advanced, shares, strict=True)
+    ]

@@ -1,0 +1,53 @@
+"""The embedded arithmetic word problems, in GSM8K's format.
+
+An example row::
+
+    question: Nora has 22 stickers. She buys 4 jars with 5 stickers each. How many stickers does Nora have now?
+    answer:   She gets <<5*4=20>>20 stickers.
+              Now she has <<22+20=42>>42 stickers.
+              #### 42
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import islice
+
+from ets.demo.problems import Row, heldout, training
+from ets.types import Problem
+
+SHOTS_SEED = 1
+"""Worked examples come from the training problems of this seed."""
+
+
+class Arithmetic:
+    """Held-out problems of `ets.demo.problems`; an answer is the whole number after `####`."""
+
+    name = "arithmetic"
+
+    def problems(self, count: int, shots: int) -> list[Problem]:
+        examples = "".join(f"{prompt_of(row)}{completion_of(row)}\n\n" for row in islice(training(SHOTS_SEED), shots))
+        return [
+            Problem(
+                f"arithmetic-{number}",
+                examples + prompt_of(row),
+                ("\n\nQuestion:",),
+                {"answer": self.extract(row.answer)},
+            )
+            for number, row in enumerate(heldout(count))
+        ]
+
+    def extract(self, text: str) -> int | None:
+        found = re.search(r"####\s*(-?\d+)", text)
+        return int(found.group(1)) if found else None
+
+    def grade(self, problem: Problem, text: str) -> bool:
+        return self.extract(text) == problem.doc["answer"]
+
+
+def prompt_of(row: Row) -> str:
+    return f"Question: {row.question}\nAnswer:"
+
+
+def completion_of(row: Row) -> str:
+    return f" {row.answer}"

@@ -1,0 +1,85 @@
+"""The pieces that every step function is built from: draw rows for chains, score texts, choose one."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ets.randomness import Purpose, derive, uniform
+from ets.types import Chain, Cost, Draw, Floats, InputError, Keys, Reward, State, Text
+from ets.weights import normalised, pick
+
+
+class RewardError(InputError):
+    """A reward that raised, or did not return one usable number per rollout; names the problem."""
+
+
+def row_keys(chains: Sequence[Chain], purpose: Purpose, *shape: int) -> Keys:
+    """Keys `[B, *shape]`, one per row that each chain's next step draws for a purpose."""
+    keys = np.array([chain.key for chain in chains], np.uint64)
+    steps = np.array([len(chain.trace) for chain in chains], np.uint64)
+    keys = derive(keys, steps, int(purpose))
+    for size in shape:
+        keys = derive(keys[..., None], np.arange(size))
+    return keys
+
+
+def draw_for_chains(
+    method: Callable[[Sequence[State], Keys], list[Draw]], chains: Sequence[Chain], purpose: Purpose, copies: int
+) -> list[list[Draw]]:
+    """`[B, copies]` draws, all from their chain's own state: its work is shared."""
+    keys = row_keys(chains, purpose, copies)
+    draws = method([chain.state for chain in chains for _ in range(copies)], keys.ravel())
+    return [draws[b * copies : (b + 1) * copies] for b in range(len(chains))]
+
+
+def score(reward: Reward, chain: Chain, rollouts: Sequence[Sequence[Text]]) -> tuple[Floats, Cost]:
+    """The rewards `[M, K]` of a step's rollouts, and what asking for them cost.
+
+    Raises
+    ------
+    RewardError
+        If the reward raises, returns NaN or +inf, or not one number per rollout.
+    """
+    texts = [text for row in rollouts for text in row]
+    name, begun = chain.problem.id, time.perf_counter()
+    try:
+        values = np.asarray(reward(chain.problem, texts, chain), dtype=float)
+    except Exception as error:
+        raise RewardError(f"the reward raised {type(error).__name__} for problem {name!r}: {error}") from error
+    seconds = time.perf_counter() - begun
+    if values.shape != (len(texts),):
+        raise RewardError(
+            f"the reward gave shape {values.shape} for problem {name!r}; "
+            f"it needs one number for each of {len(texts)} rollouts"
+        )
+    if np.any(np.isnan(values)) or np.any(np.isposinf(values)):
+        worst = values[np.isnan(values) | np.isposinf(values)][0]
+        raise RewardError(
+            f"the reward gave {worst} for problem {name!r}; return a finite number, or -inf to forbid a text"
+        )
+    cost = Cost(rewarded=len({id(text) for text in texts}), reward_seconds=seconds)
+    return values.reshape(len(rollouts), -1), cost
+
+
+def choose(chain: Chain, log_weights: Floats) -> int:
+    """An index in proportion to exp(log_weights); uniform if all are -inf."""
+    number = uniform(row_keys([chain], Purpose.CHOICE))[0]
+    return pick(normalised(log_weights), float(number))
+
+
+def require_positive(**values: float) -> None:
+    """Raise `InputError` for the first value that is not a finite number above zero."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise InputError(f"{name} is {value}; it must be a finite number above zero")
+
+
+def require_counts(**values: int) -> None:
+    """Raise `InputError` for the first value that is not a whole number of at least one."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+            raise InputError(f"{name} is {value!r}; it must be a whole number of at least 1")

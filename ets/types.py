@@ -1,0 +1,253 @@
+"""The data that flows through the house: problems, states, texts, steps, chains and costs.
+
+Shape letters, used everywhere: B chains that advance together, M candidates per guide step, K rollouts per
+candidate, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from operator import attrgetter, sub
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats: TypeAlias = NDArray[np.float64]
+Keys: TypeAlias = NDArray[np.uint64]
+
+
+class InputError(ValueError):
+    """Bad input: one line that names the value, the problem and the mend."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is asked.
+
+    Parameters
+    ----------
+    id : str
+        Unique in a run; all randomness of the problem's chains hangs on it.
+    prompt : str or tuple of int
+        Text, or token ids that are used as they are.
+    stop : tuple of str
+        Strings that end a generation as soon as they appear in it; they are cut off its text.
+    doc : mapping
+        Whatever a reward or a grader wants to know, for example the true answer.
+    """
+
+    id: str
+    prompt: str | tuple[int, ...]
+    stop: tuple[str, ...] = ()
+    doc: Mapping[str, Any] = field(default_factory=dict)
+
+
+class State(Protocol):
+    """A partial generation `x_t`. The rest (caches, logits, paths) is the policy's own."""
+
+    @property
+    def tokens(self) -> tuple[int, ...]: ...
+    @property
+    def text(self) -> str: ...
+    @property
+    def done(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Text:
+    """What the trace keeps of a state: never the state itself, so no cache outlives its step.
+
+    Parameters
+    ----------
+    tokens : tuple of int
+        Every token drawn since the prompt: the end token and those trimmed with a stop string included.
+    text : str
+        The decoded generation, without the end token and cut at the first stop string.
+    logp : float
+        Natural-log probability of `tokens` given the prompt, under the distribution that was sampled.
+    done : bool
+        Whether the generation has ended.
+    """
+
+    tokens: tuple[int, ...]
+    text: str
+    logp: float
+    done: bool
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What something cost. Costs add up.
+
+    Parameters
+    ----------
+    prompt, candidate, rollout, scored : int
+        Token positions that the model computed: for prompts, while drawing candidates, while completing
+        them, and while scoring tokens that were drawn elsewhere.
+    generated : int
+        Tokens drawn.
+    forwards : float
+        Forward passes; where several chains shared one, their shares by token positions.
+    rewarded : int
+        Texts that a reward was asked about; a complete candidate counts once, however often it votes.
+    reward_seconds, seconds : float
+        Wall-clock seconds in the reward, and in all. Shared seconds are split by token positions.
+    """
+
+    prompt: int = 0
+    candidate: int = 0
+    rollout: int = 0
+    scored: int = 0
+    generated: int = 0
+    forwards: float = 0.0
+    rewarded: int = 0
+    reward_seconds: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def positions(self) -> int:
+        """Token positions computed in all."""
+        return self.prompt + self.candidate + self.rollout + self.scored
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost.total((self, other))
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(*map(sub, _columns(self), _columns(other)))
+
+    @staticmethod
+    def total(costs: Iterable[Cost]) -> Cost:
+        return Cost(*map(sum, zip(*map(_columns, costs), strict=True)))
+
+
+_columns: Callable[[Cost], tuple[Any, ...]] = attrgetter(*(f.name for f in fields(Cost)))
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What a policy returns for one row; lives within a step.
+
+    Parameters
+    ----------
+    state : State
+        Where the row has arrived.
+    text : Text
+        What the trace may keep of it.
+    logp : float
+        Natural-log probability of the tokens drawn in this call, given the state it began from.
+    cost : Cost
+        Positions and tokens of this row. Work that rows shared is charged to the first of them.
+    """
+
+    state: State
+    text: Text
+    logp: float
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Step:
+    """One guide step of one chain.
+
+    Parameters
+    ----------
+    candidates : tuple of Text
+        `[M]`.
+    rollouts : tuple of tuple of Text
+        `[M, K]`. A candidate that had ended fills its row with itself.
+    log_rewards : array
+        `[M, K]`, r/λ: the log of what the energy averages.
+    log_weights : array
+        `[M]`, the logarithm of each candidate's estimated energy.
+    choice : int
+        The candidate that the chain went on from.
+    cost : Cost
+    """
+
+    candidates: tuple[Text, ...]
+    rollouts: tuple[tuple[Text, ...], ...]
+    log_rewards: Floats
+    log_weights: Floats
+    choice: int
+    cost: Cost
+
+    @property
+    def uninformed(self) -> bool:
+        """Whether every weight was zero, so that the choice was uniform."""
+        return bool(np.all(np.isneginf(self.log_weights)))
+
+
+@dataclass(frozen=True)
+class Chain:
+    """One sampled generation on its way, or, once `state.done`, a result.
+
+    Parameters
+    ----------
+    problem : Problem
+    sample : int
+        Which of the problem's samples this is.
+    key : int
+        64 bits, hashed from (seed, problem id, sample): the chain's source of randomness.
+    state : State
+        Whatever the step function carries.
+    trace : tuple of Step
+    """
+
+    problem: Problem
+    sample: int
+    key: int
+    state: State
+    trace: tuple[Step, ...] = ()
+
+    def advance(self, state: State, step: Step) -> Chain:
+        return replace(self, state=state, trace=(*self.trace, step))
+
+    @property
+    def cost(self) -> Cost:
+        return Cost.total([step.cost for step in self.trace])
+
+    @property
+    def valid(self) -> bool:
+        """False for a chain that ended at a reward of -inf: it is no sample of the optimal policy."""
+        if not (self.state.done and self.trace):
+            return True
+        last = self.trace[-1]
+        return not math.isinf(last.log_weights[last.choice])
+
+
+class Policy(Protocol):
+    """A frozen model behind a sampling rule. It sees rows only and knows neither M nor K.
+
+    Rows that share a `State` object share its work: `[s] * M` costs one prefill and one first forward.
+    """
+
+    @property
+    def ledger(self) -> Cost:
+        """All that was computed since the policy was made."""
+        ...
+
+    def start(self, problems: Sequence[Problem]) -> list[State]:
+        """The empty generations. Raises `InputError` for a prompt that cannot be continued."""
+        ...
+
+    def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
+        """x_s ~ p_ref(. | x_t): one guide step for each row, with the row's own key."""
+        ...
+
+    def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
+        """x_0 ~ p_ref(. | x_s): to the end; in law, `extend` repeated until done."""
+        ...
+
+
+class Reward(Protocol):
+    """Scores one problem's rollouts of this step, seeing the chain so far."""
+
+    def __call__(self, problem: Problem, rollouts: Sequence[Text], chain: Chain) -> Sequence[float]:
+        """One number per rollout, higher is better. -inf is allowed, NaN and +inf are not."""
+        ...
+
+
+StepFn: TypeAlias = Callable[[Policy, Sequence[Chain]], list[Chain]]

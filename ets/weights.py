@@ -1,0 +1,38 @@
+"""Weights in log space: averaging them, judging them, choosing by them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ets.types import Floats
+
+
+def log_mean_exp(values: Floats, axis: int) -> Floats:
+    """log of the mean of exp(values) along an axis; -inf where all are -inf."""
+    largest = np.max(values, axis=axis, keepdims=True)
+    shift = np.where(np.isneginf(largest), 0.0, largest)
+    with np.errstate(divide="ignore"):
+        return np.squeeze(shift, axis) + np.log(np.mean(np.exp(values - shift), axis=axis))
+
+
+def normalised(log_weights: Floats) -> Floats:
+    """Probabilities proportional to exp(log_weights); uniform if every weight is zero."""
+    if np.all(np.isneginf(log_weights)):
+        return np.full(len(log_weights), 1.0 / len(log_weights))
+    weights = np.exp(log_weights - np.max(log_weights))
+    return weights / np.sum(weights)
+
+
+def effective_sample_size(log_weights: Floats) -> float:
+    """1 / Σ w² of the normalised weights: from 1 (one weight carries all) to their number (all equal)."""
+    return float(1.0 / np.sum(normalised(log_weights) ** 2))
+
+
+def pick(probabilities: Floats, uniform: float) -> int:
+    """The index that a uniform in [0, 1) selects: the first with cdf > uniform · total.
+
+    Never an index of probability zero: the result is clamped to the last one of positive probability.
+    """
+    cdf = np.cumsum(probabilities)
+    index = int(np.searchsorted(cdf, uniform * cdf[-1], side="right"))
+    return min(index, int(np.flatnonzero(probabilities)[-1]))

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Makes the virtual environment of this repository and installs what is missing. Every entry point calls it:
+#   source scripts/setup.sh [EXTRA ...]     extras of setup.py, for example: eval dev
+# It sets PYTHON to the environment's interpreter. A second call with nothing to do takes no time.
+ETS_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+VENV="${VENV:-$ETS_ROOT/.venv}"
+PYTHON="$VENV/bin/python"
+
+ets_find_python() {
+    local name
+    for name in "${BASE_PYTHON:-}" python3.11 python3.12 python3.13 python3; do
+        if [ -n "$name" ] && "$name" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
+            echo "$name"
+            return
+        fi
+    done
+    echo "error: no Python 3.11 to 3.13 found; install one, or name it with BASE_PYTHON=/path/to/python3.11" >&2
+    return 1
+}
+
+# The package index's torch is the CUDA build, gigabytes of it. Without an NVIDIA driver, take the CPU build from
+# PyTorch's own index where it can be reached, else what the configured index and find-links offer.
+ets_torch_index() {
+    local cpu=https://download.pytorch.org/whl/cpu
+    if command -v nvidia-smi >/dev/null 2>&1; then
+        echo "setup: installing PyTorch with CUDA, about 3 GB to download" >&2
+    elif "$PYTHON" - "$cpu/torch/" >/dev/null 2>&1 <<'PY'; then
+import sys, urllib.request
+urllib.request.urlopen(sys.argv[1], timeout=5)
+PY
+        echo "setup: no NVIDIA driver: installing PyTorch's CPU build, about 200 MB to download" >&2
+        echo "--index-url $cpu"
+    else
+        echo "setup: no NVIDIA driver, and PyTorch's CPU index cannot be reached: installing what the configured" \
+            "package index offers (a CPU build is about 200 MB, a CUDA build about 3 GB)" >&2
+    fi
+}
+
+ets_install() {
+    if command -v uv >/dev/null 2>&1; then
+        UV_FIND_LINKS="${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}" uv pip install --quiet --compile-bytecode --python "$PYTHON" "$@"
+    else
+        "$PYTHON" -m pip install --quiet --disable-pip-version-check "$@"
+    fi
+}
+
+ets_setup() {
+    local extras stamp wanted base constraints="$ETS_ROOT/constraints.txt"
+    extras="$(IFS=,; echo "$*")"
+    stamp="$VENV/.ets-installed-$extras"
+    wanted="$(cat "$constraints" "$ETS_ROOT/setup.py" | cksum) $ETS_ROOT"
+    if [ -x "$PYTHON" ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
+        return 0
+    fi
+    if [ ! -x "$PYTHON" ]; then
+        base="$(ets_find_python)" || return 1
+        echo "setup: making a virtual environment in $VENV"
+        "$base" -m venv "$VENV" || return 1
+    fi
+    if ! "$PYTHON" -c 'import torch' >/dev/null 2>&1; then
+        # shellcheck disable=SC2046
+        ets_install $(ets_torch_index) "$(grep '^torch==' "$constraints")" || return 1
+    fi
+    echo "setup: installing ets with the extras: ${extras:-none}"
+    ets_install -c "$constraints" -e "$ETS_ROOT${extras:+[$extras]}" || return 1
+    echo "$wanted" >"$stamp"
+}
+
+ets_setup "$@" || { echo "error: the set-up failed; see the lines above" >&2; exit 1; }

@@ -1,0 +1,28 @@
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+setup(
+    name="ets-sampling",
+    version="0.1.0",
+    description="Sample from the RL-optimal policy of a frozen language model, without training",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["ets", "ets.*"]),
+    package_data={"ets": ["py.typed", "demo/assets/*/*"]},
+    install_requires=[
+        "numpy>=2.0,<3",
+        "torch>=2.8,<3",
+        "transformers>=5.16.1,<5.20",
+        "accelerate>=1.10,<2",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "eval": ["matplotlib>=3.9,<4"],
+        "vllm": ["vllm>=0.32,<0.33"],
+        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.14", "mypy>=1.18"],
+    },
+    entry_points={"console_scripts": ["ets=ets.cli:main"]},
+)

@@ -1,0 +1,69 @@
+"""Tiny real networks, built in memory: nothing is downloaded and nothing is mocked."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+
+ALPHABET = ("<end>", "a", "b", "c")
+
+
+def tiny_tokenizer() -> Any:
+    """One token per letter, and an end token with id 0."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({letter: i for i, letter in enumerate(ALPHABET)}, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token=ALPHABET[0], clean_up_tokenization_spaces=False
+    )
+
+
+def random_qwen3(
+    vocabulary: int, end: int | None, *, width: int = 16, layers: int = 2, spread: float = 0.4, seed: int = 0
+) -> Any:
+    """A Qwen3 network with random weights in float64; `spread` is the scale of its logits."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=width // 2,
+        max_position_embeddings=2048,
+        initializer_range=spread,
+        tie_word_embeddings=False,
+        eos_token_id=end,
+        bos_token_id=None,
+        pad_token_id=None,
+    )
+    return Qwen3ForCausalLM(config).double()
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint() -> Any:
+    """A checkpoint of four tokens, small enough to enumerate."""
+    from ets.policies.checkpoint import Checkpoint
+
+    return Checkpoint.loaded(random_qwen3(len(ALPHABET), end=0), tiny_tokenizer())
+
+
+@pytest.fixture(scope="session")
+def make_tiny(tiny_checkpoint: Any) -> Any:
+    """`make_tiny(sampling=…, block_size=…, max_length=…)`: a policy over the tiny checkpoint."""
+    from ets.policies.autoregressive import Horizon, Sampling
+    from ets.policies.transformers import TransformersPolicy
+
+    def make(sampling: Any = None, block_size: int = 2, max_length: int = 4, **options: Any) -> Any:
+        return TransformersPolicy(tiny_checkpoint, sampling or Sampling(), Horizon(block_size, max_length), **options)
+
+    return partial(make)
