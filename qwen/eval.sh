@@ -4,7 +4,7 @@
 #
 #   bash qwen/eval.sh                                                   the embedded demonstration
 #   M_CANDIDATES=5 K_MONTE_CARLO=2 BLOCK_SIZE=16 bash qwen/eval.sh      with other hyper-parameters
-#   MODEL_PATH=Qwen/Qwen3-1.7B-Base SHOTS=4 bash qwen/eval.sh           your model (a folder or hub name)
+#   MODEL_PATH=Qwen/Qwen3-1.7B-Base SHOTS=4 TEMPERATURE=1.0 bash qwen/eval.sh           your model (a folder or hub name)
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 PRESET="${1:-demo}"
@@ -22,7 +22,7 @@ demo)
     POOL=${POOL:-chain}                       # whose votes count: those of this step, or of the chain so far
     MAX_LENGTH=${MAX_LENGTH:-96}              # tokens in all
     BLOCK_SIZE=${BLOCK_SIZE:-16}              # tokens per guide step: I = MAX_LENGTH / BLOCK_SIZE, rounded up
-    TEMPERATURE=${TEMPERATURE:-1.5}
+    TEMPERATURE=${TEMPERATURE:-1.9}            # high, so that single samples of the embedded model err at random
     TOP_K=${TOP_K:-}                          # empty: all tokens
     TOP_P=${TOP_P:-}                          # empty: all tokens
     SAMPLES=${SAMPLES:-}                      # of the other methods; empty: as many as generate ETS's tokens
@@ -39,7 +39,7 @@ esac
 
 source "$ROOT/scripts/setup.sh" eval
 export TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
-REAL="MODEL_PATH=Qwen/Qwen3-1.7B-Base SHOTS=4 bash qwen/eval.sh"
+REAL="MODEL_PATH=Qwen/Qwen3-1.7B-Base SHOTS=4 TEMPERATURE=1.0 bash qwen/eval.sh"
 note() { if [ "$MODEL_PATH" = embedded ]; then echo "$1"; fi; }
 
 note "This is the embedded demonstration: a model of 1.7 million parameters on made-up problems. With a real model: $REAL"

@@ -45,13 +45,13 @@ ets_install() {
 }
 
 ets_setup() {
-    local extras stamp wanted base constraints="$ETS_ROOT/constraints.txt"
+    local extra extras missing="" base wanted constraints="$ETS_ROOT/constraints.txt"
     extras="$(IFS=,; echo "$*")"
-    stamp="$VENV/.ets-installed-$extras"
     wanted="$(cat "$constraints" "$ETS_ROOT/setup.py" | cksum) $ETS_ROOT"
-    if [ -x "$PYTHON" ] && [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$wanted" ]; then
-        return 0
-    fi
+    for extra in core "$@"; do # a stamp for each extra that is installed, at which state of the requirements
+        if [ "$(cat "$VENV/.ets-$extra" 2>/dev/null)" != "$wanted" ]; then missing="$missing $extra"; fi
+    done
+    if [ -x "$PYTHON" ] && [ -z "$missing" ]; then return 0; fi
     if [ ! -x "$PYTHON" ]; then
         base="$(ets_find_python)" || return 1
         echo "setup: making a virtual environment in $VENV"
@@ -63,7 +63,7 @@ ets_setup() {
     fi
     echo "setup: installing ets with the extras: ${extras:-none}"
     ets_install -c "$constraints" -e "$ETS_ROOT${extras:+[$extras]}" || return 1
-    echo "$wanted" >"$stamp"
+    for extra in core "$@"; do echo "$wanted" >"$VENV/.ets-$extra"; done
 }
 
 ets_setup "$@" || { echo "error: the set-up failed; see the lines above" >&2; exit 1; }

@@ -57,6 +57,30 @@ def tiny_checkpoint() -> Any:
     return Checkpoint.loaded(random_qwen3(len(ALPHABET), end=0), tiny_tokenizer())
 
 
+def causal_oracle(policy: Any, temperature: float = 1.0) -> Any:
+    """Exact laws of a policy over a tiny checkpoint: a full forward over each prefix, and nothing of the policy's."""
+    import torch
+
+    from ets.testing import AutoregressiveOracle
+
+    model, tokenizer = policy.checkpoint.model, policy.checkpoint.tokenizer
+    known: dict[tuple[int, ...], Any] = {}
+
+    def next_token(problem: Any, tokens: tuple[int, ...]) -> Any:
+        prompt = problem.prompt
+        ids = (*(tokenizer(prompt)["input_ids"] if isinstance(prompt, str) else prompt), *tokens)
+        if ids not in known:
+            with torch.no_grad():
+                known[ids] = (model(torch.tensor([ids])).logits[0, -1].double() / temperature).softmax(-1).numpy()
+        return known[ids]
+
+    def ended(problem: Any, tokens: tuple[int, ...]) -> bool:
+        text = "".join(ALPHABET[token] for token in tokens)
+        return 0 in tokens or any(stop in text for stop in problem.stop)
+
+    return AutoregressiveOracle(next_token, ended, policy.horizon.block_size, policy.horizon.max_length)
+
+
 @pytest.fixture(scope="session")
 def make_tiny(tiny_checkpoint: Any) -> Any:
     """`make_tiny(sampling=…, block_size=…, max_length=…)`: a policy over the tiny checkpoint."""

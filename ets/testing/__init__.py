@@ -1,0 +1,25 @@
+"""Policies small enough to be enumerated, exact laws, and the tests that any new policy must pass.
+
+A new policy is judged by `check_policy`, against an oracle that computes its laws some other way. A law test
+says whether drawn outcomes follow an exact law, at a stated level: a correct sampler fails it with that
+probability at most.
+"""
+
+from ets.testing.contract import check_policy
+from ets.testing.judging import Verdict, check_law, judge_law
+from ets.testing.laws import AutoregressiveOracle, Law, Oracle, frequencies, optimal_law, total_variation
+from ets.testing.tabular import TabularPolicy
+
+__all__ = [
+    "AutoregressiveOracle",
+    "Law",
+    "Oracle",
+    "TabularPolicy",
+    "Verdict",
+    "check_law",
+    "check_policy",
+    "frequencies",
+    "judge_law",
+    "optimal_law",
+    "total_variation",
+]

@@ -1,0 +1,137 @@
+"""Exact laws by enumeration: of a reference policy, of the optimal policy, and of the kernel at finite M and K."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from ets.types import Floats, Problem
+
+Law: TypeAlias = Mapping[Any, float]
+"""Probabilities by outcome; an outcome is the tuple of all tokens drawn."""
+Prefix: TypeAlias = tuple[int, ...]
+
+
+class Oracle(Protocol):
+    """The exact laws of a policy, computed without it."""
+
+    def extend_law(self, problem: Problem, tokens: Prefix) -> Law: ...
+    def finish_law(self, problem: Problem, tokens: Prefix) -> Law: ...
+
+
+@dataclass(frozen=True)
+class AutoregressiveOracle:
+    """The exact laws of an autoregressive policy, by enumeration.
+
+    Parameters
+    ----------
+    next_token : callable
+        `(problem, tokens so far) -> [V]` probabilities.
+    ended : callable
+        `(problem, tokens) -> bool`, beside the length: an end token or a stop string.
+    block_size, max_length : int
+    """
+
+    next_token: Callable[[Problem, Prefix], Floats]
+    ended: Callable[[Problem, Prefix], bool]
+    block_size: int
+    max_length: int
+
+    def extend_law(self, problem: Problem, tokens: Prefix) -> Law:
+        """One guide step from `tokens`."""
+        return self._law(problem, tokens, min(len(tokens) + self.block_size, self.max_length))
+
+    def finish_law(self, problem: Problem, tokens: Prefix) -> Law:
+        """From `tokens` to the end."""
+        return self._law(problem, tokens, self.max_length)
+
+    def _law(self, problem: Problem, tokens: Prefix, length: int) -> Law:
+        if len(tokens) >= length or self.ended(problem, tokens):
+            return {tokens: 1.0}
+        law: dict[Prefix, float] = {}
+        for token, p in enumerate(self.next_token(problem, tokens)):
+            if p > 0:
+                for outcome, q in self._law(problem, (*tokens, token), length).items():
+                    law[outcome] = p * q
+        return law
+
+
+def optimal_law(reference: Law, reward: Callable[[Any], float], lam: float) -> Law:
+    """p* ∝ p_ref · exp(r/λ) over the outcomes of a reference law."""
+    weights = {outcome: p * np.exp(reward(outcome) / lam) for outcome, p in reference.items()}
+    total = sum(weights.values())
+    return {outcome: weight / total for outcome, weight in weights.items()}
+
+
+def total_variation(law: Law, other: Law) -> float:
+    """Half the sum of absolute differences."""
+    return 0.5 * sum(abs(law.get(x, 0.0) - other.get(x, 0.0)) for x in {*law, *other})
+
+
+def frequencies(outcomes: Iterable[Hashable]) -> Law:
+    counts = Counter(outcomes)
+    return {outcome: n / counts.total() for outcome, n in counts.items()}
+
+
+def kernel_law(
+    oracle: Oracle, problem: Problem, reward: Callable[[Any], float], *, lam: float, candidates: int, rollouts: int
+) -> Law:
+    """The exact law of `ets.kernel.energy_guided`'s result at finite M and K, for a fixed reward.
+
+    With z = exp(r/λ) and ψ_x(s) = E[exp(-s z / K) | x], one guide step goes from x_t to x with probability
+
+        M p(x) ∫₀^∞ E[z e^{-s z / K} | x] ψ_x(s)^{K-1} (Σ_x' p(x') ψ_x'(s)^K)^{M-1} ds,
+
+    because w / Σ w' = w ∫ e^{-s Σ w'} ds; for a complete candidate, K = 1. If all weights are zero, the choice is
+    uniform. One integral per node of the tree; `reward` takes outcomes.
+    """
+
+    def from_node(tokens: Prefix) -> dict[Any, float]:
+        step = _step_law(oracle, problem, reward, tokens, lam, candidates, rollouts)
+        if set(step) == {tokens}:
+            return {tokens: 1.0}
+        law: dict[Any, float] = {}
+        for x, p in step.items():
+            for outcome, q in from_node(x).items():
+                law[outcome] = law.get(outcome, 0.0) + p * q
+        return law
+
+    return from_node(())
+
+
+def _step_law(
+    oracle: Oracle, problem: Problem, reward: Callable[[Any], float], tokens: Prefix, lam: float, m: int, k: int
+) -> dict[Any, float]:
+    prior = oracle.extend_law(problem, tokens)
+    tilts = []  # of each candidate: its rollouts' probabilities [outcomes], log z [outcomes], and its K
+    for x in prior:
+        finished = oracle.finish_law(problem, x)
+        probabilities = np.array(list(finished.values()))
+        log_z = np.array([reward(outcome) / lam for outcome in finished])
+        tilts.append((probabilities, log_z, 1 if set(finished) == {x} else k))
+    finite = np.concatenate([log_z for _, log_z, _ in tilts])
+    finite = finite[np.isfinite(finite)]
+    if not len(finite):
+        return dict(prior)
+    # s = e^t on a grid over which the integrand falls from its plateau to nothing; the trapezoidal rule is
+    # exponentially accurate for such an integrand.
+    largest = float(finite.max())
+    t = np.arange(-35.0, np.log(60 * k) + largest - float(finite.min()), 0.02)
+    s = np.exp(t)
+    psi, slope, none = [], [], []
+    for probabilities, log_z, copies in tilts:
+        z = np.exp(log_z - largest) / copies
+        decay = np.exp(-np.outer(s, z))
+        one = decay @ probabilities
+        psi.append(one**copies)
+        slope.append(copies * (decay @ (probabilities * z)) * one ** (copies - 1))
+        none.append(float(probabilities[z == 0].sum()) ** copies)
+    p = np.array(list(prior.values()))
+    rest = (p @ np.array(psi)) ** (m - 1)
+    integrals = np.array([np.trapezoid(g * rest * s, t) for g in slope])
+    all_zero = p * np.array(none) * float(p @ np.array(none)) ** (m - 1)
+    return dict(zip(prior, (m * p * integrals + all_zero).tolist(), strict=True))

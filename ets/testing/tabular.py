@@ -1,0 +1,130 @@
+"""Policies given by a table, so small that everything about them can be enumerated."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from ets.randomness import uniform
+from ets.testing.laws import AutoregressiveOracle, Prefix
+from ets.transition import require_counts, require_positive
+from ets.types import Cost, Draw, Floats, InputError, Keys, Problem, State, Text
+
+END = 0
+"""The end token of the tabular policy; the others are letters."""
+
+
+@dataclass(frozen=True, eq=False)
+class TabularState:
+    problem: Problem
+    tokens: Prefix
+    text: str
+    logp: float
+    done: bool
+
+
+@dataclass
+class TabularPolicy:
+    """An autoregressive model given by a random table of next-token laws, one per (prompt, prefix).
+
+    Parameters
+    ----------
+    vocabulary : int
+        Tokens, the end token included: 2 to 6.
+    block_size, max_length : int
+        Tokens per guide step and in all: at most 6.
+    temperature, concentration : float
+        Logits are `concentration` times a standard normal, divided by `temperature`.
+    seed : int
+        Of the table.
+    """
+
+    vocabulary: int = 3
+    block_size: int = 1
+    max_length: int = 3
+    temperature: float = 1.0
+    concentration: float = 1.0
+    seed: int = 0
+    ledger: Cost = field(default_factory=Cost)
+
+    def __post_init__(self) -> None:
+        require_counts(block_size=self.block_size, max_length=self.max_length)
+        require_positive(temperature=self.temperature, concentration=self.concentration)
+        if not (2 <= self.vocabulary <= 6 and self.max_length <= 6):
+            raise InputError(f"vocabulary {self.vocabulary}, max_length {self.max_length}: enumerable up to 6 and 6")
+        self._table = cache(self._row)
+        self._states: dict[tuple[str, Prefix], TabularState] = {}
+
+    def _row(self, prompt: str | Prefix, prefix: Prefix) -> Floats:
+        name = prompt.encode() if isinstance(prompt, str) else prompt
+        rng = np.random.default_rng([self.seed, len(name), *name, 10**6, *prefix])
+        logits = self.concentration * rng.standard_normal(self.vocabulary) / self.temperature
+        weights = np.exp(logits - logits.max())
+        return weights / weights.sum()
+
+    def next_token(self, problem: Problem, tokens: Prefix) -> Floats:
+        """The exact next-token law `[V]`."""
+        return self._table(problem.prompt, tokens)
+
+    @property
+    def oracle(self) -> AutoregressiveOracle:
+        """The exact laws."""
+        return AutoregressiveOracle(
+            self.next_token, lambda problem, tokens: END in tokens, self.block_size, self.max_length
+        )
+
+    def start(self, problems: Sequence[Problem]) -> list[State]:
+        return [TabularState(problem, (), "", 0.0, False) for problem in problems]
+
+    def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
+        return self._draw(states, keys, self.block_size, "candidate")
+
+    def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
+        return self._draw(states, keys, self.max_length, "rollout")
+
+    def _draw(self, states: Sequence[Any], keys: Keys, block: int, kind: str) -> list[Draw]:
+        tokens, logps = [state.tokens for state in states], np.zeros(len(states))
+        lengths = [min(len(prefix) + block, self.max_length) for prefix in tokens]
+        rows = list(range(len(states)))
+        while rows:
+            contexts = [(states[n].problem.prompt, tokens[n]) for n in rows]
+            number = {context: i for i, context in enumerate(dict.fromkeys(contexts))}
+            table = np.stack([self._table(*context) for context in number])[[number[context] for context in contexts]]
+            drawn = _pick_rows(table, uniform(keys[rows], np.array([len(tokens[n]) for n in rows])))
+            logps[rows] += np.log(table[np.arange(len(rows)), drawn])
+            for n, token in zip(rows, drawn.tolist(), strict=True):
+                tokens[n] = (*tokens[n], token)
+            rows = [n for n in rows if tokens[n][-1] != END and len(tokens[n]) < lengths[n]]
+        draws = [self._drawn(*row, kind) for row in zip(states, tokens, logps.tolist(), strict=True)]
+        self.ledger = Cost.total([self.ledger, *_tally(draws)])
+        return draws
+
+    def _drawn(self, before: TabularState, tokens: Prefix, logp: float, kind: str) -> Draw:
+        key = (before.problem.id, tokens)
+        state = self._states.get(key)
+        if state is None:
+            text = "".join(chr(96 + token) for token in tokens if token != END)
+            done = tokens[-1] == END or len(tokens) == self.max_length
+            state = self._states[key] = TabularState(before.problem, tokens, text, before.logp + logp, done)
+        count = len(tokens) - len(before.tokens)
+        cost = Cost(candidate=count, generated=count) if kind == "candidate" else Cost(rollout=count, generated=count)
+        return Draw(state, Text(tokens, state.text, state.logp, state.done), logp, cost)
+
+
+def _tally(draws: Sequence[Draw]) -> list[Cost]:
+    """The draws' costs, equal ones summed by multiplication: adding 100,000 objects one by one is slow."""
+    return [
+        Cost(candidate=c.candidate * n, rollout=c.rollout * n, generated=c.generated * n)
+        for c, n in Counter(draw.cost for draw in draws).items()
+    ]
+
+
+def _pick_rows(probabilities: Floats, uniforms: Floats) -> Any:
+    """`ets.weights.pick` for each row of `[rows, V]`, all entries positive."""
+    cdf = np.cumsum(probabilities, axis=1)
+    return np.minimum((cdf <= uniforms[:, None] * cdf[:, -1:]).sum(axis=1), probabilities.shape[1] - 1)

@@ -1,0 +1,176 @@
+"""Baselines against exact laws at a finite number of samples."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ets.baselines import majority, one_step, plain
+from ets.runner import run
+from ets.testing import Law, Prefix, TabularPolicy, check_law, optimal_law, total_variation
+from ets.types import Chain, InputError, Problem, StepFn, Text
+
+PROBLEM = Problem("p", "a prompt")
+LEVEL = 1e-4
+DRAWS = 10_000
+LAM = 0.7
+
+
+def new_policy() -> TabularPolicy:
+    return TabularPolicy(vocabulary=3, block_size=1, max_length=2, seed=1)
+
+
+REFERENCE = new_policy().oracle.finish_law(PROBLEM, ())
+"""Seven outcomes: the tokens 0 (end), 1 ("a") and 2 ("b"), at most two of them."""
+
+
+def chains_of(step: StepFn, samples: int = DRAWS, policy: TabularPolicy | None = None) -> list[Chain]:
+    return list(run(policy or new_policy(), step, [PROBLEM], width=5000, seed=0, samples=samples))
+
+
+def exact_law(samples: int, weigh: Callable[[tuple[Prefix, ...]], Sequence[float]]) -> Law:
+    """The law of the sample that is kept, by enumeration of all tuples of samples."""
+    law: dict[Prefix, float] = defaultdict(float)
+    for drawn in product(REFERENCE, repeat=samples):
+        weights = weigh(drawn)
+        for outcome, weight in zip(drawn, weights, strict=True):
+            law[outcome] += math.prod(REFERENCE[x] for x in drawn) * weight / sum(weights)
+    assert math.isclose(sum(law.values()), 1.0)
+    return law
+
+
+def first_letter(text: str) -> str | None:
+    return text[:1] or None
+
+
+@cache
+def majority_chains(samples: int) -> list[Chain]:
+    return chains_of(majority(first_letter, samples=samples))
+
+
+def answer_of(outcome: Prefix) -> int | None:
+    return outcome[0] or None
+
+
+def votes_won(drawn: tuple[Prefix, ...]) -> list[float]:
+    """1 for every sample whose answer is among the most frequent ones; for all samples if there is no answer."""
+    counts = Counter(answer for outcome in drawn if (answer := answer_of(outcome)) is not None)
+    most = max(counts.values(), default=0)
+    return [float(counts.get(answer_of(outcome), 0) == most) for outcome in drawn]
+
+
+def worth(tokens: Prefix) -> float:
+    return float(tokens.count(1) - 2 * tokens.count(2))
+
+
+def count_letters(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
+    return [worth(text.tokens) for text in rollouts]
+
+
+def test_plain_draws_from_the_reference_law_at_level_1e_4() -> None:
+    check_law((chain.state.tokens for chain in chains_of(plain())), REFERENCE, level=LEVEL)
+
+
+@pytest.mark.parametrize("samples", [2, 3])
+def test_majority_draws_from_its_exact_law_at_level_1e_4(samples: int) -> None:
+    law = exact_law(samples, votes_won)
+    assert total_variation(law, REFERENCE) > 0.05  # so that the reference law would fail
+    chains = majority_chains(samples)
+    check_law((chain.state.tokens for chain in chains), law, level=LEVEL)
+
+
+def test_majority_returns_tied_answers_equally_often_at_level_1e_4() -> None:
+    chains = majority_chains(2)
+    tied = [chain for chain in chains if {text.tokens[0] for text in chain.trace[0].candidates} == {1, 2}]
+    assert len(tied) > 1000
+    check_law((chain.state.tokens[0] for chain in tied), {1: 0.5, 2: 0.5}, level=LEVEL)
+
+
+def test_majority_never_returns_a_text_without_an_answer_if_there_is_one() -> None:
+    sets = [({text.text for text in chain.trace[0].candidates}, chain.state.text) for chain in majority_chains(3)]
+    assert all(kept for drawn, kept in sets if drawn != {""})
+    assert {"", "a", "b"} <= {kept[:1] for _, kept in sets}
+
+
+def test_majority_without_any_answer_returns_any_sample_at_level_1e_4() -> None:
+    chains = chains_of(majority(lambda text: None, samples=3))
+    steps = [chain.trace[0] for chain in chains]
+    check_law((step.choice for step in steps), dict.fromkeys(range(3), 1 / 3), level=LEVEL)
+    check_law((chain.state.tokens for chain in chains), REFERENCE, level=LEVEL)
+    assert all(chain.valid for chain in chains[:100]) and not any(step.uninformed for step in steps[:100])
+
+
+@pytest.mark.parametrize("samples", [2, 3])
+def test_one_step_draws_from_its_exact_law_at_finite_samples_at_level_1e_4(samples: int) -> None:
+    law = exact_law(samples, lambda drawn: [math.exp(worth(outcome) / LAM) for outcome in drawn])
+    distance = total_variation(law, optimal_law(REFERENCE, worth, LAM))
+    assert distance > 0.05  # so that the limit law would fail
+    chains = chains_of(one_step(count_letters, samples=samples, lam=LAM))
+    check_law((chain.state.tokens for chain in chains), law, level=LEVEL)
+
+
+def test_one_step_marks_a_chain_whose_samples_are_all_forbidden() -> None:
+    def forbid_b(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
+        return [-np.inf if "b" in text.text else 0.0 for text in rollouts]
+
+    chains = chains_of(one_step(forbid_b, samples=2, lam=LAM), samples=500)
+    allowed = [any("b" not in text.text for text in chain.trace[0].candidates) for chain in chains]
+    assert [chain.valid for chain in chains] == allowed == ["b" not in chain.state.text for chain in chains]
+    assert [chain.trace[0].uninformed for chain in chains] == [not a for a in allowed]
+    assert set(allowed) == {True, False}
+
+
+STEPS: dict[str, tuple[StepFn, int]] = {
+    "plain": (plain(), 1),
+    "majority": (majority(first_letter, samples=3), 3),
+    "one-step": (one_step(count_letters, samples=4, lam=LAM), 4),
+}
+
+
+@pytest.mark.parametrize("name", list(STEPS))
+def test_the_trace_shows_all_samples_and_the_chain_is_the_chosen_one(name: str) -> None:
+    step, samples = STEPS[name]
+    for chain in chains_of(step, samples=50):
+        (only,) = chain.trace
+        assert len(only.candidates) == samples and only.rollouts == tuple((text,) for text in only.candidates)
+        assert only.log_rewards.shape == (samples, 1) and only.log_weights.shape == (samples,)
+        kept = only.candidates[only.choice]
+        assert chain.state.done and (kept.tokens, kept.text) == (chain.state.tokens, chain.state.text)
+
+
+@pytest.mark.parametrize("name", list(STEPS))
+def test_the_chains_costs_add_up_to_the_ledger(name: str) -> None:
+    (step, samples), policy = STEPS[name], new_policy()
+    chains = chains_of(step, samples=50, policy=policy)
+    costs = [chain.cost for chain in chains]
+    assert policy.ledger.generated > 50 * samples
+    for part in ("prompt", "candidate", "rollout", "scored", "generated"):
+        assert sum(getattr(cost, part) for cost in costs) == getattr(policy.ledger, part), part
+    drawn = sum(len(text.tokens) for chain in chains for text in chain.trace[0].candidates)
+    assert policy.ledger.generated == policy.ledger.rollout == drawn
+
+
+def test_only_texts_that_are_judged_are_charged_as_such() -> None:
+    judged = {name: chains_of(step, samples=1)[0].cost.rewarded for name, (step, _) in STEPS.items()}
+    assert judged == {"plain": 0, "majority": 3, "one-step": 4}
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, None])
+def test_a_bad_number_of_samples_is_refused_before_anything_is_drawn(value: Any) -> None:
+    with pytest.raises(InputError, match=r"^samples is "):
+        majority(first_letter, samples=value)
+    with pytest.raises(InputError, match=r"^samples is "):
+        one_step(count_letters, samples=value, lam=1.0)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_bad_lambda_is_refused_before_anything_is_drawn(value: float) -> None:
+    with pytest.raises(InputError, match=r"^lam is "):
+        one_step(count_letters, samples=2, lam=value)

@@ -1,0 +1,218 @@
+"""Methods compared on a tiny task, over a policy that can be enumerated."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import pytest
+
+from ets.evaluation.evaluate import Evaluation, Row
+from ets.evaluation.intervals import accuracy
+from ets.evaluation.journal import Journal, Record
+from ets.evaluation.methods import METHODS, Settings, require_methods
+from ets.testing import TabularPolicy
+from ets.types import InputError, Problem
+
+COUNT = 12
+SETTINGS = Settings(candidates=3, rollouts=2, lam=0.2, pool="chain")
+NAMES = ("plain", "majority", "one-step", "ets")
+
+
+class Letters:
+    """The answer is a text's first letter; right is "a" for even problems, "b" for odd ones.
+
+    Parameters
+    ----------
+    patience : int, optional
+        How many texts are graded before the run is interrupted.
+    """
+
+    name = "letters"
+
+    def __init__(self, patience: int | None = None) -> None:
+        self.patience, self.graded = patience, 0
+
+    def problems(self, count: int, shots: int) -> list[Problem]:
+        return [Problem(f"letters-{n}", f"prompt {n}", doc={"answer": "ab"[n % 2]}) for n in range(count)]
+
+    def extract(self, text: str) -> str | None:
+        return text[:1] or None
+
+    def grade(self, problem: Problem, text: str) -> bool:
+        if self.graded == self.patience:
+            raise KeyboardInterrupt
+        self.graded += 1
+        return self.extract(text) == problem.doc["answer"]
+
+
+def compared(
+    folder: Path,
+    names: Sequence[str] = NAMES,
+    *,
+    samples: int | None = None,
+    task: Letters | None = None,
+    **options: Any,
+) -> tuple[list[Row], dict[tuple[str, str, int], Record]]:
+    """The rows of a run, and the records of its journal as they can be read again."""
+    task = task or Letters()
+    policy = TabularPolicy(vocabulary=4, block_size=1, max_length=4, seed=4)
+    journal = Journal(folder, {"seed": 0})
+    try:
+        evaluation = Evaluation(
+            task, policy, task.problems(COUNT, 0), SETTINGS, journal, width=5, seed=0, progress=False
+        )
+        rows = replace(evaluation, **options).compare(names, samples)
+    finally:
+        journal.close()
+    reopened = Journal(folder, {"seed": 0})
+    reopened.close()
+    assert reopened.records == journal.records
+    return rows, reopened.records
+
+
+def timeless(records: dict[tuple[str, str, int], Record]) -> dict[tuple[str, str, int], Record]:
+    """Records without what depends on the clock and on the neighbours in a batch."""
+    result = copy.deepcopy(records)
+    for record in result.values():
+        for name in ("seconds", "reward_seconds", "forwards"):
+            del record["cost"][name]
+    return result
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Row], dict[tuple[str, str, int], Record]]:
+    return compared(tmp_path_factory.mktemp("undisturbed"))
+
+
+Run = tuple[list[Row], dict[tuple[str, str, int], Record]]
+
+
+def of(records: dict[tuple[str, str, int], Record], method: str) -> list[Record]:
+    return [record for record in records.values() if record["method"] == method]
+
+
+def test_there_is_one_row_for_each_method_in_the_order_of_the_names(undisturbed: Run, tmp_path: Path) -> None:
+    assert [row.method for row in undisturbed[0]] == list(NAMES)
+    rows, _ = compared(tmp_path, ["ets", "majority"], samples=2)
+    assert [row.method for row in rows] == ["ets", "majority"] and rows[0].label == "ETS (M 3, K 2)"
+
+
+def test_a_row_sums_up_its_records_per_problem(undisturbed: Run) -> None:
+    rows, records = undisturbed
+    problems = Letters().problems(COUNT, 0)
+    for row in rows:
+        own = of(records, row.method)
+        right = [
+            fmean(r["text"][:1] == problem.doc["answer"] for r in own if r["problem"] == problem.id)
+            for problem in problems
+        ]
+        assert row.accuracy == accuracy(right)
+        for name in ("generated", "seconds"):
+            assert getattr(row, name) == pytest.approx(sum(r["cost"][name] for r in own) / COUNT)
+        parts = ("prompt", "candidate", "rollout", "scored")
+        assert row.positions == pytest.approx(sum(r["cost"][part] for r in own for part in parts) / COUNT)
+
+
+def test_every_chain_has_one_record_with_its_answer_and_its_text(undisturbed: Run) -> None:
+    rows, records = undisturbed
+    chains = {row.method: len(of(records, row.method)) / COUNT for row in rows}
+    assert chains == {"plain": chains["plain"], "majority": 1, "one-step": 1, "ets": 1} and chains["plain"] > 2
+    for place, record in records.items():
+        assert place == (record["method"], record["problem"], record["sample"])
+        assert record["answer"] == (record["text"][:1] or None) and record["valid"] is True
+        assert record["guide_steps"] == 1 or record["method"] == "ets"
+    assert len({r["guide_steps"] for r in of(records, "ets")}) > 1
+
+
+def test_the_other_methods_get_the_samples_that_generate_as_many_tokens_as_ets(undisturbed: Run) -> None:
+    rows, records = undisturbed
+    by_name = {row.method: row for row in rows}
+    first = fmean(r["cost"]["generated"] for r in of(records, "plain") if r["sample"] == 0)
+    samples = len(of(records, "plain")) // COUNT
+    assert abs(samples * first - by_name["ets"].generated) <= first / 2
+    assert by_name["majority"].label == f"majority voting ({samples} samples)"
+    for name in ("plain", "majority", "one-step"):
+        assert by_name[name].generated == pytest.approx(by_name["ets"].generated, rel=0.2)
+
+
+def test_the_budget_does_not_depend_on_which_other_methods_are_compared(undisturbed: Run, tmp_path: Path) -> None:
+    rows, records = compared(tmp_path, ["majority", "ets"])
+    assert [row.label for row in rows] == [undisturbed[0][1].label, undisturbed[0][3].label]
+    assert [row.accuracy for row in rows] == [undisturbed[0][1].accuracy, undisturbed[0][3].accuracy]
+    known = timeless(undisturbed[1])
+    assert all(known[place] == record for place, record in timeless(records).items())
+
+
+def test_given_samples_are_taken_instead_and_need_no_ets(tmp_path: Path) -> None:
+    rows, records = compared(tmp_path, ["plain", "majority"], samples=3)
+    assert [row.label for row in rows] == ["plain sampling (mean of 3)", "majority voting (3 samples)"]
+    assert sorted(r["sample"] for r in of(records, "plain")) == sorted([0, 1, 2] * COUNT)
+
+
+def test_results_do_not_depend_on_the_width(undisturbed: Run, tmp_path: Path) -> None:
+    _, records = compared(tmp_path, width=1)
+    assert timeless(records) == timeless(undisturbed[1])
+
+
+@pytest.mark.parametrize("graded", [0, 5, 11, 12, 20, 40, 70])
+@pytest.mark.parametrize("torn", [0, 3])
+def test_a_run_that_was_interrupted_ends_with_what_an_undisturbed_one_ends_with(
+    undisturbed: Run, tmp_path: Path, graded: int, torn: int
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        compared(tmp_path, task=Letters(patience=graded))
+    path = tmp_path / "journal.jsonl"
+    content = path.read_bytes()
+    assert content.count(b"\n") == graded
+    path.write_bytes(content[: len(content) - torn])
+    again = Letters()
+    rows, records = compared(tmp_path, task=again)
+    assert timeless(records) == timeless(undisturbed[1])
+    assert [replace(row, seconds=0.0) for row in rows] == [replace(row, seconds=0.0) for row in undisturbed[0]]
+    kept = graded - (torn > 0 and graded > 0)
+    assert again.graded == len(records) - kept  # nothing is sampled twice
+
+
+def test_a_finished_run_is_shown_again_without_sampling(undisturbed: Run, tmp_path: Path) -> None:
+    rows, _ = compared(tmp_path)
+    again = Letters(patience=0)
+    assert compared(tmp_path, task=again)[0] == rows and again.graded == 0
+
+
+def test_the_progress_bar_counts_chains_and_shows_the_accuracy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, _ = compared(tmp_path, ["majority"], samples=2, progress=True)
+    shown = capsys.readouterr().err
+    assert "majority voting (2 samples): 100%" in shown and f"{COUNT}/{COUNT}" in shown
+    assert f"accuracy {rows[0].accuracy.mean:.1%}" in shown
+
+
+@pytest.mark.parametrize(
+    ("names", "samples", "changes", "found"),
+    [
+        (["ets", "best"], None, {}, "unknown method 'best'; choose from plain, majority, one-step, ets"),
+        (["plain", "majority"], None, {}, "add it, or set samples"),
+        (["plain"], 0, {}, "samples is 0"),
+        (["ets"], None, {"candidates": 0}, "candidates is 0"),
+        (["ets"], None, {"rollouts": 1.5}, "rollouts is 1.5"),
+        (["ets"], None, {"lam": -0.1}, "lam is -0.1"),
+        (["ets"], None, {"pool": "all"}, "pool is 'all'"),
+    ],
+)
+def test_bad_methods_and_settings_are_named_before_anything_runs(
+    names: list[str], samples: int | None, changes: dict[str, Any], found: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        require_methods(names, samples, replace(SETTINGS, **changes))
+    assert found in str(caught.value)
+
+
+def test_good_methods_and_settings_pass() -> None:
+    require_methods(list(METHODS), None, SETTINGS)
+    require_methods(["plain"], 1, SETTINGS)

@@ -1,0 +1,71 @@
+"""Checkpoints are checked at once, and without waiting for a hub that cannot be reached."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ets import demo
+from ets.policies import checkpoint as module
+from ets.policies.checkpoint import Checkpoint
+from ets.types import InputError
+from tests.conftest import random_qwen3, tiny_tokenizer
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "nowhere", "a/b/c"])
+def test_a_missing_folder_is_named(name: str) -> None:
+    with pytest.raises(InputError, match=f"no checkpoint at '{name}'"):
+        Checkpoint(name)
+
+
+def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no config\.json"):
+        Checkpoint(str(tmp_path))
+
+
+def test_an_unreachable_hub_is_found_out_before_any_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
+    with pytest.raises(InputError, match="the model hub cannot be reached"):
+        Checkpoint("someone/something-that-is-not-cached")
+
+
+def test_a_hub_name_is_looked_up_in_the_cache_when_offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(module, "_reachable", lambda address: pytest.fail("the hub was asked"))
+    with pytest.raises(InputError, match="neither a folder nor in the local cache"):
+        Checkpoint("someone/something-that-is-not-cached")
+
+
+def test_a_tokenizer_without_an_end_token_is_refused() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = None
+    with pytest.raises(InputError, match="no end token"):
+        Checkpoint.loaded(random_qwen3(4, end=0), tokenizer)
+
+
+def test_all_end_tokens_count_and_no_sampling_setting_of_the_checkpoint_does(tmp_path: Path) -> None:
+    model, tokenizer = random_qwen3(4, end=0), tiny_tokenizer()
+    model.generation_config.eos_token_id = [0, 3]
+    model.generation_config.temperature = 0.1
+    model.generation_config.do_sample = True
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert Checkpoint(str(tmp_path)).end_ids == {0, 3}
+    assert Checkpoint.loaded(model, tokenizer).end_ids == {0, 3}
+
+
+def test_weights_are_loaded_in_the_dtype_asked_for() -> None:
+    assert Checkpoint(demo.model_path("small")).model.dtype == torch.float32
+    assert Checkpoint(demo.model_path("small"), dtype=torch.float64).model.dtype == torch.float64
+
+
+def test_the_revision_tells_weights_apart() -> None:
+    sizes = [Checkpoint(demo.model_path(size)).revision for size in ("reference", "small", "reference")]
+    assert sizes[0] == sizes[2] != sizes[1]

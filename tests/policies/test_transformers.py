@@ -1,0 +1,195 @@
+"""The transformers policy: its laws, that it computes nothing twice, and that it ends where it should."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ets.kernel import energy_guided
+from ets.policies.autoregressive import Horizon, Sampling
+from ets.policies.checkpoint import Checkpoint
+from ets.policies.transformers import TransformersPolicy
+from ets.rewards import per_text
+from ets.runner import run
+from ets.testing import check_policy, frequencies, optimal_law, total_variation
+from ets.types import InputError, Problem
+from tests.conftest import ALPHABET, causal_oracle, random_qwen3, tiny_tokenizer
+
+PROBLEMS = [Problem("p", "abc"), Problem("q", (1, 3, 3, 2, 1)), Problem("r", "b")]
+DRAWS = 30_000
+LEVEL = 1e-4
+
+
+def counts_of_b(text: str) -> float:
+    return 0.5 * text.count("b") - 0.25 * len(text)
+
+
+def test_laws_hold_on_a_tiny_network(make_tiny: Any) -> None:
+    policy = make_tiny(Sampling(temperature=0.8))
+    check_policy(policy, causal_oracle(policy, 0.8), PROBLEMS, draws=DRAWS, level=LEVEL)
+
+
+def test_laws_hold_with_stop_strings(make_tiny: Any) -> None:
+    stopping = [dataclasses.replace(problem, stop=("ab", "c")) for problem in PROBLEMS]
+    policy = make_tiny(block_size=1)
+    check_policy(policy, causal_oracle(policy), stopping, draws=DRAWS, level=LEVEL)
+
+
+def test_a_wrong_temperature_turns_the_laws_red(make_tiny: Any) -> None:
+    policy = make_tiny(Sampling(temperature=0.85))
+    with pytest.raises(AssertionError, match="exact law"):
+        check_policy(policy, causal_oracle(policy, 0.8), PROBLEMS, draws=DRAWS, level=LEVEL)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(top_k=2), Sampling(top_p=0.6)])
+def test_truncated_laws_are_renormalised(make_tiny: Any, sampling: Sampling) -> None:
+    policy = make_tiny(sampling)
+    plain = causal_oracle(policy)
+
+    def next_token(problem: Problem, tokens: tuple[int, ...]) -> np.ndarray:
+        p = plain.next_token(problem, tokens)
+        order = np.argsort(-p)
+        kept = order[: sampling.top_k] if sampling.top_k else order
+        if sampling.top_p:
+            kept = order[: int(np.searchsorted(np.cumsum(p[order]), sampling.top_p)) + 1]
+        q = np.zeros_like(p)
+        q[kept] = p[kept] / p[kept].sum()
+        return q
+
+    oracle = dataclasses.replace(plain, next_token=next_token)
+    check_policy(policy, oracle, PROBLEMS, draws=DRAWS, level=LEVEL)
+
+
+def test_temperature_zero_takes_the_most_probable_token(make_tiny: Any) -> None:
+    policy = make_tiny(Sampling(temperature=0))
+    oracle = causal_oracle(policy)
+    for problem, draw in zip(
+        PROBLEMS, policy.finish(policy.start(PROBLEMS), np.arange(3, dtype=np.uint64)), strict=True
+    ):
+        tokens: tuple[int, ...] = ()
+        while len(tokens) < 4 and 0 not in tokens:
+            tokens = (*tokens, int(oracle.next_token(problem, tokens).argmax()))
+        assert draw.state.tokens == tokens
+        assert draw.logp == 0.0
+
+
+def test_ets_on_a_tiny_network_approaches_the_optimal_law(make_tiny: Any) -> None:
+    """8,000 draws have a noise floor of about 0.01 here; M = 1 is the reference law."""
+    policy = make_tiny(block_size=1, max_length=2)
+    reference = causal_oracle(policy).finish_law(PROBLEMS[0], ())
+    optimal = optimal_law(reference, lambda tokens: counts_of_b("".join(ALPHABET[t] for t in tokens if t)), lam=0.5)
+    distances = []
+    for candidates in (1, 4, 12):
+        step = energy_guided(per_text(lambda _, text: counts_of_b(text)), candidates=candidates, rollouts=1, lam=0.5)
+        chains = run(policy, step, PROBLEMS[:1], width=5000, seed=0, samples=8_000)
+        distances.append(total_variation(frequencies(chain.state.tokens for chain in chains), optimal))
+    assert distances[0] > 2 * distances[1] > 3 * distances[2]
+    assert distances[2] < 0.04
+
+
+def never_ending(prompt_length: int) -> tuple[TransformersPolicy, Problem]:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["<never drawn>"])
+    tokenizer.eos_token = "<never drawn>"
+    model = random_qwen3(len(ALPHABET), end=None)
+    policy = TransformersPolicy(Checkpoint.loaded(model, tokenizer), Sampling(), Horizon(32, 128))
+    prompt = np.random.default_rng(0).integers(0, len(ALPHABET), prompt_length)
+    return policy, Problem("p", tuple(prompt.tolist()))
+
+
+@pytest.mark.parametrize("length", [200, 1000])
+def test_nothing_is_computed_twice(length: int) -> None:
+    """Positions that the model really saw, for M 8, K 3, block 32, length 128: at most 1.02 times the minimum."""
+    policy, problem = never_ending(length)
+    seen = []
+    policy.checkpoint.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    step = energy_guided(per_text(lambda _, text: text.count("a")), candidates=8, rollouts=3, lam=1.0)
+    (chain,) = run(policy, step, [problem], width=1, seed=0)
+    minimum = length + sum(8 * 32 + 8 * 3 * (128 - 32 * (i + 1)) for i in range(4))
+    assert sum(seen) <= 1.02 * minimum
+    assert sum(seen) == policy.ledger.positions == chain.cost.positions
+    assert len(seen) == policy.ledger.forwards
+    assert len(chain.state.tokens) == 128
+    assert chain.cost.prompt == length
+
+
+def test_prompts_of_several_problems_are_read_once_and_unpadded(make_tiny: Any) -> None:
+    policy = make_tiny()
+    step = energy_guided(per_text(lambda _, text: text.count("a")), candidates=4, rollouts=2, lam=1.0)
+    list(run(policy, step, PROBLEMS, width=3, seed=0, samples=3))
+    assert policy.ledger.prompt == 3 + 5 + 1
+
+
+def test_memory_limit_splits_rows_without_changing_them(make_tiny: Any) -> None:
+    step = energy_guided(per_text(lambda _, text: text.count("a")), candidates=4, rollouts=2, lam=1.0)
+    whole, split = make_tiny(), make_tiny(memory_gib=1e-5)
+    chains, others = (list(run(p, step, PROBLEMS, width=3, seed=0, samples=4)) for p in (whole, split))
+    assert split.ledger.forwards > whole.ledger.forwards
+    assert split.ledger.positions == whole.ledger.positions
+    for chain, other in zip(chains, others, strict=True):
+        assert chain.state.tokens == other.state.tokens
+
+
+def test_running_out_of_memory_halves_the_rows_and_says_so_once(
+    make_tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, twin = make_tiny(), make_tiny()
+    forward = policy._forward
+
+    def small_card(cache: Any, tokens: Any) -> torch.Tensor:
+        if len(tokens) > 5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(cache, tokens)
+
+    monkeypatch.setattr(policy, "_forward", small_card)
+    keys = np.arange(40, dtype=np.uint64)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        drawn = policy.finish(policy.start(PROBLEMS[:1]) * 40, keys)
+    assert [str(warning.message)[:13] for warning in caught] == ["out of memory"]
+    expected = twin.finish(twin.start(PROBLEMS[:1]) * 40, keys)
+    assert [draw.state.tokens for draw in drawn] == [draw.state.tokens for draw in expected]
+
+
+def test_a_stop_string_ends_a_row_across_token_and_candidate_borders(make_tiny: Any) -> None:
+    """The stop string lies across the border of the first block of one token, and is cut off the text."""
+    policy = make_tiny(block_size=1)
+    problem = Problem("s", "ab", stop=("bc",))
+    start = policy.start([problem])[0]
+    candidates = policy.extend([start] * 400, np.arange(400, dtype=np.uint64))
+    begun = [draw.state for draw in candidates if draw.state.text == "b"]
+    finished = policy.finish(begun, np.arange(len(begun), dtype=np.uint64))
+    ended = [draw for draw in finished if draw.state.tokens[:2] == (2, 3)]
+    assert ended
+    for draw in ended:
+        assert draw.state.tokens == (2, 3)
+        assert draw.state.text == ""
+        assert draw.state.done
+    assert all("bc" not in draw.text.text for draw in finished)
+
+
+def test_ended_rows_keep_no_cache(make_tiny: Any) -> None:
+    policy = make_tiny()
+    draws = policy.finish(policy.start(PROBLEMS), np.arange(3, dtype=np.uint64))
+    assert all(draw.state.memory is None for draw in draws)
+
+
+def test_states_that_have_ended_or_are_foreign_are_refused(make_tiny: Any) -> None:
+    policy = make_tiny()
+    done = [draw.state for draw in policy.finish(policy.start(PROBLEMS), np.arange(3, dtype=np.uint64))]
+    with pytest.raises(InputError, match="has ended"):
+        policy.extend(done, np.arange(3, dtype=np.uint64))
+
+
+def test_layers_without_keys_and_values_are_refused(tiny_checkpoint: Any) -> None:
+    model = random_qwen3(len(ALPHABET), end=0)
+    model.config.layer_types = ["full_attention", "linear_attention"]
+    with pytest.raises(InputError, match="linear_attention"):
+        TransformersPolicy(Checkpoint.loaded(model, tiny_tokenizer()), Sampling(), Horizon(1, 2))

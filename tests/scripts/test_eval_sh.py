@@ -1,0 +1,53 @@
+"""The scripts that a user runs: from any directory, with every hyper-parameter in the script."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EVAL = ROOT / "qwen" / "eval.sh"
+
+
+def bash(*words: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "VENV": sys.prefix, "HF_HUB_OFFLINE": "1", **variables}
+    return subprocess.run(["bash", *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=500)
+
+
+def test_an_unknown_preset_names_those_that_work(tmp_path: Path) -> None:
+    done = bash(str(EVAL), "nonsense", folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "error: unknown preset 'nonsense'; the presets that work are: demo\n"
+
+
+def test_the_demonstration_runs_from_any_directory_with_changed_variables(tmp_path: Path) -> None:
+    small = {"NUM_PROBLEMS": "2", "M_CANDIDATES": "3", "K_MONTE_CARLO": "2", "BLOCK_SIZE": "32", "OUT": "out"}
+    done = bash(str(EVAL), folder=tmp_path, **small)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.strip().splitlines()
+    command = "MODEL_PATH=Qwen/Qwen3-1.7B-Base SHOTS=4 TEMPERATURE=1.0 bash qwen/eval.sh"
+    for line in (lines[0], lines[-1]):
+        assert "embedded demonstration" in line
+        assert command in line
+    assert "ETS (M 3, K 2)" in done.stdout
+    assert (tmp_path / "out" / "accuracy.png").stat().st_size > 1000
+
+
+def test_the_script_works_inside_its_folder_and_shows_no_traceback() -> None:
+    done = bash("eval.sh", folder=EVAL.parent, M_CANDIDATES="0")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: candidates is 0")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "option", ["--candidates", "--rollouts", "--lam", "--temperature", "--max-length", "--block-size"]
+)
+def test_hyper_parameters_stand_in_the_script_alone(option: str) -> None:
+    command = (ROOT / "ets" / "commands" / "eval.py").read_text()
+    assert re.search(rf'add\("{option}", \w+, "[^"]*"\)', command)

@@ -1,0 +1,117 @@
+"""The one-call interface, as a notebook uses it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import ets
+from ets import demo
+from ets.api import _last_checkpoint
+from ets.policies.checkpoint import Checkpoint
+from ets.tasks import Arithmetic
+from ets.types import InputError
+
+QUESTION = Arithmetic().problems(1, 0)[0].prompt
+SMALL: dict[str, Any] = {"candidates": 3, "rollouts": 2, "block_size": 16, "max_length": 48}
+
+
+def short(prompt: str, text: str) -> float:
+    return -len(text) / 100
+
+
+def test_a_path_and_a_plain_callable_are_enough() -> None:
+    out = ets.sample(QUESTION, model=demo.model_path("small"), reward=short, **SMALL)
+    assert out.text
+    assert out.answer is None
+    assert out.valid
+    assert 1 <= len(out.trace) <= 3
+    assert out.trace[0].log_rewards.shape == (3, 2)
+    assert out.cost.prompt == len(Checkpoint(demo.model_path("small")).tokenizer(QUESTION)["input_ids"])
+    assert out.cost.generated > 0
+    assert out.cost.seconds > 0
+
+
+def test_a_loaded_pair_gives_what_its_path_gives() -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = demo.model_path("small")
+    pair = (AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path))
+    texts = [ets.sample(QUESTION, model=model, reward=short, seed=3, **SMALL).text for model in (path, pair)]
+    assert texts[0] == texts[1]
+
+
+def test_extract_alone_means_self_consistency() -> None:
+    out = ets.sample(QUESTION, model=demo.model_path("small"), extract=Arithmetic().extract, **SMALL)
+    assert out.answer == Arithmetic().extract(out.text)
+    shares = [value * 0.1 for step in out.trace for value in step.log_rewards.ravel()]
+    assert all(-1e-9 <= share <= 1 + 1e-9 for share in shares)
+
+
+def test_prompts_of_a_list_keep_their_order_and_seed_decides() -> None:
+    prompts = [problem.prompt for problem in Arithmetic().problems(3, 0)]
+    model = demo.model_path("small")
+    together = ets.sample(prompts, model=model, reward=short, width=3, **SMALL)
+    one_by_one = ets.sample(prompts, model=model, reward=short, width=1, **SMALL)
+    assert [out.text for out in together] == [out.text for out in one_by_one]
+    other_seed = ets.sample(prompts, model=model, reward=short, seed=1, **SMALL)
+    assert [out.text for out in together] != [out.text for out in other_seed]
+
+
+def test_stop_strings_end_the_text() -> None:
+    out = ets.sample(QUESTION, model=demo.model_path("small"), reward=short, stop=[">>"], **SMALL)
+    assert ">>" not in out.text
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"candidates": 0}, "candidates is 0"),
+        ({"rollouts": 0}, "rollouts is 0"),
+        ({"lam": 0}, "lam is 0"),
+        ({"block_size": 0}, "block_size is 0"),
+        ({"max_length": -1}, "max_length is -1"),
+        ({"block_size": 64, "max_length": 32}, "block_size 64 is longer than max_length 32"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"reward": None}, "neither a reward nor extract"),
+        ({"reward": 3}, "which is no function"),
+        ({"reward": lambda: 0.0}, "must accept"),
+        ({"stop": "end"}, "pass a list of strings"),
+        ({"width": 0}, "width is 0"),
+        ({"model": 7}, "model is 7"),
+        ({"model": "./nowhere"}, "no checkpoint at './nowhere'"),
+    ],
+)
+def test_bad_arguments_are_named_before_any_weights_are_loaded(
+    wrong: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _last_checkpoint.cache_clear()
+    monkeypatch.setattr(Checkpoint, "model", property(lambda self: pytest.fail("the weights were loaded")))
+    options: dict[str, Any] = {"model": demo.model_path("small"), "reward": short} | wrong
+    with pytest.raises(InputError, match=message) as caught:
+        ets.sample("a prompt", **options)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("prompt", "message"), [("", "is empty"), ("a" * 20_000, "leaves no room")])
+def test_bad_prompts_are_named_before_any_weights_are_loaded(
+    prompt: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _last_checkpoint.cache_clear()
+    monkeypatch.setattr(Checkpoint, "model", property(lambda self: pytest.fail("the weights were loaded")))
+    with pytest.raises(InputError, match=message):
+        ets.sample(prompt, model=demo.model_path("small"), reward=short)
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        (lambda prompt, text: 1 / 0, "raised ZeroDivisionError for problem '0'"),
+        (lambda prompt, text: float("nan"), "gave nan for problem '0'"),
+        (lambda problem, rollouts, chain: [0.0], "needs one number for each of 6 rollouts"),
+    ],
+)
+def test_faulty_rewards_name_the_problem(reward: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ets.sample(QUESTION, model=demo.model_path("small"), reward=reward, **SMALL)

@@ -1,0 +1,114 @@
+"""The command line: one-line errors, a results folder, and resuming."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ets.cli import main
+from ets.policies.checkpoint import Checkpoint
+
+BASE = {
+    "--task": "arithmetic",
+    "--model": "embedded-small",
+    "--count": "3",
+    "--shots": "0",
+    "--methods": "plain,majority,one-step,ets",
+    "--candidates": "2",
+    "--rollouts": "2",
+    "--lam": "0.1",
+    "--pool": "chain",
+    "--block-size": "16",
+    "--max-length": "32",
+    "--temperature": "1.0",
+    "--seed": "0",
+    "--width": "2",
+}
+
+
+def command(folder: Path, **changed: str) -> list[str]:
+    options = BASE | {"--out": str(folder)} | {f"--{name.replace('_', '-')}": value for name, value in changed.items()}
+    return ["eval", *(word for pair in options.items() for word in pair)]
+
+
+def test_a_run_leaves_a_folder_and_the_same_command_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    assert main(command(folder)) == 0
+    table = (folder / "table.md").read_text()
+    assert table.strip() in capsys.readouterr().out
+    assert len(table.splitlines()) == 2 + 4
+    assert {path.name for path in folder.iterdir()} == {
+        "accuracy.png", "configuration.json", "journal.jsonl", "summary.json", "table.md",
+    }  # fmt: skip
+    journal = folder / "journal.jsonl"
+    lines = journal.read_text().splitlines()
+    assert {json.loads(line)["method"] for line in lines} == {"plain", "majority", "one-step", "ets"}
+
+    journal.write_text("\n".join(lines[:5]) + "\n" + lines[5][:40])  # as if it had been killed in the middle of a line
+    assert main(command(folder, width="3")) == 0
+    assert "5 finished chains" in capsys.readouterr().out
+
+    def results(text: list[str]) -> list[tuple[str, ...]]:
+        records = [json.loads(line) for line in text]
+        return sorted((r["method"], r["problem"], str(r["sample"]), r["text"]) for r in records)
+
+    assert results(journal.read_text().splitlines()) == results(lines)
+
+
+def test_a_folder_of_another_configuration_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    assert main(command(folder, methods="ets")) == 0
+    assert main(command(folder, methods="ets", lam="0.2", seed="1")) == 2
+    error = capsys.readouterr().err
+    assert "error: the results folder" in error
+    assert "lam (0.1 there, 0.2 now), seed (0 there, 1 now)" in error
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"candidates": "0"}, "candidates is 0"),
+        ({"rollouts": "0"}, "rollouts is 0"),
+        ({"lam": "-1"}, "lam is -1.0"),
+        ({"lam": "nan"}, "lam is nan"),
+        ({"candidates": "many"}, "argument --candidates: invalid int value: 'many'"),
+        ({"block_size": "64"}, "block_size 64 is longer than max_length 32"),
+        ({"max_length": "0"}, "max_length is 0"),
+        ({"temperature": "-0.5"}, "temperature is -0.5"),
+        ({"methods": "plain,magic"}, "unknown method 'magic'; choose from plain, majority, one-step, ets"),
+        ({"methods": "plain"}, "have no ets whose tokens"),
+        ({"pool": "all"}, "pool is 'all'"),
+        ({"task": "chess"}, "unknown task 'chess'; choose from arithmetic"),
+        ({"count": "0"}, "count is 0"),
+        ({"count": "99999"}, "99999 held-out problems asked for"),
+        ({"shots": "-1"}, "shots is -1"),
+        ({"width": "0"}, "width is 0"),
+        ({"model": "./nowhere"}, "no checkpoint at './nowhere'"),
+        ({"shots": "200"}, "leaves no room for max_length 32 in the model's context of 8192"),
+        ({"memory_gib": "0"}, "memory_gib is 0.0"),
+        ({"samples": "0"}, "samples is 0"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_weights_are_loaded(
+    changed: dict[str, str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Checkpoint, "model", property(lambda self: pytest.fail("the weights were loaded")))
+    assert main(command(tmp_path / "run", **changed)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+    assert message in error
+
+
+def test_help_and_version_work(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--help"], ["eval", "--help"], ["--version"]):
+        with pytest.raises(SystemExit) as end:
+            main(words)
+        assert end.value.code == 0
+    assert "ets 0.1.0" in capsys.readouterr().out

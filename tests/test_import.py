@@ -1,0 +1,38 @@
+"""Importing is instant: what is heavy loads when it is first used."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import ets
+
+HEAVY = ("torch", "transformers", "matplotlib", "tokenizers")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import ets",
+        "import ets.kernel, ets.runner, ets.baselines, ets.rewards, ets.testing",
+        "import ets.cli; ets.cli.main(['eval', '--nonsense'])",
+    ],
+)
+def test_nothing_heavy_is_imported(code: str) -> None:
+    check = f"{code}\nimport sys\nprint([m for m in {HEAVY} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("[]")
+
+
+def test_every_public_name_is_there() -> None:
+    for name in ets.__all__:
+        assert getattr(ets, name) is not None
+    assert callable(ets.sample)
+    assert callable(ets.run)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="nonsense"):
+        _ = ets.nonsense  # type: ignore[attr-defined]
