@@ -8,13 +8,16 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
+from tqdm.auto import tqdm
+
 from ets.kernel import energy_guided
 from ets.policies.autoregressive import Horizon, Sampling
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.transformers import TransformersPolicy
 from ets.rewards import Extract, Scoring, as_reward, self_consistency
 from ets.runner import run
-from ets.types import Chain, Cost, InputError, Problem, Reward, Step
+from ets.trace_view import trace_html, trace_text
+from ets.types import Chain, Cost, InputError, Policy, Problem, Reward, Step, StepFn
 
 Model: TypeAlias = str | Path | tuple[Any, Any] | Checkpoint
 
@@ -44,6 +47,12 @@ class Result:
     cost: Cost
     valid: bool
 
+    def __str__(self) -> str:
+        return trace_text(self.text, self.answer, self.trace, self.cost)
+
+    def _repr_html_(self) -> str:
+        return trace_html(self.text, self.answer, self.trace, self.cost)
+
 
 @overload
 def sample(prompt: str, *, model: Model, **options: Any) -> Result: ...
@@ -66,6 +75,7 @@ def sample(  # type: ignore[misc]
     stop: Sequence[str] = (),
     seed: int = 0,
     width: int = 8,
+    progress: bool = True,
 ) -> Result | list[Result]:
     """Sample from p*(x | prompt) ∝ p_ref(x | prompt) · exp(reward / λ) by energy-guided test-time scaling.
 
@@ -91,6 +101,8 @@ def sample(  # type: ignore[misc]
         Results are a function of it, the prompt's place in the list, and the arguments above.
     width : int
         Prompts that advance together.
+    progress : bool
+        Show a progress bar over the prompts if there are several; nothing is printed otherwise.
 
     Returns
     -------
@@ -113,9 +125,25 @@ def sample(  # type: ignore[misc]
     problems = [Problem(str(number), text, tuple(stop)) for number, text in enumerate(prompts)]
     policy = TransformersPolicy(_checkpoint(model), sampling, horizon)
     policy.start(problems)  # bad prompts are named before the weights are loaded
-    chains = {chain.problem.id: chain for chain in run(policy, step, problems, width=width, seed=seed)}
+    with tqdm(total=len(problems), desc="prompts", disable=not progress or len(problems) < 2) as bar:
+        chains = {}
+        for chain in run(policy, _told(step, bar), problems, width=width, seed=seed):
+            chains[chain.problem.id] = chain
+            bar.update()
     results = [_result(chains[problem.id], extract) for problem in problems]
     return results[0] if isinstance(prompt, str) else results
+
+
+def _told(step: StepFn, bar: Any) -> StepFn:
+    """The step function, telling the bar how far its chains are: prompts end together, and late."""
+
+    def told(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
+        advanced = step(policy, chains)
+        under_way = sum(not chain.state.done for chain in advanced)
+        bar.set_postfix_str(f"{under_way} under way, guide step {max(len(chain.trace) for chain in advanced)}")
+        return advanced
+
+    return told
 
 
 def _result(chain: Chain, extract: Extract | None) -> Result:

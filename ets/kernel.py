@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ets.randomness import Purpose
-from ets.transition import choose, draw_for_chains, require_counts, require_positive, row_keys, score
+from ets.transition import choice_uniforms, choose, draw_for_chains, require_counts, require_positive, row_keys, score
 from ets.types import Chain, Cost, Draw, Floats, Policy, Reward, Step, StepFn
 from ets.weights import log_mean_exp
 
@@ -46,7 +46,8 @@ def energy_guided(reward: Reward, *, candidates: int, rollouts: int, lam: float)
     def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
         drawn = draw_for_chains(policy.extend, chains, Purpose.CANDIDATE, candidates)
         completed = complete(policy, chains, drawn, rollouts)
-        return [transition(*row, reward, lam) for row in zip(chains, drawn, completed, strict=True)]
+        rows = zip(chains, drawn, completed, choice_uniforms(chains), strict=True)
+        return [transition(*row, reward, lam) for row in rows]
 
     return step
 
@@ -67,14 +68,18 @@ def complete(
 
 
 def transition(
-    chain: Chain, drawn: Sequence[Draw], completed: Sequence[Sequence[Draw]], reward: Reward, lam: float
+    chain: Chain,
+    drawn: Sequence[Draw],
+    completed: Sequence[Sequence[Draw]],
+    number: float,
+    reward: Reward,
+    lam: float,
 ) -> Chain:
-    """Weigh the candidates by their estimated energies, choose one and go on from it."""
+    """Weigh the candidates by their estimated energies, choose one by a uniform number and go on from it."""
     texts = tuple(tuple(draw.text for draw in row) for row in completed)
-    rewards, reward_cost = score(reward, chain, texts)
-    log_rewards = rewards / lam
+    log_rewards, reward_cost = score(reward, lam, chain, texts)
     log_weights = log_energies(log_rewards)
-    choice = choose(chain, log_weights)
+    choice = choose(log_weights, number)
     own = {id(draw): draw.cost for row in (drawn, *completed) for draw in row}
     cost = Cost.total([*own.values(), reward_cost])
     candidates = tuple(draw.text for draw in drawn)

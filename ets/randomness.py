@@ -52,4 +52,4 @@ def uniform(keys: Keys, *absorbed: int | NDArray[np.integer]) -> Floats:
 def chain_key(seed: int, problem_id: str, sample: int) -> int:
     """The key of one chain, from (seed, problem id, sample)."""
     name = int.from_bytes(blake2b(problem_id.encode(), digest_size=8).digest(), "big")
-    return int(derive(np.array(seed % 2**64, np.uint64), np.array(name, np.uint64), sample))
+    return int(derive(np.zeros((), np.uint64), np.array(seed % 2**64, np.uint64), np.array(name, np.uint64), sample))

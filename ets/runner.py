@@ -9,7 +9,7 @@ from itertools import islice
 
 from ets.randomness import chain_key
 from ets.transition import require_counts
-from ets.types import Chain, Cost, Policy, Problem, State, StepFn
+from ets.types import Chain, Cost, InputError, Policy, Problem, State, StepFn
 
 
 def run(
@@ -44,8 +44,25 @@ def run(
         For values out of range, or from the policy for a prompt that it cannot continue.
     """
     require_counts(width=width, samples=samples)
-    requests = ((problem, sample) for problem in problems for sample in range(samples))
+    requests = ((problem, sample) for problem in _distinct(problems) for sample in range(samples))
     waiting = (request for request in requests if (request[0].id, request[1]) not in done)
+    return _advance(policy, step, waiting, width, seed)
+
+
+def _distinct(problems: Iterable[Problem]) -> Iterator[Problem]:
+    seen: set[str] = set()
+    for problem in problems:
+        if problem.id in seen:
+            raise InputError(
+                f"two problems have the id {problem.id!r}; ids must be unique, all randomness hangs on them"
+            )
+        seen.add(problem.id)
+        yield problem
+
+
+def _advance(
+    policy: Policy, step: StepFn, waiting: Iterator[tuple[Problem, int]], width: int, seed: int
+) -> Iterator[Chain]:
     active: list[Chain] = []
     starts: dict[str, State] = {}
     while True:

@@ -36,20 +36,20 @@ def draw_for_chains(
     return [draws[b * copies : (b + 1) * copies] for b in range(len(chains))]
 
 
-def score(reward: Reward, chain: Chain, rollouts: Sequence[Sequence[Text]]) -> tuple[Floats, Cost]:
-    """The rewards `[M, K]` of a step's rollouts, and what asking for them cost.
+def score(reward: Reward, lam: float, chain: Chain, rollouts: Sequence[Sequence[Text]]) -> tuple[Floats, Cost]:
+    """The scaled rewards r/λ `[M, K]` of a step's rollouts, and what asking for them cost.
 
     Raises
     ------
     RewardError
-        If the reward raises, returns NaN or +inf, or not one number per rollout.
+        If the reward raises, returns NaN or +inf, not one number per rollout, or one that λ makes infinite.
     """
     texts = [text for row in rollouts for text in row]
     name, begun = chain.problem.id, time.perf_counter()
     try:
         values = np.asarray(reward(chain.problem, texts, chain), dtype=float)
     except Exception as error:
-        raise RewardError(f"the reward raised {type(error).__name__} for problem {name!r}: {error}") from error
+        raise RewardError(f"the reward raised {type(error).__name__} for problem {name!r}: {_line(error)}") from error
     seconds = time.perf_counter() - begun
     if values.shape != (len(texts),):
         raise RewardError(
@@ -61,21 +61,34 @@ def score(reward: Reward, chain: Chain, rollouts: Sequence[Sequence[Text]]) -> t
         raise RewardError(
             f"the reward gave {worst} for problem {name!r}; return a finite number, or -inf to forbid a text"
         )
+    with np.errstate(over="ignore"):
+        scaled = values / lam
+    if np.any(np.isposinf(scaled)):
+        raise RewardError(f"a reward of {values.max()} over lam {lam} is infinite, problem {name!r}; use a larger lam")
     cost = Cost(rewarded=len({id(text) for text in texts}), reward_seconds=seconds)
-    return values.reshape(len(rollouts), -1), cost
+    return scaled.reshape(len(rollouts), -1), cost
 
 
-def choose(chain: Chain, log_weights: Floats) -> int:
-    """An index in proportion to exp(log_weights); uniform if all are -inf."""
-    number = uniform(row_keys([chain], Purpose.CHOICE))[0]
-    return pick(normalised(log_weights), float(number))
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def choice_uniforms(chains: Sequence[Chain]) -> list[float]:
+    """`[B]` uniforms in [0, 1), by which each chain's next step chooses."""
+    return uniform(row_keys(chains, Purpose.CHOICE)).tolist()
+
+
+def choose(log_weights: Floats, number: float) -> int:
+    """The index that a uniform selects, in proportion to exp(log_weights); all alike if all are -inf."""
+    return pick(normalised(log_weights), number)
 
 
 def require_positive(**values: float) -> None:
     """Raise `InputError` for the first value that is not a finite number above zero."""
     for name, value in values.items():
-        if not (math.isfinite(value) and value > 0):
-            raise InputError(f"{name} is {value}; it must be a finite number above zero")
+        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+        if not (number and math.isfinite(value) and value > 0):
+            raise InputError(f"{name} is {value!r}; it must be a finite number above zero")
 
 
 def require_counts(**values: int) -> None:

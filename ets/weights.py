@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from ets.types import Floats
+from ets.types import Floats, Step
 
 
 def log_mean_exp(values: Floats, axis: int) -> Floats:
@@ -36,3 +38,15 @@ def pick(probabilities: Floats, uniform: float) -> int:
     cdf = np.cumsum(probabilities)
     index = int(np.searchsorted(cdf, uniform * cdf[-1], side="right"))
     return min(index, int(np.flatnonzero(probabilities)[-1]))
+
+
+def log_run_weight(trace: Sequence[Step]) -> float:
+    """log W of a chain that has ended: W = Π_i mean_m Ê_im / Π_{i<last} Ê_i,chosen.
+
+    For a fixed reward, W is properly weighted with respect to p_ref · exp(r/λ) at any M and K:
+    E[W f(x)] = E_ref[exp(r(x)/λ) f(x)]. So Σ W f / Σ W over independent chains estimates E_p*[f] free of the bias
+    that finite M and K leave in the chains themselves, and the mean of W estimates the normaliser of p*.
+    """
+    means = [float(log_mean_exp(step.log_weights, axis=0)) for step in trace]
+    chosen = [float(step.log_weights[step.choice]) for step in trace[:-1]]
+    return sum(means) - sum(chosen)

@@ -37,7 +37,7 @@ def measure(policy: TransformersPolicy, count: int, samples: int) -> tuple[Accur
     single = [fmean(TASK.grade(c.problem, c.state.text) for c in chains) for chains in groups.values()]
     voted = [majority_is_right(chains[0].problem, chains) for chains in groups.values()]
     length = fmean(c.cost.generated for chains in groups.values() for c in chains)
-    return accuracy(single), accuracy(voted), length
+    return accuracy(single, samples), accuracy(voted), length
 
 
 def main() -> None:

@@ -74,7 +74,7 @@ def on_both_sides_of_every_edge(probabilities: list[float]) -> dict[float, int]:
     """Uniforms and the index that each must select, for probabilities whose sums are exact in binary."""
     edges = [0.0, *accumulate(probabilities)]
     assert edges[-1] == 1.0
-    expected = {}
+    expected: dict[float, int] = {}
     for index, (low, high) in enumerate(pairwise(edges)):
         if low < high:
             expected |= {low: index, math.nextafter(high, 0.0): index}

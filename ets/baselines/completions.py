@@ -10,7 +10,7 @@ import numpy as np
 
 from ets.randomness import Purpose
 from ets.rewards import Extract, votes
-from ets.transition import choose, draw_for_chains, require_counts, require_positive, score
+from ets.transition import choice_uniforms, choose, draw_for_chains, require_counts, require_positive, score
 from ets.types import Chain, Cost, Draw, Floats, Policy, Reward, Step, StepFn, Text
 
 Weigh: TypeAlias = Callable[[Chain, Sequence[Text]], tuple[Floats, Cost]]
@@ -34,7 +34,7 @@ def majority(extract: Extract, *, samples: int) -> StepFn:
         counts = votes(remembered, texts)
         most = max(counts.values(), default=0)
         winning = [counts[remembered(text.text)] == most for text in texts]
-        return np.where(winning, 0.0, -np.inf), Cost(rewarded=len(texts))
+        return np.where(winning, 0.0, -np.inf), Cost()
 
     return _among_completions(samples, weigh)
 
@@ -47,8 +47,8 @@ def one_step(reward: Reward, *, samples: int, lam: float) -> StepFn:
     require_positive(lam=lam)
 
     def weigh(chain: Chain, texts: Sequence[Text]) -> tuple[Floats, Cost]:
-        rewards, cost = score(reward, chain, [[text] for text in texts])
-        return rewards[:, 0] / lam, cost
+        log_rewards, cost = score(reward, lam, chain, [[text] for text in texts])
+        return log_rewards[:, 0], cost
 
     return _among_completions(samples, weigh)
 
@@ -58,15 +58,16 @@ def _among_completions(samples: int, weigh: Weigh) -> StepFn:
 
     def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
         drawn = draw_for_chains(policy.finish, chains, Purpose.COMPLETION, samples)
-        return [_keep_one(chain, draws, weigh) for chain, draws in zip(chains, drawn, strict=True)]
+        rows = zip(chains, drawn, choice_uniforms(chains), strict=True)
+        return [_keep_one(*row, weigh) for row in rows]
 
     return step
 
 
-def _keep_one(chain: Chain, draws: Sequence[Draw], weigh: Weigh) -> Chain:
+def _keep_one(chain: Chain, draws: Sequence[Draw], number: float, weigh: Weigh) -> Chain:
     texts = tuple(draw.text for draw in draws)
     log_weights, cost = weigh(chain, texts)
-    choice = choose(chain, log_weights)
+    choice = choose(log_weights, number)
     rollouts = tuple((text,) for text in texts)
     total = Cost.total([*(draw.cost for draw in draws), cost])
     return chain.advance(draws[choice].state, Step(texts, rollouts, log_weights[:, None], log_weights, choice, total))

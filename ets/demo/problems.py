@@ -21,6 +21,8 @@ from functools import cache
 from itertools import islice
 from typing import TypeVar
 
+from ets.types import InputError
+
 HELDOUT_SEED = 20260121
 HELDOUT_SIZE = 2000
 LARGEST = 99
@@ -167,20 +169,17 @@ def heldout(count: int) -> tuple[Row, ...]:
 
     Raises
     ------
-    ValueError
+    InputError
         If more are asked for than are held out.
     """
     if not 0 < count <= HELDOUT_SIZE:
-        raise ValueError(f"{count} held-out problems asked for; choose 1 to {HELDOUT_SIZE}")
+        raise InputError(f"{count} held-out problems asked for; choose 1 to {HELDOUT_SIZE}")
     return _heldout()[:count]
 
 
 def training(seed: int) -> Iterator[Row]:
     """An endless stream of training problems that never asks a held-out question."""
-    if seed == HELDOUT_SEED:
-        raise ValueError(f"seed {seed} belongs to the held-out problems; choose another")
+    if seed < 0 or seed == HELDOUT_SEED:
+        raise InputError(f"seed {seed} is negative or belongs to the held-out problems; choose another")
     dice, excluded = _Dice(seed), {row.question for row in _heldout()}
-    while True:
-        row = _problem(dice)
-        if row.question not in excluded:
-            yield row
+    return (row for row in iter(lambda: _problem(dice), None) if row.question not in excluded)

@@ -117,5 +117,5 @@ class Evaluation:
             return float(sum(record["cost"][name] for record in records)) / count
 
         positions = sum(each(name) for name in ("prompt", "candidate", "rollout", "scored"))
-        mean = accuracy([fmean(values) for values in scores.values()])
+        mean = accuracy([fmean(values) for values in scores.values()], method.samples)
         return Row(method.name, method.label, mean, each("generated"), positions, each("seconds"))

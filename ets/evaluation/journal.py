@@ -46,9 +46,14 @@ class Journal:
 
     def __init__(self, folder: Path, configuration: Mapping[str, Any]) -> None:
         self.folder, self._path = folder, folder / "journal.jsonl"
-        folder.mkdir(parents=True, exist_ok=True)
-        _require_same(folder / "configuration.json", configuration)
-        self._file = _locked(self._path)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = _locked(self._path)
+            _require_same(folder / "configuration.json", configuration)
+        except OSError as error:
+            raise InputError(
+                f"cannot write results to {str(folder)!r}: {error.strerror}; choose another folder"
+            ) from error
         self.records = {self._key(record): record for record in self._recover()}
 
     @staticmethod
@@ -61,7 +66,7 @@ class Journal:
         content = self._file.read()
         whole = content[: content.rfind(b"\n") + 1]
         self._file.truncate(len(whole))
-        return [json.loads(line) for line in whole.splitlines()]
+        return [_parsed(line, f"{self._path}, line {n}") for n, line in enumerate(whole.splitlines(), 1)]
 
     def of(self, method: str) -> list[Record]:
         """A method's records."""
@@ -69,7 +74,7 @@ class Journal:
 
     def append(self, record: Record) -> None:
         """Write one line and flush it."""
-        self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        self._file.write(json.dumps(record).encode() + b"\n")
         self._file.flush()
         self.records[self._key(record)] = record
 
@@ -77,15 +82,26 @@ class Journal:
         self._file.close()
 
 
+def _parsed(content: bytes, place: str) -> Any:
+    try:
+        return json.loads(content)
+    except ValueError:
+        raise InputError(f"{place} is damaged, it holds no JSON; mend or remove it, or choose another folder") from None
+
+
 def _require_same(path: Path, configuration: Mapping[str, Any]) -> None:
+    """Write the configuration of a new folder, in one piece; compare it with that of an old one."""
     if not path.exists():
-        path.write_text(_canonical(configuration) + "\n", encoding="utf-8")
+        whole = path.with_suffix(".part")
+        whole.write_text(_canonical(configuration) + "\n", encoding="utf-8")
+        whole.replace(path)
         return
-    stored = json.loads(path.read_text(encoding="utf-8"))
-    current = json.loads(_canonical(configuration))
-    differing = sorted(k for k in {*stored, *current} if stored.get(k) != current.get(k))
+    stored, current = _parsed(path.read_bytes(), str(path)), json.loads(_canonical(configuration))
+    absent = "absent"
+    pairs = {k: (stored.get(k, absent), current.get(k, absent)) for k in sorted({*stored, *current})}
+    differing = [f"{k} ({there!r} there, {now!r} now)" for k, (there, now) in pairs.items() if there != now]
     if differing:
-        keys = ", ".join(f"{k} ({stored.get(k)!r} there, {current.get(k)!r} now)" for k in differing)
+        keys = ", ".join(differing)
         raise InputError(
             f"the results folder {str(path.parent)!r} is of another configuration: {keys}; choose another folder"
         )
@@ -96,7 +112,8 @@ def _locked(path: Path) -> BinaryIO:
     file = path.open("ab+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
+        file.close()
         raise InputError(
             f"another process is writing to {str(path.parent)!r}; wait for it, or choose another folder"
         ) from None

@@ -20,11 +20,10 @@ def plot_accuracies(rows: Sequence[Row], title: str, path: Path) -> None:
     low = [100 * (row.accuracy.mean - row.accuracy.low) for row in rows]
     high = [100 * (row.accuracy.high - row.accuracy.mean) for row in rows]
     colours = ["#2b6cb0" if row.method.startswith("ets") else "#a0aec0" for row in rows]
-    axes.barh([row.label for row in rows], means, xerr=(low, high), color=colours, capsize=4, height=0.6)
-    for place, row in enumerate(rows):
-        axes.text(1, place, f"{row.generated:,.0f} tokens", va="center", fontsize=9, color="white")
+    labels = [f"{row.label}\n{row.generated:,.0f} tokens per problem" for row in rows]
+    axes.barh(labels, means, xerr=(low, high), color=colours, capsize=4, height=0.6)
     axes.set_xlim(0, 100)
-    axes.set_xlabel("accuracy (pass@1, %) with 95% interval; generated tokens per problem in the bars")
+    axes.set_xlabel("accuracy (pass@1, %) with 95% interval")
     axes.set_title(title)
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)

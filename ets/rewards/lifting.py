@@ -29,6 +29,8 @@ def per_text(scoring: Scoring) -> Reward:
 def as_reward(function: Scoring | Reward) -> Reward:
     """A reward from either kind of callable: `(prompt, text)` is lifted, `(problem, rollouts, chain)` kept.
 
+    A callable that accepts both two and three arguments is lifted, unless its second one is named `rollouts`.
+
     Raises
     ------
     InputError
@@ -40,7 +42,8 @@ def as_reward(function: Scoring | Reward) -> Reward:
         signature = inspect.signature(function)
     except ValueError:  # some built-in callables tell no signature
         return per_text(cast("Scoring", function))
-    for count, lifted in ((2, True), (3, False)):
+    takes_rollouts = list(signature.parameters)[1:2] == ["rollouts"]
+    for count, lifted in ((3, False),) if takes_rollouts else ((2, True), (3, False)):
         try:
             signature.bind(*range(count))
         except TypeError:

@@ -14,7 +14,7 @@ import re
 from itertools import islice
 
 from ets.demo.problems import Row, heldout, training
-from ets.types import Problem
+from ets.types import InputError, Problem
 
 SHOTS_SEED = 1
 """Worked examples come from the training problems of this seed."""
@@ -26,6 +26,8 @@ class Arithmetic:
     name = "arithmetic"
 
     def problems(self, count: int, shots: int) -> list[Problem]:
+        if shots < 0:
+            raise InputError(f"shots is {shots}; it must be 0 or more")
         examples = "".join(f"{prompt_of(row)}{completion_of(row)}\n\n" for row in islice(training(SHOTS_SEED), shots))
         return [
             Problem(
@@ -38,7 +40,7 @@ class Arithmetic:
         ]
 
     def extract(self, text: str) -> int | None:
-        found = re.search(r"####\s*(-?\d+)", text)
+        found = re.search(r"####\s*(-?\d{1,18})(?![\d.,]*\d)", text)
         return int(found.group(1)) if found else None
 
     def grade(self, problem: Problem, text: str) -> bool:

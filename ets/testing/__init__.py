@@ -7,7 +7,16 @@ probability at most.
 
 from ets.testing.contract import check_policy
 from ets.testing.judging import Verdict, check_law, judge_law
-from ets.testing.laws import AutoregressiveOracle, Law, Oracle, frequencies, optimal_law, total_variation
+from ets.testing.laws import (
+    AutoregressiveOracle,
+    Law,
+    Oracle,
+    frequencies,
+    kernel_law,
+    optimal_law,
+    self_consistency_law,
+    total_variation,
+)
 from ets.testing.tabular import TabularPolicy
 
 __all__ = [
@@ -20,6 +29,8 @@ __all__ = [
     "check_policy",
     "frequencies",
     "judge_law",
+    "kernel_law",
     "optimal_law",
+    "self_consistency_law",
     "total_variation",
 ]

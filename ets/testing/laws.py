@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
@@ -135,3 +135,47 @@ def _step_law(
     integrals = np.array([np.trapezoid(g * rest * s, t) for g in slope])
     all_zero = p * np.array(none) * float(p @ np.array(none)) ** (m - 1)
     return dict(zip(prior, (m * p * integrals + all_zero).tolist(), strict=True))
+
+
+def self_consistency_law(
+    oracle: Oracle,
+    problem: Problem,
+    answer: Callable[[Any], Hashable | None],
+    *,
+    lam: float,
+    pool: Literal["step", "chain"],
+) -> Law:
+    """What ETS with `ets.rewards.self_consistency` tends to as M → ∞, at any K.
+
+    From x_t it goes to x_s ∝ p_ref(x_s | x_t) · E[exp(π(a)/λ) | x_s], a the answer of the rollout, where π is
+    π_t(a) = P_ref(a | x_t) for votes of this step alone, and the mean of π_t' over the steps t' so far for
+    votes of the chain. `answer` takes outcomes; a rollout without an answer has reward 0.
+    """
+
+    def answers_from(tokens: Prefix) -> dict[Hashable, float]:
+        shares: dict[Hashable, float] = {}
+        for outcome, p in oracle.finish_law(problem, tokens).items():
+            if (a := answer(outcome)) is not None:
+                shares[a] = shares.get(a, 0.0) + p
+        return shares
+
+    def from_node(tokens: Prefix, earlier: list[dict[Hashable, float]]) -> dict[Any, float]:
+        prior = oracle.extend_law(problem, tokens)
+        if set(prior) == {tokens}:
+            return {tokens: 1.0}
+        votes = [*(earlier if pool == "chain" else []), answers_from(tokens)]
+
+        def tilt(outcome: Any) -> float:
+            return float(np.exp(np.mean([shares.get(answer(outcome), 0.0) for shares in votes]) / lam))
+
+        weights = {
+            x: p * sum(q * tilt(outcome) for outcome, q in oracle.finish_law(problem, x).items())
+            for x, p in prior.items()
+        }
+        law: dict[Any, float] = {}
+        for x, weight in weights.items():
+            for outcome, q in from_node(x, votes).items():
+                law[outcome] = law.get(outcome, 0.0) + q * weight / sum(weights.values())
+        return law
+
+    return from_node((), [])

@@ -88,6 +88,8 @@ class TabularPolicy:
         return self._draw(states, keys, self.max_length, "rollout")
 
     def _draw(self, states: Sequence[Any], keys: Keys, block: int, kind: str) -> list[Draw]:
+        if any(state.done for state in states):
+            raise InputError("a state has ended; draw from open states")
         tokens, logps = [state.tokens for state in states], np.zeros(len(states))
         lengths = [min(len(prefix) + block, self.max_length) for prefix in tokens]
         rows = list(range(len(states)))
@@ -113,7 +115,7 @@ class TabularPolicy:
             state = self._states[key] = TabularState(before.problem, tokens, text, before.logp + logp, done)
         count = len(tokens) - len(before.tokens)
         cost = Cost(candidate=count, generated=count) if kind == "candidate" else Cost(rollout=count, generated=count)
-        return Draw(state, Text(tokens, state.text, state.logp, state.done), logp, cost)
+        return Draw(state, Text(tokens, state.text, before.logp + logp, state.done), logp, cost)
 
 
 def _tally(draws: Sequence[Draw]) -> list[Cost]:

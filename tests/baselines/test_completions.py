@@ -7,37 +7,39 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from functools import cache
 from itertools import product
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
 
 from ets.baselines import majority, one_step, plain
 from ets.runner import run
-from ets.testing import Law, Prefix, TabularPolicy, check_law, optimal_law, total_variation
+from ets.testing import Law, TabularPolicy, check_law, optimal_law, total_variation
 from ets.types import Chain, InputError, Problem, StepFn, Text
+
+Outcome: TypeAlias = tuple[int, ...]
 
 PROBLEM = Problem("p", "a prompt")
 LEVEL = 1e-4
 DRAWS = 10_000
-LAM = 0.7
+LAM = 1.5
 
 
 def new_policy() -> TabularPolicy:
-    return TabularPolicy(vocabulary=3, block_size=1, max_length=2, seed=1)
+    return TabularPolicy(vocabulary=3, block_size=1, max_length=2, concentration=0.7, seed=11)
 
 
 REFERENCE = new_policy().oracle.finish_law(PROBLEM, ())
-"""Seven outcomes: the tokens 0 (end), 1 ("a") and 2 ("b"), at most two of them."""
+"""Seven outcomes: the tokens 0 (end), 1 ("a") and 2 ("b"), at most two of them; none is rarer than 8%."""
 
 
 def chains_of(step: StepFn, samples: int = DRAWS, policy: TabularPolicy | None = None) -> list[Chain]:
     return list(run(policy or new_policy(), step, [PROBLEM], width=5000, seed=0, samples=samples))
 
 
-def exact_law(samples: int, weigh: Callable[[tuple[Prefix, ...]], Sequence[float]]) -> Law:
+def exact_law(samples: int, weigh: Callable[[tuple[Outcome, ...]], Sequence[float]]) -> Law:
     """The law of the sample that is kept, by enumeration of all tuples of samples."""
-    law: dict[Prefix, float] = defaultdict(float)
+    law: dict[Outcome, float] = defaultdict(float)
     for drawn in product(REFERENCE, repeat=samples):
         weights = weigh(drawn)
         for outcome, weight in zip(drawn, weights, strict=True):
@@ -55,18 +57,18 @@ def majority_chains(samples: int) -> list[Chain]:
     return chains_of(majority(first_letter, samples=samples))
 
 
-def answer_of(outcome: Prefix) -> int | None:
+def answer_of(outcome: Outcome) -> int | None:
     return outcome[0] or None
 
 
-def votes_won(drawn: tuple[Prefix, ...]) -> list[float]:
+def votes_won(drawn: tuple[Outcome, ...]) -> list[float]:
     """1 for every sample whose answer is among the most frequent ones; for all samples if there is no answer."""
-    counts = Counter(answer for outcome in drawn if (answer := answer_of(outcome)) is not None)
+    counts: Counter[int | None] = Counter(answer for outcome in drawn if (answer := answer_of(outcome)) is not None)
     most = max(counts.values(), default=0)
     return [float(counts.get(answer_of(outcome), 0) == most) for outcome in drawn]
 
 
-def worth(tokens: Prefix) -> float:
+def worth(tokens: Outcome) -> float:
     return float(tokens.count(1) - 2 * tokens.count(2))
 
 
@@ -93,6 +95,15 @@ def test_majority_returns_tied_answers_equally_often_at_level_1e_4() -> None:
     check_law((chain.state.tokens[0] for chain in tied), {1: 0.5, 2: 0.5}, level=LEVEL)
 
 
+def test_majority_always_returns_one_of_the_most_frequent_answers() -> None:
+    shares = set()
+    for chain in majority_chains(3):
+        drawn = tuple(text.tokens for text in chain.trace[0].candidates)
+        assert votes_won(drawn)[chain.trace[0].choice] == 1
+        shares.add(sum(votes_won(drawn)))
+    assert shares == {1, 2, 3}
+
+
 def test_majority_never_returns_a_text_without_an_answer_if_there_is_one() -> None:
     sets = [({text.text for text in chain.trace[0].candidates}, chain.state.text) for chain in majority_chains(3)]
     assert all(kept for drawn, kept in sets if drawn != {""})
@@ -114,6 +125,13 @@ def test_one_step_draws_from_its_exact_law_at_finite_samples_at_level_1e_4(sampl
     assert distance > 0.05  # so that the limit law would fail
     chains = chains_of(one_step(count_letters, samples=samples, lam=LAM))
     check_law((chain.state.tokens for chain in chains), law, level=LEVEL)
+
+
+def test_one_step_weighs_every_sample_by_its_reward_over_lambda() -> None:
+    for chain in chains_of(one_step(count_letters, samples=3, lam=LAM), samples=50):
+        (only,) = chain.trace
+        assert only.log_weights.tolist() == [worth(text.tokens) / LAM for text in only.candidates]
+        assert only.log_rewards[:, 0].tolist() == only.log_weights.tolist()
 
 
 def test_one_step_marks_a_chain_whose_samples_are_all_forbidden() -> None:
@@ -159,7 +177,7 @@ def test_the_chains_costs_add_up_to_the_ledger(name: str) -> None:
 
 def test_only_texts_that_are_judged_are_charged_as_such() -> None:
     judged = {name: chains_of(step, samples=1)[0].cost.rewarded for name, (step, _) in STEPS.items()}
-    assert judged == {"plain": 0, "majority": 3, "one-step": 4}
+    assert judged == {"plain": 0, "majority": 0, "one-step": 4}
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, None])

@@ -93,7 +93,7 @@ def test_results_of_another_configuration_are_refused_and_the_differing_keys_nam
         Journal(tmp_path, other)
     message = str(caught.value)
     assert str(tmp_path) in message and "\n" not in message
-    for part in ("lam (0.1 there, 0.2 now)", "top_k (None there, 5 now)", "width (None there, 8 now)", "methods ("):
+    for part in ("lam (0.1 there, 0.2 now)", "top_k (None there, 5 now)", "width ('absent' there, 8 now)", "methods ("):
         assert part in message
     assert "seed" not in message and "task" not in message.split("configuration:")[1]
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -42,7 +42,8 @@ def test_callables_of_prompt_and_text_are_lifted(scoring: Callable[..., float]) 
 
 
 def test_a_built_in_callable_without_a_signature_is_taken_for_prompt_and_text() -> None:
-    assert list(as_reward(max)(PROBLEM, [text("b"), text("")], CHAIN)) == ["b", "a prompt"]
+    values: list[Any] = list(as_reward(max)(PROBLEM, [text("b"), text("")], CHAIN))
+    assert values == ["b", "a prompt"]
 
 
 def test_a_prompt_of_token_ids_arrives_as_it_was_given() -> None:

@@ -1,0 +1,174 @@
+"""ETS on a causal model against the plain way, in seconds and in the same run: `python benchmarks/autoregressive.py`
+
+The plain way is what one writes first: at every guide step, `model.generate` on M repeated prompts for the candidates,
+then `model.generate` on M·K repeated prefixes for the rollouts, no cache carried over. Both draw as many tokens from
+the same random weights, and there is no end token, so the work is the same at every repeat. The bound is the time of
+the bare forward passes alone: same rows, same cache, nothing sampled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from ets import demo
+from ets.kernel import energy_guided
+from ets.policies.autoregressive import Horizon, Sampling
+from ets.policies.checkpoint import Checkpoint
+from ets.policies.kv_cache import Memory, RowCache, fork
+from ets.policies.transformers import TransformersPolicy
+from ets.rewards import per_text
+from ets.runner import run
+from ets.types import Problem
+
+VOCABULARY = 32_000
+SHAPE = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 8}
+OUT = Path(__file__).parents[1] / "docs" / "benchmarks" / "autoregressive.md"
+
+
+def random_checkpoint() -> Checkpoint:
+    """Random weights of about 50M parameters, and a tokenizer whose end token the model cannot draw."""
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        num_key_value_heads=4,
+        head_dim=64,
+        tie_word_embeddings=True,
+        eos_token_id=None,
+        bos_token_id=None,
+        **SHAPE,
+    )
+    tokenizer = Checkpoint(demo.model_path()).tokenizer
+    tokenizer.add_tokens([f"<{n}>" for n in range(VOCABULARY - len(tokenizer))] + ["<never drawn>"])
+    tokenizer.eos_token = "<never drawn>"
+    return Checkpoint.loaded(Qwen3ForCausalLM(config), tokenizer)
+
+
+class Setting:
+    """One prompt, M candidates, K rollouts, and guide steps of `block` tokens up to `length`."""
+
+    def __init__(self, checkpoint: Checkpoint, prompt: int, m: int, k: int, block: int, length: int) -> None:
+        self.checkpoint, self.m, self.k, self.block, self.length = checkpoint, m, k, block, length
+        self.prompt = np.random.default_rng(0).integers(0, VOCABULARY, prompt).tolist()
+
+    def ets(self) -> None:
+        policy = TransformersPolicy(self.checkpoint, Sampling(), Horizon(self.block, self.length))
+        step = energy_guided(per_text(lambda _, text: len(text) % 7), candidates=self.m, rollouts=self.k, lam=1.0)
+        list(run(policy, step, [Problem("p", tuple(self.prompt))], width=1, seed=0))
+
+    def plain(self) -> None:
+        tokens = self.prompt
+        for step in range(1, self.length // self.block + 1):
+            candidates = self._generate([tokens] * self.m, self.block)
+            rest = self.length - step * self.block
+            if rest:
+                self._generate([row for row in candidates for _ in range(self.k)], rest)
+            tokens = candidates[0]
+
+    def _generate(self, rows: list[list[int]], count: int) -> list[list[int]]:
+        ids = torch.tensor(rows)
+        options: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "pad_token_id": 0}
+        drawn = self.checkpoint.model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, min_new_tokens=count, **options
+        )
+        return drawn.tolist()
+
+    @torch.inference_mode()
+    def bare_forwards(self) -> None:
+        """The forward passes of `ets` alone."""
+        memory = Memory(self._read(RowCache(SHAPE["num_hidden_layers"], len(self.prompt), [0]), [self.prompt]), 0)
+        for step in range(1, self.length // self.block + 1):
+            candidates = self._advance(fork([memory] * self.m, self.block), self.block)
+            rest = self.length - step * self.block
+            if rest:
+                rows = [Memory(candidates, m) for m in range(self.m) for _ in range(self.k)]
+                self._advance(fork(rows, rest), rest - 1)
+            memory = Memory(candidates, 0)
+
+    def _advance(self, cache: RowCache, columns: int) -> RowCache:
+        for _ in range(columns):
+            self._read(cache, [[1]] * len(cache.lengths))
+        return cache
+
+    def _read(self, cache: RowCache, tokens: list[list[int]]) -> RowCache:
+        ids = torch.tensor(tokens)
+        positions = torch.tensor(cache.lengths)[:, None] + torch.arange(ids.shape[1])
+        self.checkpoint.model(
+            input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+        )
+        cache.advance(ids.shape[1])
+        return cache
+
+
+def seconds(work: Callable[[], None]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+def measure(setting: Setting, repeats: int) -> list[str]:
+    """Medians over repeats, each repeat running all three in turn; the ratio is taken repeat by repeat."""
+    rounds = [[seconds(work) for work in (setting.ets, setting.plain, setting.bare_forwards)] for _ in range(repeats)]
+    ours, plain, bare = (median(column) for column in zip(*rounds, strict=True))
+    ratios = sorted(p / o for o, p, _ in rounds)
+    spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+    cells = [
+        f"{plain:.1f}",
+        f"{ours:.1f}",
+        f"{bare:.1f}",
+        f"**{median(ratios):.2f}**",
+        spread,
+        f"{median(p / b for _, p, b in rounds):.2f}",
+    ]
+    return [str(len(setting.prompt)), *cells]
+
+
+def machine() -> str:
+    name = platform.processor() or platform.machine()
+    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
+        if line.startswith("model name"):
+            name = line.split(":")[1].strip()
+            break
+    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__} with {torch.get_num_threads()} threads, float32"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, nargs="+", default=[200, 1000])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--candidates", type=int, default=8)
+    parser.add_argument("--rollouts", type=int, default=3)
+    parser.add_argument("--block-size", type=int, default=32)
+    parser.add_argument("--max-length", type=int, default=128)
+    options = parser.parse_args()
+    checkpoint = random_checkpoint()
+    shape = (options.candidates, options.rollouts, options.block_size, options.max_length)
+    Setting(checkpoint, 32, 2, 2, 4, 8).ets()  # warm up
+    rows = [measure(Setting(checkpoint, prompt, *shape), options.repeats) for prompt in options.prompts]
+    headings = ["prompt", "plain way (s)", "ets (s)", "bare forwards (s)", "times faster", "spread", "bound"]
+    lines = ["| " + " | ".join(cells) + " |" for cells in (headings, ["---:"] * len(headings), *rows)]
+    parameters = checkpoint.model.num_parameters() / 1e6
+    text = (
+        f"# ETS against the plain way, autoregressive\n\n{__doc__.split(chr(10), 1)[1].strip()}\n\n"
+        f"Random weights, {parameters:.0f}M parameters; "
+        f"M {shape[0]}, K {shape[1]}, block {shape[2]}, length {shape[3]}; "
+        f"medians over {options.repeats} repeats. Machine: {machine()}.\n\n" + "\n".join(lines) + "\n\n"
+        "`times faster` is the plain way's seconds over ours; `bound` the same if only the bare forwards took time.\n"
+    )
+    print(text)
+    OUT.parent.mkdir(parents=True, exist_ok=True)
+    OUT.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

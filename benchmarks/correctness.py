@@ -1,0 +1,183 @@
+"""Write docs/correctness.md: what is exact, what is a limit, and how far off it is. `python benchmarks/correctness.py`
+
+Everything is computed on a model of three tokens, small enough to be enumerated; it takes some minutes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from ets import kernel
+from ets.kernel import energy_guided
+from ets.rewards import per_text, self_consistency
+from ets.runner import run
+from ets.testing import (
+    Law,
+    TabularPolicy,
+    frequencies,
+    judge_law,
+    kernel_law,
+    optimal_law,
+    self_consistency_law,
+    total_variation,
+)
+from ets.types import Floats, Problem
+from ets.weights import log_mean_exp
+
+PROBLEM = Problem("p", (1,))
+LENGTH, LAM, LEVEL = 4, 0.2, 1e-4
+TEMPLATE = Path(__file__).with_name("correctness_template.md")
+OUT = Path(__file__).parents[1] / "docs" / "correctness.md"
+
+
+def liking(text: str) -> float:
+    """The fixed reward: it likes a's and short texts, and the two pull against each other."""
+    return 0.3 * text.count("a") - 0.15 * len(text)
+
+
+def spelled(function: Callable[[str], object]) -> Callable[[tuple[int, ...]], object]:
+    """A function of text as one of token tuples."""
+    return lambda tokens: function("".join(chr(96 + token) for token in tokens if token))
+
+
+def policy(guide_steps: int, seed: int = 0) -> TabularPolicy:
+    return TabularPolicy(vocabulary=3, block_size=LENGTH // guide_steps, max_length=LENGTH, seed=seed)
+
+
+def exact(guide_steps: int, candidates: int, rollouts: int, seed: int = 0) -> tuple[Law, Law]:
+    """The kernel's law at finite M and K, and p*."""
+    oracle = policy(guide_steps, seed).oracle
+    reward = spelled(liking)
+    law = kernel_law(oracle, PROBLEM, reward, lam=LAM, candidates=candidates, rollouts=rollouts)  # type: ignore[arg-type]
+    return law, optimal_law(oracle.finish_law(PROBLEM, ()), reward, LAM)  # type: ignore[arg-type]
+
+
+def distance(guide_steps: int, candidates: int, rollouts: int) -> float:
+    """Total variation to p*, exactly, averaged over five tables of next-token laws."""
+    return float(np.mean([total_variation(*exact(guide_steps, candidates, rollouts, seed)) for seed in range(5)]))
+
+
+def sampled(guide_steps: int, candidates: int, rollouts: int, draws: int) -> list[tuple[int, ...]]:
+    reward = per_text(lambda _, text: liking(text))
+    step = energy_guided(reward, candidates=candidates, rollouts=rollouts, lam=LAM)
+    return [c.state.tokens for c in run(policy(guide_steps), step, [PROBLEM], width=5000, seed=0, samples=draws)]  # type: ignore[misc]
+
+
+def noise_floor(law: Law, draws: int) -> float:
+    """The mean total variation between a law and the frequencies of so many draws from it."""
+    p = np.array(list(law.values()))
+    counts = np.random.default_rng(0).multinomial(draws, p / p.sum(), size=1000)
+    return float(np.mean(0.5 * np.abs(counts / draws - p).sum(axis=1)))
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headings, ["---:"] * len(headings), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def by_candidates() -> str:
+    rows = [
+        [str(m), *(f"{distance(i, m, k):.4f}" for i in (1, 2, 4) for k in ((1,) if i == 1 else (1, 3)))]
+        for m in (1, 2, 4, 8, 16, 32, 64)
+    ]
+    return table(["M", "I = 1", "I = 2, K = 1", "I = 2, K = 3", "I = 4, K = 1", "I = 4, K = 3"], rows)
+
+
+def at_fixed_rollouts() -> str:
+    pairs = [(32, 1), (16, 2), (8, 4), (4, 8), (2, 16)]
+    rows = [[str(m), str(k), f"{distance(2, m, k):.4f}", f"{distance(4, m, k):.4f}"] for m, k in pairs]
+    return table(["M", "K", "I = 2", "I = 4"], rows)
+
+
+def against_simulation(draws: int = 20_000) -> str:
+    rows = []
+    for i, m, k in ((1, 2, 1), (2, 2, 2), (4, 3, 2), (2, 16, 1)):
+        law, optimal = exact(i, m, k)
+        drawn = sampled(i, m, k, draws)
+        verdict = judge_law(drawn, law, level=LEVEL)
+        far = [f"{total_variation(frequencies(drawn), target):.4f}" for target in (law, optimal)]
+        rows.append(
+            [
+                str(m),
+                str(k),
+                str(i),
+                far[0],
+                f"{noise_floor(law, draws):.4f}",
+                f"{min(verdict.p_g, verdict.p_tv):.3f}",
+                far[1],
+            ]
+        )
+    return table(["M", "K", "I", "to the exact law", "noise floor", "smaller p", "to p*"], rows)
+
+
+@contextmanager
+def mutated(name: str, function: object) -> Iterator[None]:
+    """The kernel with one of its functions replaced."""
+    original = getattr(kernel, name)
+    setattr(kernel, name, function)
+    try:
+        yield
+    finally:
+        setattr(kernel, name, original)
+
+
+def drop_lambda(log_rewards: Floats) -> Floats:
+    return log_mean_exp(log_rewards * LAM, axis=1)
+
+
+def tilt_of_the_mean(log_rewards: Floats) -> Floats:
+    return np.mean(log_rewards, axis=1)
+
+
+def mutations(draws: int = 20_000) -> str:
+    law, _ = exact(2, 3, 2)
+    cases: list[tuple[str, str, object]] = [
+        ("none: the kernel as it is", "log_energies", kernel.log_energies),
+        ("1/λ dropped", "log_energies", drop_lambda),
+        ("exp of the mean reward, not mean of the exp", "log_energies", tilt_of_the_mean),
+        ("the best candidate, not one in proportion", "choose", lambda weights, number: int(np.argmax(weights))),
+    ]
+    rows = []
+    for label, name, function in cases:
+        with mutated(name, function):
+            verdict = judge_law(sampled(2, 3, 2, draws), law, level=LEVEL)
+        rows.append([label, f"{verdict.p_g:.1e}", f"{verdict.p_tv:.1e}", "passes" if verdict.passed else "red"])
+    return table(["mutation", "p of the G-test", "p of total variation", f"at level {LEVEL:g}"], rows)
+
+
+def voting(draws: int = 4_000) -> str:
+    def answer(text: str) -> int | None:
+        return text.count("b") or None
+
+    oracle, rows = policy(4, 2).oracle, []
+    limits = {
+        pool: self_consistency_law(oracle, PROBLEM, spelled(answer), lam=LAM, pool=pool)  # type: ignore[arg-type]
+        for pool in ("step", "chain")
+    }
+    for pool in ("step", "chain"):
+        step = energy_guided(self_consistency(answer, pool=pool), candidates=64, rollouts=2, lam=LAM)  # type: ignore[arg-type]
+        chains = run(policy(4, 2), step, [PROBLEM], width=1000, seed=0, samples=draws)
+        seen = frequencies(chain.state.tokens for chain in chains)
+        cells = [f"{total_variation(seen, limit):.4f}" for limit in limits.values()]
+        rows.append([pool, *cells, f"{noise_floor(limits[pool], draws):.4f}"])  # type: ignore[index]
+    return table(["pool", "to the limit for `step`", "to the limit for `chain`", "noise floor"], rows)
+
+
+def main() -> None:
+    tables = {
+        "by_candidates": by_candidates(),
+        "at_fixed_rollouts": at_fixed_rollouts(),
+        "against_simulation": against_simulation(),
+        "mutations": mutations(),
+        "voting": voting(),
+    }
+    OUT.write_text(TEMPLATE.read_text(encoding="utf-8").format(**tables), encoding="utf-8")
+    print(f"wrote {OUT.name}")
+
+
+if __name__ == "__main__":
+    main()
