@@ -22,7 +22,15 @@ setup(
     extras_require={
         "eval": ["matplotlib>=3.9,<4"],
         "vllm": ["vllm>=0.32,<0.33"],
-        "dev": ["pytest>=8", "hypothesis>=6.100", "ruff>=0.14", "mypy>=1.18"],
+        "dev": [
+            "pytest>=8",
+            "hypothesis>=6.100",
+            "ruff>=0.14",
+            "mypy>=1.18",
+            "nbclient>=0.10",
+            "nbformat>=5.10",
+            "ipykernel>=7",
+        ],
     },
     entry_points={"console_scripts": ["ets=ets.cli:main"]},
 )

@@ -41,7 +41,7 @@ def liking(text: str) -> float:
 
 def spelled(function: Callable[[str], object]) -> Callable[[tuple[int, ...]], object]:
     """A function of text as one of token tuples."""
-    return lambda tokens: function("".join(chr(96 + token) for token in tokens if token))
+    return lambda tokens: function(TabularPolicy.spelled(tokens))
 
 
 def policy(guide_steps: int, seed: int = 0) -> TabularPolicy:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeAlias, overload
@@ -43,7 +43,7 @@ class Result:
 
     text: str
     answer: Hashable | None
-    trace: tuple[Step, ...]
+    trace: tuple[Step, ...] = field(repr=False)
     cost: Cost
     valid: bool
 
@@ -102,7 +102,7 @@ def sample(  # type: ignore[misc]
     width : int
         Prompts that advance together.
     progress : bool
-        Show a progress bar over the prompts if there are several; nothing is printed otherwise.
+        Show a progress bar over the prompts if there are several; ets itself prints nothing else.
 
     Returns
     -------

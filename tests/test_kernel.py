@@ -23,7 +23,7 @@ def liking(text: str) -> float:
 
 
 def liking_tokens(tokens: tuple[int, ...]) -> float:
-    return liking("".join(chr(96 + token) for token in tokens if token))
+    return liking(TabularPolicy.spelled(tokens))
 
 
 def sampled(candidates: int, *, rollouts: int = 1, lam: float = LAM, draws: int = 6_000) -> Law:

@@ -43,7 +43,7 @@ def forbidding(text: str) -> float:
 
 
 def spelled(function: Callable[[str], Any]) -> Callable[[tuple[int, ...]], Any]:
-    return lambda tokens: function("".join(chr(96 + token) for token in tokens if token))
+    return lambda tokens: function(TabularPolicy.spelled(tokens))
 
 
 def chains(

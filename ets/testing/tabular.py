@@ -71,6 +71,11 @@ class TabularPolicy:
         """The exact next-token law `[V]`."""
         return self._table(problem.prompt, tokens)
 
+    @staticmethod
+    def spelled(tokens: Prefix) -> str:
+        """The text of an outcome: letters, without the end token."""
+        return "".join(chr(96 + token) for token in tokens if token != END)
+
     @property
     def oracle(self) -> AutoregressiveOracle:
         """The exact laws."""
@@ -110,7 +115,7 @@ class TabularPolicy:
         key = (before.problem.id, tokens)
         state = self._states.get(key)
         if state is None:
-            text = "".join(chr(96 + token) for token in tokens if token != END)
+            text = self.spelled(tokens)
             done = tokens[-1] == END or len(tokens) == self.max_length
             state = self._states[key] = TabularState(before.problem, tokens, text, before.logp + logp, done)
         count = len(tokens) - len(before.tokens)
