@@ -13,6 +13,7 @@ import torch
 from ets.kernel import energy_guided
 from ets.policies.autoregressive import Horizon, Sampling
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.kv_cache import RowCache
 from ets.policies.transformers import TransformersPolicy
 from ets.rewards import per_text
 from ets.runner import run
@@ -44,6 +45,13 @@ def test_a_wrong_temperature_turns_the_laws_red(make_tiny: Any) -> None:
     policy = make_tiny(Sampling(temperature=0.85))
     with pytest.raises(AssertionError, match="exact law"):
         check_policy(policy, causal_oracle(policy, 0.8), PROBLEMS, draws=DRAWS, level=LEVEL)
+
+
+def test_unmasked_padding_turns_the_laws_red(make_tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RowCache, "mask", lambda self, queries, device: None)
+    policy = make_tiny()
+    with pytest.raises(AssertionError):
+        check_policy(policy, causal_oracle(policy), PROBLEMS, draws=2_000, level=LEVEL)
 
 
 @pytest.mark.parametrize("sampling", [Sampling(top_k=2), Sampling(top_p=0.6)])
