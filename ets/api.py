@@ -22,7 +22,7 @@ from ets.types import Chain, Cost, InputError, Policy, Problem, Reward, Step, St
 Model: TypeAlias = str | Path | tuple[Any, Any] | Checkpoint
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
     """What `sample` returns.
 
@@ -116,8 +116,12 @@ def sample(  # type: ignore[misc]
     """
     if reward is None and extract is None:
         raise InputError("neither a reward nor extract is given; pass reward=lambda prompt, text: …, or extract=…")
-    if isinstance(stop, str):
-        raise InputError(f"stop is the text {stop!r}; pass a list of strings")
+    if isinstance(stop, str) or not isinstance(stop, Sequence):
+        raise InputError(f"stop is {stop!r}; pass a list of strings")
+    if not isinstance(prompt, str) and not (isinstance(prompt, Sequence) and all(isinstance(p, str) for p in prompt)):
+        raise InputError(f"the prompt is {prompt!r}; pass text or a list of texts")
+    if extract is not None and not callable(extract):
+        raise InputError(f"extract is {extract!r}; pass a function of a text")
     guide = as_reward(reward) if reward is not None else self_consistency(extract)  # type: ignore[arg-type]
     step = energy_guided(guide, candidates=candidates, rollouts=rollouts, lam=lam)
     sampling, horizon = Sampling(temperature, top_k, top_p), Horizon(block_size, max_length)

@@ -44,6 +44,8 @@ def run(
         For values out of range, or from the policy for a prompt that it cannot continue.
     """
     require_counts(width=width, samples=samples)
+    if not isinstance(seed, int):
+        raise InputError(f"seed is {seed!r}; it must be a whole number")
     requests = ((problem, sample) for problem in _distinct(problems) for sample in range(samples))
     waiting = (request for request in requests if (request[0].id, request[1]) not in done)
     return _advance(policy, step, waiting, width, seed)
@@ -69,6 +71,7 @@ def _advance(
         fresh = list(islice(waiting, width - len(active)))
         starts = _start(policy, [problem for problem, _ in fresh], starts)
         active += [Chain(p, sample, chain_key(seed, p.id, sample), starts[p.id]) for p, sample in fresh]
+        starts = {p.id: starts[p.id] for p, _ in fresh[-1:]} or starts  # only the last problem may have samples to come
         if not active:
             return
         active = _timed(policy, step, active)

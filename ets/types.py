@@ -148,7 +148,7 @@ class Draw:
     cost: Cost
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Step:
     """One guide step of one chain.
 
@@ -180,7 +180,7 @@ class Step:
         return bool(np.all(np.isneginf(self.log_weights)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chain:
     """One sampled generation on its way, or, once `state.done`, a result.
 

@@ -27,7 +27,7 @@ demo)
     TOP_P=${TOP_P:-}                          # empty: all tokens
     SAMPLES=${SAMPLES:-}                      # of the other methods; empty: as many as generate ETS's tokens
     SEED=${SEED:-0}
-    WIDTH=${WIDTH:-16}                        # problems that advance together; results do not depend on it
+    WIDTH=${WIDTH:-16}                        # problems that advance together; results depend on it by rounding errors alone
     MEMORY_GIB=${MEMORY_GIB:-}                # for the cache of rows under way; empty: half of what is free
     OUT=${OUT:-}                              # results folder; empty: results/TASK-HASH, by the configuration
     ;;
@@ -37,15 +37,19 @@ demo)
     ;;
 esac
 
-source "$ROOT/scripts/setup.sh" eval
-export TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
+if [ $# -gt 1 ]; then
+    echo "error: unexpected argument '$2'; set hyper-parameters as variables, for example: M_CANDIDATES=5 bash qwen/eval.sh" >&2
+    exit 2
+fi
 REAL="MODEL_PATH=Qwen/Qwen3-1.7B-Base SHOTS=4 TEMPERATURE=1.0 bash qwen/eval.sh"
 note() { if [ "$MODEL_PATH" = embedded ]; then echo "$1"; fi; }
 
-note "This is the embedded demonstration: a model of 1.7 million parameters on made-up problems. With a real model: $REAL"
-"$PYTHON" -m ets eval --task "$TASK" --model "$MODEL_PATH" --count "$NUM_PROBLEMS" --shots "$SHOTS" --methods "$METHODS" \
+note "This is the embedded demonstration: a model of 1.7 million parameters on made-up problems. With a real model, on the same problems: $REAL"
+source "$ROOT/scripts/setup.sh" eval
+export TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
+"$PYTHON" -P -m ets eval --task "$TASK" --model "$MODEL_PATH" --count "$NUM_PROBLEMS" --shots "$SHOTS" --methods "$METHODS" \
     --candidates "$M_CANDIDATES" --rollouts "$K_MONTE_CARLO" --lam "$LAMBDA_PARAM" --pool "$POOL" \
     --max-length "$MAX_LENGTH" --block-size "$BLOCK_SIZE" --temperature "$TEMPERATURE" \
     ${TOP_K:+--top-k "$TOP_K"} ${TOP_P:+--top-p "$TOP_P"} ${SAMPLES:+--samples "$SAMPLES"} --seed "$SEED" \
     --width "$WIDTH" --results "$ROOT/results" ${MEMORY_GIB:+--memory-gib "$MEMORY_GIB"} ${OUT:+--out "$OUT"}
-note "That was the embedded demonstration, which shows the method and its cost, not what it does for a real model: $REAL"
+note "That was the embedded demonstration, which shows the method and its cost, not what it does for a real model. With one: $REAL"

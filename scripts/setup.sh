@@ -3,7 +3,7 @@
 #   source scripts/setup.sh [EXTRA ...]     extras of setup.py, for example: eval dev
 # It sets PYTHON to the environment's interpreter. A second call with nothing to do takes no time.
 ETS_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-VENV="${VENV:-$ETS_ROOT/.venv}"
+VENV="${ETS_VENV:-$ETS_ROOT/.venv}"
 PYTHON="$VENV/bin/python"
 
 ets_find_python() {
@@ -40,7 +40,7 @@ ets_install() {
     if command -v uv >/dev/null 2>&1; then
         UV_FIND_LINKS="${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}" uv pip install --quiet --compile-bytecode --python "$PYTHON" "$@"
     else
-        "$PYTHON" -m pip install --quiet --disable-pip-version-check "$@"
+        "$PYTHON" -P -m pip install --quiet --disable-pip-version-check "$@"
     fi
 }
 
@@ -52,12 +52,12 @@ ets_setup() {
         if [ "$(cat "$VENV/.ets-$extra" 2>/dev/null)" != "$wanted" ]; then missing="$missing $extra"; fi
     done
     if [ -x "$PYTHON" ] && [ -z "$missing" ]; then return 0; fi
-    if [ ! -x "$PYTHON" ]; then
+    if ! "$PYTHON" -P -m pip --version >/dev/null 2>&1; then # none there, or one that was left half made
         base="$(ets_find_python)" || return 1
         echo "setup: making a virtual environment in $VENV"
-        "$base" -m venv "$VENV" || return 1
+        "$base" -m venv --clear "$VENV" || return 1
     fi
-    if ! "$PYTHON" -c 'import torch' >/dev/null 2>&1; then
+    if ! "$PYTHON" -P -c 'import torch; torch.__version__' >/dev/null 2>&1; then
         # shellcheck disable=SC2046
         ets_install $(ets_torch_index) "$(grep '^torch==' "$constraints")" || return 1
     fi

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import pytest
@@ -90,4 +89,4 @@ def make_tiny(tiny_checkpoint: Any) -> Any:
     def make(sampling: Any = None, block_size: int = 2, max_length: int = 4, **options: Any) -> Any:
         return TransformersPolicy(tiny_checkpoint, sampling or Sampling(), Horizon(block_size, max_length), **options)
 
-    return partial(make)
+    return make

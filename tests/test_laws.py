@@ -103,7 +103,7 @@ def test_the_exact_law_is_the_reference_at_m_1_and_tends_to_the_optimal_law() ->
 MUTATIONS: dict[str, tuple[str, Any]] = {
     "1/λ dropped": ("log_energies", lambda log_rewards: log_mean_exp(log_rewards * LAM, axis=1)),
     "mean of the reward": ("log_energies", lambda log_rewards: log_rewards.mean(axis=1)),
-    "sum instead of mean for a wrong K": ("log_energies", lambda log_rewards: log_rewards.max(axis=1)),
+    "the best rollout, not their mean": ("log_energies", lambda log_rewards: log_rewards.max(axis=1)),
     "best candidate": ("choose", lambda weights, number: int(np.argmax(weights))),
 }
 

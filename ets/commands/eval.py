@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--top-p", float, "of the reference policy", default=None)
     add("--samples", int, "samples of the other methods (default: as many as generate ETS's tokens)", default=None)
     add("--seed", int, "of all randomness")
-    add("--width", int, "problems that advance together; results do not depend on it")
+    add("--width", int, "problems that advance together; results depend on it by rounding errors alone")
     add("--memory-gib", float, "limit on the cache of rows under way (default: half of the free memory)", default=None)
     add(
         "--results",
@@ -74,13 +74,15 @@ def execute(options: argparse.Namespace) -> None:
     from ets.policies.autoregressive import Horizon, Sampling
     from ets.policies.checkpoint import Checkpoint
     from ets.policies.transformers import TransformersPolicy
+    from ets.report.plots import require_matplotlib
     from ets.tasks import task_named
     from ets.transition import require_counts
 
-    task, methods = task_named(options.task), options.methods.split(",")
+    task, methods = task_named(options.task), [name.strip() for name in options.methods.split(",")]
     settings = Settings(options.candidates, options.rollouts, options.lam, options.pool)
     require_methods(methods, options.samples, settings)
     require_counts(width=options.width, count=options.count)
+    require_matplotlib()
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
     horizon = Horizon(options.block_size, options.max_length)
     checkpoint = Checkpoint(EMBEDDED.get(options.model, options.model))
@@ -88,7 +90,7 @@ def execute(options: argparse.Namespace) -> None:
     problems = task.problems(options.count, options.shots)
     policy.start(problems)  # a prompt that does not fit is named before the weights are loaded
     configuration = {name: getattr(options, name) for name in RESULTS_DEPEND_ON}
-    configuration |= {"model_revision": checkpoint.revision, "ets": __version__}
+    configuration |= {"model_revision": checkpoint.revision, "placement": checkpoint.placement, "ets": __version__}
     folder = options.out or options.results / f"{task.name}-{fingerprint(configuration)}"
     journal = Journal(folder, configuration)
     print(f"{len(journal.records)} finished chains in {folder}; the same command goes on where it was interrupted")

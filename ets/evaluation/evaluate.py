@@ -62,13 +62,12 @@ class Evaluation:
         return [self._row(methods[name]) for name in names]
 
     def _samples_at_equal_tokens(self) -> int:
-        """How many plain samples generate as many tokens as ETS did, from one plain sample per problem."""
-        self._run(METHODS["plain"](self.task, self.settings, 1), label="plain sampling (first sample)")
-        single = fmean(r["cost"]["generated"] for r in self.journal.of("plain") if r["sample"] == 0)
-        guided = fmean(r["cost"]["generated"] for r in self.journal.of("ets"))
-        return max(1, round(guided / single))
+        """How many plain samples generate as many tokens as ETS did: its first rollouts are plain samples."""
+        records = self.journal.of("ets")
+        guided = fmean(record["cost"]["generated"] for record in records)
+        return max(1, round(guided / fmean(record["sample_tokens"] for record in records)))
 
-    def _run(self, method: Method, label: str | None = None) -> None:
+    def _run(self, method: Method) -> None:
         """Sample what the journal lacks, with a progress bar that shows the accuracy so far."""
         known = {(r["problem"], r["sample"]): r for r in self.journal.of(method.name)}
         total = len(self.problems) * method.samples
@@ -82,9 +81,7 @@ class Evaluation:
             samples=method.samples,
             done=known,
         )
-        with tqdm(
-            total=total, initial=min(total, len(known)), desc=label or method.label, disable=not self.progress
-        ) as bar:
+        with tqdm(total=total, initial=min(total, len(known)), desc=method.label, disable=not self.progress) as bar:
             for chain in chains:
                 record = self._record(method, chain)
                 self.journal.append(record)
@@ -102,6 +99,7 @@ class Evaluation:
             "correct": self.task.grade(chain.problem, text),
             "valid": chain.valid,
             "guide_steps": len(chain.trace),
+            "sample_tokens": fmean(len(text.tokens) for row in chain.trace[0].rollouts for text in row),
             "cost": asdict(chain.cost),
             "text": text,
         }
@@ -116,6 +114,10 @@ class Evaluation:
         def each(name: str) -> float:
             return float(sum(record["cost"][name] for record in records)) / count
 
-        positions = sum(each(name) for name in ("prompt", "candidate", "rollout", "scored"))
+        # Samples share the reading of their prompt; a run that was interrupted may have read it again.
+        prompts: dict[str, int] = {}
+        for record in records:
+            prompts[record["problem"]] = max(prompts.get(record["problem"], 0), record["cost"]["prompt"])
+        positions = sum(prompts.values()) / count + sum(each(name) for name in ("candidate", "rollout", "scored"))
         mean = accuracy([fmean(values) for values in scores.values()], method.samples)
         return Row(method.name, method.label, mean, each("generated"), positions, each("seconds"))

@@ -49,6 +49,8 @@ class Journal:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = _locked(self._path)
+            if self._path.stat().st_size and not (folder / "configuration.json").exists():
+                raise InputError(f"{str(folder)!r} has a journal without its configuration.json; choose another folder")
             _require_same(folder / "configuration.json", configuration)
         except OSError as error:
             raise InputError(
@@ -66,7 +68,13 @@ class Journal:
         content = self._file.read()
         whole = content[: content.rfind(b"\n") + 1]
         self._file.truncate(len(whole))
-        return [_parsed(line, f"{self._path}, line {n}") for n, line in enumerate(whole.splitlines(), 1)]
+        records = [_parsed(line, f"{self._path}, line {n}") for n, line in enumerate(whole.splitlines(), 1)]
+        for number, record in enumerate(records, 1):
+            if not (isinstance(record, dict) and {"method", "problem", "sample"} <= record.keys()):
+                raise InputError(
+                    f"{self._path}, line {number} is no record; mend or remove it, or choose another folder"
+                )
+        return records
 
     def of(self, method: str) -> list[Record]:
         """A method's records."""
@@ -97,6 +105,8 @@ def _require_same(path: Path, configuration: Mapping[str, Any]) -> None:
         whole.replace(path)
         return
     stored, current = _parsed(path.read_bytes(), str(path)), json.loads(_canonical(configuration))
+    if not isinstance(stored, dict):
+        raise InputError(f"{path} is damaged, it holds no configuration; choose another folder")
     absent = "absent"
     pairs = {k: (stored.get(k, absent), current.get(k, absent)) for k in sorted({*stored, *current})}
     differing = [f"{k} ({there!r} there, {now!r} now)" for k, (there, now) in pairs.items() if there != now]

@@ -68,6 +68,8 @@ METHODS: dict[str, Callable[[Task, Settings, int], Method]] = {
 
 def require_methods(names: list[str], samples: int | None, settings: Settings) -> None:
     """Raise `InputError` for unknown methods or settings out of range, before anything is loaded."""
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"method {repeated[0]!r} is named twice; name it once")
     if unknown := [name for name in names if name not in METHODS]:
         raise InputError(f"unknown method {unknown[0]!r}; choose from {', '.join(METHODS)}")
     if samples is None and "ets" not in names:

@@ -34,6 +34,9 @@ class Sampling:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
+        numbers = [value for value in (self.temperature, self.top_p) if value is not None]
+        if not all(isinstance(value, int | float) for value in numbers):
+            raise InputError(f"temperature {self.temperature!r}, top_p {self.top_p!r}: both must be numbers")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise InputError(f"temperature is {self.temperature}; it must be a finite number of at least 0")
         if self.top_k is not None:
@@ -67,8 +70,9 @@ def pick_tokens(probabilities: torch.Tensor, uniforms: torch.Tensor) -> tuple[to
     """
     cdf = probabilities.cumsum(-1)
     tokens = torch.searchsorted(cdf, (uniforms * cdf[:, -1])[:, None], right=True)[:, 0]
-    positions = torch.arange(probabilities.shape[-1], device=probabilities.device)
-    last = torch.where(probabilities > 0, positions, 0).amax(-1)
+    last = torch.searchsorted(cdf, cdf[:, -1:].contiguous())[
+        :, 0
+    ]  # where the cdf reaches its total, the probability is positive
     tokens = torch.minimum(tokens, last)
     return tokens, (probabilities.gather(-1, tokens[:, None])[:, 0] / cdf[:, -1]).log()
 
@@ -164,7 +168,11 @@ def encode_prompt(tokenizer: Any, problem: Problem, horizon: Horizon, context: i
         For an empty prompt, or one that leaves no room for `max_length` tokens in the model's context.
     """
     prompt = problem.prompt
-    ids = tuple(tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else tuple(prompt)
+    if not isinstance(prompt, str | tuple):
+        raise InputError(f"the prompt of problem {problem.id!r} is {prompt!r}; pass text, or a tuple of token ids")
+    ids = tuple(tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else prompt
+    if bad := [stop for stop in problem.stop if not isinstance(stop, str) or not stop]:
+        raise InputError(f"problem {problem.id!r} has the stop string {bad[0]!r}; give non-empty text")
     if not prompt or not ids:
         raise InputError(f"the prompt of problem {problem.id!r} is empty; give at least one token")
     if context is not None and len(ids) + horizon.max_length > context:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 
+from ets.policies.attention import use_grouped_sdpa
 from ets.types import InputError
 
 HUB_SECONDS = 3.0
@@ -42,7 +46,11 @@ class Checkpoint:
     device: str | None = None
 
     def __post_init__(self) -> None:
+        if Path(self.name).expanduser().is_dir():
+            self.name = str(Path(self.name).expanduser())
         _require_checkpoint(self.name)
+        if not self.tokenizer.get_vocab():
+            raise InputError(f"the tokenizer of {self.name!r} has no vocabulary; are its files complete?")
         if self.tokenizer.eos_token_id is None:
             raise InputError(
                 f"the tokenizer of {self.name!r} has no end token; set its eos_token, so that texts can end"
@@ -50,12 +58,18 @@ class Checkpoint:
 
     @classmethod
     def loaded(cls, model: Any, tokenizer: Any) -> Checkpoint:
-        """From a model and a tokenizer that are in memory; the model is used where and as it is."""
+        """From a model and a tokenizer in memory; the model is used where it is, in evaluation mode.
+
+        Its attention is switched from SDPA to `ets.policies.attention`, which computes the same.
+        """
+        if not hasattr(tokenizer, "eos_token_id") or not hasattr(model, "config"):
+            raise InputError("the pair is not (model, tokenizer); pass a transformers model first, then its tokenizer")
         if tokenizer.eos_token_id is None:
             raise InputError("the tokenizer has no end token; set its eos_token, so that texts can end")
         self = cls.__new__(cls)
         self.name = str(getattr(model, "name_or_path", "") or "loaded")
         generation = getattr(model, "generation_config", None)
+        use_grouped_sdpa(model)
         self.__dict__.update(model=model.eval(), tokenizer=tokenizer, config=model.config, generation_config=generation)
         return self
 
@@ -63,21 +77,49 @@ class Checkpoint:
     def tokenizer(self) -> Any:
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(self.name)
+        return self._loading("tokenizer", AutoTokenizer.from_pretrained)
 
     @cached_property
     def config(self) -> Any:
         from transformers import AutoConfig
 
-        return AutoConfig.from_pretrained(self.name)
+        return self._loading("configuration", AutoConfig.from_pretrained)
 
     @cached_property
     def model(self) -> Any:
         from transformers import AutoModelForCausalLM
 
-        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = self.dtype or ("auto" if device.startswith("cuda") else torch.float32)
-        return AutoModelForCausalLM.from_pretrained(self.name, dtype=dtype).to(device).eval()
+        model = self._loading(
+            "weights", AutoModelForCausalLM.from_pretrained, dtype=self._dtype, device_map=self._device
+        )
+        use_grouped_sdpa(model)
+        return model.eval()
+
+    @property
+    def _device(self) -> str:
+        """One device, or all GPUs."""
+        return self.device or ("auto" if torch.cuda.is_available() else "cpu")
+
+    @property
+    def _dtype(self) -> torch.dtype | str:
+        return self.dtype or (torch.float32 if self._device == "cpu" else "auto")
+
+    @property
+    def placement(self) -> str:
+        """Where and in what numbers the model runs, as far as results may depend on it."""
+        return f"{'cpu' if self._device == 'cpu' else 'gpu'} {str(self._dtype).removeprefix('torch.')}"
+
+    def _loading(self, what: str, load: Callable[..., Any], **options: Any) -> Any:
+        """Load a part; whatever a damaged or unsuitable checkpoint raises becomes one line."""
+        try:
+            return load(self.name, **options)
+        except (torch.OutOfMemoryError, KeyboardInterrupt):
+            raise
+        except Exception as error:
+            line = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"cannot load the {what} of {self.name!r}: {line}; give a complete causal model"
+            ) from error
 
     @cached_property
     def generation_config(self) -> Any:
@@ -123,7 +165,7 @@ def _require_checkpoint(name: str) -> None:
         if not (Path(name).expanduser() / "config.json").is_file():
             raise InputError(f"the folder {name!r} holds no config.json; give a checkpoint's folder")
         return
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise InputError(
             f"no checkpoint at {name!r}; give an existing folder, or a name on the hub such as Qwen/Qwen3-8B"
         )
@@ -139,6 +181,9 @@ def _require_checkpoint(name: str) -> None:
 
 
 def _reachable(address: str) -> bool:
+    """Whether a direct connection succeeds; with a proxy, whether it leads there is left to the download."""
+    if getproxies():
+        return True
     parts = urlsplit(address)
     try:
         socket.create_connection((parts.hostname or "", parts.port or 443), timeout=HUB_SECONDS).close()

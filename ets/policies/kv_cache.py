@@ -111,6 +111,23 @@ class Memory:
         return 0 if self.cache is None else self.cache.lengths[self.row]
 
 
+def compact(memories: Sequence[Memory]) -> None:
+    """Move these memories out of caches of which they use but a few rows, so that the rest can be freed.
+
+    After a guide step, one candidate's memory is all that is needed of a cache of M.
+    """
+    by_cache: dict[RowCache, list[Memory]] = defaultdict(list)
+    for memory in set(memories):
+        if memory.cache is not None:
+            by_cache[memory.cache].append(memory)
+    for cache, own in by_cache.items():
+        if len(own) < len(cache.lengths):
+            smaller = fork(own, room=0)
+            for row, memory in enumerate(own):
+                assert memory.logits is not None
+                memory.cache, memory.row, memory.logits = smaller, row, memory.logits.clone()
+
+
 def fork(memories: Sequence[Memory], room: int) -> RowCache:
     """A cache with one row per memory, with room for more columns; the memories stay as they are."""
     lengths = [memory.length for memory in memories]

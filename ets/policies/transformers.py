@@ -6,11 +6,12 @@ next guide step continues the chosen one's. Rows that have ended leave the batch
 
 from __future__ import annotations
 
-import os
+import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -27,7 +28,7 @@ from ets.policies.autoregressive import (
     pick_tokens,
 )
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.kv_cache import Memory, RowCache, fork
+from ets.policies.kv_cache import Memory, RowCache, compact, fork
 from ets.randomness import uniform
 from ets.transition import require_positive
 from ets.types import Cost, Draw, InputError, Keys, Problem, State
@@ -88,6 +89,7 @@ class TransformersPolicy:
     @torch.inference_mode()
     def _draw(self, states: Sequence[State], keys: Keys, block: int, kind: str) -> list[Draw]:
         rows = list(zip(as_token_states(states), keys, strict=True))
+        compact([state.memory for state, _ in rows])
         prompts = self._read_prompts([state for state, _ in rows])
         columns = max(len(state.prompt) for state, _ in rows) + self.horizon.max_length
         chunks = self._in_chunks(rows, columns, lambda chunk: self._advance(chunk, block, kind, prompts))
@@ -137,6 +139,7 @@ class TransformersPolicy:
             if not rows:
                 break
             logits = self._forward(cache, [tokens[n][-1:] for n in rows])
+        _require_finite(states, logps)
         reached = {n: Memory(cache, r, logits[r]) for r, n in enumerate(rows)}
         costs = self._costs(states, [len(t) for t in tokens], reached, kind, prompts)
         return [
@@ -192,10 +195,12 @@ class TransformersPolicy:
             try:
                 results.append(work(items[at : at + size]))
                 at += size
-            except torch.OutOfMemoryError:
+                continue
+            except torch.OutOfMemoryError as error:
                 if size == 1:
-                    raise
-                self._halve(size * columns * self._bytes_per_column)
+                    raise InputError(f"out of memory with one row of {columns} tokens; shorten it: {error}") from None
+            # Only here, where the failed attempt is no longer referred to, can its memory be freed.
+            self._halve(size * columns * self._bytes_per_column)
         return results
 
     @cached_property
@@ -208,12 +213,7 @@ class TransformersPolicy:
     def _limit(self) -> float:
         """Bytes that the rows of one chunk may take, measured once the model has been loaded."""
         if self._memory_limit is None:
-            device = self.checkpoint.model.device
-            if device.type == "cuda":
-                free = torch.cuda.mem_get_info(device)[0]
-            else:
-                free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-            self._memory_limit = free / 2
+            self._memory_limit = _free_bytes(self.checkpoint.model.device) / 2
         return self._memory_limit
 
     def _halve(self, used: float) -> None:
@@ -224,3 +224,24 @@ class TransformersPolicy:
                 f"out of memory at {used / 2**30:.2g} GiB of cache; going on with fewer rows at once", stacklevel=2
             )
         self._halved, self._memory_limit = True, used / 2
+
+
+def _require_finite(states: Sequence[TokenState], logps: torch.Tensor) -> None:
+    """Raise `InputError` if a row was drawn from logits that are no numbers."""
+    for state, logp in zip(states, logps.tolist(), strict=True):
+        if not math.isfinite(logp):
+            raise InputError(
+                f"the model gave NaN or infinite logits for problem {state.problem.id!r}; "
+                "check its weights and dtype, and the temperature"
+            )
+
+
+def _free_bytes(device: torch.device) -> float:
+    """Memory that new tensors can take: on a GPU with what PyTorch holds in reserve; 4 GiB where nothing tells."""
+    if device.type == "cuda":
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserve
+    info = Path("/proc/meminfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    found = [int(line.split()[1]) * 1024.0 for line in lines if line.startswith("MemAvailable:")]
+    return found[0] if found else 4 * 2.0**30

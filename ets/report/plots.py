@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from ets.evaluation.evaluate import Row
+from ets.types import InputError
+
+
+def require_matplotlib() -> None:
+    """Raise `InputError` if plots cannot be drawn, before anything that they would show is computed."""
+    if find_spec("matplotlib") is None:
+        raise InputError("matplotlib is not installed; install it with: pip install 'ets-sampling[eval]'")
 
 
 def plot_accuracies(rows: Sequence[Row], title: str, path: Path) -> None:
@@ -24,7 +32,7 @@ def plot_accuracies(rows: Sequence[Row], title: str, path: Path) -> None:
     axes.barh(labels, means, xerr=(low, high), color=colours, capsize=4, height=0.6)
     axes.set_xlim(0, 100)
     axes.set_xlabel("accuracy (pass@1, %) with 95% interval")
-    axes.set_title(title)
+    axes.set_title(title, parse_math=False)
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)

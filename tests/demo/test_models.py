@@ -50,7 +50,7 @@ def test_any_text_round_trips(text: str) -> None:
 
 def texts_at_width(width: int, dtype: torch.dtype, count: int) -> dict[str, list[str]]:
     """Every text of every trace, by problem."""
-    policy = TransformersPolicy(Checkpoint(demo.model_path(), dtype), Sampling(1.5), Horizon(24, 72))
+    policy = TransformersPolicy(Checkpoint(demo.model_path(), dtype), Sampling(1.9), Horizon(24, 72))
     step = energy_guided(self_consistency(TASK.extract), candidates=4, rollouts=2, lam=0.1)
     chains = run(policy, step, TASK.problems(count, 0), width=width, seed=0)
     return {
@@ -64,7 +64,7 @@ def test_one_problem_at_a_time_gives_the_texts_of_32_in_float64() -> None:
 
 
 def test_one_problem_at_a_time_gives_the_texts_of_32_in_float32() -> None:
-    """A sum in another order may move a token over a CDF edge: 1% of the problems may differ."""
+    """A sum in another order may move a token over a CDF edge: 1% of the texts may differ."""
     alone, together = texts_at_width(1, torch.float32, 32), texts_at_width(32, torch.float32, 32)
-    same = sum(alone[problem] == together[problem] for problem in alone)
-    assert same >= 0.99 * len(alone)
+    pairs = [pair for problem in alone for pair in zip(alone[problem], together[problem], strict=True)]
+    assert sum(one == other for one, other in pairs) >= 0.99 * len(pairs)

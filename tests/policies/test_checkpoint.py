@@ -14,7 +14,7 @@ from ets.types import InputError
 from tests.conftest import random_qwen3, tiny_tokenizer
 
 
-@pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "nowhere", "a/b/c"])
+@pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "nowhere", "a/b/c", "a b/c", "~nobody/x y"])
 def test_a_missing_folder_is_named(name: str) -> None:
     with pytest.raises(InputError, match=f"no checkpoint at '{name}'"):
         Checkpoint(name)
@@ -32,6 +32,19 @@ def test_an_unreachable_hub_is_found_out_before_any_download(monkeypatch: pytest
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nothing listens there
     with pytest.raises(InputError, match="the model hub cannot be reached"):
         Checkpoint("someone/something-that-is-not-cached")
+
+
+def test_a_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
+    random_qwen3(4, end=0).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(InputError, match="cannot load the weights of") as caught:
+        _ = Checkpoint(str(tmp_path)).model
+    assert "\n" not in str(caught.value)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="cannot load the"):
+        _ = Checkpoint(str(tmp_path)).config
 
 
 def test_a_hub_name_is_looked_up_in_the_cache_when_offline(monkeypatch: pytest.MonkeyPatch) -> None:

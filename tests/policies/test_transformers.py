@@ -189,6 +189,26 @@ def test_ended_rows_keep_no_cache(make_tiny: Any) -> None:
     assert all(draw.state.memory is None for draw in draws)
 
 
+def test_only_the_chosen_rows_of_a_cache_are_kept(make_tiny: Any) -> None:
+    """After a guide step one candidate goes on; the cache of all M is let go when it does."""
+    policy = make_tiny(block_size=1)
+    drawn = policy.extend(policy.start(PROBLEMS[:1]) * 50, np.arange(50, dtype=np.uint64))
+    chosen = next(draw.state for draw in drawn if not draw.state.done)
+    before = chosen.memory.cache
+    policy.extend([chosen] * 4, np.arange(4, dtype=np.uint64))
+    assert len(before.lengths) > 1
+    assert len(chosen.memory.cache.lengths) == 1
+
+
+def test_logits_that_are_no_numbers_are_refused_by_name() -> None:
+    model = random_qwen3(len(ALPHABET), end=0)
+    with torch.no_grad():
+        model.lm_head.weight[2, 0] = torch.nan
+    policy = TransformersPolicy(Checkpoint.loaded(model, tiny_tokenizer()), Sampling(), Horizon(1, 3))
+    with pytest.raises(InputError, match="NaN or infinite logits for problem 'p'"):
+        policy.finish(policy.start(PROBLEMS[:1]), np.arange(1, dtype=np.uint64))
+
+
 def test_states_that_have_ended_or_are_foreign_are_refused(make_tiny: Any) -> None:
     policy = make_tiny()
     done = [draw.state for draw in policy.finish(policy.start(PROBLEMS), np.arange(3, dtype=np.uint64))]

@@ -15,7 +15,7 @@ EVAL = ROOT / "qwen" / "eval.sh"
 
 
 def bash(*words: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "VENV": sys.prefix, "HF_HUB_OFFLINE": "1", **variables}
+    environment = {**os.environ, "ETS_VENV": sys.prefix, "HF_HUB_OFFLINE": "1", **variables}
     return subprocess.run(["bash", *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=500)
 
 
