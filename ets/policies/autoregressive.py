@@ -70,10 +70,9 @@ def pick_tokens(probabilities: torch.Tensor, uniforms: torch.Tensor) -> tuple[to
     """
     cdf = probabilities.cumsum(-1)
     tokens = torch.searchsorted(cdf, (uniforms * cdf[:, -1])[:, None], right=True)[:, 0]
-    last = torch.searchsorted(cdf, cdf[:, -1:].contiguous())[
-        :, 0
-    ]  # where the cdf reaches its total, the probability is positive
-    tokens = torch.minimum(tokens, last)
+    # The cdf reaches its total at the last token of positive probability. (Of NaN it never does.)
+    last = torch.searchsorted(cdf, cdf[:, -1:].contiguous())[:, 0]
+    tokens = torch.minimum(tokens, last).clamp(max=cdf.shape[-1] - 1)
     return tokens, (probabilities.gather(-1, tokens[:, None])[:, 0] / cdf[:, -1]).log()
 
 
