@@ -55,6 +55,10 @@ def test_a_run_leaves_a_folder_and_the_same_command_resumes(tmp_path: Path, caps
         return sorted((r["method"], r["problem"], str(r["sample"]), r["text"]) for r in records)
 
     assert results(journal.read_text().splitlines()) == results(lines)
+    positions = [
+        line.split("|")[5] for line in ((folder / "table.md").read_text(), table) for line in line.splitlines()
+    ]
+    assert positions[:6] == positions[6:]  # a prompt that was read again after the interruption is counted once
 
 
 def test_a_folder_of_another_configuration_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,6 +83,7 @@ def test_a_folder_of_another_configuration_is_refused(tmp_path: Path, capsys: py
         ({"temperature": "-0.5"}, "temperature is -0.5"),
         ({"methods": "plain,magic"}, "unknown method 'magic'; choose from plain, majority, one-step, ets"),
         ({"methods": "plain"}, "have no ets whose tokens"),
+        ({"methods": "ets,ets"}, "method 'ets' is named twice"),
         ({"pool": "all"}, "pool is 'all'"),
         ({"task": "chess"}, "unknown task 'chess'; choose from arithmetic"),
         ({"count": "0"}, "count is 0"),

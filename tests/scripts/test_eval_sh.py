@@ -38,6 +38,20 @@ def test_the_demonstration_runs_from_any_directory_with_changed_variables(tmp_pa
     assert (tmp_path / "out" / "accuracy.png").stat().st_size > 1000
 
 
+def test_the_script_works_beside_folders_named_like_its_packages(tmp_path: Path) -> None:
+    """A clone called `ets`, and a `tqdm.py` of the user's, must not hide the installed packages."""
+    (tmp_path / "ets").mkdir()
+    (tmp_path / "tqdm.py").write_text("raise ImportError")
+    done = bash(str(EVAL), folder=tmp_path, M_CANDIDATES="0")
+    assert done.stderr.splitlines()[-1].startswith("error: candidates is 0")
+
+
+def test_words_after_the_preset_are_refused(tmp_path: Path) -> None:
+    done = bash(str(EVAL), "demo", "M=5", folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: unexpected argument 'M=5'")
+
+
 def test_the_script_works_inside_its_folder_and_shows_no_traceback() -> None:
     done = bash("eval.sh", folder=EVAL.parent, M_CANDIDATES="0")
     assert done.returncode == 2
