@@ -24,9 +24,9 @@ class Sampling:
     temperature : float
         At least 0; 0 takes the most probable token.
     top_k : int, optional
-        Keep the k most probable tokens.
+        Keep the k most probable tokens, and those as probable as the last of them.
     top_p : float, optional
-        Of these, keep the smallest set of most probable tokens whose mass reaches p, 0 < p ≤ 1.
+        Of these, renormalised, keep the smallest set of most probable tokens whose mass reaches p, 0 < p ≤ 1.
     """
 
     temperature: float = 1.0

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from ets.kernel import energy_guided
-from ets.policies.autoregressive import Horizon, Sampling
+from ets.policies import transformers as transformers_policy
+from ets.policies.autoregressive import Horizon, Sampling, pick_tokens
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.kv_cache import RowCache
 from ets.policies.transformers import TransformersPolicy
@@ -54,23 +55,35 @@ def test_unmasked_padding_turns_the_laws_red(make_tiny: Any, monkeypatch: pytest
         check_policy(policy, causal_oracle(policy), PROBLEMS, draws=2_000, level=LEVEL)
 
 
-@pytest.mark.parametrize("sampling", [Sampling(top_k=2), Sampling(top_p=0.6)])
+@pytest.mark.parametrize("sampling", [Sampling(top_k=2), Sampling(top_p=0.6), Sampling(0.6, top_k=3, top_p=0.7)])
 def test_truncated_laws_are_renormalised(make_tiny: Any, sampling: Sampling) -> None:
+    """The temperature first, then top-k, then top-p of what is left."""
     policy = make_tiny(sampling)
-    plain = causal_oracle(policy)
+    plain = causal_oracle(policy, sampling.temperature)
 
     def next_token(problem: Problem, tokens: tuple[int, ...]) -> np.ndarray:
         p = plain.next_token(problem, tokens)
-        order = np.argsort(-p)
-        kept = order[: sampling.top_k] if sampling.top_k else order
-        if sampling.top_p:
-            kept = order[: int(np.searchsorted(np.cumsum(p[order]), sampling.top_p)) + 1]
+        kept = np.argsort(-p)[: sampling.top_k]
+        if sampling.top_p:  # of what top-k left, renormalised
+            kept = kept[: int(np.searchsorted(np.cumsum(p[kept]) / p[kept].sum(), sampling.top_p)) + 1]
         q = np.zeros_like(p)
         q[kept] = p[kept] / p[kept].sum()
         return q
 
     oracle = dataclasses.replace(plain, next_token=next_token)
     check_policy(policy, oracle, PROBLEMS, draws=DRAWS, level=LEVEL)
+
+
+def test_uniforms_keep_their_53_bits(make_tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, seen = make_tiny(), []
+
+    def spy(probabilities: torch.Tensor, uniforms: torch.Tensor) -> Any:
+        seen.append((probabilities.dtype, uniforms.dtype))
+        return pick_tokens(probabilities, uniforms)
+
+    monkeypatch.setattr(transformers_policy, "pick_tokens", spy)
+    policy.finish(policy.start(PROBLEMS), np.arange(3, dtype=np.uint64))
+    assert set(seen) == {(torch.float64, torch.float64)}
 
 
 def test_temperature_zero_takes_the_most_probable_token(make_tiny: Any) -> None:
