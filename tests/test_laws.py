@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import numpy as np
@@ -25,7 +26,7 @@ from ets.testing import (
     self_consistency_law,
     total_variation,
 )
-from ets.types import Chain, Problem
+from ets.types import Chain, Floats, Problem
 from ets.weights import log_mean_exp, log_run_weight
 
 PROBLEM = Problem("p", (1,))
@@ -115,6 +116,30 @@ def test_a_fault_in_the_kernel_turns_the_law_red(fault: str, monkeypatch: pytest
     monkeypatch.setattr(kernel, *MUTATIONS[fault])
     drawn = [chain.state.tokens for chain in chains(policy, liking, 3, 2)]
     with pytest.raises(AssertionError, match="exact law"):
+        check_law(drawn, law, level=LEVEL)
+
+
+def half_forbidding(text: str) -> float:
+    """Forbids texts that end in b, so that a candidate's rollouts mix forbidden and allowed ones."""
+    return -math.inf if text.endswith("b") else 0.2 * len(text)
+
+
+def without_forbidden(log_rewards: Floats) -> Floats:
+    """A fault: the mean over the allowed rollouts alone."""
+    allowed = np.isfinite(log_rewards)
+    total = np.where(allowed, np.exp(log_rewards), 0.0).sum(axis=1)
+    with np.errstate(divide="ignore"):
+        return np.log(total / np.maximum(allowed.sum(axis=1), 1))
+
+
+@pytest.mark.parametrize("faulty", [False, True])
+def test_forbidden_rollouts_count_as_zeros(faulty: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = TabularPolicy(block_size=1)
+    law = kernel_law(policy.oracle, PROBLEM, spelled(half_forbidding), lam=LAM, candidates=3, rollouts=3)
+    if faulty:
+        monkeypatch.setattr(kernel, "log_energies", without_forbidden)
+    drawn = [chain.state.tokens for chain in chains(policy, half_forbidding, 3, 3)]
+    with pytest.raises(AssertionError, match="exact law") if faulty else nullcontext():
         check_law(drawn, law, level=LEVEL)
 
 
