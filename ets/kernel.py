@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ets.randomness import Purpose
-from ets.transition import choice_uniforms, choose, draw_for_chains, require_counts, require_positive, row_keys, score
+from ets.transition import (
+    choice_uniforms,
+    choose,
+    draw_for_chains,
+    require_counts,
+    require_positive,
+    require_variety,
+    row_keys,
+    score,
+)
 from ets.types import Chain, Cost, Draw, Floats, Policy, Reward, Step, StepFn
 from ets.weights import log_mean_exp
 
@@ -44,6 +53,7 @@ def energy_guided(reward: Reward, *, candidates: int, rollouts: int, lam: float)
     require_positive(lam=lam)
 
     def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
+        require_variety(policy, candidates)
         drawn = draw_for_chains(policy.extend, chains, Purpose.CANDIDATE, candidates)
         completed = complete(policy, chains, drawn, rollouts)
         rows = zip(chains, drawn, completed, choice_uniforms(chains), strict=True)

@@ -27,6 +27,7 @@ class Purpose(IntEnum):
     ROLLOUT = 2
     CHOICE = 3
     COMPLETION = 4
+    POSITION = 5
 
 
 def _mix(x: Keys) -> Keys:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ets.randomness import Purpose, derive, uniform
-from ets.types import Chain, Cost, Draw, Floats, InputError, Keys, Reward, State, Text
+from ets.types import Chain, Cost, Draw, Floats, InputError, Keys, Policy, Reward, State, Text
 from ets.weights import normalised, pick
 
 
@@ -96,3 +96,12 @@ def require_counts(**values: int) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise InputError(f"{name} is {value!r}; it must be a whole number of at least 1")
+
+
+def require_variety(policy: Policy, draws: int) -> None:
+    """Raise `InputError` if several draws from a state are asked of a policy whose draws are all the same."""
+    if draws > 1 and policy.deterministic:
+        raise InputError(
+            f"at temperature 0 nothing is random, so all {draws} draws from a state would be equal; "
+            "raise the temperature, or draw one"
+        )

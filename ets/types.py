@@ -63,11 +63,13 @@ class Text:
     Parameters
     ----------
     tokens : tuple of int
-        Every token drawn since the prompt: the end token and those trimmed with a stop string included.
+        Every token drawn since the prompt: the end token and those trimmed with a stop string included. For
+        masked diffusion the whole canvas, the mask id where nothing has been revealed.
     text : str
         The decoded generation, without the end token and cut at the first stop string.
     logp : float
-        Natural-log probability of `tokens` given the prompt, under the distribution that was sampled.
+        Natural-log probability of `tokens` given the prompt, under the distribution that was sampled. For masked
+        diffusion that of the path: of the tokens and of the order in which they were revealed.
     done : bool
         Whether the generation has ended.
     """
@@ -89,6 +91,9 @@ class Cost:
         them, and while scoring tokens that were drawn elsewhere.
     generated : int
         Tokens drawn.
+    row_forwards, vocabulary : int
+        For masked diffusion: rows that went through the model, and positions whose logits were computed. An
+        autoregressive policy leaves them 0.
     forwards : float
         Forward passes; where several chains shared one, their shares by token positions.
     rewarded : int
@@ -102,6 +107,8 @@ class Cost:
     rollout: int = 0
     scored: int = 0
     generated: int = 0
+    row_forwards: int = 0
+    vocabulary: int = 0
     forwards: float = 0.0
     rewarded: int = 0
     reward_seconds: float = 0.0
@@ -227,6 +234,11 @@ class Policy(Protocol):
     @property
     def ledger(self) -> Cost:
         """All that was computed since the policy was made."""
+        ...
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether every draw from a state is the same, so that several candidates would be equal."""
         ...
 
     def start(self, problems: Sequence[Problem]) -> list[State]:

@@ -10,7 +10,15 @@ import numpy as np
 
 from ets.randomness import Purpose
 from ets.rewards import Extract, votes
-from ets.transition import choice_uniforms, choose, draw_for_chains, require_counts, require_positive, score
+from ets.transition import (
+    choice_uniforms,
+    choose,
+    draw_for_chains,
+    require_counts,
+    require_positive,
+    require_variety,
+    score,
+)
 from ets.types import Chain, Cost, Draw, Floats, Policy, Reward, Step, StepFn, Text
 
 Weigh: TypeAlias = Callable[[Chain, Sequence[Text]], tuple[Floats, Cost]]
@@ -57,6 +65,7 @@ def _among_completions(samples: int, weigh: Weigh) -> StepFn:
     require_counts(samples=samples)
 
     def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
+        require_variety(policy, samples)
         drawn = draw_for_chains(policy.finish, chains, Purpose.COMPLETION, samples)
         rows = zip(chains, drawn, choice_uniforms(chains), strict=True)
         return [_keep_one(*row, weigh) for row in rows]

@@ -62,20 +62,6 @@ class Sampling:
         return kept / kept.sum(-1, keepdim=True)
 
 
-def pick_tokens(probabilities: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens `[R]` by inverse CDF and their log-probabilities `[R]`, from float64 `[R, V]` and `[R]`.
-
-    The first index with cdf > u · total, clamped to the last token of positive probability: a token of
-    probability zero is never drawn, and every other one can be.
-    """
-    cdf = probabilities.cumsum(-1)
-    tokens = torch.searchsorted(cdf, (uniforms * cdf[:, -1])[:, None], right=True)[:, 0]
-    # The cdf reaches its total at the last token of positive probability. (Of NaN it never does.)
-    last = torch.searchsorted(cdf, cdf[:, -1:].contiguous())[:, 0]
-    tokens = torch.minimum(tokens, last).clamp(max=cdf.shape[-1] - 1)
-    return tokens, (probabilities.gather(-1, tokens[:, None])[:, 0] / cdf[:, -1]).log()
-
-
 @dataclass(frozen=True)
 class Horizon:
     """How far rows go: `block_size` tokens per guide step (B), `max_length` in all (d_x)."""
@@ -156,30 +142,6 @@ class Endings:
         last = {string[-1] for string in stop}
         # Some tokenizers drop a leading space from the first token that they decode: put one back.
         return np.array([bool(last & set(f" {piece}")) or "\ufffd" in piece for piece in pieces])
-
-
-def encode_prompt(tokenizer: Any, problem: Problem, horizon: Horizon, context: int | None) -> tuple[int, ...]:
-    """The prompt's token ids.
-
-    Raises
-    ------
-    InputError
-        For an empty prompt, or one that leaves no room for `max_length` tokens in the model's context.
-    """
-    prompt = problem.prompt
-    if not isinstance(prompt, str | tuple):
-        raise InputError(f"the prompt of problem {problem.id!r} is {prompt!r}; pass text, or a tuple of token ids")
-    ids = tuple(tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else prompt
-    if bad := [stop for stop in problem.stop if not isinstance(stop, str) or not stop]:
-        raise InputError(f"problem {problem.id!r} has the stop string {bad[0]!r}; give non-empty text")
-    if not prompt or not ids:
-        raise InputError(f"the prompt of problem {problem.id!r} is empty; give at least one token")
-    if context is not None and len(ids) + horizon.max_length > context:
-        raise InputError(
-            f"the prompt of problem {problem.id!r} has {len(ids)} tokens, which leaves no room for max_length "
-            f"{horizon.max_length} in the model's context of {context}; shorten one of them"
-        )
-    return ids
 
 
 def draw_of(

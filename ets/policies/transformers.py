@@ -6,13 +6,9 @@ next guide step continues the chosen one's. Rows that have ended leave the batch
 
 from __future__ import annotations
 
-import math
-import warnings
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,17 +20,14 @@ from ets.policies.autoregressive import (
     TokenState,
     as_token_states,
     draw_of,
-    encode_prompt,
-    pick_tokens,
 )
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.drawing import pick_tokens, require_finite
 from ets.policies.kv_cache import Memory, RowCache, compact, fork
+from ets.policies.memory import MemoryLimit
+from ets.policies.prompts import encode_prompt
 from ets.randomness import uniform
-from ets.transition import require_positive
 from ets.types import Cost, Draw, InputError, Keys, Problem, State
-
-S = TypeVar("S")
-T = TypeVar("T")
 
 
 class TransformersPolicy:
@@ -60,8 +53,6 @@ class TransformersPolicy:
     def __init__(
         self, checkpoint: Checkpoint, sampling: Sampling, horizon: Horizon, *, memory_gib: float | None = None
     ) -> None:
-        if memory_gib is not None:
-            require_positive(memory_gib=memory_gib)
         self._config = checkpoint.config.get_text_config()
         layers = getattr(self._config, "layer_types", None) or []
         if unknown := set(layers) - {"full_attention", "sliding_attention", "attention"}:
@@ -71,13 +62,16 @@ class TransformersPolicy:
         self.checkpoint, self.sampling, self.horizon = checkpoint, sampling, horizon
         self.endings = Endings(checkpoint.tokenizer, checkpoint.end_ids, self._config.vocab_size)
         self.ledger = Cost()
-        self._memory_limit = None if memory_gib is None else memory_gib * 2.0**30
-        self._halved = False
+        self._memory = MemoryLimit(memory_gib, lambda: checkpoint.model.device)
+
+    @property
+    def deterministic(self) -> bool:
+        return self.sampling.temperature == 0
 
     def start(self, problems: Sequence[Problem]) -> list[State]:
         """Empty generations; prompts are checked now and read when first needed."""
         context, tokenizer = self.checkpoint.context, self.checkpoint.tokenizer
-        prompts = [encode_prompt(tokenizer, problem, self.horizon, context) for problem in problems]
+        prompts = [encode_prompt(tokenizer, problem, self.horizon.max_length, context) for problem in problems]
         return [TokenState(*pair, memory=Memory()) for pair in zip(problems, prompts, strict=True)]
 
     def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
@@ -92,7 +86,8 @@ class TransformersPolicy:
         compact([state.memory for state, _ in rows])
         prompts = self._read_prompts([state for state, _ in rows])
         columns = max(len(state.prompt) for state, _ in rows) + self.horizon.max_length
-        chunks = self._in_chunks(rows, columns, lambda chunk: self._advance(chunk, block, kind, prompts))
+        bytes_each = columns * self._bytes_per_column
+        chunks = self._memory.in_chunks(rows, bytes_each, lambda chunk: self._advance(chunk, block, kind, prompts))
         draws = [draw for chunk in chunks for draw in chunk]
         self.ledger += Cost.total(draw.cost for draw in draws)
         return draws
@@ -107,7 +102,7 @@ class TransformersPolicy:
         for state in unread.values():
             by_length[len(state.prompt)].append(state)
         for length, group in by_length.items():
-            self._in_chunks(group, length, self._read)
+            self._memory.in_chunks(group, length * self._bytes_per_column, self._read)
         return {memory: len(state.prompt) for memory, state in unread.items()}
 
     def _read(self, states: Sequence[TokenState]) -> None:
@@ -139,7 +134,7 @@ class TransformersPolicy:
             if not rows:
                 break
             logits = self._forward(cache, [tokens[n][-1:] for n in rows])
-        _require_finite(states, logps)
+        require_finite([state.problem for state in states], logps.tolist())
         reached = {n: Memory(cache, r, logits[r]) for r, n in enumerate(rows)}
         costs = self._costs(states, [len(t) for t in tokens], reached, kind, prompts)
         return [
@@ -186,62 +181,9 @@ class TransformersPolicy:
         self.ledger += Cost(forwards=1)
         return logits
 
-    def _in_chunks(self, items: Sequence[S], columns: int, work: Callable[[Sequence[S]], T]) -> list[T]:
-        """Do the work in chunks whose caches of so many columns a row keep the memory limit."""
-        results: list[T] = []
-        at = 0
-        while at < len(items):
-            size = max(1, min(len(items) - at, int(self._limit() / (columns * self._bytes_per_column))))
-            try:
-                results.append(work(items[at : at + size]))
-                at += size
-                continue
-            except torch.OutOfMemoryError as error:
-                if size == 1:
-                    raise InputError(f"out of memory with one row of {columns} tokens; shorten it: {error}") from None
-            # Only here, where the failed attempt is no longer referred to, can its memory be freed.
-            self._halve(size * columns * self._bytes_per_column)
-        return results
-
     @cached_property
     def _bytes_per_column(self) -> int:
         """Bytes that one token of one row takes in the cache."""
         heads = getattr(self._config, "num_key_value_heads", None) or self._config.num_attention_heads
         width = getattr(self._config, "head_dim", None) or self._config.hidden_size // self._config.num_attention_heads
         return int(2 * self._config.num_hidden_layers * heads * width * self.checkpoint.model.dtype.itemsize)
-
-    def _limit(self) -> float:
-        """Bytes that the rows of one chunk may take, measured once the model has been loaded."""
-        if self._memory_limit is None:
-            self._memory_limit = _free_bytes(self.checkpoint.model.device) / 2
-        return self._memory_limit
-
-    def _halve(self, used: float) -> None:
-        """Lower the limit after running out of memory; the rows are drawn again, with the same keys."""
-        torch.cuda.empty_cache()
-        if not self._halved:
-            warnings.warn(
-                f"out of memory at {used / 2**30:.2g} GiB of cache; going on with fewer rows at once", stacklevel=2
-            )
-        self._halved, self._memory_limit = True, used / 2
-
-
-def _require_finite(states: Sequence[TokenState], logps: torch.Tensor) -> None:
-    """Raise `InputError` if a row was drawn from logits that are no numbers."""
-    for state, logp in zip(states, logps.tolist(), strict=True):
-        if not math.isfinite(logp):
-            raise InputError(
-                f"the model gave NaN or infinite logits for problem {state.problem.id!r}; "
-                "check its weights and dtype, and the temperature"
-            )
-
-
-def _free_bytes(device: torch.device) -> float:
-    """Memory that new tensors can take: on a GPU with what PyTorch holds in reserve; 4 GiB where nothing tells."""
-    if device.type == "cuda":
-        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + reserve
-    info = Path("/proc/meminfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    found = [int(line.split()[1]) * 1024.0 for line in lines if line.startswith("MemAvailable:")]
-    return found[0] if found else 4 * 2.0**30

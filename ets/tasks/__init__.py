@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ets.tasks.arithmetic import Arithmetic
+from ets.tasks.arithmetic import Arithmetic, Sums
 from ets.tasks.task import Task
 from ets.types import InputError
 
-TASKS: dict[str, type[Task]] = {Arithmetic.name: Arithmetic}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Arithmetic, Sums)}
 
-__all__ = ["TASKS", "Task", "task_named"]
+__all__ = ["TASKS", "Arithmetic", "Sums", "Task", "task_named"]
 
 
 def task_named(name: str) -> Task:

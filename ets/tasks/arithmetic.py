@@ -13,7 +13,9 @@ from __future__ import annotations
 import re
 from itertools import islice
 
-from ets.demo.problems import Row, heldout, training
+from ets.demo.family import Family, Row
+from ets.demo.stories import STORIES
+from ets.demo.sums import SUMS
 from ets.types import InputError, Problem
 
 SHOTS_SEED = 1
@@ -21,22 +23,24 @@ SHOTS_SEED = 1
 
 
 class Arithmetic:
-    """Held-out problems of `ets.demo.problems`; an answer is the whole number after `####`."""
+    """Held-out problems of `ets.demo.stories`; an answer is the whole number after `####`."""
 
     name = "arithmetic"
+    family: Family = STORIES
 
     def problems(self, count: int, shots: int) -> list[Problem]:
         if shots < 0:
             raise InputError(f"shots is {shots}; it must be 0 or more")
-        examples = "".join(f"{prompt_of(row)}{completion_of(row)}\n\n" for row in islice(training(SHOTS_SEED), shots))
+        solved = islice(self.family.training(SHOTS_SEED), shots)
+        examples = "".join(f"{prompt_of(row)}{completion_of(row)}\n\n" for row in solved)
         return [
             Problem(
-                f"arithmetic-{number}",
+                f"{self.name}-{number}",
                 examples + prompt_of(row),
                 ("\n\nQuestion:",),
                 {"answer": self.extract(row.answer)},
             )
-            for number, row in enumerate(heldout(count))
+            for number, row in enumerate(self.family.heldout(count))
         ]
 
     def extract(self, text: str) -> int | None:
@@ -45,6 +49,13 @@ class Arithmetic:
 
     def grade(self, problem: Problem, text: str) -> bool:
         return self.extract(text) == problem.doc["answer"]
+
+
+class Sums(Arithmetic):
+    """Held-out problems of `ets.demo.sums`: shorter ones, for the embedded masked-diffusion model."""
+
+    name = "sums"
+    family = SUMS
 
 
 def prompt_of(row: Row) -> str:

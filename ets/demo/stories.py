@@ -7,24 +7,17 @@ An example row::
      "answer": "She buys <<3*6=18>>18 shells.\nNow she has <<14+18=32>>32 shells.\n
                 In the end she has <<32-9=23>>23 shells.\n#### 23"}
 
-A problem is a start and one to four events; an event changes one running number. Training and
-held-out problems come from different seeds, and a training problem that asks a held-out question is
-dropped, so the two splits never overlap.
+A problem is a start and one to four events; an event changes one running number.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from itertools import islice
-from typing import TypeVar
 
-from ets.types import InputError
+from ets.demo.family import Dice, Family, Row
 
 HELDOUT_SEED = 20260121
-HELDOUT_SIZE = 2000
 LARGEST = 99
 """No number of a problem is larger."""
 
@@ -38,33 +31,10 @@ THINGS = (
 )  # fmt: skip
 PACKS = ("bags", "boxes", "packs", "jars")
 
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One problem in GSM8K's own row format: a question, and worked steps that end in ``#### n``."""
-
-    question: str
-    answer: str
-
-
-class _Dice:
-    """Choices that depend on nothing but ``random()``, whose stream Python guarantees for a seed."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed).random
-
-    def pick(self, options: Sequence[T]) -> T:
-        return options[int(self._random() * len(options))]
-
-    def between(self, low: int, high: int) -> int:
-        return low + int(self._random() * (high - low + 1))
-
 
 @dataclass(frozen=True)
 class _Story:
-    dice: _Dice
+    dice: Dice
     pronoun: str
     other: str
     thing: str
@@ -137,7 +107,7 @@ def _times(story: _Story, have: int) -> tuple[str, list[str], int] | None:
 _EVENTS: tuple[_Event, ...] = (_more, _fewer, _packs, _friends, _times)
 
 
-def _problem(dice: _Dice) -> Row:
+def _problem(dice: Dice) -> Row:
     """One problem of two to four worked steps; an event with packs or friends takes two of them."""
     names = tuple(NAMES)
     name = dice.pick(names)
@@ -157,29 +127,4 @@ def _problem(dice: _Dice) -> Row:
     return Row(" ".join(told), "\n".join([*worked, f"#### {have}"]))
 
 
-@cache
-def _heldout() -> tuple[Row, ...]:
-    dice = _Dice(HELDOUT_SEED)
-    rows = {row.question: row for row in (_problem(dice) for _ in range(2 * HELDOUT_SIZE))}
-    return tuple(islice(rows.values(), HELDOUT_SIZE))
-
-
-def heldout(count: int) -> tuple[Row, ...]:
-    """The first ``count`` held-out problems: always the same ones.
-
-    Raises
-    ------
-    InputError
-        If more are asked for than are held out.
-    """
-    if not 0 < count <= HELDOUT_SIZE:
-        raise InputError(f"{count} held-out problems asked for; choose 1 to {HELDOUT_SIZE}")
-    return _heldout()[:count]
-
-
-def training(seed: int) -> Iterator[Row]:
-    """An endless stream of training problems that never asks a held-out question."""
-    if seed < 0 or seed == HELDOUT_SEED:
-        raise InputError(f"seed {seed} is negative or belongs to the held-out problems; choose another")
-    dice, excluded = _Dice(seed), {row.question for row in _heldout()}
-    return (row for row in iter(lambda: _problem(dice), None) if row.question not in excluded)
+STORIES = Family(_problem, HELDOUT_SEED)

@@ -1,0 +1,221 @@
+"""LLaDA (Nie et al., arXiv 2502.09992) as a transformers model, compatible with the published checkpoints.
+
+It is a Llama decoder without the causal mask: rotary positions and norms in float32, SwiGLU, no biases. The names of
+parameters and of configuration fields are the publishers', so nothing is converted and no remote code is run. Whatever
+calls it unmasks: the logits at a position are for the token at that position.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn.functional import silu
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward, rotate_half
+
+from ets.types import InputError
+
+# Variants that the publishers' configuration could name and that no published checkpoint has.
+_FIXED = {
+    "activation_type": "silu", "block_type": "llama", "block_group_size": 1, "alibi": False, "rope": True,
+    "attention_layer_norm": False, "layer_norm_type": "rms", "include_bias": False, "include_qkv_bias": False,
+    "bias_for_layer_norm": False, "scale_logits": False, "weight_tying": False, "tie_word_embeddings": False,
+    "input_emb_norm": False, "layer_norm_with_affine": True, "multi_query_attention": False,
+    "rope_full_precision": True, "rope_scaling": None,
+}  # fmt: skip
+
+
+class LLaDAConfig(PreTrainedConfig):
+    """The publishers' configuration fields; transformers' standard names for them work too.
+
+    Raises
+    ------
+    InputError
+        For a variant of the architecture that no published checkpoint has.
+    """
+
+    model_type = "llada"
+    attribute_map = {  # noqa: RUF012 (transformers reads it from the class)
+        "hidden_size": "d_model",
+        "intermediate_size": "mlp_hidden_size",
+        "num_attention_heads": "n_heads",
+        "num_hidden_layers": "n_layers",
+        "num_key_value_heads": "n_kv_heads",
+        "max_position_embeddings": "max_sequence_length",
+        "initializer_range": "init_std",
+    }
+
+    d_model: int = 4096
+    n_heads: int = 32
+    n_kv_heads: int | None = None
+    n_layers: int = 32
+    mlp_hidden_size: int = 12288
+    max_sequence_length: int = 4096
+    rope_theta: float = 5e5
+    rms_norm_eps: float = 1e-5
+    init_std: float = 0.02
+    vocab_size: int = 126464
+    mask_token_id: int = 126336
+    eos_token_id: int | list[int] | None = 126081
+    pad_token_id: int | None = 126081
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)  # first: it also sets the fields that came under transformers' names
+        self.n_kv_heads = self.n_kv_heads or self.n_heads
+        for name, value in _FIXED.items():
+            if (given := getattr(self, name, value)) is not None and given != value:
+                raise InputError(f"this LLaDA configuration has {name} {given!r}; only {value!r} is supported")
+
+
+class _Block(nn.Module):
+    """Attention and MLP, each after a norm and around a residual."""
+
+    def __init__(self, config: LLaDAConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config, self.layer_idx, self.is_causal = config, layer_idx, False
+        self.head_dim = config.d_model // config.n_heads
+        heads = config.n_kv_heads or config.n_heads
+        self.num_key_value_groups = config.n_heads // heads
+        self.attention_dropout = 0.0
+
+        def linear(inputs: int, outputs: int) -> nn.Linear:
+            return nn.Linear(inputs, outputs, bias=False)
+
+        self.q_proj = linear(config.d_model, config.d_model)
+        self.k_proj = linear(config.d_model, heads * self.head_dim)
+        self.v_proj = linear(config.d_model, heads * self.head_dim)
+        self.attn_out = linear(config.d_model, config.d_model)
+        self.ff_proj = linear(config.d_model, config.mlp_hidden_size)  # the gate
+        self.up_proj = linear(config.d_model, config.mlp_hidden_size)
+        self.ff_out = linear(config.mlp_hidden_size, config.d_model)
+        self.attn_norm = LlamaRMSNorm(config.d_model, config.rms_norm_eps)
+        self.ff_norm = LlamaRMSNorm(config.d_model, config.rms_norm_eps)
+
+    def forward(self, hidden: torch.Tensor, mask: Any, angles: torch.Tensor, **options: Any) -> torch.Tensor:
+        hidden = hidden + self._attend(self.attn_norm(hidden), mask, angles, **options)
+        normed = self.ff_norm(hidden)
+        return hidden + self.ff_out(silu(self.ff_proj(normed)) * self.up_proj(normed))
+
+    def _attend(self, hidden: torch.Tensor, mask: Any, angles: torch.Tensor, **options: Any) -> torch.Tensor:
+        shape = (*hidden.shape[:-1], -1, self.head_dim)
+        query, key, value = (
+            proj(hidden).view(shape).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        scaling = self.head_dim**-0.5
+        out, _ = attention(
+            self, rotated(query, angles), rotated(key, angles), value, mask, scaling=scaling, is_causal=False, **options
+        )
+        return self.attn_out(out.reshape(*hidden.shape[:-1], -1))
+
+
+def rotated(vectors: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """Queries or keys `[rows, heads, length, head]` turned by their positions' angles, in float32 or wider."""
+    wide = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
+    angles = angles[:, None].to(wide.dtype)
+    return (wide * angles.cos() + rotate_half(wide) * angles.sin()).to(vectors.dtype)
+
+
+class LLaDAModel(nn.Module):
+    """Everything but the head."""
+
+    def __init__(self, config: LLaDAConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(config.vocab_size, config.d_model),
+                "blocks": nn.ModuleList(_Block(config, n) for n in range(config.n_layers)),
+                "ln_f": LlamaRMSNorm(config.d_model, config.rms_norm_eps),
+                "ff_out": nn.Linear(config.d_model, config.vocab_size, bias=False),
+            }
+        )
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        **options: Any,
+    ) -> BaseModelOutput:
+        hidden = self.transformer["wte"](input_ids)
+        if position_ids is None:
+            position_ids = _positions(input_ids, attention_mask)
+        mask = create_bidirectional_mask(self.config, hidden, attention_mask)
+        angles = self._angles(position_ids)
+        for block in cast("nn.ModuleList", self.transformer["blocks"]):
+            hidden = block(hidden, mask, angles, **options)
+        return BaseModelOutput(last_hidden_state=self.transformer["ln_f"](hidden))
+
+    def _angles(self, position_ids: torch.Tensor) -> torch.Tensor:
+        """`[rows, length, head]`: position times frequency, both halves of a head alike; float32 in every dtype."""
+        width = self.config.d_model // self.config.n_heads
+        exponents = torch.arange(0, width, 2, device=position_ids.device).float() / width
+        angles = position_ids[..., None].float() * (1.0 / self.config.rope_theta**exponents)
+        return torch.cat((angles, angles), dim=-1)
+
+
+def _positions(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """Position ids that count a row's real tokens only, so that padding on the left shifts nothing."""
+    if attention_mask is None:
+        return torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+class LLaDAModelLM(PreTrainedModel):
+    """LLaDA with its head, under the publishers' name.
+
+    `forward` takes `input_ids` `[rows, length]`, masks among them, and returns logits `[rows, length, V]` of the
+    tokens at those positions.
+    """
+
+    config_class = LLaDAConfig
+    base_model_prefix = "model"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = ["_Block"]  # noqa: RUF012 (transformers reads it from the class)
+
+    def __init__(self, config: LLaDAConfig) -> None:
+        super().__init__(config)
+        self.model = LLaDAModel(config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.transformer["wte"]
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.model.transformer["ff_out"]
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        logits_at: torch.Tensor | None = None,
+        **options: Any,
+    ) -> MaskedLMOutput:
+        """Logits of the tokens at all positions, or at requested ones.
+
+        Parameters
+        ----------
+        input_ids : tensor
+            `[rows, length]`.
+        attention_mask : tensor, optional
+            `[rows, length]`, 0 at padding, which stands on the left; positions are counted from the first real token.
+        position_ids : tensor, optional
+            `[rows, length]`, instead of the counted ones.
+        logits_at : tensor, optional
+            Booleans `[rows, length]`: compute logits there only, and return them as `[N, V]`, row by row.
+        """
+        hidden = self.model(input_ids, attention_mask, position_ids, **options).last_hidden_state
+        if logits_at is not None:
+            hidden = hidden[logits_at.to(hidden.device)]  # the last layer's, where the model is spread over several
+        return MaskedLMOutput(logits=self.model.transformer["ff_out"](hidden))

@@ -1,0 +1,34 @@
+"""Drawing tokens from given probabilities by given uniforms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from ets.types import InputError, Problem
+
+
+def pick_tokens(probabilities: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Tokens `[R]` by inverse CDF and their log-probabilities `[R]`, from float64 `[R, V]` and `[R]`.
+
+    The first index with cdf > u · total, clamped to the last token of positive probability: a token of
+    probability zero is never drawn, and every other one can be.
+    """
+    cdf = probabilities.cumsum(-1)
+    tokens = torch.searchsorted(cdf, (uniforms * cdf[:, -1])[:, None], right=True)[:, 0]
+    # The cdf reaches its total at the last token of positive probability. (Of NaN it never does.)
+    last = torch.searchsorted(cdf, cdf[:, -1:].contiguous())[:, 0]
+    tokens = torch.minimum(tokens, last).clamp(max=cdf.shape[-1] - 1)
+    return tokens, (probabilities.gather(-1, tokens[:, None])[:, 0] / cdf[:, -1]).log()
+
+
+def require_finite(problems: Sequence[Problem], logps: Iterable[float]) -> None:
+    """Raise `InputError` if a problem's row was drawn from logits that are no numbers."""
+    for problem, logp in zip(problems, logps, strict=True):
+        if not math.isfinite(logp):
+            raise InputError(
+                f"the model gave NaN or infinite logits for problem {problem.id!r}; "
+                "check its weights and dtype, and the temperature"
+            )

@@ -1,0 +1,89 @@
+"""How many rows fit into memory at once."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from ets.transition import require_positive
+from ets.types import InputError
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+
+class MemoryLimit:
+    """Bytes that the rows which advance together may take; more rows are split into chunks.
+
+    Parameters
+    ----------
+    gib : float, optional
+        By default half of the memory that is free when it is first asked for: once the model has been loaded.
+    device : callable
+        Where the memory is, asked for when first needed.
+
+    Raises
+    ------
+    InputError
+        For a limit that is not a finite number above zero.
+    """
+
+    def __init__(self, gib: float | None, device: Callable[[], torch.device]) -> None:
+        if gib is not None:
+            require_positive(memory_gib=gib)
+        self._bytes = None if gib is None else gib * 2.0**30
+        self._device = device
+        self._halved = False
+
+    def in_chunks(self, items: Sequence[S], bytes_each: float, work: Callable[[Sequence[S]], T]) -> list[T]:
+        """Do the work in chunks that keep the limit, and in smaller ones where memory runs out all the same.
+
+        Raises
+        ------
+        InputError
+            If memory runs out with a single item.
+        """
+        results: list[T] = []
+        at = 0
+        while at < len(items):
+            size = max(1, min(len(items) - at, int(self._limit() / bytes_each)))
+            try:
+                results.append(work(items[at : at + size]))
+                at += size
+                continue
+            except torch.OutOfMemoryError as error:
+                if size == 1:
+                    raise InputError(
+                        f"out of memory with one row of about {bytes_each / 2**30:.2g} GiB; "
+                        f"shorten the prompt or the generation: {error}"
+                    ) from None
+            # Only here, where the failed attempt is no longer referred to, can its memory be freed.
+            self._halve(size * bytes_each)
+        return results
+
+    def _limit(self) -> float:
+        if self._bytes is None:
+            self._bytes = _free_bytes(self._device()) / 2
+        return self._bytes
+
+    def _halve(self, used: float) -> None:
+        """Lower the limit after running out of memory; the rows are drawn again, with the same keys."""
+        torch.cuda.empty_cache()
+        if not self._halved:
+            warnings.warn(f"out of memory at {used / 2**30:.2g} GiB; going on with fewer rows at once", stacklevel=2)
+        self._halved, self._bytes = True, used / 2
+
+
+def _free_bytes(device: torch.device) -> float:
+    """Memory that new tensors can take: on a GPU with what PyTorch holds in reserve; 4 GiB where nothing tells."""
+    if device.type == "cuda":
+        reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + reserve
+    info = Path("/proc/meminfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    found = [int(line.split()[1]) * 1024.0 for line in lines if line.startswith("MemAvailable:")]
+    return found[0] if found else 4 * 2.0**30

@@ -1,0 +1,31 @@
+"""Prompts: from text to token ids, checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ets.types import InputError, Problem
+
+
+def encode_prompt(tokenizer: Any, problem: Problem, length: int, context: int | None) -> tuple[int, ...]:
+    """The prompt's token ids.
+
+    Raises
+    ------
+    InputError
+        For an empty prompt, or one that leaves no room for `length` more tokens in the model's context.
+    """
+    prompt = problem.prompt
+    if not isinstance(prompt, str | tuple):
+        raise InputError(f"the prompt of problem {problem.id!r} is {prompt!r}; pass text, or a tuple of token ids")
+    ids = tuple(tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else prompt
+    if bad := [stop for stop in problem.stop if not isinstance(stop, str) or not stop]:
+        raise InputError(f"problem {problem.id!r} has the stop string {bad[0]!r}; give non-empty text")
+    if not prompt or not ids:
+        raise InputError(f"the prompt of problem {problem.id!r} is empty; give at least one token")
+    if context is not None and len(ids) + length > context:
+        raise InputError(
+            f"the prompt of problem {problem.id!r} has {len(ids)} tokens, which leaves no room for a generation of "
+            f"{length} in the model's context of {context}; shorten one of them"
+        )
+    return ids
