@@ -11,12 +11,13 @@ from typing import Any, TypeAlias, overload
 from tqdm.auto import tqdm
 
 from ets.kernel import energy_guided
-from ets.policies.autoregressive import Horizon, Sampling
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.transformers import TransformersPolicy
+from ets.policies.making import policy_of
+from ets.policies.unmasking import Remasking
 from ets.rewards import Extract, Scoring, as_reward, self_consistency
 from ets.runner import run
 from ets.trace_view import trace_html, trace_text
+from ets.transition import require_variety
 from ets.types import Chain, Cost, InputError, Policy, Problem, Reward, Step, StepFn
 
 Model: TypeAlias = str | Path | tuple[Any, Any] | Checkpoint
@@ -72,6 +73,10 @@ def sample(  # type: ignore[misc]
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    steps: int | None = None,
+    block_length: int | None = None,
+    cfg: float | None = None,
+    remasking: Remasking | None = None,
     stop: Sequence[str] = (),
     seed: int = 0,
     width: int = 8,
@@ -94,7 +99,11 @@ def sample(  # type: ignore[misc]
     block_size, max_length : int
         Tokens per guide step, and in all: I = ⌈max_length / block_size⌉ guide steps at most.
     temperature, top_k, top_p : float, int, float
-        What p_ref is. A checkpoint's generation_config is not applied.
+        What p_ref is. A checkpoint's generation_config is not applied. Masked diffusion has no top_k and top_p.
+    steps, block_length, cfg, remasking : int, int, float, str
+        For masked diffusion (LLaDA) alone: denoising steps (by default one per token), tokens of a block (by default
+        the model family's, where it divides max_length), and the guidance and the rule of
+        `ets.policies.unmasking.Unmasking`.
     stop : sequence of str
         Strings that end a generation; they are cut off its text.
     seed : int
@@ -124,10 +133,21 @@ def sample(  # type: ignore[misc]
         raise InputError(f"extract is {extract!r}; pass a function of a text")
     guide = as_reward(reward) if reward is not None else self_consistency(extract)  # type: ignore[arg-type]
     step = energy_guided(guide, candidates=candidates, rollouts=rollouts, lam=lam)
-    sampling, horizon = Sampling(temperature, top_k, top_p), Horizon(block_size, max_length)
+    policy = policy_of(
+        lambda: _checkpoint(model),
+        block_size=block_size,
+        max_length=max_length,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        steps=steps,
+        block_length=block_length,
+        cfg=cfg,
+        remasking=remasking,
+    )
+    require_variety(policy, candidates)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     problems = [Problem(str(number), text, tuple(stop)) for number, text in enumerate(prompts)]
-    policy = TransformersPolicy(_checkpoint(model), sampling, horizon)
     policy.start(problems)  # bad prompts are named before the weights are loaded
     with tqdm(total=len(problems), desc="prompts", disable=not progress or len(problems) < 2) as bar:
         chains = {}

@@ -36,7 +36,7 @@ CANVAS = 24
 
 
 def train_tokenizer(family: Family, *, single_digits: bool, special: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
-    """Byte-level pairs: any UTF-8 text round-trips. A number is spelled in single digits, or as long as it is common."""
+    """Byte-level pairs: any UTF-8 text round-trips. A number is spelled in single digits, or as long as is common."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=single_digits), pre_tokenizers.ByteLevel(add_prefix_space=False)]

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
 ALPHABET = ("<end>", "a", "b", "c")
+MASKED_ALPHABET = ("<end>", "a", "b", "<mask>")
 
 
-def tiny_tokenizer() -> Any:
-    """One token per letter, and an end token with id 0."""
+def tiny_tokenizer(alphabet: Sequence[str] = ALPHABET) -> Any:
+    """One token per letter, an end token with id 0, and a mask token if the alphabet has one."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.WordLevel({letter: i for i, letter in enumerate(ALPHABET)}, unk_token="a"))
+    tokenizer = Tokenizer(models.WordLevel({letter: i for i, letter in enumerate(alphabet)}, unk_token="a"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token=ALPHABET[0], clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        eos_token=alphabet[0],
+        mask_token="<mask>" if "<mask>" in alphabet else None,
+        clean_up_tokenization_spaces=False,
     )
 
 
@@ -46,6 +51,34 @@ def random_qwen3(
         pad_token_id=None,
     )
     return Qwen3ForCausalLM(config).double()
+
+
+def random_llada(
+    vocabulary: int, end: int, *, width: int = 16, layers: int = 2, spread: float = 0.5, seed: int = 47
+) -> Any:
+    """A LLaDA network with random weights in float64; the mask token is the last of the vocabulary.
+
+    At this seed and a vocabulary of four, laws differ between positions, and the mask token often has the highest
+    logit: neither may be ignored unseen.
+    """
+    import torch
+
+    from ets.models import LLaDAConfig, LLaDAModelLM
+
+    torch.manual_seed(seed)
+    config = LLaDAConfig(
+        vocab_size=vocabulary,
+        d_model=width,
+        mlp_hidden_size=2 * width,
+        n_layers=layers,
+        n_heads=2,
+        max_sequence_length=2048,
+        init_std=spread,
+        mask_token_id=vocabulary - 1,
+        eos_token_id=end,
+        pad_token_id=end,
+    )
+    return LLaDAModelLM(config).double()
 
 
 @pytest.fixture(scope="session")
@@ -78,6 +111,14 @@ def causal_oracle(policy: Any, temperature: float = 1.0) -> Any:
         return 0 in tokens or any(stop in text for stop in problem.stop)
 
     return AutoregressiveOracle(next_token, ended, policy.horizon.block_size, policy.horizon.max_length)
+
+
+@pytest.fixture(scope="session")
+def tiny_llada() -> Any:
+    """A masked-diffusion checkpoint of three tokens and the mask token."""
+    from ets.policies.checkpoint import Checkpoint
+
+    return Checkpoint.loaded(random_llada(len(MASKED_ALPHABET), end=0), tiny_tokenizer(MASKED_ALPHABET))
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ets import demo
 from ets.cli import main
 from ets.policies.checkpoint import Checkpoint
 
@@ -85,15 +86,18 @@ def test_a_folder_of_another_configuration_is_refused(tmp_path: Path, capsys: py
         ({"methods": "plain"}, "have no ets whose tokens"),
         ({"methods": "ets,ets"}, "method 'ets' is named twice"),
         ({"pool": "all"}, "pool is 'all'"),
-        ({"task": "chess"}, "unknown task 'chess'; choose from arithmetic"),
+        ({"task": "chess"}, "unknown task 'chess'; choose from arithmetic, sums"),
         ({"count": "0"}, "count is 0"),
         ({"count": "99999"}, "99999 held-out problems asked for"),
         ({"shots": "-1"}, "shots is -1"),
         ({"width": "0"}, "width is 0"),
         ({"model": "./nowhere"}, "no checkpoint at './nowhere'"),
-        ({"shots": "200"}, "leaves no room for max_length 32 in the model's context of 8192"),
+        ({"shots": "200"}, "leaves no room for a generation of 32 in the model's context of 8192"),
         ({"memory_gib": "0"}, "memory_gib is 0.0"),
         ({"samples": "0"}, "samples is 0"),
+        ({"temperature": "0"}, "at temperature 0 nothing is random, so all 2 draws from a state would be equal"),
+        ({"gen_length": "8"}, "--gen-length is no option of the engine transformers; leave it out"),
+        ({"engine": "abacus"}, "argument --engine: invalid choice: 'abacus'"),
     ],
 )
 def test_bad_input_is_one_line_before_any_weights_are_loaded(
@@ -103,12 +107,78 @@ def test_bad_input_is_one_line_before_any_weights_are_loaded(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    require_one_line(command(tmp_path / "run", **changed), message, capsys, monkeypatch)
+
+
+def require_one_line(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Checkpoint, "model", property(lambda self: pytest.fail("the weights were loaded")))
-    assert main(command(tmp_path / "run", **changed)) == 2
+    assert main(words) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ")
     assert error.count("\n") == 1
     assert message in error
+
+
+DIFFUSION = {
+    "--engine": "masked-diffusion",
+    "--task": "sums",
+    "--model": "embedded",
+    "--gen-length": "24",
+    "--steps": "12",
+    "--block-length": "8",
+    "--guide-steps": "3",
+    "--cfg": "0",
+    "--remasking": "low_confidence",
+}
+
+
+def diffusion_command(folder: Path, **changed: str | None) -> list[str]:
+    """The command for masked diffusion; an option changed to None is left out."""
+    shared = {name: value for name, value in BASE.items() if name not in ("--block-size", "--max-length")}
+    options = shared | DIFFUSION | {"--out": str(folder)}
+    options |= {f"--{name.replace('_', '-')}": value for name, value in changed.items()}
+    return ["eval", *(word for name, value in options.items() if value is not None for word in (name, value))]
+
+
+def test_masked_diffusion_is_measured_at_equal_positions(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert main(diffusion_command(folder)) == 0
+    rows = {row["method"]: row for row in json.loads((folder / "summary.json").read_text())}
+    assert set(rows) == {"plain", "majority", "one-step", "ets"}
+    for row in rows.values():
+        assert abs(row["positions"] / rows["ets"]["positions"] - 1) <= 0.15  # a sample more or less
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"gen_length": "20"}, "gen_length 20 is no multiple of block_length 8"),
+        ({"steps": "13"}, "steps 13 is no multiple of the 3 blocks"),
+        ({"steps": "48"}, "steps 48 are more than the 24 tokens"),
+        ({"guide_steps": "5"}, "guide_steps 5 does not divide steps 12"),
+        ({"guide_steps": "0"}, "guide_steps is 0"),
+        ({"remasking": "best"}, "unknown remasking 'best'; choose from low_confidence, random, margin, entropy"),
+        ({"cfg": "-1"}, "cfg is -1.0"),
+        ({"temperature": "-1"}, "temperature is -1.0"),
+        ({"temperature": "0"}, "at temperature 0 nothing is random, so all 2 draws from a state would be equal"),
+        ({"model": demo.model_path("small")}, "is a 'qwen3' model, which does not unmask"),
+        ({"shots": "400"}, "leaves no room for a generation of 24 in the model's context of 8192"),
+        ({"steps": None}, "the engine masked-diffusion needs --steps"),
+        ({"block_size": "8"}, "--block-size is no option of the engine masked-diffusion"),
+        ({"top_p": "0.9"}, "--top-p is no option of the engine masked-diffusion"),
+        ({"engine": "transformers", "gen_length": None}, "the engine transformers needs --block-size"),
+    ],
+)
+def test_bad_input_for_masked_diffusion_is_one_line_too(
+    changed: dict[str, str | None],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    require_one_line(diffusion_command(tmp_path / "run", **changed), message, capsys, monkeypatch)
 
 
 def test_help_and_version_work(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import numpy as np
 import pytest
@@ -11,53 +12,52 @@ from ets import kernel
 from ets.kernel import energy_guided
 from ets.rewards import per_text
 from ets.runner import run
-from ets.testing import Law, TabularPolicy, check_law, check_policy, frequencies, optimal_law, total_variation
+from ets.testing import (
+    Law,
+    TabularMaskedDiffusion,
+    TabularPolicy,
+    check_law,
+    frequencies,
+    optimal_law,
+    total_variation,
+)
 from ets.types import Chain, Floats, InputError, Problem, Text
+
+Tabular: TypeAlias = TabularPolicy | TabularMaskedDiffusion
 
 PROBLEM = Problem("p", (1,))
 LAM = 0.5
+POLICIES = [TabularPolicy(), TabularMaskedDiffusion(vocabulary=2, gen_length=3, steps=3, guide_steps=3, seed=1)]
 
 
 def liking(text: str) -> float:
     return 0.3 * text.count("a") - 0.5 * text.count("b")
 
 
-def liking_tokens(tokens: tuple[int, ...]) -> float:
-    return liking(TabularPolicy.spelled(tokens))
-
-
-def sampled(candidates: int, *, rollouts: int = 1, lam: float = LAM, draws: int = 6_000) -> Law:
+def sampled(policy: Tabular, candidates: int, *, rollouts: int = 1, lam: float = LAM, draws: int = 6_000) -> Law:
     step = energy_guided(per_text(lambda _, text: liking(text)), candidates=candidates, rollouts=rollouts, lam=lam)
-    chains = run(TabularPolicy(), step, [PROBLEM], width=5000, seed=0, samples=draws)
+    chains = run(policy, step, [PROBLEM], width=5000, seed=0, samples=draws)
     return frequencies(chain.state.tokens for chain in chains)
 
 
-def optimal() -> Law:
-    return optimal_law(TabularPolicy().oracle.finish_law(PROBLEM, ()), liking_tokens, LAM)
+def reference(policy: Tabular) -> Law:
+    return policy.oracle.finish_law(PROBLEM, policy.oracle.root)
 
 
-def test_one_candidate_is_plain_sampling() -> None:
+@pytest.mark.parametrize("policy", POLICIES)
+def test_one_candidate_is_plain_sampling(policy: Tabular) -> None:
     step = energy_guided(per_text(lambda _, text: liking(text)), candidates=1, rollouts=2, lam=LAM)
-    chains = run(TabularPolicy(), step, [PROBLEM], width=5000, seed=0, samples=20_000)
-    check_law((c.state.tokens for c in chains), TabularPolicy().oracle.finish_law(PROBLEM, ()), level=1e-4)
+    chains = run(policy, step, [PROBLEM], width=5000, seed=0, samples=20_000)
+    check_law((c.state.tokens for c in chains), reference(policy), level=1e-4)
 
 
-def test_total_variation_to_the_optimal_law_falls_with_candidates() -> None:
+@pytest.mark.parametrize("policy", POLICIES)
+def test_total_variation_to_the_optimal_law_falls_with_candidates(policy: Tabular) -> None:
     """I = 3 guide steps; 6,000 draws on 15 outcomes have a noise floor of about 0.02."""
-    distances = [total_variation(sampled(candidates), optimal()) for candidates in (1, 4, 16)]
+    optimal = optimal_law(reference(policy), lambda outcome: liking(policy.spelled(outcome)), LAM)
+    distances = [total_variation(sampled(policy, candidates), optimal) for candidates in (1, 4, 16)]
     assert distances[0] > 1.5 * distances[1] > 3 * distances[2]
     assert distances[2] < 0.05
-
-
-def test_a_wrong_temperature_turns_the_law_red() -> None:
-    policy = TabularPolicy(temperature=1.05)
-    with pytest.raises(AssertionError, match="exact law"):
-        check_policy(policy, TabularPolicy().oracle, [PROBLEM, Problem("q", (2, 3))])
-
-
-def test_the_tabular_policy_keeps_the_contract() -> None:
-    for policy in (TabularPolicy(), TabularPolicy(vocabulary=4, block_size=2, max_length=4, temperature=0.7, seed=3)):
-        check_policy(policy, policy.oracle, [PROBLEM, Problem("q", "two")])
 
 
 def test_energies_are_means_of_the_tilt_not_of_the_reward() -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ import pytest
 from ets.baselines import plain
 from ets.kernel import energy_guided
 from ets.runner import run
-from ets.testing import TabularPolicy, check_law
+from ets.testing import TabularMaskedDiffusion, TabularPolicy, check_law
 from ets.types import Chain, Cost, Draw, InputError, Keys, Policy, Problem, State, StepFn, Text
 
 PROBLEMS = [Problem(f"problem-{n}", f"prompt {n}") for n in range(5)]
@@ -45,6 +45,10 @@ def new_policy() -> RecordingPolicy:
     return RecordingPolicy(vocabulary=4, block_size=2, max_length=6, seed=3)
 
 
+def new_diffusion() -> TabularMaskedDiffusion:
+    return TabularMaskedDiffusion(vocabulary=3, gen_length=4, block_length=2, steps=4, guide_steps=4, seed=3)
+
+
 def count_of_a(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
     return [float(text.text.count("a")) for text in rollouts]
 
@@ -67,34 +71,45 @@ def history(chain: Chain) -> Any:
     ]
 
 
-def histories(**options: Any) -> dict[tuple[str, int], Any]:
-    chains = list(run(new_policy(), guided(), PROBLEMS, **{"width": 4, "seed": 11, "samples": 4} | options))
+MakePolicy: TypeAlias = Callable[[], Policy]
+
+
+def histories(make: MakePolicy, **options: Any) -> dict[tuple[str, int], Any]:
+    chains = list(run(make(), guided(), PROBLEMS, **{"width": 4, "seed": 11, "samples": 4} | options))
     result = {(chain.problem.id, chain.sample): history(chain) for chain in chains}
     assert len(result) == len(chains)
     return result
 
 
+@pytest.fixture(scope="module", params=[new_policy, new_diffusion])
+def make(request: pytest.FixtureRequest) -> MakePolicy:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def alone() -> dict[tuple[str, int], Any]:
+def alone(make: MakePolicy) -> dict[tuple[str, int], Any]:
     """Every chain by itself."""
-    return histories(width=1)
+    return histories(make, width=1)
 
 
 @pytest.mark.parametrize("width", [3, 64])
-def test_chains_do_not_depend_on_the_width(alone: dict[tuple[str, int], Any], width: int) -> None:
-    assert len(alone) == 20 and len({len(trace) for _, trace in alone.values()}) > 1  # so rooms become free unevenly
-    assert histories(width=width) == alone
+def test_chains_do_not_depend_on_the_width(alone: dict[tuple[str, int], Any], make: MakePolicy, width: int) -> None:
+    assert len(alone) == 20
+    assert make is new_diffusion or len({len(trace) for _, trace in alone.values()}) > 1  # rooms become free unevenly
+    assert histories(make, width=width) == alone
 
 
-def test_chains_depend_on_the_seed_and_the_sample(alone: dict[tuple[str, int], Any]) -> None:
-    other = histories(seed=12)
+def test_chains_depend_on_the_seed_and_the_sample(alone: dict[tuple[str, int], Any], make: MakePolicy) -> None:
+    other = histories(make, seed=12)
     assert sum(other[place] == chain for place, chain in alone.items()) <= 2  # short ones may agree by chance
     assert len({str(alone["problem-1", sample]) for sample in range(4)}) == 4
 
 
-def test_done_chains_are_left_out_and_the_others_are_unchanged(alone: dict[tuple[str, int], Any]) -> None:
+def test_done_chains_are_left_out_and_the_others_are_unchanged(
+    alone: dict[tuple[str, int], Any], make: MakePolicy
+) -> None:
     done = {("problem-0", 0), ("problem-2", 1), ("problem-2", 2), *(("problem-3", n) for n in range(4))}
-    assert histories(done=done) == {place: chain for place, chain in alone.items() if place not in done}
+    assert histories(make, done=done) == {place: chain for place, chain in alone.items() if place not in done}
 
 
 def test_problems_that_are_done_are_not_started() -> None:

@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ets import __version__, demo
+from ets import __version__
+from ets.commands.engines import ENGINES, add_engine_arguments, engine_settings, require_engine_arguments
 
 if TYPE_CHECKING:
     from ets.evaluation.evaluate import Row
@@ -22,10 +23,9 @@ EXAMPLE = """example:
       --candidates 8 --rollouts 3 --lam 0.1 --pool chain --block-size 16 --max-length 96 \\
       --temperature 1.5 --seed 0 --width 8
 """
-EMBEDDED = {"embedded": demo.model_path("reference"), "embedded-small": demo.model_path("small")}
 RESULTS_DEPEND_ON = (
-    "task", "model", "count", "shots", "methods", "candidates", "rollouts", "lam", "pool", "block_size",
-    "max_length", "temperature", "top_k", "top_p", "samples", "seed",
+    "task", "model", "count", "shots", "methods", "candidates", "rollouts", "lam", "pool", "temperature", "samples",
+    "seed",
 )  # fmt: skip
 
 
@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def add(name: str, kind: Any, text: str, **options: Any) -> None:
         parser.add_argument(name, type=kind, help=text, required="default" not in options, **options)
 
-    add("--task", str, "arithmetic")
-    add("--model", str, "a checkpoint's folder or hub name; embedded or embedded-small for those that come along")
+    add("--task", str, "arithmetic or sums, the embedded problems")
+    add("--model", str, "a checkpoint's folder or hub name, or the engine's embedded one: embedded, embedded-small")
     add("--count", int, "problems")
     add("--shots", int, "solved examples in each prompt")
     add("--methods", str, "comma-separated, from plain, majority, one-step and ets")
@@ -42,12 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rollouts", int, "K, rollouts per candidate")
     add("--lam", float, "λ, in units of the reward")
     add("--pool", str, "whose votes the self-consistency reward counts: step or chain")
-    add("--block-size", int, "tokens per guide step")
-    add("--max-length", int, "tokens in all")
     add("--temperature", float, "of the reference policy")
-    add("--top-k", int, "of the reference policy", default=None)
-    add("--top-p", float, "of the reference policy", default=None)
-    add("--samples", int, "samples of the other methods (default: as many as generate ETS's tokens)", default=None)
+    add("--samples", int, "samples of the other methods (default: as many as cost what ETS costs)", default=None)
     add("--seed", int, "of all randomness")
     add("--width", int, "problems that advance together; results depend on it by rounding errors alone")
     add("--memory-gib", float, "limit on the cache of rows under way (default: half of the free memory)", default=None)
@@ -58,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=Path("results"),
     )
     add("--out", Path, "this run's results folder instead", default=None)
+    add_engine_arguments(parser)
 
 
 def execute(options: argparse.Namespace) -> None:
@@ -71,30 +68,31 @@ def execute(options: argparse.Namespace) -> None:
     from ets.evaluation.evaluate import Evaluation
     from ets.evaluation.journal import Journal, fingerprint
     from ets.evaluation.methods import Settings, require_methods
-    from ets.policies.autoregressive import Horizon, Sampling
     from ets.policies.checkpoint import Checkpoint
-    from ets.policies.transformers import TransformersPolicy
     from ets.report.plots import require_matplotlib
     from ets.tasks import task_named
-    from ets.transition import require_counts
+    from ets.transition import require_counts, require_variety
 
+    require_engine_arguments(options)
+    engine = ENGINES[options.engine]
     task, methods = task_named(options.task), [name.strip() for name in options.methods.split(",")]
     settings = Settings(options.candidates, options.rollouts, options.lam, options.pool)
     require_methods(methods, options.samples, settings)
     require_counts(width=options.width, count=options.count)
     require_matplotlib()
-    sampling = Sampling(options.temperature, options.top_k, options.top_p)
-    horizon = Horizon(options.block_size, options.max_length)
-    checkpoint = Checkpoint(EMBEDDED.get(options.model, options.model))
-    policy = TransformersPolicy(checkpoint, sampling, horizon, memory_gib=options.memory_gib)
+    checkpoint = Checkpoint(engine.embedded.get(options.model, options.model))
+    policy = engine.policy(checkpoint, options)
+    if "ets" in methods:
+        require_variety(policy, options.candidates)
     problems = task.problems(options.count, options.shots)
     policy.start(problems)  # a prompt that does not fit is named before the weights are loaded
-    configuration = {name: getattr(options, name) for name in RESULTS_DEPEND_ON}
+    configuration = {name: getattr(options, name) for name in RESULTS_DEPEND_ON} | engine_settings(options)
     configuration |= {"model_revision": checkpoint.revision, "placement": checkpoint.placement, "ets": __version__}
     folder = options.out or options.results / f"{task.name}-{fingerprint(configuration)}"
     journal = Journal(folder, configuration)
     print(f"{len(journal.records)} finished chains in {folder}; the same command goes on where it was interrupted")
-    evaluation = Evaluation(task, policy, problems, settings, journal, options.width, options.seed)
+    budget = engine.budget(policy, problems)
+    evaluation = Evaluation(task, policy, problems, settings, journal, budget, options.width, options.seed)
     rows = evaluation.compare(methods, options.samples)
     _write(rows, f"{task.name}: {options.model}", folder)
 

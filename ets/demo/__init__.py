@@ -8,9 +8,10 @@ from typing import Literal
 _ASSETS = Path(__file__).parent / "assets"
 
 
-def model_path(size: Literal["reference", "small"] = "reference") -> str:
-    """The folder of an embedded Qwen3-architecture checkpoint, for `from_pretrained` or `ets.sample(model=…)`.
+def model_path(model: Literal["reference", "small", "diffusion"] = "reference") -> str:
+    """The folder of an embedded checkpoint, for `from_pretrained` or `ets.sample(model=…)`.
 
-    `small` is a quarter of the size or less, for use as a proposal.
+    `reference` and `small` are of the Qwen3 architecture; `small` is a quarter of the size or less, for use as a
+    proposal. `diffusion` is of the LLaDA architecture, and answers shorter problems (`ets.demo.sums`).
     """
-    return str(_ASSETS / size)
+    return str(_ASSETS / model)

@@ -8,12 +8,17 @@ from statistics import fmean
 
 from tqdm import tqdm
 
+from ets import baselines
+from ets.evaluation.budget import Budget
 from ets.evaluation.intervals import Accuracy, accuracy
 from ets.evaluation.journal import Journal, Record
 from ets.evaluation.methods import METHODS, Method, Settings
 from ets.runner import run
 from ets.tasks.task import Task
 from ets.types import Chain, Policy, Problem
+
+PILOT_PROBLEMS = 16
+"""A pilot draws samples for so many problems."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class Evaluation:
     problems: Sequence[Problem]
     settings: Settings
     journal: Journal
+    budget: Budget
     width: int
     seed: int
     progress: bool = True
@@ -49,33 +55,34 @@ class Evaluation:
         names : sequence of str
             Keys of `METHODS`; the rows come in this order.
         samples : int, optional
-            Samples per problem for the others; by default the number that generates as many tokens as ETS,
-            which must then be among the methods.
+            Samples per problem for the others; by default the number that costs as much as ETS by the run's
+            budget. ETS must then be among the methods.
         """
         ordered = sorted(names, key=lambda name: name != "ets")
         methods = {}
         for name in ordered:
             if name != "ets" and samples is None:
-                samples = self._samples_at_equal_tokens()
+                samples = self.budget.samples(self.journal.of("ets"), self._pilot)
             methods[name] = METHODS[name](self.task, self.settings, samples or 1)
-            self._run(methods[name])
+            self._run(methods[name], self.problems)
         return [self._row(methods[name]) for name in names]
 
-    def _samples_at_equal_tokens(self) -> int:
-        """How many plain samples generate as many tokens as ETS did: its first rollouts are plain samples."""
-        records = self.journal.of("ets")
-        guided = fmean(record["cost"]["generated"] for record in records)
-        return max(1, round(guided / fmean(record["sample_tokens"] for record in records)))
+    def _pilot(self, samples: int) -> list[Record]:
+        """Records of so many samples for each of the first problems, journalled as a method of its own."""
+        step = baselines.majority(self.task.extract, samples=samples)
+        method = Method(f"pilot-{samples}", f"pilot ({samples} samples)", step)
+        self._run(method, self.problems[:PILOT_PROBLEMS])
+        return self.journal.of(method.name)
 
-    def _run(self, method: Method) -> None:
+    def _run(self, method: Method, problems: Sequence[Problem]) -> None:
         """Sample what the journal lacks, with a progress bar that shows the accuracy so far."""
         known = {(r["problem"], r["sample"]): r for r in self.journal.of(method.name)}
-        total = len(self.problems) * method.samples
+        total = len(problems) * method.samples
         correct = [r["correct"] for r in known.values()]
         chains = run(
             self.policy,
             method.step,
-            self.problems,
+            problems,
             width=self.width * method.samples,
             seed=self.seed,
             samples=method.samples,

@@ -174,6 +174,12 @@ class MaskedDiffusionPolicy:
         empty = (self.mask_id,) * length
         return [CanvasState(*pair, empty, (-1,) * length) for pair in zip(problems, prompts, strict=True)]
 
+    def sample_positions(self, states: Sequence[State]) -> float:
+        """Token positions of one sample that shares nothing, without `stop_at_end`: the mean over start states."""
+        own = _as_canvas_states(states)
+        each = sum(len(state.prompt) + len(state.tokens) for state in own) / len(own)
+        return self.schedule.steps * self.passes * each
+
     def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         each = self.schedule.steps_per_guide_step
         own = _as_canvas_states(states)

@@ -17,7 +17,7 @@ def require_matplotlib() -> None:
 
 
 def plot_accuracies(rows: Sequence[Row], title: str, path: Path) -> None:
-    """A PNG with each method's accuracy, its 95% interval and its generated tokens per problem."""
+    """A PNG with each method's accuracy, its 95% interval and its cost per problem."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -28,7 +28,7 @@ def plot_accuracies(rows: Sequence[Row], title: str, path: Path) -> None:
     low = [100 * (row.accuracy.mean - row.accuracy.low) for row in rows]
     high = [100 * (row.accuracy.high - row.accuracy.mean) for row in rows]
     colours = ["#2b6cb0" if row.method.startswith("ets") else "#a0aec0" for row in rows]
-    labels = [f"{row.label}\n{row.generated:,.0f} tokens per problem" for row in rows]
+    labels = [f"{row.label}\n{row.generated:,.0f} tokens, {row.positions:,.0f} positions per problem" for row in rows]
     axes.barh(labels, means, xerr=(low, high), color=colours, capsize=4, height=0.6)
     axes.set_xlim(0, 100)
     axes.set_xlabel("accuracy (pass@1, %) with 95% interval")

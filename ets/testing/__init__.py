@@ -17,20 +17,36 @@ from ets.testing.laws import (
     self_consistency_law,
     total_variation,
 )
+from ets.testing.masked_laws import (
+    CanvasSchedule,
+    MaskedDiffusionOracle,
+    closed_form_step,
+    enumerated_step,
+    position_term,
+    scores_of,
+)
+from ets.testing.masked_tabular import TabularMaskedDiffusion
 from ets.testing.tabular import TabularPolicy
 
 __all__ = [
     "AutoregressiveOracle",
+    "CanvasSchedule",
     "Law",
+    "MaskedDiffusionOracle",
     "Oracle",
+    "TabularMaskedDiffusion",
     "TabularPolicy",
     "Verdict",
     "check_law",
     "check_policy",
+    "closed_form_step",
+    "enumerated_step",
     "frequencies",
     "judge_law",
     "kernel_law",
     "optimal_law",
+    "position_term",
+    "scores_of",
     "self_consistency_law",
     "total_variation",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import product, zip_longest
 
 import numpy as np
 
@@ -19,8 +20,9 @@ def check_policy(
     """Raise AssertionError unless a policy keeps its contract (laws 1, 2 and 4 of the design).
 
     `extend` and `finish`, from the start and from a state on the way, draw from the exact reference law;
-    recorded log-probabilities are those of the exact law; a row's draw depends on its state and key only, not
-    on the rows beside it; the rows' costs add up to the ledger. The law tests share `level` equally.
+    recorded log-probabilities are those of the exact law of paths; a row's draw depends on its state and key
+    only, not on the rows beside it; the rows' costs add up to the ledger. The law tests share `level` equally;
+    where several paths lead to an outcome, outcomes and paths are tested.
 
     Parameters
     ----------
@@ -35,18 +37,16 @@ def check_policy(
         The probability at most that a correct policy fails.
     """
     problem, start = problems[0], policy.start(problems[:1])[0]
-    assert start.tokens == () and start.text == "" and not start.done
+    views = (oracle,) if oracle.by_path is oracle else (oracle, oracle.by_path)
+    assert oracle.outcome(start) == oracle.root and start.text == "" and not start.done
     middle = _likely_unfinished(policy.extend([start] * 64, _keys(64, 1)))
-    for number, (state, method, law_of) in enumerate(
-        (state, method, law_of)
-        for state in (start, middle)
-        for method, law_of in ((policy.extend, oracle.extend_law), (policy.finish, oracle.finish_law))
-    ):
-        drawn = method([state] * draws, _keys(draws, 2 + number))
-        law, name = law_of(problem, state.tokens), f"{method.__name__} from {state.tokens}"
-        check_law((draw.state.tokens for draw in drawn), law, level=level / 4, what=name)
-        _check_log_probabilities(drawn, law, name)
-    _check_independence(policy, problems)
+    for number, (state, method) in enumerate(product((start, middle), ("extend", "finish"))):
+        drawn = getattr(policy, method)([state] * draws, _keys(draws, 2 + number))
+        for view in views:
+            law, what = getattr(view, f"{method}_law")(problem, view.outcome(state)), f"{method} from {state.tokens}"
+            check_law((view.outcome(draw.state) for draw in drawn), law, level=level / 4 / len(views), what=what)
+        _check_log_probabilities(drawn, oracle.by_path, law, what)
+    _check_independence(policy, oracle.by_path, problems)
     _check_costs(policy, problems)
 
 
@@ -61,16 +61,14 @@ def _likely_unfinished(draws: Sequence[Draw]) -> State:
     return next(state for state in open_states if state.tokens == commonest)
 
 
-def _check_log_probabilities(draws: Sequence[Draw], law: Law, name: str) -> None:
-    drawn = {draw.state.tokens: draw for draw in draws}
-    for tokens, draw in drawn.items():
-        assert draw.text.tokens == tokens and draw.text.done == draw.state.done and draw.text.text == draw.state.text
-        assert abs(draw.logp - np.log(law[tokens])) < 1e-4, (
-            f"{name}: logp {draw.logp} for {tokens}, {np.log(law[tokens])} expected"
-        )
+def _check_log_probabilities(draws: Sequence[Draw], oracle: Oracle, law: Law, what: str) -> None:
+    for outcome, draw in {oracle.outcome(draw.state): draw for draw in draws}.items():
+        state, text, expected = draw.state, draw.text, np.log(law[outcome])
+        assert text.tokens == state.tokens and text.done == state.done and text.text == state.text
+        assert abs(draw.logp - expected) < 1e-4, f"{what}: logp {draw.logp} for {outcome}, {expected} expected"
 
 
-def _check_independence(policy: Policy, problems: Sequence[Problem]) -> None:
+def _check_independence(policy: Policy, oracle: Oracle, problems: Sequence[Problem]) -> None:
     """Rows drawn together, problems mixed, equal the rows drawn one by one from states of their own."""
     rows = [problem for problem in problems for _ in range(8)]
     keys = _keys(len(rows), 9)
@@ -78,7 +76,7 @@ def _check_independence(policy: Policy, problems: Sequence[Problem]) -> None:
     together = policy.finish([shared[problem.id] for problem in rows], keys)
     for problem, key, draw in zip(rows, keys, together, strict=True):
         alone = policy.finish(policy.start([problem]), np.array([key]))[0]
-        assert alone.state.tokens == draw.state.tokens and alone.state.text == draw.state.text
+        assert oracle.outcome(alone.state) == oracle.outcome(draw.state) and alone.state.text == draw.state.text
         assert abs(alone.logp - draw.logp) < 1e-4
 
 
@@ -89,9 +87,15 @@ def _check_costs(policy: Policy, problems: Sequence[Problem]) -> None:
     unfinished = [draw.state for draw in extended if not draw.state.done]
     finished = policy.finish(unfinished, _keys(len(unfinished), 11)) if unfinished else []
     rows, spent = Cost.total([draw.cost for draw in (*extended, *finished)]), policy.ledger - before
-    for name in ("prompt", "candidate", "rollout", "scored", "generated"):
+    for name in ("prompt", "candidate", "rollout", "scored", "generated", "row_forwards", "vocabulary"):
         assert getattr(rows, name) == getattr(spent, name), f"{name}: rows {rows}, ledger {spent}"
-    assert rows.generated == sum(len(d.state.tokens) for d in extended) + sum(
-        len(f.state.tokens) - len(s.tokens) for f, s in zip(finished, unfinished, strict=True)
+    assert rows.generated == sum(
+        _drawn_tokens(before, draw.state)
+        for before, draw in zip((*states, *unfinished), (*extended, *finished), strict=True)
     )
     assert all(draw.state.done for draw in finished)
+
+
+def _drawn_tokens(before: State, after: State) -> int:
+    """Tokens that the later state has and the earlier one has not: appended, or instead of masks."""
+    return sum(old != new for old, new in zip_longest(before.tokens, after.tokens))

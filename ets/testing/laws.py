@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -12,20 +13,34 @@ import numpy as np
 from ets.types import Floats, Problem
 
 Law: TypeAlias = Mapping[Any, float]
-"""Probabilities by outcome; an outcome is the tuple of all tokens drawn."""
+"""Probabilities by outcome: what an oracle tells states apart by, such as the tuple of all tokens drawn."""
 Prefix: TypeAlias = tuple[int, ...]
 
 
 class Oracle(Protocol):
     """The exact laws of a policy, computed without it."""
 
-    def extend_law(self, problem: Problem, tokens: Prefix) -> Law: ...
-    def finish_law(self, problem: Problem, tokens: Prefix) -> Law: ...
+    @property
+    def root(self) -> Any:
+        """The outcome of an empty generation."""
+        ...
+
+    @property
+    def by_path(self) -> Oracle:
+        """The laws over all that was drawn on the way; the oracle itself, if an outcome has one path only."""
+        ...
+
+    def outcome(self, state: Any) -> Any:
+        """A state's outcome."""
+        ...
+
+    def extend_law(self, problem: Problem, outcome: Any) -> Law: ...
+    def finish_law(self, problem: Problem, outcome: Any) -> Law: ...
 
 
 @dataclass(frozen=True)
 class AutoregressiveOracle:
-    """The exact laws of an autoregressive policy, by enumeration.
+    """The exact laws of an autoregressive policy, by enumeration. Outcomes are tuples of all tokens drawn.
 
     Parameters
     ----------
@@ -41,13 +56,24 @@ class AutoregressiveOracle:
     block_size: int
     max_length: int
 
-    def extend_law(self, problem: Problem, tokens: Prefix) -> Law:
-        """One guide step from `tokens`."""
-        return self._law(problem, tokens, min(len(tokens) + self.block_size, self.max_length))
+    @property
+    def root(self) -> Prefix:
+        return ()
 
-    def finish_law(self, problem: Problem, tokens: Prefix) -> Law:
-        """From `tokens` to the end."""
-        return self._law(problem, tokens, self.max_length)
+    @property
+    def by_path(self) -> AutoregressiveOracle:
+        return self
+
+    def outcome(self, state: Any) -> Prefix:
+        return state.tokens
+
+    def extend_law(self, problem: Problem, outcome: Prefix) -> Law:
+        """One guide step from a prefix."""
+        return self._law(problem, outcome, min(len(outcome) + self.block_size, self.max_length))
+
+    def finish_law(self, problem: Problem, outcome: Prefix) -> Law:
+        """From a prefix to the end."""
+        return self._law(problem, outcome, self.max_length)
 
     def _law(self, problem: Problem, tokens: Prefix, length: int) -> Law:
         if len(tokens) >= length or self.ended(problem, tokens):
@@ -90,23 +116,24 @@ def kernel_law(
     uniform. One integral per node of the tree; `reward` takes outcomes.
     """
 
-    def from_node(tokens: Prefix) -> dict[Any, float]:
-        step = _step_law(oracle, problem, reward, tokens, lam, candidates, rollouts)
-        if set(step) == {tokens}:
-            return {tokens: 1.0}
+    @cache  # several paths may lead to one node
+    def from_node(node: Any) -> dict[Any, float]:
+        step = _step_law(oracle, problem, reward, node, lam, candidates, rollouts)
+        if set(step) == {node}:
+            return {node: 1.0}
         law: dict[Any, float] = {}
         for x, p in step.items():
             for outcome, q in from_node(x).items():
                 law[outcome] = law.get(outcome, 0.0) + p * q
         return law
 
-    return from_node(())
+    return from_node(oracle.root)
 
 
 def _step_law(
-    oracle: Oracle, problem: Problem, reward: Callable[[Any], float], tokens: Prefix, lam: float, m: int, k: int
+    oracle: Oracle, problem: Problem, reward: Callable[[Any], float], node: Any, lam: float, m: int, k: int
 ) -> dict[Any, float]:
-    prior = oracle.extend_law(problem, tokens)
+    prior = oracle.extend_law(problem, node)
     tilts = []  # of each candidate: its rollouts' probabilities [outcomes], log z [outcomes], and its K
     for x in prior:
         finished = oracle.finish_law(problem, x)
@@ -152,18 +179,18 @@ def self_consistency_law(
     votes of the chain. `answer` takes outcomes; a rollout without an answer has reward 0.
     """
 
-    def answers_from(tokens: Prefix) -> dict[Hashable, float]:
+    def answers_from(node: Any) -> dict[Hashable, float]:
         shares: dict[Hashable, float] = {}
-        for outcome, p in oracle.finish_law(problem, tokens).items():
+        for outcome, p in oracle.finish_law(problem, node).items():
             if (a := answer(outcome)) is not None:
                 shares[a] = shares.get(a, 0.0) + p
         return shares
 
-    def from_node(tokens: Prefix, earlier: list[dict[Hashable, float]]) -> dict[Any, float]:
-        prior = oracle.extend_law(problem, tokens)
-        if set(prior) == {tokens}:
-            return {tokens: 1.0}
-        votes = [*(earlier if pool == "chain" else []), answers_from(tokens)]
+    def from_node(node: Any, earlier: list[dict[Hashable, float]]) -> dict[Any, float]:
+        prior = oracle.extend_law(problem, node)
+        if set(prior) == {node}:
+            return {node: 1.0}
+        votes = [*(earlier if pool == "chain" else []), answers_from(node)]
 
         def tilt(outcome: Any) -> float:
             return float(np.exp(np.mean([shares.get(answer(outcome), 0.0) for shares in votes]) / lam))
@@ -178,4 +205,4 @@ def self_consistency_law(
                 law[outcome] = law.get(outcome, 0.0) + q * weight / sum(weights.values())
         return law
 
-    return from_node((), [])
+    return from_node(oracle.root, [])

@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ets.randomness import uniform
 from ets.testing.laws import AutoregressiveOracle, Prefix
@@ -83,6 +84,10 @@ class TabularPolicy:
             self.next_token, lambda problem, tokens: END in tokens, self.block_size, self.max_length
         )
 
+    @property
+    def deterministic(self) -> bool:
+        return False
+
     def start(self, problems: Sequence[Problem]) -> list[State]:
         return [TabularState(problem, (), "", 0.0, False) for problem in problems]
 
@@ -102,7 +107,7 @@ class TabularPolicy:
             contexts = [(states[n].problem.prompt, tokens[n]) for n in rows]
             number = {context: i for i, context in enumerate(dict.fromkeys(contexts))}
             table = np.stack([self._table(*context) for context in number])[[number[context] for context in contexts]]
-            drawn = _pick_rows(table, uniform(keys[rows], np.array([len(tokens[n]) for n in rows])))
+            drawn = pick_rows(table, uniform(keys[rows], np.array([len(tokens[n]) for n in rows])))
             logps[rows] += np.log(table[np.arange(len(rows)), drawn])
             for n, token in zip(rows, drawn.tolist(), strict=True):
                 tokens[n] = (*tokens[n], token)
@@ -131,7 +136,7 @@ def _tally(draws: Sequence[Draw]) -> list[Cost]:
     ]
 
 
-def _pick_rows(probabilities: Floats, uniforms: Floats) -> Any:
-    """`ets.weights.pick` for each row of `[rows, V]`, all entries positive."""
-    cdf = np.cumsum(probabilities, axis=1)
-    return np.minimum((cdf <= uniforms[:, None] * cdf[:, -1:]).sum(axis=1), probabilities.shape[1] - 1)
+def pick_rows(probabilities: Floats, uniforms: Floats) -> NDArray[np.int64]:
+    """`ets.weights.pick` for each row of `[..., V]`, all entries positive."""
+    cdf = np.cumsum(probabilities, axis=-1)
+    return np.minimum((cdf <= uniforms[..., None] * cdf[..., -1:]).sum(axis=-1), probabilities.shape[-1] - 1)

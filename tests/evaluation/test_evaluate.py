@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ets.evaluation.budget import GeneratedTokens
 from ets.evaluation.evaluate import Evaluation, Row
 from ets.evaluation.intervals import accuracy
 from ets.evaluation.journal import Journal, Record
@@ -64,7 +65,7 @@ def compared(
     journal = Journal(folder, {"seed": 0})
     try:
         evaluation = Evaluation(
-            task, policy, task.problems(COUNT, 0), SETTINGS, journal, width=5, seed=0, progress=False
+            task, policy, task.problems(COUNT, 0), SETTINGS, journal, GeneratedTokens(), width=5, seed=0, progress=False
         )
         rows = replace(evaluation, **options).compare(names, samples)
     finally:

@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from ets import demo
-from ets.policies.autoregressive import Endings, Horizon, Sampling, encode_prompt, pick_tokens
+from ets.policies.autoregressive import Endings, Horizon, Sampling
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.drawing import pick_tokens
+from ets.policies.prompts import encode_prompt
 from ets.types import InputError, Problem
 from tests.conftest import tiny_tokenizer
 
@@ -100,10 +102,10 @@ def test_the_end_token_is_no_text_but_inner_special_tokens_are() -> None:
 @pytest.mark.parametrize("prompt", ["", ()])
 def test_an_empty_prompt_is_refused_by_name(prompt: Any) -> None:
     with pytest.raises(InputError, match="problem 'x' is empty"):
-        encode_prompt(tiny_tokenizer(), Problem("x", prompt), Horizon(1, 2), 100)
+        encode_prompt(tiny_tokenizer(), Problem("x", prompt), 2, 100)
 
 
 def test_a_prompt_that_leaves_no_room_is_refused_by_name() -> None:
-    assert encode_prompt(tiny_tokenizer(), Problem("x", "abc"), Horizon(1, 2), 5) == (1, 2, 3)
-    with pytest.raises(InputError, match="'x' has 3 tokens, which leaves no room for max_length 3"):
-        encode_prompt(tiny_tokenizer(), Problem("x", "abc"), Horizon(1, 3), 5)
+    assert encode_prompt(tiny_tokenizer(), Problem("x", "abc"), 2, 5) == (1, 2, 3)
+    with pytest.raises(InputError, match="'x' has 3 tokens, which leaves no room for a generation of 3"):
+        encode_prompt(tiny_tokenizer(), Problem("x", "abc"), 3, 5)

@@ -12,8 +12,9 @@ import torch
 
 from ets.kernel import energy_guided
 from ets.policies import transformers as transformers_policy
-from ets.policies.autoregressive import Horizon, Sampling, pick_tokens
+from ets.policies.autoregressive import Horizon, Sampling
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.drawing import pick_tokens
 from ets.policies.kv_cache import RowCache
 from ets.policies.transformers import TransformersPolicy
 from ets.rewards import per_text

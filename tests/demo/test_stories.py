@@ -1,4 +1,4 @@
-"""The embedded word problems: true, stable, and never shared between the splits."""
+"""The embedded word problems: true, stable, and of one person and one thing."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import hashlib
 import re
 from itertools import islice
 
-import pytest
+from ets.demo.family import HELDOUT_SIZE
+from ets.demo.stories import LARGEST, STORIES
 
-from ets.demo import problems
-from ets.demo.problems import HELDOUT_SEED, HELDOUT_SIZE, LARGEST, heldout, training
-from ets.types import InputError
-
-ROWS = [*heldout(HELDOUT_SIZE), *islice(training(5), 2000)]
+ROWS = [*STORIES.heldout(HELDOUT_SIZE), *islice(STORIES.training(5), 2000)]
 STEP = re.compile(r"<<(\d+)([-+*])(\d+)=(\d+)>>(\d+) ")
 APPLY = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__}
 
@@ -39,27 +36,10 @@ def told(question: str) -> int:
     return have
 
 
-@pytest.mark.parametrize("seed", [0, 1, 7])
-def test_training_never_asks_a_held_out_question(seed: int) -> None:
-    kept = {row.question for row in heldout(HELDOUT_SIZE)}
-    assert not any(row.question in kept for row in islice(training(seed), 20_000))
-
-
 def test_held_out_problems_are_the_same_everywhere_and_for_ever() -> None:
-    content = "\n".join(f"{row.question}\n{row.answer}" for row in heldout(200))
+    content = "\n".join(f"{row.question}\n{row.answer}" for row in STORIES.heldout(200))
     digest = hashlib.sha256(content.encode()).hexdigest()
     assert digest == "3bfddd495fee80d4e048763249a170da799902c2cd5cf139bc9a765fb6518e17"
-
-
-def test_held_out_problems_are_all_different_and_fewer_are_the_first_of_more() -> None:
-    rows = heldout(HELDOUT_SIZE)
-    assert len({row.question for row in rows}) == HELDOUT_SIZE
-    assert heldout(1) == rows[:1] and heldout(50) == rows[:50]
-
-
-def test_training_is_a_function_of_the_seed() -> None:
-    first, again, other = (list(islice(training(seed), 100)) for seed in (3, 3, 4))
-    assert first == again and len({*first} & {*other}) < 5
 
 
 def test_every_worked_step_is_true_and_the_last_one_is_the_answer() -> None:
@@ -89,22 +69,3 @@ def test_the_story_names_one_person_and_one_thing_throughout() -> None:
         name, thing = re.findall(r"How many (\w+) does (\w+) have now\?$", row.question)[0][::-1]
         assert row.question.startswith(f"{name} has ")
         assert all(line.rstrip(".").endswith(f" {thing}") for line in row.answer.split("\n")[:-1])
-
-
-@pytest.mark.parametrize("count", [0, -1, HELDOUT_SIZE + 1])
-def test_more_problems_than_there_are_or_none_are_refused(count: int) -> None:
-    with pytest.raises(InputError, match=f"^{count} held-out problems .* 1 to {HELDOUT_SIZE}$"):
-        heldout(count)
-
-
-def test_a_training_problem_that_is_held_out_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = tuple(islice(training(5), 3))
-    monkeypatch.setattr(problems, "_heldout", lambda: first)
-    assert not set(first) & set(islice(training(5), 50))
-
-
-def test_the_seed_of_the_held_out_problems_is_refused_for_training() -> None:
-    with pytest.raises(InputError, match=f"^seed {HELDOUT_SEED} is negative or belongs to the held-out problems"):
-        training(HELDOUT_SEED)
-    with pytest.raises(InputError, match=r"^seed -1 is negative"):
-        training(-1)

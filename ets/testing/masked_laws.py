@@ -1,0 +1,264 @@
+"""Exact laws of masked diffusion: one denoising step in closed form and by enumeration, and paths of them.
+
+A step at a canvas draws v_j ~ p_j for every masked position of the active block, ranks the draws by a score, and
+reveals the best `quota` of them; ties go to the lower position. Nothing here uses a policy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, combinations, permutations, product
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from ets.testing.laws import Law
+from ets.transition import require_counts
+from ets.types import Floats, InputError, Problem
+
+Canvas: TypeAlias = tuple[int, ...]
+"""All positions from left to right, the mask id where nothing has been revealed."""
+Path: TypeAlias = tuple[int, ...]
+"""The denoising step at which each position was revealed, -1 where it is masked."""
+StepLaw: TypeAlias = Mapping[tuple[tuple[int, ...], tuple[int, ...]], float]
+"""Probabilities of what one step reveals: by (positions in ascending order, their tokens)."""
+
+
+@dataclass(frozen=True)
+class CanvasSchedule:
+    """Which denoising step comes at a canvas: blocks from left to right, in equally many steps each.
+
+    Parameters
+    ----------
+    gen_length, block_length : int
+    steps : int
+        Denoising steps in all: a multiple of the blocks, at most `gen_length`.
+    guide_steps : int
+        A divisor of `steps`.
+    """
+
+    gen_length: int
+    block_length: int
+    steps: int
+    guide_steps: int
+
+    def __post_init__(self) -> None:
+        require_counts(**vars(self))
+        blocks, rest = divmod(self.gen_length, self.block_length)
+        if rest or self.steps % blocks or self.steps > self.gen_length or self.steps % self.guide_steps:
+            raise InputError(f"the numbers of {self} do not fit each other; each must divide into even parts")
+
+    @property
+    def quotas(self) -> list[int]:
+        """Tokens that each step reveals: an even share of its block, the remainder first."""
+        blocks = self.gen_length // self.block_length
+        share, remainder = divmod(self.block_length, self.steps // blocks)
+        return [share + (step < remainder) for step in range(self.steps // blocks)] * blocks
+
+    def step(self, revealed: int) -> int:
+        """The step that comes when so many tokens have been revealed."""
+        return [0, *accumulate(self.quotas)].index(revealed)
+
+    def steps_ahead(self, revealed: int) -> int:
+        """Denoising steps until the next guide boundary."""
+        each = self.steps // self.guide_steps
+        return each - self.step(revealed) % each
+
+    def block(self, revealed: int) -> range:
+        """The positions of the active block: the leftmost with masks."""
+        first = revealed // self.block_length * self.block_length
+        return range(first, first + self.block_length)
+
+
+def scores_of(logits: Floats, remasking: str) -> Floats | None:
+    """How a rule ranks a draw v at a position, of the untempered softmax q: `[L, V]`; None for a random order.
+
+    `low_confidence` log q(v), `margin` the two largest q, subtracted, and `entropy` Σ q log q, the last two
+    whatever was drawn. Rounded to 12 digits, so that what is equal in mathematics ties whatever the order of
+    summation.
+    """
+    log_q = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    match remasking:
+        case "low_confidence":
+            scores = log_q
+        case "margin":
+            ranked = np.sort(np.exp(log_q), axis=-1)
+            scores = ranked[:, -1:] - ranked[:, -2:-1]
+        case "entropy":
+            scores = (np.exp(log_q) * log_q).sum(axis=-1, keepdims=True)
+        case "random":
+            return None
+        case _:
+            raise InputError(f"unknown remasking {remasking!r}; choose low_confidence, random, margin or entropy")
+    return np.broadcast_to(np.round(scores, 12), logits.shape)
+
+
+def position_term(p: Floats, scores: Floats | None, masked: Sequence[int], revealed: Mapping[int, int]) -> float:
+    """The log-probability that just the positions S of `revealed` win, given their tokens.
+
+    Σ over the other masked positions j of log F_j, the probability that the draw at j loses: it scores below the
+    lowest of S, or as high as it, after the last of S that does. It is 0 or -inf where scores do not depend on
+    the draw, and -log C(n, k) for a random order.
+
+    Parameters
+    ----------
+    p, scores : array
+        `[L, V]`, the sampled law at each position and the scores of its draws.
+    masked : sequence of int
+        The masked positions of the active block.
+    revealed : mapping
+        Tokens by position.
+    """
+    if scores is None:
+        return -math.log(math.comb(len(masked), len(revealed)))
+    lowest = min(scores[i, v] for i, v in revealed.items())
+    last = max(i for i, v in revealed.items() if scores[i, v] == lowest)
+    total = 0.0
+    for j in masked:
+        if j not in revealed:
+            loses = [score < lowest or (score == lowest and j > last) for score in scores[j]]
+            lost = float(p[j][loses].sum())
+            total += math.log(lost) if lost > 0 else -math.inf
+    return total
+
+
+def closed_form_step(p: Floats, scores: Floats | None, masked: Sequence[int], quota: int) -> StepLaw:
+    """The law of one step: Π p_i(v_i) over what is revealed, times the position term (arguments: there)."""
+    law = {}
+    for positions in combinations(masked, quota):
+        for tokens in product(range(p.shape[1]), repeat=quota):
+            drawn = math.prod(p[positions, tokens].tolist())
+            term = position_term(p, scores, masked, dict(zip(positions, tokens, strict=True))) if drawn else -math.inf
+            if term > -math.inf:
+                law[positions, tokens] = drawn * math.exp(term)
+    return law
+
+
+def enumerated_step(p: Floats, scores: Floats | None, masked: Sequence[int], quota: int) -> StepLaw:
+    """The same law by brute force: every draw of all masked positions, ranked as the rule says."""
+    law: dict[tuple[tuple[int, ...], tuple[int, ...]], float] = {}
+    for tokens in product(range(p.shape[1]), repeat=len(masked)):
+        drawn = dict(zip(masked, tokens, strict=True))
+        weight = math.prod(float(p[j, v]) for j, v in drawn.items())
+        for order, share in _orders(scores, drawn):
+            positions = tuple(sorted(order[:quota]))
+            event = positions, tuple(drawn[j] for j in positions)
+            law[event] = law.get(event, 0.0) + weight * share
+    return {event: probability for event, probability in law.items() if probability > 0}
+
+
+def _orders(scores: Floats | None, drawn: Mapping[int, int]) -> Iterator[tuple[Sequence[int], float]]:
+    """The orders in which a rule may rank the draws, best first, with their probabilities."""
+    if scores is None:
+        for order in permutations(drawn):
+            yield order, 1 / math.factorial(len(drawn))
+    else:
+        yield sorted(drawn, key=lambda j: (-scores[j, drawn[j]], j)), 1.0
+
+
+@dataclass(frozen=True)
+class MaskedDiffusionOracle:
+    """The exact laws of masked diffusion, by dynamic programming over canvases. Outcomes are canvases.
+
+    Parameters
+    ----------
+    step_law : callable
+        `(problem, canvas) -> StepLaw`; empty for a canvas that has ended. Asked once per (prompt, canvas).
+    schedule : CanvasSchedule
+    mask : int
+        The mask id.
+    """
+
+    step_law: Callable[[Problem, Canvas], StepLaw]
+    schedule: CanvasSchedule
+    mask: int
+    _known: dict[Any, StepLaw] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    @property
+    def root(self) -> Canvas:
+        return (self.mask,) * self.schedule.gen_length
+
+    @property
+    def by_path(self) -> MaskedPathOracle:
+        """The same laws over paths."""
+        return MaskedPathOracle(self)
+
+    def outcome(self, state: Any) -> Canvas:
+        return state.tokens
+
+    def extend_law(self, problem: Problem, outcome: Canvas) -> Law:
+        """One guide step from a canvas."""
+        return _after(lambda canvas: self._step(problem, canvas), outcome, self.steps_ahead(outcome))
+
+    def finish_law(self, problem: Problem, outcome: Canvas) -> Law:
+        """From a canvas to the end."""
+        return _after(lambda canvas: self._step(problem, canvas), outcome, self.schedule.steps)
+
+    def steps_ahead(self, canvas: Canvas) -> int:
+        return self.schedule.steps_ahead(self._revealed(canvas)) if self.mask in canvas else 0
+
+    def step_index(self, canvas: Canvas) -> int:
+        return self.schedule.step(self._revealed(canvas))
+
+    def _revealed(self, canvas: Canvas) -> int:
+        return len(canvas) - canvas.count(self.mask)
+
+    def known_step_law(self, problem: Problem, canvas: Canvas) -> StepLaw:
+        place = (problem.prompt, canvas)
+        if place not in self._known:
+            self._known[place] = self.step_law(problem, canvas)
+        return self._known[place]
+
+    def _step(self, problem: Problem, canvas: Canvas) -> Law:
+        law = self.known_step_law(problem, canvas)
+        return {_placed(canvas, *event): p for event, p in law.items()} or {canvas: 1.0}
+
+
+@dataclass(frozen=True)
+class MaskedPathOracle:
+    """The laws of a `MaskedDiffusionOracle` over whole paths. Outcomes are (canvas, path)."""
+
+    canvases: MaskedDiffusionOracle
+
+    @property
+    def root(self) -> tuple[Canvas, Path]:
+        return self.canvases.root, (-1,) * len(self.canvases.root)
+
+    @property
+    def by_path(self) -> MaskedPathOracle:
+        return self
+
+    def outcome(self, state: Any) -> tuple[Canvas, Path]:
+        return state.tokens, state.path
+
+    def extend_law(self, problem: Problem, outcome: tuple[Canvas, Path]) -> Law:
+        return _after(lambda node: self._step(problem, *node), outcome, self.canvases.steps_ahead(outcome[0]))
+
+    def finish_law(self, problem: Problem, outcome: tuple[Canvas, Path]) -> Law:
+        return _after(lambda node: self._step(problem, *node), outcome, self.canvases.schedule.steps)
+
+    def _step(self, problem: Problem, canvas: Canvas, path: Path) -> Law:
+        law = {}
+        for (positions, tokens), p in self.canvases.known_step_law(problem, canvas).items():
+            numbers = (self.canvases.step_index(canvas),) * len(positions)
+            law[_placed(canvas, positions, tokens), _placed(path, positions, numbers)] = p
+        return law or {(canvas, path): 1.0}
+
+
+def _placed(canvas: Canvas, positions: Sequence[int], values: Sequence[int]) -> Canvas:
+    new = dict(zip(positions, values, strict=True))
+    return tuple(new.get(i, old) for i, old in enumerate(canvas))
+
+
+def _after(step: Callable[[Any], Law], node: Any, steps: int) -> Law:
+    """The law of a Markov chain after some steps from a node."""
+    law: dict[Any, float] = {node: 1.0}
+    for _ in range(steps):
+        following: dict[Any, float] = {}
+        for here, p in law.items():
+            for there, q in step(here).items():
+                following[there] = following.get(there, 0.0) + p * q
+        law = following
+    return law
