@@ -9,16 +9,12 @@ the bare forward passes alone: same rows, same cache, nothing sampled.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import time
-from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
+from measuring import machine, markdown, rounds, times_faster, write_page
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from ets import demo
@@ -33,7 +29,6 @@ from ets.types import Problem
 
 VOCABULARY = 32_000
 SHAPE = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 12, "num_attention_heads": 8}
-OUT = Path(__file__).parents[1] / "docs" / "benchmarks" / "autoregressive.md"
 
 
 def random_checkpoint() -> Checkpoint:
@@ -110,36 +105,13 @@ class Setting:
         return cache
 
 
-def seconds(work: Callable[[], None]) -> float:
-    begun = time.perf_counter()
-    work()
-    return time.perf_counter() - begun
-
-
 def measure(setting: Setting, repeats: int) -> list[str]:
     """Medians over repeats, each repeat running all three in turn; the ratio is taken repeat by repeat."""
-    rounds = [[seconds(work) for work in (setting.ets, setting.plain, setting.bare_forwards)] for _ in range(repeats)]
-    ours, plain, bare = (median(column) for column in zip(*rounds, strict=True))
-    ratios = sorted(p / o for o, p, _ in rounds)
-    spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
-    cells = [
-        f"{plain:.1f}",
-        f"{ours:.1f}",
-        f"{bare:.1f}",
-        f"**{median(ratios):.2f}**",
-        spread,
-        f"{median(p / b for _, p, b in rounds):.2f}",
-    ]
-    return [str(len(setting.prompt)), *cells]
-
-
-def machine() -> str:
-    name = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            name = line.split(":")[1].strip()
-            break
-    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__} with {torch.get_num_threads()} threads, float32"
+    measured = rounds((setting.ets, setting.plain, setting.bare_forwards), repeats)
+    ours, plain, bare = (f"{median(column):.1f}" for column in zip(*measured, strict=True))
+    ratio, spread = times_faster(measured, slow=1, fast=0)
+    bound, _ = times_faster(measured, slow=1, fast=2)
+    return [str(len(setting.prompt)), plain, ours, bare, f"**{ratio:.2f}**", spread, f"{bound:.2f}"]
 
 
 def main() -> None:
@@ -156,18 +128,15 @@ def main() -> None:
     Setting(checkpoint, 32, 2, 2, 4, 8).ets()  # warm up
     rows = [measure(Setting(checkpoint, prompt, *shape), options.repeats) for prompt in options.prompts]
     headings = ["prompt", "plain way (s)", "ets (s)", "bare forwards (s)", "times faster", "spread", "bound"]
-    lines = ["| " + " | ".join(cells) + " |" for cells in (headings, ["---:"] * len(headings), *rows)]
     parameters = checkpoint.model.num_parameters() / 1e6
     text = (
         f"# ETS against the plain way, autoregressive\n\n{__doc__.split(chr(10), 1)[1].strip()}\n\n"
         f"Random weights, {parameters:.0f}M parameters; "
         f"M {shape[0]}, K {shape[1]}, block {shape[2]}, length {shape[3]}; "
-        f"medians over {options.repeats} repeats. Machine: {machine()}.\n\n" + "\n".join(lines) + "\n\n"
+        f"medians over {options.repeats} repeats. Machine: {machine()}.\n\n{markdown(headings, rows)}\n\n"
         "`times faster` is the plain way's seconds over ours; `bound` the same if only the bare forwards took time.\n"
     )
-    print(text)
-    OUT.parent.mkdir(parents=True, exist_ok=True)
-    OUT.write_text(text, encoding="utf-8")
+    write_page("autoregressive", text)
 
 
 if __name__ == "__main__":

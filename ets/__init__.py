@@ -16,12 +16,15 @@ _HOMES = {
     "Cost": "ets.types",
     "Horizon": "ets.policies.autoregressive",
     "InputError": "ets.types",
+    "MaskedDiffusionPolicy": "ets.policies.masked_diffusion",
     "Problem": "ets.types",
     "Result": "ets.api",
     "Sampling": "ets.policies.autoregressive",
+    "Schedule": "ets.policies.unmasking",
     "Step": "ets.types",
     "Text": "ets.types",
     "TransformersPolicy": "ets.policies.transformers",
+    "Unmasking": "ets.policies.unmasking",
     "energy_guided": "ets.kernel",
     "run": "ets.runner",
     "sample": "ets.api",
@@ -34,12 +37,15 @@ __all__ = [
     "Cost",
     "Horizon",
     "InputError",
+    "MaskedDiffusionPolicy",
     "Problem",
     "Result",
     "Sampling",
+    "Schedule",
     "Step",
     "Text",
     "TransformersPolicy",
+    "Unmasking",
     "__version__",
     "baselines",
     "demo",
@@ -55,7 +61,9 @@ if TYPE_CHECKING:
     from ets.kernel import energy_guided
     from ets.policies.autoregressive import Horizon, Sampling
     from ets.policies.checkpoint import Checkpoint
+    from ets.policies.masked_diffusion import MaskedDiffusionPolicy
     from ets.policies.transformers import TransformersPolicy
+    from ets.policies.unmasking import Schedule, Unmasking
     from ets.runner import run
     from ets.types import Chain, Cost, InputError, Problem, Step, Text
 

@@ -24,7 +24,7 @@ demo)
     STEPS=${STEPS:-24}                        # denoising steps in all
     BLOCK_LENGTH=${BLOCK_LENGTH:-8}           # tokens of a block; blocks are filled from left to right
     GUIDE_STEPS=${GUIDE_STEPS:-4}             # I, guide steps; they split the denoising steps evenly
-    TEMPERATURE=${TEMPERATURE:-1.5}           # high, so that single samples of the embedded model err at random
+    TEMPERATURE=${TEMPERATURE:-2.4}           # high, so that single samples of the embedded model err at random
     CFG=${CFG:-0}                             # classifier-free guidance; 0: none
     REMASKING=${REMASKING:-low_confidence}    # which positions are revealed first: low_confidence, random, margin or entropy
     SAMPLES=${SAMPLES:-}                      # of the other methods; empty: as many as compute ETS's token positions

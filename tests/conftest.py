@@ -121,6 +121,54 @@ def tiny_llada() -> Any:
     return Checkpoint.loaded(random_llada(len(MASKED_ALPHABET), end=0), tiny_tokenizer(MASKED_ALPHABET))
 
 
+def canvas_oracle(checkpoint: Any, schedule: Any, unmasking: Any) -> Any:
+    """Exact laws of unmasking with a tiny checkpoint, of the policy's settings and nothing else of it.
+
+    Each canvas goes through the whole model alone, and every draw of its masks is ranked as the rule says.
+    """
+    import torch
+
+    from ets.testing import CanvasSchedule, MaskedDiffusionOracle, enumerated_step
+
+    model, tokenizer = checkpoint.model, checkpoint.tokenizer
+    mask = model.config.mask_token_id
+    numbers = CanvasSchedule(schedule.gen_length, schedule.block_length, schedule.steps, schedule.guide_steps)
+
+    def logits(prompt: Sequence[int], canvas: tuple[int, ...]) -> Any:
+        with torch.no_grad():
+            return model(torch.tensor([[*prompt, *canvas]])).logits[0, -len(canvas) :]
+
+    def scores(q: Any) -> Any:
+        tokens = q.clone()
+        tokens[:, mask] = 0
+        ranked = tokens.sort(descending=True).values
+        by_rule = {
+            "low_confidence": q.log(),
+            "margin": (ranked[:, :1] - ranked[:, 1:2]).expand_as(q),
+            "entropy": torch.where(tokens > 0, tokens * tokens.log(), 0).sum(-1, keepdim=True).expand_as(q),
+            "random": None,
+        }
+        return by_rule[unmasking.remasking]
+
+    def step_law(problem: Any, canvas: tuple[int, ...]) -> Any:
+        if mask not in canvas:
+            return {}
+        prompt = problem.prompt if isinstance(problem.prompt, tuple) else tokenizer(problem.prompt)["input_ids"]
+        found = logits(prompt, canvas)
+        if unmasking.cfg:
+            without = logits([mask] * len(prompt), canvas)
+            found = without + (unmasking.cfg + 1) * (found - without)
+        tempered = found / unmasking.temperature
+        tempered[:, mask] = -torch.inf
+        ranks = scores(found.softmax(-1))
+        done = len(canvas) - canvas.count(mask)
+        masked = [j for j in numbers.block(done) if canvas[j] == mask]
+        quota = numbers.quotas[numbers.step(done)]
+        return enumerated_step(tempered.softmax(-1).numpy(), None if ranks is None else ranks.numpy(), masked, quota)
+
+    return MaskedDiffusionOracle(step_law, numbers, mask)
+
+
 @pytest.fixture(scope="session")
 def make_tiny(tiny_checkpoint: Any) -> Any:
     """`make_tiny(sampling=…, block_size=…, max_length=…)`: a policy over the tiny checkpoint."""

@@ -7,7 +7,7 @@ calls it unmasks: the logits at a position are for the token at that position.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import nn
@@ -73,6 +73,10 @@ class LLaDAConfig(PreTrainedConfig):
                 raise InputError(f"this LLaDA configuration has {name} {given!r}; only {value!r} is supported")
 
 
+Turns: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+"""Cosines and sines `[rows, 1, length, head]` of the positions' angles."""
+
+
 class _Block(nn.Module):
     """Attention and MLP, each after a norm and around a residual."""
 
@@ -97,12 +101,12 @@ class _Block(nn.Module):
         self.attn_norm = LlamaRMSNorm(config.d_model, config.rms_norm_eps)
         self.ff_norm = LlamaRMSNorm(config.d_model, config.rms_norm_eps)
 
-    def forward(self, hidden: torch.Tensor, mask: Any, angles: torch.Tensor, **options: Any) -> torch.Tensor:
-        hidden = hidden + self._attend(self.attn_norm(hidden), mask, angles, **options)
+    def forward(self, hidden: torch.Tensor, mask: Any, turns: Turns, **options: Any) -> torch.Tensor:
+        hidden = hidden + self._attend(self.attn_norm(hidden), mask, turns, **options)
         normed = self.ff_norm(hidden)
         return hidden + self.ff_out(silu(self.ff_proj(normed)) * self.up_proj(normed))
 
-    def _attend(self, hidden: torch.Tensor, mask: Any, angles: torch.Tensor, **options: Any) -> torch.Tensor:
+    def _attend(self, hidden: torch.Tensor, mask: Any, turns: Turns, **options: Any) -> torch.Tensor:
         shape = (*hidden.shape[:-1], -1, self.head_dim)
         query, key, value = (
             proj(hidden).view(shape).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
@@ -110,16 +114,16 @@ class _Block(nn.Module):
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         scaling = self.head_dim**-0.5
         out, _ = attention(
-            self, rotated(query, angles), rotated(key, angles), value, mask, scaling=scaling, is_causal=False, **options
+            self, rotated(query, turns), rotated(key, turns), value, mask, scaling=scaling, is_causal=False, **options
         )
         return self.attn_out(out.reshape(*hidden.shape[:-1], -1))
 
 
-def rotated(vectors: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+def rotated(vectors: torch.Tensor, turns: Turns) -> torch.Tensor:
     """Queries or keys `[rows, heads, length, head]` turned by their positions' angles, in float32 or wider."""
-    wide = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
-    angles = angles[:, None].to(wide.dtype)
-    return (wide * angles.cos() + rotate_half(wide) * angles.sin()).to(vectors.dtype)
+    cos, sin = turns
+    wide = vectors.to(cos.dtype)
+    return (wide * cos + rotate_half(wide) * sin).to(vectors.dtype)
 
 
 class LLaDAModel(nn.Module):
@@ -148,9 +152,11 @@ class LLaDAModel(nn.Module):
         if position_ids is None:
             position_ids = _positions(input_ids, attention_mask)
         mask = create_bidirectional_mask(self.config, hidden, attention_mask)
-        angles = self._angles(position_ids)
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        angles = self._angles(position_ids)[:, None].to(wide)
+        turns = angles.cos(), angles.sin()
         for block in cast("nn.ModuleList", self.transformer["blocks"]):
-            hidden = block(hidden, mask, angles, **options)
+            hidden = block(hidden, mask, turns, **options)
         return BaseModelOutput(last_hidden_state=self.transformer["ln_f"](hidden))
 
     def _angles(self, position_ids: torch.Tensor) -> torch.Tensor:

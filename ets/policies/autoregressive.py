@@ -116,7 +116,11 @@ class Endings:
         """The decoded generation `tokens`, without a final end token, cut at the first stop string."""
         if tokens and tokens[-1] in self.end_ids:
             tokens = tokens[:-1]
-        text = self.decode(tokens)
+        return self.cut(self.decode(tokens), stop)
+
+    @staticmethod
+    def cut(text: str, stop: tuple[str, ...]) -> str:
+        """The text up to the first stop string."""
         found = [at for at in (text.find(string) for string in stop) if at >= 0]
         return text[: min(found)] if found else text
 

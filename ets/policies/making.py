@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 from ets.models import MASKED_DIFFUSION
 from ets.policies.autoregressive import Horizon, Sampling
@@ -38,15 +39,19 @@ def policy_of(
         For values out of range, or that the checkpoint's kind of model does not have.
     """
     sampling, horizon = Sampling(temperature, top_k, top_p), Horizon(block_size, max_length)
-    unmasking = Unmasking(temperature, remasking or "low_confidence", cfg or 0.0)
+    own: dict[str, Any] = {"steps": steps, "block_length": block_length, "cfg": cfg, "remasking": remasking}
+    rule = {name: own[name] for name in ("cfg", "remasking") if own[name] is not None}
+    unmasking = Unmasking(temperature, **rule)
     opened = checkpoint()
     family = MASKED_DIFFUSION.get(opened.config.model_type)
     if family is None:
-        _require_unset(opened, "autoregressive", steps=steps, block_length=block_length, cfg=cfg, remasking=remasking)
+        _require_unset(opened, "an autoregressive", **own)
         return TransformersPolicy(opened, sampling, horizon)
-    _require_unset(opened, "masked-diffusion", top_k=top_k, top_p=top_p)
-    block = block_length or (max_length if max_length % family.block_length else family.block_length)
-    schedule = Schedule(max_length, steps or max_length, block, math.ceil(max_length / block_size))
+    _require_unset(opened, "a masked-diffusion", top_k=top_k, top_p=top_p)
+    if block_length is None:
+        block_length = max_length if max_length % family.block_length else family.block_length
+    steps = max_length if steps is None else steps
+    schedule = Schedule(max_length, steps, block_length, math.ceil(max_length / block_size))
     return MaskedDiffusionPolicy(opened, unmasking, schedule)
 
 
@@ -54,5 +59,5 @@ def _require_unset(checkpoint: Checkpoint, kind: str, **options: object) -> None
     for name, value in options.items():
         if value is not None:
             raise InputError(
-                f"{name} is {value!r}, but {checkpoint.name!r} is a {kind} model, which has none; leave it out"
+                f"{name} is {value!r}, but {checkpoint.name!r} is {kind} model, which has none; leave it out"
             )

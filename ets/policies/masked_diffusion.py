@@ -59,7 +59,7 @@ class CanvasState:
         Natural-log probability of the path: of tokens and positions.
     done : bool
     memory : Memory
-        Shared by the rows that share this state.
+        Shared by the rows that share this state, and by the states of equal draws.
     """
 
     problem: Problem
@@ -203,7 +203,11 @@ class MaskedDiffusionPolicy:
             if self.unmasking.stop_at_end:
                 self._fill_after_end(rows, going)
         require_finite([state.problem for state in states], rows.logp.tolist())
-        draws = [self._drawn(state, rows, row, kind) for row, state in enumerate(states)]
+        memories: dict[Any, Memory] = {}  # candidates may be equal, and any of them may be chosen
+        draws = [
+            self._drawn(state, rows, row, kind, memories.setdefault(rows.name(row), Memory()))
+            for row, state in enumerate(states)
+        ]
         self.ledger += Cost.total(draw.cost for draw in draws)
         return draws
 
@@ -253,10 +257,8 @@ class MaskedDiffusionPolicy:
         sequences: list[tuple[Sequence[int], Ints]] = []
         unguided: dict[tuple[int, bytes], int] = {}  # where the sequence of a canvas without its prompt stands
         places = np.empty((self.passes, len(canvases)), np.int64)
-        longest = max(canvas.length for canvas in canvases)
         for n, canvas in enumerate(canvases):
-            first = len(sequences)
-            places[0, n] = first
+            places[0, n] = len(sequences)
             sequences.append((canvas.prompt, canvas.tokens))
             if self.unmasking.cfg:
                 name = (len(canvas.prompt), canvas.tokens.tobytes())
@@ -264,13 +266,15 @@ class MaskedDiffusionPolicy:
                     unguided[name] = len(sequences)
                     sequences.append(((self.mask_id,) * len(canvas.prompt), canvas.tokens))
                 places[1, n] = unguided[name]
-            read = len(sequences) - first
-            rows.costs[canvas.rows[0], :2] += (read * longest, read)
+        longest = max(canvas.length for canvas in canvases)
         hidden = self._forward([np.concatenate(pair) for pair in sequences], longest)
         at = np.stack([longest - len(c.tokens) + c.masked - self.family.shift for c in canvases])
         found = hidden[torch.from_numpy(places)[..., None], torch.from_numpy(at)[None]]
-        for canvas, vectors in zip(canvases, self._guided(found), strict=True):
-            canvas.memory.hidden = vectors
+        # Charged only now: where memory ran out, the canvases come again in smaller chunks.
+        reads = np.diff(places[0], append=len(sequences))
+        for canvas, read, vectors in zip(canvases, reads.tolist(), self._guided(found), strict=True):
+            rows.costs[canvas.rows[0], :2] += (read * longest, read)
+            canvas.memory.hidden = vectors.clone()  # a slice would keep the other canvases' alive
 
     def _guided(self, hidden: torch.Tensor) -> torch.Tensor:
         """`[U, n, width]` from `[1 or 2, U, n, width]`."""
@@ -288,8 +292,9 @@ class MaskedDiffusionPolicy:
             ids[n, longest - len(sequence) :] = sequence
             real[n, longest - len(sequence) :] = 1
         mask = None if real.all() else torch.from_numpy(real).to(device)
+        hidden = self.checkpoint.model.base_model(torch.from_numpy(ids).to(device), mask).last_hidden_state
         self.ledger += Cost(forwards=1)
-        return self.checkpoint.model.base_model(torch.from_numpy(ids).to(device), mask).last_hidden_state
+        return hidden
 
     def _fill_after_end(self, rows: _Rows, going: Ints) -> None:
         """End the rows whose last finished block holds an end token: nothing after it is part of their text."""
@@ -300,11 +305,11 @@ class MaskedDiffusionPolicy:
                 rows.tokens[row, filled:] = ends[0]
                 rows.step[row] = self.schedule.steps
 
-    def _drawn(self, before: CanvasState, rows: _Rows, row: int, kind: str) -> Draw:
+    def _drawn(self, before: CanvasState, rows: _Rows, row: int, kind: str, memory: Memory) -> Draw:
         tokens, path = tuple(rows.tokens[row].tolist()), tuple(rows.path[row].tolist())
         step, logp = int(rows.step[row]), float(rows.logp[row])
         text, total, done = self._text(tokens, before.problem.stop), before.logp + logp, step == self.schedule.steps
-        state = CanvasState(before.problem, before.prompt, tokens, path, step, text, total, done)
+        state = CanvasState(before.problem, before.prompt, tokens, path, step, text, total, done, memory)
         positions, row_forwards, vocabulary = rows.costs[row].tolist()
         generated = sum(revealed >= before.step for revealed in path)
         counts = {kind: positions, "row_forwards": row_forwards, "vocabulary": vocabulary, "generated": generated}
@@ -323,9 +328,7 @@ class MaskedDiffusionPolicy:
                 run = []
             else:
                 run.append(token)
-        text = "".join([*pieces, self.endings.decode(run)])
-        found = [at for at in (text.find(string) for string in stop) if at >= 0]
-        return text[: min(found)] if found else text
+        return self.endings.cut("".join([*pieces, self.endings.decode(run)]), stop)
 
     @property
     def _bytes_per_position(self) -> int:

@@ -242,8 +242,8 @@ def _lost(
     places = torch.arange(positions.shape[1], device=positions.device)
     threshold = scores.masked_fill(~positions, math.inf).amin(-1, keepdim=True)
     last = torch.where(positions & (scores == threshold), places, -1).amax(-1, keepdim=True)
-    loses = (log_q < threshold[..., None]) | ((log_q == threshold[..., None]) & (places > last)[..., None])
-    lost = (probabilities * loses).sum(-1)
+    highest = torch.where(places > last, threshold, threshold.nextafter(threshold.new_tensor(-math.inf)))
+    lost = torch.where(log_q <= highest[..., None], probabilities, 0.0).sum(-1)
     return lost.log().masked_fill(positions, 0.0).sum(-1)
 
 

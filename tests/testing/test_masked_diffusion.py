@@ -63,7 +63,7 @@ def test_the_closed_form_is_the_law_of_all_draws(rule: str, shape: dict[str, Any
 
 def test_token_probabilities_alone_are_no_law() -> None:
     policy = TabularMaskedDiffusion(remasking="low_confidence")
-    law = policy.step_law(PROBLEM, policy.oracle.root, partial(_without_positions))
+    law = policy.step_law(PROBLEM, policy.oracle.root, _without_positions)
     assert abs(sum(law.values()) - 1) > 0.1
 
 
@@ -76,7 +76,8 @@ def test_the_last_of_equal_scores_decides_which_draws_lose() -> None:
     """Positions 0 and 2 are revealed with equal scores: one at 1 must be lower, one at 3 may be as high."""
     p, scores = np.full((4, 2), 0.5), np.array([[1.0, 0.0]] * 4)
     assert position_term(p, scores, range(4), {0: 0, 2: 0}) == pytest.approx(math.log(0.5 * 1.0))
-    assert position_term(p, scores, range(4), {0: 1, 2: 0}) == -math.inf  # 0 scores lowest; 1 would have to be lower
+    assert position_term(p, scores, range(4), {0: 1, 2: 0}) == pytest.approx(math.log(0.25))  # as high as 0's
+    assert position_term(p, scores, range(4), {2: 1, 3: 1}) == -math.inf  # 0 and 1 would have to be lower
     assert position_term(p, scores, range(4), dict.fromkeys(range(4), 0)) == 0.0  # nothing lost
     assert position_term(p, None, range(4), {0: 0, 2: 0}) == pytest.approx(-math.log(6))
 
