@@ -329,15 +329,16 @@ def visited(draws: Sequence[Draw], first_step: int = 0) -> set[tuple[tuple[int, 
 
 @pytest.mark.parametrize("cfg", [0.0, 1.5])
 def test_each_different_canvas_is_read_once(tiny_llada: Checkpoint, cfg: float) -> None:
-    """200 rows of two problems on 3 tokens: most meet others that drew the same."""
+    """300 rows on 3 tokens, of three problems, two of which ask the same: most meet others that drew the same."""
     policy = make(tiny_llada, 4, 4, 2, 4, cfg=cfg)
+    problems = [*PROBLEMS[:2], Problem("twin", PROBLEMS[0].prompt)]
     with watching(tiny_llada) as seen:
-        draws = policy.finish(policy.start(PROBLEMS[:2]) * 100, keys(200))
+        draws = policy.finish(policy.start(problems) * 100, keys(300))
     canvases = visited(draws)
     blind = {(len(prompt), canvas) for prompt, canvas in canvases}
-    assert sum(seen.rows) == len(canvases) + (len(blind) if cfg else 0) < 800
+    assert sum(seen.rows) == len(canvases) + (len(blind) if cfg else 0) < 800 < 4 * len(draws)
     assert_ledger_equals(policy.ledger, seen)
-    assert policy.ledger.generated == 800
+    assert policy.ledger.generated == 4 * len(draws)
 
 
 @pytest.mark.parametrize("cfg", [0.0, 1.0])
