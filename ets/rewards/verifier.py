@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ets.rewards.self_consistency import Extract
+from ets.rewards.lifting import Extract, as_extract
 from ets.types import Chain, Problem, Reward, Text
 
 
 def verifier(extract: Extract, check: Callable[[Problem, object], bool]) -> Reward:
     """1 for a text whose extracted answer passes `check(problem, answer)`, 0 for others and for no answer.
 
-    A fixed function of (problem, text), so the law p* ∝ p_ref · exp(r/λ) holds for it.
+    `extract` takes a text, or a problem and a text. The reward is a fixed function of (problem, text), so the law
+    p* ∝ p_ref · exp(r/λ) holds for it.
     """
 
+    read = as_extract(extract)
+
     def judged(problem: Problem, text: str) -> float:
-        answer = extract(text)
+        answer = read(problem, text)
         return float(answer is not None and check(problem, answer))
 
     def reward(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from itertools import islice
 
-from ets.demo.family import Family, Row
+from ets.demo.family import HELDOUT_SIZE, Family, Row
 from ets.demo.stories import STORIES
 from ets.demo.sums import SUMS
 from ets.types import InputError, Problem
@@ -28,27 +28,26 @@ class Arithmetic:
     name = "arithmetic"
     family: Family = STORIES
 
-    def problems(self, count: int, shots: int) -> list[Problem]:
-        if shots < 0:
+    def problems(self, count: int | None = None, shots: int | None = None) -> list[Problem]:
+        if shots is not None and shots < 0:
             raise InputError(f"shots is {shots}; it must be 0 or more")
-        solved = islice(self.family.training(SHOTS_SEED), shots)
+        solved = islice(self.family.training(SHOTS_SEED), shots or 0)
         examples = "".join(f"{prompt_of(row)}{completion_of(row)}\n\n" for row in solved)
         return [
             Problem(
                 f"{self.name}-{number}",
                 examples + prompt_of(row),
                 ("\n\nQuestion:",),
-                {"answer": self.extract(row.answer)},
+                {"answer": answer_in(row.answer)},
             )
-            for number, row in enumerate(self.family.heldout(count))
+            for number, row in enumerate(self.family.heldout(HELDOUT_SIZE if count is None else count))
         ]
 
-    def extract(self, text: str) -> int | None:
-        found = re.search(r"####\s*(-?\d{1,18})(?![\d.,]*\d)", text)
-        return int(found.group(1)) if found else None
+    def extract(self, problem: Problem, text: str) -> int | None:
+        return answer_in(text)
 
     def grade(self, problem: Problem, text: str) -> bool:
-        return self.extract(text) == problem.doc["answer"]
+        return answer_in(text) == problem.doc["answer"]
 
 
 class Sums(Arithmetic):
@@ -56,6 +55,11 @@ class Sums(Arithmetic):
 
     name = "sums"
     family = SUMS
+
+
+def answer_in(text: str) -> int | None:
+    found = re.search(r"####\s*(-?\d{1,18})(?![\d.,]*\d)", text)
+    return int(found.group(1)) if found else None
 
 
 def prompt_of(row: Row) -> str:

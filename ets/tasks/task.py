@@ -2,25 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Mapping
+from typing import Any, ClassVar, Protocol
 
-from ets.types import Problem
+from ets.types import InputError, Problem
 
 
 class Task(Protocol):
     """A benchmark: its problems, the answer in a text, and whether an answer is right."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
-    def problems(self, count: int, shots: int) -> list[Problem]:
-        """The first `count` problems, each prompt opening with `shots` solved examples."""
+    def problems(self, count: int | None = None, shots: int | None = None) -> list[Problem]:
+        """The first `count` problems, or all; prompts open with `shots` solved examples, or the task's own number."""
         ...
 
-    def extract(self, text: str) -> Hashable | None:
+    def extract(self, problem: Problem, text: str) -> Hashable | None:
         """The answer in a text, equal answers comparing equal; None if there is none."""
         ...
 
     def grade(self, problem: Problem, text: str) -> bool:
         """Whether the text solves the problem."""
         ...
+
+
+class Benchmark(ABC):
+    """A benchmark whose problems and prompts lm-eval makes; beside lm-eval's own score, this one is ours.
+
+    A problem's `doc` is the dataset's row as lm-eval passes it on.
+    """
+
+    name: ClassVar[str]
+    lm_eval: ClassVar[str]
+    """The name of lm-eval's task."""
+
+    def problems(self, count: int | None = None, shots: int | None = None) -> list[Problem]:
+        raise InputError(f"the problems of {self.name} are made by lm-eval's task {self.lm_eval}; open it there")
+
+    @abstractmethod
+    def extract(self, problem: Problem, text: str) -> Hashable | None:
+        """The answer in a text, equal answers comparing equal; None if there is none."""
+
+    @abstractmethod
+    def truth(self, row: Mapping[str, Any]) -> Hashable:
+        """The right answer. Raises `InputError` for a row that has none."""
+
+    def grade(self, problem: Problem, text: str) -> bool:
+        """Whether the text's answer equals the row's."""
+        answer = self.extract(problem, text)
+        return answer is not None and answer == self.truth(problem.doc)
+
+    def no_truth(self, row: Mapping[str, Any], wanted: str) -> InputError:
+        """The error to raise for a row without an answer."""
+        return InputError(f"a row of {self.name} has no {wanted}: {str(dict(row))[:200]!r}; mend the data")

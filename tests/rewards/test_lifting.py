@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from ets.kernel import energy_guided
-from ets.rewards import as_reward, per_text, self_consistency
+from ets.rewards import as_extract, as_reward, per_text, remembering, self_consistency
 from ets.runner import run
 from ets.testing import TabularPolicy
 from ets.types import Chain, InputError, Problem, Text
@@ -105,3 +106,60 @@ def test_the_kernel_asks_once_about_every_complete_candidate() -> None:
     assert 0 < complete < 4 * len(taken)
     assert len(scored) == 5 * (4 * len(taken) - complete) + complete
     assert len(scored) == sum(chain.cost.rewarded for chain in chains)
+
+
+class Reader:
+    def extract(self, problem: Problem, text: str) -> str:
+        return f"{problem.id}:{text}"
+
+
+@pytest.mark.parametrize(
+    "read", [lambda text: text, lambda text, strict=True: text, lambda *any: any[0], str, str.strip]
+)
+def test_readers_of_a_text_are_lifted(read: Callable[..., Any]) -> None:
+    assert as_extract(read)(PROBLEM, "b") == remembering(read)(PROBLEM, "b") == "b"
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda problem, text: f"{problem.id}:{text}",
+        lambda asked, text: f"{asked.id}:{text}",
+        lambda problem, text="": f"{problem.id}:{text}",
+        Reader().extract,
+    ],
+)
+def test_readers_of_a_problem_and_a_text_are_kept(read: Callable[..., Any]) -> None:
+    assert as_extract(read) is read
+    assert as_extract(read)(PROBLEM, "b") == remembering(read)(PROBLEM, "b") == "p:b"
+
+
+@pytest.mark.parametrize(
+    ("function", "found"),
+    [
+        (lambda: None, "()"),
+        (lambda problem, text, chain: None, "(problem, text, chain)"),
+        (lambda text, *, needed: None, "needed"),
+        (None, "None"),
+        ("####", "'####'"),
+    ],
+)
+def test_other_readers_are_refused_and_shown(function: Any, found: str) -> None:
+    for lift in (as_extract, remembering, self_consistency):
+        with pytest.raises(InputError) as caught:
+            lift(function)
+        assert found in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_answer_is_remembered_for_the_problem_that_was_asked_whatever_its_id() -> None:
+    asked: list[str] = []
+
+    def read(problem: Problem, text: str) -> str:
+        asked.append(text)
+        return str(problem.doc["answer"]) + text
+
+    remembered = remembering(read)
+    twin = replace(PROBLEM, doc={"answer": 2})
+    first = replace(PROBLEM, doc={"answer": 1})
+    assert [remembered(problem, "x") for problem in (first, twin, first, twin)] == ["1x", "2x", "1x", "2x"]
+    assert asked == ["x", "x"]

@@ -104,3 +104,25 @@ def test_an_unknown_pool_is_refused(pool: Any) -> None:
     with pytest.raises(InputError, match=r"choose 'step' or 'chain'") as caught:
         self_consistency(extract, pool=pool)
     assert repr(pool) in str(caught.value)
+
+
+class Rounded(float):
+    """Equal to what rounds to the same."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rounded) and round(self) == round(other)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+def test_answers_that_are_equal_vote_together_however_they_are_written() -> None:
+    reward = self_consistency(Rounded, pool="step")
+    assert reward(PROBLEM, texts("1", "1.2", "2", "0.9"), chain_after()) == [0.75, 0.75, 0.25, 0.75]
+
+
+def test_the_answer_may_depend_on_the_problem() -> None:
+    reward = self_consistency(lambda problem, text: problem.doc["answers"].get(text), pool="step")
+    for answers, rewards in (({"a": 1, "b": 1}, [1.0, 1.0]), ({"a": 1}, [0.5, 0.0])):
+        asked = Problem("p", "a prompt", doc={"answers": answers})
+        assert reward(asked, texts("a", "b"), chain_after()) == rewards

@@ -54,3 +54,10 @@ def test_equal_texts_are_judged_once() -> None:
 
     assert verifier(last_letter, check)(PROBLEM, texts("a", "b", "a", "a"), CHAIN) == [1.0, 0.0, 1.0, 1.0]
     assert sorted(map(str, checked)) == ["a", "b"]
+
+
+def test_the_answer_may_depend_on_the_problem() -> None:
+    def first_of_the_prompt(problem: Problem, text: str) -> str | None:
+        return text[:1] if text.startswith(str(problem.prompt)[:1]) else None
+
+    assert verifier(first_of_the_prompt, right)(PROBLEM, texts("ab", "ba"), CHAIN) == [1.0, 0.0]

@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from ets.demo.family import HELDOUT_SIZE
 from ets.tasks import TASKS, task_named
 from ets.tasks.arithmetic import SHOTS_SEED, Arithmetic, Sums, completion_of, prompt_of
 from ets.types import InputError
@@ -44,7 +45,7 @@ def task(request: pytest.FixtureRequest) -> Arithmetic:
 def test_the_answer_is_the_first_whole_number_after_four_hashes(
     task: Arithmetic, text: str, answer: int | None
 ) -> None:
-    assert task.extract(text) == answer
+    assert task.extract(task.problems(1, 0)[0], text) == answer
 
 
 def test_every_worked_answer_is_graded_right_and_the_neighbours_wrong(task: Arithmetic) -> None:
@@ -86,6 +87,11 @@ def test_ids_are_unique_and_do_not_depend_on_how_many_problems_are_taken(task: A
     many, few = task.problems(300, 0), task.problems(5, 0)
     assert len({problem.id for problem in many}) == len({problem.prompt for problem in many}) == 300
     assert few == many[:5]
+
+
+def test_all_problems_without_examples_are_the_default(task: Arithmetic) -> None:
+    every = task.problems()
+    assert len(every) == HELDOUT_SIZE and every[:3] == task.problems(3, 0)
 
 
 def test_tasks_are_found_by_their_own_names() -> None:

@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# AIME 2024, avg@32: every method draws REPEATS samples of each problem, each with its own seed, and the interval
+# is one over problems. Edit the numbers, or set a variable for one run:
+#
+#   bash aime24/eval_aime.sh
+#   DATA=/data/AIME-2024 METHODS=plain,ets REPEATS=4 bash aime24/eval_aime.sh
+set -euo pipefail
+ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+source "$ROOT/scripts/run_eval.sh"
+choose_preset "aime24" "$@"
+
+TASK=aime24
+ENGINE=${ENGINE:-transformers}
+MODEL_PATH=${MODEL_PATH:-Qwen/Qwen3-8B}       # a checkpoint's folder or its hub name; also embedded
+METHODS=${METHODS:-plain,greedy,beam,best-of-n,majority,ets} # also one-step
+REPEATS=${REPEATS:-32}                        # samples of each problem that are averaged, for every method
+M_CANDIDATES=${M_CANDIDATES:-5}               # M, candidates per guide step
+K_MONTE_CARLO=${K_MONTE_CARLO:-3}             # K, rollouts per candidate
+LAMBDA_PARAM=${LAMBDA_PARAM:-0.1}             # lambda; the reward is a share of votes, from 0 to 1
+BEST_BY=${BEST_BY:-likelihood}                # reward of best-of-n: likelihood, likelihood-per-token or self-consistency
+POOL=${POOL:-chain}                           # whose votes count: those of this step, or of the chain so far
+MAX_LENGTH=${MAX_LENGTH:-6144}                # tokens in all
+BLOCK_SIZE=${BLOCK_SIZE:-2048}                # tokens per guide step: I = MAX_LENGTH / BLOCK_SIZE, rounded up
+TEMPERATURE=${TEMPERATURE:-0.7}
+TOP_K=${TOP_K:-}                              # empty: all tokens
+TOP_P=${TOP_P:-}                              # empty: all tokens
+NUM_BEAMS=${NUM_BEAMS:-50}                    # of beam search
+NUM_PROBLEMS=${NUM_PROBLEMS:-}                # empty: all
+SHOTS=${SHOTS:-}                              # solved examples in each prompt; empty: the task's own number
+DATA=${DATA:-}                                # the problems, a folder or a file; empty: from the hub
+SAMPLES=${SAMPLES:-}                          # N of best-of-n and majority; empty: as many as generate ETS's tokens
+SEED=${SEED:-0}
+WIDTH=${WIDTH:-16}                            # samples that advance together; results depend on it by rounding errors alone
+MEMORY_GIB=${MEMORY_GIB:-}                    # for the cache of rows under way; empty: half of what is free
+OUT=${OUT:-}                                  # results folder; empty: results/TASK-HASH, by the configuration
+
+run_eval "$ENGINE" --candidates "$M_CANDIDATES" --rollouts "$K_MONTE_CARLO" --lam "$LAMBDA_PARAM" --beams "$NUM_BEAMS" \
+    --max-length "$MAX_LENGTH" --block-size "$BLOCK_SIZE" ${TOP_K:+--top-k "$TOP_K"} ${TOP_P:+--top-p "$TOP_P"}

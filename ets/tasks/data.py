@@ -1,0 +1,338 @@
+"""Where a hosted benchmark's rows come from: the Hugging Face hub, or local files in the dataset's own row format.
+
+lm-eval gets a YAML file that includes its own task and says where the rows are; and, where its own processing of them
+depends on chance or loses answers, puts ours in its place.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ets.types import InputError
+
+SECONDS = 5
+"""How long to wait for the hub."""
+
+Rows: TypeAlias = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A benchmark's dataset, and lm-eval's task for it.
+
+    Parameters
+    ----------
+    lm_eval, yaml : str
+        The name of lm-eval's task, and its file in lm-eval's folder of tasks.
+    dataset, config : str
+        Their names on the hub.
+    words : mapping of str to str
+        By split, a word in the names of its local files.
+    problems, examples : str
+        The splits of the problems and of the worked examples; None if lm-eval has the examples itself.
+    shots : int
+        Worked examples that lm-eval shows by default.
+    columns : mapping of str to str
+        The columns that every row must have, each with a regular expression to be found in its values.
+    changes : tuple of str
+        Lines of YAML that replace lm-eval's own.
+    """
+
+    lm_eval: str
+    yaml: str
+    dataset: str
+    config: str
+    words: Mapping[str, str]
+    problems: str
+    examples: str | None
+    shots: int
+    columns: Mapping[str, str]
+    changes: tuple[str, ...] = ()
+
+
+SOURCES = {
+    "math500": Source(
+        lm_eval="minerva_math500",
+        yaml="minerva_math/minerva_math500.yaml",
+        dataset="HuggingFaceH4/MATH-500",
+        config="default",
+        words={"test": "test"},
+        problems="test",
+        examples=None,
+        shots=4,
+        columns={"problem": r"\S", "solution": r"\\f?box"},
+    ),
+    "gsm8k": Source(
+        lm_eval="gsm8k",
+        yaml="gsm8k/gsm8k.yaml",
+        dataset="openai/gsm8k",
+        config="main",
+        words={"test": "test", "train": "train"},
+        problems="test",
+        examples="train",
+        shots=5,
+        columns={"question": r"\S", "answer": r"####\s*\S"},
+    ),
+    "gpqa": Source(
+        lm_eval="gpqa_diamond_generative_n_shot",
+        yaml="gpqa/generative/gpqa_diamond_generative_n_shot.yaml",
+        dataset="Idavidrein/gpqa",
+        config="gpqa_diamond",
+        words={"train": "diamond"},
+        problems="train",
+        examples="train",
+        shots=0,
+        columns=dict.fromkeys(
+            ("Question", "Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3"), r"\S"
+        ),
+        changes=("process_docs: !function ets.tasks.gpqa.process_docs",),
+    ),
+    "aime24": Source(
+        lm_eval="aime24",
+        yaml="aime/aime24.yaml",
+        dataset="BytedTsinghua-SIA/AIME-2024",
+        config="default",
+        words={"train": "aime"},
+        problems="train",
+        examples="train",
+        shots=0,
+        columns={"prompt": "content", "reward_model": r"ground_truth\W+\d+"},
+        changes=(
+            "process_docs: !function ets.tasks.aime24.process_docs",
+            "process_results: !function ets.tasks.aime24.process_results",
+            'doc_to_text: "{{problem}}"',
+            'doc_to_target: "{{answer}}"',
+            "filter_list: [{name: avg@k, filter: []}]",
+            "generation_kwargs: {until: [</s>, <|im_end|>, <|eot_id|>], do_sample: true, temperature: 1.0,"
+            " max_gen_toks: 32768}",
+        ),
+    ),
+}
+"""By the name of one of our tasks. (aime24/aime24.yaml is the last one for use with lm-eval alone.)"""
+
+
+def task_file(
+    name: str, folder: Path, data: Path | None = None, *, shots: int | None = None, repeats: int | None = None
+) -> Path:
+    """Write the YAML of lm-eval's task for a benchmark, once it is known that its data can be had.
+
+    Parameters
+    ----------
+    name : str
+        A key of `SOURCES`.
+    folder : Path
+        Where the YAML is written, to be read or to be given to lm-eval as `--include_path`, and local rows beside it.
+        Made if there is none.
+    data : Path, optional
+        A folder or a file; by default the rows come from the hub, or from the cache of an earlier download.
+    shots : int, optional
+        Worked examples in each prompt; by default the task's own number.
+    repeats : int, optional
+        Responses that lm-eval asks for to each problem; by default the task's own number.
+
+    Raises
+    ------
+    InputError
+        Within seconds, if the data cannot be had: what to download, and where to put it; or if they lack something.
+    """
+    source, lines = SOURCES[name], []
+    if source.examples is None and shots is not None and shots > source.shots:
+        raise InputError(f"shots is {shots}, but lm-eval has {source.shots} worked examples for {name}; choose fewer")
+    if data is None:
+        require_hub(name)
+        lines += [f"dataset_path: {source.dataset}", f"dataset_name: {source.config}"]
+    else:
+        lines += _local(name, data, folder, source.shots if shots is None else shots)
+    lines += [f"num_fewshot: {shots}"] * (shots is not None) + [f"repeats: {repeats}"] * (repeats is not None)
+    included = json.dumps(str(_lm_eval_tasks() / source.yaml))
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{source.lm_eval}.yaml"
+    path.write_text(
+        "\n".join([f"include: {included}", f"task: {source.lm_eval}", *source.changes, *lines, ""]), "utf-8"
+    )
+    return path
+
+
+def _lm_eval_tasks() -> Path:
+    found = find_spec("lm_eval")
+    if found is None or found.origin is None:
+        raise InputError("lm-eval is not installed; install it with: pip install 'ets-sampling[eval]'")
+    return Path(found.origin).parent / "tasks"
+
+
+def require_hub(name: str) -> None:
+    """Raise `InputError` if a benchmark's rows are neither in the cache nor to be had from the hub."""
+    source = SOURCES[name]
+    trouble = None if _cached(source) else _trouble(source)
+    if trouble is not None:
+        raise InputError(
+            f"no data for {name}: {trouble}; or download https://huggingface.co/datasets/{source.dataset} elsewhere, "
+            f"and name it here: DATA=FOLDER (--data FOLDER), {_wanted(source)}"
+        )
+
+
+def _wanted(source: Source) -> str:
+    """What a local folder is to hold."""
+    files = " and ".join(f"{word}.jsonl" for word in source.words.values())
+    return f"with {files} (.jsonl, .json, .parquet or .csv; columns: {', '.join(source.columns)})"
+
+
+def _cached(source: Source) -> bool:
+    """Whether an earlier download is there."""
+    from datasets import config
+
+    folder = Path(config.HF_DATASETS_CACHE) / source.dataset.replace("/", "___") / source.config
+    return any(folder.glob("**/*.arrow"))
+
+
+def _trouble(source: Source) -> str | None:
+    """Why the hub does not give a dataset, and the mend; None if it does."""
+    from datasets import config
+    from huggingface_hub import get_token
+
+    if config.HF_HUB_OFFLINE:
+        return "the Hugging Face hub is switched off; set HF_HUB_OFFLINE=0"
+    token = get_token()
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    address = f"{config.HF_ENDPOINT}/api/datasets/{source.dataset}/auth-check"
+    try:
+        with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=SECONDS):
+            return None
+    except urllib.error.HTTPError as error:
+        if error.code in (401, 403):
+            return "the Hugging Face hub asks for a login; accept the conditions there, and run `hf auth login`"
+        if error.code == 404:
+            return None  # a mirror that does not answer this question
+        return f"the Hugging Face hub answers {error.code} ({error.reason}); try again"
+    except (OSError, ValueError) as error:
+        return f"the Hugging Face hub cannot be reached ({getattr(error, 'reason', error)}); connect to it"
+
+
+def _local(name: str, data: Path, folder: Path, shots: int) -> list[str]:
+    """Write the rows of local files as lm-eval is to read them; the lines of YAML that say so."""
+    source, lines = SOURCES[name], ["dataset_path: json", "dataset_name: null"]
+    splits = [source.problems]
+    if source.examples and source.examples != source.problems:
+        if shots > 0:
+            splits.append(source.examples)
+        else:
+            lines += ["training_split: null", "fewshot_split: null"]
+    files = _files(name, data, splits)
+    rows = {split: [row for path in paths for row in _rows(path, source)] for split, paths in files.items()}
+    if source.examples in rows:
+        _require_examples(name, len(rows[source.examples]), shots, source.examples == source.problems)
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {}
+    for split, found in rows.items():
+        path = folder.resolve() / f"{source.lm_eval}-{split}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in found))
+        written[split] = str(path)
+    options = {"data_files": written, "cache_dir": str(folder.resolve() / "cache")}
+    return [*lines, f"dataset_kwargs: {json.dumps(options)}"]
+
+
+def _require_examples(name: str, rows: int, shots: int, shared: bool) -> None:
+    """Raise `InputError` for fewer rows than worked examples, and the problem itself if it is among them."""
+    if rows < shots + shared:
+        raise InputError(f"{name} has {rows} rows to take {shots} worked examples from; add rows, or set fewer shots")
+
+
+def _files(name: str, data: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
+    """The local files of each split; a file that is alone holds the problems, whatever its name."""
+    source = SOURCES[name]
+    if not data.exists():
+        raise InputError(f"no data for {name} at {str(data)!r}; name a folder {_wanted(source)}")
+    places = [data / name, data / source.config, data / "data", data]
+    files: list[Path] = next(filter(None, map(_readable, places)), []) if data.is_dir() else [data]
+    found = {split: _of(source.words[split], files) for split in splits}
+    if len(files) == 1:
+        found = {split: files * (split == source.problems) for split in splits}
+    for split, paths in found.items():
+        if not paths:
+            mend = "" if split == source.problems else ", or set shots to 0"
+            raise InputError(
+                f"no file of the split {split} of {name} in {str(data)!r}; name a folder {_wanted(source)}{mend}"
+            )
+    return found
+
+
+def _readable(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.suffix in READERS and path.is_file())
+
+
+def _of(word: str, files: Sequence[Path]) -> list[Path]:
+    """The files that are named by a word alone, or else contain it; of those, the ones of one format."""
+    exact = [path for path in files if path.stem.lower() == word]
+    found = exact or [path for path in files if re.search(rf"(?<![a-z]){word}(?![a-z])", path.name.lower())]
+    return [path for path in found if path.suffix == found[0].suffix]
+
+
+def _rows(path: Path, source: Source) -> Rows:
+    """The rows of a file, with the columns that are needed."""
+    if path.suffix not in READERS:
+        raise InputError(f"{str(path)!r} has an unknown format; name a file that ends in {', '.join(READERS)}")
+    try:
+        rows = READERS[path.suffix](path)
+    except (OSError, ValueError, csv.Error) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{str(path)!r} cannot be read as {path.suffix[1:]}: {reason}; mend the file") from error
+    if not rows:
+        raise InputError(f"{str(path)!r} holds no rows; mend the file")
+    return [_checked(row, source, f"row {number} of {str(path)!r}") for number, row in enumerate(rows, 1)]
+
+
+def _checked(row: Any, source: Source, place: str) -> dict[str, Any]:
+    """A row's needed columns, numbers as text. Raises `InputError` for one that is missing or has no value."""
+    if not isinstance(row, dict):
+        raise InputError(f"{place} is {str(row)[:60]!r}, not an object; write one with {', '.join(source.columns)}")
+    for column, pattern in source.columns.items():
+        if row.get(column) is None:
+            raise InputError(f"{place} has no column {column!r} but {', '.join(map(str, row))}; rename or add it")
+        if not re.search(pattern, str(row[column])):
+            raise InputError(f"{place} has {str(row[column])[:60]!r} as {column!r}, without {pattern!r}; mend the row")
+    return {
+        column: str(row[column]) if isinstance(row[column], int | float) else row[column] for column in source.columns
+    }
+
+
+def _json_lines(path: Path) -> Rows:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _json(path: Path) -> Rows:
+    """A list of rows; or, as in some published files of this name, one row in each line."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return _json_lines(path)
+    return found if isinstance(found, list) else [found]
+
+
+def _csv(path: Path) -> Rows:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _parquet(path: Path) -> Rows:
+    from pyarrow import parquet
+
+    rows: Rows = parquet.read_table(path).to_pylist()
+    return rows
+
+
+READERS: dict[str, Callable[[Path], Rows]] = {
+    ".jsonl": _json_lines,
+    ".json": _json,
+    ".parquet": _parquet,
+    ".csv": _csv,
+}
+"""By the end of a file's name."""
