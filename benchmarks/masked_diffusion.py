@@ -70,10 +70,10 @@ class Setting:
     def _denoise_batch(self, rows: torch.Tensor, steps: range) -> torch.Tensor:
         for step in steps:
             logits = self.checkpoint.model(rows).logits.double()
+            confidences = logits.softmax(-1)
             logits[..., self.mask] = -torch.inf
-            uniforms = torch.rand_like(logits)
-            drawn = (logits - (-uniforms.log()).log()).argmax(-1)
-            confidence = logits.softmax(-1).gather(-1, drawn[..., None])[..., 0]
+            drawn = (logits - (-torch.rand_like(logits).log()).log()).argmax(-1)
+            confidence = confidences.gather(-1, drawn[..., None])[..., 0]
             confidence[rows != self.mask] = -torch.inf
             confidence[:, len(self.prompt) + self.schedule.block_of(step)[1] :] = -torch.inf
             kept = confidence.topk(self.schedule.quota(step), dim=-1).indices

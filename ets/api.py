@@ -13,8 +13,8 @@ from tqdm.auto import tqdm
 from ets.kernel import energy_guided
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.making import policy_of
-from ets.policies.unmasking import Remasking
-from ets.rewards import Extract, Scoring, as_reward, self_consistency
+from ets.rewards import Extract, Scoring, as_extract, as_reward, self_consistency
+from ets.rewards.lifting import ReadProblem
 from ets.runner import run
 from ets.trace_view import trace_html, trace_text
 from ets.transition import require_variety
@@ -33,7 +33,7 @@ class Result:
         The sampled generation: the chain's own, so for a fixed reward a sample of p* up to the errors of
         finite M and K.
     answer : hashable or None
-        `extract(text)`, if an `extract` was given.
+        What `extract` found in the text, if one was given.
     trace : tuple of Step
         Every guide step: candidates, rollouts, rewards, weights and the choice.
     cost : Cost
@@ -76,7 +76,8 @@ def sample(  # type: ignore[misc]
     steps: int | None = None,
     block_length: int | None = None,
     cfg: float | None = None,
-    remasking: Remasking | None = None,
+    remasking: str | None = None,
+    stop_at_end: bool | None = None,
     stop: Sequence[str] = (),
     seed: int = 0,
     width: int = 8,
@@ -93,17 +94,18 @@ def sample(  # type: ignore[misc]
     reward : callable, optional
         `(prompt, text) -> number`, or an `ets.types.Reward` of (problem, rollouts, chain).
     extract : callable, optional
-        `text -> answer or None`. Without a reward, the reward is `ets.rewards.self_consistency(extract)`.
+        `text -> answer or None`, or `(problem, text) -> answer or None`. Without a reward, the reward is
+        `ets.rewards.self_consistency(extract)`.
     candidates, rollouts, lam : int, int, float
         M, K and λ. M·K rollouts are scored in each guide step; λ is in units of the reward.
     block_size, max_length : int
         Tokens per guide step, and in all: I = ⌈max_length / block_size⌉ guide steps at most.
     temperature, top_k, top_p : float, int, float
         What p_ref is. A checkpoint's generation_config is not applied. Masked diffusion has no top_k and top_p.
-    steps, block_length, cfg, remasking : int, int, float, str
+    steps, block_length, cfg, remasking, stop_at_end : int, int, float, str, bool
         For masked diffusion (LLaDA) alone: denoising steps (by default one per token), tokens of a block (by default
-        the model family's, where it divides max_length), and the guidance and the rule of
-        `ets.policies.unmasking.Unmasking`.
+        the model family's, or the whole canvas where that does not divide max_length), and the guidance, the rule and
+        the early end of `ets.policies.unmasking.Unmasking`. Here block_size must divide max_length.
     stop : sequence of str
         Strings that end a generation; they are cut off its text.
     seed : int
@@ -129,8 +131,7 @@ def sample(  # type: ignore[misc]
         raise InputError(f"stop is {stop!r}; pass a list of strings")
     if not isinstance(prompt, str) and not (isinstance(prompt, Sequence) and all(isinstance(p, str) for p in prompt)):
         raise InputError(f"the prompt is {prompt!r}; pass text or a list of texts")
-    if extract is not None and not callable(extract):
-        raise InputError(f"extract is {extract!r}; pass a function of a text")
+    read = None if extract is None else as_extract(extract)
     guide = as_reward(reward) if reward is not None else self_consistency(extract)  # type: ignore[arg-type]
     step = energy_guided(guide, candidates=candidates, rollouts=rollouts, lam=lam)
     policy = policy_of(
@@ -144,6 +145,7 @@ def sample(  # type: ignore[misc]
         block_length=block_length,
         cfg=cfg,
         remasking=remasking,
+        stop_at_end=stop_at_end,
     )
     require_variety(policy, candidates)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
@@ -154,7 +156,7 @@ def sample(  # type: ignore[misc]
         for chain in run(policy, _told(step, bar), problems, width=width, seed=seed):
             chains[chain.problem.id] = chain
             bar.update()
-    results = [_result(chains[problem.id], extract) for problem in problems]
+    results = [_result(chains[problem.id], read) for problem in problems]
     return results[0] if isinstance(prompt, str) else results
 
 
@@ -170,9 +172,9 @@ def _told(step: StepFn, bar: Any) -> StepFn:
     return told
 
 
-def _result(chain: Chain, extract: Extract | None) -> Result:
+def _result(chain: Chain, read: ReadProblem | None) -> Result:
     text = chain.state.text
-    return Result(text, extract(text) if extract else None, chain.trace, chain.cost, chain.valid)
+    return Result(text, read(chain.problem, text) if read else None, chain.trace, chain.cost, chain.valid)
 
 
 def _checkpoint(model: Model) -> Checkpoint:

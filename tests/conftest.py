@@ -113,6 +113,24 @@ def causal_oracle(policy: Any, temperature: float = 1.0) -> Any:
     return AutoregressiveOracle(next_token, ended, policy.horizon.block_size, policy.horizon.max_length)
 
 
+def best_of_beams(oracle: Any, problem: Any, beams: int) -> tuple[int, ...]:
+    """Beam search by its definition, to the last token, over the exact next-token laws."""
+    import numpy as np
+
+    running, finished = {(): 0.0}, {}
+    while running:
+        longer = {
+            (*tokens, token): logp + np.log(p)
+            for tokens, logp in running.items()
+            for token, p in enumerate(oracle.next_token(problem, tokens))
+        }
+        ranked = sorted(longer, key=lambda tokens: -longer[tokens])
+        over = [len(tokens) == oracle.max_length or oracle.ended(problem, tokens) for tokens in ranked]
+        finished |= {t: longer[t] for t, end in list(zip(ranked, over, strict=True))[:beams] if end}
+        running = {t: longer[t] for t in [t for t, end in zip(ranked, over, strict=True) if not end][:beams]}
+    return max(finished, key=lambda tokens: finished[tokens])
+
+
 @pytest.fixture(scope="session")
 def tiny_llada() -> Any:
     """A masked-diffusion checkpoint of three tokens and the mask token."""
@@ -141,6 +159,7 @@ def canvas_oracle(checkpoint: Any, schedule: Any, unmasking: Any) -> Any:
     def scores(q: Any) -> Any:
         tokens = q.clone()
         tokens[:, mask] = 0
+        tokens /= tokens.sum(-1, keepdim=True)
         ranked = tokens.sort(descending=True).values
         by_rule = {
             "low_confidence": q.log(),

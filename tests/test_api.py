@@ -11,7 +11,7 @@ from ets import demo
 from ets.api import _last_checkpoint
 from ets.policies.checkpoint import Checkpoint
 from ets.tasks import Arithmetic
-from ets.types import InputError
+from ets.types import InputError, Problem
 
 QUESTION = Arithmetic().problems(1, 0)[0].prompt
 SMALL: dict[str, Any] = {"candidates": 3, "rollouts": 2, "block_size": 16, "max_length": 48}
@@ -44,7 +44,7 @@ def test_a_loaded_pair_gives_what_its_path_gives() -> None:
 
 def test_extract_alone_means_self_consistency() -> None:
     out = ets.sample(QUESTION, model=demo.model_path("small"), extract=Arithmetic().extract, **SMALL)
-    assert out.answer == Arithmetic().extract(out.text)
+    assert out.answer == Arithmetic().extract(Problem("0", QUESTION), out.text)
     shares = [value * 0.1 for step in out.trace for value in step.log_rewards.ravel()]
     assert all(-1e-9 <= share <= 1 + 1e-9 for share in shares)
 

@@ -85,6 +85,9 @@ def test_a_folder_of_another_configuration_is_refused(tmp_path: Path, capsys: py
         ({"methods": "plain,magic"}, "unknown method 'magic'; choose from plain, majority, one-step, ets"),
         ({"methods": "plain"}, "have no ets whose tokens"),
         ({"methods": "ets,ets"}, "method 'ets' is named twice"),
+        ({"methods": "ets,beam"}, "beams is not set, which the method beam needs; set it, or leave beam out"),
+        ({"methods": "ets,beam", "beams": "0"}, "beams is 0"),
+        ({"methods": "ets,best-of-n", "best_by": "luck"}, "best_by is 'luck'; choose from likelihood, likelihood-per"),
         ({"pool": "all"}, "pool is 'all'"),
         ({"task": "chess"}, "unknown task 'chess'; choose from arithmetic, sums"),
         ({"count": "0"}, "count is 0"),
@@ -168,6 +171,7 @@ def test_masked_diffusion_is_measured_at_equal_positions(tmp_path: Path) -> None
         ({"steps": None}, "the engine masked-diffusion needs --steps"),
         ({"block_size": "8"}, "--block-size is no option of the engine masked-diffusion"),
         ({"top_p": "0.9"}, "--top-p is no option of the engine masked-diffusion"),
+        ({"methods": "ets,beam", "beams": "4"}, "MaskedDiffusionPolicy has no beam search"),
         ({"engine": "transformers", "gen_length": None}, "the engine transformers needs --block-size"),
     ],
 )

@@ -27,6 +27,7 @@ def test_purposes_keep_the_numbers_that_stored_results_depend_on() -> None:
         "ROLLOUT": 2,
         "CHOICE": 3,
         "COMPLETION": 4,
+        "POSITION": 5,
     }
 
 
@@ -37,7 +38,7 @@ def test_the_order_and_the_number_of_fields_matter() -> None:
 
 def test_no_two_places_of_a_dense_grid_share_a_key() -> None:
     keys = np.stack([grid(np.array(chain_key(0, name, 0), np.uint64), 8, 16, 8, 64) for name in ("a", "b")])
-    assert keys.shape == (2, 8, 4, 16, 8, 64)
+    assert keys.shape == (2, 8, 5, 16, 8, 64)
     assert len(np.unique(keys)) == keys.size
 
 

@@ -1,5 +1,6 @@
 """Baselines: step functions of the same type as the kernel's, so that all are run and charged alike."""
 
-from ets.baselines.completions import majority, one_step, plain
+from ets.baselines.completions import best_of_n, majority, one_step, plain
+from ets.baselines.search import beam, greedy, require_beam, require_greedy
 
-__all__ = ["majority", "one_step", "plain"]
+__all__ = ["beam", "best_of_n", "greedy", "majority", "one_step", "plain", "require_beam", "require_greedy"]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
 
 from ets.randomness import Purpose
-from ets.rewards import Extract, votes
+from ets.rewards import Extract, remembering, votes
 from ets.transition import (
     choice_uniforms,
     choose,
@@ -25,23 +25,29 @@ Weigh: TypeAlias = Callable[[Chain, Sequence[Text]], tuple[Floats, Cost]]
 """Log-weights `[N]` of N complete texts, and what finding them cost."""
 
 
+def unweighed(chain: Chain, texts: Sequence[Text]) -> tuple[Floats, Cost]:
+    """Equal weights."""
+    return np.zeros(len(texts)), Cost()
+
+
 def plain() -> StepFn:
     """One sample of the reference policy."""
-    return _among_completions(1, lambda chain, texts: (np.zeros(1), Cost()))
+    return _among_completions(1, unweighed)
 
 
 def majority(extract: Extract, *, samples: int) -> StepFn:
     """Majority voting (self-consistency decoding): one of N samples that gives the most frequent answer.
 
-    Answers with equally many votes are equally likely to be returned. If no sample holds an answer, any of
-    them may be returned.
+    `extract` takes a text, or a problem and a text. Answers with equally many votes are equally likely to be
+    returned. If no sample holds an answer, any of them may be returned.
     """
-    remembered = lru_cache(maxsize=2**16)(extract)
+    remembered = remembering(extract)
 
     def weigh(chain: Chain, texts: Sequence[Text]) -> tuple[Floats, Cost]:
-        counts = votes(remembered, texts)
+        read = partial(remembered, chain.problem)
+        counts = votes(read, texts)
         most = max(counts.values(), default=0)
-        winning = [counts[remembered(text.text)] == most for text in texts]
+        winning = [counts[read(text.text)] == most for text in texts]
         return np.where(winning, 0.0, -np.inf), Cost()
 
     return _among_completions(samples, weigh)
@@ -61,6 +67,21 @@ def one_step(reward: Reward, *, samples: int, lam: float) -> StepFn:
     return _among_completions(samples, weigh)
 
 
+def best_of_n(reward: Reward, *, samples: int) -> StepFn:
+    """The sample with the highest reward among N: ETS with one guide step and λ → 0.
+
+    Samples with equal rewards are equally likely to be returned. If every reward is -inf, any of them may be, and
+    the chain is marked invalid.
+    """
+
+    def weigh(chain: Chain, texts: Sequence[Text]) -> tuple[Floats, Cost]:
+        rewards, cost = score(reward, 1.0, chain, [[text] for text in texts])
+        best = (rewards == rewards.max()) & (rewards > -np.inf)
+        return np.where(best, 0.0, -np.inf)[:, 0], cost
+
+    return _among_completions(samples, weigh)
+
+
 def _among_completions(samples: int, weigh: Weigh) -> StepFn:
     require_counts(samples=samples)
 
@@ -68,12 +89,13 @@ def _among_completions(samples: int, weigh: Weigh) -> StepFn:
         require_variety(policy, samples)
         drawn = draw_for_chains(policy.finish, chains, Purpose.COMPLETION, samples)
         rows = zip(chains, drawn, choice_uniforms(chains), strict=True)
-        return [_keep_one(*row, weigh) for row in rows]
+        return [keep_one(*row, weigh) for row in rows]
 
     return step
 
 
-def _keep_one(chain: Chain, draws: Sequence[Draw], number: float, weigh: Weigh) -> Chain:
+def keep_one(chain: Chain, draws: Sequence[Draw], number: float, weigh: Weigh) -> Chain:
+    """The chain ended by one of some completions, which a uniform number chooses by their weights."""
     texts = tuple(draw.text for draw in draws)
     log_weights, cost = weigh(chain, texts)
     choice = choose(log_weights, number)

@@ -58,9 +58,15 @@ def _masked_diffusion(checkpoint: Checkpoint, options: argparse.Namespace) -> Po
     from ets.policies.masked_diffusion import MaskedDiffusionPolicy
     from ets.policies.unmasking import Schedule, Unmasking
 
-    unmasking = Unmasking(options.temperature, options.remasking, options.cfg)
+    unmasking = Unmasking(options.temperature, options.remasking, options.cfg, bool(options.stop_at_end))
     schedule = Schedule(options.gen_length, options.steps, options.block_length, options.guide_steps)
     return MaskedDiffusionPolicy(checkpoint, unmasking, schedule, memory_gib=options.memory_gib)
+
+
+def _truth(text: str) -> bool:
+    if text not in ("True", "False"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return text == "True"
 
 
 def _computed_positions(policy: Any, problems: Sequence[Problem]) -> Budget:
@@ -92,7 +98,7 @@ ENGINES = {
             "cfg": (float, "classifier-free guidance; 0 for none"),
             "remasking": (str, "low_confidence, random, margin or entropy"),
         },
-        takes={},
+        takes={"stop_at_end": (_truth, "True: leave out the blocks after one that holds an end token")},
         embedded={"embedded": demo.model_path("diffusion")},
         policy=_masked_diffusion,
         budget=_computed_positions,

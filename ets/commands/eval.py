@@ -25,7 +25,7 @@ EXAMPLE = """example:
 """
 RESULTS_DEPEND_ON = (
     "task", "model", "count", "shots", "methods", "candidates", "rollouts", "lam", "pool", "temperature", "samples",
-    "seed",
+    "beams", "best_by", "repeats", "seed",
 )  # fmt: skip
 
 
@@ -33,17 +33,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     def add(name: str, kind: Any, text: str, **options: Any) -> None:
         parser.add_argument(name, type=kind, help=text, required="default" not in options, **options)
 
-    add("--task", str, "arithmetic or sums, the embedded problems")
+    add("--task", str, "math500, gsm8k, humaneval, gpqa or aime24; arithmetic or sums, the embedded problems")
     add("--model", str, "a checkpoint's folder or hub name, or the engine's embedded one: embedded, embedded-small")
-    add("--count", int, "problems")
-    add("--shots", int, "solved examples in each prompt")
-    add("--methods", str, "comma-separated, from plain, majority, one-step and ets")
+    add("--count", int, "problems (default: all)", default=None)
+    add("--shots", int, "solved examples in each prompt (default: the task's own number)", default=None)
+    add("--data", Path, "the benchmark's data, a folder or a file (default: from the hub)", default=None)
+    add("--methods", str, "comma-separated, from plain, greedy, beam, best-of-n, majority, one-step and ets")
     add("--candidates", int, "M, candidates per guide step")
     add("--rollouts", int, "K, rollouts per candidate")
     add("--lam", float, "λ, in units of the reward")
     add("--pool", str, "whose votes the self-consistency reward counts: step or chain")
+    add("--beams", int, "of beam search, if it is among the methods", default=None)
+    add(
+        "--best-by",
+        str,
+        "best-of-n's reward: likelihood, likelihood-per-token or self-consistency",
+        default="likelihood",
+    )
     add("--temperature", float, "of the reference policy")
     add("--samples", int, "samples of the other methods (default: as many as cost what ETS costs)", default=None)
+    add("--repeats", int, "k of avg@k: samples of each problem that every method's score is a mean of", default=1)
     add("--seed", int, "of all randomness")
     add("--width", int, "problems that advance together; results depend on it by rounding errors alone")
     add("--memory-gib", float, "limit on the cache of rows under way (default: half of the free memory)", default=None)
@@ -53,6 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "where results folders are made, named TASK-HASH by their configuration",
         default=Path("results"),
     )
+    parser.add_argument("--unsafe-code", action="store_true", help="run code that a model wrote without the sandbox")
     add("--out", Path, "this run's results folder instead", default=None)
     add_engine_arguments(parser)
 
@@ -66,42 +76,49 @@ def execute(options: argparse.Namespace) -> None:
         For bad input, most of it before the model is loaded.
     """
     from ets.evaluation.evaluate import Evaluation
+    from ets.evaluation.hosted import digest, opened_task
     from ets.evaluation.journal import Journal, fingerprint
-    from ets.evaluation.methods import Settings, require_methods
+    from ets.evaluation.methods import Settings, require_methods, require_searches
     from ets.policies.checkpoint import Checkpoint
     from ets.report.plots import require_matplotlib
-    from ets.tasks import task_named
     from ets.transition import require_counts, require_variety
 
     require_engine_arguments(options)
     engine = ENGINES[options.engine]
-    task, methods = task_named(options.task), [name.strip() for name in options.methods.split(",")]
-    settings = Settings(options.candidates, options.rollouts, options.lam, options.pool)
+    task, methods = (
+        opened_task(options.task, options.data, unsafe=options.unsafe_code),
+        [name.strip() for name in options.methods.split(",")],
+    )
+    settings = Settings(options.candidates, options.rollouts, options.lam, options.pool, options.beams, options.best_by)
     require_methods(methods, options.samples, settings)
-    require_counts(width=options.width, count=options.count)
+    require_counts(width=options.width, repeats=options.repeats, count=1 if options.count is None else options.count)
     require_matplotlib()
     checkpoint = Checkpoint(engine.embedded.get(options.model, options.model))
     policy = engine.policy(checkpoint, options)
+    require_searches(methods, policy)
     if "ets" in methods:
         require_variety(policy, options.candidates)
     problems = task.problems(options.count, options.shots)
     policy.start(problems)  # a prompt that does not fit is named before the weights are loaded
     configuration = {name: getattr(options, name) for name in RESULTS_DEPEND_ON} | engine_settings(options)
     configuration |= {"model_revision": checkpoint.revision, "placement": checkpoint.placement, "ets": __version__}
+    configuration["problems"] = digest(problems)
     folder = options.out or options.results / f"{task.name}-{fingerprint(configuration)}"
     journal = Journal(folder, configuration)
     print(f"{len(journal.records)} finished chains in {folder}; the same command goes on where it was interrupted")
     budget = engine.budget(policy, problems)
-    evaluation = Evaluation(task, policy, problems, settings, journal, budget, options.width, options.seed)
+    evaluation = Evaluation(
+        task, policy, problems, settings, journal, budget, options.width, options.seed, repeats=options.repeats
+    )
     rows = evaluation.compare(methods, options.samples)
     _write(rows, f"{task.name}: {options.model}", folder)
 
 
 def _write(rows: Sequence[Row], title: str, folder: Path) -> None:
-    from ets.evaluation.tables import table
+    from ets.evaluation.tables import score_table, table
     from ets.report.plots import plot_accuracies
 
-    text = table(rows)
+    text = "\n\n".join(filter(None, (table(rows), score_table(rows, "lm-eval"))))
     print(f"\n{text}\n")
     (folder / "summary.json").write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
     (folder / "table.md").write_text(f"{text}\n", encoding="utf-8")

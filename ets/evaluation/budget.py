@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -9,9 +11,10 @@ from typing import Protocol
 
 from ets.evaluation.journal import Record
 
-PILOTS = 4
+PILOTS = 8
 """At most so many measurements."""
-
+TOLERANCE = 0.1
+"""A larger difference in cost is told: where samples are mostly equal, no number of them may cost as much."""
 
 Pilot = Callable[[int], Sequence[Record]]
 """Draws so many plain samples for each of a few problems, and returns those problems' records."""
@@ -49,15 +52,30 @@ class ComputedPositions:
     sample: float
 
     def samples(self, guided: Sequence[Record], pilot: Pilot) -> int:
-        number = max(1, round(fmean(map(_positions, guided)) / self.sample))
-        for _ in range(PILOTS):
+        """By the secant method, until two neighbouring numbers enclose what ETS cost; of these the nearer one."""
+
+        def cost_of(number: int) -> float:
             records = pilot(number)
             known = {record["problem"] for record in records}
             spent = fmean(_positions(record) for record in guided if record["problem"] in known)
-            better = max(1, round(number * spent / fmean(map(_positions, records))))
-            if better == number:
+            return fmean(map(_positions, records)) / spent
+
+        low, high = (0, 0.0), (0, math.inf)  # numbers of samples, and what they cost in terms of ETS
+        number = max(1, round(fmean(map(_positions, guided)) / self.sample))
+        for _ in range(PILOTS):
+            measured = (number, cost_of(number))
+            other = high if high[0] else low
+            low, high = (measured, high) if measured[1] < 1 else (low, measured)
+            if high[0] and high[0] - low[0] <= 1:
                 break
-            number = min(better, 4 * number)
+            slope = (measured[1] - other[1]) / (measured[0] - other[0])
+            reach = round(number + (1 - measured[1]) / slope) if slope > 0 else 4 * number
+            number = min(max(reach, low[0] + 1), high[0] - 1 if high[0] else 4 * number)
+        number, cost = min((pair for pair in (low, high) if pair[0]), key=lambda pair: abs(1 - pair[1]))
+        if abs(1 - cost) > TOLERANCE:
+            warnings.warn(
+                f"{number} samples cost {cost:.0%} of what ETS costs; to compare others, set samples", stacklevel=2
+            )
         return number
 
 

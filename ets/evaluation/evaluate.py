@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
-
-from tqdm import tqdm
+from typing import Protocol, runtime_checkable
 
 from ets import baselines
 from ets.evaluation.budget import Budget
 from ets.evaluation.intervals import Accuracy, accuracy
 from ets.evaluation.journal import Journal, Record
-from ets.evaluation.methods import METHODS, Method, Settings
+from ets.evaluation.methods import DETERMINISTIC, METHODS, Method, Settings
+from ets.evaluation.progress import Progress
 from ets.runner import run
 from ets.tasks.task import Task
 from ets.types import Chain, Policy, Problem
 
-PILOT_PROBLEMS = 16
+PILOT_PROBLEMS = 32
 """A pilot draws samples for so many problems."""
+
+
+@runtime_checkable
+class Scored(Protocol):
+    """A task that has further scores of a text beside `grade`, by name."""
+
+    def scores(self, problem: Problem, text: str) -> Mapping[str, float]: ...
 
 
 @dataclass(frozen=True)
 class Row:
-    """A method's line in the table. Tokens, positions and seconds are per problem, all its samples together."""
+    """A method's line in the table. Tokens, positions and seconds are per problem, all its samples together.
+
+    `scores` are further scores beside our own accuracy, their means over all samples.
+    """
 
     method: str
     label: str
@@ -31,11 +41,15 @@ class Row:
     generated: float
     positions: float
     seconds: float
+    scores: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One run: what is asked, of whom, and where its results go. The rest of the settings are the methods'."""
+    """One run: what is asked, of whom, and where its results go. The rest of the settings are the methods'.
+
+    `repeats` is the k of avg@k: every method that draws at random samples each problem so often.
+    """
 
     task: Task
     policy: Policy
@@ -46,6 +60,7 @@ class Evaluation:
     width: int
     seed: int
     progress: bool = True
+    repeats: int = 1
 
     def compare(self, names: Sequence[str], samples: int | None = None) -> list[Row]:
         """Run the named methods, those without guide steps with the samples that cost what ETS costs.
@@ -61,40 +76,53 @@ class Evaluation:
         ordered = sorted(names, key=lambda name: name != "ets")
         methods = {}
         for name in ordered:
-            if name != "ets" and samples is None:
+            if name not in ("ets", *DETERMINISTIC) and samples is None:
                 samples = self.budget.samples(self.journal.of("ets"), self._pilot)
-            methods[name] = METHODS[name](self.task, self.settings, samples or 1)
-            self._run(methods[name], self.problems)
-        return [self._row(methods[name]) for name in names]
+            methods[name] = self.method(name, samples or 1)
+            self.run(methods[name])
+        return [self.row(methods[name], self.journal.of(name)) for name in names]
+
+    def method(self, name: str, samples: int) -> Method:
+        """A key of `METHODS`, with so many samples if it has no guide steps."""
+        if self.repeats == 1 or name in DETERMINISTIC:
+            return METHODS[name](self.task, self.settings, samples)
+        if name == "plain":  # which is a mean over samples in any case
+            return METHODS[name](self.task, self.settings, self.repeats)
+        method = METHODS[name](self.task, self.settings, samples)
+        return replace(method, label=f"{method.label}, mean of {self.repeats}")
+
+    def chains(self, method: Method) -> int:
+        """Chains of a method per problem."""
+        return 1 if method.name in DETERMINISTIC else max(method.samples, self.repeats)
+
+    def run(self, method: Method) -> None:
+        """Sample and journal what the journal lacks."""
+        self._run(method, self.problems, self.chains(method))
 
     def _pilot(self, samples: int) -> list[Record]:
         """Records of so many samples for each of the first problems, journalled as a method of its own."""
         step = baselines.majority(self.task.extract, samples=samples)
         method = Method(f"pilot-{samples}", f"pilot ({samples} samples)", step)
-        self._run(method, self.problems[:PILOT_PROBLEMS])
+        self._run(method, self.problems[:PILOT_PROBLEMS], 1)
         return self.journal.of(method.name)
 
-    def _run(self, method: Method, problems: Sequence[Problem]) -> None:
-        """Sample what the journal lacks, with a progress bar that shows the accuracy so far."""
+    def _run(self, method: Method, problems: Sequence[Problem], samples: int) -> None:
+        """Sample what the journal lacks, with a progress bar."""
         known = {(r["problem"], r["sample"]): r for r in self.journal.of(method.name)}
-        total = len(problems) * method.samples
-        correct = [r["correct"] for r in known.values()]
-        chains = run(
-            self.policy,
-            method.step,
-            problems,
-            width=self.width * method.samples,
-            seed=self.seed,
-            samples=method.samples,
-            done=known,
-        )
-        with tqdm(total=total, initial=min(total, len(known)), desc=method.label, disable=not self.progress) as bar:
+        with Progress(method.label, len(problems), samples, known.values(), self.policy, self.progress) as progress:
+            chains = run(
+                self.policy,
+                progress.told(method.step),
+                problems,
+                width=self.width * method.samples,
+                seed=self.seed,
+                samples=samples,
+                done=known,
+            )
             for chain in chains:
                 record = self._record(method, chain)
                 self.journal.append(record)
-                correct.append(record["correct"])
-                bar.set_postfix_str(f"accuracy {fmean(correct):.1%}", refresh=False)
-                bar.update()
+                progress.ended(record)
 
     def _record(self, method: Method, chain: Chain) -> Record:
         text = chain.state.text
@@ -102,17 +130,18 @@ class Evaluation:
             "method": method.name,
             "problem": chain.problem.id,
             "sample": chain.sample,
-            "answer": self.task.extract(text),
+            "answer": self.task.extract(chain.problem, text),
             "correct": self.task.grade(chain.problem, text),
             "valid": chain.valid,
             "guide_steps": len(chain.trace),
             "sample_tokens": fmean(len(text.tokens) for row in chain.trace[0].rollouts for text in row),
             "cost": asdict(chain.cost),
+            "scores": dict(self.task.scores(chain.problem, text)) if isinstance(self.task, Scored) else {},
             "text": text,
         }
 
-    def _row(self, method: Method) -> Row:
-        records = self.journal.of(method.name)
+    def row(self, method: Method, records: Sequence[Record]) -> Row:
+        """What a method's records add up to."""
         scores: dict[str, list[float]] = {}
         for record in records:
             scores.setdefault(record["problem"], []).append(record["correct"])
@@ -126,5 +155,6 @@ class Evaluation:
         for record in records:
             prompts[record["problem"]] = max(prompts.get(record["problem"], 0), record["cost"]["prompt"])
         positions = sum(prompts.values()) / count + sum(each(name) for name in ("candidate", "rollout", "scored"))
-        mean = accuracy([fmean(values) for values in scores.values()], method.samples)
-        return Row(method.name, method.label, mean, each("generated"), positions, each("seconds"))
+        mean = accuracy([fmean(values) for values in scores.values()], self.chains(method))
+        further = {name: fmean(r["scores"][name] for r in records) for name in records[0].get("scores", {})}
+        return Row(method.name, method.label, mean, each("generated"), positions, each("seconds"), further)

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -48,15 +49,19 @@ class Journal:
         self.folder, self._path = folder, folder / "journal.jsonl"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._file = _locked(self._path)
-            if self._path.stat().st_size and not (folder / "configuration.json").exists():
-                raise InputError(f"{str(folder)!r} has a journal without its configuration.json; choose another folder")
-            _require_same(folder / "configuration.json", configuration)
+            with ExitStack() as refused:  # a folder that is refused is not kept locked
+                self._file = refused.enter_context(_locked(self._path))
+                if self._path.stat().st_size and not (folder / "configuration.json").exists():
+                    raise InputError(
+                        f"{str(folder)!r} has a journal without its configuration.json; choose another folder"
+                    )
+                _require_same(folder / "configuration.json", configuration)
+                self.records = {self._key(record): record for record in self._recover()}
+                refused.pop_all()
         except OSError as error:
             raise InputError(
                 f"cannot write results to {str(folder)!r}: {error.strerror}; choose another folder"
             ) from error
-        self.records = {self._key(record): record for record in self._recover()}
 
     @staticmethod
     def _key(record: Record) -> tuple[str, str, int]:

@@ -8,20 +8,22 @@ from typing import Literal
 
 from ets import baselines
 from ets.kernel import energy_guided
-from ets.rewards import self_consistency
+from ets.rewards import likelihood, self_consistency
 from ets.tasks.task import Task
 from ets.transition import require_counts
-from ets.types import InputError, StepFn
+from ets.types import InputError, Policy, Reward, StepFn
 
 
 @dataclass(frozen=True)
 class Settings:
-    """M, K, λ, and whose votes self-consistency counts."""
+    """M, K, λ, whose votes self-consistency counts, the beams of beam search, and the reward of best-of-N."""
 
     candidates: int
     rollouts: int
     lam: float
     pool: Literal["step", "chain"]
+    beams: int | None = None
+    best_by: str = "likelihood"
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,33 @@ def _plain(task: Task, settings: Settings, budget: int) -> Method:
 
 def _majority(task: Task, settings: Settings, budget: int) -> Method:
     return Method("majority", f"majority voting ({budget} samples)", baselines.majority(task.extract, samples=budget))
+
+
+def _greedy(task: Task, settings: Settings, budget: int) -> Method:
+    return Method("greedy", "greedy decoding", baselines.greedy())
+
+
+def _beam(task: Task, settings: Settings, budget: int) -> Method:
+    return Method("beam", f"beam search ({settings.beams} beams)", baselines.beam(_beams(settings)))
+
+
+def _beams(settings: Settings) -> int:
+    if settings.beams is None:
+        raise InputError("beams is not set, which the method beam needs; set it, or leave beam out")
+    return settings.beams
+
+
+BEST_BY: dict[str, Callable[[Task], Reward]] = {
+    "likelihood": lambda task: likelihood(),
+    "likelihood-per-token": lambda task: likelihood(per_token=True),
+    "self-consistency": lambda task: self_consistency(task.extract),
+}
+"""By name: rewards that need no training, for best-of-N. (By self-consistency, it is majority voting.)"""
+
+
+def _best_of_n(task: Task, settings: Settings, budget: int) -> Method:
+    step = baselines.best_of_n(BEST_BY[settings.best_by](task), samples=budget)
+    return Method("best-of-n", f"best of {budget} samples, by {settings.best_by}", step)
 
 
 def _one_step(task: Task, settings: Settings, budget: int) -> Method:
@@ -62,8 +91,15 @@ METHODS: dict[str, Callable[[Task, Settings, int], Method]] = {
     "majority": _majority,
     "one-step": _one_step,
     "ets": _ets,
+    "greedy": _greedy,
+    "beam": _beam,
+    "best-of-n": _best_of_n,
 }
 """By name: a function of the task, the settings, and the samples that cost as many tokens as ETS."""
+
+
+DETERMINISTIC = ("greedy", "beam")
+"""Methods whose samples of a problem are all equal, so that one is enough."""
 
 
 def require_methods(names: list[str], samples: int | None, settings: Settings) -> None:
@@ -72,9 +108,20 @@ def require_methods(names: list[str], samples: int | None, settings: Settings) -
         raise InputError(f"method {repeated[0]!r} is named twice; name it once")
     if unknown := [name for name in names if name not in METHODS]:
         raise InputError(f"unknown method {unknown[0]!r}; choose from {', '.join(METHODS)}")
-    if samples is None and "ets" not in names:
+    if samples is None and "ets" not in names and not set(names) <= set(DETERMINISTIC):
         raise InputError(f"methods {','.join(names)} have no ets whose tokens they could match; add it, or set samples")
     if samples is not None:
         require_counts(samples=samples)
+    if "beam" in names:
+        baselines.beam(_beams(settings))
+    if settings.best_by not in BEST_BY:
+        raise InputError(f"best_by is {settings.best_by!r}; choose from {', '.join(BEST_BY)}")
     reward = self_consistency(str, pool=settings.pool)
     energy_guided(reward, candidates=settings.candidates, rollouts=settings.rollouts, lam=settings.lam)
+
+
+def require_searches(names: list[str], policy: Policy) -> None:
+    """Raise `InputError` for a search that the policy does not have."""
+    for name, require in (("greedy", baselines.require_greedy), ("beam", baselines.require_beam)):
+        if name in names:
+            require(policy)

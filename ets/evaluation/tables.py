@@ -11,8 +11,20 @@ _HEADINGS = ("method", "pass@1", "95% interval", "tokens/problem", "positions/pr
 
 def table(rows: Sequence[Row]) -> str:
     """A Markdown table with aligned columns, readable as it is."""
-    cells = [_HEADINGS, *(_cells(row) for row in rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(_HEADINGS))]
+    return _aligned([_HEADINGS, *(_cells(row) for row in rows)])
+
+
+def score_table(rows: Sequence[Row], scorer: str) -> str:
+    """A table of the rows' further scores, whose headings name who scored; empty if there are none."""
+    names = list(rows[0].scores)
+    if not names:
+        return ""
+    headings = ("method", *(f"{scorer}: {name}" for name in names))
+    return _aligned([headings, *((row.label, *(f"{row.scores[name]:.1%}" for name in names)) for row in rows)])
+
+
+def _aligned(cells: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     lines = [_line(line, widths) for line in cells]
     rule = "| " + " | ".join("-" * w if n == 0 else "-" * (w - 1) + ":" for n, w in enumerate(widths)) + " |"
     return "\n".join([lines[0], rule, *lines[1:]])

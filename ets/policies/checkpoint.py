@@ -15,6 +15,7 @@ from urllib.request import getproxies
 
 import torch
 
+import ets.models  # noqa: F401 (registers the model families that transformers does not have)
 from ets.policies.attention import use_grouped_sdpa
 from ets.types import InputError
 
@@ -24,7 +25,9 @@ HUB_SECONDS = 3.0
 
 @dataclass
 class Checkpoint:
-    """A causal language model and its tokenizer, by path or hub name; the weights load on first use.
+    """A language model and its tokenizer, by path or hub name; the weights load on first use.
+
+    Code that comes with a checkpoint is never run.
 
     Parameters
     ----------
@@ -112,14 +115,12 @@ class Checkpoint:
     def _loading(self, what: str, load: Callable[..., Any], **options: Any) -> Any:
         """Load a part; whatever a damaged or unsuitable checkpoint raises becomes one line."""
         try:
-            return load(self.name, **options)
+            return load(self.name, trust_remote_code=False, **options)
         except (torch.OutOfMemoryError, KeyboardInterrupt):
             raise
         except Exception as error:
             line = " ".join(str(error).split())[:200]
-            raise InputError(
-                f"cannot load the {what} of {self.name!r}: {line}; give a complete causal model"
-            ) from error
+            raise InputError(f"cannot load the {what} of {self.name!r}: {line}; give a complete checkpoint") from error
 
     @cached_property
     def generation_config(self) -> Any:

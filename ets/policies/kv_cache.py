@@ -74,6 +74,12 @@ class RowCache(Cache):
         """Note that every row has read `columns` more tokens."""
         self.lengths = [n + columns for n in self.lengths]
 
+    def drop_last_column(self) -> None:
+        """Forget the last token of every row."""
+        self.lengths = [n - 1 for n in self.lengths]
+        for layer in self.layers:
+            layer.length -= 1
+
     def keep(self, rows: Sequence[int]) -> list[int]:
         """Drop all but these rows; returns the order in which they now stand.
 

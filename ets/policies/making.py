@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,7 +10,7 @@ from ets.policies.autoregressive import Horizon, Sampling
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.masked_diffusion import MaskedDiffusionPolicy
 from ets.policies.transformers import TransformersPolicy
-from ets.policies.unmasking import Remasking, Schedule, Unmasking
+from ets.policies.unmasking import Schedule, Unmasking
 from ets.types import InputError
 
 
@@ -26,12 +25,13 @@ def policy_of(
     steps: int | None = None,
     block_length: int | None = None,
     cfg: float | None = None,
-    remasking: Remasking | None = None,
+    remasking: str | None = None,
+    stop_at_end: bool | None = None,
 ) -> TransformersPolicy | MaskedDiffusionPolicy:
     """An autoregressive or a masked-diffusion policy, by the checkpoint's architecture.
 
     The arguments are those of `ets.sample`; the checkpoint is opened once they have been checked. For masked diffusion
-    `max_length` is the canvas, and guide steps take `block_size` tokens each: I = ⌈max_length / block_size⌉.
+    `max_length` is the canvas, and guide steps take `block_size` tokens each: I = max_length / block_size.
 
     Raises
     ------
@@ -40,7 +40,8 @@ def policy_of(
     """
     sampling, horizon = Sampling(temperature, top_k, top_p), Horizon(block_size, max_length)
     own: dict[str, Any] = {"steps": steps, "block_length": block_length, "cfg": cfg, "remasking": remasking}
-    rule = {name: own[name] for name in ("cfg", "remasking") if own[name] is not None}
+    own["stop_at_end"] = stop_at_end
+    rule = {name: own[name] for name in ("cfg", "remasking", "stop_at_end") if own[name] is not None}
     unmasking = Unmasking(temperature, **rule)
     opened = checkpoint()
     family = MASKED_DIFFUSION.get(opened.config.model_type)
@@ -51,7 +52,12 @@ def policy_of(
     if block_length is None:
         block_length = max_length if max_length % family.block_length else family.block_length
     steps = max_length if steps is None else steps
-    schedule = Schedule(max_length, steps, block_length, math.ceil(max_length / block_size))
+    if max_length % block_size:
+        raise InputError(
+            f"block_size {block_size} does not divide max_length {max_length}, and a masked-diffusion model fills its "
+            "canvas in equal guide steps; choose a divisor"
+        )
+    schedule = Schedule(max_length, steps, block_length, max_length // block_size)
     return MaskedDiffusionPolicy(opened, unmasking, schedule)
 
 

@@ -7,9 +7,9 @@ the masked positions of the active block only.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -21,9 +21,9 @@ from ets.policies.checkpoint import Checkpoint
 from ets.policies.drawing import require_finite
 from ets.policies.memory import MemoryLimit
 from ets.policies.prompts import encode_prompt
-from ets.policies.unmasking import Schedule, Unmasking, denoise
+from ets.policies.unmasking import Revealed, Schedule, Unmasking, denoise, denoise_greedily
 from ets.randomness import Purpose, derive, uniform
-from ets.types import Cost, Draw, Floats, InputError, Keys, Problem, State, Text
+from ets.types import Cost, Draw, Floats, InputError, Keys, Policy, Problem, State, Text
 
 Ints: TypeAlias = NDArray[np.int64]
 
@@ -31,11 +31,15 @@ PADDING = 1.125
 """Rows go through the model together if the longest has at most this many times the tokens of the shortest."""
 BYTES_PER_LOGIT = 48
 """Of the float64 tensors that a denoising step makes, for each position and token of the vocabulary."""
+BYTES_PER_CANVAS = 2**31
+"""Rows that share a canvas and would take more are split into groups."""
 
 
+@dataclass(eq=False)
 class Memory:
-    """The head's guided inputs `[n, width]` at a canvas's masked positions, once they have been computed."""
+    """The head's guided inputs `[n, width]` at a canvas's masked positions, once its owner has computed them."""
 
+    owner: Policy
     hidden: torch.Tensor | None = None
 
 
@@ -66,11 +70,11 @@ class CanvasState:
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
     path: tuple[int, ...]
+    memory: Memory = field(repr=False)
     step: int = 0
     text: str = ""
     logp: float = 0.0
     done: bool = False
-    memory: Memory = field(default_factory=Memory, repr=False)
 
 
 @dataclass(eq=False)
@@ -172,24 +176,46 @@ class MaskedDiffusionPolicy:
             if self.mask_id in prompt:
                 raise InputError(f"the prompt of problem {problem.id!r} holds the mask token; take it out")
         empty = (self.mask_id,) * length
-        return [CanvasState(*pair, empty, (-1,) * length) for pair in zip(problems, prompts, strict=True)]
+        return [CanvasState(*pair, empty, (-1,) * length, Memory(self)) for pair in zip(problems, prompts, strict=True)]
 
     def sample_positions(self, states: Sequence[State]) -> float:
         """Token positions of one sample that shares nothing, without `stop_at_end`: the mean over start states."""
-        own = _as_canvas_states(states)
+        own = self._own(states)
         each = sum(len(state.prompt) + len(state.tokens) for state in own) / len(own)
         return self.schedule.steps * self.passes * each
 
+    def _own(self, states: Sequence[State]) -> list[CanvasState]:
+        """The states as this policy's own: another one's may have been read by other weights, or unmask otherwise."""
+        own = [state for state in states if isinstance(state, CanvasState) and state.memory.owner is self]
+        if len(own) != len(states) or any(state.done for state in own):
+            raise InputError("a state is of another policy or has ended; draw from this policy's own open states")
+        return own
+
     def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         each = self.schedule.steps_per_guide_step
-        own = _as_canvas_states(states)
+        own = self._own(states)
         return self._draw(own, keys, np.array([(state.step // each + 1) * each for state in own]), "candidate")
 
     def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
-        return self._draw(_as_canvas_states(states), keys, np.full(len(states), self.schedule.steps), "rollout")
+        return self._draw(self._own(states), keys, np.full(len(states), self.schedule.steps), "rollout")
+
+    def greedy(self, states: Sequence[State], keys: Keys) -> list[Draw]:
+        """The same denoising rule at temperature 0; logp is that of the path at temperature 1.
+
+        The keys matter for the rule `random` alone, which draws positions at any temperature.
+        """
+        ends = np.full(len(states), self.schedule.steps)
+        return self._draw(self._own(states), keys, ends, "rollout", denoise_greedily)
 
     @torch.inference_mode()
-    def _draw(self, states: Sequence[CanvasState], keys: Keys, ends: Ints, kind: str) -> list[Draw]:
+    def _draw(
+        self,
+        states: Sequence[CanvasState],
+        keys: Keys,
+        ends: Ints,
+        kind: str,
+        rule: Callable[..., Revealed] = denoise,
+    ) -> list[Draw]:
         """Denoise each row up to its own last step."""
         rows = _Rows.of(states, keys)
         known = {rows.name(row): state.memory for row, state in enumerate(states)}
@@ -199,13 +225,13 @@ class MaskedDiffusionPolicy:
                 copies = max(len(canvas.rows) for canvas in batch)
                 logits = copies * len(batch[0].masked) * self.checkpoint.config.vocab_size
                 bytes_each = batch[-1].length * width * self.passes + logits * BYTES_PER_LOGIT
-                self._memory.in_chunks(batch, bytes_each, lambda chunk: self._denoise(chunk, rows))
+                self._memory.in_chunks(batch, bytes_each, lambda chunk: self._denoise(chunk, rows, rule))
             if self.unmasking.stop_at_end:
                 self._fill_after_end(rows, going)
         require_finite([state.problem for state in states], rows.logp.tolist())
         memories: dict[Any, Memory] = {}  # candidates may be equal, and any of them may be chosen
         draws = [
-            self._drawn(state, rows, row, kind, memories.setdefault(rows.name(row), Memory()))
+            self._drawn(state, rows, row, kind, memories.setdefault(rows.name(row), Memory(self)))
             for row, state in enumerate(states)
         ]
         self.ledger += Cost.total(draw.cost for draw in draws)
@@ -220,14 +246,22 @@ class MaskedDiffusionPolicy:
                 tokens = rows.tokens[row].copy()
                 first, last = self.schedule.block_of(int(rows.step[row]))
                 masked = first + np.flatnonzero(tokens[first:last] == self.mask_id)
-                found[name] = _Canvas(rows.prompts[row], tokens, masked, known.get(name) or Memory())
+                found[name] = _Canvas(rows.prompts[row], tokens, masked, known.get(name) or Memory(self))
             found[name].rows.append(row)
-        return list(found.values())
+        return [part for canvas in found.values() for part in self._split(canvas)]
 
-    def _denoise(self, canvases: Sequence[_Canvas], rows: _Rows) -> None:
+    def _split(self, canvas: _Canvas) -> Iterator[_Canvas]:
+        """The canvas in parts whose rows fit into memory together; they share what has been read."""
+        bytes_each = len(canvas.masked) * self.checkpoint.config.vocab_size * BYTES_PER_LOGIT
+        size = max(1, BYTES_PER_CANVAS // bytes_each)
+        for begin in range(0, len(canvas.rows), size):
+            yield replace(canvas, rows=canvas.rows[begin : begin + size])
+
+    def _denoise(self, canvases: Sequence[_Canvas], rows: _Rows, rule: Callable[..., Revealed]) -> None:
         """One denoising step of the canvases' rows."""
-        self._read([canvas for canvas in canvases if canvas.memory.hidden is None], rows)
-        hidden = torch.stack([canvas.memory.hidden for canvas in canvases if canvas.memory.hidden is not None])
+        unread = {id(canvas.memory): canvas for canvas in canvases if canvas.memory.hidden is None}
+        self._read(list(unread.values()), rows)
+        hidden = torch.stack([cast("torch.Tensor", canvas.memory.hidden) for canvas in canvases])
         logits = self.checkpoint.model.get_output_embeddings()(hidden)
         index = np.array([row for canvas in canvases for row in canvas.rows])
         of = np.repeat(np.arange(len(canvases)), [len(canvas.rows) for canvas in canvases])
@@ -237,7 +271,7 @@ class MaskedDiffusionPolicy:
         numbers = uniform(keys, step[:, None], masked)
         orders = uniform(derive(keys, int(Purpose.POSITION)), step[:, None], masked)
         choice = (torch.from_numpy(array).to(logits.device) for array in (of, quotas, numbers, orders))
-        revealed = denoise(logits, *choice, unmasking=self.unmasking, mask_id=self.mask_id)
+        revealed = rule(logits, *choice, unmasking=self.unmasking, mask_id=self.mask_id)
         chosen = revealed.positions.cpu().numpy()
         where = (np.broadcast_to(index[:, None], chosen.shape)[chosen], masked[chosen])
         rows.tokens[where] = revealed.tokens.cpu().numpy()[chosen]
@@ -309,7 +343,7 @@ class MaskedDiffusionPolicy:
         tokens, path = tuple(rows.tokens[row].tolist()), tuple(rows.path[row].tolist())
         step, logp = int(rows.step[row]), float(rows.logp[row])
         text, total, done = self._text(tokens, before.problem.stop), before.logp + logp, step == self.schedule.steps
-        state = CanvasState(before.problem, before.prompt, tokens, path, step, text, total, done, memory)
+        state = CanvasState(before.problem, before.prompt, tokens, path, memory, step, text, total, done)
         positions, row_forwards, vocabulary = rows.costs[row].tolist()
         generated = sum(revealed >= before.step for revealed in path)
         counts = {kind: positions, "row_forwards": row_forwards, "vocabulary": vocabulary, "generated": generated}
@@ -348,11 +382,3 @@ def _alike(canvases: Sequence[_Canvas]) -> Iterator[list[_Canvas]]:
         batch.append(canvas)
     if batch:
         yield batch
-
-
-def _as_canvas_states(states: Sequence[State]) -> list[CanvasState]:
-    """The states as this policy's own; none may have ended."""
-    own = [state for state in states if isinstance(state, CanvasState)]
-    if len(own) != len(states) or any(state.done for state in own):
-        raise InputError("a state is of another policy or has ended; draw from this policy's own open states")
-    return own

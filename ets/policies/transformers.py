@@ -7,12 +7,15 @@ next guide step continues the chosen one's. Rows that have ended leave the batch
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cached_property
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
+from ets.models import MASKED_DIFFUSION
 from ets.policies.autoregressive import (
     Endings,
     Horizon,
@@ -21,13 +24,18 @@ from ets.policies.autoregressive import (
     as_token_states,
     draw_of,
 )
+from ets.policies.beam_search import beam_search
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.drawing import pick_tokens, require_finite
 from ets.policies.kv_cache import Memory, RowCache, compact, fork
 from ets.policies.memory import MemoryLimit
 from ets.policies.prompts import encode_prompt
 from ets.randomness import uniform
+from ets.transition import require_counts
 from ets.types import Cost, Draw, InputError, Keys, Problem, State
+
+Pick: TypeAlias = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""From logits `[R, V]` and uniforms `[R]` to tokens `[R]` and their log-probabilities `[R]`."""
 
 
 class TransformersPolicy:
@@ -54,6 +62,11 @@ class TransformersPolicy:
         self, checkpoint: Checkpoint, sampling: Sampling, horizon: Horizon, *, memory_gib: float | None = None
     ) -> None:
         self._config = checkpoint.config.get_text_config()
+        if self._config.model_type in MASKED_DIFFUSION:
+            raise InputError(
+                f"{checkpoint.name!r} is a masked-diffusion model ({self._config.model_type}), which is not "
+                "autoregressive; use MaskedDiffusionPolicy, or llada/eval.sh"
+            )
         layers = getattr(self._config, "layer_types", None) or []
         if unknown := set(layers) - {"full_attention", "sliding_attention", "attention"}:
             raise InputError(
@@ -75,22 +88,69 @@ class TransformersPolicy:
         return [TokenState(*pair, memory=Memory()) for pair in zip(problems, prompts, strict=True)]
 
     def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
-        return self._draw(states, keys, self.horizon.block_size, "candidate")
+        return self._draw(states, keys, self.horizon.block_size, "candidate", self._pick)
 
     def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
-        return self._draw(states, keys, self.horizon.max_length, "rollout")
+        return self._draw(states, keys, self.horizon.max_length, "rollout", self._pick)
+
+    def greedy(self, states: Sequence[State], keys: Keys) -> list[Draw]:
+        """The most probable token at each turn, whatever the sampling rule; logp is the untempered model's."""
+        return self._draw(states, keys, self.horizon.max_length, "rollout", _most_probable)
 
     @torch.inference_mode()
-    def _draw(self, states: Sequence[State], keys: Keys, block: int, kind: str) -> list[Draw]:
-        rows = list(zip(as_token_states(states), keys, strict=True))
-        compact([state.memory for state, _ in rows])
-        prompts = self._read_prompts([state for state, _ in rows])
-        columns = max(len(state.prompt) for state, _ in rows) + self.horizon.max_length
-        bytes_each = columns * self._bytes_per_column
-        chunks = self._memory.in_chunks(rows, bytes_each, lambda chunk: self._advance(chunk, block, kind, prompts))
+    def beam(self, states: Sequence[State], beams: int) -> list[Draw]:
+        """What transformers' beam search finds, see `ets.policies.beam_search`; logp is the untempered model's.
+
+        Prompts are read once. Then each state is charged for `beams` rows in every forward pass, until the last search
+        of its batch is over. A state that comes several times is searched, and charged for, once.
+        """
+        require_counts(beams=beams)
+        own = as_token_states(states)
+        if beams == 1:
+            return self.greedy(own, np.zeros(len(own), np.uint64))
+        compact([state.memory for state in own])
+        prompts = self._read_prompts(own)
+        alike: dict[int, list[TokenState]] = defaultdict(list)
+        for state in dict.fromkeys(own):
+            alike[len(state.tokens)].append(state)
+        bytes_each = beams * self._bytes_per_row(own)
+        found: dict[TokenState, Draw] = {}
+        for group in alike.values():
+            for draws in self._memory.in_chunks(group, bytes_each, lambda chunk: self._search(chunk, beams, prompts)):
+                found |= draws
+        self.ledger += Cost.total(draw.cost for draw in found.values())
+        free = {state: replace(draw, cost=Cost()) for state, draw in found.items()}
+        return [found.pop(state, free[state]) for state in own]
+
+    def _search(self, states: Sequence[TokenState], beams: int, prompts: dict[Memory, int]) -> dict[TokenState, Draw]:
+        """Beam search from states with equally many tokens."""
+        room = self.horizon.max_length - len(states[0].tokens)
+        cache = fork([state.memory for state in states for _ in range(beams)], room)
+        rules: dict[str, Any] = {"end_ids": self.endings.end_ids, "ended": self._ended}
+        found = beam_search(self.checkpoint.model, cache, states, beams=beams, room=room, **rules)
+        require_finite([state.problem for state in states], found.logps)
+        self.ledger += Cost(forwards=found.forwards)
+        each, draws = beams * found.forwards, {}
+        for state, tokens, logp in zip(states, found.tokens, found.logps, strict=True):
+            cost = Cost(prompt=prompts.pop(state.memory, 0), rollout=each, generated=each)
+            draws[state] = draw_of(state, tokens, logp, None, cost, self.endings)
+        return draws
+
+    @torch.inference_mode()
+    def _draw(self, states: Sequence[State], keys: Keys, block: int, kind: str, pick: Pick) -> list[Draw]:
+        own = as_token_states(states)
+        compact([state.memory for state in own])
+        prompts, rows = self._read_prompts(own), list(zip(own, keys, strict=True))
+        bytes_each = self._bytes_per_row(own)
+        chunks = self._memory.in_chunks(
+            rows, bytes_each, lambda chunk: self._advance(chunk, block, kind, pick, prompts)
+        )
         draws = [draw for chunk in chunks for draw in chunk]
         self.ledger += Cost.total(draw.cost for draw in draws)
         return draws
+
+    def _pick(self, logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return pick_tokens(self.sampling.probabilities(logits), uniforms)
 
     def _read_prompts(self, states: Sequence[TokenState]) -> dict[Memory, int]:
         """Fill the memories of start states: one forward per prompt length, so nothing is padded.
@@ -112,7 +172,12 @@ class TransformersPolicy:
             state.memory.cache, state.memory.row, state.memory.logits = cache, row, logits[row]
 
     def _advance(
-        self, batch: Sequence[tuple[TokenState, np.uint64]], block: int, kind: str, prompts: dict[Memory, int]
+        self,
+        batch: Sequence[tuple[TokenState, np.uint64]],
+        block: int,
+        kind: str,
+        pick: Pick,
+        prompts: dict[Memory, int],
     ) -> list[Draw]:
         """Draw up to `block` tokens for each row; rows that end leave the batch at once."""
         states, keys = [state for state, _ in batch], np.array([key for _, key in batch], np.uint64)
@@ -124,7 +189,7 @@ class TransformersPolicy:
         logps = torch.zeros(len(states), dtype=torch.float64, device=device)
         cache, rows = fork(memories, room), list(range(len(states)))
         for column in range(room):
-            drawn, logp = pick_tokens(self.sampling.probabilities(logits), uniforms[rows, column])
+            drawn, logp = pick(logits, uniforms[rows, column])
             logps[rows] += logp
             for n, token in zip(rows, drawn.tolist(), strict=True):
                 tokens[n].append(token)
@@ -181,9 +246,18 @@ class TransformersPolicy:
         self.ledger += Cost(forwards=1)
         return logits
 
+    def _bytes_per_row(self, states: Sequence[TokenState]) -> int:
+        """Bytes that one of these rows takes in the cache, at most."""
+        return (max(len(state.prompt) for state in states) + self.horizon.max_length) * self._bytes_per_column
+
     @cached_property
     def _bytes_per_column(self) -> int:
         """Bytes that one token of one row takes in the cache."""
         heads = getattr(self._config, "num_key_value_heads", None) or self._config.num_attention_heads
         width = getattr(self._config, "head_dim", None) or self._config.hidden_size // self._config.num_attention_heads
         return int(2 * self._config.num_hidden_layers * heads * width * self.checkpoint.model.dtype.itemsize)
+
+
+def _most_probable(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = logits.argmax(-1)
+    return tokens, logits.double().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]

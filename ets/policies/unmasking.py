@@ -14,16 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
 
 import torch
 
 from ets.policies.drawing import pick_tokens
 from ets.transition import require_counts
 from ets.types import InputError
-
-Remasking = Literal["low_confidence", "random", "margin", "entropy"]
 
 
 @dataclass(frozen=True)
@@ -99,9 +96,10 @@ class Unmasking:
     temperature : float
         Of the drawn tokens, at least 0. Scores are always of the untempered distribution.
     remasking : str
-        Which masked positions are revealed first: `low_confidence` (LLaDA's name: those whose drawn token is the
-        most probable; the others are masked again), `random`, `margin` (between the two most probable tokens), or
-        `entropy` (the lowest).
+        A key of `RULES`: which masked positions are revealed first. `low_confidence` is LLaDA's name for those whose
+        drawn token is the most probable (the others are masked again); `random`; `margin`, between the two most
+        probable tokens; `entropy`, the lowest. The mask token has its share in the confidences, as in LLaDA's own
+        sampler, and none in margin and entropy.
     cfg : float
         Classifier-free guidance s: logits un + (s + 1)(cond - un), at twice the forwards; 0 is none.
     stop_at_end : bool
@@ -115,7 +113,7 @@ class Unmasking:
     """
 
     temperature: float = 1.0
-    remasking: Remasking = "low_confidence"
+    remasking: str = "low_confidence"
     cfg: float = 0.0
     stop_at_end: bool = False
 
@@ -123,13 +121,15 @@ class Unmasking:
         for name, value in (("temperature", self.temperature), ("cfg", self.cfg)):
             if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
                 raise InputError(f"{name} is {value!r}; it must be a finite number of at least 0")
-        if self.remasking not in get_args(Remasking):
-            raise InputError(f"unknown remasking {self.remasking!r}; choose from {', '.join(get_args(Remasking))}")
+        if self.remasking not in RULES:
+            raise InputError(f"unknown remasking {self.remasking!r}; choose from {', '.join(RULES)}")
+        if not isinstance(self.stop_at_end, bool):
+            raise InputError(f"stop_at_end is {self.stop_at_end!r}; it must be True or False")
 
     @property
     def deterministic(self) -> bool:
         """Whether a step has one outcome only: greedy tokens, and positions that depend on nothing random."""
-        return self.temperature == 0 and self.remasking != "random"
+        return self.temperature == 0 and not RULES[self.remasking].random
 
     def probabilities(self, logits: torch.Tensor, mask_id: int) -> torch.Tensor:
         """The law p of the drawn tokens `[..., V]` in float64: tempered, without the mask token."""
@@ -195,9 +195,31 @@ def denoise(
     probabilities = _for_rows(unmasking.probabilities(logits, mask_id), canvas)
     tokens, logp = pick_tokens(probabilities.flatten(0, 1), uniforms.flatten())
     tokens, logp = tokens.view(uniforms.shape), logp.view(uniforms.shape)
-    drawn = Drawn(logits, canvas, probabilities, tokens, orders, quota, mask_id)
-    positions, position_logp = RULES[unmasking.remasking](drawn)
-    return Revealed(tokens, positions, logp.masked_fill(~positions, 0.0).sum(-1), position_logp)
+    return _reveal(Drawn(logits, canvas, probabilities, tokens, orders, quota, mask_id), logp, unmasking)
+
+
+def denoise_greedily(
+    logits: torch.Tensor,
+    canvas: torch.Tensor,
+    quota: torch.Tensor,
+    uniforms: torch.Tensor,
+    orders: torch.Tensor,
+    *,
+    unmasking: Unmasking,
+    mask_id: int,
+) -> Revealed:
+    """What `denoise` does at temperature 0, with the log-probability that temperature 1 gives to it."""
+    untempered = replace(unmasking, temperature=1.0)
+    best_tokens = replace(unmasking, temperature=0.0).probabilities(logits, mask_id).argmax(-1)
+    probabilities = _for_rows(untempered.probabilities(logits, mask_id), canvas)
+    tokens = _for_rows(best_tokens, canvas)
+    logp = probabilities.gather(-1, tokens[..., None])[..., 0].log()
+    return _reveal(Drawn(logits, canvas, probabilities, tokens, orders, quota, mask_id), logp, untempered)
+
+
+def _reveal(drawn: Drawn, logp: torch.Tensor, unmasking: Unmasking) -> Revealed:
+    positions, position_logp = RULES[unmasking.remasking].reveal(drawn)
+    return Revealed(drawn.tokens, positions, logp.masked_fill(~positions, 0.0).sum(-1), position_logp)
 
 
 @dataclass(frozen=True)
@@ -216,7 +238,7 @@ class Drawn:
     def log_confidences(self) -> torch.Tensor:
         """log q `[U, n, V]` in float64, of the model's untempered distribution with its mask token.
 
-        In bfloat16 the highest confidences tie in nearly every step, and as probabilities they saturate at 1.
+        In bfloat16 the highest confidences tie in nearly every step.
         """
         return self.logits.double().log_softmax(-1)
 
@@ -256,19 +278,20 @@ def _random(drawn: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
 
 def _margin(drawn: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
     """By the difference between the two most probable tokens: S is a function of the canvas alone."""
-    first, second = _without_mask(drawn).exp().topk(2, dim=-1).values.unbind(-1)
+    first, second = _without_mask(drawn).topk(2, dim=-1).values.unbind(-1)
     return _by_canvas(first - second, drawn)
 
 
 def _entropy(drawn: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
     """By the lowest entropy: S is a function of the canvas alone."""
-    return _by_canvas(-torch.special.entr(_without_mask(drawn).exp()).sum(-1), drawn)
+    return _by_canvas(-torch.special.entr(_without_mask(drawn)).sum(-1), drawn)
 
 
 def _without_mask(drawn: Drawn) -> torch.Tensor:
-    log_q = drawn.log_confidences
-    log_q[..., drawn.mask_id] = -math.inf
-    return log_q
+    """The untempered distribution `[U, n, V]` of what can be drawn, in float64."""
+    logits = drawn.logits.to(torch.float64, copy=True)
+    logits[..., drawn.mask_id] = -math.inf
+    return logits.softmax(-1)
 
 
 def _by_canvas(scores: torch.Tensor, drawn: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
@@ -277,13 +300,30 @@ def _by_canvas(scores: torch.Tensor, drawn: Drawn) -> tuple[torch.Tensor, torch.
     return positions, torch.zeros(len(positions), dtype=torch.float64, device=positions.device)
 
 
-RULES: dict[Remasking, Callable[[Drawn], tuple[torch.Tensor, torch.Tensor]]] = {
-    "low_confidence": _low_confidence,
-    "random": _random,
-    "margin": _margin,
-    "entropy": _entropy,
+@dataclass(frozen=True)
+class Rule:
+    """A selection rule.
+
+    Parameters
+    ----------
+    reveal : callable
+        From what was drawn to the positions revealed `[R, n]`, `quota` of each row, and the position term `[R]` of
+        log P(S, v_S | x) in float64: with any other term the law is not the sampler's.
+    random : bool
+        Whether it is random beside the tokens that it is given.
+    """
+
+    reveal: Callable[[Drawn], tuple[torch.Tensor, torch.Tensor]]
+    random: bool = False
+
+
+RULES: dict[str, Rule] = {
+    "low_confidence": Rule(_low_confidence),
+    "random": Rule(_random, random=True),
+    "margin": Rule(_margin),
+    "entropy": Rule(_entropy),
 }
-"""By name: the positions revealed `[R, n]` and the position term `[R]` of a step."""
+"""By name. A new rule is one entry."""
 
 
 def best(scores: torch.Tensor, quota: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -97,6 +97,36 @@ class TabularPolicy:
     def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         return self._draw(states, keys, self.max_length, "rollout")
 
+    def greedy(self, states: Sequence[State], keys: Keys) -> list[Draw]:
+        """The most probable token at each turn. (The table is of the tempered law: what it says is the model.)"""
+        return self.beam(states, 1)
+
+    def beam(self, states: Sequence[State], beams: int) -> list[Draw]:
+        """Beam search by the sum of log-probabilities; one that keeps every prefix finds the most probable text."""
+        require_counts(beams=beams)
+        draws = [self._search(state, beams) for state in states]
+        self.ledger = Cost.total([self.ledger, *(draw.cost for draw in draws)])
+        return draws
+
+    def _search(self, state: Any, beams: int) -> Draw:
+        """Stops when what has ended cannot be beaten: a longer text is never more probable than its beginning."""
+        running, ended, extended = [(0.0, state.tokens)], [(-np.inf, ())], 0
+        while running and running[0][0] > max(ended)[0]:
+            extended += len(running)
+            longer = [
+                (logp + float(np.log(p)), (*tokens, token))
+                for logp, tokens in running
+                for token, p in enumerate(self.next_token(state.problem, tokens))
+            ]
+            longer.sort(reverse=True)
+            ended += [beam for beam in longer[:beams] if self._ended(beam[1])]
+            running = [beam for beam in longer if not self._ended(beam[1])][:beams]
+        logp, tokens = max(ended)
+        return replace(self._drawn(state, tokens, logp, "rollout"), cost=Cost(rollout=extended, generated=extended))
+
+    def _ended(self, tokens: Prefix) -> bool:
+        return tokens[-1] == END or len(tokens) == self.max_length
+
     def _draw(self, states: Sequence[Any], keys: Keys, block: int, kind: str) -> list[Draw]:
         if any(state.done for state in states):
             raise InputError("a state has ended; draw from open states")
@@ -121,8 +151,9 @@ class TabularPolicy:
         state = self._states.get(key)
         if state is None:
             text = self.spelled(tokens)
-            done = tokens[-1] == END or len(tokens) == self.max_length
-            state = self._states[key] = TabularState(before.problem, tokens, text, before.logp + logp, done)
+            state = self._states[key] = TabularState(
+                before.problem, tokens, text, before.logp + logp, self._ended(tokens)
+            )
         count = len(tokens) - len(before.tokens)
         cost = Cost(candidate=count, generated=count) if kind == "candidate" else Cost(rollout=count, generated=count)
         return Draw(state, Text(tokens, state.text, before.logp + logp, state.done), logp, cost)

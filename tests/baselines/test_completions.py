@@ -192,3 +192,11 @@ def test_a_bad_number_of_samples_is_refused_before_anything_is_drawn(value: Any)
 def test_a_bad_lambda_is_refused_before_anything_is_drawn(value: float) -> None:
     with pytest.raises(InputError, match=r"^lam is "):
         one_step(count_letters, samples=2, lam=value)
+
+
+def test_majority_reads_answers_that_depend_on_the_problem_as_it_reads_the_others() -> None:
+    def read(problem: Problem, text: str) -> str | None:
+        return first_letter(text) if problem.id == "p" else None
+
+    one, other = (chains_of(majority(extract, samples=3), samples=200) for extract in (first_letter, read))
+    assert [chain.state.tokens for chain in one] == [chain.state.tokens for chain in other]

@@ -15,12 +15,12 @@ from ets.evaluation.budget import GeneratedTokens
 from ets.evaluation.evaluate import Evaluation, Row
 from ets.evaluation.intervals import accuracy
 from ets.evaluation.journal import Journal, Record
-from ets.evaluation.methods import METHODS, Settings, require_methods
-from ets.testing import TabularPolicy
+from ets.evaluation.methods import BEST_BY, METHODS, Settings, require_methods, require_searches
+from ets.testing import TabularMaskedDiffusion, TabularPolicy
 from ets.types import InputError, Problem
 
 COUNT = 12
-SETTINGS = Settings(candidates=3, rollouts=2, lam=0.2, pool="chain")
+SETTINGS = Settings(candidates=3, rollouts=2, lam=0.2, pool="chain", beams=2)
 NAMES = ("plain", "majority", "one-step", "ets")
 
 
@@ -41,14 +41,14 @@ class Letters:
     def problems(self, count: int, shots: int) -> list[Problem]:
         return [Problem(f"letters-{n}", f"prompt {n}", doc={"answer": "ab"[n % 2]}) for n in range(count)]
 
-    def extract(self, text: str) -> str | None:
+    def extract(self, problem: Problem, text: str) -> str | None:
         return text[:1] or None
 
     def grade(self, problem: Problem, text: str) -> bool:
         if self.graded == self.patience:
             raise KeyboardInterrupt
         self.graded += 1
-        return self.extract(text) == problem.doc["answer"]
+        return self.extract(problem, text) == problem.doc["answer"]
 
 
 def compared(
@@ -204,6 +204,15 @@ def test_the_progress_bar_counts_chains_and_shows_the_accuracy(
         (["ets"], None, {"rollouts": 1.5}, "rollouts is 1.5"),
         (["ets"], None, {"lam": -0.1}, "lam is -0.1"),
         (["ets"], None, {"pool": "all"}, "pool is 'all'"),
+        (["ets", "beam"], None, {"beams": None}, "beams is not set, which the method beam needs; set it, or leave"),
+        (["beam"], None, {"beams": 0}, "beams is 0"),
+        (["best-of-n"], None, {}, "add it, or set samples"),
+        (
+            ["best-of-n", "ets"],
+            None,
+            {"best_by": "taste"},
+            "best_by is 'taste'; choose from likelihood, likelihood-per",
+        ),
     ],
 )
 def test_bad_methods_and_settings_are_named_before_anything_runs(
@@ -217,3 +226,32 @@ def test_bad_methods_and_settings_are_named_before_anything_runs(
 def test_good_methods_and_settings_pass() -> None:
     require_methods(list(METHODS), None, SETTINGS)
     require_methods(["plain"], 1, SETTINGS)
+    require_methods(["greedy", "beam"], None, SETTINGS)
+    require_methods(["ets"], None, replace(SETTINGS, beams=None))
+
+
+def test_searches_that_a_policy_does_not_have_are_named_before_anything_runs() -> None:
+    require_searches(["greedy", "beam"], TabularPolicy())
+    require_searches(["ets", "best-of-n"], TabularMaskedDiffusion())
+    for name in ("greedy", "beam"):
+        with pytest.raises(InputError, match=r"^TabularMaskedDiffusion has no "):
+            require_searches(["ets", name], TabularMaskedDiffusion())
+
+
+def test_searches_take_one_chain_for_each_problem_and_need_no_budget(tmp_path: Path) -> None:
+    rows, records = compared(tmp_path, ["greedy", "beam"], repeats=3)
+    assert [row.label for row in rows] == ["greedy decoding", "beam search (2 beams)"]
+    assert len(of(records, "greedy")) == len(of(records, "beam")) == COUNT
+    assert all(record["valid"] for record in records.values())
+
+
+def test_best_of_n_takes_as_many_samples_as_the_others_and_says_by_what(undisturbed: Run, tmp_path: Path) -> None:
+    samples = undisturbed[0][1].label.removeprefix("majority voting (").removesuffix(" samples)")
+    found = {}
+    for reward in BEST_BY:
+        settings = replace(SETTINGS, best_by=reward)
+        (_, row), records = compared(tmp_path / reward, ["ets", "best-of-n"], settings=settings)
+        assert row.label == f"best of {samples} samples, by {reward}"
+        found[reward] = {r["problem"]: r["text"] for r in of(records, "best-of-n")}
+    assert found["self-consistency"] == {r["problem"]: r["text"] for r in of(undisturbed[1], "majority")}
+    assert len({str(texts) for texts in found.values()}) == 3

@@ -97,6 +97,7 @@ def test_results_of_another_configuration_are_refused_and_the_differing_keys_nam
         assert part in message
     assert "seed" not in message and "task" not in message.split("configuration:")[1]
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert written(tmp_path) == [record("a")]  # what was refused holds no lock, though its traceback is still there
 
 
 def test_the_same_configuration_is_recognised_in_any_order_and_after_json(tmp_path: Path) -> None:

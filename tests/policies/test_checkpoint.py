@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,9 @@ import torch
 
 from ets import demo
 from ets.policies import checkpoint as module
+from ets.policies.autoregressive import Horizon, Sampling
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.transformers import TransformersPolicy
 from ets.types import InputError
 from tests.conftest import random_qwen3, tiny_tokenizer
 
@@ -82,3 +87,20 @@ def test_weights_are_loaded_in_the_dtype_asked_for() -> None:
 def test_the_revision_tells_weights_apart() -> None:
     sizes = [Checkpoint(demo.model_path(size)).revision for size in ("reference", "small", "reference")]
     assert sizes[0] == sizes[2] != sizes[1]
+
+
+def test_a_published_llada_is_loaded_by_our_own_code(tmp_path: Path) -> None:
+    """In a fresh process: its configuration points to remote code, which must neither be run nor asked about."""
+    shutil.copytree(Path(__file__).parents[1] / "golden" / "llada", tmp_path / "llada")
+    shutil.copy(Path(demo.model_path("diffusion")) / "tokenizer.json", tmp_path / "llada")
+    shutil.copy(Path(demo.model_path("diffusion")) / "tokenizer_config.json", tmp_path / "llada")
+    code = f"from ets import Checkpoint; print(type(Checkpoint({str(tmp_path / 'llada')!r}).model).__module__)"
+    done = subprocess.run([sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    assert done.stdout.strip() == "ets.models.llada", done.stderr
+    assert "custom code" not in done.stdout + done.stderr
+
+
+def test_a_masked_diffusion_model_is_no_autoregressive_one() -> None:
+    checkpoint = Checkpoint(demo.model_path("diffusion"))
+    with pytest.raises(InputError, match=r"is a masked-diffusion model \(llada\).*use MaskedDiffusionPolicy, or llada"):
+        TransformersPolicy(checkpoint, Sampling(), Horizon(1, 2))

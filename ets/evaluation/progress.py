@@ -1,0 +1,98 @@
+"""The progress bar of a run: problems done, accuracy so far, speed, and the time left."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+from ets.evaluation.intervals import accuracy
+from ets.evaluation.journal import Record
+from ets.types import Chain, Policy, StepFn
+
+INTERVAL = 0.1
+"""Seconds between two looks at the numbers: there may be many chains a second, and many problems to average over."""
+
+
+class Progress:
+    """A bar over a method's chains, of which each problem has `samples`.
+
+    Parameters
+    ----------
+    label : str
+    problems, samples : int
+    known : iterable of Record
+        Chains that an earlier run has finished.
+    policy : Policy
+        Its ledger tells how many tokens have been generated since the bar began.
+    shown : bool
+    """
+
+    def __init__(
+        self, label: str, problems: int, samples: int, known: Iterable[Record], policy: Policy, shown: bool
+    ) -> None:
+        self.problems, self.samples, self.policy = problems, samples, policy
+        self.right: dict[str, list[float]] = {}
+        for record in known:
+            self._note(record)
+        self._generated, self._begun, self._described = policy.ledger.generated, time.monotonic(), -math.inf
+        self._news = False  # whether a chain has ended that the numbers do not count yet
+        done = sum(map(len, self.right.values()))
+        total = problems * samples
+        self._bar: Any = tqdm(total=total, initial=min(total, done), desc=label, unit="chain", disable=not shown)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._describe()
+        self._bar.close()
+
+    def told(self, step: StepFn) -> StepFn:
+        """The step function, telling the bar of every step: chains end together, and late."""
+
+        def stepped(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
+            if self._news and not self._bar.disable:
+                self._show()
+            advanced = step(policy, chains)
+            if self._due:
+                self._show()
+            return advanced
+
+        return stepped
+
+    def ended(self, record: Record) -> None:
+        """A chain has ended."""
+        self._note(record)
+        self._news = True
+        if self._due:
+            self._describe()
+        self._bar.update()
+
+    def _note(self, record: Record) -> None:
+        self.right.setdefault(record["problem"], []).append(float(record["correct"]))
+
+    @property
+    def _due(self) -> bool:
+        return not self._bar.disable and time.monotonic() - self._described >= INTERVAL
+
+    def _show(self) -> None:
+        self._describe()
+        self._bar.refresh()
+
+    def _describe(self) -> None:
+        self._described, self._news = time.monotonic(), False
+        done = sum(len(values) >= self.samples for values in self.right.values())
+        parts = [f"{done}/{self.problems} problems"]
+        if self.right:
+            found = accuracy([fmean(values) for values in self.right.values()], self.samples)
+            parts.append(f"accuracy {found.mean:.1%} ({found.low:.1%} to {found.high:.1%})")
+        seconds = self._described - self._begun
+        if generated := self.policy.ledger.generated - self._generated:
+            parts.append(f"{generated / max(seconds, 1e-9):,.0f} tokens/s")
+        self._bar.set_postfix_str(", ".join(parts), refresh=False)

@@ -1,0 +1,60 @@
+#!/usr/bin/env bash
+# What the eval.sh scripts share. They source it, choose a preset, set their variables, and call run_eval:
+#   source scripts/run_eval.sh
+#   choose_preset "demo math500 ..." "$@"       sets PRESET; `all` runs the script once for each but demo
+#   run_eval ENGINE [OPTION VALUE] ...          ets eval, with the options of that engine alone
+# PRINT_ONLY=1 prints the command instead of running it.
+
+refuse() {
+    echo "error: $1" >&2
+    exit 2
+}
+
+choose_preset() {
+    local presets="$1" preset status=0
+    PRESET="${2:-${presets%% *}}"
+    if [ $# -gt 2 ]; then
+        refuse "unexpected argument '$3'; set hyper-parameters as variables, for example: WIDTH=4 bash $0 $PRESET"
+    fi
+    if [ "$PRESET" = all ] && [ "$presets" != "${presets#* }" ]; then
+        for preset in ${presets#* }; do
+            bash "$0" "$preset" || status=$?
+            if [ "$status" -gt 128 ]; then break; fi # interrupted
+        done
+        exit "$status"
+    fi
+    case " $presets " in
+    *" $PRESET "*) ;;
+    *) refuse "unknown preset '$PRESET'; the presets that work are: ${presets// /, }$(case "$presets" in *" "*) echo ", all" ;; esac)" ;;
+    esac
+}
+
+note() { if [ "$PRESET" = demo ] && [ "$MODEL_PATH" = embedded ] && [ -z "${PRINT_ONLY:-}" ]; then echo "$1"; fi; }
+
+show() { # a command, so that it can be pasted
+    local word line=""
+    for word in "$@"; do
+        case "$word" in *[!A-Za-z0-9_./,=-]*) word="'${word//\'/\'\\\'\'}'" ;; esac
+        line="$line $word"
+    done
+    echo "${line# }"
+}
+
+run_eval() {
+    local engine="$1" command
+    shift
+    command=(
+        -P -m ets eval --engine "$engine" --task "$TASK" --model "$MODEL_PATH" --methods "$METHODS"
+        ${NUM_PROBLEMS:+--count "$NUM_PROBLEMS"} ${SHOTS:+--shots "$SHOTS"} ${DATA:+--data "$DATA"}
+        "$@" --temperature "$TEMPERATURE" --pool "$POOL" --best-by "$BEST_BY" ${SAMPLES:+--samples "$SAMPLES"} ${REPEATS:+--repeats "$REPEATS"}
+        --seed "$SEED" --width "$WIDTH" ${MEMORY_GIB:+--memory-gib "$MEMORY_GIB"}
+        ${UNSAFE_CODE:+--unsafe-code} --results "$ROOT/results" ${OUT:+--out "$OUT"}
+    )
+    if [ -n "${PRINT_ONLY:-}" ]; then
+        show python "${command[@]}"
+        return
+    fi
+    source "$ROOT/scripts/setup.sh" eval
+    export TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
+    "$PYTHON" "${command[@]}"
+}

@@ -1,0 +1,191 @@
+"""The paper's commands run: lm-eval's scores, our grades and journal, resuming, repeats and several processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lm_eval.api.instance import Instance
+
+from ets.cli import main as ets_main
+from ets.evaluation.lm_eval_models import LLaDADist, Qwen, QwenETS
+from ets.evaluation.paper_command import main
+from ets.policies.checkpoint import Checkpoint
+from ets.types import InputError
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "tests" / "data"
+SMALL = "model_path=embedded-small,m_candidates=2,k_monte_carlo=1,block_size=8,max_length=16,temperature=0.7"
+
+
+@pytest.fixture(autouse=True)
+def _local_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATA", str(DATA))
+
+
+def run_paper(folder: Path, tasks: str, *words: str, model: str = "qwen-ets", arguments: str = SMALL) -> int:
+    line = ["--tasks", tasks, "--model", model, "--model_args", f"{arguments},checkpoint_dir={folder}"]
+    return main([*line, "--limit", "2", *words])
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    journals = sorted(folder.glob("*/journal.jsonl"))
+    return [json.loads(line) for path in journals for line in path.read_text().splitlines()]
+
+
+def test_a_command_of_the_paper_runs_offline_and_resumes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ("--num_fewshot", "2")
+    assert run_paper(tmp_path, "gsm8k,gpqa_diamond_generative_n_shot", *words) == 0
+    printed = capsys.readouterr().out
+    for expected in ("gsm8k, graded by ets", "ETS (M 2, K 1)", "flexible-extract", "gpqa_diamond_generative_n_shot"):
+        assert expected in printed
+    first = records(tmp_path)
+    assert [r["problem"] for r in first] == [
+        *(f"gpqa_diamond_generative_n_shot-{n}" for n in (0, 1)),
+        *(f"gsm8k-{n}" for n in (0, 1)),
+    ]
+    assert run_paper(tmp_path, "gsm8k,gpqa_diamond_generative_n_shot", *words) == 0
+    assert records(tmp_path) == first
+
+
+def test_it_samples_what_ets_eval_samples(tmp_path: Path) -> None:
+    assert run_paper(tmp_path / "paper", "minerva_math500") == 0
+    words = """--task math500 --model embedded-small --count 2 --methods ets --candidates 2 --rollouts 1 --lam 0.1
+        --pool chain --block-size 8 --max-length 16 --temperature 0.7 --seed 0 --width 2"""
+    assert ets_main(["eval", *words.split(), "--data", str(DATA), "--out", str(tmp_path / "own" / "run")]) == 0
+    ours, theirs = records(tmp_path / "own"), records(tmp_path / "paper")
+    assert [(r["problem"], r["text"]) for r in ours] == [(r["problem"], r["text"]) for r in theirs]
+    assert set(ours[0]["scores"]) == {"exact_match", "math_verify"}
+
+
+def test_humaneval_is_judged_in_the_sandbox(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_paper(tmp_path, "humaneval", "--confirm_run_unsafe_code", model="qwen") == 0
+    assert "pass@1" in capsys.readouterr().out
+    assert {record["method"] for record in records(tmp_path)} == {"plain"}
+
+
+def test_aime_averages_over_the_repeats_of_its_own_task_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tasks").mkdir()
+    own = (ROOT / "aime24" / "aime24.yaml").read_text()
+    kept = [line for line in own.splitlines() if not line.startswith("repeats:")]
+    (tmp_path / "tasks" / "aime24.yaml").write_text("\n".join([*kept, "repeats: 3"]))
+    (tmp_path / "tasks" / "utils.py").write_text((ROOT / "aime24" / "utils.py").read_text())
+    assert run_paper(tmp_path / "run", "aime24", "--include_path", str(tmp_path / "tasks"), model="qwen") == 0
+    assert "plain sampling (mean of 3)" in capsys.readouterr().out
+    texts = [record["text"] for record in records(tmp_path / "run")]
+    assert len(texts) == 6 and len(set(texts)) > 2
+
+
+def test_the_masked_diffusion_model_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = "model_path=embedded,gen_length=16,block_length=8,guide_steps=2,num_candidates=2,monte_carlo_num=1"
+    assert run_paper(tmp_path, "gsm8k", "--num_fewshot", "0", model="llada_dist", arguments=arguments) == 0
+    assert "ETS (M 2, K 1)" in capsys.readouterr().out
+
+
+def request(number: int, repeats: int = 1, until: tuple[str, ...] = ()) -> Instance:
+    doc = {"question": f"{number}?", "answer": f"#### {number}"}
+    options = {"until": list(until), "do_sample": False, "temperature": 0.0}
+    prompt = f"Question: {number}?\nAnswer:"
+    return Instance("generate_until", doc, (prompt, options), 0, metadata=("gsm8k", number, repeats))
+
+
+def model(folder: Path, kind: type = Qwen, **changed: Any) -> Any:
+    given = {"model_path": "embedded-small", "max_length": 8, "temperature": 1.5, "checkpoint_dir": str(folder)}
+    return kind(**{**given, **changed})
+
+
+def test_repeats_are_samples_of_their_own_and_padding_is_answered_again(tmp_path: Path) -> None:
+    one, two = request(1, repeats=3), request(2, repeats=3)
+    before = json.dumps([one.args, two.args])
+    texts = model(tmp_path).generate_until([one, one, one, two, two, two, two, two])  # lm-eval pads with the last one
+    assert json.dumps([one.args, two.args]) == before
+    assert len(texts) == 8 and len(set(texts[:6])) > 3
+    assert texts[6:] == texts[3:5]
+    assert len(records(tmp_path)) == 6
+    again = model(tmp_path).generate_until([two, one, two, one, two, one])
+    assert again == [texts[n] for n in (3, 0, 4, 1, 5, 2)]
+
+
+def test_a_greedy_text_is_sampled_once_for_all_repeats(tmp_path: Path) -> None:
+    one = request(1, repeats=3)
+    assert len(set(model(tmp_path, is_rl=True).generate_until([one, one, one]))) == 1
+    assert len(records(tmp_path)) == 1
+
+
+def test_requests_with_other_prompts_are_other_runs(tmp_path: Path) -> None:
+    model(tmp_path).generate_until([request(1)])
+    model(tmp_path).generate_until([request(1, until=("7",))])
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_chat_templates_are_the_tokenizer_s(tmp_path: Path) -> None:
+    lm = model(tmp_path)
+    assert lm.chat_template() == ""
+    lm.checkpoint.tokenizer.chat_template = "{% for m in messages %}<{{ m.content }}>{% endfor %}"
+    assert lm.apply_chat_template([{"role": "user", "content": "hi"}]) == "<hi>"
+    assert lm.tokenizer_name
+
+
+def test_likelihoods_are_refused(tmp_path: Path) -> None:
+    lm = model(tmp_path)
+    for method in (lm.loglikelihood, lm.loglikelihood_rolling):
+        with pytest.raises(InputError, match="the model qwen generates texts and answers no likelihoods"):
+            method([])
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "message"),
+    [
+        (QwenETS, {"temperature": -1}, "temperature is -1.0"),
+        (QwenETS, {"temperature": 0}, "at temperature 0 nothing is random"),
+        (QwenETS, {"block_size": 64}, "block_size 64 is longer than max_length 8"),
+        (QwenETS, {"lambda_param": 0}, "lam is 0.0"),
+        (QwenETS, {"m_candidates": 0}, "is 0; it must be"),
+        (QwenETS, {"model_path": "./nowhere"}, "no checkpoint at './nowhere'"),
+        (Qwen, {"use_beam_search": True, "num_beams": 0}, "beams is 0"),
+        (LLaDADist, {"model_path": "embedded", "gen_length": 16, "max_length": None}, "no multiple of block_length 32"),
+        (LLaDADist, {"model_path": "embedded", "gen_length": 32, "max_length": None, "use_beam_search": True},
+         "MaskedDiffusionPolicy has no beam search"),
+    ],
+)  # fmt: skip
+def test_bad_values_are_one_line_before_any_weights_are_loaded(
+    kind: type, changed: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Checkpoint, "model", property(lambda self: pytest.fail("the weights were loaded")))
+    given = {"model_path": "embedded-small", "max_length": 8, "checkpoint_dir": str(tmp_path), **changed}
+    with pytest.raises(InputError, match=message) as caught:
+        kind(**{name: value for name, value in given.items() if value is not None})
+    assert "\n" not in str(caught.value)
+
+
+def test_another_dataset_than_the_task_s_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="the arguments name the dataset math500, but the task is gsm8k"):
+        model(tmp_path, dataset="math500").generate_until([request(1)])
+
+
+def launch(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", *words]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def test_the_script_is_launched_inside_its_folder() -> None:
+    words = ("accelerate.commands.launch", "eval_qwen.py", "--tasks", "gsm8k", "--model", "qwen-draw")
+    done = launch(*words, "--model_args", "model_path=x", folder=ROOT / "qwen")
+    assert "error: the model qwen-draw belongs to the reward study" in done.stderr
+
+
+def test_two_processes_share_the_problems(tmp_path: Path) -> None:
+    words = ["torch.distributed.run", "--nproc_per_node", "2", str(ROOT / "qwen" / "eval_qwen.py"), "--tasks", "gsm8k"]
+    arguments = f"{SMALL},checkpoint_dir={tmp_path}"
+    done = launch(*words, "--limit", "3", "--model", "qwen-ets", "--model_args", arguments, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("gsm8k, graded by ets") == 1
+    assert sorted(record["problem"] for record in records(tmp_path)) == ["gsm8k-0", "gsm8k-1", "gsm8k-2"]

