@@ -20,8 +20,8 @@ setup(
         "tqdm>=4.66",
     ],
     extras_require={
-        "eval": [
-            "matplotlib>=3.9,<4",
+        "eval": ["matplotlib>=3.9,<4"],
+        "benchmarks": [
             "lm_eval[math]>=0.4.13,<0.4.14",
             "math-verify>=0.9,<0.10",
             "datasets>=5.0,<6",

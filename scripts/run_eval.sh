@@ -54,7 +54,7 @@ run_eval() {
         show python "${command[@]}"
         return
     fi
-    source "$ROOT/scripts/setup.sh" eval
+    source "$ROOT/scripts/setup.sh" eval $(if [ "$PRESET" != demo ]; then echo benchmarks; fi)
     export TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
     "$PYTHON" "${command[@]}"
 }

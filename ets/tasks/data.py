@@ -165,7 +165,7 @@ def task_file(
 def _lm_eval_tasks() -> Path:
     found = find_spec("lm_eval")
     if found is None or found.origin is None:
-        raise InputError("lm-eval is not installed; install it with: pip install 'ets-sampling[eval]'")
+        raise InputError("lm-eval is not installed; install it with: pip install 'ets-sampling[benchmarks]'")
     return Path(found.origin).parent / "tasks"
 
 

@@ -50,7 +50,7 @@ class Expression(str):
 def require_math_verify() -> None:
     """Raise `InputError` if math-verify is not installed."""
     if find_spec("math_verify") is None:
-        raise InputError("math-verify is not installed; install it with: pip install 'ets-sampling[eval]'")
+        raise InputError("math-verify is not installed; install it with: pip install 'ets-sampling[benchmarks]'")
 
 
 def normalised(latex: str) -> str:
