@@ -59,8 +59,6 @@ class Hosted:
         InputError
             For data that can be had neither here nor from the hub, or numbers out of range.
         """
-        if shots is not None and shots < 0:
-            raise InputError(f"shots is {shots}; it must be 0 or more")
         self._host = _loaded(configuration_of(self.name, self.data, shots))
         size = len(self._host.eval_docs)
         if count is not None and not 0 < count <= size:
@@ -126,6 +124,8 @@ def configuration_of(
     """
     from lm_eval.tasks._yaml_loader import load_yaml
 
+    if shots is not None and shots < 0:
+        raise InputError(f"shots is {shots}; it must be 0 or more")
     if name == HumanEval.name:
         return _humaneval(HumanEval(unsafe=unsafe))
     folder = Path(tempfile.mkdtemp(prefix="ets-task-"))

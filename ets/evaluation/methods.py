@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +11,7 @@ from ets.kernel import energy_guided
 from ets.rewards import likelihood, self_consistency
 from ets.tasks.task import Task
 from ets.transition import require_counts
-from ets.types import InputError, Policy, Reward, StepFn
+from ets.types import Chain, InputError, Policy, Problem, Reward, StepFn, Text
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,19 @@ class Method:
     label: str
     step: StepFn
     samples: int = 1
+
+
+def _agreement(task: Task, pool: Literal["step", "chain"] = "chain") -> Reward:
+    """Self-consistency; a task whose answers take time to find (it runs code) finds those of a step in parallel."""
+    reward, find_all = self_consistency(task.extract, pool=pool), getattr(task, "extract_all", None)
+    if find_all is None:
+        return reward
+
+    def found_before(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> Sequence[float]:
+        find_all(problem, [rollout.text for rollout in rollouts])  # it remembers them
+        return reward(problem, rollouts, chain)
+
+    return found_before
 
 
 def _plain(task: Task, settings: Settings, budget: int) -> Method:
@@ -72,13 +85,13 @@ def _best_of_n(task: Task, settings: Settings, budget: int) -> Method:
 
 
 def _one_step(task: Task, settings: Settings, budget: int) -> Method:
-    step = baselines.one_step(self_consistency(task.extract), samples=budget, lam=settings.lam)
+    step = baselines.one_step(_agreement(task), samples=budget, lam=settings.lam)
     return Method("one-step", f"one-step ETS ({budget} samples)", step)
 
 
 def _ets(task: Task, settings: Settings, budget: int) -> Method:
     step = energy_guided(
-        self_consistency(task.extract, pool=settings.pool),
+        _agreement(task, settings.pool),
         candidates=settings.candidates,
         rollouts=settings.rollouts,
         lam=settings.lam,

@@ -14,6 +14,7 @@ import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,6 +25,8 @@ from ets.types import InputError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run lm-eval's command; bad input ends in one line on standard error and exit status 2."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         require_lm_eval()
         _evaluate(list(sys.argv[1:] if arguments is None else arguments))
@@ -43,7 +46,7 @@ def _evaluate(arguments: list[str]) -> None:
     options = parsed(arguments)
     if hasattr(options, "model_args") and options.config is None:
         _check(options)
-        with _hosting(_configurations(options), local=bool(os.environ.get("DATA"))):
+        with _hosting(options):
             options.func(options)
     else:
         options.func(options)
@@ -70,6 +73,8 @@ def parsed(arguments: Sequence[str]) -> Namespace:
 
 def _check(options: Namespace) -> None:
     """Say at once what would end in a traceback after a long start."""
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
     if options.use_cache is not None:
         raise InputError("--use_cache ignores the model's arguments; leave it out, finished problems are kept anyway")
     if not options.tasks:
@@ -78,21 +83,18 @@ def _check(options: Namespace) -> None:
         raise InputError(
             f"no answers can be told in texts of the task {unknown[0]!r}; choose from {', '.join(BENCHMARKS)}"
         )
+    if options.include_path is not None and not Path(options.include_path).is_dir():
+        raise InputError(f"--include_path is {options.include_path!r}, which is no folder; name one with task files")
     read_arguments(options.model or "", options.model_args or {})
-
-
-def _configurations(options: Namespace) -> dict[str, dict[str, Any]]:
-    """The tasks' configurations by name, their data checked."""
-    data = Path(os.environ["DATA"]) if os.environ.get("DATA") else None
-    unsafe = bool(read_arguments(options.model, options.model_args or {}).values["unsafe_code"])
-    return {
-        name: configuration_of(BENCHMARKS[name], data, options.num_fewshot, unsafe=unsafe) for name in options.tasks
-    }
+    try:
+        EvaluatorConfig.from_cli(deepcopy(options))
+    except (ValueError, TypeError) as error:
+        raise InputError(" ".join(str(error).split())) from error
 
 
 @contextmanager
-def _hosting(configurations: dict[str, dict[str, Any]], *, local: bool) -> Iterator[None]:
-    """Give lm-eval's command line our models, these tasks, and those of its `--include_path`.
+def _hosting(options: Namespace) -> Iterator[None]:
+    """Give lm-eval's command line our models, our benchmarks' tasks, and those of its `--include_path`.
 
     The thousands of tasks that come with lm-eval are left out: reading them takes ten seconds.
     """
@@ -102,17 +104,22 @@ def _hosting(configurations: dict[str, dict[str, Any]], *, local: bool) -> Itera
 
     from ets.evaluation import lm_eval_models  # noqa: F401  registers the models
 
+    data = Path(os.environ["DATA"]) if os.environ.get("DATA") else None
+    unsafe = bool(read_arguments(options.model, options.model_args or {}).values["unsafe_code"])
+
     class Manager(TaskManager):
         def __init__(self, include_path: Any = None, metadata: Any = None) -> None:
             super().__init__(include_path=include_path, include_defaults=False, metadata=metadata)
 
         def match_tasks(self, task_list: list[str]) -> list[str]:
-            return [name for name in task_list if name in configurations]
+            return [name for name in task_list if name in BENCHMARKS]
 
         def _load_spec(self, spec: Any) -> Any:
-            entry, found = self._entry(spec), dict(configurations[spec])
-            if entry is not None and entry.yaml_path is not None:  # of --include_path
-                rows = {key: found[key] for key in found if key.startswith("dataset_")} if local else {}
+            entry, found = self._entry(spec), {}
+            if entry is None or data is not None:
+                found = configuration_of(BENCHMARKS[spec], data, options.num_fewshot, unsafe=unsafe)
+            if entry is not None and entry.yaml_path is not None:  # of --include_path, perhaps with local data
+                rows = {key: found[key] for key in found if key.startswith("dataset_")}
                 found = load_yaml(entry.yaml_path, resolve_func=True) | rows
             with quiet():
                 return super()._load_spec(found)

@@ -123,3 +123,19 @@ def test_a_digest_tells_problems_apart() -> None:
               Problem("a", "prompt", (), {"answer": 1}), Problem("a", "prompt", ("stop",), {"answer": 2})]  # fmt: skip
     assert len({digest([other]) for other in [problem, *others]} | {digest([problem, problem])}) == 6
     assert digest([problem]) == digest([Problem("a", "prompt", ("stop",), {"answer": 1})])
+
+
+def test_answers_that_take_time_are_found_in_parallel_and_count_alike() -> None:
+    """With HumanEval, whose answers are what code does on the visible examples."""
+    from ets.evaluation.methods import _agreement
+    from ets.rewards import self_consistency
+    from ets.tasks.humaneval import HumanEval
+    from ets.types import Chain, Text
+
+    task = HumanEval()
+    problem = task.problems(1)[0]
+    bodies = ["    return True\n", "    return 1 == 1\n", "    return False\n", "    return (\n"]
+    rollouts = [Text((), body, 0.0, True) for body in bodies]
+    chain = Chain(problem, 0, 0, rollouts[0])
+    found = _agreement(task)(problem, rollouts, chain)
+    assert list(found) == list(self_consistency(task.extract)(problem, rollouts, chain)) == [0.5, 0.5, 0.25, 0.0]

@@ -89,6 +89,18 @@ def test_the_masked_diffusion_model_runs(tmp_path: Path, capsys: pytest.CaptureF
     assert "ETS (M 2, K 1)" in capsys.readouterr().out
 
 
+def test_data_that_cannot_be_had_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Checkpoint, "model", property(lambda self: pytest.fail("the weights were loaded")))
+    monkeypatch.delenv("DATA")
+    assert run_paper(tmp_path, "gsm8k") == 2
+    assert "error: no data for gsm8k" in capsys.readouterr().err
+    monkeypatch.setenv("DATA", str(DATA))
+    assert run_paper(tmp_path, "gsm8k", "--num_fewshot", "-1") == 2
+    assert capsys.readouterr().err.endswith("error: shots is -1; it must be 0 or more\n")
+
+
 def request(number: int, repeats: int = 1, until: tuple[str, ...] = ()) -> Instance:
     doc = {"question": f"{number}?", "answer": f"#### {number}"}
     options = {"until": list(until), "do_sample": False, "temperature": 0.0}

@@ -91,6 +91,8 @@ def test_a_command_line_of_the_paper_is_understood(line: str, method: str, value
         ("--model qwen-ets --model_args model_path", "argument --model_args: expected `key=value`, got 'model_path'"),
         ("--model qwen-ets --banana", "unrecognized arguments: --banana; see --help"),
         ("--model qwen-ets --use_cache x " + QWEN, "--use_cache ignores the model's arguments"),
+        ("--model qwen-ets --log_samples " + QWEN, "Specify --output_path if providing --log_samples"),
+        ("--model qwen-ets --include_path nowhere " + QWEN, "--include_path is 'nowhere', which is no folder"),
         ("--model qwen-ets --tasks mmlu " + QWEN, "no answers can be told in texts of the task 'mmlu'"),
     ],
 )

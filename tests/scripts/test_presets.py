@@ -128,8 +128,8 @@ def test_a_preset_runs_offline_with_every_method(
 ) -> None:
     """The command that the script prints, run in this process: starting one takes longer than the run."""
     few = {"SHOTS": "2"} if preset == "gpqa" else {"SHOTS": "0"} if preset in ("math500", "gsm8k") else {}
-    twice = {"REPEATS": "2"} if script == AIME else {}
-    (words,) = printed(script, preset, tmp_path, **TINY, **few, **twice)
+    own = {"SAMPLES": "2"} if script == LLADA else {"REPEATS": "2"} if script == AIME else {}
+    (words,) = printed(script, preset, tmp_path, **TINY, **few, **own)
     monkeypatch.chdir(tmp_path)
     assert main(words) == 0
     rows = json.loads((tmp_path / "out" / "summary.json").read_text())
