@@ -41,14 +41,19 @@ show() { # a command, so that it can be pasted
 }
 
 run_eval() {
-    local engine="$1" command
+    local engine="$1" command unsafe=""
     shift
+    case "${UNSAFE_CODE:-}" in
+    "" | 0 | False) ;;
+    1 | True) unsafe=--unsafe-code ;;
+    *) refuse "UNSAFE_CODE is '$UNSAFE_CODE'; set it to 1, or leave it empty" ;;
+    esac
     command=(
         -P -m ets eval --engine "$engine" --task "$TASK" --model "$MODEL_PATH" --methods "$METHODS"
         ${NUM_PROBLEMS:+--count "$NUM_PROBLEMS"} ${SHOTS:+--shots "$SHOTS"} ${DATA:+--data "$DATA"}
         "$@" --temperature "$TEMPERATURE" --pool "$POOL" --best-by "$BEST_BY" ${SAMPLES:+--samples "$SAMPLES"} ${REPEATS:+--repeats "$REPEATS"}
         --seed "$SEED" --width "$WIDTH" ${MEMORY_GIB:+--memory-gib "$MEMORY_GIB"}
-        ${UNSAFE_CODE:+--unsafe-code} --results "$ROOT/results" ${OUT:+--out "$OUT"}
+        $unsafe --results "$ROOT/results" ${OUT:+--out "$OUT"}
     )
     if [ -n "${PRINT_ONLY:-}" ]; then
         show python "${command[@]}"

@@ -25,7 +25,7 @@ EXAMPLE = """example:
 """
 RESULTS_DEPEND_ON = (
     "task", "model", "count", "shots", "methods", "candidates", "rollouts", "lam", "pool", "temperature", "samples",
-    "beams", "best_by", "repeats", "seed",
+    "beams", "best_by", "repeats", "unsafe_code", "seed",
 )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from ets.evaluation.hosted import configuration_of, quiet, require_lm_eval
 from ets.evaluation.paper_arguments import BENCHMARKS, read_arguments
+from ets.tasks.data import require_hub
 from ets.types import InputError
 
 
@@ -118,6 +119,8 @@ def _hosting(options: Namespace) -> Iterator[None]:
             entry, found = self._entry(spec), {}
             if entry is None or data is not None:
                 found = configuration_of(BENCHMARKS[spec], data, options.num_fewshot, unsafe=unsafe)
+            else:
+                require_hub(BENCHMARKS[spec])
             if entry is not None and entry.yaml_path is not None:  # of --include_path, perhaps with local data
                 rows = {key: found[key] for key in found if key.startswith("dataset_")}
                 found = load_yaml(entry.yaml_path, resolve_func=True) | rows

@@ -189,8 +189,10 @@ def _wanted(source: Source) -> str:
 def _cached(source: Source) -> bool:
     """Whether an earlier download is there."""
     from datasets import config
+    from datasets.naming import camelcase_to_snakecase
 
-    folder = Path(config.HF_DATASETS_CACHE) / source.dataset.replace("/", "___") / source.config
+    namespace, name = source.dataset.split("/")
+    folder = Path(config.HF_DATASETS_CACHE) / f"{namespace}___{camelcase_to_snakecase(name)}" / source.config
     return any(folder.glob("**/*.arrow"))
 
 

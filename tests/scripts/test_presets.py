@@ -156,3 +156,13 @@ def test_data_that_cannot_be_had_is_one_line_within_seconds(tmp_path: Path) -> N
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "no data for math500" in line and "DATA=" in line
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("value", "unsafe"), [("", False), ("0", False), ("False", False), ("1", True)])
+def test_only_a_clear_yes_leaves_the_sandbox_out(value: str, unsafe: bool, tmp_path: Path) -> None:
+    assert options(QWEN, "humaneval", tmp_path, UNSAFE_CODE=value)["unsafe_code"] == unsafe
+
+
+def test_an_unclear_yes_is_refused(tmp_path: Path) -> None:
+    done = bash(str(QWEN), "humaneval", folder=tmp_path, PRINT_ONLY="1", UNSAFE_CODE="maybe")
+    assert (done.returncode, done.stderr) == (2, "error: UNSAFE_CODE is 'maybe'; set it to 1, or leave it empty\n")

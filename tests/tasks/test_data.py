@@ -219,14 +219,25 @@ def test_without_a_hub_and_a_path_one_line_says_what_to_download(
     assert ("HF_HUB_OFFLINE=0" if offline else "cannot be reached") in message
 
 
-def test_a_dataset_in_the_cache_needs_no_hub(nowhere: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "folder"),
+    [
+        ("gsm8k", "openai___gsm8k/main"),
+        ("math500", "HuggingFaceH4___math-500/default"),
+        ("gpqa", "Idavidrein___gpqa/gpqa_diamond"),
+        ("aime24", "BytedTsinghua-SIA___aime-2024/default"),
+    ],
+)
+def test_a_dataset_in_the_cache_needs_no_hub(
+    name: str, folder: str, nowhere: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     nowhere.setattr("datasets.config.HF_HUB_OFFLINE", True)
     from datasets import config
 
-    path = Path(config.HF_DATASETS_CACHE) / "openai___gsm8k" / "main" / "0.0.0" / "1a2b" / "gsm8k-test.arrow"
+    path = Path(config.HF_DATASETS_CACHE) / folder / "0.0.0" / "1a2b" / "rows.arrow"
     path.parent.mkdir(parents=True)
     path.touch()
-    task_file("gsm8k", tmp_path / "task")
+    task_file(name, tmp_path / "task")
 
 
 class Hub(BaseHTTPRequestHandler):
