@@ -111,7 +111,7 @@ def test_every_row_has_a_key_of_its_own_that_no_other_row_can_change() -> None:
     chains = [new_chain(sample, steps) for sample in range(3) for steps in range(3)]
     keys = {purpose: row_keys(chains, purpose, 4, 2) for purpose in Purpose}
     assert all(k.shape == (9, 4, 2) for k in keys.values())
-    assert len(np.unique(np.stack(list(keys.values())))) == 4 * 9 * 4 * 2
+    assert len(np.unique(np.stack(list(keys.values())))) == len(Purpose) * 9 * 4 * 2
     larger = row_keys(chains[4:5], Purpose.ROLLOUT, 6, 5)
     assert np.array_equal(larger[0, :4, :2], keys[Purpose.ROLLOUT][4])
 
