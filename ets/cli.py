@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
 from ets import __version__
 from ets.commands import eval as eval_command
+from ets.exits import exit_status
 from ets.types import InputError
 
 COMMANDS = {"eval": (eval_command, "measure methods on a task")}
@@ -23,16 +23,12 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; bad input ends in one line on standard error and exit status 2."""
-    try:
-        options = _parser().parse_args(arguments)
-        options.execute(options)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; finished problems are kept, and the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(lambda: _execute(arguments))
+
+
+def _execute(arguments: Sequence[str] | None) -> None:
+    options = _parser().parse_args(arguments)
+    options.execute(options)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -16,6 +16,7 @@ from ets import sandbox
 from ets.sandbox import OUTPUT_BYTES, Outcome, in_parallel, require_sandbox, run_judged, run_program, run_programs
 from ets.tasks.examination import passes, values
 from ets.types import InputError
+from tests.sandboxed import MISSING, needs_sandbox
 
 MEMORY_MIB = 300 + os.getpid() % 97
 """Stands on the command lines of this session's children, which makes them known."""
@@ -23,17 +24,6 @@ SECRET = "secret-5b0d1c"
 TESTS = f"def check(candidate):\n    assert candidate(2) == 7919, {SECRET!r}\n"
 SECONDS = 1.0
 
-
-def _missing() -> str | None:
-    try:
-        require_sandbox()
-    except InputError as error:
-        return str(error)
-    return None
-
-
-MISSING = _missing()
-needs_sandbox = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 
 # Each does harm if it can, and prints "escaped" where it could. None of them defines a right answer.
 HOSTILE = {

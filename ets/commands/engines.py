@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ets import demo
-from ets.types import InputError, Problem
+from ets.types import InputError
 
 if TYPE_CHECKING:
     from ets.evaluation.budget import Budget
     from ets.policies.checkpoint import Checkpoint
-    from ets.types import Policy
+    from ets.types import Policy, State
 
 
 @dataclass(frozen=True)
@@ -29,14 +29,14 @@ class Engine:
     policy : callable
         Makes a policy of a checkpoint and the options.
     budget : callable
-        Makes of the policy and the problems what methods are compared at.
+        Makes of the policy and its start states what methods are compared at.
     """
 
     needs: dict[str, tuple[Any, str]]
     takes: dict[str, tuple[Any, str]]
     embedded: dict[str, str]
     policy: Callable[[Checkpoint, argparse.Namespace], Policy]
-    budget: Callable[[Any, Sequence[Problem]], Budget]
+    budget: Callable[[Any, Sequence[State]], Budget]
 
 
 def _transformers(checkpoint: Checkpoint, options: argparse.Namespace) -> Policy:
@@ -48,7 +48,7 @@ def _transformers(checkpoint: Checkpoint, options: argparse.Namespace) -> Policy
     return TransformersPolicy(checkpoint, sampling, horizon, memory_gib=options.memory_gib)
 
 
-def _generated_tokens(policy: Any, problems: Sequence[Problem]) -> Budget:
+def _generated_tokens(policy: Any, starts: Sequence[State]) -> Budget:
     from ets.evaluation.budget import GeneratedTokens
 
     return GeneratedTokens()
@@ -69,10 +69,10 @@ def _truth(text: str) -> bool:
     return text == "True"
 
 
-def _computed_positions(policy: Any, problems: Sequence[Problem]) -> Budget:
+def _computed_positions(policy: Any, starts: Sequence[State]) -> Budget:
     from ets.evaluation.budget import ComputedPositions
 
-    return ComputedPositions(policy.sample_positions(policy.start(problems)))
+    return ComputedPositions(policy.sample_positions(starts))
 
 
 ENGINES = {

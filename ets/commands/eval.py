@@ -99,14 +99,14 @@ def execute(options: argparse.Namespace) -> None:
     if "ets" in methods:
         require_variety(policy, options.candidates)
     problems = task.problems(options.count, options.shots)
-    policy.start(problems)  # a prompt that does not fit is named before the weights are loaded
+    starts = policy.start(problems)  # a prompt that does not fit is named before the weights are loaded
     configuration = {name: getattr(options, name) for name in RESULTS_DEPEND_ON} | engine_settings(options)
     configuration |= {"model_revision": checkpoint.revision, "placement": checkpoint.placement, "ets": __version__}
     configuration["problems"] = digest(problems)
     folder = options.out or options.results / f"{task.name}-{fingerprint(configuration)}"
     journal = Journal(folder, configuration)
     print(f"{len(journal.records)} finished chains in {folder}; the same command goes on where it was interrupted")
-    budget = engine.budget(policy, problems)
+    budget = engine.budget(policy, starts)
     evaluation = Evaluation(
         task, policy, problems, settings, journal, budget, options.width, options.seed, repeats=options.repeats
     )

@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 
 from ets.evaluation.hosted import configuration_of, quiet, require_lm_eval
 from ets.evaluation.paper_arguments import BENCHMARKS, read_arguments
+from ets.exits import exit_status
 from ets.tasks.data import require_hub
 from ets.types import InputError
 
@@ -28,19 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run lm-eval's command; bad input ends in one line on standard error and exit status 2."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    try:
-        require_lm_eval()
-        _evaluate(list(sys.argv[1:] if arguments is None else arguments))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted; finished problems are kept, and the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+    return exit_status(lambda: _evaluate(list(sys.argv[1:] if arguments is None else arguments)))
 
 
 def _evaluate(arguments: list[str]) -> None:
+    require_lm_eval()
     from lm_eval.utils import setup_logging
 
     setup_logging(logging.ERROR)

