@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ets import demo
@@ -22,30 +22,28 @@ class Engine:
 
     Parameters
     ----------
-    needs, takes : mapping of str to (type, str)
-        Options that must be given, and that may be: by name, with their type and help text.
+    needs : mapping of str to (type, str)
+        Options that must be given: by name, with their type and help text.
+    takes : mapping of str to (type, str, value)
+        Options that may be given, and what holds where they are not: equal settings are one configuration.
     embedded : mapping of str to str
         Names for the models that come along, and their folders.
-    policy : callable
-        Makes a policy of a checkpoint and the options.
     budget : callable
         Makes of the policy and its start states what methods are compared at.
+    renamed : mapping of str to str
+        Options that `policy_of` knows by another name.
     """
 
     needs: dict[str, tuple[Any, str]]
-    takes: dict[str, tuple[Any, str]]
+    takes: dict[str, tuple[Any, str, Any]]
     embedded: dict[str, str]
-    policy: Callable[[Checkpoint, argparse.Namespace], Policy]
     budget: Callable[[Any, Sequence[State]], Budget]
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
-
-def _transformers(checkpoint: Checkpoint, options: argparse.Namespace) -> Policy:
-    from ets.policies.autoregressive import Horizon, Sampling
-    from ets.policies.transformers import TransformersPolicy
-
-    sampling = Sampling(options.temperature, options.top_k, options.top_p)
-    horizon = Horizon(options.block_size, options.max_length)
-    return TransformersPolicy(checkpoint, sampling, horizon, memory_gib=options.memory_gib)
+    @property
+    def options(self) -> dict[str, tuple[Any, str]]:
+        """All options, by name, with their type and help text."""
+        return self.needs | {name: option[:2] for name, option in self.takes.items()}
 
 
 def _generated_tokens(policy: Any, starts: Sequence[State]) -> Budget:
@@ -54,25 +52,16 @@ def _generated_tokens(policy: Any, starts: Sequence[State]) -> Budget:
     return GeneratedTokens()
 
 
-def _masked_diffusion(checkpoint: Checkpoint, options: argparse.Namespace) -> Policy:
-    from ets.policies.masked_diffusion import MaskedDiffusionPolicy
-    from ets.policies.unmasking import Schedule, Unmasking
+def _computed_positions(policy: Any, starts: Sequence[State]) -> Budget:
+    from ets.evaluation.budget import ComputedPositions
 
-    unmasking = Unmasking(options.temperature, options.remasking, options.cfg, bool(options.stop_at_end))
-    schedule = Schedule(options.gen_length, options.steps, options.block_length, options.guide_steps)
-    return MaskedDiffusionPolicy(checkpoint, unmasking, schedule, memory_gib=options.memory_gib)
+    return ComputedPositions(policy.sample_positions(starts))
 
 
 def _truth(text: str) -> bool:
     if text not in ("True", "False"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
     return text == "True"
-
-
-def _computed_positions(policy: Any, starts: Sequence[State]) -> Budget:
-    from ets.evaluation.budget import ComputedPositions
-
-    return ComputedPositions(policy.sample_positions(starts))
 
 
 ENGINES = {
@@ -82,11 +71,10 @@ ENGINES = {
             "max_length": (int, "tokens in all"),
         },
         takes={
-            "top_k": (int, "sample from the k most probable tokens"),
-            "top_p": (float, "sample from the most probable tokens whose mass reaches p"),
+            "top_k": (int, "sample from the k most probable tokens", None),
+            "top_p": (float, "sample from the most probable tokens whose mass reaches p", 1.0),
         },
         embedded={"embedded": demo.model_path("reference"), "embedded-small": demo.model_path("small")},
-        policy=_transformers,
         budget=_generated_tokens,
     ),
     "masked-diffusion": Engine(
@@ -98,10 +86,10 @@ ENGINES = {
             "cfg": (float, "classifier-free guidance; 0 for none"),
             "remasking": (str, "low_confidence, random, margin or entropy"),
         },
-        takes={"stop_at_end": (_truth, "True: leave out the blocks after one that holds an end token")},
+        takes={"stop_at_end": (_truth, "True: leave out the blocks after one that holds an end token", False)},
         embedded={"embedded": demo.model_path("diffusion")},
-        policy=_masked_diffusion,
         budget=_computed_positions,
+        renamed={"gen_length": "max_length"},
     ),
 }
 
@@ -111,7 +99,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--engine", choices=ENGINES, default="transformers", help="what runs the model")
     for name, engine in ENGINES.items():
         group = parser.add_argument_group(f"options of the engine {name}")
-        for option, (kind, text) in (engine.needs | engine.takes).items():
+        for option, (kind, text) in engine.options.items():
             group.add_argument(_flag(option), type=kind, help=text, default=None)
 
 
@@ -121,16 +109,27 @@ def require_engine_arguments(options: argparse.Namespace) -> None:
     for option in engine.needs:
         if getattr(options, option) is None:
             raise InputError(f"the engine {options.engine} needs {_flag(option)}; see ets eval --help")
-    own = engine.needs | engine.takes
-    for option in (option for other in ENGINES.values() for option in other.needs | other.takes):
-        if option not in own and getattr(options, option) is not None:
+    for option in (option for other in ENGINES.values() for option in other.options):
+        if option not in engine.options and getattr(options, option) is not None:
             raise InputError(f"{_flag(option)} is no option of the engine {options.engine}; leave it out")
+
+
+def engine_policy(checkpoint: Checkpoint, options: argparse.Namespace) -> Policy:
+    """The policy that the engine's options make of a checkpoint."""
+    from ets.policies.making import policy_of
+
+    engine = ENGINES[options.engine]
+    own = {engine.renamed.get(name, name): getattr(options, name) for name in engine.options}
+    shared = {name: getattr(options, name) for name in ("temperature", "memory_gib")}
+    return policy_of(lambda: checkpoint, engine=options.engine, **own, **shared)
 
 
 def engine_settings(options: argparse.Namespace) -> dict[str, Any]:
     """The engine's options by name, for the configuration of a results folder."""
     engine = ENGINES[options.engine]
-    return {"engine": options.engine} | {option: getattr(options, option) for option in engine.needs | engine.takes}
+    given = {name: getattr(options, name) for name in engine.options}
+    left_out = {name: option[2] for name, option in engine.takes.items() if given[name] is None}
+    return {"engine": options.engine} | given | left_out
 
 
 def _flag(option: str) -> str:

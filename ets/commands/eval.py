@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ets import __version__
-from ets.commands.engines import ENGINES, add_engine_arguments, engine_settings, require_engine_arguments
+from ets.commands.engines import ENGINES, add_engine_arguments, engine_policy, engine_settings, require_engine_arguments
 
 if TYPE_CHECKING:
     from ets.evaluation.evaluate import Row
@@ -94,7 +94,7 @@ def execute(options: argparse.Namespace) -> None:
     require_counts(width=options.width, repeats=options.repeats, count=1 if options.count is None else options.count)
     require_matplotlib()
     checkpoint = Checkpoint(engine.embedded.get(options.model, options.model))
-    policy = engine.policy(checkpoint, options)
+    policy = engine_policy(checkpoint, options)
     require_searches(methods, policy)
     if "ets" in methods:
         require_variety(policy, options.candidates)

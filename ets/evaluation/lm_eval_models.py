@@ -24,13 +24,10 @@ from ets.evaluation.evaluate import Evaluation
 from ets.evaluation.hosted import digest, problem_of
 from ets.evaluation.journal import Journal, fingerprint
 from ets.evaluation.methods import Settings, require_methods, require_searches
-from ets.evaluation.paper_arguments import BENCHMARKS, PaperRun, read_arguments
+from ets.evaluation.paper_arguments import BENCHMARKS, ENGINE, PaperRun, read_arguments
 from ets.evaluation.tables import table
-from ets.policies.autoregressive import Horizon, Sampling
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.masked_diffusion import MaskedDiffusionPolicy
-from ets.policies.transformers import TransformersPolicy
-from ets.policies.unmasking import Schedule, Unmasking
+from ets.policies.making import SETTINGS, policy_of
 from ets.tasks import Task, task_named
 from ets.tasks.humaneval import HumanEval
 from ets.transition import require_variety
@@ -71,7 +68,8 @@ class PaperLM(LM):
         self._join_processes()
         embedded = EMBEDDED[self.run.family]
         self.checkpoint = Checkpoint(embedded.get(values["model"], values["model"]), device=self._placed(arguments))
-        self.policy = _policy(self.run, self.checkpoint)
+        settings = {name: values[name] for name in SETTINGS if name in values}
+        self.policy: Policy = policy_of(lambda: self.checkpoint, engine=ENGINE[self.run.family], **settings)
         require_searches([self.run.method], self.policy)
         if self.run.method == "ets":
             require_variety(self.policy, self.settings.candidates)
@@ -196,17 +194,6 @@ def _settings(run: PaperRun) -> Settings:
     values = run.values
     names = ("candidates", "rollouts", "lam", "pool", "beams", "best_by")
     return Settings(**{name: values[name] for name in names})
-
-
-def _policy(run: PaperRun, checkpoint: Checkpoint) -> Policy:
-    values = run.values
-    if run.family == "qwen":
-        sampling = Sampling(values["temperature"], values["top_k"], values["top_p"])
-        horizon = Horizon(values["block_size"], values["max_length"])
-        return TransformersPolicy(checkpoint, sampling, horizon, memory_gib=values["memory_gib"])
-    unmasking = Unmasking(values["temperature"], values["remasking"], values["cfg"])
-    schedule = Schedule(values["gen_length"], values["steps"], values["block_length"], values["guide_steps"])
-    return MaskedDiffusionPolicy(checkpoint, unmasking, schedule, memory_gib=values["memory_gib"])
 
 
 @register_model("qwen")

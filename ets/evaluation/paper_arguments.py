@@ -23,6 +23,9 @@ MODELS: dict[str, tuple[Family, str]] = {
 }
 """By the paper's name of a model: the kind of arguments that it takes, and its method."""
 
+ENGINE: dict[Family, str] = {"qwen": "transformers", "llada": "masked-diffusion"}
+"""What runs the models."""
+
 BENCHMARKS = {
     "minerva_math500": "math500",
     "gsm8k": "gsm8k",
@@ -145,7 +148,7 @@ ARGUMENTS: dict[Family, dict[str, Argument]] = {
         "num_candidates": Argument("candidates", _whole, 15),
         "monte_carlo_num": Argument("rollouts", _whole, 3),
         "energy_weight": Argument("lam", _number, 0.1),
-        "gen_length": Argument("gen_length", _whole),
+        "gen_length": Argument("max_length", _whole),
         "steps": Argument("steps", _whole, None),
         "block_length": Argument("block_length", _whole, 32),
         "guide_steps": Argument("guide_steps", _whole, 4),
@@ -221,7 +224,7 @@ def _completed(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("block_size", 0) is None:
         values["block_size"] = values["max_length"]
     if values.get("steps", 0) is None:
-        values["steps"] = values["gen_length"]
+        values["steps"] = values["max_length"]
     if values["samples"] is None:
         values["samples"] = values["candidates"]
     return values

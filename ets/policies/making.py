@@ -1,8 +1,8 @@
-"""From a checkpoint and one set of arguments to the policy of its kind."""
+"""From a checkpoint and one set of settings to a policy: the one place where settings become policies."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ets.models import MASKED_DIFFUSION
@@ -13,13 +13,20 @@ from ets.policies.transformers import TransformersPolicy
 from ets.policies.unmasking import Schedule, Unmasking
 from ets.types import InputError
 
+SETTINGS = (
+    "temperature", "top_k", "top_p", "block_size", "max_length", "guide_steps", "steps", "block_length", "cfg",
+    "remasking", "stop_at_end", "memory_gib",
+)  # fmt: skip
+"""The names of `policy_of`'s settings."""
+
 
 def policy_of(
     checkpoint: Callable[[], Checkpoint],
     *,
-    block_size: int,
     max_length: int,
     temperature: float,
+    block_size: int | None = None,
+    guide_steps: int | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
     steps: int | None = None,
@@ -27,41 +34,80 @@ def policy_of(
     cfg: float | None = None,
     remasking: str | None = None,
     stop_at_end: bool | None = None,
+    memory_gib: float | None = None,
+    engine: str | None = None,
 ) -> TransformersPolicy | MaskedDiffusionPolicy:
-    """An autoregressive or a masked-diffusion policy, by the checkpoint's architecture.
+    """A policy of a checkpoint, which is opened once what can be checked without it has been.
 
-    The arguments are those of `ets.sample`; the checkpoint is opened once they have been checked. For masked diffusion
-    `max_length` is the canvas, and guide steps take `block_size` tokens each: I = max_length / block_size.
+    Parameters
+    ----------
+    checkpoint : callable
+        Opens it.
+    max_length : int
+        Tokens in all; for masked diffusion the canvas.
+    temperature, top_k, top_p : float, int, float
+        Of `Sampling`; masked diffusion has the temperature alone.
+    block_size, guide_steps : int
+        How long a guide step is: so many tokens, or, for masked diffusion alone, a share of the denoising steps. One
+        of the two; for masked diffusion `block_size` stands for `max_length / block_size` guide steps.
+    steps, block_length, cfg, remasking, stop_at_end
+        Of `Schedule` and `Unmasking`, for masked diffusion alone; by default one step per token, the family's block
+        length (or the whole canvas, where that does not divide it), and the defaults of `Unmasking`.
+    memory_gib : float, optional
+        Limit on the cache of rows under way; by default half of the free memory.
+    engine : {"transformers", "masked-diffusion"}, optional
+        What runs the model; by default the checkpoint's architecture decides.
 
     Raises
     ------
     InputError
         For values out of range, or that the checkpoint's kind of model does not have.
     """
-    sampling, horizon = Sampling(temperature, top_k, top_p), Horizon(block_size, max_length)
-    own: dict[str, Any] = {"steps": steps, "block_length": block_length, "cfg": cfg, "remasking": remasking}
-    own["stop_at_end"] = stop_at_end
-    rule = {name: own[name] for name in ("cfg", "remasking", "stop_at_end") if own[name] is not None}
-    unmasking = Unmasking(temperature, **rule)
+    sampling = Sampling(temperature, top_k, top_p)
+    horizon = None if block_size is None else Horizon(block_size, max_length)
+    rule: dict[str, Any] = {"cfg": cfg, "remasking": remasking, "stop_at_end": stop_at_end}
+    unmasking = Unmasking(temperature, **{name: value for name, value in rule.items() if value is not None})
     opened = checkpoint()
-    family = MASKED_DIFFUSION.get(opened.config.model_type)
-    if family is None:
-        _require_unset(opened, "an autoregressive", **own)
-        return TransformersPolicy(opened, sampling, horizon)
-    _require_unset(opened, "a masked-diffusion", top_k=top_k, top_p=top_p)
-    if block_length is None:
-        block_length = max_length if max_length % family.block_length else family.block_length
-    steps = max_length if steps is None else steps
+    if (engine or _engine_for(opened)) == "transformers":
+        only = {"guide_steps": guide_steps, "steps": steps, "block_length": block_length, **rule}
+        _require_unset(opened, "an autoregressive", only)
+        if horizon is None:
+            raise InputError("block_size is not set; set it to the tokens of a guide step")
+        return TransformersPolicy(opened, sampling, horizon, memory_gib=memory_gib)
+    _require_unset(opened, "a masked-diffusion", {"top_k": top_k, "top_p": top_p})
+    schedule = Schedule(
+        max_length,
+        max_length if steps is None else steps,
+        _block_length(opened, max_length) if block_length is None else block_length,
+        _guide_steps(guide_steps, block_size, max_length),
+    )
+    return MaskedDiffusionPolicy(opened, unmasking, schedule, memory_gib=memory_gib)
+
+
+def _engine_for(checkpoint: Checkpoint) -> str:
+    return "masked-diffusion" if checkpoint.config.model_type in MASKED_DIFFUSION else "transformers"
+
+
+def _block_length(checkpoint: Checkpoint, max_length: int) -> int:
+    family = MASKED_DIFFUSION.get(checkpoint.config.model_type)
+    return max_length if family is None or max_length % family.block_length else family.block_length
+
+
+def _guide_steps(guide_steps: int | None, block_size: int | None, max_length: int) -> int:
+    if (guide_steps is None) == (block_size is None):
+        raise InputError(f"block_size is {block_size} and guide_steps {guide_steps}; set one of the two")
+    if guide_steps is not None:
+        return guide_steps
+    assert block_size is not None
     if max_length % block_size:
         raise InputError(
             f"block_size {block_size} does not divide max_length {max_length}, and a masked-diffusion model fills its "
             "canvas in equal guide steps; choose a divisor"
         )
-    schedule = Schedule(max_length, steps, block_length, max_length // block_size)
-    return MaskedDiffusionPolicy(opened, unmasking, schedule)
+    return max_length // block_size
 
 
-def _require_unset(checkpoint: Checkpoint, kind: str, **options: object) -> None:
+def _require_unset(checkpoint: Checkpoint, kind: str, options: Mapping[str, object]) -> None:
     for name, value in options.items():
         if value is not None:
             raise InputError(

@@ -56,7 +56,7 @@ def translated(line: str) -> PaperRun:
             "block_length=8,guide_steps=4,num_candidates=15,monte_carlo_num=3,energy_weight=0.1,temperature=1.0,cfg=0.5,"
             "remasking=low_confidence,mc_num=128,task=gsm8k,is_check_greedy=False,mask_id=126336",
             "ets",
-            {"gen_length": 256, "steps": 128, "block_length": 8, "guide_steps": 4, "candidates": 15, "rollouts": 3,
+            {"max_length": 256, "steps": 128, "block_length": 8, "guide_steps": 4, "candidates": 15, "rollouts": 3,
              "lam": 0.1, "temperature": 1.0, "cfg": 0.5, "remasking": "low_confidence", "benchmark": "gsm8k"},
         ),
         ("--tasks humaneval --model llada_dist " + LLADA + ",use_vanilla=True", "plain", {"steps": 256, "cfg": 0.0}),
@@ -133,6 +133,7 @@ def test_the_tables_name_what_exists() -> None:
         "num_candidates": "candidates",
         "monte_carlo_num": "rollouts",
         "energy_weight": "lam",
+        "gen_length": "max_length",
     }
 
 

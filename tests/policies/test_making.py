@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from ets.api import Result, _last_checkpoint
 from ets.models import MASKED_DIFFUSION
 from ets.policies.autoregressive import Horizon, Sampling
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.making import policy_of
+from ets.policies.making import SETTINGS, policy_of
 from ets.policies.masked_diffusion import MaskedDiffusionPolicy
 from ets.policies.transformers import TransformersPolicy
 from ets.policies.unmasking import Schedule, Unmasking
@@ -63,6 +64,34 @@ def test_defaults_are_the_familys(tiny_llada: Checkpoint) -> None:
     assert llada_of(tiny_llada).schedule == Schedule(4, 4, 4, guide_steps=2)
 
 
+def test_guide_steps_may_be_given_instead_of_their_tokens(tiny_llada: Checkpoint) -> None:
+    assert llada_of(tiny_llada, block_size=None, guide_steps=4).schedule == Schedule(4, 4, 4, guide_steps=4)
+    for both in ({"block_size": None}, {"guide_steps": 2}):
+        with pytest.raises(InputError, match=r"block_size is .* and guide_steps .*; set one of the two"):
+            llada_of(tiny_llada, **both)
+
+
+@pytest.mark.parametrize("engine", [None, "masked-diffusion"])
+def test_the_limit_on_memory_reaches_both_kinds(
+    tiny_checkpoint: Checkpoint, tiny_llada: Checkpoint, engine: str | None
+) -> None:
+    for checkpoint, named in ((tiny_checkpoint, engine and "transformers"), (tiny_llada, engine)):
+        with pytest.raises(InputError, match=r"memory_gib is -1"):
+            policy_of(lambda opened=checkpoint: opened, engine=named, memory_gib=-1, **SMALL)  # type: ignore[misc]
+
+
+def test_a_named_engine_refuses_a_model_of_the_other_kind(tiny_checkpoint: Checkpoint, tiny_llada: Checkpoint) -> None:
+    with pytest.raises(InputError, match="which does not unmask"):
+        policy_of(lambda: tiny_checkpoint, engine="masked-diffusion", **SMALL)
+    with pytest.raises(InputError, match="which is not autoregressive"):
+        policy_of(lambda: tiny_llada, engine="transformers", **SMALL)
+
+
+def test_every_setting_has_its_name_in_the_list() -> None:
+    named = set(inspect.signature(policy_of).parameters) - {"checkpoint", "engine"}
+    assert set(SETTINGS) == named
+
+
 def test_unequal_guide_steps_are_refused_in_the_callers_words(tiny_llada: Checkpoint) -> None:
     with pytest.raises(InputError, match="block_size 4 does not divide max_length 9, and a masked-diffusion model"):
         llada_of(tiny_llada, max_length=9, block_size=4)
@@ -70,7 +99,15 @@ def test_unequal_guide_steps_are_refused_in_the_callers_words(tiny_llada: Checkp
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("steps", 4), ("block_length", 2), ("cfg", 1.0), ("cfg", 0.0), ("remasking", "random"), ("stop_at_end", True)],
+    [
+        ("steps", 4),
+        ("block_length", 2),
+        ("cfg", 1.0),
+        ("cfg", 0.0),
+        ("remasking", "random"),
+        ("stop_at_end", True),
+        ("guide_steps", 2),
+    ],
 )
 def test_what_autoregressive_models_lack_is_refused_by_name(tiny_checkpoint: Checkpoint, name: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"{name} is {value!r}, but .* is an autoregressive model"):
