@@ -1,9 +1,10 @@
-"""The energy-guided transition: Algorithm 1 of Li et al., arXiv 2601.21484."""
+"""The energy-guided transition: Algorithms 1 and 2 of Li et al., arXiv 2601.21484."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ets.proposal import Pairing
 from ets.randomness import Purpose
 from ets.transition import (
     choice_uniforms,
@@ -15,16 +16,28 @@ from ets.transition import (
     row_keys,
     score,
 )
-from ets.types import Chain, Cost, Draw, Floats, Policy, Reward, Step, StepFn
-from ets.weights import log_mean_exp
+from ets.types import Chain, Cost, Draw, InputError, Policy, Reward, Step, StepFn, rollout_log_ratios
+from ets.weights import ESTIMATORS, Estimator
 
 
-def energy_guided(reward: Reward, *, candidates: int, rollouts: int, lam: float) -> StepFn:
-    """One guide step towards the optimal policy p* ∝ p_ref · exp(r/λ) (Algorithm 1).
+def energy_guided(
+    reward: Reward,
+    *,
+    candidates: int,
+    rollouts: int,
+    lam: float,
+    proposal: Policy | None = None,
+    clip: tuple[float, float] | None = None,
+    estimator: str = "plain",
+) -> StepFn:
+    """One guide step towards the optimal policy p* ∝ p_ref · exp(r/λ) (Algorithms 1 and 2).
 
     Draws M candidates x_s ~ p_ref(. | x_t) per chain, completes each K times, estimates the log-energies
     log Ê_m = logmeanexp_k r_mk / λ, and goes on from one candidate chosen in proportion to Ê_m. A candidate
     that is already complete has the exact energy exp(r/λ) and is not rolled out.
+
+    With a proposal q (ETS-IS) the rollouts are q's, and each counts with its importance ratio:
+    log Ê_m = logmeanexp_k (r_mk / λ + log p_ref(x_0^mk | x_s^m) - log q(x_0^mk | x_s^m)).
 
     Parameters
     ----------
@@ -38,6 +51,14 @@ def energy_guided(reward: Reward, *, candidates: int, rollouts: int, lam: float)
     lam : float
         λ > 0, the strength of the KL regularisation, in units of the reward. Towards 0: the best
         candidate; towards infinity: plain sampling.
+    proposal : Policy, optional
+        q, see `ets.proposal.ImportanceSampling`: a cheaper model with the same vocabulary. The law is the same at
+        M → ∞, and at finite M and K the exact one with z = ratio · exp(r/λ).
+    clip : (float, float), optional
+        Bounds on the ratio; by default there are none. They bias the energies.
+    estimator : {"plain", "self-normalised"}
+        How a candidate's weighted rollouts are averaged: `ets.weights.plain_average`, unbiased, or
+        `ets.weights.self_normalised_average`. Without a proposal they are the same.
 
     Returns
     -------
@@ -51,13 +72,17 @@ def energy_guided(reward: Reward, *, candidates: int, rollouts: int, lam: float)
     """
     require_counts(candidates=candidates, rollouts=rollouts)
     require_positive(lam=lam)
+    if estimator not in ESTIMATORS:
+        raise InputError(f"unknown estimator {estimator!r}; choose from {', '.join(ESTIMATORS)}")
+    paired = Pairing(proposal, clip)
 
     def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
         require_variety(policy, candidates)
+        policy, chains = paired(policy, chains)
         drawn = draw_for_chains(policy.extend, chains, Purpose.CANDIDATE, candidates)
         completed = complete(policy, chains, drawn, rollouts)
         rows = zip(chains, drawn, completed, choice_uniforms(chains), strict=True)
-        return [transition(*row, reward, lam) for row in rows]
+        return [transition(*row, reward, lam, ESTIMATORS[estimator]) for row in rows]
 
     return step
 
@@ -84,18 +109,16 @@ def transition(
     number: float,
     reward: Reward,
     lam: float,
+    estimate: Estimator,
 ) -> Chain:
     """Weigh the candidates by their estimated energies, choose one by a uniform number and go on from it."""
     texts = tuple(tuple(draw.text for draw in row) for row in completed)
     log_rewards, reward_cost = score(reward, lam, chain, texts)
-    log_weights = log_energies(log_rewards)
+    candidates = tuple(draw.text for draw in drawn)
+    log_energies = estimate(log_rewards, rollout_log_ratios(candidates, texts))
+    # The ratio of a candidate that a proposal drew itself multiplies its energy.
+    log_weights = log_energies + [candidate.log_ratio for candidate in candidates]
     choice = choose(log_weights, number)
     own = {id(draw): draw.cost for row in (drawn, *completed) for draw in row}
     cost = Cost.total([*own.values(), reward_cost])
-    candidates = tuple(draw.text for draw in drawn)
     return chain.advance(drawn[choice].state, Step(candidates, texts, log_rewards, log_weights, choice, cost))
-
-
-def log_energies(log_rewards: Floats) -> Floats:
-    """log Ê `[M]` from r/λ `[M, K]`: the Monte-Carlo estimate of E(y, x_s) = E[exp(r/λ) | x_s]."""
-    return log_mean_exp(log_rewards, axis=1)

@@ -68,16 +68,24 @@ class Text:
     text : str
         The decoded generation, without the end token and cut at the first stop string.
     logp : float
-        Natural-log probability of `tokens` given the prompt, under the distribution that was sampled. For masked
-        diffusion that of the path: of the tokens and of the order in which they were revealed.
+        Natural-log probability of `tokens` given the prompt, under the reference policy's sampled distribution. For
+        masked diffusion that of the path: of the tokens and of the order in which they were revealed.
     done : bool
         Whether the generation has ended.
+    log_ratio : float
+        log p_ref - log q of all that a proposal q drew since the guide step began: 0 where nothing, -inf where the
+        reference policy cannot draw it.
+    missed : float
+        Where a proposal's law is truncated: the probability under p_ref of the tokens that it could not draw, a mean
+        over the tokens that it drew.
     """
 
     tokens: tuple[int, ...]
     text: str
     logp: float
     done: bool
+    log_ratio: float = 0.0
+    missed: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -168,7 +176,8 @@ class Step:
     log_rewards : array
         `[M, K]`, r/λ: the log of what the energy averages.
     log_weights : array
-        `[M]`, the logarithm of each candidate's estimated energy.
+        `[M]`, the logarithm of each candidate's estimated energy; of a candidate that a proposal drew, times its own
+        ratio.
     choice : int
         The candidate that the chain went on from.
     cost : Cost
@@ -182,9 +191,26 @@ class Step:
     cost: Cost
 
     @property
+    def candidate_log_ratios(self) -> Floats:
+        """`[M]`, log p_ref - log q of the candidates; zeros where the reference policy drew them."""
+        return np.array([candidate.log_ratio for candidate in self.candidates])
+
+    @property
+    def log_ratios(self) -> Floats:
+        """`[M, K]`, log p_ref - log q of what a proposal drew after the candidate; zeros for a complete candidate."""
+        return rollout_log_ratios(self.candidates, self.rollouts)
+
+    @property
     def uninformed(self) -> bool:
         """Whether every weight was zero, so that the choice was uniform."""
         return bool(np.all(np.isneginf(self.log_weights)))
+
+
+def rollout_log_ratios(candidates: Sequence[Text], rollouts: Sequence[Sequence[Text]]) -> Floats:
+    """`[M, K]`, the part of the rollouts' ratios that came after their candidates; -inf for an impossible candidate."""
+    ratios = np.array([[text.log_ratio for text in row] for row in rollouts])
+    before = np.array([candidate.log_ratio for candidate in candidates])[:, None]
+    return ratios - np.where(np.isneginf(before), 0.0, before)
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,6 +277,57 @@ class Policy(Protocol):
 
     def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         """x_0 ~ p_ref(. | x_s): to the end; in law, `extend` repeated until done."""
+        ...
+
+
+@dataclass(frozen=True)
+class Followed:
+    """Where a policy arrived by reading tokens that another one drew, and what that cost."""
+
+    state: State
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a policy says of a path that another one drew.
+
+    Parameters
+    ----------
+    logp : float
+        Natural-log probability under this policy's sampled distribution; -inf if it cannot draw the path.
+    cost : Cost
+    missed : float
+        This policy's probability of what the other one's truncation left out: a mean over the tokens drawn.
+    """
+
+    logp: float
+    cost: Cost
+    missed: float = 0.0
+
+
+@runtime_checkable
+class Proposal(Policy, Protocol):
+    """A policy that can stand in for another one: it goes on from where that one has arrived."""
+
+    def follow(self, own: Sequence[State], foreign: Sequence[State]) -> list[Followed]:
+        """My own states advanced to another policy's: by their tokens, never by text.
+
+        Raises `InputError` for a foreign state that does not go on from the own one.
+        """
+        ...
+
+
+@runtime_checkable
+class Scorer(Policy, Protocol):
+    """A policy that can tell the probability of what a proposal drew."""
+
+    def require_proposal(self, proposal: Policy) -> None:
+        """Raise `InputError` unless a proposal's draws can be weighed: other tokens, other endings, no overlap."""
+        ...
+
+    def logp(self, starts: Sequence[State], ends: Sequence[State]) -> list[Scored]:
+        """Of each path from one of my states to a proposal's."""
         ...
 
 

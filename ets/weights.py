@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 
 from ets.types import Floats, Step
+
+Estimator: TypeAlias = Callable[[Floats, Floats], Floats]
+"""From r/λ and log-ratios `[M, K]` to the logarithms of the estimated energies `[M]`."""
 
 
 def log_mean_exp(values: Floats, axis: int) -> Floats:
@@ -15,6 +19,32 @@ def log_mean_exp(values: Floats, axis: int) -> Floats:
     shift = np.where(np.isneginf(largest), 0.0, largest)
     with np.errstate(divide="ignore"):
         return np.squeeze(shift, axis) + np.log(np.mean(np.exp(values - shift), axis=axis))
+
+
+def plain_average(log_rewards: Floats, log_ratios: Floats) -> Floats:
+    """log Ê `[M]` from r/λ and log-ratios `[M, K]`: the plain mean of the weighted terms, as in the paper.
+
+    Unbiased: E_q[Ê] = E_ref[exp(r/λ) | x_s] at any K, so the run's weights stay proper (`log_run_weight`).
+    """
+    return log_mean_exp(log_rewards + log_ratios, axis=1)
+
+
+def self_normalised_average(log_rewards: Floats, log_ratios: Floats) -> Floats:
+    """log Ê `[M]`: the weighted terms over the sum of the ratios.
+
+    Never beyond the largest term, so it varies less where ratios spread; biased by about
+    -Cov(w, w · (exp(r/λ) - E)) / K, and at K = 1 it ignores the ratio: E_q in the place of E_ref. The run's weights are
+    not proper with it. Where every ratio of a candidate is zero, so is its energy.
+    """
+    total = log_mean_exp(log_ratios, axis=1)
+    return log_mean_exp(log_rewards + log_ratios, axis=1) - np.where(np.isneginf(total), 0.0, total)
+
+
+ESTIMATORS: dict[str, Estimator] = {
+    "plain": plain_average,
+    "self-normalised": self_normalised_average,
+}
+"""Estimators of a candidate's energy from a proposal's rollouts, by name."""
 
 
 def normalised(log_weights: Floats) -> Floats:
@@ -45,8 +75,9 @@ def log_run_weight(trace: Sequence[Step]) -> float:
 
     For a fixed reward, W is properly weighted with respect to p_ref · exp(r/λ) at any M and K:
     E[W f(x)] = E_ref[exp(r(x)/λ) f(x)]. So Σ W f / Σ W over independent chains estimates E_p*[f] free of the bias
-    that finite M and K leave in the chains themselves, and the mean of W estimates the normaliser of p*.
+    that finite M and K leave in the chains themselves, and the mean of W estimates the normaliser of p*. (The ratio of
+    a candidate that a proposal drew is part of its weight, but not of the energy that the next step goes on from.)
     """
     means = [float(log_mean_exp(step.log_weights, axis=0)) for step in trace]
-    chosen = [float(step.log_weights[step.choice]) for step in trace[:-1]]
+    chosen = [float((step.log_weights - step.candidate_log_ratios)[step.choice]) for step in trace[:-1]]
     return sum(means) - sum(chosen)

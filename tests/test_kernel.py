@@ -8,7 +8,6 @@ from typing import TypeAlias
 import numpy as np
 import pytest
 
-from ets import kernel
 from ets.kernel import energy_guided
 from ets.rewards import per_text
 from ets.runner import run
@@ -22,6 +21,7 @@ from ets.testing import (
     total_variation,
 )
 from ets.types import Chain, Floats, InputError, Problem, Text
+from ets.weights import plain_average
 
 Tabular: TypeAlias = TabularPolicy | TabularMaskedDiffusion
 
@@ -62,7 +62,7 @@ def test_total_variation_to_the_optimal_law_falls_with_candidates(policy: Tabula
 def test_energies_are_means_of_the_tilt_not_of_the_reward() -> None:
     log_rewards: Floats = np.array([[0.0, 2.0], [1.0, 1.0], [-np.inf, 0.0]])
     expected = np.log([(1 + np.e**2) / 2, np.e, 0.5])
-    np.testing.assert_allclose(kernel.log_energies(log_rewards), expected)
+    np.testing.assert_allclose(plain_average(log_rewards, np.zeros((3, 2))), expected)
 
 
 def test_a_complete_candidate_is_not_rolled_out_and_fills_its_cells() -> None:

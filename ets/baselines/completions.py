@@ -46,8 +46,8 @@ def majority(extract: Extract, *, samples: int) -> StepFn:
     def weigh(chain: Chain, texts: Sequence[Text]) -> tuple[Floats, Cost]:
         read = partial(remembered, chain.problem)
         counts = votes(read, texts)
-        most = max(counts.values(), default=0)
-        winning = [counts[read(text.text)] == most for text in texts]
+        most = max(counts.values(), default=0.0)
+        winning = [counts.get(read(text.text), 0.0) == most for text in texts]
         return np.where(winning, 0.0, -np.inf), Cost()
 
     return _among_completions(samples, weigh)

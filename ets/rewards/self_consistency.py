@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+import math
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -11,9 +12,24 @@ from ets.rewards.lifting import Extract, ReadText, remembering
 from ets.types import Chain, InputError, Problem, Reward, Text
 
 
-def votes(extract: ReadText, texts: Iterable[Text]) -> Counter[Hashable]:
-    """How often each answer occurs; texts without an answer do not vote."""
-    return Counter(answer for text in texts if (answer := extract(text.text)) is not None)
+def votes(extract: ReadText, texts: Sequence[Text]) -> dict[Hashable, float]:
+    """The votes for each answer: one a text, or the importance ratio of one that a proposal drew.
+
+    Texts without an answer do not vote. Ratios are in terms of the largest, so that none overflows.
+    """
+    counts = _tally(extract, texts)
+    counts.pop(None, None)
+    return counts
+
+
+def _tally(extract: ReadText, texts: Sequence[Text]) -> dict[Hashable, float]:
+    """The same, with the votes for no answer."""
+    largest = max((text.log_ratio for text in texts), default=0.0)
+    counts: defaultdict[Hashable, float] = defaultdict(float)
+    for text in texts:
+        if text.log_ratio > -math.inf:
+            counts[extract(text.text)] += math.exp(text.log_ratio - largest)
+    return dict(counts)
 
 
 def self_consistency(extract: Extract, *, pool: Literal["step", "chain"] = "chain") -> Reward:
@@ -23,7 +39,8 @@ def self_consistency(extract: Extract, *, pool: Literal["step", "chain"] = "chai
     is the paper's heuristic. What holds instead, as M → ∞: pooling over one step draws
     `x_s ∝ p_ref(x_s | x_t) · E[exp(π_t(a)/λ) | x_s]`, with a the rollout's answer and
     `π_t(a) = P_ref(a | x_t)`; pooling over the chain replaces π_t by the mean of `π_t'` over the steps t' so
-    far, weighted by their votes. A candidate that has ended votes K times.
+    far, weighted by their votes. A candidate that has ended votes K times. With a proposal a rollout's vote is its
+    importance ratio, so that shares estimate the same π_t.
 
     Parameters
     ----------
@@ -47,8 +64,9 @@ def self_consistency(extract: Extract, *, pool: Literal["step", "chain"] = "chai
         earlier = chain.trace if pool == "chain" else ()
         pooled = [*rollouts, *(text for step in earlier for row in step.rollouts for text in row)]
         read = partial(remembered, problem)
-        counts = votes(read, pooled)
+        counts = _tally(read, pooled)
+        total = math.fsum(counts.values())
         answers = [read(text.text) for text in rollouts]
-        return [0.0 if answer is None else counts[answer] / len(pooled) for answer in answers]
+        return [counts[answer] / total if answer in counts and answer is not None else 0.0 for answer in answers]
 
     return reward

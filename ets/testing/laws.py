@@ -104,21 +104,29 @@ def frequencies(outcomes: Iterable[Hashable]) -> Law:
 
 
 def kernel_law(
-    oracle: Oracle, problem: Problem, reward: Callable[[Any], float], *, lam: float, candidates: int, rollouts: int
+    oracle: Oracle,
+    problem: Problem,
+    reward: Callable[[Any], float],
+    *,
+    lam: float,
+    candidates: int,
+    rollouts: int,
+    proposal: Oracle | None = None,
 ) -> Law:
     """The exact law of `ets.kernel.energy_guided`'s result at finite M and K, for a fixed reward.
 
-    With z = exp(r/λ) and ψ_x(s) = E[exp(-s z / K) | x], one guide step goes from x_t to x with probability
+    With z = ratio · exp(r/λ) and ψ_x(s) = E[exp(-s z / K) | x], one guide step goes from x_t to x with probability
 
         M p(x) ∫₀^∞ E[z e^{-s z / K} | x] ψ_x(s)^{K-1} (Σ_x' p(x') ψ_x'(s)^K)^{M-1} ds,
 
-    because w / Σ w' = w ∫ e^{-s Σ w'} ds; for a complete candidate, K = 1. If all weights are zero, the choice is
-    uniform. One integral per node of the tree; `reward` takes outcomes.
+    because w / Σ w' = w ∫ e^{-s Σ w'} ds; for a complete candidate, K = 1 and the ratio is 1. If all weights are zero,
+    the choice is uniform. One integral per node of the tree; `reward` takes outcomes. With a proposal, the expectations
+    over rollouts are under its law, and the ratio is that of the two laws of an outcome.
     """
 
     @cache  # several paths may lead to one node
     def from_node(node: Any) -> dict[Any, float]:
-        step = _step_law(oracle, problem, reward, node, lam, candidates, rollouts)
+        step = _step_law(oracle, proposal or oracle, problem, reward, node, lam, candidates, rollouts)
         if set(step) == {node}:
             return {node: 1.0}
         law: dict[Any, float] = {}
@@ -130,16 +138,27 @@ def kernel_law(
     return from_node(oracle.root)
 
 
+def _log_ratio(p: float, q: float) -> float:
+    return float(np.log(p / q)) if p > 0 else -np.inf
+
+
 def _step_law(
-    oracle: Oracle, problem: Problem, reward: Callable[[Any], float], node: Any, lam: float, m: int, k: int
+    oracle: Oracle,
+    proposal: Oracle,
+    problem: Problem,
+    reward: Callable[[Any], float],
+    node: Any,
+    lam: float,
+    m: int,
+    k: int,
 ) -> dict[Any, float]:
     prior = oracle.extend_law(problem, node)
     tilts = []  # of each candidate: its rollouts' probabilities [outcomes], log z [outcomes], and its K
     for x in prior:
-        finished = oracle.finish_law(problem, x)
-        probabilities = np.array(list(finished.values()))
-        log_z = np.array([reward(outcome) / lam for outcome in finished])
-        tilts.append((probabilities, log_z, 1 if set(finished) == {x} else k))
+        wanted, drawn = oracle.finish_law(problem, x), proposal.finish_law(problem, x)
+        probabilities = np.array(list(drawn.values()))
+        log_z = np.array([reward(end) / lam + _log_ratio(wanted.get(end, 0.0), q) for end, q in drawn.items()])
+        tilts.append((probabilities, log_z, 1 if set(drawn) == {x} else k))
     finite = np.concatenate([log_z for _, log_z, _ in tilts])
     finite = finite[np.isfinite(finite)]
     if not len(finite):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ets.randomness import uniform
 from ets.testing.laws import AutoregressiveOracle, Prefix
 from ets.transition import require_counts, require_positive
-from ets.types import Cost, Draw, Floats, InputError, Keys, Problem, State, Text
+from ets.types import Cost, Draw, Floats, Followed, InputError, Keys, Policy, Problem, Scored, State, Text
 
 END = 0
 """The end token of the tabular policy; the others are letters."""
@@ -96,6 +96,40 @@ class TabularPolicy:
 
     def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         return self._draw(states, keys, self.max_length, "rollout")
+
+    def require_proposal(self, proposal: Policy) -> None:
+        """Refuse what is no table of equally many tokens and the same lengths."""
+        if not isinstance(proposal, TabularPolicy):
+            raise InputError(f"a {type(proposal).__name__} has other states than a table; choose a TabularPolicy")
+        for name in ("vocabulary", "max_length"):
+            mine, other = getattr(self, name), getattr(proposal, name)
+            if mine != other:
+                raise InputError(f"{name} is {mine} here and {other} in the proposal; make them equal")
+
+    def follow(self, own: Sequence[Any], foreign: Sequence[State]) -> list[Followed]:
+        """Looked up; what a model would read is charged."""
+        followed = []
+        for before, after in zip(own, foreign, strict=True):
+            new, logp = self._read(before, after)
+            state = self._drawn(before, after.tokens, logp, "candidate").state
+            followed.append(Followed(state, Cost(scored=0 if after.done else new)))
+        self.ledger = Cost.total([self.ledger, *(row.cost for row in followed)])
+        return followed
+
+    def logp(self, starts: Sequence[State], ends: Sequence[State]) -> list[Scored]:
+        """Looked up; a model would read all but the last token."""
+        read = [self._read(*row) for row in zip(starts, ends, strict=True)]
+        scored = [Scored(logp, Cost(scored=new - 1)) for new, logp in read]
+        self.ledger = Cost.total([self.ledger, *(row.cost for row in scored)])
+        return scored
+
+    def _read(self, before: Any, after: State) -> tuple[int, float]:
+        """How many tokens the second state has more than the first, and their log-probability."""
+        begun, problem = len(before.tokens), before.problem
+        if after.tokens[:begun] != before.tokens:
+            raise InputError(f"the tokens {after.tokens} do not go on from {before.tokens}")
+        steps = [(after.tokens[:n], after.tokens[n]) for n in range(begun, len(after.tokens))]
+        return len(steps), float(sum(np.log(self.next_token(problem, prefix)[token]) for prefix, token in steps))
 
     def greedy(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         """The most probable token at each turn. (The table is of the tempered law: what it says is the model.)"""

@@ -1,0 +1,185 @@
+"""A reference policy whose rollouts a cheaper proposal draws: Algorithm 2 of Li et al., arXiv 2601.21484.
+
+To a step function the pair is a policy like any other, except that its draws carry the logarithm of an importance
+ratio.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from ets.types import Chain, Cost, Draw, InputError, Keys, Policy, Problem, Proposal, Scored, Scorer, State
+from ets.weights import effective_sample_size
+
+ENOUGH = 32
+"""Rollouts that tell whether the ratios' effective sample size is too low."""
+NOISE = 0.1
+"""Below this share of effective rollouts, the correction is mostly noise."""
+
+
+@dataclass(frozen=True, eq=False)
+class PairedState:
+    """Where both policies stand. What a reader sees is the reference policy's state, `logp` its log-probability."""
+
+    reference: State
+    proposal: State
+    logp: float = 0.0
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return self.reference.tokens
+
+    @property
+    def text(self) -> str:
+        return self.reference.text
+
+    @property
+    def done(self) -> bool:
+        return self.reference.done
+
+
+class ImportanceSampling:
+    """A policy whose candidates come from the reference p_ref and whose rollouts come from a proposal q.
+
+    A rollout's text carries `log_ratio` = log p_ref(x_0 | x_s) - log q(x_0 | x_s): over exactly the tokens that q drew
+    (the end token and those trimmed with a stop string included), under exactly the distributions that were sampled.
+    A weight exp(log_ratio) is proper: E_q[exp(log_ratio) f(x_0)] = E_ref[f(x_0)] for every f, provided that q can draw
+    whatever p_ref can; what a truncated q cannot is told in `Text.missed`.
+
+    Parameters
+    ----------
+    reference : Scorer
+        p_ref.
+    proposal : Proposal
+        q: another model, or the same one under another distribution.
+    clip : (float, float), optional
+        Bounds on the ratio, which trade its variance for a bias. A ratio of zero stays zero.
+
+    Raises
+    ------
+    InputError
+        For policies that do not fit each other, or bounds out of order.
+    """
+
+    def __init__(self, reference: Policy, proposal: Policy, clip: tuple[float, float] | None = None) -> None:
+        if not isinstance(reference, Scorer):
+            raise InputError(f"a {type(reference).__name__} cannot score what a proposal drew; leave the proposal out")
+        if not isinstance(proposal, Proposal):
+            raise InputError(f"a {type(proposal).__name__} cannot follow another policy; choose another proposal")
+        if proposal.deterministic:
+            raise InputError("at temperature 0 the proposal draws one text only, which has no ratio; raise it")
+        reference.require_proposal(proposal)
+        self.reference, self.proposal, self._bounds = reference, proposal, log_bounds(clip)
+        self._starts: WeakKeyDictionary[State, State] = WeakKeyDictionary()
+        self._warned = False
+
+    @property
+    def ledger(self) -> Cost:
+        return self.reference.ledger + self.proposal.ledger
+
+    @property
+    def deterministic(self) -> bool:
+        return self.reference.deterministic
+
+    def start(self, problems: Sequence[Problem]) -> list[State]:
+        return [self.paired(*pair) for pair in zip(self.reference.start(problems), problems, strict=True)]
+
+    def paired(self, state: State, problem: Problem) -> PairedState:
+        """A pair, of what may be a start state of the reference policy: those who share it share the proposal's too."""
+        if isinstance(state, PairedState):
+            return state
+        if state not in self._starts:
+            self._starts[state] = self.proposal.start([problem])[0]
+        return PairedState(state, self._starts[state])
+
+    def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
+        """Candidates of the reference policy, which the proposal reads."""
+        pairs = _pairs(states)
+        drawn = self.reference.extend([pair.reference for pair in pairs], keys)
+        followed = self.proposal.follow([pair.proposal for pair in pairs], [draw.state for draw in drawn])
+        return [
+            replace(draw, state=PairedState(draw.state, there.state, draw.text.logp), cost=draw.cost + there.cost)
+            for draw, there in zip(drawn, followed, strict=True)
+        ]
+
+    def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
+        """Rollouts of the proposal, which the reference policy scores; `logp` of a draw is the proposal's."""
+        pairs = _pairs(states)
+        drawn = self.proposal.finish([pair.proposal for pair in pairs], keys)
+        scored = self.reference.logp([pair.reference for pair in pairs], [draw.state for draw in drawn])
+        weighed = [self._weighed(*row) for row in zip(pairs, drawn, scored, strict=True)]
+        self._warn_of_noise([draw.text.log_ratio for draw in weighed])
+        return weighed
+
+    def _weighed(self, before: PairedState, draw: Draw, scored: Scored) -> Draw:
+        ratio = scored.logp - draw.logp
+        if self._bounds and ratio > -math.inf:
+            ratio = min(max(ratio, self._bounds[0]), self._bounds[1])
+        text = replace(draw.text, logp=before.logp + scored.logp, log_ratio=ratio, missed=scored.missed)
+        return replace(
+            draw, state=PairedState(draw.state, draw.state, text.logp), text=text, cost=draw.cost + scored.cost
+        )
+
+    def _warn_of_noise(self, log_ratios: Sequence[float]) -> None:
+        """Once, if of at least `ENOUGH` rollouts hardly any carry weight."""
+        if self._warned or len(log_ratios) < ENOUGH:
+            return
+        impossible = all(ratio == -math.inf for ratio in log_ratios)
+        effective = 0.0 if impossible else effective_sample_size(np.array(log_ratios))
+        if effective < NOISE * len(log_ratios):
+            self._warned = True
+            warnings.warn(
+                f"of {len(log_ratios)} rollouts of the proposal {effective:.1f} are effective: the correction is "
+                "mostly noise; choose a proposal nearer to the model, larger guide steps, or none",
+                stacklevel=2,
+            )
+
+
+class Pairing:
+    """What a step function samples from: the policy that it is given, or that one's pair with a proposal."""
+
+    def __init__(self, proposal: Policy | None, clip: tuple[float, float] | None) -> None:
+        self.proposal, self.clip = proposal, clip
+        self._pair: ImportanceSampling | None = None
+        log_bounds(clip)
+
+    def __call__(self, policy: Policy, chains: Sequence[Chain]) -> tuple[Policy, Sequence[Chain]]:
+        """The policy, and the chains at its states."""
+        if self.proposal is None:
+            return policy, chains
+        if self._pair is None or self._pair.reference is not policy:
+            self._pair = ImportanceSampling(policy, self.proposal, self.clip)
+        pair = self._pair
+        return pair, [replace(chain, state=pair.paired(chain.state, chain.problem)) for chain in chains]
+
+
+def _pairs(states: Sequence[State]) -> list[PairedState]:
+    pairs = [state for state in states if isinstance(state, PairedState)]
+    if len(pairs) != len(states):
+        raise InputError("a state is of one policy alone; draw from this pair's own states")
+    return pairs
+
+
+def log_bounds(clip: tuple[float, float] | None) -> tuple[float, float] | None:
+    """The logarithms of a clip's bounds.
+
+    Raises
+    ------
+    InputError
+        Unless 0 ≤ lowest ≤ 1 ≤ highest.
+    """
+    if clip is None:
+        return None
+    try:
+        low, high = (float(bound) for bound in clip)
+    except (TypeError, ValueError):
+        raise InputError(f"clip is {clip!r}; give two numbers, the lowest and the highest ratio") from None
+    if not 0 <= low <= 1 <= high:
+        raise InputError(f"clip is {clip!r}; its bounds must enclose 1, which is the ratio's mean, as in (0.1, 10)")
+    return (math.log(low) if low else -math.inf), math.log(high)
