@@ -7,6 +7,7 @@ calls it unmasks: the logits at a position are for the token at that position.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -76,6 +77,12 @@ class LLaDAConfig(PreTrainedConfig):
 Turns: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines `[rows, 1, length, head]` of the positions' angles."""
 
+Exchange: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""`(layer, keys, values)` `[rows, heads, length, head]`, the keys turned, to those that the layer's queries look at.
+
+It may keep them, and give back more than it got: this is how a cache takes part.
+"""
+
 
 class _Block(nn.Module):
     """Attention and MLP, each after a norm and around a residual."""
@@ -101,21 +108,26 @@ class _Block(nn.Module):
         self.attn_norm = LlamaRMSNorm(config.d_model, config.rms_norm_eps)
         self.ff_norm = LlamaRMSNorm(config.d_model, config.rms_norm_eps)
 
-    def forward(self, hidden: torch.Tensor, mask: Any, turns: Turns, **options: Any) -> torch.Tensor:
-        hidden = hidden + self._attend(self.attn_norm(hidden), mask, turns, **options)
+    def forward(
+        self, hidden: torch.Tensor, mask: Any, turns: Turns, exchange: Exchange | None = None, **options: Any
+    ) -> torch.Tensor:
+        hidden = hidden + self._attend(self.attn_norm(hidden), mask, turns, exchange, **options)
         normed = self.ff_norm(hidden)
         return hidden + self.ff_out(silu(self.ff_proj(normed)) * self.up_proj(normed))
 
-    def _attend(self, hidden: torch.Tensor, mask: Any, turns: Turns, **options: Any) -> torch.Tensor:
+    def _attend(
+        self, hidden: torch.Tensor, mask: Any, turns: Turns, exchange: Exchange | None, **options: Any
+    ) -> torch.Tensor:
         shape = (*hidden.shape[:-1], -1, self.head_dim)
         query, key, value = (
             proj(hidden).view(shape).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
         )
+        query, key = rotated(query, turns), rotated(key, turns)
+        if exchange is not None:
+            key, value = exchange(self.layer_idx, key, value)
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         scaling = self.head_dim**-0.5
-        out, _ = attention(
-            self, rotated(query, turns), rotated(key, turns), value, mask, scaling=scaling, is_causal=False, **options
-        )
+        out, _ = attention(self, query, key, value, mask, scaling=scaling, is_causal=False, **options)
         return self.attn_out(out.reshape(*hidden.shape[:-1], -1))
 
 
@@ -127,7 +139,11 @@ def rotated(vectors: torch.Tensor, turns: Turns) -> torch.Tensor:
 
 
 class LLaDAModel(nn.Module):
-    """Everything but the head."""
+    """Everything but the head.
+
+    With an `exchange`, `input_ids` may be a part of the sequences: `position_ids` then say where it stands, and
+    `attention_mask` `[rows, columns]`, needed where rows are padded, is of the keys that the exchange gives back.
+    """
 
     def __init__(self, config: LLaDAConfig) -> None:
         super().__init__()
@@ -146,6 +162,7 @@ class LLaDAModel(nn.Module):
         input_ids: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
+        exchange: Exchange | None = None,
         **options: Any,
     ) -> BaseModelOutput:
         hidden = self.transformer["wte"](input_ids)
@@ -156,7 +173,7 @@ class LLaDAModel(nn.Module):
         angles = self._angles(position_ids)[:, None].to(wide)
         turns = angles.cos(), angles.sin()
         for block in cast("nn.ModuleList", self.transformer["blocks"]):
-            hidden = block(hidden, mask, turns, **options)
+            hidden = block(hidden, mask, turns, exchange, **options)
         return BaseModelOutput(last_hidden_state=self.transformer["ln_f"](hidden))
 
     def _angles(self, position_ids: torch.Tensor) -> torch.Tensor:

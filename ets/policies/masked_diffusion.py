@@ -8,119 +8,36 @@ the masked positions of the active block only.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias, cast
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ets.models import MASKED_DIFFUSION
 from ets.policies.autoregressive import Endings
+from ets.policies.canvas_cache import Caching
+from ets.policies.canvas_reader import BYTES_PER_LOGIT, CanvasReader
+from ets.policies.canvases import Canvas, CanvasState, Ints, Memory, Rows, alike, canvas_before, equally_masked
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.drawing import require_finite
 from ets.policies.memory import MemoryLimit
 from ets.policies.prompts import encode_prompt
-from ets.policies.unmasking import Revealed, Schedule, Unmasking, denoise, denoise_greedily
+from ets.policies.unmasking import Revealed, Schedule, Turn, Unmasking, denoise, denoise_greedily
 from ets.randomness import Purpose, derive, uniform
-from ets.types import Cost, Draw, Floats, InputError, Keys, Policy, Problem, State, Text
+from ets.types import Cost, Draw, InputError, Keys, Problem, State, Text
 
-Ints: TypeAlias = NDArray[np.int64]
-
-PADDING = 1.125
-"""Rows go through the model together if the longest has at most this many times the tokens of the shortest."""
-BYTES_PER_LOGIT = 48
-"""Of the float64 tensors that a denoising step makes, for each position and token of the vocabulary."""
 BYTES_PER_CANVAS = 2**31
 """Rows that share a canvas and would take more are split into groups."""
 
 
-@dataclass(eq=False)
-class Memory:
-    """The head's guided inputs `[n, width]` at a canvas's masked positions, once its owner has computed them."""
-
-    owner: Policy
-    hidden: torch.Tensor | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class CanvasState:
-    """A canvas on its way.
-
-    Parameters
-    ----------
-    problem : Problem
-    prompt : tuple of int
-    tokens : tuple of int
-        The canvas `[gen_length]`: the mask id where nothing has been revealed.
-    path : tuple of int
-        The denoising step that revealed each position; -1 where none has.
-    step : int
-        Denoising steps done.
-    text : str
-        Up to the first end token or stop string; a masked position before the last token shows as `·`.
-    logp : float
-        Natural-log probability of the path: of tokens and positions.
-    done : bool
-    memory : Memory
-        Shared by the rows that share this state, and by the states of equal draws.
-    """
-
-    problem: Problem
-    prompt: tuple[int, ...]
-    tokens: tuple[int, ...]
-    path: tuple[int, ...]
-    memory: Memory = field(repr=False)
-    step: int = 0
-    text: str = ""
-    logp: float = 0.0
-    done: bool = False
-
-
-@dataclass(eq=False)
-class _Rows:
-    """R rows under way: arrays that the denoising steps change in place."""
-
-    keys: Keys
-    prompts: list[tuple[int, ...]]
-    prompt_numbers: list[int]  # equal for equal prompts
-    tokens: Ints  # [R, gen_length]
-    path: Ints  # [R, gen_length]
-    step: Ints  # [R]
-    logp: Floats  # [R]
-    costs: Ints  # [R, 3]: positions, row-forwards, vocabulary positions
-
-    @classmethod
-    def of(cls, states: Sequence[CanvasState], keys: Keys) -> _Rows:
-        tokens, path = (np.array([getattr(state, name) for state in states]) for name in ("tokens", "path"))
-        step = np.array([state.step for state in states])
-        prompts, numbers = [state.prompt for state in states], dict[tuple[int, ...], int]()
-        each = [numbers.setdefault(prompt, len(numbers)) for prompt in prompts]
-        costs = np.zeros((len(states), 3), np.int64)
-        return cls(keys, prompts, each, tokens, path, step, np.zeros(len(states)), costs)
-
-    def name(self, row: int) -> tuple[int, bytes]:
-        """Equal for rows that the model cannot tell apart."""
-        return self.prompt_numbers[row], self.tokens[row].tobytes()
-
-
-@dataclass(eq=False)
-class _Canvas:
-    """What some rows share: a prompt and a canvas, and the masked positions of its active block."""
-
-    prompt: tuple[int, ...]
-    tokens: Ints
-    masked: Ints
-    memory: Memory
-    rows: list[int] = field(default_factory=list)
-
-    @property
-    def length(self) -> int:
-        return len(self.prompt) + len(self.tokens)
-
-
 class MaskedDiffusionPolicy:
     """p_ref as a masked-diffusion model under a denoising law; a guide step is `steps / guide_steps` denoising steps.
+
+    With a cache, or with parallel decoding, it is a faster sampler with a law of its own. As p_ref it needs no
+    correction: candidates and completions come from it, and the weight of a sample is exactly 1 (Level 0: "the fast
+    sampler itself").
 
     Parameters
     ----------
@@ -129,18 +46,27 @@ class MaskedDiffusionPolicy:
         The law of a denoising step.
     schedule : Schedule
         The canvas, its blocks and steps, and the guide steps.
+    caching : Caching, optional
+        Compute the whole canvas at some denoising steps only. What is known from them is part of the state: guide
+        steps may end anywhere and change nothing.
     memory_gib : float, optional
         Limit on what the rows of one forward pass take; more rows are split into chunks. By default half of the
-        memory that is free when the model has been loaded.
+        memory that is free when the model has been loaded. A cache may take as much again.
 
     Raises
     ------
     InputError
-        For a checkpoint of another architecture.
+        For a checkpoint of another architecture, or guidance with a cache.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, unmasking: Unmasking, schedule: Schedule, *, memory_gib: float | None = None
+        self,
+        checkpoint: Checkpoint,
+        unmasking: Unmasking,
+        schedule: Schedule,
+        *,
+        caching: Caching | None = None,
+        memory_gib: float | None = None,
     ) -> None:
         config = checkpoint.config
         family = MASKED_DIFFUSION.get(config.model_type)
@@ -149,22 +75,31 @@ class MaskedDiffusionPolicy:
                 f"{checkpoint.name!r} is a {config.model_type!r} model, which does not unmask; "
                 f"give one of the architectures: {', '.join(MASKED_DIFFUSION)}"
             )
-        self.checkpoint, self.unmasking, self.schedule, self.family = checkpoint, unmasking, schedule, family
+        if caching is not None and unmasking.cfg:
+            raise InputError(
+                f"cfg is {unmasking.cfg}, but a cache holds no unguided canvases; set cfg to 0, or no cache"
+            )
+        self.checkpoint, self.unmasking, self.schedule, self.caching = checkpoint, unmasking, schedule, caching
         self.mask_id = int(getattr(config, family.mask_field))
         vocabulary = checkpoint.tokenizer.get_vocab()
         named = {vocabulary[token] for token in family.end_tokens if token in vocabulary}
         self.endings = Endings(checkpoint.tokenizer, checkpoint.end_ids | named, config.vocab_size)
-        self.ledger = Cost()
-        self._memory = MemoryLimit(memory_gib, lambda: checkpoint.model.device)
+        self.reader = CanvasReader(checkpoint, self.mask_id, family.shift, unmasking.cfg)
+        self.memory_limit = MemoryLimit(memory_gib, lambda: checkpoint.model.device)
 
     @property
     def deterministic(self) -> bool:
         return self.unmasking.deterministic
 
     @property
-    def passes(self) -> int:
-        """Sequences that the model reads for one canvas: two with guidance."""
-        return 2 if self.unmasking.cfg else 1
+    def ledger(self) -> Cost:
+        return self.reader.ledger
+
+    def last_refresh(self, step: int) -> int:
+        """The denoising step at which the whole canvas was computed last: this one, where there is no cache."""
+        if self.caching is None:
+            return step
+        return step - step % (each := self.schedule.steps_per_block) + self.caching.last_refresh(step % each)
 
     def start(self, problems: Sequence[Problem]) -> list[State]:
         """Canvases of masks; prompts are checked now."""
@@ -179,10 +114,23 @@ class MaskedDiffusionPolicy:
         return [CanvasState(*pair, empty, (-1,) * length, Memory(self)) for pair in zip(problems, prompts, strict=True)]
 
     def sample_positions(self, states: Sequence[State]) -> float:
-        """Token positions of one sample that shares nothing, without `stop_at_end`: the mean over start states."""
-        own = self._own(states)
-        each = sum(len(state.prompt) + len(state.tokens) for state in own) / len(own)
-        return self.schedule.steps * self.passes * each
+        """Token positions of one sample that shares nothing: the mean over start states.
+
+        Of one that neither stops at its end nor decodes in parallel: it takes no more.
+        """
+        own, canvas = self._own(states), self.schedule.gen_length
+        prompt = sum(len(state.prompt) for state in own) / len(own)
+        total = 0.0
+        for step in range(self.schedule.steps):
+            first, last = self._window(step) or (0, canvas)
+            total += prompt + canvas if self.last_refresh(step) == step else last - first
+        return self.reader.passes * total
+
+    def _window(self, step: int) -> tuple[int, int] | None:
+        """The positions that a denoising step computes between refreshes; None where all are refreshes."""
+        if self.caching is None:
+            return None
+        return self.caching.window(self.schedule.block_of(step), self.schedule.gen_length)
 
     def _own(self, states: Sequence[State]) -> list[CanvasState]:
         """The states as this policy's own: another one's may have been read by other weights, or unmask otherwise."""
@@ -192,19 +140,19 @@ class MaskedDiffusionPolicy:
         return own
 
     def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
-        each = self.schedule.steps_per_guide_step
         own = self._own(states)
-        return self._draw(own, keys, np.array([(state.step // each + 1) * each for state in own]), "candidate")
+        ends = [self.schedule.boundary(state.revealed) for state in own]
+        return self._draw(own, keys, np.array(ends, np.int64), "candidate")
 
     def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
-        return self._draw(self._own(states), keys, np.full(len(states), self.schedule.steps), "rollout")
+        return self._draw(self._own(states), keys, np.full(len(states), self.schedule.gen_length), "rollout")
 
     def greedy(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         """The same denoising rule at temperature 0; logp is that of the path at temperature 1.
 
         The keys matter for the rule `random` alone, which draws positions at any temperature.
         """
-        ends = np.full(len(states), self.schedule.steps)
+        ends = np.full(len(states), self.schedule.gen_length)
         return self._draw(self._own(states), keys, ends, "rollout", denoise_greedily)
 
     @torch.inference_mode()
@@ -216,53 +164,80 @@ class MaskedDiffusionPolicy:
         kind: str,
         rule: Callable[..., Revealed] = denoise,
     ) -> list[Draw]:
-        """Denoise each row up to its own last step."""
-        rows = _Rows.of(states, keys)
-        known = {rows.name(row): state.memory for row, state in enumerate(states)}
-        width = self._bytes_per_position
-        while (going := np.flatnonzero(rows.step < ends)).size:
-            for batch in _alike(self._distinct(rows, going, known)):
-                copies = max(len(canvas.rows) for canvas in batch)
-                logits = copies * len(batch[0].masked) * self.checkpoint.config.vocab_size
-                bytes_each = batch[-1].length * width * self.passes + logits * BYTES_PER_LOGIT
-                self._memory.in_chunks(batch, bytes_each, lambda chunk: self._denoise(chunk, rows, rule))
-            if self.unmasking.stop_at_end:
-                self._fill_after_end(rows, going)
-        require_finite([state.problem for state in states], rows.logp.tolist())
+        """Draw each row until so many of its positions are revealed; with a cache, as many rows as it holds."""
         memories: dict[Any, Memory] = {}  # candidates may be equal, and any of them may be chosen
-        draws = [
-            self._drawn(state, rows, row, kind, memories.setdefault(rows.name(row), Memory(self)))
-            for row, state in enumerate(states)
-        ]
-        self.ledger += Cost.total(draw.cost for draw in draws)
+
+        def together(chosen: Sequence[int]) -> list[Draw]:
+            rows = Rows.of([states[n] for n in chosen], keys[chosen], self.schedule.steps)
+            self._advance([states[n] for n in chosen], rows, ends[chosen], rule)
+            return [self._drawn(states[n], rows, row, kind, memories) for row, n in enumerate(chosen)]
+
+        everyone = range(len(states))
+        if self.caching is None:
+            draws = together(everyone)
+        else:
+            longest = max((len(state.prompt) for state in states), default=0) + self.schedule.gen_length
+            chunks = self.memory_limit.in_chunks(everyone, self.reader.bytes_known(longest), together)
+            draws = [draw for chunk in chunks for draw in chunk]
+        self.reader.ledger += Cost.total(draw.cost for draw in draws)
         return draws
 
-    def _distinct(self, rows: _Rows, going: Ints, known: dict[Any, Memory]) -> list[_Canvas]:
+    def _advance(self, states: Sequence[CanvasState], rows: Rows, ends: Ints, rule: Callable[..., Revealed]) -> None:
+        """Denoise rows until as many of their positions are revealed as `ends` says."""
+        known = {self._name(rows, row): state.memory for row, state in enumerate(states)}
+        while (going := np.flatnonzero((rows.tokens != self.mask_id).sum(-1) < ends)).size:
+            canvases = self._distinct(rows, going, known)
+            for batch in alike({id(c.memory): c for c in canvases if c.memory.hidden is None}.values()):
+                bytes_each = max(map(self.reader.bytes_to_read, batch))
+                self.memory_limit.in_chunks(batch, bytes_each, self.reader.read)
+            for batch in equally_masked(canvases):
+                bytes_each = self.reader.bytes_of_logits(batch[0], max(len(canvas.rows) for canvas in batch))
+                self.memory_limit.in_chunks(batch, bytes_each, partial(self._denoise, rows=rows, rule=rule))
+            # At once: from logits that are no numbers the mask token is drawn, and rows never end.
+            require_finite([state.problem for state in states], rows.step_logps.sum((1, 2)).tolist())
+            if self.unmasking.stop_at_end:
+                self._fill_after_end(rows, going)
+
+    def _name(self, rows: Rows, row: int) -> Any:
+        """Equal for rows that the model cannot tell apart: by their canvas, and that of the last refresh."""
+        return rows.prompt_numbers[row], rows.tokens[row].tobytes(), self._origin(rows, row).tobytes()
+
+    def _origin(self, rows: Rows, row: int) -> Ints:
+        """The canvas at the last refresh."""
+        step = int(rows.step[row])
+        return canvas_before(rows.tokens[row], rows.path[row], self.last_refresh(step), self.mask_id)
+
+    def _distinct(self, rows: Rows, going: Ints, known: dict[Any, Memory]) -> list[Canvas]:
         """The different canvases of the rows that go on."""
-        found: dict[Any, _Canvas] = {}
+        found: dict[Any, Canvas] = {}
         for row in going.tolist():
-            name = rows.name(row)
+            name = self._name(rows, row)
             if name not in found:
-                tokens = rows.tokens[row].copy()
-                first, last = self.schedule.block_of(int(rows.step[row]))
-                masked = first + np.flatnonzero(tokens[first:last] == self.mask_id)
-                found[name] = _Canvas(rows.prompts[row], tokens, masked, known.get(name) or Memory(self))
+                found[name] = self._canvas(rows, row, known.get(name) or Memory(self))
             found[name].rows.append(row)
         return [part for canvas in found.values() for part in self._split(canvas)]
 
-    def _split(self, canvas: _Canvas) -> Iterator[_Canvas]:
+    def _canvas(self, rows: Rows, row: int, memory: Memory) -> Canvas:
+        tokens, step = rows.tokens[row].copy(), int(rows.step[row])
+        first, last = self.schedule.block_of(step)
+        masked = first + np.flatnonzero(tokens[first:last] == self.mask_id)
+        if self.last_refresh(step) == step:
+            # Nothing is kept for a step that is a refresh itself.
+            window = self._window(step) if self.last_refresh(step + 1) == step else None
+            return Canvas(rows.prompts[row], tokens, masked, memory, window)
+        memory.known = memory.known or rows.known[row]
+        return Canvas(rows.prompts[row], tokens, masked, memory, self._window(step), self._origin(rows, row))
+
+    def _split(self, canvas: Canvas) -> Iterator[Canvas]:
         """The canvas in parts whose rows fit into memory together; they share what has been read."""
         bytes_each = len(canvas.masked) * self.checkpoint.config.vocab_size * BYTES_PER_LOGIT
         size = max(1, BYTES_PER_CANVAS // bytes_each)
         for begin in range(0, len(canvas.rows), size):
             yield replace(canvas, rows=canvas.rows[begin : begin + size])
 
-    def _denoise(self, canvases: Sequence[_Canvas], rows: _Rows, rule: Callable[..., Revealed]) -> None:
+    def _denoise(self, canvases: Sequence[Canvas], rows: Rows, rule: Callable[..., Revealed]) -> None:
         """One denoising step of the canvases' rows."""
-        unread = {id(canvas.memory): canvas for canvas in canvases if canvas.memory.hidden is None}
-        self._read(list(unread.values()), rows)
-        hidden = torch.stack([cast("torch.Tensor", canvas.memory.hidden) for canvas in canvases])
-        logits = self.checkpoint.model.get_output_embeddings()(hidden)
+        logits = self.reader.logits(canvases)
         index = np.array([row for canvas in canvases for row in canvas.rows])
         of = np.repeat(np.arange(len(canvases)), [len(canvas.rows) for canvas in canvases])
         masked = np.stack([canvas.masked for canvas in canvases])[of]
@@ -270,67 +245,26 @@ class MaskedDiffusionPolicy:
         keys, quotas = rows.keys[index, None], np.array([self.schedule.quota(int(s)) for s in step])
         numbers = uniform(keys, step[:, None], masked)
         orders = uniform(derive(keys, int(Purpose.POSITION)), step[:, None], masked)
-        choice = (torch.from_numpy(array).to(logits.device) for array in (of, quotas, numbers, orders))
-        revealed = rule(logits, *choice, unmasking=self.unmasking, mask_id=self.mask_id)
-        chosen = revealed.positions.cpu().numpy()
+        arrays = (of, np.minimum(quotas, masked.shape[1]), numbers, orders)
+        turn = Turn(logits, self.mask_id, *(torch.from_numpy(array).to(logits.device) for array in arrays))
+        self._place(rows, index, masked, rule(turn, self.unmasking))
+        for canvas in canvases:
+            rows.costs[canvas.rows[0]] += (canvas.positions, canvas.row_forwards, len(canvas.masked))
+            for row in canvas.rows:
+                following = int(rows.step[row])
+                rows.known[row] = canvas.memory.known if self.last_refresh(following) < following else None
+
+    def _place(self, rows: Rows, index: Ints, masked: Ints, revealed: Revealed) -> None:
+        """What a denoising step revealed of the rows `index`, whose masked positions `[R, n]` it saw."""
+        step, chosen = rows.step[index], revealed.positions.cpu().numpy()
         where = (np.broadcast_to(index[:, None], chosen.shape)[chosen], masked[chosen])
         rows.tokens[where] = revealed.tokens.cpu().numpy()[chosen]
         rows.path[where] = np.broadcast_to(step[:, None], chosen.shape)[chosen]
-        rows.logp[index] += (revealed.token_logp + revealed.position_logp).cpu().numpy()
-        rows.step[index] += 1
-        for canvas in canvases:
-            rows.costs[canvas.rows[0], 2] += len(canvas.masked)
+        rows.step_logps[index, step] = torch.stack((revealed.token_logp, revealed.position_logp), -1).cpu().numpy()
+        full: list[bool] = chosen.all(axis=-1).tolist()
+        rows.step[index] = [self.schedule.step_after(*pair) for pair in zip(step.tolist(), full, strict=True)]
 
-    def _read(self, canvases: Sequence[_Canvas], rows: _Rows) -> None:
-        """One forward pass over canvases that differ; charged, padding included, to the first row of each.
-
-        With guidance, un + (s + 1)(cond - un) is taken before the head, which is linear: half the vocabulary work.
-        """
-        if not canvases:
-            return
-        sequences: list[tuple[Sequence[int], Ints]] = []
-        unguided: dict[tuple[int, bytes], int] = {}  # where the sequence of a canvas without its prompt stands
-        places = np.empty((self.passes, len(canvases)), np.int64)
-        for n, canvas in enumerate(canvases):
-            places[0, n] = len(sequences)
-            sequences.append((canvas.prompt, canvas.tokens))
-            if self.unmasking.cfg:
-                name = (len(canvas.prompt), canvas.tokens.tobytes())
-                if name not in unguided:
-                    unguided[name] = len(sequences)
-                    sequences.append(((self.mask_id,) * len(canvas.prompt), canvas.tokens))
-                places[1, n] = unguided[name]
-        longest = max(canvas.length for canvas in canvases)
-        hidden = self._forward([np.concatenate(pair) for pair in sequences], longest)
-        at = np.stack([longest - len(c.tokens) + c.masked - self.family.shift for c in canvases])
-        found = hidden[torch.from_numpy(places)[..., None], torch.from_numpy(at)[None]]
-        # Charged only now: where memory ran out, the canvases come again in smaller chunks.
-        reads = np.diff(places[0], append=len(sequences))
-        for canvas, read, vectors in zip(canvases, reads.tolist(), self._guided(found), strict=True):
-            rows.costs[canvas.rows[0], :2] += (read * longest, read)
-            canvas.memory.hidden = vectors.clone()  # a slice would keep the other canvases' alive
-
-    def _guided(self, hidden: torch.Tensor) -> torch.Tensor:
-        """`[U, n, width]` from `[1 or 2, U, n, width]`."""
-        if len(hidden) == 1:
-            return hidden[0]
-        wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
-        return (wide[1] + (self.unmasking.cfg + 1) * (wide[0] - wide[1])).to(hidden.dtype)
-
-    def _forward(self, sequences: Sequence[Ints], longest: int) -> torch.Tensor:
-        """The head's inputs `[sequences, longest, width]`; shorter sequences are padded on the left."""
-        device = self.checkpoint.model.device
-        ids = np.zeros((len(sequences), longest), np.int64)
-        real = np.zeros_like(ids)
-        for n, sequence in enumerate(sequences):
-            ids[n, longest - len(sequence) :] = sequence
-            real[n, longest - len(sequence) :] = 1
-        mask = None if real.all() else torch.from_numpy(real).to(device)
-        hidden = self.checkpoint.model.base_model(torch.from_numpy(ids).to(device), mask).last_hidden_state
-        self.ledger += Cost(forwards=1)
-        return hidden
-
-    def _fill_after_end(self, rows: _Rows, going: Ints) -> None:
+    def _fill_after_end(self, rows: Rows, going: Ints) -> None:
         """End the rows whose last finished block holds an end token: nothing after it is part of their text."""
         ends = list(self.endings.end_ids)
         for row in going[rows.step[going] % self.schedule.steps_per_block == 0].tolist():
@@ -339,11 +273,14 @@ class MaskedDiffusionPolicy:
                 rows.tokens[row, filled:] = ends[0]
                 rows.step[row] = self.schedule.steps
 
-    def _drawn(self, before: CanvasState, rows: _Rows, row: int, kind: str, memory: Memory) -> Draw:
+    def _drawn(self, before: CanvasState, rows: Rows, row: int, kind: str, memories: dict[Any, Memory]) -> Draw:
         tokens, path = tuple(rows.tokens[row].tolist()), tuple(rows.path[row].tolist())
-        step, logp = int(rows.step[row]), float(rows.logp[row])
-        text, total, done = self._text(tokens, before.problem.stop), before.logp + logp, step == self.schedule.steps
-        state = CanvasState(before.problem, before.prompt, tokens, path, memory, step, text, total, done)
+        step, logps = int(rows.step[row]), rows.step_logps[row]
+        text, logp = self._text(tokens, before.problem.stop), float(logps[before.step :].sum())
+        total, done = before.logp + logp, step == self.schedule.steps
+        memory = memories.setdefault((before.prompt, self._name(rows, row)[1:]), Memory(self))
+        memory.known = memory.known or (None if done else rows.known[row])
+        state = CanvasState(before.problem, before.prompt, tokens, path, memory, step, text, total, done, logps)
         positions, row_forwards, vocabulary = rows.costs[row].tolist()
         generated = sum(revealed >= before.step for revealed in path)
         counts = {kind: positions, "row_forwards": row_forwards, "vocabulary": vocabulary, "generated": generated}
@@ -363,22 +300,3 @@ class MaskedDiffusionPolicy:
             else:
                 run.append(token)
         return self.endings.cut("".join([*pieces, self.endings.decode(run)]), stop)
-
-    @property
-    def _bytes_per_position(self) -> int:
-        """Bytes that a token position takes on its way through a layer, generously."""
-        config = self.checkpoint.config
-        return (12 * config.hidden_size + 3 * config.intermediate_size) * self.checkpoint.model.dtype.itemsize
-
-
-def _alike(canvases: Sequence[_Canvas]) -> Iterator[list[_Canvas]]:
-    """Batches of canvases with equally many masked positions and of nearly the same length."""
-    batch: list[_Canvas] = []
-    for canvas in sorted(canvases, key=lambda canvas: (len(canvas.masked), canvas.length)):
-        shortest = batch[0] if batch else canvas
-        if len(canvas.masked) != len(shortest.masked) or canvas.length > PADDING * shortest.length:
-            yield batch
-            batch = []
-        batch.append(canvas)
-    if batch:
-        yield batch

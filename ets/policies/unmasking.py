@@ -1,4 +1,4 @@
-"""Masked diffusion's transition, one denoising step at a time: pure functions on logits.
+"""Masked diffusion's settings, and its transition, one denoising step at a time: pure functions on logits.
 
 At a canvas x, a step draws a token for every masked position of the active block, v_j ~ p_j, ranks the draws by a
 score, and reveals the best. The draws are independent, so the probability of revealing the set S with tokens v_S is
@@ -13,13 +13,15 @@ Shape letters: R rows, U different canvases among them, n masked positions of th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import accumulate
 
 import torch
 
 from ets.policies.drawing import pick_tokens
-from ets.transition import require_counts
+from ets.policies.rules import RULES, Drawn, for_rows
+from ets.transition import require_counts, require_positive
 from ets.types import InputError
 
 
@@ -27,12 +29,19 @@ from ets.types import InputError
 class Schedule:
     """How a canvas is filled: blocks from left to right, each in equally many denoising steps.
 
+    Parallel decoding may fill a block before its steps are over; the rest of them is left out, so that a step's number
+    still tells its block. Guide steps are therefore counted in revealed positions, not in steps: a guide step ends as
+    soon as at least as many positions are revealed as the quotas of its steps reveal. Without parallel decoding that is
+    after `steps / guide_steps` steps. With it, M candidates differ by what one denoising step reveals at most, and not
+    at all where guide steps are whole blocks; there are `guide_steps` at most.
+
     Parameters
     ----------
     gen_length : int
         Tokens of the canvas (d_x).
     steps : int
-        Denoising steps in all: a multiple of the number of blocks, at most `gen_length`.
+        Denoising steps in all: a multiple of the number of blocks, at most `gen_length`. Where decoding is parallel,
+        the largest number of steps: each reveals its quota at least.
     block_length : int
         Tokens of a block; divides `gen_length`.
     guide_steps : int
@@ -86,6 +95,19 @@ class Schedule:
         share, remainder = divmod(self.block_length, self.steps_per_block)
         return share + (step % self.steps_per_block < remainder)
 
+    def step_after(self, step: int, block_is_full: bool) -> int:
+        """The number of the next denoising step: of the next block's first, where this block is full."""
+        return (step // self.steps_per_block + 1) * self.steps_per_block if block_is_full else step + 1
+
+    def boundary(self, revealed: int) -> int:
+        """How many positions are revealed, at least, when a guide step ends that begins with so many."""
+        return next(share for share in self._boundaries if share > revealed)
+
+    @cached_property
+    def _boundaries(self) -> list[int]:
+        revealed = list(accumulate(map(self.quota, range(self.steps))))
+        return revealed[self.steps_per_guide_step - 1 :: self.steps_per_guide_step]
+
 
 @dataclass(frozen=True)
 class Unmasking:
@@ -96,26 +118,35 @@ class Unmasking:
     temperature : float
         Of the drawn tokens, at least 0. Scores are always of the untempered distribution.
     remasking : str
-        A key of `RULES`: which masked positions are revealed first. `low_confidence` is LLaDA's name for those whose
-        drawn token is the most probable (the others are masked again); `random`; `margin`, between the two most
-        probable tokens; `entropy`, the lowest. The mask token has its share in the confidences, as in LLaDA's own
-        sampler, and none in margin and entropy.
+        A key of `ets.policies.rules.RULES`: which masked positions are revealed first. `low_confidence` is LLaDA's name
+        for those whose drawn token is the most probable (the others are masked again); `largest`, those whose most
+        probable token is, whatever was drawn; `random`; `margin`, between the two most probable tokens; `entropy`, the
+        lowest. The mask token has its share in the confidences, as in LLaDA's own sampler, and none in margin and
+        entropy.
     cfg : float
         Classifier-free guidance s: logits un + (s + 1)(cond - un), at twice the forwards; 0 is none.
     stop_at_end : bool
         Leave out the blocks after one that holds an end token. The law of the text is the same: it is cut at the
         first end token, and no block looks at a later one that has been filled.
+    threshold : float, optional
+        Parallel decoding (Wu et al., Fast-dLLM, arXiv 2505.22618): beyond its quota, a step reveals every position
+        whose confidence reaches this, above 0 and at most 1. For `low_confidence` and `largest`.
+    factor : float, optional
+        Parallel decoding by Fast-dLLM's factor rule, for the same two: beyond its quota, as many of the most confident
+        positions as have (n + 1)(1 - confidence of the n-th) at most this.
 
     Raises
     ------
     InputError
-        For an unknown rule, or a number out of range.
+        For an unknown rule, a number out of range, or parallel decoding by a rule that has no confidences.
     """
 
     temperature: float = 1.0
     remasking: str = "low_confidence"
     cfg: float = 0.0
     stop_at_end: bool = False
+    threshold: float | None = None
+    factor: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("temperature", self.temperature), ("cfg", self.cfg)):
@@ -125,6 +156,31 @@ class Unmasking:
             raise InputError(f"unknown remasking {self.remasking!r}; choose from {', '.join(RULES)}")
         if not isinstance(self.stop_at_end, bool):
             raise InputError(f"stop_at_end is {self.stop_at_end!r}; it must be True or False")
+        self._require_level()
+
+    def _require_level(self) -> None:
+        levels = {"threshold": self.threshold, "factor": self.factor}
+        given = {name: value for name, value in levels.items() if value is not None}
+        require_positive(**given)
+        if len(given) > 1:
+            raise InputError(f"threshold {self.threshold} and factor {self.factor} exclude each other; leave one out")
+        if self.threshold is not None and self.threshold > 1:
+            raise InputError(f"threshold is {self.threshold!r}, but a confidence is 1 at most; choose less")
+        if given and not RULES[self.remasking].confident:
+            confident = " or ".join(name for name, rule in RULES.items() if rule.confident)
+            raise InputError(
+                f"{next(iter(given))} needs confidences, which remasking {self.remasking!r} has not; choose {confident}"
+            )
+
+    @property
+    def parallel(self) -> bool:
+        """Whether a step may reveal more than its quota."""
+        return self.threshold is not None or self.factor is not None
+
+    @property
+    def by_canvas(self) -> bool:
+        """Whether the positions revealed do not depend on the tokens drawn."""
+        return RULES[self.remasking].by_canvas
 
     @property
     def deterministic(self) -> bool:
@@ -138,6 +194,49 @@ class Unmasking:
         if self.temperature == 0:
             return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
         return logits.div_(self.temperature).softmax(-1)
+
+    def bars(self, quota: torch.Tensor, positions: int) -> torch.Tensor:
+        """What the best of `positions` scores, the second best, … must reach `[R, positions]`, by quotas `[R]`."""
+        m = torch.arange(1, positions + 1, dtype=torch.float64, device=quota.device)
+        if self.threshold is not None:
+            beyond = torch.full_like(m, math.log(self.threshold))
+        elif self.factor is not None:
+            beyond = (1 - self.factor / (m + 1)).clamp(min=0).log()
+        else:
+            beyond = torch.full_like(m, math.inf)
+        return torch.where(m <= quota[:, None], -math.inf, beyond)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a denoising step of R rows starts from.
+
+    Parameters
+    ----------
+    logits : tensor
+        `[U, n, V]`, guided, at the masked positions of the active block from left to right.
+    mask_id : int
+        The mask token: never drawn.
+    canvas : tensor
+        `[R]`, which of the U each row has. Where R = U, it is 0, 1, 2, ….
+    quota : tensor
+        `[R]`, how many positions to reveal, at least where decoding is parallel: 1 to n.
+    uniforms : tensor
+        `[R, n]` in float64: one for each drawn token.
+    orders : tensor
+        `[R, n]` in float64: one for each position, used by the rule `random` only.
+    """
+
+    logits: torch.Tensor
+    mask_id: int
+    canvas: torch.Tensor
+    quota: torch.Tensor
+    uniforms: torch.Tensor
+    orders: torch.Tensor
+
+    def drawn(self, probabilities: torch.Tensor, tokens: torch.Tensor, unmasking: Unmasking) -> Drawn:
+        bars = unmasking.bars(self.quota, tokens.shape[1])
+        return Drawn(self.logits, self.canvas, probabilities, tokens, self.orders, bars, self.mask_id)
 
 
 @dataclass(frozen=True)
@@ -160,179 +259,24 @@ class Revealed:
     position_logp: torch.Tensor
 
 
-def denoise(
-    logits: torch.Tensor,
-    canvas: torch.Tensor,
-    quota: torch.Tensor,
-    uniforms: torch.Tensor,
-    orders: torch.Tensor,
-    *,
-    unmasking: Unmasking,
-    mask_id: int,
-) -> Revealed:
-    """One denoising step of R rows.
-
-    Parameters
-    ----------
-    logits : tensor
-        `[U, n, V]`, guided, at the masked positions of the active block from left to right.
-    canvas : tensor
-        `[R]`, which of the U each row has. Where R = U, it is 0, 1, 2, ….
-    quota : tensor
-        `[R]`, how many positions to reveal, 1 to n.
-    uniforms : tensor
-        `[R, n]` in float64: one for each drawn token.
-    orders : tensor
-        `[R, n]` in float64: one for each position, used by the rule `random` only.
-    unmasking : Unmasking
-    mask_id : int
-        The mask token: never drawn.
-
-    Returns
-    -------
-    Revealed
-    """
-    probabilities = _for_rows(unmasking.probabilities(logits, mask_id), canvas)
-    tokens, logp = pick_tokens(probabilities.flatten(0, 1), uniforms.flatten())
-    tokens, logp = tokens.view(uniforms.shape), logp.view(uniforms.shape)
-    return _reveal(Drawn(logits, canvas, probabilities, tokens, orders, quota, mask_id), logp, unmasking)
+def denoise(turn: Turn, unmasking: Unmasking) -> Revealed:
+    """One denoising step."""
+    probabilities = for_rows(unmasking.probabilities(turn.logits, turn.mask_id), turn.canvas)
+    tokens, logp = pick_tokens(probabilities.flatten(0, 1), turn.uniforms.flatten())
+    tokens, logp = tokens.view(turn.uniforms.shape), logp.view(turn.uniforms.shape)
+    return _reveal(turn.drawn(probabilities, tokens, unmasking), logp, unmasking)
 
 
-def denoise_greedily(
-    logits: torch.Tensor,
-    canvas: torch.Tensor,
-    quota: torch.Tensor,
-    uniforms: torch.Tensor,
-    orders: torch.Tensor,
-    *,
-    unmasking: Unmasking,
-    mask_id: int,
-) -> Revealed:
+def denoise_greedily(turn: Turn, unmasking: Unmasking) -> Revealed:
     """What `denoise` does at temperature 0, with the log-probability that temperature 1 gives to it."""
     untempered = replace(unmasking, temperature=1.0)
-    best_tokens = replace(unmasking, temperature=0.0).probabilities(logits, mask_id).argmax(-1)
-    probabilities = _for_rows(untempered.probabilities(logits, mask_id), canvas)
-    tokens = _for_rows(best_tokens, canvas)
+    best_tokens = replace(unmasking, temperature=0.0).probabilities(turn.logits, turn.mask_id).argmax(-1)
+    probabilities = for_rows(untempered.probabilities(turn.logits, turn.mask_id), turn.canvas)
+    tokens = for_rows(best_tokens, turn.canvas)
     logp = probabilities.gather(-1, tokens[..., None])[..., 0].log()
-    return _reveal(Drawn(logits, canvas, probabilities, tokens, orders, quota, mask_id), logp, untempered)
+    return _reveal(turn.drawn(probabilities, tokens, untempered), logp, untempered)
 
 
 def _reveal(drawn: Drawn, logp: torch.Tensor, unmasking: Unmasking) -> Revealed:
     positions, position_logp = RULES[unmasking.remasking].reveal(drawn)
     return Revealed(drawn.tokens, positions, logp.masked_fill(~positions, 0.0).sum(-1), position_logp)
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """What a rule chooses from: the arguments of `denoise`, the law of each row's draws `[R, n, V]`, and the tokens."""
-
-    logits: torch.Tensor
-    canvas: torch.Tensor
-    probabilities: torch.Tensor
-    tokens: torch.Tensor
-    orders: torch.Tensor
-    quota: torch.Tensor
-    mask_id: int
-
-    @property
-    def log_confidences(self) -> torch.Tensor:
-        """log q `[U, n, V]` in float64, of the model's untempered distribution with its mask token.
-
-        In bfloat16 the highest confidences tie in nearly every step.
-        """
-        return self.logits.double().log_softmax(-1)
-
-
-def _low_confidence(drawn: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
-    """LLaDA's rule: by the confidence of the drawn token, so the position term is of the draws that lost."""
-    log_q = _for_rows(drawn.log_confidences, drawn.canvas)
-    scores = log_q.gather(-1, drawn.tokens[..., None])[..., 0]
-    positions = best(scores, drawn.quota)
-    return positions, _lost(log_q, drawn.probabilities, scores, positions)
-
-
-def _lost(
-    log_q: torch.Tensor, probabilities: torch.Tensor, scores: torch.Tensor, positions: torch.Tensor
-) -> torch.Tensor:
-    """Σ log F_j over the positions j that were not revealed: the probability that a draw there scores too low.
-
-    With θ the lowest score that was revealed and i* the last position that has it, a draw v at j loses if
-    q_j(v) < θ, or if q_j(v) = θ and j > i*, because ties go to the lower position.
-    """
-    if bool(positions.all()):
-        return torch.zeros(len(positions), dtype=torch.float64, device=positions.device)
-    places = torch.arange(positions.shape[1], device=positions.device)
-    threshold = scores.masked_fill(~positions, math.inf).amin(-1, keepdim=True)
-    last = torch.where(positions & (scores == threshold), places, -1).amax(-1, keepdim=True)
-    highest = torch.where(places > last, threshold, threshold.nextafter(threshold.new_tensor(-math.inf)))
-    lost = torch.where(log_q <= highest[..., None], probabilities, 0.0).sum(-1)
-    return lost.log().masked_fill(positions, 0.0).sum(-1)
-
-
-def _random(drawn: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every set of k of n positions is equally likely."""
-    n, k = torch.full_like(drawn.quota, drawn.tokens.shape[1]).double(), drawn.quota.double()
-    log_choices = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
-    return best(drawn.orders, drawn.quota), -log_choices
-
-
-def _margin(drawn: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
-    """By the difference between the two most probable tokens: S is a function of the canvas alone."""
-    first, second = _without_mask(drawn).topk(2, dim=-1).values.unbind(-1)
-    return _by_canvas(first - second, drawn)
-
-
-def _entropy(drawn: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
-    """By the lowest entropy: S is a function of the canvas alone."""
-    return _by_canvas(-torch.special.entr(_without_mask(drawn)).sum(-1), drawn)
-
-
-def _without_mask(drawn: Drawn) -> torch.Tensor:
-    """The untempered distribution `[U, n, V]` of what can be drawn, in float64."""
-    logits = drawn.logits.to(torch.float64, copy=True)
-    logits[..., drawn.mask_id] = -math.inf
-    return logits.softmax(-1)
-
-
-def _by_canvas(scores: torch.Tensor, drawn: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions by scores `[U, n]` that no draw changes: revealed with certainty."""
-    positions = best(_for_rows(scores, drawn.canvas), drawn.quota)
-    return positions, torch.zeros(len(positions), dtype=torch.float64, device=positions.device)
-
-
-@dataclass(frozen=True)
-class Rule:
-    """A selection rule.
-
-    Parameters
-    ----------
-    reveal : callable
-        From what was drawn to the positions revealed `[R, n]`, `quota` of each row, and the position term `[R]` of
-        log P(S, v_S | x) in float64: with any other term the law is not the sampler's.
-    random : bool
-        Whether it is random beside the tokens that it is given.
-    """
-
-    reveal: Callable[[Drawn], tuple[torch.Tensor, torch.Tensor]]
-    random: bool = False
-
-
-RULES: dict[str, Rule] = {
-    "low_confidence": Rule(_low_confidence),
-    "random": Rule(_random, random=True),
-    "margin": Rule(_margin),
-    "entropy": Rule(_entropy),
-}
-"""By name. A new rule is one entry."""
-
-
-def best(scores: torch.Tensor, quota: torch.Tensor) -> torch.Tensor:
-    """True `[R, n]` for each row's `quota` highest scores; among equal ones, the lower position comes first."""
-    order = scores.argsort(dim=-1, descending=True, stable=True)
-    ranks = torch.arange(order.shape[-1], device=order.device).expand_as(order)
-    return torch.empty_like(order).scatter_(-1, order, ranks) < quota[:, None]
-
-
-def _for_rows(of_canvases: torch.Tensor, canvas: torch.Tensor) -> torch.Tensor:
-    """`[R, ...]` from `[U, ...]`; no copy where no two rows share a canvas, which are then in the same order."""
-    return of_canvases if len(canvas) == len(of_canvases) else of_canvases[canvas]

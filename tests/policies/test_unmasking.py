@@ -12,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ets.policies import unmasking as rules
-from ets.policies.unmasking import RULES, Revealed, Schedule, Unmasking, denoise
+from ets.policies import rules
+from ets.policies.rules import RULES
+from ets.policies.unmasking import Revealed, Schedule, Turn, Unmasking, denoise
 from ets.testing import check_law
 from ets.types import InputError
 
@@ -63,6 +64,8 @@ def score(rule: str, log_q: Sequence[float], token: int) -> float:
     """How a rule ranks a token drawn at a position, from the untempered distribution there."""
     if rule == "low_confidence":
         return log_q[token]
+    if rule == "largest":
+        return max(value for v, value in enumerate(log_q) if v != MASK)
     q = [math.exp(value) for v, value in enumerate(log_q) if v != MASK]
     q = [value / sum(q) for value in q]
     if rule == "margin":
@@ -93,7 +96,7 @@ def step(logits: torch.Tensor, quota: int, uniforms: Any, orders: Any, unmasking
     wide = torch.tensor(uniforms, dtype=torch.float64)
     orders, rows = torch.tensor(orders, dtype=torch.float64), len(wide)
     canvas, quotas = torch.zeros(rows, dtype=torch.int64), torch.full((rows,), quota)
-    return denoise(logits, canvas, quotas, wide, orders, unmasking=unmasking, mask_id=MASK)
+    return denoise(Turn(logits, MASK, canvas, quotas, wide, orders), unmasking)
 
 
 def outcomes(revealed: Revealed) -> list[Outcome]:
@@ -182,7 +185,7 @@ def test_simulated_steps_follow_the_recorded_probabilities(rule: str) -> None:
 
 def test_without_the_position_term_low_confidence_is_no_law(monkeypatch: pytest.MonkeyPatch) -> None:
     """Token probabilities alone add up to 1.9 here."""
-    monkeypatch.setattr(rules, "_lost", lambda *of: torch.zeros(len(of[-1]), dtype=torch.float64))
+    monkeypatch.setattr(rules, "_lost", lambda *of: torch.zeros(len(of[3]), dtype=torch.float64))
     draws = list(every_draw(random_logits()[0], "low_confidence", 1.0, 1))
     _, uniforms, orders, expected = zip(*draws, strict=True)
     revealed = step(random_logits(), 1, uniforms, orders, Unmasking(1.0))
@@ -195,10 +198,10 @@ def test_a_wrong_tie_in_the_position_term_is_seen(change: str, monkeypatch: pyte
     """Each wrong rule moves the scores by a hair before the lost ones are counted."""
     right = rules._lost
 
-    def wrong(log_q: torch.Tensor, probabilities: torch.Tensor, scores: torch.Tensor, chosen: torch.Tensor) -> Any:
+    def wrong(log_q: Any, probabilities: Any, scores: Any, chosen: Any, bars: Any) -> Any:
         if change == "ties lost to the left only":
-            return right(*(of.flip(1) for of in (log_q, probabilities, scores, chosen)))
-        return right(log_q, probabilities, scores + (-1e-9 if change == "ties never lost" else 1e-9), chosen)
+            return right(*(of.flip(1) for of in (log_q, probabilities, scores, chosen)), bars)
+        return right(log_q, probabilities, scores + (-1e-9 if change == "ties never lost" else 1e-9), chosen, bars)
 
     monkeypatch.setattr(rules, "_lost", wrong)
     with pytest.raises(AssertionError):
@@ -213,9 +216,9 @@ def test_rows_that_share_a_canvas_equal_rows_of_their_own(rule: str, temperature
     logits[2] = tied_logits()[0]
     quota = torch.tensor([1, 2, 3, 1, 2, 3])
     numbers = torch.rand(2, 6, POSITIONS, dtype=torch.float64, generator=torch.manual_seed(1))
-    options: dict[str, Any] = {"unmasking": Unmasking(temperature, rule), "mask_id": MASK}
-    shared = denoise(logits, canvas, quota, *numbers, **options)
-    alone = denoise(logits[canvas], torch.arange(6), quota, *numbers, **options)
+    unmasking = Unmasking(temperature, rule)
+    shared = denoise(Turn(logits, MASK, canvas, quota, *numbers), unmasking)
+    alone = denoise(Turn(logits[canvas], MASK, torch.arange(6), quota, *numbers), unmasking)
     for name in vars(shared):
         assert torch.equal(getattr(shared, name), getattr(alone, name)), name
     assert shared.positions.sum(-1).tolist() == quota.tolist()
