@@ -45,7 +45,8 @@ def test_a_run_leaves_a_folder_and_the_same_command_resumes(tmp_path: Path, caps
     }  # fmt: skip
     journal = folder / "journal.jsonl"
     lines = journal.read_text().splitlines()
-    assert {json.loads(line)["method"] for line in lines} == {"plain", "majority", "one-step", "ets"}
+    methods = {json.loads(line)["method"] for line in lines}
+    assert {method.rstrip("-0123456789") for method in methods} == {"plain", "majority", "one-step", "ets"}
 
     journal.write_text("\n".join(lines[:5]) + "\n" + lines[5][:40])  # as if it had been killed in the middle of a line
     assert main(command(folder, width="3")) == 0
@@ -69,6 +70,24 @@ def test_a_folder_of_another_configuration_is_refused(tmp_path: Path, capsys: py
     error = capsys.readouterr().err
     assert "error: the results folder" in error
     assert "lam (0.1 there, 0.2 now), seed (0 there, 1 now)" in error
+
+
+def test_a_folder_takes_further_methods_and_equal_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only what a method depends on keeps its results apart: with other beams they are sampled again."""
+    folder = tmp_path / "run"
+    found = {}
+    for changed in (
+        {"methods": "ets"},
+        {"methods": "beam,ets", "beams": "2", "top_p": "1", "memory_gib": "1"},
+        {"methods": "ets,beam", "beams": "3", "best_by": "likelihood"},
+        {"methods": "beam", "beams": "2", "count": "3"},
+    ):
+        assert main(command(folder, **changed)) == 0
+        told = next(line for line in capsys.readouterr().out.splitlines() if "finished chains" in line)
+        found[str(changed)] = int(told.split()[0])
+    assert list(found.values()) == [0, 3, 6, 9]
+    methods = [json.loads(line)["method"] for line in (folder / "journal.jsonl").read_text().splitlines()]
+    assert {name: methods.count(name) for name in methods} == {"ets": 3, "beam-2": 3, "beam-3": 3}
 
 
 @pytest.mark.parametrize(
@@ -99,6 +118,11 @@ def test_a_folder_of_another_configuration_is_refused(tmp_path: Path, capsys: py
         ({"memory_gib": "0"}, "memory_gib is 0.0"),
         ({"samples": "0"}, "samples is 0"),
         ({"temperature": "0"}, "at temperature 0 nothing is random, so all 2 draws from a state would be equal"),
+        ({"temperature": "0", "methods": "majority", "samples": "3"}, "so all 3 draws from a state would be equal"),
+        ({"stops": "answer"}, "stops is 'answer', but the task arithmetic asks for no code; leave stops out"),
+        ({"task": "humaneval", "stops": "never"}, "stops is 'never'; choose from completion, answer"),
+        ({"task": "humaneval", "data": "x"}, "the task humaneval brings its own problems, and takes no data"),
+        ({"task": "humaneval", "count": "500"}, "500 problems of humaneval asked for; choose 1 to 164"),
         ({"gen_length": "8"}, "--gen-length is no option of the engine transformers; leave it out"),
         ({"engine": "abacus"}, "argument --engine: invalid choice: 'abacus'"),
     ],
@@ -152,6 +176,9 @@ def test_masked_diffusion_is_measured_at_equal_positions(tmp_path: Path) -> None
     assert set(rows) == {"plain", "majority", "one-step", "ets"}
     for row in rows.values():
         assert abs(row["positions"] / rows["ets"]["positions"] - 1) <= 0.15  # a sample more or less
+    before = (folder / "journal.jsonl").read_bytes()
+    assert main(diffusion_command(folder, methods="ets", stop_at_end="False")) == 0  # which it is when left out
+    assert (folder / "journal.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize(

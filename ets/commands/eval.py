@@ -17,16 +17,17 @@ from ets.commands.engines import ENGINES, add_engine_arguments, engine_policy, e
 
 if TYPE_CHECKING:
     from ets.evaluation.evaluate import Row
+    from ets.policies.checkpoint import Checkpoint
+    from ets.tasks import Task
+    from ets.types import Problem
 
 EXAMPLE = """example:
   ets eval --task arithmetic --model embedded --count 20 --shots 0 --methods plain,majority,ets \\
       --candidates 8 --rollouts 3 --lam 0.1 --pool chain --block-size 16 --max-length 96 \\
       --temperature 1.5 --seed 0 --width 8
 """
-RESULTS_DEPEND_ON = (
-    "task", "model", "count", "shots", "methods", "candidates", "rollouts", "lam", "pool", "temperature", "samples",
-    "beams", "best_by", "repeats", "unsafe_code", "seed",
-)  # fmt: skip
+RESULTS_DEPEND_ON = ("task", "model", "candidates", "rollouts", "lam", "pool", "temperature", "unsafe_code", "seed")
+"""Beside the problems and the engine's settings. What belongs to one method is in the names of its records."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--best-by",
         str,
-        "best-of-n's reward: likelihood, likelihood-per-token or self-consistency",
-        default="likelihood",
+        "best-of-n's reward: likelihood-per-token, likelihood (which favours short texts) or self-consistency",
+        default="likelihood-per-token",
     )
     add("--temperature", float, "of the reference policy")
     add("--samples", int, "samples of the other methods (default: as many as cost what ETS costs)", default=None)
@@ -61,6 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         Path,
         "where results folders are made, named TASK-HASH by their configuration",
         default=Path("results"),
+    )
+    add(
+        "--stops",
+        str,
+        "humaneval alone: completion, which ends where a function's body does (the default), or answer, which does not",
+        default=None,
     )
     parser.add_argument("--unsafe-code", action="store_true", help="run code that a model wrote without the sandbox")
     add("--out", Path, "this run's results folder instead", default=None)
@@ -76,42 +83,51 @@ def execute(options: argparse.Namespace) -> None:
         For bad input, most of it before the model is loaded.
     """
     from ets.evaluation.evaluate import Evaluation
-    from ets.evaluation.hosted import digest, opened_task
+    from ets.evaluation.hosted import opened_task
     from ets.evaluation.journal import Journal, fingerprint
-    from ets.evaluation.methods import Settings, require_methods, require_searches
+    from ets.evaluation.methods import Settings, require_able, require_methods
     from ets.policies.checkpoint import Checkpoint
     from ets.report.plots import require_matplotlib
-    from ets.transition import require_counts, require_variety
+    from ets.transition import require_counts
 
     require_engine_arguments(options)
-    engine = ENGINES[options.engine]
-    task, methods = (
-        opened_task(options.task, options.data, unsafe=options.unsafe_code),
-        [name.strip() for name in options.methods.split(",")],
-    )
+    engine, methods = ENGINES[options.engine], [name.strip() for name in options.methods.split(",")]
+    task = opened_task(options.task, options.data, unsafe=options.unsafe_code, stops=options.stops)
     settings = Settings(options.candidates, options.rollouts, options.lam, options.pool, options.beams, options.best_by)
-    require_methods(methods, options.samples, settings)
+    require_methods(methods, options.samples, settings, options.repeats)
     require_counts(width=options.width, repeats=options.repeats, count=1 if options.count is None else options.count)
     require_matplotlib()
     checkpoint = Checkpoint(engine.embedded.get(options.model, options.model))
     policy = engine_policy(checkpoint, options)
-    require_searches(methods, policy)
-    if "ets" in methods:
-        require_variety(policy, options.candidates)
+    require_able(policy, methods, options.samples, settings)
     problems = task.problems(options.count, options.shots)
     starts = policy.start(problems)  # a prompt that does not fit is named before the weights are loaded
-    configuration = {name: getattr(options, name) for name in RESULTS_DEPEND_ON} | engine_settings(options)
-    configuration |= {"model_revision": checkpoint.revision, "placement": checkpoint.placement, "ets": __version__}
-    configuration["problems"] = digest(problems)
+    configuration = _configuration(options, checkpoint, task, problems)
     folder = options.out or options.results / f"{task.name}-{fingerprint(configuration)}"
     journal = Journal(folder, configuration)
     print(f"{len(journal.records)} finished chains in {folder}; the same command goes on where it was interrupted")
-    budget = engine.budget(policy, starts)
     evaluation = Evaluation(
-        task, policy, problems, settings, journal, budget, options.width, options.seed, repeats=options.repeats
+        task, policy, problems, settings, journal, options.width, options.seed, repeats=options.repeats
     )
-    rows = evaluation.compare(methods, options.samples)
+    rows = evaluation.compare(methods, options.samples or engine.budget(policy, starts))
     _write(rows, f"{task.name}: {options.model}", folder)
+
+
+def _configuration(
+    options: argparse.Namespace, checkpoint: Checkpoint, task: Task, problems: Sequence[Problem]
+) -> dict[str, Any]:
+    """Everything that the results depend on: equal settings give equal values, however they were given."""
+    from ets.evaluation.hosted import conditions, digest
+
+    return {
+        **{name: getattr(options, name) for name in RESULTS_DEPEND_ON},
+        **engine_settings(options),
+        **conditions(task),
+        "problems": f"{len(problems)}, {digest(problems)}",
+        "model_revision": checkpoint.revision,
+        "placement": checkpoint.placement,
+        "ets": __version__,
+    }
 
 
 def _write(rows: Sequence[Row], title: str, folder: Path) -> None:

@@ -11,11 +11,12 @@ from ets import baselines
 from ets.evaluation.budget import Budget
 from ets.evaluation.intervals import Accuracy, accuracy
 from ets.evaluation.journal import Journal, Record
-from ets.evaluation.methods import DETERMINISTIC, METHODS, Method, Settings
+from ets.evaluation.methods import DETERMINISTIC, METHODS, Method, Settings, needs_samples
 from ets.evaluation.progress import Progress
+from ets.rewards import likelihood
 from ets.runner import run
-from ets.tasks.task import Task
-from ets.types import Chain, Policy, Problem
+from ets.tasks.task import Slow, Task
+from ets.types import Chain, Policy, Problem, StepFn
 
 PILOT_PROBLEMS = 32
 """A pilot draws samples for so many problems."""
@@ -30,9 +31,11 @@ class Scored(Protocol):
 
 @dataclass(frozen=True)
 class Row:
-    """A method's line in the table. Tokens, positions and seconds are per problem, all its samples together.
+    """A method's line in the table.
 
-    `scores` are further scores beside our own accuracy, their means over all samples.
+    Tokens, positions and seconds are those of one use of the method on a problem, the reading of the prompt included:
+    with avg@k (`repeats`), means over the k uses. `scores` are further scores beside our own accuracy, their means
+    over all samples.
     """
 
     method: str
@@ -42,6 +45,7 @@ class Row:
     positions: float
     seconds: float
     scores: Mapping[str, float] = field(default_factory=dict)
+    repeats: int = 1
 
 
 @dataclass(frozen=True)
@@ -56,31 +60,29 @@ class Evaluation:
     problems: Sequence[Problem]
     settings: Settings
     journal: Journal
-    budget: Budget
     width: int
     seed: int
     progress: bool = True
     repeats: int = 1
 
-    def compare(self, names: Sequence[str], samples: int | None = None) -> list[Row]:
+    def compare(self, names: Sequence[str], budget: Budget | int) -> list[Row]:
         """Run the named methods, those without guide steps with the samples that cost what ETS costs.
 
         Parameters
         ----------
         names : sequence of str
             Keys of `METHODS`; the rows come in this order.
-        samples : int, optional
-            Samples per problem for the others; by default the number that costs as much as ETS by the run's
-            budget. ETS must then be among the methods.
+        budget : Budget or int
+            What finds the number of samples for the others, and then ETS must be among the methods; or that number.
         """
-        ordered = sorted(names, key=lambda name: name != "ets")
-        methods = {}
-        for name in ordered:
-            if name not in ("ets", *DETERMINISTIC) and samples is None:
-                samples = self.budget.samples(self.journal.of("ets"), self._pilot)
+        methods: dict[str, Method] = {}
+        samples = budget if isinstance(budget, int) else None
+        for name in sorted(names, key=lambda name: name != "ets"):
+            if needs_samples(name, self.repeats) and not isinstance(budget, int):
+                samples = samples or budget.samples(self.records(methods["ets"]), self._pilot)
             methods[name] = self.method(name, samples or 1)
             self.run(methods[name])
-        return [self.row(methods[name], self.journal.of(name)) for name in names]
+        return [self.row(methods[name], self.records(methods[name])) for name in names]
 
     def method(self, name: str, samples: int) -> Method:
         """A key of `METHODS`, with so many samples if it has no guide steps."""
@@ -95,24 +97,28 @@ class Evaluation:
         """Chains of a method per problem."""
         return 1 if method.name in DETERMINISTIC else max(method.samples, self.repeats)
 
+    def records(self, method: Method) -> list[Record]:
+        """A method's records; the journal may hold further samples, which another run has drawn."""
+        return [record for record in self.journal.of(method.key) if record["sample"] < self.chains(method)]
+
     def run(self, method: Method) -> None:
         """Sample and journal what the journal lacks."""
         self._run(method, self.problems, self.chains(method))
 
     def _pilot(self, samples: int) -> list[Record]:
         """Records of so many samples for each of the first problems, journalled as a method of its own."""
-        step = baselines.majority(self.task.extract, samples=samples)
-        method = Method(f"pilot-{samples}", f"pilot ({samples} samples)", step)
+        step = baselines.best_of_n(likelihood(), samples=samples)
+        method = Method("pilot", f"pilot ({samples} samples)", step, options=(samples,))
         self._run(method, self.problems[:PILOT_PROBLEMS], 1)
-        return self.journal.of(method.name)
+        return self.journal.of(method.key)
 
     def _run(self, method: Method, problems: Sequence[Problem], samples: int) -> None:
         """Sample what the journal lacks, with a progress bar."""
-        known = {(r["problem"], r["sample"]): r for r in self.journal.of(method.name)}
+        known = {(r["problem"], r["sample"]): r for r in self.journal.of(method.key) if r["sample"] < samples}
         with Progress(method.label, len(problems), samples, known.values(), self.policy, self.progress) as progress:
             chains = run(
                 self.policy,
-                progress.told(method.step),
+                progress.told(self._prepared(method.step)),
                 problems,
                 width=self.width * method.samples,
                 seed=self.seed,
@@ -124,10 +130,25 @@ class Evaluation:
                 self.journal.append(record)
                 progress.ended(record)
 
+    def _prepared(self, step: StepFn) -> StepFn:
+        """The step function; a slow task then looks in parallel at the texts that have ended."""
+        task = self.task
+        if not isinstance(task, Slow):
+            return step
+
+        def stepped(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
+            advanced = step(policy, chains)
+            ended = [(chain.problem, chain.state.text) for chain in advanced if chain.state.done]
+            task.extract_all(ended)
+            task.grade_all(ended)
+            return advanced
+
+        return stepped
+
     def _record(self, method: Method, chain: Chain) -> Record:
         text = chain.state.text
         return {
-            "method": method.name,
+            "method": method.key,
             "problem": chain.problem.id,
             "sample": chain.sample,
             "answer": self.task.extract(chain.problem, text),
@@ -146,9 +167,10 @@ class Evaluation:
         for record in records:
             scores.setdefault(record["problem"], []).append(record["correct"])
         count = len(scores)
+        uses = count if method.name in DETERMINISTIC else count * self.repeats
 
         def each(name: str) -> float:
-            return float(sum(record["cost"][name] for record in records)) / count
+            return float(sum(record["cost"][name] for record in records)) / uses
 
         # Samples share the reading of their prompt; a run that was interrupted may have read it again.
         prompts: dict[str, int] = {}
@@ -157,4 +179,5 @@ class Evaluation:
         positions = sum(prompts.values()) / count + sum(each(name) for name in ("candidate", "rollout", "scored"))
         mean = accuracy([fmean(values) for values in scores.values()], self.chains(method))
         further = {name: fmean(r["scores"][name] for r in records) for name in records[0].get("scores", {})}
-        return Row(method.name, method.label, mean, each("generated"), positions, each("seconds"), further)
+        costs = each("generated"), positions, each("seconds")
+        return Row(method.name, method.label, mean, *costs, further, self.repeats)

@@ -11,11 +11,13 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from ets.tasks import Benchmark, Task, task_named
+from ets.tasks.code_answers import stops_named
 from ets.tasks.data import task_file
 from ets.tasks.humaneval import HumanEval
 from ets.types import InputError, Problem
@@ -43,6 +45,7 @@ class Hosted:
 
     def __init__(self, task: Benchmark, data: Path | None = None) -> None:
         require_lm_eval()
+        task.require()
         self.task, self.data = task, data
         self._host: Any = None
         self._instances: dict[str, Any] = {}
@@ -90,21 +93,24 @@ class Hosted:
         return found
 
 
-def opened_task(name: str, data: Path | None = None, *, unsafe: bool = False) -> Task:
+def opened_task(name: str, data: Path | None = None, *, unsafe: bool = False, stops: str | None = None) -> Task:
     """A task that makes its own problems, or one that lm-eval hosts, its data here or from the hub.
 
-    With `unsafe`, code that a model wrote runs without the sandbox.
+    With `unsafe`, code that a model wrote runs without the sandbox; `stops`, a key of `STOPS`, says where it ends.
 
     Raises
     ------
     InputError
-        For an unknown task, data for one that has its own, or `unsafe` for one that runs no code.
+        For an unknown task, data for one that has its own, `unsafe` or `stops` for one that asks for no code, or if a
+        package that the task needs is not installed.
     """
     task = task_named(name)
-    if unsafe:
-        if not isinstance(task, HumanEval):
-            raise InputError(f"the task {name} runs no code that a model wrote; leave unsafe_code out")
-        task.unsafe = True
+    if isinstance(task, HumanEval):
+        task.unsafe, task.stop = unsafe, stops_named(stops or "completion")
+    elif unsafe:
+        raise InputError(f"the task {name} runs no code that a model wrote; leave unsafe_code out")
+    elif stops is not None:
+        raise InputError(f"stops is {stops!r}, but the task {name} asks for no code; leave stops out")
     if isinstance(task, Benchmark):
         return Hosted(task, data)
     if data is not None:
@@ -180,6 +186,19 @@ def problem_of(instance: Any) -> Problem:
     until = options.get("until") or ()
     stop = (until,) if isinstance(until, str) else tuple(until)
     return Problem(f"{instance.task_name}-{instance.doc_id}", context, stop, dict(instance.doc))
+
+
+def conditions(task: Task) -> dict[str, Any]:
+    """What else results depend on: where code ends, or the versions of the packages that ask and grade."""
+    if isinstance(task, HumanEval):
+        return {"stops": list(task.stop)}
+    return versions(task.task) if isinstance(task, Hosted) else {}
+
+
+def versions(task: Task) -> dict[str, str]:
+    """The versions of lm-eval and of what grades the answers of a task that it hosts."""
+    packages = task.packages if isinstance(task, Benchmark) else ()
+    return {name: version(name) for name in ("lm_eval", *packages)}
 
 
 def digest(problems: Sequence[Problem]) -> str:

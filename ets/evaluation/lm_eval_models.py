@@ -19,18 +19,16 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
 from ets import __version__, demo
-from ets.evaluation.budget import GeneratedTokens
 from ets.evaluation.evaluate import Evaluation
-from ets.evaluation.hosted import digest, problem_of
+from ets.evaluation.hosted import digest, problem_of, versions
 from ets.evaluation.journal import Journal, fingerprint
-from ets.evaluation.methods import Settings, require_methods, require_searches
+from ets.evaluation.methods import Settings, require_able, require_methods
 from ets.evaluation.paper_arguments import BENCHMARKS, ENGINE, PaperRun, read_arguments
 from ets.evaluation.tables import table
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.making import SETTINGS, policy_of
 from ets.tasks import Task, task_named
 from ets.tasks.humaneval import HumanEval
-from ets.transition import require_variety
 from ets.types import InputError, Policy, Problem
 
 EMBEDDED = {
@@ -70,9 +68,7 @@ class PaperLM(LM):
         self.checkpoint = Checkpoint(embedded.get(values["model"], values["model"]), device=self._placed(arguments))
         settings = {name: values[name] for name in SETTINGS if name in values}
         self.policy: Policy = policy_of(lambda: self.checkpoint, engine=ENGINE[self.run.family], **settings)
-        require_searches([self.run.method], self.policy)
-        if self.run.method == "ets":
-            require_variety(self.policy, self.settings.candidates)
+        require_able(self.policy, [self.run.method], values["samples"], self.settings)
         for line in self.run.notes if self.rank == 0 else ():
             print(f"note: {line}", file=sys.stderr)
 
@@ -103,12 +99,12 @@ class PaperLM(LM):
         self.policy.start(problems)  # a prompt that does not fit is named before the weights are loaded
         journal = self._journal(name, problems, repeats)
         evaluation = Evaluation(
-            task, self.policy, problems, self.settings, journal, GeneratedTokens(), values["width"], values["seed"],
+            task, self.policy, problems, self.settings, journal, values["width"], values["seed"],
             progress=self.rank == 0, repeats=repeats,
         )  # fmt: skip
         method = evaluation.method(self.run.method, 1 if self.run.method == "plain" else values["samples"])
         evaluation.run(method)
-        records = journal.of(method.name)
+        records = evaluation.records(method)
         journal.close()
         gathered = self.gather_object(records)
         if gathered is not None:
@@ -135,6 +131,7 @@ class PaperLM(LM):
     def _journal(self, name: str, problems: Sequence[Problem], repeats: int) -> Journal:
         configuration = {key: value for key, value in self.run.values.items() if key not in NOT_RESULTS}
         configuration |= {
+            **versions(self._task(name)),
             "lm_eval_task": name,
             "method": self.run.method,
             "repeats": repeats,

@@ -9,41 +9,53 @@ from typing import Literal
 from ets import baselines
 from ets.kernel import energy_guided
 from ets.rewards import likelihood, self_consistency
-from ets.tasks.task import Task
-from ets.transition import require_counts
+from ets.tasks.task import Slow, Task
+from ets.transition import require_counts, require_variety
 from ets.types import Chain, InputError, Policy, Problem, Reward, StepFn, Text
 
 
 @dataclass(frozen=True)
 class Settings:
-    """M, K, λ, whose votes self-consistency counts, the beams of beam search, and the reward of best-of-N."""
+    """M, K, λ, whose votes self-consistency counts, the beams of beam search, and the reward of best-of-N.
+
+    Best-of-N goes by the likelihood per token: that of a whole text favours short ones.
+    """
 
     candidates: int
     rollouts: int
     lam: float
     pool: Literal["step", "chain"]
     beams: int | None = None
-    best_by: str = "likelihood"
+    best_by: str = "likelihood-per-token"
 
 
 @dataclass(frozen=True)
 class Method:
-    """A step function, and how many chains of it a problem gets."""
+    """A step function, how many chains of it a problem gets, and its name among the records of a run.
+
+    `options` are those that belong to this method alone: records made with others are kept apart by them.
+    """
 
     name: str
     label: str
     step: StepFn
     samples: int = 1
+    options: tuple[str | int, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """The method in the journal, such as `beam-20`."""
+        return "-".join(map(str, (self.name, *self.options)))
 
 
 def _agreement(task: Task, pool: Literal["step", "chain"] = "chain") -> Reward:
-    """Self-consistency; a task whose answers take time to find (it runs code) finds those of a step in parallel."""
-    reward, find_all = self_consistency(task.extract, pool=pool), getattr(task, "extract_all", None)
-    if find_all is None:
+    """Self-consistency; a slow task finds the answers of a step in parallel."""
+    reward = self_consistency(task.extract, pool=pool)
+    if not isinstance(task, Slow):
         return reward
 
     def found_before(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> Sequence[float]:
-        find_all(problem, [rollout.text for rollout in rollouts])  # it remembers them
+        task.extract_all((problem, rollout.text) for rollout in rollouts)  # it remembers them
         return reward(problem, rollouts, chain)
 
     return found_before
@@ -54,7 +66,9 @@ def _plain(task: Task, settings: Settings, budget: int) -> Method:
 
 
 def _majority(task: Task, settings: Settings, budget: int) -> Method:
-    return Method("majority", f"majority voting ({budget} samples)", baselines.majority(task.extract, samples=budget))
+    """As best-of-N by self-consistency, which it is: so answers that take time are found in parallel."""
+    step = baselines.best_of_n(_agreement(task), samples=budget)
+    return Method("majority", f"majority voting ({budget} samples)", step, options=(budget,))
 
 
 def _greedy(task: Task, settings: Settings, budget: int) -> Method:
@@ -62,7 +76,8 @@ def _greedy(task: Task, settings: Settings, budget: int) -> Method:
 
 
 def _beam(task: Task, settings: Settings, budget: int) -> Method:
-    return Method("beam", f"beam search ({settings.beams} beams)", baselines.beam(_beams(settings)))
+    beams = _beams(settings)
+    return Method("beam", f"beam search ({beams} beams)", baselines.beam(beams), options=(beams,))
 
 
 def _beams(settings: Settings) -> int:
@@ -74,19 +89,20 @@ def _beams(settings: Settings) -> int:
 BEST_BY: dict[str, Callable[[Task], Reward]] = {
     "likelihood": lambda task: likelihood(),
     "likelihood-per-token": lambda task: likelihood(per_token=True),
-    "self-consistency": lambda task: self_consistency(task.extract),
+    "self-consistency": _agreement,
 }
 """By name: rewards that need no training, for best-of-N. (By self-consistency, it is majority voting.)"""
 
 
 def _best_of_n(task: Task, settings: Settings, budget: int) -> Method:
     step = baselines.best_of_n(BEST_BY[settings.best_by](task), samples=budget)
-    return Method("best-of-n", f"best of {budget} samples, by {settings.best_by}", step)
+    label = f"best of {budget} samples, by {settings.best_by}"
+    return Method("best-of-n", label, step, options=(settings.best_by, budget))
 
 
 def _one_step(task: Task, settings: Settings, budget: int) -> Method:
     step = baselines.one_step(_agreement(task), samples=budget, lam=settings.lam)
-    return Method("one-step", f"one-step ETS ({budget} samples)", step)
+    return Method("one-step", f"one-step ETS ({budget} samples)", step, options=(budget,))
 
 
 def _ets(task: Task, settings: Settings, budget: int) -> Method:
@@ -115,13 +131,18 @@ DETERMINISTIC = ("greedy", "beam")
 """Methods whose samples of a problem are all equal, so that one is enough."""
 
 
-def require_methods(names: list[str], samples: int | None, settings: Settings) -> None:
+def needs_samples(name: str, repeats: int) -> bool:
+    """Whether a method draws so many samples as a budget says."""
+    return name not in ("ets", *DETERMINISTIC) and not (name == "plain" and repeats > 1)
+
+
+def require_methods(names: list[str], samples: int | None, settings: Settings, repeats: int = 1) -> None:
     """Raise `InputError` for unknown methods or settings out of range, before anything is loaded."""
     if repeated := [name for name in names if names.count(name) > 1]:
         raise InputError(f"method {repeated[0]!r} is named twice; name it once")
     if unknown := [name for name in names if name not in METHODS]:
         raise InputError(f"unknown method {unknown[0]!r}; choose from {', '.join(METHODS)}")
-    if samples is None and "ets" not in names and not set(names) <= set(DETERMINISTIC):
+    if samples is None and "ets" not in names and any(needs_samples(name, repeats) for name in names):
         raise InputError(f"methods {','.join(names)} have no ets whose tokens they could match; add it, or set samples")
     if samples is not None:
         require_counts(samples=samples)
@@ -133,8 +154,12 @@ def require_methods(names: list[str], samples: int | None, settings: Settings) -
     energy_guided(reward, candidates=settings.candidates, rollouts=settings.rollouts, lam=settings.lam)
 
 
-def require_searches(names: list[str], policy: Policy) -> None:
-    """Raise `InputError` for a search that the policy does not have."""
+def require_able(policy: Policy, names: list[str], samples: int | None, settings: Settings) -> None:
+    """Raise `InputError` for a search that the policy does not have, or several draws from one that draws but one."""
     for name, require in (("greedy", baselines.require_greedy), ("beam", baselines.require_beam)):
         if name in names:
             require(policy)
+    if "ets" in names:
+        require_variety(policy, settings.candidates)
+    if samples is not None and not {"majority", "best-of-n", "one-step"}.isdisjoint(names):
+        require_variety(policy, samples)

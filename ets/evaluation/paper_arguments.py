@@ -123,7 +123,7 @@ _SHARED = {
     "dataset": Argument("benchmark", _benchmark, None),
     "task": Argument("benchmark", _benchmark, None),
     "num_beams": Argument("beams", _whole, 20),
-    "best_by": Argument("best_by", _text, "likelihood"),
+    "best_by": Argument("best_by", _text, "likelihood-per-token"),
     "num_samples": Argument("samples", _whole, None),
     "unsafe_code": Argument("unsafe_code", _flag, False),
     "checkpoint_dir": Argument("folder", _text, "results"),

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 from ets.evaluation.hosted import configuration_of, quiet, require_lm_eval
 from ets.evaluation.paper_arguments import BENCHMARKS, read_arguments
 from ets.exits import exit_status
+from ets.tasks import Benchmark, task_named
 from ets.tasks.data import require_hub
 from ets.types import InputError
 
@@ -80,6 +81,9 @@ def _check(options: Namespace) -> None:
     if options.include_path is not None and not Path(options.include_path).is_dir():
         raise InputError(f"--include_path is {options.include_path!r}, which is no folder; name one with task files")
     read_arguments(options.model or "", options.model_args or {})
+    for task in (task_named(BENCHMARKS[name]) for name in options.tasks):
+        if isinstance(task, Benchmark):
+            task.require()
     try:
         EvaluatorConfig.from_cli(deepcopy(options))
     except (ValueError, TypeError) as error:

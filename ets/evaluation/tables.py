@@ -6,12 +6,21 @@ from collections.abc import Sequence
 
 from ets.evaluation.evaluate import Row
 
-_HEADINGS = ("method", "pass@1", "95% interval", "tokens/problem", "positions/problem", "seconds/problem")
-
 
 def table(rows: Sequence[Row]) -> str:
     """A Markdown table with aligned columns, readable as it is."""
-    return _aligned([_HEADINGS, *(_cells(row) for row in rows)])
+    costs = (f"{cost}/{unit(rows)}" for cost in ("tokens", "positions", "seconds"))
+    return _aligned([("method", score_name(rows), "95% interval", *costs), *(_cells(row) for row in rows)])
+
+
+def score_name(rows: Sequence[Row]) -> str:
+    """What the accuracies are: pass@1, or avg@k."""
+    return "pass@1" if rows[0].repeats == 1 else f"avg@{rows[0].repeats}"
+
+
+def unit(rows: Sequence[Row]) -> str:
+    """What the costs are for: a problem, or one of its k samples."""
+    return "problem" if rows[0].repeats == 1 else "sample"
 
 
 def score_table(rows: Sequence[Row], scorer: str) -> str:

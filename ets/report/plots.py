@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ets.evaluation.evaluate import Row
+from ets.evaluation.tables import score_name, unit
 from ets.types import InputError
 
 
@@ -28,10 +29,11 @@ def plot_accuracies(rows: Sequence[Row], title: str, path: Path) -> None:
     low = [100 * (row.accuracy.mean - row.accuracy.low) for row in rows]
     high = [100 * (row.accuracy.high - row.accuracy.mean) for row in rows]
     colours = ["#2b6cb0" if row.method.startswith("ets") else "#a0aec0" for row in rows]
-    labels = [f"{row.label}\n{row.generated:,.0f} tokens, {row.positions:,.0f} positions per problem" for row in rows]
+    costs = [f"{row.generated:,.0f} tokens, {row.positions:,.0f} positions per {unit(rows)}" for row in rows]
+    labels = [f"{row.label}\n{cost}" for row, cost in zip(rows, costs, strict=True)]
     axes.barh(labels, means, xerr=(low, high), color=colours, capsize=4, height=0.6)
     axes.set_xlim(0, 100)
-    axes.set_xlabel("accuracy (pass@1, %) with 95% interval")
+    axes.set_xlabel(f"accuracy ({score_name(rows)}, %) with 95% interval")
     axes.set_title(title, parse_math=False)
     axes.invert_yaxis()
     axes.spines[["top", "right"]].set_visible(False)

@@ -9,20 +9,31 @@ from itertools import islice
 from textwrap import dedent, indent
 from threading import Lock
 
-STOPS = ("\nclass ", "\ndef ", "\n#", "\n@", "\nif ", "\nprint", "\nassert ", "\n```")
-"""Where the completion of a function's body has run on into something else. They would cut an answer in fences."""
+from ets.types import InputError
+
+COMPLETION_STOPS = ("\nclass ", "\ndef ", "\n#", "\n@", "\nif ", "\nprint", "\nassert ", "\n```")
+"""Where the completion of a function's body has run on into something else."""
+STOPS = {"completion": COMPLETION_STOPS, "answer": ()}
+"""Where a generation ends, by what it is: of an answer in words and fences, `program_of` takes the program."""
 LONGEST = 50_000
 """Longer texts (in characters) are no answers."""
 
 _FENCE = "```"
 _PYTHON = ("", "python", "python3", "py")
-_RUN_ON = re.compile("|".join(map(re.escape, STOPS)))
+_RUN_ON = re.compile("|".join(map(re.escape, COMPLETION_STOPS)))
 _CODE_BEGINS = re.compile(r"^(?:import |from |def |async def |class |@|[A-Za-z_]\w* *=)", re.MULTILINE)
 _FUNCTION = re.compile(r"^(?:def|async def|class) ", re.MULTILINE)
 _RETURN = re.compile(r"^return\b", re.MULTILINE)
 _MARGIN = re.compile(r"^[ \t]+", re.MULTILINE)
 _ONE_AT_A_TIME = Lock()  # threads that silence warnings at once may leave them silenced
 _STATEMENTS = (ast.Assert, ast.Expr, ast.If, ast.For, ast.While, ast.With)
+
+
+def stops_named(name: str) -> tuple[str, ...]:
+    """Raises `InputError` for a name that is not in `STOPS`."""
+    if name not in STOPS:
+        raise InputError(f"stops is {name!r}; choose from {', '.join(STOPS)}")
+    return STOPS[name]
 
 
 def program_of(prompt: str, entry_point: str, text: str) -> str | None:

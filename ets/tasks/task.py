@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping
-from typing import Any, ClassVar, Protocol
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from ets.types import InputError, Problem
 
@@ -28,6 +28,19 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class Slow(Protocol):
+    """A task that takes time over a text, as it runs code: it looks at many in parallel, and remembers them."""
+
+    def extract_all(self, texts: Iterable[tuple[Problem, str]]) -> list[Hashable | None]:
+        """`extract` of each (problem, text)."""
+        ...
+
+    def grade_all(self, texts: Iterable[tuple[Problem, str]]) -> list[bool]:
+        """`grade` of each (problem, text)."""
+        ...
+
+
 class Benchmark(ABC):
     """A benchmark whose problems and prompts lm-eval makes; beside lm-eval's own score, this one is ours.
 
@@ -37,6 +50,11 @@ class Benchmark(ABC):
     name: ClassVar[str]
     lm_eval: ClassVar[str]
     """The name of lm-eval's task."""
+    packages: ClassVar[tuple[str, ...]] = ()
+    """What grades its answers, beside this library and lm-eval."""
+
+    def require(self) -> None:  # noqa: B027  most need nothing
+        """Raise `InputError` if one of its packages is not installed."""
 
     def problems(self, count: int | None = None, shots: int | None = None) -> list[Problem]:
         raise InputError(f"the problems of {self.name} are made by lm-eval's task {self.lm_eval}; open it there")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import re
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -11,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from ets.evaluation.budget import GeneratedTokens
+from ets.evaluation.budget import Budget, GeneratedTokens, Pilot
 from ets.evaluation.evaluate import Evaluation, Row
 from ets.evaluation.intervals import accuracy
 from ets.evaluation.journal import Journal, Record
-from ets.evaluation.methods import BEST_BY, METHODS, Settings, require_methods, require_searches
+from ets.evaluation.methods import BEST_BY, METHODS, Settings, require_able, require_methods
+from ets.evaluation.tables import table
 from ets.testing import TabularMaskedDiffusion, TabularPolicy
 from ets.types import InputError, Problem
 
@@ -55,7 +57,7 @@ def compared(
     folder: Path,
     names: Sequence[str] = NAMES,
     *,
-    samples: int | None = None,
+    budget: Budget | int | None = None,
     task: Letters | None = None,
     **options: Any,
 ) -> tuple[list[Row], dict[tuple[str, str, int], Record]]:
@@ -65,9 +67,9 @@ def compared(
     journal = Journal(folder, {"seed": 0})
     try:
         evaluation = Evaluation(
-            task, policy, task.problems(COUNT, 0), SETTINGS, journal, GeneratedTokens(), width=5, seed=0, progress=False
+            task, policy, task.problems(COUNT, 0), SETTINGS, journal, width=5, seed=0, progress=False
         )
-        rows = replace(evaluation, **options).compare(names, samples)
+        rows = replace(evaluation, **options).compare(names, budget or GeneratedTokens())
     finally:
         journal.close()
     reopened = Journal(folder, {"seed": 0})
@@ -94,12 +96,14 @@ Run = tuple[list[Row], dict[tuple[str, str, int], Record]]
 
 
 def of(records: dict[tuple[str, str, int], Record], method: str) -> list[Record]:
-    return [record for record in records.values() if record["method"] == method]
+    """A method's, whatever its options."""
+    named = re.compile(rf"{method}(-(\w|-)+)?")
+    return [record for record in records.values() if named.fullmatch(record["method"])]
 
 
 def test_there_is_one_row_for_each_method_in_the_order_of_the_names(undisturbed: Run, tmp_path: Path) -> None:
     assert [row.method for row in undisturbed[0]] == list(NAMES)
-    rows, _ = compared(tmp_path, ["ets", "majority"], samples=2)
+    rows, _ = compared(tmp_path, ["ets", "majority"], budget=2)
     assert [row.method for row in rows] == ["ets", "majority"] and rows[0].label == "ETS (M 3, K 2)"
 
 
@@ -150,9 +154,94 @@ def test_the_budget_does_not_depend_on_which_other_methods_are_compared(undistur
 
 
 def test_given_samples_are_taken_instead_and_need_no_ets(tmp_path: Path) -> None:
-    rows, records = compared(tmp_path, ["plain", "majority"], samples=3)
+    rows, records = compared(tmp_path, ["plain", "majority"], budget=3)
     assert [row.label for row in rows] == ["plain sampling (mean of 3)", "majority voting (3 samples)"]
     assert sorted(r["sample"] for r in of(records, "plain")) == sorted([0, 1, 2] * COUNT)
+
+
+def test_plain_sampling_with_repeats_needs_neither_ets_nor_samples(tmp_path: Path) -> None:
+    require_methods(["plain", "greedy"], None, SETTINGS, repeats=4)
+    with pytest.raises(InputError, match="add it, or set samples"):
+        require_methods(["plain", "majority"], None, SETTINGS, repeats=4)
+    rows, records = compared(tmp_path, ["plain", "ets"], budget=Untouchable(), repeats=4)
+    assert rows[0].label == "plain sampling (mean of 4)"
+    assert len(of(records, "plain")) == len(of(records, "ets")) == 4 * COUNT
+
+
+class Untouchable:
+    """A budget that nobody may ask."""
+
+    def samples(self, guided: Sequence[Record], pilot: Pilot) -> int:
+        pytest.fail("no method needs samples")
+
+
+def test_costs_are_those_of_one_sample_whatever_the_repeats(tmp_path: Path) -> None:
+    names = ["plain", "majority", "greedy", "ets"]
+    once, _ = compared(tmp_path / "once", names, budget=3)
+    often, records = compared(tmp_path / "often", names, budget=3, repeats=5)
+    for row in often:
+        own = [r["cost"] for r in of(records, row.method)]
+        assert row.generated == pytest.approx(fmean(cost["generated"] for cost in own))
+        parts = ("candidate", "rollout", "scored")
+        prompts = {r["problem"]: r["cost"]["prompt"] for r in of(records, row.method) if r["cost"]["prompt"]}
+        rest = fmean(sum(cost[part] for part in parts) for cost in own)
+        assert row.positions == pytest.approx(sum(prompts.values()) / COUNT + rest)
+    assert once[2] == replace(often[2], repeats=1, seconds=once[2].seconds)  # greedy decoding
+    headings = [table(rows).splitlines()[0].replace(" ", "").split("|")[2:5:2] for rows in (once, often)]
+    assert headings == [["pass@1", "tokens/problem"], ["avg@5", "tokens/sample"]]
+
+
+def test_a_journal_with_more_samples_or_others_does_not_change_a_row(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"names": ["plain", "majority", "best-of-n"], "budget": 3}
+    rows, _ = compared(tmp_path / "alone", **asked)
+    compared(tmp_path / "both", **{**asked, "budget": 5})
+    compared(tmp_path / "both", **asked, settings=replace(SETTINGS, best_by="likelihood"))
+    again, records = compared(tmp_path / "both", **asked)
+    assert [replace(row, seconds=0.0) for row in again] == [replace(row, seconds=0.0) for row in rows]
+    assert len(of(records, "plain")) == 5 * COUNT  # the three samples are the first of the five
+
+
+class SlowLetters(Letters):
+    """Letters that are told how many texts are looked at together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extracted: list[int] = []
+        self.together: list[int] = []
+
+    def extract_all(self, texts: Iterable[tuple[Problem, str]]) -> list[Hashable | None]:
+        found: list[Hashable | None] = [self.extract(problem, text) for problem, text in texts]
+        self.extracted.append(len(found))
+        return found
+
+    def grade_all(self, texts: Iterable[tuple[Problem, str]]) -> list[bool]:
+        found = [self.grade(problem, text) for problem, text in texts]
+        self.together.append(len(found))
+        return found
+
+
+@pytest.mark.parametrize("best_by", ["self-consistency", "likelihood"])
+def test_a_slow_task_finds_and_grades_answers_together(tmp_path: Path, best_by: str) -> None:
+    """All texts that a step ended with, and all samples that vote; and nothing is different but the time."""
+    task, settings = SlowLetters(), replace(SETTINGS, best_by=best_by)
+    names = ["majority", "best-of-n"]
+    _, records = compared(tmp_path / "slow", names, budget=4, task=task, settings=settings)
+    assert max(task.together) == 5  # the width: complete samples end together
+    assert sum(task.together) == 2 * COUNT
+    assert task.extracted.count(4) == COUNT * (2 if best_by == "self-consistency" else 1)
+    _, expected = compared(tmp_path / "plain", names, budget=4, settings=settings)
+    assert timeless(records) == timeless(expected)
+
+
+@pytest.mark.parametrize("name", ["majority", "best-of-n", "one-step", "ets"])
+def test_several_draws_from_a_deterministic_policy_are_refused_before_anything_runs(name: str) -> None:
+    class Deterministic(TabularPolicy):
+        deterministic = True
+
+    policy = Deterministic()
+    require_able(policy, ["plain", "greedy", "beam"], 3, SETTINGS)
+    with pytest.raises(InputError, match="so all 3 draws from a state would be equal"):
+        require_able(policy, [name], 3, SETTINGS)
 
 
 def test_results_do_not_depend_on_the_width(undisturbed: Run, tmp_path: Path) -> None:
@@ -188,7 +277,7 @@ def test_a_finished_run_is_shown_again_without_sampling(undisturbed: Run, tmp_pa
 def test_the_progress_bar_counts_chains_and_shows_the_accuracy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows, _ = compared(tmp_path, ["majority"], samples=2, progress=True)
+    rows, _ = compared(tmp_path, ["majority"], budget=2, progress=True)
     shown = capsys.readouterr().err
     assert "majority voting (2 samples): 100%" in shown and f"{COUNT}/{COUNT}" in shown
     assert f"accuracy {rows[0].accuracy.mean:.1%}" in shown
@@ -231,11 +320,11 @@ def test_good_methods_and_settings_pass() -> None:
 
 
 def test_searches_that_a_policy_does_not_have_are_named_before_anything_runs() -> None:
-    require_searches(["greedy", "beam"], TabularPolicy())
-    require_searches(["ets", "best-of-n"], TabularMaskedDiffusion())
+    require_able(TabularPolicy(), ["greedy", "beam"], None, SETTINGS)
+    require_able(TabularMaskedDiffusion(), ["ets", "best-of-n"], None, SETTINGS)
     for name in ("greedy", "beam"):
         with pytest.raises(InputError, match=r"^TabularMaskedDiffusion has no "):
-            require_searches(["ets", name], TabularMaskedDiffusion())
+            require_able(TabularMaskedDiffusion(), ["ets", name], None, SETTINGS)
 
 
 def test_searches_take_one_chain_for_each_problem_and_need_no_budget(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ets.evaluation.hosted import Hosted, configuration_of, digest, opened_task
+from ets.evaluation.hosted import Hosted, conditions, configuration_of, digest, opened_task
 from ets.evaluation.paper_arguments import BENCHMARKS
+from ets.tasks import expressions
 from ets.types import InputError, Problem
 
 DATA = Path(__file__).parents[1] / "data"
@@ -100,12 +101,45 @@ def test_bad_input_is_one_line(
     [
         ("chess", {}, "unknown task 'chess'"),
         ("sums", {"data": DATA}, "the task sums brings its own problems, and takes no data"),
+        ("humaneval", {"data": DATA}, "the task humaneval brings its own problems, and takes no data"),
         ("gsm8k", {"unsafe": True}, "the task gsm8k runs no code that a model wrote"),
+        ("gsm8k", {"stops": "answer"}, "stops is 'answer', but the task gsm8k asks for no code; leave stops out"),
+        ("humaneval", {"stops": "fences"}, "stops is 'fences'; choose from completion, answer"),
     ],
 )
 def test_a_task_takes_only_what_it_can_use(name: str, options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         opened_task(name, **options)  # type: ignore[arg-type]
+
+
+FENCED = "This adds them:\n```python\ndef add(x: int, y: int):\n    return x + y\n```"
+
+
+def test_only_an_answer_goes_on_behind_a_fence() -> None:
+    """An answer in a fence is cut off whole by the stop strings of a completion, and found where there are none."""
+    from ets.tasks.code_answers import program_of
+
+    kept = {}
+    for name in ("completion", "answer"):
+        problem = opened_task("humaneval", unsafe=True, stops=name).problems(54)[53]
+        text = min((FENCED.split(stop)[0] for stop in problem.stop), key=len, default=FENCED)
+        kept[name] = program_of(problem.doc["prompt"], problem.doc["entry_point"], text) is not None
+    assert kept == {"completion": False, "answer": True}
+
+
+def test_what_results_depend_on_names_the_stops_and_the_packages() -> None:
+    completion, answer = (conditions(opened_task("humaneval", unsafe=True, stops=s)) for s in ("completion", "answer"))
+    assert completion == conditions(opened_task("humaneval", unsafe=True)) != answer
+    assert set(conditions(opened_task("math500", DATA))) == {"lm_eval", "math-verify"}
+    assert set(conditions(opened_task("gsm8k", DATA))) == {"lm_eval"}
+    assert conditions(opened_task("sums")) == {}
+
+
+def test_a_missing_math_verify_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expressions, "find_spec", lambda name: None)
+    opened_task("gsm8k", DATA)
+    with pytest.raises(InputError, match=r"^math-verify is not installed; install it with"):
+        opened_task("math500", DATA)
 
 
 def test_humaneval_runs_in_lm_eval_without_the_hub() -> None:

@@ -69,8 +69,8 @@ def evaluate(folder, bytes, ending):
     policy = TabularPolicy(vocabulary=4, block_size=1, max_length=4, seed=4)
     settings = Settings(candidates=3, rollouts=2, lam=0.2, pool="chain", beams=2)
     budget = GeneratedTokens()
-    run = Evaluation(Letters(), policy, problems, settings, journal, budget, width=5, seed=0, progress=False)
-    run.compare(list(METHODS))
+    run = Evaluation(Letters(), policy, problems, settings, journal, width=5, seed=0, progress=False)
+    run.compare(list(METHODS), budget)
 
 
 def child(order):

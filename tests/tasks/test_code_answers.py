@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from ets.tasks.code_answers import LONGEST, STOPS, program_of
+from ets.tasks.code_answers import COMPLETION_STOPS, LONGEST, program_of
 
 PROMPT = '''from typing import List
 
@@ -159,13 +159,13 @@ def test_another_definition_does_not_leave_the_prompts_own_in_place() -> None:
     assert "total" not in scope
 
 
-@pytest.mark.parametrize("stop", STOPS)
+@pytest.mark.parametrize("stop", COMPLETION_STOPS)
 def test_a_completion_is_cut_at_each_stop(stop: str) -> None:
     assert program_of(PROMPT, "total", f"    return 1{stop}x") == f"{PROMPT}    return 1\n"
 
 
 def test_stops_do_not_stand_in_a_body() -> None:
-    assert not any(stop in f"\n{LOOP}" for stop in STOPS)
+    assert not any(stop in f"\n{LOOP}" for stop in COMPLETION_STOPS)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from ets.sandbox import in_parallel
 from ets.tasks import humaneval, task_named
 from ets.tasks.humaneval import Example, HumanEval, examples_of
+from ets.tasks.task import Slow
 from ets.types import Chain, InputError, Problem, Text
 from tests.sandboxed import needs_sandbox
 
@@ -113,7 +114,7 @@ BROKEN = ["    return x +", "    return undefined", "", "    while True: pass\n"
 @needs_sandbox
 def test_texts_that_behave_alike_have_equal_answers() -> None:
     problem, task = _problem(ADD), HumanEval(seconds=3)
-    answers = task.extract_all(problem, [*ALIKE, OTHER, *BROKEN])
+    answers = task.extract_all((problem, text) for text in [*ALIKE, OTHER, *BROKEN])
     assert answers[:4] == [("=5", "=12")] * 3 + [("=-1", "=-2")]
     assert answers[4:] == [None] * len(BROKEN)
     assert [task.extract(problem, text) for text in (ALIKE[0], OTHER)] == [answers[0], answers[3]]
@@ -179,7 +180,7 @@ def test_the_results_of_identical_code_are_remembered(monkeypatch: pytest.Monkey
     task, problem = HumanEval(seconds=7), _problem(ADD)
     same = ["    return y + x", "    return y + x\n\n\nprint(1)", "    return y + x\n# done"]
     assert [task.grade(problem, text) for text in same * 2] == [True] * 6 and len(asked) == 1
-    assert task.extract_all(problem, same) == [("=5", "=12")] * 3 and len(asked) == 2
+    assert task.extract_all((problem, text) for text in same) == [("=5", "=12")] * 3 and len(asked) == 2
     assert task.visible_examples(problem, _rollouts(same), _chain(problem)) == [1.0] * 3 and len(asked) == 2
     humaneval._values.cache_clear()
     humaneval._passes.cache_clear()
@@ -191,6 +192,24 @@ def test_a_generation_stops_where_the_body_does() -> None:
     runs_on = "    return x + y\n\n\ndef sub(x, y):\n    return x - y\n"
     assert min((runs_on.split(stop)[0] for stop in problem.stop), key=len) == "    return x + y\n\n"
     assert HumanEval(stop=(), unsafe=True).problems(1)[0].stop == ()
+
+
+def test_texts_of_several_problems_are_looked_at_together_each_with_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    task, texts = HumanEval(seconds=8), [(_problem(ADD), "    return 1\n"), (_problem("strlen"), "    return 1\n")]
+    monkeypatch.setattr(humaneval, "values", lambda program, expressions, **options: [f"={len(program)}", *expressions])
+    monkeypatch.setattr(humaneval, "passes", lambda program, **options: "strlen" in program)
+    assert isinstance(task, Slow)
+    assert task.grade_all([*texts, *texts]) == [False, True] * 2
+    assert task.extract_all(texts) == [task.extract(*pair) for pair in texts]
+    assert len(set(task.extract_all(texts))) == 2
+    humaneval._values.cache_clear()
+    humaneval._passes.cache_clear()
+
+
+@pytest.mark.parametrize("count", [0, 165, 500])
+def test_more_problems_than_there_are_are_refused(count: int) -> None:
+    with pytest.raises(InputError, match=rf"^{count} problems of humaneval asked for; choose 1 to 164$"):
+        HumanEval(unsafe=True).problems(count)
 
 
 def test_worked_examples_are_refused() -> None:
