@@ -43,7 +43,19 @@ def identical_logits(positions: int = POSITIONS) -> torch.Tensor:
     return random_logits(1).expand(1, positions, VOCABULARY).contiguous()
 
 
-LOGITS = {"random": random_logits, "tied": tied_logits, "identical": identical_logits}
+def confident_logits(positions: int = POSITIONS) -> torch.Tensor:
+    """Confidences on both sides of a half."""
+    logits = 2 * random_logits(positions, seed=3)
+    logits[..., MASK] = -1.0
+    return logits
+
+
+LOGITS = {
+    "random": random_logits,
+    "tied": tied_logits,
+    "identical": identical_logits,
+    "confident": confident_logits,
+}
 
 
 def sampled_law(logits: torch.Tensor, temperature: float) -> list[list[float]]:
@@ -73,8 +85,19 @@ def score(rule: str, log_q: Sequence[float], token: int) -> float:
     return sum(value * math.log(value) for value in q)
 
 
+def count(scores: Sequence[float], quota: int, threshold: float | None = None, factor: float | None = None) -> int:
+    """How many of the best scores are revealed: the quota, and beyond it those that parallel decoding lets through."""
+    ranked, n = sorted(scores, reverse=True), quota
+    if threshold is not None:
+        n = max(quota, sum(value >= math.log(threshold) for value in scores))
+    if factor is not None:
+        while n < len(ranked) and (n + 2) * (1 - math.exp(ranked[n])) <= factor:
+            n += 1
+    return n
+
+
 def every_draw(
-    logits: torch.Tensor, rule: str, temperature: float, quota: int
+    logits: torch.Tensor, rule: str, temperature: float, quota: int, **parallel: float
 ) -> Iterator[tuple[float, list[float], tuple[float, ...], Outcome]]:
     """Each draw of a canvas `[n, V]`: its probability, uniforms that cause it, orders, and what is revealed."""
     laws, n = sampled_law(logits, temperature), len(logits)
@@ -87,7 +110,7 @@ def every_draw(
             for order in orders:
                 scores = order if rule == "random" else [score(rule, *at) for at in zip(log_q, tokens, strict=True)]
                 ranked = sorted(range(n), key=lambda i: (-scores[i], i))
-                revealed = tuple(sorted(ranked[:quota]))
+                revealed = tuple(sorted(ranked[: count(scores, quota, **parallel)]))
                 yield probability / len(orders), uniforms, order, (revealed, tuple(tokens[i] for i in revealed))
 
 
@@ -107,17 +130,19 @@ def outcomes(revealed: Revealed) -> list[Outcome]:
     return found
 
 
-def check_step(logits: torch.Tensor, rule: str, temperature: float, quota: int) -> dict[Outcome, float]:
+def check_step(
+    logits: torch.Tensor, rule: str, temperature: float, quota: int, **parallel: float
+) -> dict[Outcome, float]:
     """Raise AssertionError unless every draw reveals what the rule says, at the probability that all draws add up to.
 
     Returns the exact law of the outcomes.
     """
-    draws = list(every_draw(logits[0], rule, temperature, quota))
+    draws = list(every_draw(logits[0], rule, temperature, quota, **parallel))
     law: dict[Outcome, float] = {}
     for probability, _, _, outcome in draws:
         law[outcome] = law.get(outcome, 0.0) + probability
     _, uniforms, orders, expected = zip(*draws, strict=True)
-    revealed = step(logits, quota, uniforms, orders, Unmasking(temperature, rule))
+    revealed = step(logits, quota, uniforms, orders, Unmasking(temperature, rule, **parallel))
     assert outcomes(revealed) == list(expected)
     recorded = dict(zip(expected, (revealed.token_logp + revealed.position_logp).exp().tolist(), strict=True))
     assert recorded == pytest.approx(law, abs=1e-13)
@@ -143,6 +168,39 @@ def test_blocks_of_other_lengths(positions: int, rule: str) -> None:
             check_step(LOGITS[kind](positions), rule, 1.0, quota)
 
 
+CONFIDENT = [name for name, rule in RULES.items() if rule.confident]
+PARALLEL: list[dict[str, float]] = [
+    {name: value} for name, values in (("threshold", (0.12, 0.3, 0.5)), ("factor", (0.8, 1.5, 2.6))) for value in values
+]
+PARALLEL_IDS = [f"{name}{value}" for given in PARALLEL for name, value in given.items()]
+
+
+@pytest.mark.parametrize("parallel", PARALLEL, ids=PARALLEL_IDS)
+@pytest.mark.parametrize("rule", CONFIDENT)
+@pytest.mark.parametrize("kind", LOGITS)
+def test_parallel_decoding_has_the_probabilities_of_all_draws(kind: str, rule: str, parallel: dict[str, float]) -> None:
+    """Whatever the quota, and as many positions as there are masked."""
+    for quota in range(1, POSITIONS + 1):
+        for temperature in TEMPERATURES:
+            check_step(LOGITS[kind](), rule, temperature, quota, **parallel)
+    check_step(LOGITS[kind](1), rule, 1.0, 1, **parallel)
+
+
+def test_parallel_decoding_reveals_one_or_more_in_the_tests_above() -> None:
+    """Otherwise they would say nothing about it."""
+    for parallel in ({"threshold": 0.3}, {"factor": 1.5}):
+        law = check_step(confident_logits(), "low_confidence", 1.0, 1, **parallel)
+        assert {len(positions) for positions, _ in law} == {1, 2, 3}
+
+
+def test_a_threshold_is_reached_by_equal_confidence() -> None:
+    """All are 1/4."""
+    logits = torch.zeros(1, POSITIONS, VOCABULARY, dtype=torch.float64)
+    for rule in CONFIDENT:
+        law = check_step(logits, rule, 1.0, 1, threshold=0.25)
+        assert {len(positions) for positions, _ in law} == {POSITIONS}
+
+
 grid = st.sampled_from([-2.0, -1.0, 0.0, 1.0])
 
 
@@ -153,6 +211,9 @@ def test_coarse_logits_tie_everywhere(rows: list[list[float]], temperature: floa
     logits = torch.tensor([rows], dtype=torch.float64)
     for rule in ("low_confidence", "random"):
         check_step(logits, rule, temperature, quota)
+    level = data.draw(st.sampled_from([0.1, 0.25, 0.4, 1.0]))
+    check_step(logits, "low_confidence", temperature, quota, threshold=level)
+    check_step(logits, "low_confidence", temperature, quota, factor=3 * level)
 
 
 def test_the_tied_logits_tie_within_and_across_positions() -> None:
@@ -191,6 +252,38 @@ def test_without_the_position_term_low_confidence_is_no_law(monkeypatch: pytest.
     revealed = step(random_logits(), 1, uniforms, orders, Unmasking(1.0))
     recorded = dict(zip(expected, (revealed.token_logp + revealed.position_logp).exp().tolist(), strict=True))
     assert sum(recorded.values()) > 1.5
+
+
+@pytest.mark.parametrize("parallel", [{"threshold": 0.3}, {"factor": 1.5}])
+def test_a_position_term_that_forgets_the_next_bar_is_seen(
+    parallel: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was not revealed scored below the lowest of S, and missed the bar beside."""
+    right = rules._lost
+    monkeypatch.setattr(rules, "_lost", lambda *of: right(*of[:-1], torch.full_like(of[-1], math.inf)))
+    with pytest.raises(AssertionError):
+        check_step(confident_logits(), "low_confidence", 1.0, 1, **parallel)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_position_term_of_a_set_that_the_rule_cannot_reveal_is_minus_infinity(rule: str) -> None:
+    """Each set with each draw of it has the probability that all draws add up to, whatever is left in the others."""
+    logits, total = confident_logits(), 0.0
+    parallel = {"threshold": 0.3} if RULES[rule].confident else {}
+    unmasking, law = Unmasking(1.0, rule, **parallel), check_step(logits, rule, 1.0, 1, **parallel)
+    one = torch.zeros(1, dtype=torch.int64)
+    for chosen in list(product([False, True], repeat=POSITIONS))[1:]:
+        places = tuple(i for i, yes in enumerate(chosen) if yes)
+        for tokens in product([v for v in range(VOCABULARY) if v != MASK], repeat=len(places)):
+            drawn = torch.zeros(1, POSITIONS, dtype=torch.int64)
+            drawn[0, list(places)] = torch.tensor(tokens)
+            turn = Turn(logits, MASK, one, one + 1, torch.zeros(1, POSITIONS), torch.zeros(1, POSITIONS))
+            p = unmasking.probabilities(logits, MASK)
+            term = RULES[rule].term(turn.drawn(p, drawn, unmasking), torch.tensor([chosen]))
+            q = math.prod(float(p[0, i, v]) for i, v in zip(places, tokens, strict=True)) * float(term.exp())
+            assert q == pytest.approx(law.get((places, tokens), 0.0), abs=1e-13)
+            total += q
+    assert abs(total - 1) < 1e-12
 
 
 @pytest.mark.parametrize("change", ["ties lost to the left only", "ties never lost", "ties always lost"])
@@ -309,6 +402,32 @@ def test_quotas_are_even_with_the_remainder_first(blocks: int, length: int, data
         assert set(places[own]) == {(block * length, (block + 1) * length)}
 
 
+@settings(derandomize=True, max_examples=100)
+@given(st.integers(1, 4), st.integers(1, 8), st.data())
+def test_guide_steps_end_with_as_many_positions_as_their_steps_reveal(
+    blocks: int, length: int, data: st.DataObject
+) -> None:
+    steps = blocks * data.draw(st.integers(1, length))
+    schedule = Schedule(blocks * length, steps, length, data.draw(st.sampled_from(divisors(steps))))
+    revealed = 0
+    for step in range(steps):
+        if step % schedule.steps_per_guide_step == 0:
+            boundary = schedule.boundary(revealed)
+        assert all(schedule.boundary(n) == boundary for n in range(revealed, revealed + schedule.quota(step)))
+        revealed += schedule.quota(step)
+    assert boundary == revealed == schedule.gen_length
+
+
+def divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
+
+
+def test_a_full_block_leaves_out_the_rest_of_its_steps() -> None:
+    schedule = Schedule(12, 9, 4, guide_steps=1)
+    assert [schedule.step_after(step, block_is_full=False) for step in (0, 1, 3)] == [1, 2, 4]
+    assert [schedule.step_after(step, block_is_full=True) for step in range(9)] == [3] * 3 + [6] * 3 + [9] * 3
+
+
 def test_guide_steps_split_the_steps_inside_and_across_blocks() -> None:
     assert Schedule(32, 16, 8, guide_steps=2).steps_per_guide_step == 8  # two blocks each
     assert Schedule(32, 16, 8, guide_steps=8).steps_per_guide_step == 2  # half a block each
@@ -344,6 +463,26 @@ def test_numbers_that_do_not_fit_are_refused_in_one_line(numbers: tuple[Any, ...
 def test_temperature_and_guidance_out_of_range_are_refused_in_one_line(name: str, value: Any) -> None:
     with pytest.raises(InputError, match=f"{name} is {value!r}; it must be a finite number of at least 0") as caught:
         Unmasking(**{name: value})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"threshold": 0}, "threshold is 0; it must be a finite number above zero"),
+        ({"threshold": 1.5}, "threshold is 1.5, but a confidence is 1 at most"),
+        ({"factor": math.nan}, "factor is nan; it must be"),
+        ({"threshold": 0.9, "factor": 1.0}, "threshold 0.9 and factor 1.0 exclude each other"),
+        (
+            {"threshold": 0.9, "remasking": "margin"},
+            "needs confidences, .* 'margin' .*choose low_confidence or largest",
+        ),
+        ({"factor": 1.0, "remasking": "random"}, "factor needs confidences"),
+    ],
+)
+def test_parallel_decoding_out_of_range_is_refused_in_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        Unmasking(**options)
     assert "\n" not in str(caught.value)
 
 
