@@ -261,8 +261,7 @@ class MaskedDiffusionPolicy:
         rows.tokens[where] = revealed.tokens.cpu().numpy()[chosen]
         rows.path[where] = np.broadcast_to(step[:, None], chosen.shape)[chosen]
         rows.step_logps[index, step] = torch.stack((revealed.token_logp, revealed.position_logp), -1).cpu().numpy()
-        full: list[bool] = chosen.all(axis=-1).tolist()
-        rows.step[index] = [self.schedule.step_after(*pair) for pair in zip(step.tolist(), full, strict=True)]
+        rows.step[index] = self.schedule.step_after(step, revealed.positions.all(-1).cpu().numpy())
 
     def _fill_after_end(self, rows: Rows, going: Ints) -> None:
         """End the rows whose last finished block holds an end token: nothing after it is part of their text."""

@@ -17,7 +17,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ets.policies.drawing import pick_tokens
 from ets.policies.rules import RULES, Drawn, for_rows
@@ -95,9 +97,10 @@ class Schedule:
         share, remainder = divmod(self.block_length, self.steps_per_block)
         return share + (step % self.steps_per_block < remainder)
 
-    def step_after(self, step: int, block_is_full: bool) -> int:
-        """The number of the next denoising step: of the next block's first, where this block is full."""
-        return (step // self.steps_per_block + 1) * self.steps_per_block if block_is_full else step + 1
+    def step_after(self, steps: NDArray[np.int64], full: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """The numbers of rows' next denoising steps `[R]`: of the next block's first, where the block is full."""
+        each = self.steps_per_block
+        return np.where(full, (steps // each + 1) * each, steps + 1)
 
     def boundary(self, revealed: int) -> int:
         """How many positions are revealed, at least, when a guide step ends that begins with so many."""

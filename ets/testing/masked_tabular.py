@@ -13,12 +13,16 @@ from numpy.typing import NDArray
 
 from ets.randomness import Purpose, uniform
 from ets.testing.masked_laws import (
+    Bar,
     Canvas,
     CanvasSchedule,
     MaskedDiffusionOracle,
+    MaskedPathOracle,
     Path,
     StepLaw,
+    canvas_before,
     closed_form_step,
+    parallel_bar,
     position_term,
     scores_of,
 )
@@ -52,7 +56,7 @@ class TabularMaskedDiffusion:
     gen_length, block_length, steps, guide_steps : int
         See `CanvasSchedule`; `gen_length` is at most 4.
     remasking : str
-        `low_confidence`, `random`, `margin` or `entropy`: see `scores_of`.
+        `low_confidence`, `largest`, `random`, `margin` or `entropy`: see `scores_of`.
     temperature : float
         Of the drawn tokens; scores are untempered.
     concentration : float
@@ -62,6 +66,11 @@ class TabularMaskedDiffusion:
         that scores tie.
     seed : int
         Of the table.
+    threshold, factor : float, optional
+        Parallel decoding, for `low_confidence` and `largest`: see `parallel_bar`.
+    refresh : int, optional
+        A cache's stand-in, refreshed at each block's first step and then after every so many: in between, logits are
+        the mean of those at the canvas and those at the canvas of the last refresh. None is the exact model.
     """
 
     vocabulary: int = 2
@@ -74,6 +83,9 @@ class TabularMaskedDiffusion:
     concentration: float = 1.0
     levels: int | None = None
     seed: int = 0
+    threshold: float | None = None
+    factor: float | None = None
+    refresh: int | None = None
     ledger: Cost = field(default_factory=Cost)
 
     def __post_init__(self) -> None:
@@ -81,8 +93,10 @@ class TabularMaskedDiffusion:
         if not (2 <= self.vocabulary <= 4 and self.gen_length <= 4):
             raise InputError(f"vocabulary {self.vocabulary}, gen_length {self.gen_length}: enumerable up to 4 and 4")
         self.schedule = CanvasSchedule(self.gen_length, self.block_length, self.steps, self.guide_steps)
+        self.bar = parallel_bar(self.threshold, self.factor)
         self._table = cache(self._row)
-        self._table("", (self.mask,) * self.gen_length)  # so that an unknown rule is named at once
+        root = (self.mask,) * self.gen_length
+        self._table("", root, root, 1)  # so that an unknown rule is named at once
         self._step_logp = cache(self._log_probability)
         self._states: dict[tuple[str, Canvas, Path], MaskedTabularState] = {}
 
@@ -102,38 +116,72 @@ class TabularMaskedDiffusion:
         drawn = rng.integers(self.levels, size=shape).astype(float) if self.levels else rng.standard_normal(shape)
         return self.concentration * drawn
 
-    def _row(self, prompt: str | Canvas, canvas: Canvas) -> _Step:
+    def _row(self, prompt: str | Canvas, canvas: Canvas, origin: Canvas, quota: int) -> _Step:
         revealed = len(canvas) - canvas.count(self.mask)
-        logits = self.logits(prompt, canvas)
+        logits = (self.logits(prompt, canvas) + self.logits(prompt, origin)) / 2
         weights = np.exp(logits / self.temperature)
         return _Step(
             weights / weights.sum(axis=-1, keepdims=True),
             scores_of(logits, self.remasking),
             [j for j in self.schedule.block(revealed) if canvas[j] == self.mask],
-            self.schedule.quotas[self.schedule.step(revealed)],
+            quota,
+            self.bar,
         )
 
-    def step_law(self, problem: Problem, canvas: Canvas, of_step: Callable[..., StepLaw] = closed_form_step) -> StepLaw:
-        """The exact law of one denoising step, in closed form or as `of_step` computes it."""
-        return of_step(*self._table(problem.prompt, canvas)) if self.mask in canvas else {}
+    def last_refresh(self, step: int) -> int:
+        """The step at which the whole canvas was read last: this one, without a cache."""
+        return step - step % self.schedule.steps_per_block % self.refresh if self.refresh else step
 
-    def _log_probability(self, prompt: str | Canvas, before: Canvas, after: Canvas) -> float:
-        p, scores, masked, _ = self._table(prompt, before)
+    def step_law(
+        self,
+        problem: Problem,
+        canvas: Canvas,
+        of_step: Callable[..., StepLaw] = closed_form_step,
+        path: Path | None = None,
+    ) -> StepLaw:
+        """The exact law of one denoising step, in closed form or as `of_step` computes it.
+
+        Without a path it is that of the exact model.
+        """
+        if self.mask not in canvas:
+            return {}
+        if path is None:
+            step = self.schedule.step(len(canvas) - canvas.count(self.mask))
+            return of_step(*self._table(problem.prompt, canvas, canvas, self.schedule.quotas[step]))
+        step = self.schedule.step_at(path)
+        origin = canvas_before(canvas, path, self.last_refresh(step), self.mask)
+        return of_step(*self._table(problem.prompt, canvas, origin, self.schedule.quotas[step]))
+
+    def _log_probability(
+        self, prompt: str | Canvas, before: Canvas, origin: Canvas, quota: int, after: Canvas
+    ) -> float:
+        p, scores, masked, quota, bar = self._table(prompt, before, origin, quota)
         revealed = {j: after[j] for j in masked if after[j] != self.mask}
         tokens = sum(math.log(p[j, v]) for j, v in revealed.items())
-        return tokens + position_term(p, scores, masked, revealed)
+        return tokens + position_term(p, scores, masked, revealed, quota, bar)
 
     @cached_property
-    def oracle(self) -> MaskedDiffusionOracle:
-        """The exact laws, through the closed form."""
-        return MaskedDiffusionOracle(self.step_law, self.schedule, self.mask)
+    def oracle(self) -> MaskedDiffusionOracle | MaskedPathOracle:
+        """The exact laws, through the closed form: over canvases, where these tell all that a step depends on."""
+        return self.oracle_by(closed_form_step)
+
+    def oracle_by(self, of_step: Callable[..., StepLaw]) -> MaskedDiffusionOracle | MaskedPathOracle:
+        """The exact laws, with each step's as `of_step` computes it."""
+        if self.refresh or (self.bar and self.steps < self.gen_length):
+            return MaskedPathOracle(
+                lambda problem, canvas, path: self.step_law(problem, canvas, of_step, path), self.schedule, self.mask
+            )
+        return MaskedDiffusionOracle(
+            lambda problem, canvas: self.step_law(problem, canvas, of_step), self.schedule, self.mask
+        )
 
     def spelled(self, canvas: Canvas) -> str:
         """The text of a canvas: letters, and a dot for a mask that has letters after it."""
         return "".join("·" if token == self.mask else chr(97 + token) for token in canvas).rstrip("·")
 
     def start(self, problems: Sequence[Problem]) -> list[State]:
-        return [self._state(problem, self.oracle.root, (-1,) * self.gen_length, 0.0) for problem in problems]
+        root = (self.mask,) * self.gen_length
+        return [self._state(problem, root, (-1,) * self.gen_length, 0.0) for problem in problems]
 
     def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         return self._draw(states, keys, "candidate")
@@ -146,55 +194,74 @@ class TabularMaskedDiffusion:
         if any(state.done for state in starts):
             raise InputError("a state has ended; draw from open states")
         numbers = {id(state): number for number, state in enumerate(starts)}
-        rows = _Rows(starts, np.array([numbers[id(state)] for state in states]))
-        first = np.array([self.oracle.step_index(state.tokens) for state in starts])
-        last = first + [self.oracle.steps_ahead(state.tokens) for state in starts]
-        if kind == "rollout":
-            last[:] = self.steps
-        for step in range(int(first.min()), int(last.max())):
-            active = np.flatnonzero(((first <= step) & (step < last))[rows.start])
+        start = np.array([numbers[id(state)] for state in states])
+        rows = _Rows(starts, start, np.array([self.schedule.step_at(state.path) for state in starts])[start])
+        revealed = (rows.paths >= 0).sum(axis=1)
+        ends = np.full(len(states), self.gen_length)
+        if kind == "candidate":
+            ends = np.array([self.schedule.boundary(n) for n in range(self.gen_length)])[revealed]
+        for step in range(self.steps):
+            active = np.flatnonzero((rows.steps == step) & ((rows.paths >= 0).sum(axis=1) < ends))
             if len(active):
                 self._denoise(rows, active, step, keys[active])
-        steps = int((last - first)[rows.start].sum())
-        generated = int((rows.paths >= first[rows.start][:, None]).sum())
-        self.ledger += Cost(generated=generated, row_forwards=steps, **{kind: steps * self.gen_length})
-        return self._drawn(rows, last - first, kind)
+        draws = self._drawn(rows, kind)
+        self.ledger += Cost.total(draw.cost for draw in draws)
+        return draws
 
     def _denoise(self, rows: _Rows, active: Ints, step: int, keys: Keys) -> None:
         """One denoising step of the active rows, all at the same one."""
-        places, context = _groups(rows.start[active], rows.canvases[active])
-        contexts = [(rows.starts[rows.start[n]].problem.prompt, rows.canvas(n)) for n in active[places]]
+        paths, quota = rows.paths[active], self.schedule.quotas[step]
+        origins = np.where((paths >= 0) & (paths < self.last_refresh(step)), rows.canvases[active], self.mask)
+        places, context = _groups(rows.start[active], rows.canvases[active], origins)
+        contexts = [
+            (
+                rows.starts[rows.start[active[n]]].problem.prompt,
+                rows.canvas(active[n]),
+                tuple(origins[n].tolist()),
+                quota,
+            )
+            for n in places
+        ]
         tables = [self._table(*distinct) for distinct in contexts]
         drawn = pick_rows(np.stack([t.p for t in tables])[context], self._uniforms(keys, step))
         winners = self._winners(tables, context, drawn, step, keys)
-        rows.canvases[active[:, None], winners] = np.take_along_axis(drawn, winners, axis=1)
-        rows.paths[active[:, None], winners] = step
+        rows.canvases[active] = np.where(winners, drawn, rows.canvases[active])
+        rows.paths[active] = np.where(winners, step, paths)
         places, event = _groups(context, rows.canvases[active])
         logps = [self._step_logp(*contexts[context[n]], rows.canvas(active[n])) for n in places]
         rows.logps[active] += np.array(logps)[event]
+        rows.forwards[active] += 1
+        each = self.schedule.steps_per_block
+        full = (rows.paths[active] >= 0).sum(axis=1) == (step // each + 1) * self.block_length
+        rows.steps[active] = np.where(full, (step // each + 1) * each, step + 1)
 
     def _uniforms(self, keys: Keys, *fields: int) -> Floats:
         """`[R, L]`, one for each position."""
         return uniform(keys[:, None], *fields, np.arange(self.gen_length))
 
-    def _winners(self, tables: Sequence[_Step], context: Ints, drawn: Ints, step: int, keys: Keys) -> Ints:
-        """The positions `[R, quota]` of the best draws among the masked ones of the active block."""
+    def _winners(self, tables: Sequence[_Step], context: Ints, drawn: Ints, step: int, keys: Keys) -> NDArray[np.bool_]:
+        """True `[R, L]` at the best draws among the masked positions of the active block."""
         if self.remasking == "random":
             scores = self._uniforms(keys, Purpose.POSITION, step)
         else:
             ranking = np.stack([t.scores for t in tables if t.scores is not None])
             scores = ranking[context[:, None], np.arange(self.gen_length), drawn]
-        masked = np.array([np.isin(np.arange(self.gen_length), t.masked) for t in tables])
-        order = np.argsort(np.where(masked[context], -scores, np.inf), axis=1, kind="stable")
-        return order[:, : self.schedule.quotas[step]]
+        masked = np.array([np.isin(np.arange(self.gen_length), t.masked) for t in tables])[context]
+        scores = np.where(masked, scores, -np.inf)
+        order = np.argsort(-scores, axis=1, kind="stable")
+        ranks = np.argsort(order, axis=1, kind="stable")
+        beyond = self.bar or (lambda m: math.inf)
+        bars = [-math.inf if m <= self.schedule.quotas[step] else beyond(m) for m in range(1, self.gen_length + 1)]
+        count = (np.take_along_axis(scores, order, axis=1) >= np.array(bars)).sum(axis=1)
+        return masked & (ranks < count[:, None])
 
-    def _drawn(self, rows: _Rows, steps: Ints, kind: str) -> list[Draw]:
+    def _drawn(self, rows: _Rows, kind: str) -> list[Draw]:
         """Only the draws are made row by row."""
         places, group = _groups(rows.start, rows.canvases, rows.paths)
         kinds = []
         for n in places:
             before, path = rows.starts[rows.start[n]], tuple(rows.paths[n].tolist())
-            logp, forwards = float(rows.logps[n]), int(steps[rows.start[n]])
+            logp, forwards = float(rows.logps[n]), int(rows.forwards[n])
             state = self._state(before.problem, rows.canvas(n), path, before.logp + logp)
             generated = before.tokens.count(self.mask) - state.tokens.count(self.mask)
             cost = Cost(generated=generated, row_forwards=forwards, **{kind: forwards * self.gen_length})
@@ -216,19 +283,22 @@ class _Step(NamedTuple):
     scores: Floats | None
     masked: Sequence[int]
     quota: int
+    bar: Bar | None
 
 
 @dataclass
 class _Rows:
-    """Rows on their way `[R]`: the different states that they start from, and which of them each row has."""
+    """Rows on their way `[R]`: the different states that they start from, which each row has, and its next step."""
 
     starts: Sequence[MaskedTabularState]
     start: Ints
+    steps: Ints
 
     def __post_init__(self) -> None:
         self.canvases = np.array([state.tokens for state in self.starts])[self.start]
         self.paths = np.array([state.path for state in self.starts])[self.start]
         self.logps = np.zeros(len(self.start))
+        self.forwards = np.zeros(len(self.start), np.int64)
 
     def canvas(self, row: int) -> Canvas:
         return tuple(self.canvases[row].tolist())

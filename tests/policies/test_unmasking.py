@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import permutations, product
 from typing import Any, TypeAlias
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -424,8 +425,9 @@ def divisors(number: int) -> list[int]:
 
 def test_a_full_block_leaves_out_the_rest_of_its_steps() -> None:
     schedule = Schedule(12, 9, 4, guide_steps=1)
-    assert [schedule.step_after(step, block_is_full=False) for step in (0, 1, 3)] == [1, 2, 4]
-    assert [schedule.step_after(step, block_is_full=True) for step in range(9)] == [3] * 3 + [6] * 3 + [9] * 3
+    steps = np.arange(9)
+    assert schedule.step_after(steps, steps < 0).tolist() == list(range(1, 10))
+    assert schedule.step_after(steps, steps >= 0).tolist() == [3] * 3 + [6] * 3 + [9] * 3
 
 
 def test_guide_steps_split_the_steps_inside_and_across_blocks() -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import Counter
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +11,8 @@ import pytest
 
 from ets.testing import (
     CanvasSchedule,
-    MaskedDiffusionOracle,
     TabularMaskedDiffusion,
+    check_policy,
     closed_form_step,
     enumerated_step,
     position_term,
@@ -23,7 +21,7 @@ from ets.testing import (
 from ets.types import Cost, InputError, Problem
 
 PROBLEM = Problem("p", (1,))
-RULES = ("low_confidence", "random", "margin", "entropy")
+RULES = ("low_confidence", "random", "margin", "entropy", "largest")
 SHAPES: list[dict[str, Any]] = [
     {"vocabulary": 3, "gen_length": 4, "block_length": 4, "steps": 3, "guide_steps": 3, "temperature": 0.7},
     {"vocabulary": 3, "gen_length": 4, "block_length": 4, "steps": 2, "guide_steps": 1, "levels": 2},
@@ -35,18 +33,77 @@ def keys(count: int) -> Any:
     return np.arange(count, dtype=np.uint64)
 
 
-def enumerated(policy: TabularMaskedDiffusion) -> MaskedDiffusionOracle:
+def enumerated(policy: TabularMaskedDiffusion) -> Any:
     """The policy's laws without the closed form."""
-    return dataclasses.replace(policy.oracle, step_law=partial(policy.step_law, of_step=enumerated_step))
+    return policy.oracle_by(enumerated_step)
 
 
-def reachable(oracle: MaskedDiffusionOracle) -> set[tuple[int, ...]]:
+def reachable(oracle: Any) -> set[tuple[int, ...]]:
     """Every canvas that a guide boundary may show, from the empty one to the last."""
     canvases, fresh = set(), {oracle.root}
     while fresh:
         canvases |= fresh
         fresh = {following for canvas in fresh for following in oracle.extend_law(PROBLEM, canvas)} - canvases
     return canvases
+
+
+FAST: list[dict[str, Any]] = [
+    {"threshold": 0.6},
+    {"remasking": "largest", "threshold": 0.8},
+    {"factor": 1.4, "temperature": 0.7},
+    {"refresh": 4},  # at the beginning of a block alone
+    {"refresh": 2, "remasking": "entropy"},
+    {"refresh": 3, "remasking": "random"},
+    {"refresh": 4, "threshold": 0.6},
+    {"steps": 2, "threshold": 0.6, "refresh": 2, "guide_steps": 2},  # two positions a step at least
+    {"steps": 2, "factor": 1.4, "guide_steps": 2},
+]
+CANVASES: list[dict[str, Any]] = [
+    {"vocabulary": 2, "gen_length": 4, "block_length": 4, "steps": 4, "guide_steps": 2},
+    {"vocabulary": 2, "gen_length": 4, "block_length": 2, "steps": 4, "guide_steps": 2},  # guide steps are blocks
+    {"vocabulary": 2, "gen_length": 4, "block_length": 2, "steps": 4, "guide_steps": 4},  # two in a block at most
+]
+
+
+def fast(setting: dict[str, Any], shape: dict[str, Any]) -> TabularMaskedDiffusion:
+    return TabularMaskedDiffusion(seed=1, concentration=1.5, **(shape | setting))
+
+
+@pytest.mark.parametrize("setting", FAST, ids=str)
+@pytest.mark.parametrize("shape", CANVASES, ids=str)
+def test_laws_1_2_and_4_of_fast_samplers(setting: dict[str, Any], shape: dict[str, Any]) -> None:
+    """Level 0: parallel decoding and a cache's stand-in are laws of their own, whatever the guide steps."""
+    policy = fast(setting, shape)
+    check_policy(policy, enumerated(policy), [PROBLEM, Problem("q", (0, 1))], draws=20_000)
+
+
+@pytest.mark.parametrize("setting", FAST, ids=str)
+def test_fast_samplers_have_other_laws_than_the_exact_one(setting: dict[str, Any]) -> None:
+    """Otherwise the test above would say nothing; the law sums to one."""
+    policy = fast(setting, CANVASES[0])
+    law, exact = Counter[Any](), Counter[Any]()
+    for sums, of in ((law, policy), (exact, fast({k: v for k, v in setting.items() if k in RULE}, CANVASES[0]))):
+        paths = of.oracle.by_path
+        for (canvas, _), p in paths.finish_law(PROBLEM, paths.root).items():
+            sums[canvas] += p
+    assert sum(law.values()) == pytest.approx(1, abs=1e-12)
+    assert total_variation(law, exact) > 0.01
+
+
+RULE = ("remasking", "temperature")
+
+
+def test_a_cache_refreshed_at_every_step_is_the_exact_model() -> None:
+    always, exact = (fast({"refresh": refresh}, CANVASES[0]).oracle.by_path for refresh in (1, None))
+    assert always.finish_law(PROBLEM, always.root) == exact.finish_law(PROBLEM, exact.root)
+
+
+def test_guide_steps_end_at_once_where_a_step_reveals_more() -> None:
+    """M candidates have as many positions revealed, or more by what one step reveals; at blocks' ends just as many."""
+    inside, blocks = (fast({"threshold": 0.6}, shape) for shape in CANVASES[:2])
+    for policy, expected in ((inside, {2, 3}), (blocks, {2})):
+        draws = policy.extend(policy.start([PROBLEM]) * 500, keys(500))
+        assert {4 - draw.state.tokens.count(2) for draw in draws} == expected
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -67,8 +124,8 @@ def test_token_probabilities_alone_are_no_law() -> None:
     assert abs(sum(law.values()) - 1) > 0.1
 
 
-def _without_positions(p: Any, scores: Any, masked: Any, quota: int) -> Any:
-    events = closed_form_step(p, scores, masked, quota)
+def _without_positions(p: Any, scores: Any, masked: Any, quota: int, bar: Any) -> Any:
+    events = closed_form_step(p, scores, masked, quota, bar)
     return {(s, v): math.prod(p[i, token] for i, token in zip(s, v, strict=True)) for s, v in events}
 
 
@@ -130,7 +187,7 @@ def test_the_schedule_gives_even_shares_the_remainder_first() -> None:
     schedule = CanvasSchedule(gen_length=10, block_length=5, steps=6, guide_steps=2)
     assert schedule.quotas == [2, 2, 1, 2, 2, 1]
     assert [schedule.step(revealed) for revealed in (0, 2, 4, 5, 7, 9, 10)] == list(range(7))
-    assert [schedule.steps_ahead(revealed) for revealed in (0, 2, 4, 5, 7, 9)] == [3, 2, 1, 3, 2, 1]
+    assert [schedule.boundary(revealed) for revealed in (0, 2, 4, 5, 7, 9)] == [5] * 3 + [10] * 3
     assert schedule.block(4) == range(5) and schedule.block(5) == range(5, 10)
 
 
