@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ets.evaluation.hosted import configuration_of, quiet, require_lm_eval
 from ets.evaluation.paper_arguments import BENCHMARKS, read_arguments
@@ -24,6 +24,9 @@ from ets.exits import exit_status
 from ets.tasks import Benchmark, task_named
 from ets.tasks.data import require_hub
 from ets.types import InputError
+
+if TYPE_CHECKING:
+    from lm_eval.config.evaluate_config import EvaluatorConfig
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,9 +42,11 @@ def _evaluate(arguments: list[str]) -> None:
 
     setup_logging(logging.ERROR)
     options = parsed(arguments)
-    if hasattr(options, "model_args") and options.config is None:
-        _check(options)
-        with _hosting(options):
+    if hasattr(options, "model_args"):
+        configuration = _checked(options)
+        if os.environ.get("RANK", "0") == "0":
+            print("".join(f"note: {line}\n" for line in notes(options)), end="", file=sys.stderr)
+        with hosting(configuration):
             options.func(options)
     else:
         options.func(options)
@@ -66,12 +71,42 @@ def parsed(arguments: Sequence[str]) -> Namespace:
         sys.argv = before
 
 
-def _check(options: Namespace) -> None:
-    """Say at once what would end in a traceback after a long start."""
+_IDLE = {
+    "batch_size": "has no effect: width in --model_args says how many problems advance together",
+    "max_batch_size": "has no effect: width in --model_args says how many problems advance together",
+    "device": "has no effect: the model takes a GPU where there is one, unless this is cpu",
+    "seed": "chooses the worked examples alone: the seed of sampling is seed in --model_args",
+}
+
+
+def notes(options: Namespace) -> list[str]:
+    """A line for each of lm-eval's options that is given and changes less than it says."""
+    given = {name: getattr(options, name, None) for name in _IDLE}
+    if given["device"] in ("cpu", "cuda", "cuda:0"):
+        del given["device"]
+    return [f"--{name} {_IDLE[name]}" for name, value in given.items() if value is not None]
+
+
+def _refuse_unheeded(options: Namespace) -> None:
+    """Raise `InputError` for options of lm-eval's that would be ignored, or would mix up results."""
+    for name, reason in (
+        ("config", "is not read here; write its options on the command line"),
+        ("use_cache", "ignores the model's arguments; leave it out, finished problems are kept anyway"),
+        ("cache_requests", "keeps prompts whatever DATA says; leave it out"),
+    ):
+        if getattr(options, name, None) is not None:
+            raise InputError(f"--{name} {reason}")
+    if unheeded := [name for name in options.gen_kwargs or {} if name != "until"]:
+        raise InputError(
+            f"--gen_kwargs {unheeded[0]}=… would have no effect; say it in --model_args (here, until alone is heeded)"
+        )
+
+
+def _checked(options: Namespace) -> EvaluatorConfig:
+    """lm-eval's configuration; what would end in a traceback after a long start is said at once."""
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
-    if options.use_cache is not None:
-        raise InputError("--use_cache ignores the model's arguments; leave it out, finished problems are kept anyway")
+    _refuse_unheeded(options)
     if not options.tasks:
         raise InputError(f"no task is named; add --tasks with some of {', '.join(BENCHMARKS)}")
     if unknown := [name for name in options.tasks if name not in BENCHMARKS]:
@@ -85,13 +120,28 @@ def _check(options: Namespace) -> None:
         if isinstance(task, Benchmark):
             task.require()
     try:
-        EvaluatorConfig.from_cli(deepcopy(options))
+        return EvaluatorConfig.from_cli(deepcopy(options))
     except (ValueError, TypeError) as error:
         raise InputError(" ".join(str(error).split())) from error
 
 
+def _require_enough(task: Any, options: EvaluatorConfig) -> None:
+    """Raise `InputError` for fewer problems than processes: one that gets none would let the others wait for ever."""
+    from lm_eval.evaluator_utils import get_sample_size
+
+    chosen = options.samples.get(task.task_name) if isinstance(options.samples, dict) else None
+    limit = get_sample_size(task, options.limit)
+    size = len(chosen) if chosen else min(len(task.eval_docs), limit or len(task.eval_docs))
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if size < processes:
+        raise InputError(
+            f"{task.task_name} has {size} problems for {processes} processes; "
+            f"raise --limit, or launch with --num_processes {size}"
+        )
+
+
 @contextmanager
-def _hosting(options: Namespace) -> Iterator[None]:
+def hosting(options: EvaluatorConfig) -> Iterator[None]:
     """Give lm-eval's command line our models, our benchmarks' tasks, and those of its `--include_path`.
 
     The thousands of tasks that come with lm-eval are left out: reading them takes ten seconds.
@@ -122,7 +172,9 @@ def _hosting(options: Namespace) -> Iterator[None]:
                 rows = {key: found[key] for key in found if key.startswith("dataset_")}
                 found = load_yaml(entry.yaml_path, resolve_func=True) | rows
             with quiet():
-                return super()._load_spec(found)
+                task = super()._load_spec(found)
+            _require_enough(task, options)
+            return task
 
     try:
         lm_eval.tasks.TaskManager = Manager

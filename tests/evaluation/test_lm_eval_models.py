@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lm_eval.tasks
 import pytest
 from lm_eval.api.instance import Instance
+from lm_eval.config.evaluate_config import EvaluatorConfig
 
 from ets.cli import main as ets_main
 from ets.evaluation.lm_eval_models import LLaDADist, Qwen, QwenETS
-from ets.evaluation.paper_command import main
+from ets.evaluation.paper_command import hosting, main, parsed
 from ets.policies.checkpoint import Checkpoint
 from ets.types import InputError
 
@@ -192,6 +194,33 @@ def test_the_script_is_launched_inside_its_folder() -> None:
     words = ("accelerate.commands.launch", "eval_qwen.py", "--tasks", "gsm8k", "--model", "qwen-draw")
     done = launch(*words, "--model_args", "model_path=x", folder=ROOT / "qwen")
     assert "error: the model qwen-draw belongs to the reward study" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "size"),
+    [(["--limit", "3"], 3), (["--limit", "0.5"], 2), ([], 3), (["--samples", '{"gsm8k": [0, 2]}'], 2)],
+)
+def test_fewer_problems_than_processes_are_refused_before_anything_waits(
+    words: list[str], size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ["--tasks", "gsm8k", "--num_fewshot", "0", "--model", "qwen-ets", "--model_args", SMALL, *words]
+    for processes in (size, size + 1):
+        monkeypatch.setenv("WORLD_SIZE", str(processes))
+        with hosting(EvaluatorConfig.from_cli(parsed(line))):
+            manager = lm_eval.tasks.TaskManager()
+            if processes == size:
+                assert manager.load(["gsm8k"])["tasks"]
+                continue
+            with pytest.raises(InputError, match=f"gsm8k has {size} problems for {processes} processes; raise --limit"):
+                manager.load(["gsm8k"])
+
+
+def test_stop_strings_of_the_command_line_are_heeded(tmp_path: Path) -> None:
+    words = ("--num_fewshot", "0")
+    assert run_paper(tmp_path / "own", "gsm8k", *words, model="qwen") == 0
+    assert run_paper(tmp_path / "cut", "gsm8k", *words, "--gen_kwargs", 'until=["<<"]', model="qwen") == 0
+    own, cut = ([record["text"] for record in records(tmp_path / name)] for name in ("own", "cut"))
+    assert cut == [text.split("<<")[0] for text in own] != own
 
 
 def test_two_processes_share_the_problems(tmp_path: Path) -> None:

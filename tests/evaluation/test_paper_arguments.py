@@ -9,7 +9,7 @@ import pytest
 
 from ets.evaluation.methods import METHODS
 from ets.evaluation.paper_arguments import ARGUMENTS, BENCHMARKS, FLAGS, MODELS, PaperRun, read_arguments
-from ets.evaluation.paper_command import main, parsed
+from ets.evaluation.paper_command import main, notes, parsed
 from ets.tasks import TASKS, Benchmark
 from ets.types import InputError
 
@@ -90,6 +90,10 @@ def test_a_command_line_of_the_paper_is_understood(line: str, method: str, value
         ("--model qwen-ets " + QWEN + ",method=magic", "method is 'magic'; choose from plain"),
         ("--model qwen-ets --model_args model_path", "argument --model_args: expected `key=value`, got 'model_path'"),
         ("--model qwen-ets --banana", "unrecognized arguments: --banana; see --help"),
+        ("--model qwen-ets --config x.yaml " + QWEN, "--config is not read here; write its options on the command"),
+        ("--model qwen-ets --cache_requests true " + QWEN, "--cache_requests keeps prompts whatever DATA says"),
+        ("--model qwen-ets --gen_kwargs temperature=0.5 " + QWEN, "--gen_kwargs temperature=… would have no effect;"),
+        ("--model qwen-ets --gen_kwargs until=x,top_p=0.5 " + QWEN, "top_p=… would have no effect; say it in --model"),
         ("--model qwen-ets --use_cache x " + QWEN, "--use_cache ignores the model's arguments"),
         ("--model qwen-ets --log_samples " + QWEN, "Specify --output_path if providing --log_samples"),
         ("--model qwen-ets --include_path nowhere " + QWEN, "--include_path is 'nowhere', which is no folder"),
@@ -116,6 +120,23 @@ def test_bad_input_is_one_line(line: str, message: str, capsys: pytest.CaptureFi
 def test_an_argument_without_effect_is_answered_by_one_line(argument: str, note: str) -> None:
     (line,) = translated(f"--tasks gsm8k --model qwen {QWEN},{argument}").notes
     assert line.startswith(argument.split("=")[0]) and note in line and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("flag", "note"),
+    [
+        ("--batch_size 8", "--batch_size has no effect: width in --model_args"),
+        ("--max_batch_size 8", "--max_batch_size has no effect: width in --model_args"),
+        ("--device cuda:1", "--device has no effect: the model takes a GPU where there is one"),
+        ("--device cpu", None),
+        ("--seed 3", "--seed chooses the worked examples alone"),
+        ("--gen_kwargs until=x", None),
+        ("--confirm_run_unsafe_code", None),
+    ],
+)
+def test_an_option_of_lm_eval_that_changes_less_than_it_says_is_answered_by_one_line(flag: str, note: str) -> None:
+    found = notes(parsed(shlex.split(f"--tasks gsm8k --model qwen {QWEN} {flag}")))
+    assert [line.startswith(note or "nothing") for line in found] == [True] * bool(note)
 
 
 def test_the_tables_name_what_exists() -> None:
