@@ -10,14 +10,13 @@ source "$ROOT/scripts/run_eval.sh"
 choose_preset "aime24" "$@"
 
 TASK=aime24
-ENGINE=${ENGINE:-transformers}
 MODEL_PATH=${MODEL_PATH:-Qwen/Qwen3-8B}       # a checkpoint's folder or its hub name; also embedded
 METHODS=${METHODS:-plain,greedy,beam,best-of-n,majority,ets} # also one-step
 REPEATS=${REPEATS:-32}                        # samples of each problem that are averaged, for every method
 M_CANDIDATES=${M_CANDIDATES:-5}               # M, candidates per guide step
 K_MONTE_CARLO=${K_MONTE_CARLO:-3}             # K, rollouts per candidate
 LAMBDA_PARAM=${LAMBDA_PARAM:-0.1}             # lambda; the reward is a share of votes, from 0 to 1
-BEST_BY=${BEST_BY:-likelihood}                # reward of best-of-n: likelihood, likelihood-per-token or self-consistency
+BEST_BY=${BEST_BY:-likelihood-per-token}      # reward of best-of-n; also likelihood (favours short texts), self-consistency
 POOL=${POOL:-chain}                           # whose votes count: those of this step, or of the chain so far
 MAX_LENGTH=${MAX_LENGTH:-6144}                # tokens in all
 BLOCK_SIZE=${BLOCK_SIZE:-2048}                # tokens per guide step: I = MAX_LENGTH / BLOCK_SIZE, rounded up
@@ -34,5 +33,5 @@ WIDTH=${WIDTH:-16}                            # samples that advance together; r
 MEMORY_GIB=${MEMORY_GIB:-}                    # for the cache of rows under way; empty: half of what is free
 OUT=${OUT:-}                                  # results folder; empty: results/TASK-HASH, by the configuration
 
-run_eval "$ENGINE" --candidates "$M_CANDIDATES" --rollouts "$K_MONTE_CARLO" --lam "$LAMBDA_PARAM" --beams "$NUM_BEAMS" \
+run_eval transformers --candidates "$M_CANDIDATES" --rollouts "$K_MONTE_CARLO" --lam "$LAMBDA_PARAM" --beams "$NUM_BEAMS" \
     --max-length "$MAX_LENGTH" --block-size "$BLOCK_SIZE" ${TOP_K:+--top-k "$TOP_K"} ${TOP_P:+--top-p "$TOP_P"}

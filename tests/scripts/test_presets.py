@@ -81,6 +81,40 @@ def test_all_runs_the_benchmarks_one_after_the_other(script: Path, tmp_path: Pat
     assert set(places.values()) == {Path("/some data/it's here")}
 
 
+@pytest.mark.parametrize("script", [QWEN, LLADA])
+def test_all_gives_each_benchmark_the_variables_that_it_takes(script: Path, tmp_path: Path) -> None:
+    given = {"OUT": "out", "UNSAFE_CODE": "1", "STOPS": "answer", "PRINT_ONLY": "1"}
+    found = {}
+    for shots in ("4", "5"):
+        done = bash(str(script), "all", folder=tmp_path, SHOTS=shots, **given)
+        words = [shlex.split(line)[4:] for line in done.stdout.splitlines()]
+        runs = {run["task"]: run for run in (vars(_parser().parse_args(line)) for line in words)}
+        assert {name: str(run["out"]) for name, run in runs.items()} == {
+            name: f"out/{name}" for name in SCRIPTS[script]
+        }
+        assert [name for name in runs if runs[name]["unsafe_code"]] == ["humaneval"]
+        assert {name: run["stops"] for name, run in runs.items() if run["stops"]} == {"humaneval": "answer"}
+        found[shots] = [runs[name]["shots"] for name in ("math500", "gsm8k", "humaneval", "gpqa")]
+        assert f"note: SHOTS={shots} is left out for humaneval\n" in done.stderr
+    assert found == {"4": [4, 4, None, 4], "5": [None, 5, None, 5]}  # math500 has four worked examples
+
+
+@pytest.mark.parametrize(("script", "stops"), [(QWEN, "completion"), (LLADA, "answer")])
+def test_where_a_program_ends_can_be_chosen(script: Path, stops: str, tmp_path: Path) -> None:
+    assert options(script, "humaneval", tmp_path)["stops"] == stops
+    other = {"completion": "answer", "answer": "completion"}[stops]
+    assert options(script, "humaneval", tmp_path, STOPS=other)["stops"] == other
+    assert options(script, "math500", tmp_path)["stops"] is None
+
+
+def test_data_for_humaneval_are_refused(tmp_path: Path) -> None:
+    done = bash(str(QWEN), "humaneval", folder=tmp_path, MODEL_PATH="embedded", DATA="x")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        2,
+        "error: the task humaneval brings its own problems, and takes no data; leave data out",
+    )
+
+
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_what_a_command_says_can_be_set_by_a_variable(script: Path, tmp_path: Path) -> None:
     names = [
@@ -129,7 +163,8 @@ def test_a_preset_runs_offline_with_every_method(
     """The command that the script prints, run in this process: starting one takes longer than the run."""
     few = {"SHOTS": "2"} if preset == "gpqa" else {"SHOTS": "0"} if preset in ("math500", "gsm8k") else {}
     own = {"SAMPLES": "2"} if script == LLADA else {"REPEATS": "2"} if script == AIME else {}
-    (words,) = printed(script, preset, tmp_path, **TINY, **few, **own)
+    tiny = TINY | {"DATA": "" if preset == "humaneval" else TINY["DATA"]}
+    (words,) = printed(script, preset, tmp_path, **tiny, **few, **own)
     monkeypatch.chdir(tmp_path)
     assert main(words) == 0
     rows = json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -145,7 +180,7 @@ def test_a_preset_runs_offline_with_every_method(
 
 def test_a_benchmark_runs_from_its_script_with_one_method(tmp_path: Path) -> None:
     """A checkpoint that was trained with RL is compared by greedy decoding alone."""
-    done = bash(str(QWEN), "humaneval", folder=tmp_path, **TINY, METHODS="greedy")
+    done = bash(str(QWEN), "humaneval", folder=tmp_path, **{**TINY, "DATA": ""}, METHODS="greedy")
     assert done.returncode == 0, done.stderr
     assert "greedy decoding" in done.stdout and "embedded demonstration" not in done.stdout
 
