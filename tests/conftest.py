@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -139,53 +140,96 @@ def tiny_llada() -> Any:
     return Checkpoint.loaded(random_llada(len(MASKED_ALPHABET), end=0), tiny_tokenizer(MASKED_ALPHABET))
 
 
-def canvas_oracle(checkpoint: Any, schedule: Any, unmasking: Any) -> Any:
+def canvas_oracle(checkpoint: Any, schedule: Any, unmasking: Any, caching: Any = None) -> Any:
     """Exact laws of unmasking with a tiny checkpoint, of the policy's settings and nothing else of it.
 
-    Each canvas goes through the whole model alone, and every draw of its masks is ranked as the rule says.
+    Each canvas goes through the whole model alone, and every draw of its masks is ranked as the rule says. With a cache
+    the laws are over paths.
+    """
+    from ets.testing import CanvasSchedule, MaskedDiffusionOracle, enumerated_step
+    from ets.testing.masked_laws import MaskedPathOracle, canvas_before, parallel_bar
+
+    tokenizer, mask = checkpoint.tokenizer, checkpoint.model.config.mask_token_id
+    numbers = CanvasSchedule(schedule.gen_length, schedule.block_length, schedule.steps, schedule.guide_steps)
+    bar = parallel_bar(unmasking.threshold, unmasking.factor)
+
+    def law(problem: Any, canvas: tuple[int, ...], step: int, origin: tuple[int, ...]) -> Any:
+        prompt = problem.prompt if isinstance(problem.prompt, tuple) else tokenizer(problem.prompt)["input_ids"]
+        block = numbers.block(len(canvas) - canvas.count(mask))
+        if origin == canvas:
+            found = whole_logits(checkpoint.model, prompt, canvas)
+        else:
+            last = block.stop if caching.kind == "dual" else len(canvas)
+            found = cached_logits(checkpoint.model, prompt, canvas, origin, range(block.start, last))
+        if unmasking.cfg:
+            without = whole_logits(checkpoint.model, [mask] * len(prompt), canvas)
+            found = without + (unmasking.cfg + 1) * (found - without)
+        tempered = found / unmasking.temperature
+        tempered[:, mask] = -math.inf
+        ranks = canvas_scores(found.softmax(-1), unmasking.remasking, mask)
+        masked = [j for j in block if canvas[j] == mask]
+        return enumerated_step(tempered.softmax(-1).numpy(), ranks, masked, numbers.quotas[step], bar)
+
+    def by_canvas(problem: Any, canvas: tuple[int, ...]) -> Any:
+        return law(problem, canvas, numbers.step(len(canvas) - canvas.count(mask)), canvas) if mask in canvas else {}
+
+    def by_path(problem: Any, canvas: tuple[int, ...], path: tuple[int, ...]) -> Any:
+        step, each = numbers.step_at(path), numbers.steps_per_block
+        refreshed = step - (step % each % caching.refresh if caching.refresh else step % each)
+        return law(problem, canvas, step, canvas_before(canvas, path, refreshed, mask)) if mask in canvas else {}
+
+    if caching is None:
+        return MaskedDiffusionOracle(by_canvas, numbers, mask)
+    return MaskedPathOracle(by_path, numbers, mask)
+
+
+def whole_logits(model: Any, prompt: Sequence[int], canvas: Sequence[int]) -> Any:
+    import torch
+
+    with torch.no_grad():
+        return model(torch.tensor([[*prompt, *canvas]])).logits[0, -len(canvas) :]
+
+
+def cached_logits(
+    model: Any, prompt: Sequence[int], canvas: Sequence[int], origin: Sequence[int], window: range
+) -> Any:
+    """Logits in a window of the canvas that looks at the rest of another one, the last refresh; 0 elsewhere.
+
+    In one pass over both, in which the refresh looks at itself alone.
     """
     import torch
 
-    from ets.testing import CanvasSchedule, MaskedDiffusionOracle, enumerated_step
+    ids = torch.tensor([[*prompt, *origin, *(canvas[i] for i in window)]])
+    columns = torch.tensor([len(prompt) + i for i in window])
+    whole = len(prompt) + len(origin)
+    sees = torch.zeros(ids.shape[1], ids.shape[1], dtype=torch.bool)
+    sees[:, :whole] = True
+    sees[whole:, columns] = False
+    sees[whole:, whole:] = True
+    positions = torch.cat((torch.arange(whole), columns))[None]
+    with torch.no_grad():
+        found = model(ids, attention_mask=sees[None, None], position_ids=positions).logits[0, whole:]
+    logits = found.new_zeros(len(canvas), found.shape[-1])
+    logits[list(window)] = found
+    return logits
 
-    model, tokenizer = checkpoint.model, checkpoint.tokenizer
-    mask = model.config.mask_token_id
-    numbers = CanvasSchedule(schedule.gen_length, schedule.block_length, schedule.steps, schedule.guide_steps)
 
-    def logits(prompt: Sequence[int], canvas: tuple[int, ...]) -> Any:
-        with torch.no_grad():
-            return model(torch.tensor([[*prompt, *canvas]])).logits[0, -len(canvas) :]
+def canvas_scores(q: Any, remasking: str, mask: int) -> Any:
+    """How a rule ranks each token at each position, from the untempered distribution `[L, V]`."""
+    import torch
 
-    def scores(q: Any) -> Any:
-        tokens = q.clone()
-        tokens[:, mask] = 0
-        tokens /= tokens.sum(-1, keepdim=True)
-        ranked = tokens.sort(descending=True).values
-        by_rule = {
-            "low_confidence": q.log(),
-            "margin": (ranked[:, :1] - ranked[:, 1:2]).expand_as(q),
-            "entropy": torch.where(tokens > 0, tokens * tokens.log(), 0).sum(-1, keepdim=True).expand_as(q),
-            "random": None,
-        }
-        return by_rule[unmasking.remasking]
-
-    def step_law(problem: Any, canvas: tuple[int, ...]) -> Any:
-        if mask not in canvas:
-            return {}
-        prompt = problem.prompt if isinstance(problem.prompt, tuple) else tokenizer(problem.prompt)["input_ids"]
-        found = logits(prompt, canvas)
-        if unmasking.cfg:
-            without = logits([mask] * len(prompt), canvas)
-            found = without + (unmasking.cfg + 1) * (found - without)
-        tempered = found / unmasking.temperature
-        tempered[:, mask] = -torch.inf
-        ranks = scores(found.softmax(-1))
-        done = len(canvas) - canvas.count(mask)
-        masked = [j for j in numbers.block(done) if canvas[j] == mask]
-        quota = numbers.quotas[numbers.step(done)]
-        return enumerated_step(tempered.softmax(-1).numpy(), None if ranks is None else ranks.numpy(), masked, quota)
-
-    return MaskedDiffusionOracle(step_law, numbers, mask)
+    tokens = q.clone()
+    tokens[:, mask] = 0
+    largest = tokens.amax(-1, keepdim=True).log().expand_as(q)
+    tokens /= tokens.sum(-1, keepdim=True)
+    ranked = tokens.sort(descending=True).values
+    by_rule = {
+        "low_confidence": q.log(),
+        "largest": largest,
+        "margin": (ranked[:, :1] - ranked[:, 1:2]).expand_as(q),
+        "entropy": torch.where(tokens > 0, tokens * tokens.log(), 0).sum(-1, keepdim=True).expand_as(q),
+    }
+    return None if remasking == "random" else by_rule[remasking].numpy()
 
 
 @pytest.fixture(scope="session")

@@ -135,13 +135,17 @@ def same_draws(draws: Sequence[Draw], others: Sequence[Draw]) -> None:
 # The publishers' outputs.
 
 
-@pytest.fixture(scope="module")
-def golden() -> Checkpoint:
+def published_checkpoint() -> Checkpoint:
     names = [f"<{number}>" for number in range(256)]
     names[251], names[1] = "<end>", "a"
     tokenizer = tiny_tokenizer(names)
     tokenizer.eos_token = "<end>"
     return Checkpoint.loaded(LLaDAModelLM.from_pretrained(GOLDEN), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def golden() -> Checkpoint:
+    return published_checkpoint()
 
 
 @pytest.mark.parametrize("guide_steps", ["one", "all"])

@@ -1,0 +1,134 @@
+"""Log-probabilities of recorded paths: of a policy's own, and under the exact model of a faster sampler's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ets.policies.canvas_cache import Caching
+from ets.policies.canvases import CanvasState
+from ets.policies.checkpoint import Checkpoint
+from ets.policies.masked_diffusion import MaskedDiffusionPolicy
+from ets.policies.path_probability import PathProbability, PathStep, path_probabilities, path_steps
+from ets.types import Cost, InputError
+from tests.conftest import canvas_oracle, whole_logits
+from tests.policies.test_masked_diffusion import MASK, PROBLEMS, keys, make, watching
+
+RULES: list[dict[str, Any]] = [
+    {},
+    {"remasking": "random", "temperature": 0.7},
+    {"remasking": "entropy", "cfg": 1.5},
+    {"threshold": 0.3},
+    {"remasking": "largest", "factor": 2.0},
+]
+
+
+def drawn(policy: MaskedDiffusionPolicy, copies: int = 6, guide_steps: int = 0) -> list[tuple[Any, Any]]:
+    """Paths of all problems: what they start from, after so many guide steps, and their ends."""
+    states: list[Any] = [state for state in policy.start(PROBLEMS) for _ in range(copies)]
+    for step in range(guide_steps):
+        states = [draw.state for draw in policy.extend(states, keys(len(states), 1000 * step))]
+    return list(zip(states, [d.state for d in policy.finish(states, keys(len(states), 77))], strict=True))
+
+
+def scored(
+    policy: MaskedDiffusionPolicy, pairs: list[tuple[CanvasState, CanvasState]], **options: Any
+) -> list[PathProbability]:
+    return path_probabilities(policy, [path_steps(*pair, policy.mask_id) for pair in pairs], **options)
+
+
+@pytest.mark.parametrize("guide_steps", [0, 1])
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_a_policys_own_paths_have_the_log_probabilities_that_it_recorded(
+    tiny_llada: Checkpoint, rule: dict[str, Any], guide_steps: int
+) -> None:
+    policy = make(tiny_llada, 6, 6, 3, 6, **rule)
+    pairs = drawn(policy, guide_steps=guide_steps)
+    for (start, end), found in zip(pairs, scored(policy, pairs), strict=True):
+        made = sorted({step for step in end.path if step >= start.step})
+        assert np.column_stack([found.tokens, found.positions]) == pytest.approx(end.step_logps[made], abs=1e-9)
+        assert found.tokens.sum() + found.positions.sum() == pytest.approx(end.logp - start.logp, abs=1e-9)
+
+
+@pytest.mark.parametrize("rule", [{}, {"remasking": "margin"}, {"remasking": "random"}], ids=str)
+@pytest.mark.parametrize("caching", [Caching("dual"), Caching("prefix", refresh=2)], ids=str)
+def test_a_fast_samplers_paths_have_the_exact_models_log_probabilities(
+    tiny_llada: Checkpoint, caching: Caching, rule: dict[str, Any]
+) -> None:
+    """By the exact law of each step; -inf where its rule never reveals those positions. Fresh steps are exact."""
+    fast, exact = make(tiny_llada, 4, 4, 4, 2, caching=caching, **rule), make(tiny_llada, 4, 4, 4, 2, **rule)
+    oracle = canvas_oracle(tiny_llada, exact.schedule, exact.unmasking)
+    pairs, stale = drawn(fast), 0
+    for (start, end), found in zip(pairs, scored(exact, pairs), strict=True):
+        for n, step in enumerate(path_steps(start, end, MASK)):
+            law = oracle.step_law(start.problem, step.canvas)
+            with np.errstate(divide="ignore"):
+                expected = np.log(law.get((step.positions, step.tokens), 0.0))
+            assert found.tokens[n] + found.positions[n] == pytest.approx(expected, abs=1e-6)
+            recorded = end.step_logps[step.step]
+            if fast.last_refresh(step.step) == step.step:
+                assert (found.tokens[n], found.positions[n]) == pytest.approx(recorded, abs=1e-9)
+            else:
+                stale += abs(found.tokens[n] - recorded[0]) > 1e-3
+    assert stale > 20
+
+
+def test_tokens_one_by_one_are_each_given_those_before(tiny_llada: Checkpoint) -> None:
+    """Three positions a step; by the model itself, canvas by canvas."""
+    policy = make(tiny_llada, 6, 2, 6, 2, remasking="entropy", temperature=0.8)
+    pairs = drawn(policy, copies=2)
+    paths = [[one for step in path_steps(*pair, MASK) for one in step.one_by_one()] for pair in pairs]
+    for path, found in zip(paths, path_probabilities(policy, paths, positions=False), strict=True):
+        assert [len(step.positions) for step in path] == [1] * 6 and path[-1].canvas.count(MASK) == 1
+        expected = []
+        for step in path:
+            logits = whole_logits(tiny_llada.model, step.prompt, step.canvas)[step.positions[0]] / 0.8
+            logits[MASK] = -np.inf
+            expected.append(float(logits.log_softmax(-1)[step.tokens[0]]))
+        assert found.tokens == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("positions", [True, False])
+def test_each_different_canvas_is_read_once_and_charged_as_scored(tiny_llada: Checkpoint, positions: bool) -> None:
+    fast, exact = make(tiny_llada, 6, 6, 3, 3, caching=Caching()), make(tiny_llada, 6, 6, 3, 3, memory_gib=1e-4)
+    pairs = drawn(fast, copies=40)
+    steps = [step for pair in pairs for step in path_steps(*pair, MASK)]
+    with watching(tiny_llada) as seen:
+        found = scored(exact, pairs, positions=positions)
+    canvases = {(step.prompt, step.canvas) for step in steps}
+    assert sum(seen.rows) == len(canvases) < len(steps)
+    assert exact.ledger == Cost(forwards=len(seen.rows)) + Cost.total(path.cost for path in found)
+    assert (exact.ledger.scored, exact.ledger.vocabulary) == (seen.positions, seen.vocabulary)
+    assert exact.ledger.candidate == exact.ledger.rollout == exact.ledger.generated == 0
+    at = {(step.prompt, step.canvas, place) for step in steps for place in step.positions}
+    assert seen.vocabulary == len(at) if not positions else seen.vocabulary > len(at)
+    assert all((path.positions == 0).all() for path in found) == (not positions)
+
+
+def test_both_ways_of_reading_give_the_same_token_probabilities(tiny_llada: Checkpoint) -> None:
+    policy = make(tiny_llada, 6, 4, 3, 2)
+    pairs = drawn(policy)
+    for one, other in zip(scored(policy, pairs), scored(policy, pairs, positions=False), strict=True):
+        assert one.tokens == pytest.approx(other.tokens, abs=1e-9)
+
+
+def test_no_paths_and_empty_ones_cost_nothing(tiny_llada: Checkpoint) -> None:
+    policy = make(tiny_llada)
+    assert path_probabilities(policy, []) == []
+    (found,) = path_probabilities(policy, [[]])
+    assert (found.tokens.tolist(), found.positions.tolist(), found.cost) == ([], [], Cost())
+
+
+def test_what_has_no_ratio_or_no_path_is_refused(tiny_llada: Checkpoint) -> None:
+    policy = make(tiny_llada, 4, 4, 2, 4)
+    (start, end), (_, other), *_ = drawn(policy, copies=1)
+    with pytest.raises(InputError, match="at temperature 0 a path has"):
+        path_probabilities(make(tiny_llada, temperature=0), [])
+    for pair in ((start, other), (end, start)):
+        with pytest.raises(InputError, match="no path leads from canvas"):
+            path_steps(*pair, MASK)
+    outside = PathStep(start.prompt, (MASK,) * 4, 0, (3,), (1,))
+    with pytest.raises(InputError, match=r"revealed positions \[3\], of which not all are masked in the active block"):
+        path_probabilities(policy, [[outside]])
