@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ets.weights import effective_sample_size, log_mean_exp, normalised, pick
+from ets.types import Floats
+from ets.weights import (
+    effective_sample_size,
+    log_mean_exp,
+    normalised,
+    pick,
+    plain_average,
+    self_normalised_average,
+)
 
 BELOW_ONE = math.nextafter(1.0, 0.0)
 moderate = st.lists(st.floats(-30, 30), min_size=1, max_size=8)
@@ -112,3 +120,22 @@ def test_pick_is_clamped_where_the_product_with_the_total_rounds_up_to_it() -> N
     smallest = 5e-324
     assert smallest * BELOW_ONE == smallest  # so the cdf alone would select an index past the end
     assert pick(np.array([0.0, smallest, 0.0]), BELOW_ONE) == 1
+
+
+def test_estimators_are_means_of_weighted_terms() -> None:
+    log_rewards: Floats = np.log([[1.0, 4.0], [2.0, 3.0], [5.0, 5.0]])
+    with np.errstate(divide="ignore"):
+        log_ratios: Floats = np.log([[0.5, 2.0], [1.0, 0.0], [0.0, 0.0]])
+        np.testing.assert_allclose(plain_average(log_rewards, log_ratios), np.log([4.25, 1.0, 0.0]))
+        np.testing.assert_allclose(self_normalised_average(log_rewards, log_ratios), np.log([8.5 / 2.5, 2.0, 0.0]))
+
+
+def test_the_self_normalised_average_ignores_the_ratio_at_k_1_and_is_consistent() -> None:
+    """200,000 draws of q = (0.8, 0.2) for p = (0.5, 0.5): the standard error is below 0.005."""
+    tilt, p, q = np.log([1.0, 3.0]), np.array([0.5, 0.5]), np.array([0.8, 0.2])
+    drawn = np.random.default_rng(0).choice(2, 200_000, p=q)
+    log_ratios = np.log(p / q)[drawn]
+    alone = self_normalised_average(tilt[drawn][:, None], log_ratios[:, None])
+    np.testing.assert_allclose(alone, tilt[drawn])
+    together = self_normalised_average(tilt[drawn][None], log_ratios[None])
+    assert np.exp(together[0]) == pytest.approx(p @ np.exp(tilt), abs=0.02)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ets.transition import require_counts
 from ets.types import Cost, Draw, InputError, Problem, State, Text
@@ -44,6 +45,11 @@ class Sampling:
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise InputError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
 
+    @property
+    def truncated(self) -> bool:
+        """Whether some tokens cannot be drawn at all."""
+        return self.top_k is not None or self.top_p not in (None, 1) or self.temperature == 0
+
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """The sampled distribution `[..., V]` in float64, from logits `[..., V]`."""
         logits = logits.double()
@@ -60,6 +66,10 @@ class Sampling:
         beyond = ordered.cumsum(-1) - ordered >= self.top_p
         kept = probabilities.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)
         return kept / kept.sum(-1, keepdim=True)
+
+    def support(self, logits: torch.Tensor) -> NDArray[np.int64]:
+        """The tokens that can be drawn at all, from logits `[V]`."""
+        return self.probabilities(logits).nonzero()[:, 0].cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,10 @@ class Horizon:
 
 @dataclass(frozen=True, eq=False)
 class TokenState:
-    """A generation so far. `memory` is what an engine keeps to go on from it; states that share it share work."""
+    """A generation so far. `memory` is what an engine keeps to go on from it; states that share it share work.
+
+    `supports` is None, or, for a proposal under a truncated law, the tokens that each draw could have taken.
+    """
 
     problem: Problem
     prompt: tuple[int, ...]
@@ -89,6 +102,7 @@ class TokenState:
     logp: float = 0.0
     done: bool = False
     memory: Any = field(default=None, repr=False)
+    supports: Sequence[NDArray[np.int64]] | None = field(default=None, repr=False)
 
 
 class Endings:
@@ -149,11 +163,17 @@ class Endings:
 
 
 def draw_of(
-    before: TokenState, tokens: tuple[int, ...], logp: float, memory: Any, cost: Cost, endings: Endings
+    before: TokenState,
+    tokens: tuple[int, ...],
+    logp: float,
+    memory: Any,
+    cost: Cost,
+    endings: Endings,
+    supports: Sequence[NDArray[np.int64]] | None = None,
 ) -> Draw:
     """The draw of a row that went from `before` to `tokens`; one without a memory to go on from has ended."""
     text, total, done = endings.text(tokens, before.problem.stop), before.logp + logp, memory is None
-    state = TokenState(before.problem, before.prompt, tokens, text, total, done, memory)
+    state = TokenState(before.problem, before.prompt, tokens, text, total, done, memory, supports)
     return Draw(state, Text(tokens, text, total, done), logp, cost)
 
 
@@ -163,3 +183,26 @@ def as_token_states(states: Sequence[State]) -> list[TokenState]:
     if len(own) != len(states) or any(state.done for state in own):
         raise InputError("a state is of another policy or has ended; draw from this policy's own open states")
     return own
+
+
+def require_same_tokens(reference: Any, proposal: Any) -> None:
+    """Raise `InputError` unless two autoregressive policies have the same tokens, endings and longest text.
+
+    What follows from the tokens alone, like a stop string, is then the same rule on both sides, and adds nothing to a
+    ratio.
+    """
+    if not isinstance(getattr(proposal, "endings", None), Endings):
+        raise InputError(f"a {type(proposal).__name__} draws no tokens; choose an autoregressive proposal")
+    mine, other = (policy.endings.tokenizer.get_vocab() for policy in (reference, proposal))
+    for _, token in sorted((id, token) for token, id in {**other, **mine}.items()):
+        if mine.get(token) != other.get(token):
+            raise InputError(
+                f"the token {token!r} is {mine.get(token, 'missing')} in the model's vocabulary and "
+                f"{other.get(token, 'missing')} in the proposal's; choose a proposal of the same family"
+            )
+    ends, others = sorted(reference.endings.end_ids), sorted(proposal.endings.end_ids)
+    if ends != others:
+        raise InputError(f"the model ends at the tokens {ends} and the proposal at {others}; give both the same")
+    length, longest = reference.horizon.max_length, proposal.horizon.max_length
+    if length != longest:
+        raise InputError(f"max_length is {length} for the model and {longest} for the proposal; make them equal")

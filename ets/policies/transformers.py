@@ -6,10 +6,11 @@ next guide step continues the chosen one's. Rows that have ended leave the batch
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -23,6 +24,7 @@ from ets.policies.autoregressive import (
     TokenState,
     as_token_states,
     draw_of,
+    require_same_tokens,
 )
 from ets.policies.beam_search import beam_search
 from ets.policies.checkpoint import Checkpoint
@@ -30,9 +32,10 @@ from ets.policies.drawing import pick_tokens, require_finite
 from ets.policies.kv_cache import Memory, RowCache, compact, fork
 from ets.policies.memory import MemoryLimit
 from ets.policies.prompts import encode_prompt
+from ets.policies.reading import Path, PathKey, Score, of_equal_length, paths_between, read_on, score
 from ets.randomness import uniform
 from ets.transition import require_counts
-from ets.types import Cost, Draw, InputError, Keys, Problem, State
+from ets.types import Cost, Draw, Followed, InputError, Keys, Policy, Problem, Scored, State
 
 Pick: TypeAlias = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """From logits `[R, V]` and uniforms `[R]` to tokens `[R]` and their log-probabilities `[R]`."""
@@ -51,6 +54,8 @@ class TransformersPolicy:
     memory_gib : float, optional
         Limit on the cache of the rows that advance together; more rows are split into chunks. By default
         half of the memory that is free when the model has been loaded.
+    end_ids : collection of int, optional
+        Tokens that end a generation. By default the checkpoint's; a proposal takes its reference policy's.
 
     Raises
     ------
@@ -59,7 +64,13 @@ class TransformersPolicy:
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, sampling: Sampling, horizon: Horizon, *, memory_gib: float | None = None
+        self,
+        checkpoint: Checkpoint,
+        sampling: Sampling,
+        horizon: Horizon,
+        *,
+        memory_gib: float | None = None,
+        end_ids: Collection[int] | None = None,
     ) -> None:
         self._config = checkpoint.config.get_text_config()
         if self._config.model_type in MASKED_DIFFUSION:
@@ -73,7 +84,8 @@ class TransformersPolicy:
                 f"{checkpoint.name!r} has layers of the type {sorted(unknown)[0]}; only attention layers are supported"
             )
         self.checkpoint, self.sampling, self.horizon = checkpoint, sampling, horizon
-        self.endings = Endings(checkpoint.tokenizer, checkpoint.end_ids, self._config.vocab_size)
+        ends = checkpoint.end_ids if end_ids is None else end_ids
+        self.endings = Endings(checkpoint.tokenizer, ends, self._config.vocab_size)
         self.ledger = Cost()
         self._memory = MemoryLimit(memory_gib, lambda: checkpoint.model.device)
 
@@ -136,6 +148,63 @@ class TransformersPolicy:
             draws[state] = draw_of(state, tokens, logp, None, cost, self.endings)
         return draws
 
+    def require_proposal(self, proposal: Policy) -> None:
+        """Refuse a proposal with other tokens, other endings or another length."""
+        require_same_tokens(self, proposal)
+
+    @torch.inference_mode()
+    def follow(self, own: Sequence[State], foreign: Sequence[State]) -> list[Followed]:
+        """One forward over the new tokens, continuing my cache; rows that share state and tokens share it.
+
+        What has ended needs no reading. The states' own log-probabilities are not computed: they are NaN.
+        """
+        paths = paths_between(as_token_states(own), foreign, self._config.vocab_size)
+        going = {path.key: path for path in paths if not path.end.done}
+        compact([path.start.memory for path in going.values()])
+        prompts = self._read_prompts([path.start for path in going.values()])
+        memories: dict[PathKey, Memory] = {}
+        for group in of_equal_length(going.values()):
+            bytes_each = self._bytes_per_row([path.start for path in group])
+            for found in self._memory.in_chunks(group, bytes_each, partial(read_on, self._forward)):
+                memories |= found
+        costs = self._reading_costs(paths, {key: len(path.tokens) for key, path in going.items()}, prompts)
+        supports = () if self.sampling.truncated else None
+        return [
+            Followed(self._arrived(path, memories.get(path.key), supports), cost)
+            for path, cost in zip(paths, costs, strict=True)
+        ]
+
+    @staticmethod
+    def _arrived(path: Path, memory: Memory | None, supports: tuple[()] | None) -> TokenState:
+        start, end = path.start, path.end
+        return TokenState(start.problem, start.prompt, end.tokens, end.text, math.nan, end.done, memory, supports)
+
+    @torch.inference_mode()
+    def logp(self, starts: Sequence[State], ends: Sequence[State]) -> list[Scored]:
+        """One parallel forward over the paths' own tokens, continuing the starts' cache; equal paths share it."""
+        paths = paths_between(as_token_states(starts), ends, self._config.vocab_size)
+        compact([path.start.memory for path in paths])
+        prompts = self._read_prompts([path.start for path in paths])
+        ordered = sorted({path.key: path for path in paths}.values(), key=lambda path: len(path.tokens))
+        bytes_each = self._bytes_per_row([path.start for path in paths])
+        scoring = partial(score, self._forward, self.sampling.probabilities)
+        scores: dict[PathKey, Score] = {}
+        for found in self._memory.in_chunks(ordered, bytes_each, scoring):
+            scores |= found
+        costs = self._reading_costs(paths, {key: found.positions for key, found in scores.items()}, prompts)
+        return [
+            Scored(scores[path.key].logp, cost, scores[path.key].missed)
+            for path, cost in zip(paths, costs, strict=True)
+        ]
+
+    def _reading_costs(
+        self, paths: Sequence[Path], positions: dict[PathKey, int], prompts: dict[Memory, int]
+    ) -> list[Cost]:
+        """What paths that share work cost: the first pays."""
+        costs = [Cost(prompt=prompts.pop(path.start.memory, 0), scored=positions.pop(path.key, 0)) for path in paths]
+        self.ledger += Cost.total(costs)
+        return costs
+
     @torch.inference_mode()
     def _draw(self, states: Sequence[State], keys: Keys, block: int, kind: str, pick: Pick) -> list[Draw]:
         own = as_token_states(states)
@@ -167,7 +236,7 @@ class TransformersPolicy:
 
     def _read(self, states: Sequence[TokenState]) -> None:
         cache = RowCache(self._config.num_hidden_layers, len(states[0].prompt), [0] * len(states))
-        logits = self._forward(cache, [state.prompt for state in states])
+        logits = self._forward(cache, [state.prompt for state in states])[:, -1]
         for row, state in enumerate(states):
             state.memory.cache, state.memory.row, state.memory.logits = cache, row, logits[row]
 
@@ -187,10 +256,13 @@ class TransformersPolicy:
         positions = np.array([len(t) for t in tokens])[:, None] + np.arange(room)
         uniforms = torch.from_numpy(uniform(keys[:, None], positions)).to(device)
         logps = torch.zeros(len(states), dtype=torch.float64, device=device)
+        supports = {n: list(state.supports) for n, state in enumerate(states) if state.supports is not None}
         cache, rows = fork(memories, room), list(range(len(states)))
         for column in range(room):
             drawn, logp = pick(logits, uniforms[rows, column])
             logps[rows] += logp
+            for r, n in enumerate(rows if supports else ()):
+                supports[n].append(self.sampling.support(logits[r]))
             for n, token in zip(rows, drawn.tolist(), strict=True):
                 tokens[n].append(token)
             going = [r for r, n in enumerate(rows) if not self._ended(states[n], tokens[n])]
@@ -198,12 +270,12 @@ class TransformersPolicy:
                 rows = [rows[r] for r in cache.keep(going)]
             if not rows:
                 break
-            logits = self._forward(cache, [tokens[n][-1:] for n in rows])
+            logits = self._forward(cache, [tokens[n][-1:] for n in rows])[:, -1]
         require_finite([state.problem for state in states], logps.tolist())
         reached = {n: Memory(cache, r, logits[r]) for r, n in enumerate(rows)}
         costs = self._costs(states, [len(t) for t in tokens], reached, kind, prompts)
         return [
-            draw_of(state, tuple(tokens[n]), logp, reached.get(n), costs[n], self.endings)
+            draw_of(state, tuple(tokens[n]), logp, reached.get(n), costs[n], self.endings, supports.get(n))
             for n, (state, logp) in enumerate(zip(states, logps.tolist(), strict=True))
         ]
 
@@ -229,8 +301,8 @@ class TransformersPolicy:
             costs.append(Cost(**counts))
         return costs
 
-    def _forward(self, cache: RowCache, tokens: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Read tokens `[rows, columns]` after what is in the cache; the logits `[rows, V]` of the next ones."""
+    def _forward(self, cache: RowCache, tokens: Sequence[Sequence[int]], last: int = 1) -> torch.Tensor:
+        """Read tokens `[rows, columns]` after what is in the cache; the logits `[rows, last, V]` after its end."""
         model = self.checkpoint.model
         ids = torch.tensor(tokens, device=model.device)
         begin = torch.tensor(cache.lengths, device=model.device)
@@ -240,8 +312,8 @@ class TransformersPolicy:
             position_ids=begin[:, None] + torch.arange(ids.shape[1], device=ids.device),
             past_key_values=cache,
             use_cache=True,
-            logits_to_keep=1,
-        ).logits[:, -1]
+            logits_to_keep=last,
+        ).logits
         cache.advance(ids.shape[1])
         self.ledger += Cost(forwards=1)
         return logits

@@ -1,0 +1,257 @@
+"""Importance sampling with a proposal: the laws that the weights restore, and what breaks them.
+
+Each law test has level 1e-4 and a fixed seed. The reference policy and its proposals differ clearly: another table, or
+another temperature.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ets import proposal as pairs
+from ets.kernel import energy_guided
+from ets.proposal import ImportanceSampling
+from ets.randomness import derive
+from ets.rewards import per_text, self_consistency
+from ets.runner import run
+from ets.testing import (
+    TabularMaskedDiffusion,
+    TabularPolicy,
+    check_law,
+    frequencies,
+    kernel_law,
+    optimal_law,
+    self_consistency_law,
+    total_variation,
+)
+from ets.types import Chain, Cost, InputError, Problem
+from ets.weights import log_run_weight
+
+PROBLEM = Problem("p", (1,))
+LAM, LEVEL, DRAWS = 0.5, 1e-4, 5_000
+REFERENCE = {"block_size": 1, "max_length": 3}
+PROPOSALS = {"other weights": {"seed": 1}, "other temperature": {"temperature": 2.0}}
+
+
+def reference() -> TabularPolicy:
+    return TabularPolicy(**REFERENCE)
+
+
+def another(name: str) -> TabularPolicy:
+    return TabularPolicy(**REFERENCE | PROPOSALS[name])
+
+
+def liking(text: str) -> float:
+    return 0.3 * text.count("a") - 0.5 * text.count("b")
+
+
+def of_outcome(tokens: tuple[int, ...]) -> float:
+    return liking(TabularPolicy.spelled(tokens))
+
+
+REWARD = per_text(lambda _, text: liking(text))
+
+
+def chains(proposal: Any, candidates: int, rollouts: int, draws: int = DRAWS, **options: Any) -> list[Chain]:
+    step = energy_guided(REWARD, candidates=candidates, rollouts=rollouts, lam=LAM, proposal=proposal, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # these proposals are meant to be far off
+        return list(run(reference(), step, [PROBLEM], width=5000, seed=0, samples=draws))
+
+
+def law(proposal: TabularPolicy, candidates: int, rollouts: int) -> Any:
+    numbers: dict[str, Any] = {"lam": LAM, "candidates": candidates, "rollouts": rollouts}
+    return kernel_law(reference().oracle, PROBLEM, of_outcome, **numbers, proposal=proposal.oracle)
+
+
+@pytest.mark.parametrize("name", PROPOSALS)
+@pytest.mark.parametrize(("candidates", "rollouts"), [(2, 1), (2, 3), (4, 2)])
+def test_the_kernel_follows_its_exact_law_with_a_proposal(name: str, candidates: int, rollouts: int) -> None:
+    expected = law(another(name), candidates, rollouts)
+    assert sum(expected.values()) == pytest.approx(1, abs=1e-9)
+    drawn = chains(another(name), candidates, rollouts)
+    check_law([chain.state.tokens for chain in drawn], expected, level=LEVEL)
+
+
+def test_the_exact_law_with_a_proposal_tends_to_the_optimal_law() -> None:
+    optimal = optimal_law(reference().oracle.finish_law(PROBLEM, ()), of_outcome, LAM)
+    near, nearer, nearest = (total_variation(law(another("other weights"), m, 2), optimal) for m in (128, 256, 512))
+    assert near / nearer == pytest.approx(2, abs=0.15)  # the bias goes like 1/M
+    assert nearer / nearest == pytest.approx(2, abs=0.15)
+
+
+def test_a_proposal_that_is_the_policy_itself_changes_no_text() -> None:
+    plain = chains(None, 3, 2, 200)
+    same = chains(reference(), 3, 2, 200)
+    assert [chain.state.tokens for chain in plain] == [chain.state.tokens for chain in same]
+    assert all(np.allclose(step.log_ratios, 0) for chain in same for step in chain.trace)
+
+
+def expected_weights(proposal: TabularPolicy, clip: Any = None) -> dict[Any, tuple[float, float, float]]:
+    """Of each outcome: the mean of w · 1{x_0} over rollouts from a prefix, its error, and the conditional law."""
+    pair = ImportanceSampling(reference(), proposal, clip)
+    start = pair.start([PROBLEM])[0]
+    drawn = next(d for d in pair.extend([start] * 8, np.arange(8, dtype=np.uint64)) if not d.state.done)
+    keys = derive(np.arange(DRAWS, dtype=np.uint64), 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rollouts = pair.finish([drawn.state] * DRAWS, keys)
+    found = {}
+    for outcome, p in reference().oracle.finish_law(PROBLEM, drawn.state.tokens).items():
+        terms = [math.exp(draw.text.log_ratio) * (draw.text.tokens == outcome) for draw in rollouts]
+        found[outcome] = (float(np.mean(terms)), float(np.std(terms)) / math.sqrt(DRAWS), p)
+    assert len(found) > 4
+    return found
+
+
+def largest_error(found: dict[Any, tuple[float, float, float]]) -> float:
+    return max(abs(mean - p) / error for mean, error, p in found.values())
+
+
+@pytest.mark.parametrize("name", PROPOSALS)
+def test_weights_are_proper_for_every_outcome(name: str) -> None:
+    """E_q[w · 1{x_0}] = p_ref(x_0 | x_s), on fewer than 10 outcomes at level 1e-4 in all: |z| below 4.5."""
+    assert largest_error(expected_weights(another(name))) < 4.5
+
+
+def test_a_constant_weight_turns_that_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It passes the blunt test, that weights average to 1."""
+    monkeypatch.setattr(TabularPolicy, "logp", without_ratio)
+    assert largest_error(expected_weights(another("other weights"))) > 4.5
+
+
+def test_a_clip_turns_that_red_and_is_seen_in_the_trace() -> None:
+    assert largest_error(expected_weights(another("other weights"), clip=(0.8, 1.25))) > 4.5
+    drawn = chains(another("other weights"), 2, 2, 200, clip=(0.8, 1.25))
+    ratios = np.concatenate([step.log_ratios.ravel() for chain in drawn for step in chain.trace])
+    assert ratios.min() == pytest.approx(math.log(0.8)) and ratios.max() == pytest.approx(math.log(1.25))
+
+
+def without_ratio(self: TabularPolicy, starts: Any, ends: Any) -> Any:
+    from ets.types import Scored
+
+    return [Scored(end.logp - start.logp, Cost()) for start, end in zip(starts, ends, strict=True)]
+
+
+def over_all_tokens(self: TabularPolicy, starts: Any, ends: Any) -> Any:
+    """A fault of the reference code: the ratio over the whole generation, not over what the proposal drew."""
+    from ets.types import Scored
+
+    return [Scored(self._read(type("Root", (), {"tokens": (), "problem": s.problem})(), e)[1], Cost())
+            for s, e in zip(starts, ends, strict=True)]  # fmt: skip
+
+
+def without_the_last_token(self: TabularPolicy, starts: Any, ends: Any) -> Any:
+    """A fault: the end token's probability is left out."""
+    from ets.types import Scored
+
+    return [Scored(self._read(s, type("Cut", (), {"tokens": e.tokens[:-1]})())[1], Cost())
+            for s, e in zip(starts, ends, strict=True)]  # fmt: skip
+
+
+def at_another_temperature(self: TabularPolicy, starts: Any, ends: Any) -> Any:
+    """A fault of the reference code: scored at temperature 1 while another was sampled."""
+    from ets.types import Scored
+
+    cold = TabularPolicy(**REFERENCE | {"temperature": 0.5})
+    return [Scored(cold._read(s, e)[1], Cost()) for s, e in zip(starts, ends, strict=True)]
+
+
+@pytest.mark.parametrize("fault", [without_ratio, over_all_tokens, without_the_last_token, at_another_temperature])
+def test_a_wrong_ratio_turns_the_law_red(fault: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    proposal = another("other weights")
+    expected = law(proposal, 4, 2)
+    monkeypatch.setattr(TabularPolicy, "logp", fault)
+    drawn = chains(proposal, 4, 2, 6_000)
+    with pytest.raises(AssertionError, match="exact law"):
+        check_law([chain.state.tokens for chain in drawn], expected, level=LEVEL)
+
+
+def test_ratios_that_reach_a_complete_candidate_turn_the_law_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A candidate that has ended has its exact energy: no ratio of its own, drawn as it is by the reference."""
+    from ets import kernel
+
+    proposal = another("other weights")
+    expected = law(proposal, 4, 2)
+    plain = kernel.rollout_log_ratios
+    tables = (reference(), proposal)
+
+    def faulty(candidates: Any, rollouts: Any) -> Any:
+        ratios = plain(candidates, rollouts)
+        for m, candidate in enumerate(candidates):
+            if candidate.done:
+                logps = [np.log(t.oracle.finish_law(PROBLEM, ())[candidate.tokens]) for t in tables]
+                ratios[m] = logps[0] - logps[1]
+        return ratios
+
+    monkeypatch.setattr(kernel, "rollout_log_ratios", faulty)
+    drawn = chains(proposal, 4, 2, 6_000)
+    with pytest.raises(AssertionError, match="exact law"):
+        check_law([chain.state.tokens for chain in drawn], expected, level=LEVEL)
+
+
+@pytest.mark.parametrize("name", PROPOSALS)
+def test_run_weights_are_proper_with_a_proposal(name: str) -> None:
+    """Law 5: E[W f] = E_ref[exp(r/λ) f]; 6 outcomes that are not too rare, level 1e-4 in all: |z| below 4.4."""
+    results = chains(another(name), 3, 2, 8_000)
+    weights = np.array([math.exp(log_run_weight(chain.trace)) for chain in results])
+    targets = {x: p * math.exp(of_outcome(x) / LAM) for x, p in reference().oracle.finish_law(PROBLEM, ()).items()}
+    for outcome in sorted(targets, key=lambda x: -targets[x])[:6]:
+        terms = weights * [chain.state.tokens == outcome for chain in results]
+        assert abs(terms.mean() - targets[outcome]) / (terms.std() / math.sqrt(len(results))) < 4.4
+
+
+@pytest.mark.parametrize("pool", ["step", "chain"])
+def test_votes_carry_the_ratio(pool: Any) -> None:
+    """Self-consistency with a proposal tends to the same recursion as without; unweighted votes are farther off."""
+    lam, oracle = 0.1, TabularPolicy(seed=17).oracle
+    target = self_consistency_law(
+        oracle, PROBLEM, lambda tokens: len(TabularPolicy.spelled(tokens)), lam=lam, pool=pool
+    )
+    step = energy_guided(
+        self_consistency(len, pool=pool), candidates=32, rollouts=4, lam=lam, proposal=TabularPolicy(seed=18)
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        drawn = list(run(TabularPolicy(seed=17), step, [PROBLEM], width=500, seed=0, samples=400))
+    assert total_variation(frequencies(chain.state.tokens for chain in drawn), target) < 0.15
+
+
+def test_the_costs_of_both_models_reach_the_chain() -> None:
+    model, small = reference(), another("other weights")
+    step = energy_guided(REWARD, candidates=3, rollouts=2, lam=LAM, proposal=small)
+    found = list(run(model, step, [PROBLEM], width=4, seed=0, samples=8))
+    spent, total = model.ledger + small.ledger, Cost.total(chain.cost for chain in found)
+    for name in ("prompt", "candidate", "rollout", "scored", "generated"):
+        assert getattr(total, name) == getattr(spent, name) > (-1 if name == "prompt" else 0)
+
+
+def test_a_warning_tells_once_that_the_correction_is_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs, "NOISE", 0.9)
+    step = energy_guided(REWARD, candidates=4, rollouts=4, lam=LAM, proposal=another("other weights"))
+    with pytest.warns(UserWarning, match="are effective: the correction is mostly noise") as caught:
+        list(run(reference(), step, [PROBLEM], width=8, seed=0, samples=64))
+    assert len(caught) == 1
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"proposal": TabularPolicy(vocabulary=4, **REFERENCE)}, "vocabulary is 3 here and 4 in the proposal"),
+        ({"proposal": TabularPolicy(max_length=2)}, "max_length is 3 here and 2"),
+        ({"proposal": TabularMaskedDiffusion()}, "cannot follow another policy"),
+        ({"clip": (2.0, 3.0)}, "clip is"),
+        ({"clip": 3.0}, "clip is 3.0"),
+        ({"estimator": "median"}, "unknown estimator 'median'"),
+    ],
+)
+def test_what_does_not_fit_is_named(wrong: dict[str, Any], message: str) -> None:
+    options = {"candidates": 2, "rollouts": 1, "lam": LAM, "proposal": reference()} | wrong
+    with pytest.raises(InputError, match=message):
+        list(run(reference(), energy_guided(REWARD, **options), [PROBLEM], width=1, seed=0))
