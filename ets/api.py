@@ -10,9 +10,10 @@ from typing import Any, TypeAlias, overload
 
 from tqdm.auto import tqdm
 
+from ets.diagnostics import RatioSummary, ratio_summary
 from ets.kernel import energy_guided
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.making import policy_of
+from ets.policies.making import policy_of, proposal_of
 from ets.rewards import Extract, Scoring, as_extract, as_reward, self_consistency
 from ets.rewards.lifting import ReadProblem
 from ets.runner import run
@@ -40,6 +41,8 @@ class Result:
         Tokens, positions and seconds.
     valid : bool
         False if the text's reward is -inf: then it is no sample of p*.
+    ratios : RatioSummary or None
+        With a proposal: what its importance weights are worth.
     """
 
     text: str
@@ -47,12 +50,13 @@ class Result:
     trace: tuple[Step, ...] = field(repr=False)
     cost: Cost
     valid: bool
+    ratios: RatioSummary | None = None
 
     def __str__(self) -> str:
-        return trace_text(self.text, self.answer, self.trace, self.cost)
+        return trace_text(self.text, self.answer, self.trace, self.cost, self.ratios)
 
     def _repr_html_(self) -> str:
-        return trace_html(self.text, self.answer, self.trace, self.cost)
+        return trace_html(self.text, self.answer, self.trace, self.cost, self.ratios)
 
 
 @overload
@@ -78,6 +82,12 @@ def sample(  # type: ignore[misc]
     cfg: float | None = None,
     remasking: str | None = None,
     stop_at_end: bool | None = None,
+    proposal: Model | None = None,
+    proposal_temperature: float | None = None,
+    proposal_top_k: int | None = None,
+    proposal_top_p: float | None = None,
+    clip: tuple[float, float] | None = None,
+    estimator: str = "plain",
     stop: Sequence[str] = (),
     seed: int = 0,
     width: int = 8,
@@ -90,7 +100,7 @@ def sample(  # type: ignore[misc]
     prompt : str or sequence of str
         Used as it is, without a chat template. For several, results come in the same order.
     model : str, Path, (model, tokenizer) or Checkpoint
-        A checkpoint's folder or hub name, or a loaded pair. The last checkpoint named stays loaded.
+        A checkpoint's folder or hub name, or a loaded pair. The last two checkpoints named stay loaded.
     reward : callable, optional
         `(prompt, text) -> number`, or an `ets.types.Reward` of (problem, rollouts, chain).
     extract : callable, optional
@@ -106,6 +116,13 @@ def sample(  # type: ignore[misc]
         For masked diffusion (LLaDA) alone: denoising steps (by default one per token), tokens of a block (by default
         the model family's, or the whole canvas where that does not divide max_length), and the guidance, the rule and
         the early end of `ets.policies.unmasking.Unmasking`. Here block_size must divide max_length.
+    proposal : str, Path, (model, tokenizer) or Checkpoint, optional
+        A cheaper model with the same vocabulary, which draws the rollouts; `model` corrects them by importance weights
+        (ETS-IS). Whether that works stands in `Result.ratios`.
+    proposal_temperature, proposal_top_k, proposal_top_p : float, int, float
+        Of the proposal: by default the model's temperature and no truncation.
+    clip, estimator : (float, float), str
+        Of `ets.energy_guided`: bounds on the ratio (none by default), and "plain" or "self-normalised".
     stop : sequence of str
         Strings that end a generation; they are cut off its text.
     seed : int
@@ -122,7 +139,8 @@ def sample(  # type: ignore[misc]
     Raises
     ------
     InputError
-        For arguments out of range, before the model is loaded; for a missing checkpoint; for a reward that
+        For arguments out of range, before the model is loaded; for a missing checkpoint, or a proposal with other
+        tokens; for a reward that
         raises or returns something else than one number per text.
     """
     if reward is None and extract is None:
@@ -133,7 +151,6 @@ def sample(  # type: ignore[misc]
         raise InputError(f"the prompt is {prompt!r}; pass text or a list of texts")
     read = None if extract is None else as_extract(extract)
     guide = as_reward(reward) if reward is not None else self_consistency(extract)  # type: ignore[arg-type]
-    step = energy_guided(guide, candidates=candidates, rollouts=rollouts, lam=lam)
     policy = policy_of(
         lambda: _checkpoint(model),
         block_size=block_size,
@@ -147,6 +164,9 @@ def sample(  # type: ignore[misc]
         remasking=remasking,
         stop_at_end=stop_at_end,
     )
+    law = {"temperature": proposal_temperature, "top_k": proposal_top_k, "top_p": proposal_top_p}
+    numbers: dict[str, Any] = {"candidates": candidates, "rollouts": rollouts, "lam": lam, "clip": clip}
+    step = energy_guided(guide, **numbers, proposal=_proposal(policy, proposal, law), estimator=estimator)
     require_variety(policy, candidates)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     problems = [Problem(str(number), text, tuple(stop)) for number, text in enumerate(prompts)]
@@ -156,7 +176,7 @@ def sample(  # type: ignore[misc]
         for chain in run(policy, _told(step, bar), problems, width=width, seed=seed):
             chains[chain.problem.id] = chain
             bar.update()
-    results = [_result(chains[problem.id], read) for problem in problems]
+    results = [_result(chains[problem.id], read, proposal is not None, clip) for problem in problems]
     return results[0] if isinstance(prompt, str) else results
 
 
@@ -172,9 +192,18 @@ def _told(step: StepFn, bar: Any) -> StepFn:
     return told
 
 
-def _result(chain: Chain, read: ReadProblem | None) -> Result:
+def _result(chain: Chain, read: ReadProblem | None, proposed: bool, clip: tuple[float, float] | None) -> Result:
     text = chain.state.text
-    return Result(text, read(chain.problem, text) if read else None, chain.trace, chain.cost, chain.valid)
+    ratios = ratio_summary(chain.trace, clip) if proposed else None
+    return Result(text, read(chain.problem, text) if read else None, chain.trace, chain.cost, chain.valid, ratios)
+
+
+def _proposal(policy: Policy, model: Model | None, law: dict[str, Any]) -> Policy | None:
+    if model is None:
+        if given := [name for name, value in law.items() if value is not None]:
+            raise InputError(f"proposal_{given[0]} is {law[given[0]]!r}, but there is no proposal; name one")
+        return None
+    return proposal_of(policy, lambda: _checkpoint(model), **law)
 
 
 def _checkpoint(model: Model) -> Checkpoint:
@@ -187,6 +216,6 @@ def _checkpoint(model: Model) -> Checkpoint:
     raise InputError(f"model is {model!r}; pass a checkpoint's folder or name, or a (model, tokenizer) pair")
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def _last_checkpoint(name: str) -> Checkpoint:
     return Checkpoint(name)

@@ -13,6 +13,7 @@ from itertools import takewhile
 
 import numpy as np
 
+from ets.diagnostics import RatioSummary
 from ets.types import Cost, Step
 from ets.weights import effective_sample_size, normalised
 
@@ -40,7 +41,9 @@ div.ets-trace .note, div.ets-trace th { opacity: .7; }
 </style>"""
 
 
-def trace_html(text: str, answer: Hashable | None, trace: Sequence[Step], cost: Cost) -> str:
+def trace_html(
+    text: str, answer: Hashable | None, trace: Sequence[Step], cost: Cost, ratios: RatioSummary | None = None
+) -> str:
     """A self-contained HTML fragment: no script, nothing from the network, every text escaped.
 
     Parameters
@@ -53,11 +56,15 @@ def trace_html(text: str, answer: Hashable | None, trace: Sequence[Step], cost: 
         Each step becomes a table of its candidates: their new text, log Ê, the probability in proportion to Ê,
         and the rollouts, folded away.
     cost : Cost
+    ratios : RatioSummary, optional
+        Of a proposal: said in one line.
     """
     shown = [f"<pre>{escape(elide(text, TEXT))}</pre>"]
     if answer is not None:
         shown.append(f"<div>answer: <b>{escape(elide(str(answer), PIECE))}</b></div>")
     shown.append(_note(_cost_line(cost)))
+    if ratios is not None:
+        shown.append(f"<div>{_note(str(ratios))}</div>")
     befores = _befores(trace)
     shown += [_step_html(n, trace, befores[n]) for n in range(min(STEPS, len(trace)))]
     if len(trace) > STEPS:
@@ -65,7 +72,9 @@ def trace_html(text: str, answer: Hashable | None, trace: Sequence[Step], cost: 
     return f'<div class="ets-trace">{_STYLE}{"".join(shown)}</div>'
 
 
-def trace_text(text: str, answer: Hashable | None, trace: Sequence[Step], cost: Cost) -> str:
+def trace_text(
+    text: str, answer: Hashable | None, trace: Sequence[Step], cost: Cost, ratios: RatioSummary | None = None
+) -> str:
     """The text, the answer, the cost, and one line for each guide step: its choice and how the weights spread.
 
     Takes what `trace_html` takes.
@@ -74,6 +83,8 @@ def trace_text(text: str, answer: Hashable | None, trace: Sequence[Step], cost: 
     if answer is not None:
         lines.append(f"answer: {elide(str(answer), PIECE)}")
     lines.append(f"cost: {_cost_line(cost)}")
+    if ratios is not None:
+        lines.append(f"proposal: {ratios}")
     for n, (step, before) in enumerate(zip(trace[:STEPS], _befores(trace), strict=False)):
         new = elide(_new_text(step.candidates[step.choice].text, before), LINE)
         lines.append(f"guide step {n + 1}: {_verdict(step, last=n == len(trace) - 1)}: {new!r}")
@@ -106,9 +117,10 @@ def _new_text(text: str, before: str) -> str:
 
 
 def _cost_line(cost: Cost) -> str:
+    scored = f", scored {cost.scored:,}" if cost.scored else ""
     return (
         f"{cost.generated:,} tokens generated, {cost.positions:,} positions computed (prompt {cost.prompt:,}, "
-        f"candidates {cost.candidate:,}, rollouts {cost.rollout:,}), {cost.rewarded:,} texts rewarded, "
+        f"candidates {cost.candidate:,}, rollouts {cost.rollout:,}{scored}), {cost.rewarded:,} texts rewarded, "
         f"{cost.seconds:.2f} s"
     )
 
@@ -130,11 +142,12 @@ def _step_html(number: int, trace: Sequence[Step], before: str) -> str:
     left_out = len(step.candidates) - len(shown)
     more = _note(f"… {left_out} more candidates, of smaller weight") if left_out else ""
     rollouts = [row for m in shown for row in _rollout_rows(step, m)]
+    heading = "r/λ + log ratio" if np.any(step.log_ratios) else "r/λ"
     return (
         f"<details open><summary>guide step {number + 1} of {len(trace)}: {verdict}</summary>"
         f"{_table(('', 'new text', 'log Ê', 'p', ''), rows)}{more}"
         f"<details><summary>{step.log_rewards.size} rollouts</summary>"
-        f"{_table(('', 'goes on with', 'r/λ'), rollouts)}</details></details>"
+        f"{_table(('', 'goes on with', heading), rollouts)}</details></details>"
     )
 
 
@@ -155,9 +168,10 @@ def _rollout_rows(step: Step, m: int) -> list[str]:
     candidate, rollouts, log_rewards = step.candidates[m], step.rollouts[m], step.log_rewards[m]
     if candidate.done:
         return [_row((str(m + 1), _note("nothing: it is complete"), _number(log_rewards[0])))]
+    terms = log_rewards + step.log_ratios[m]
     rows = [
         _row((str(m + 1), _piece(_new_text(rollout.text, candidate.text)), _number(value)))
-        for rollout, value in zip(rollouts[:ROLLOUTS], log_rewards, strict=False)
+        for rollout, value in zip(rollouts[:ROLLOUTS], terms, strict=False)
     ]
     left_out = len(rollouts) - len(rows)
     return [*rows, _row((str(m + 1), _note(f"… {left_out} more"), ""))] if left_out else rows

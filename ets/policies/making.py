@@ -11,7 +11,8 @@ from ets.policies.checkpoint import Checkpoint
 from ets.policies.masked_diffusion import MaskedDiffusionPolicy
 from ets.policies.transformers import TransformersPolicy
 from ets.policies.unmasking import Schedule, Unmasking
-from ets.types import InputError
+from ets.proposal import ImportanceSampling
+from ets.types import InputError, Policy
 
 SETTINGS = (
     "temperature", "top_k", "top_p", "block_size", "max_length", "guide_steps", "steps", "block_length", "cfg",
@@ -82,6 +83,41 @@ def policy_of(
         _guide_steps(guide_steps, block_size, max_length),
     )
     return MaskedDiffusionPolicy(opened, unmasking, schedule, memory_gib=memory_gib)
+
+
+def proposal_of(
+    reference: Policy,
+    checkpoint: Callable[[], Checkpoint],
+    *,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> TransformersPolicy:
+    """A proposal for a policy: another model (or the same one) with the policy's guide steps, length and endings.
+
+    Parameters
+    ----------
+    reference : Policy
+        Made by `policy_of`.
+    checkpoint : callable
+        Opens the proposal's.
+    temperature, top_k, top_p : float, int, float
+        Of the proposal. By default the policy's temperature, and no truncation: what a proposal cannot draw is missing
+        from every energy.
+
+    Raises
+    ------
+    InputError
+        For values out of range, or models that do not fit each other.
+    """
+    if not isinstance(reference, TransformersPolicy):
+        raise InputError(f"a {type(reference).__name__} takes no proposal; leave it out")
+    sampling = Sampling(reference.sampling.temperature if temperature is None else temperature, top_k, top_p)
+    proposal = TransformersPolicy(
+        checkpoint(), sampling, reference.horizon, memory_gib=reference.memory_gib, end_ids=reference.endings.end_ids
+    )
+    ImportanceSampling(reference, proposal)  # what does not fit is named now
+    return proposal
 
 
 def _engine_for(checkpoint: Checkpoint) -> str:

@@ -86,7 +86,7 @@ class TransformersPolicy:
         self.checkpoint, self.sampling, self.horizon = checkpoint, sampling, horizon
         ends = checkpoint.end_ids if end_ids is None else end_ids
         self.endings = Endings(checkpoint.tokenizer, ends, self._config.vocab_size)
-        self.ledger = Cost()
+        self.ledger, self.memory_gib = Cost(), memory_gib
         self._memory = MemoryLimit(memory_gib, lambda: checkpoint.model.device)
 
     @property
