@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from statistics import median
 
+import fast_samplers
 import numpy as np
 import torch
 from measuring import machine, markdown, rounds, times_faster, write_page
@@ -30,13 +31,13 @@ from ets.types import Problem
 SHAPE = {"d_model": 256, "n_heads": 4, "n_layers": 4, "mlp_hidden_size": 768}
 
 
-def random_checkpoint(vocabulary: int) -> Checkpoint:
+def random_checkpoint(vocabulary: int, **shape: int) -> Checkpoint:
     """Random weights, and the embedded tokenizer with enough tokens added."""
     tokenizer = Checkpoint(demo.model_path("diffusion")).tokenizer
     tokenizer.add_tokens([f"<{n}>" for n in range(vocabulary - len(tokenizer))])
     torch.manual_seed(0)
     ids = {"mask_token_id": tokenizer.mask_token_id, "eos_token_id": tokenizer.eos_token_id}
-    return Checkpoint.loaded(LLaDAModelLM(LLaDAConfig(vocab_size=vocabulary, **ids, **SHAPE)), tokenizer)
+    return Checkpoint.loaded(LLaDAModelLM(LLaDAConfig(vocab_size=vocabulary, **ids, **(SHAPE | shape))), tokenizer)
 
 
 class Setting:
@@ -83,19 +84,38 @@ class Setting:
         return rows
 
 
+DEFAULTS = {
+    "plain": {"vocabulary": 32_768, "prompt": 16, "gen_length": 16, "steps": 16, "repeats": 3, "candidates": 15}
+    | {"rollouts": 3, "guide_steps": 4, "block_length": 8, "width": 256, "layers": 4, "sharpness": 1.0},
+    "fast": {"vocabulary": 126_464, "prompt": 700, "gen_length": 256, "steps": 64, "repeats": 1, "candidates": 2}
+    | {"rollouts": 1, "guide_steps": 2, "block_length": 32, "width": 512, "layers": 6, "sharpness": 16.0},
+}
+"""By what is compared; each is an option."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vocabulary", type=int, default=32_768)
-    parser.add_argument("--prompt", type=int, default=16)
-    parser.add_argument("--gen-length", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--candidates", type=int, default=15)
-    parser.add_argument("--rollouts", type=int, default=3)
-    parser.add_argument("--guide-steps", type=int, default=4)
-    parser.add_argument("--block-length", type=int, default=8)
-    options = parser.parse_args()
-    checkpoint = random_checkpoint(options.vocabulary)
-    schedule = Schedule(options.gen_length, options.gen_length, options.block_length, options.guide_steps)
+    parser.add_argument("--compare", choices=DEFAULTS, default="plain")
+    for name, value in DEFAULTS["plain"].items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value))
+    given = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+    options = argparse.Namespace(**(DEFAULTS[given["compare"]] | given))
+    heads = max(1, options.width // 64)
+    shape = {
+        "d_model": options.width,
+        "n_heads": heads,
+        "n_layers": options.layers,
+        "mlp_hidden_size": 3 * options.width,
+    }
+    checkpoint = random_checkpoint(options.vocabulary, **shape)
+    schedule = Schedule(options.gen_length, options.steps, options.block_length, options.guide_steps)
+    if options.compare == "fast":
+        fast_samplers.compare(checkpoint, schedule, options)
+    else:
+        against_plain(checkpoint, schedule, options)
+
+
+def against_plain(checkpoint: Checkpoint, schedule: Schedule, options: argparse.Namespace) -> None:
     setting = Setting(checkpoint, options.prompt, options.candidates, options.rollouts, schedule)
     Setting(checkpoint, 8, 2, 1, Schedule(8, 8, 8, 2)).ets()  # warm up
     measured = rounds((setting.ets, setting.plain), options.repeats)

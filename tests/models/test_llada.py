@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from ets.models import LLaDAConfig, LLaDAModelLM, llada
 from ets.policies.attention import NAME as GROUPED
+from ets.policies.canvas_cache import Recalling, Recording
 from ets.types import InputError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llada"
@@ -207,6 +208,28 @@ def check_far_positions(model: Any) -> None:
     """Only distances matter to the logits, so all of them may stand 4000 further on."""
     near, far = (logits(model, position_ids=torch.arange(IDS.shape[1])[None] + start) for start in (0, 4000))
     assert (near - far).abs().max() < 0.02 * near.abs().max()
+
+
+def recalled(model: Any, window: slice, ids: torch.Tensor, known: Recording) -> torch.Tensor:
+    """Logits of a window of the padded rows, beside what was known of them."""
+    positions = llada._positions(IDS, padding())[:, window]
+    exchange = Recalling(known.known, window.start)
+    return logits(model, ids[:, window], attention_mask=padding(), position_ids=positions, exchange=exchange)
+
+
+@pytest.mark.parametrize("window", [slice(36, 44), slice(36, 48)], ids=["dual", "prefix"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa", GROUPED])
+def test_a_window_beside_what_is_known_is_the_whole(attention: str, window: slice) -> None:
+    """Of an unchanged sequence, in padded rows; of a changed one, what stands outside is as it was."""
+    model = load(attn_implementation=attention)
+    known = Recording([(pad, window.start, window.stop) for pad in PADS])
+    whole = logits(model, attention_mask=padding(), exchange=known)
+    same(whole, logits(model, attention_mask=padding()))
+    same(recalled(model, window, IDS, known), whole[:, window])
+    changed = (IDS + 1) % 250
+    later = logits(model, torch.cat((IDS[:, : window.start], changed[:, window], IDS[:, window.stop :]), 1))
+    assert (recalled(model, window, changed, known) - whole[:, window]).abs().max() > 1
+    assert (recalled(model, window, changed, known)[0] - later[0, window]).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -95,14 +95,14 @@ def test_only_the_window_is_computed_between_refreshes(golden: Checkpoint, kind:
 # Laws.
 
 FAST: list[tuple[tuple[int, int, int, int], Caching | None, dict[str, Any]]] = [
-    ((4, 4, 4, 2), None, {"threshold": 0.3}),
+    ((3, 3, 3, 3), None, {"threshold": 0.3}),
     ((4, 4, 2, 2), None, {"remasking": "largest", "threshold": 0.4, "temperature": 0.8}),
-    ((4, 4, 4, 4), None, {"factor": 2.0}),
-    ((4, 4, 4, 2), Caching("dual"), {}),
+    ((3, 3, 3, 3), None, {"factor": 2.0}),
+    ((3, 3, 3, 3), Caching("dual"), {}),
     ((4, 4, 2, 4), Caching("dual"), {"temperature": 0.7}),
     ((4, 4, 2, 4), Caching("prefix"), {"remasking": "margin"}),
-    ((4, 4, 4, 4), Caching("dual", refresh=3), {"remasking": "random"}),
-    ((4, 4, 4, 2), Caching("prefix", refresh=2), {"remasking": "largest", "threshold": 0.4}),
+    ((3, 3, 3, 3), Caching("dual", refresh=2), {"remasking": "random"}),
+    ((4, 4, 2, 2), Caching("prefix"), {"remasking": "largest", "threshold": 0.4}),
     ((4, 2, 4, 2), Caching("dual"), {"threshold": 0.3}),  # two positions a step at least
 ]
 

@@ -9,12 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ets.kernel import energy_guided
+from ets.rewards import per_text
+from ets.runner import run
 from ets.testing import (
     CanvasSchedule,
     TabularMaskedDiffusion,
+    check_law,
     check_policy,
     closed_form_step,
     enumerated_step,
+    kernel_law,
     position_term,
     total_variation,
 )
@@ -91,6 +96,20 @@ def test_fast_samplers_have_other_laws_than_the_exact_one(setting: dict[str, Any
 
 
 RULE = ("remasking", "temperature")
+
+
+@pytest.mark.parametrize("setting", [{"refresh": 4, "threshold": 0.6}, {"factor": 1.4}], ids=str)
+def test_the_kernel_follows_its_exact_law_with_a_fast_sampler_as_its_reference(setting: dict[str, Any]) -> None:
+    """Level 0: the weight of a rollout is exactly 1."""
+    policy = fast(setting, CANVASES[1])
+    paths = policy.oracle.by_path
+    reward = energy_guided(per_text(lambda _, text: float(text.count("a"))), candidates=2, rollouts=2, lam=0.7)
+    law = Counter[Any]()
+    counted = kernel_law(paths, PROBLEM, lambda node: float(node[0].count(0)), lam=0.7, candidates=2, rollouts=2)
+    for (canvas, _), p in counted.items():
+        law[canvas] += p
+    chains = run(policy, reward, [PROBLEM], width=10_000, seed=0, samples=10_000)
+    check_law((chain.state.tokens for chain in chains), law, level=1e-4)
 
 
 def test_a_cache_refreshed_at_every_step_is_the_exact_model() -> None:
