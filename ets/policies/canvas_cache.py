@@ -73,18 +73,21 @@ class Recording:
 
     Parameters
     ----------
-    windows : sequence of (int, int, int)
-        Of each row: its first column, the first of the window, and the one after the window's last.
+    windows : sequence of (int, int, int) or None
+        Of each row: its first column, the first of the window, and the one after the window's last. None for a row of
+        which nothing is kept.
     """
 
-    def __init__(self, windows: Sequence[tuple[int, int, int]]) -> None:
+    def __init__(self, windows: Sequence[tuple[int, int, int] | None]) -> None:
         self.windows = windows
-        self.known = [Known() for _ in windows]
+        self.known = [window and Known() for window in windows]
 
     def __call__(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        for row, (begin, first, last) in enumerate(self.windows):
-            kept = tuple((of[row, :, begin:first].clone(), of[row, :, last:].clone()) for of in (keys, values))
-            self.known[row].layers.append(kept)
+        for row, (window, known) in enumerate(zip(self.windows, self.known, strict=True)):
+            if window and known:
+                begin, first, last = window
+                kept = tuple((of[row, :, begin:first].clone(), of[row, :, last:].clone()) for of in (keys, values))
+                known.layers.append(kept)
         return keys, values
 
 

@@ -98,18 +98,17 @@ class CanvasReader:
             canvas.charge(reads[n] * longest, reads[n])
 
     def _recording(self, canvases: Sequence[Canvas], longest: int) -> Recording | None:
-        if canvases[0].window is None:
-            return None
-        windows = []
+        """What keeps the keys and values of the canvases that have a window; None if none has."""
+        windows: list[tuple[int, int, int] | None] = []
         for canvas in canvases:
-            first, last = (longest - len(canvas.tokens) + place for place in self._window(canvas))
-            windows.append((longest - canvas.length, first, last))
-        return Recording(windows)
+            before = longest - len(canvas.tokens)
+            first, last = self._window(canvas.window or (0, 0))
+            windows.append((longest - canvas.length, before + first, before + last) if canvas.window else None)
+        return Recording(windows) if any(windows) else None
 
-    def _window(self, canvas: Canvas) -> tuple[int, int]:
-        """Positions whose computation gives the logits of a canvas's window."""
-        first, last = cast("tuple[int, int]", canvas.window)
-        return first - self.shift, last
+    def _window(self, window: tuple[int, int]) -> tuple[int, int]:
+        """Positions whose computation gives the logits of a window."""
+        return window[0] - self.shift, window[1]
 
     def _guided(self, hidden: torch.Tensor) -> torch.Tensor:
         """`[n, width]` from `[1 or 2, n, width]`, with storage of its own: a slice would keep the other canvases'."""
@@ -143,7 +142,7 @@ class CanvasReader:
         """One forward pass over the windows of canvases that differ; what is not known any more is computed first."""
         self._know(canvases)
         longest, gen_length = max(canvas.length for canvas in canvases), len(canvases[0].tokens)
-        first, last = self._window(canvases[0])
+        first, last = self._window(cast("tuple[int, int]", canvases[0].window))
         starts = np.array([len(canvas.prompt) + first for canvas in canvases])
         ids = np.stack(
             [np.array((*c.prompt, *c.tokens))[s : s + last - first] for s, c in zip(starts, canvases, strict=True)]

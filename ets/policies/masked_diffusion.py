@@ -123,7 +123,7 @@ class MaskedDiffusionPolicy:
         total = 0.0
         for step in range(self.schedule.steps):
             first, last = self._window(step) or (0, canvas)
-            total += prompt + canvas if self.last_refresh(step) == step else last - first
+            total += prompt + canvas if self.last_refresh(step) == step else last - first + self.reader.shift
         return self.reader.passes * total
 
     def _window(self, step: int) -> tuple[int, int] | None:

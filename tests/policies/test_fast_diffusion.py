@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -173,6 +174,22 @@ def test_what_memory_has_lost_is_computed_again_from_the_canvas_of_the_last_refr
         lost = [replace(state, memory=Memory(policy)) for state in states]
         same_draws(getattr(policy, method)([s for s in lost for _ in range(4)], keys(12, 100 * step)), kept)
         states = [draw.state for draw in policy.extend(states, keys(3, step))]
+
+
+@pytest.mark.parametrize("method", ["extend", "finish"])
+@pytest.mark.parametrize("kind", ["dual", "prefix"])
+def test_rows_at_different_steps_equal_each_alone(tiny_llada: Checkpoint, method: str, kind: str) -> None:
+    """In one call: at refreshes that are needed later and that are not, and in between, in both blocks."""
+    policy, alone = (make(tiny_llada, 8, 8, 4, 8, caching=Caching(kind, refresh=3), threshold=0.5) for _ in range(2))
+    states: list[Any] = policy.start(PROBLEMS)
+    for step in range(6):
+        states += [draw.state for draw in policy.extend(states[-3:], keys(3, 50 + step)) if not draw.state.done]
+    assert {state.step for state in states} >= {0, 1, 2, 3}
+    order = np.random.default_rng(0).permutation(len(states) * 2) % len(states)
+    together = getattr(policy, method)([states[n] for n in order], keys(len(order)))
+    for number, (n, draw) in enumerate(zip(order, together, strict=True)):
+        own = replace(states[n], memory=Memory(alone))
+        same_draws(getattr(alone, method)([own], keys(1, number)), [draw])
 
 
 @pytest.mark.parametrize("caching", [Caching("dual"), Caching("prefix", refresh=2)], ids=str)
