@@ -7,11 +7,12 @@ cache blocks; nothing is kept on our side, so a state is its tokens.
 from __future__ import annotations
 
 import asyncio
+import math
 import multiprocessing
 import os
 import threading
 import weakref
-from collections.abc import Coroutine, Sequence
+from collections.abc import Collection, Coroutine, Sequence
 from dataclasses import dataclass, field
 from itertools import count, islice
 from typing import Any, TypeVar
@@ -22,9 +23,10 @@ from ets.policies.autoregressive import Endings, Horizon, Sampling, TokenState, 
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.drawing import require_finite
 from ets.policies.prompts import encode_prompt
+from ets.policies.reading import Path, paths_between
 from ets.randomness import derive
 from ets.transition import require_counts, require_positive
-from ets.types import Cost, Draw, InputError, Keys, Problem, State
+from ets.types import Cost, Draw, Followed, InputError, Keys, Problem, State
 
 T = TypeVar("T")
 
@@ -105,8 +107,8 @@ class VLLMEngine:
                 "the model was handed over in memory, and vLLM loads from files; save it to a folder first"
             )
         self.checkpoint, self.replicas = checkpoint, replicas
-        self._ids = count()
-        arguments = _arguments(checkpoint, memory_gib, utilization, replicas, rows)
+        self._ids = count()  # of requests
+        arguments = engine_arguments(checkpoint, memory_gib, utilization, replicas, rows)
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True).start()
         others = set(multiprocessing.active_children())
@@ -151,7 +153,7 @@ class VLLMEngine:
         return [_answer(output) for output in self._outputs([request.tokens for request in requests], params)]
 
     def metrics(self) -> dict[str, float]:
-        """vLLM's own counters since the program started, by name; of all engines together."""
+        """vLLM's own counters by name, since the last engine of this program was loaded."""
         from vllm.v1.metrics.reader import Counter, get_metrics_snapshot
 
         totals: dict[str, float] = {}
@@ -221,6 +223,8 @@ class VLLMPolicy:
         The distribution that is sampled, and whose log-probabilities are recorded.
     horizon : Horizon
         Block size and longest generation, in tokens.
+    end_ids : collection of int, optional
+        Tokens that end a generation. By default the checkpoint's; a proposal takes its reference policy's.
 
     Raises
     ------
@@ -228,15 +232,23 @@ class VLLMPolicy:
         For a temperature that vLLM does not sample at.
     """
 
-    def __init__(self, engine: VLLMEngine, sampling: Sampling, horizon: Horizon) -> None:
+    def __init__(
+        self,
+        engine: VLLMEngine,
+        sampling: Sampling,
+        horizon: Horizon,
+        *,
+        end_ids: Collection[int] | None = None,
+    ) -> None:
         if 0 < sampling.temperature < COLDEST:
             raise InputError(
                 f"temperature is {sampling.temperature}, and vLLM samples at no less than {COLDEST}; use 0 or more"
             )
         self.engine, self.sampling, self.horizon = engine, sampling, horizon
         self.checkpoint = engine.checkpoint
+        ends = self.checkpoint.end_ids if end_ids is None else end_ids
         vocabulary = self.checkpoint.config.get_text_config().vocab_size
-        self.endings = Endings(self.checkpoint.tokenizer, self.checkpoint.end_ids, vocabulary)
+        self.endings = Endings(self.checkpoint.tokenizer, ends, vocabulary)
         self.ledger = Cost()
 
     @property
@@ -258,6 +270,25 @@ class VLLMPolicy:
     def greedy(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         """The most probable token at each turn, whatever the sampling rule; logp is the untempered model's."""
         return self._draw(states, keys, self.horizon.max_length, "rollout", Sampling(0.0), untempered=True)
+
+    def follow(self, own: Sequence[State], foreign: Sequence[State]) -> list[Followed]:
+        """Take over another policy's tokens; the engine reads them, and charges for them, when it goes on from them.
+
+        Raises
+        ------
+        InputError
+            For foreign states that do not go on from my own, and under a truncated law: vLLM does not tell which tokens
+            it could not have drawn, and a ratio needs to know.
+        """
+        if self.sampling.truncated:
+            raise InputError(
+                f"{self.sampling} leaves tokens out, and vLLM does not tell which; a proposal in vLLM needs a "
+                "temperature above 0, top_p 1 and no top_k"
+            )
+        return [
+            Followed(_arrived(path), Cost())
+            for path in paths_between(as_token_states(own), foreign, self.endings.vocabulary)
+        ]
 
     def _draw(
         self,
@@ -288,6 +319,13 @@ class VLLMPolicy:
     def _draw_of(self, row: _Row, logp: float) -> Draw:
         memory = None if row.ended or len(row.tokens) >= self.horizon.max_length else OPEN
         return draw_of(row.state, tuple(row.tokens), logp, memory, row.cost, self.endings)
+
+
+def _arrived(path: Path) -> TokenState:
+    """Where a path leads; its log-probability is not computed."""
+    start, end = path.start, path.end
+    memory = None if end.done else OPEN
+    return TokenState(start.problem, start.prompt, end.tokens, end.text, math.nan, end.done, memory)
 
 
 @dataclass
@@ -323,10 +361,17 @@ class _Row:
                 return
 
 
-def _arguments(
-    checkpoint: Checkpoint, memory_gib: float | None, utilization: float, replicas: int, rows: int
+def engine_arguments(
+    checkpoint: Checkpoint,
+    memory_gib: float | None = None,
+    utilization: float = 0.9,
+    replicas: int = 1,
+    rows: int = 256,
 ) -> dict[str, Any]:
-    """Everything that results may depend on is said here, none of it left to a checkpoint's files or to defaults."""
+    """vLLM's arguments: everything that results may depend on, none of it left to a checkpoint's files or to defaults.
+
+    For the parameters see `VLLMEngine`. Raises `InputError` if vLLM is not installed.
+    """
     # Read by vLLM when it is imported: no reports to its authors, no log lines among ours.
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")

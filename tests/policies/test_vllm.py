@@ -24,6 +24,7 @@ from ets.policies.autoregressive import Horizon, Sampling
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.transformers import TransformersPolicy
 from ets.policies.vllm import CPU_BLOCK, VLLMEngine, VLLMPolicy
+from ets.proposal import ImportanceSampling
 from ets.randomness import derive
 from ets.rewards import verifier
 from ets.runner import run
@@ -203,6 +204,21 @@ def test_ets_solves_a_problem_through_vllm(engine: VLLMEngine) -> None:
     assert chain.cost.positions == policy.ledger.positions and chain.cost.generated == policy.ledger.generated
     assert all(step.log_rewards.shape == (4, 2) for step in chain.trace)
     assert task.extract(chain.problem, chain.state.text) is not None
+
+
+def test_a_proposal_in_vllm_is_weighed_by_transformers(
+    engine: VLLMEngine, checkpoint: Checkpoint, problem: Problem
+) -> None:
+    """The same model under the same law on both sides: every ratio is 1. A truncated law is refused."""
+    horizon = Horizon(4, 16)
+    reference = TransformersPolicy(checkpoint, Sampling(0.7), horizon)
+    pair = ImportanceSampling(reference, VLLMPolicy(engine, Sampling(0.7), horizon))
+    begun = pair.extend(pair.start([problem]) * 4, keys(4, 8))
+    finished = pair.finish([draw.state for draw in begun if not draw.state.done], keys(4, 9))
+    assert finished and all(abs(draw.text.log_ratio) < 1e-3 for draw in finished)
+    truncated = ImportanceSampling(reference, VLLMPolicy(engine, Sampling(0.7, top_p=0.9), horizon))
+    with pytest.raises(InputError, match="leaves tokens out"):
+        truncated.extend(truncated.start([problem]), keys(1))
 
 
 def test_threads_share_an_engine(engine: VLLMEngine, problem: Problem) -> None:
