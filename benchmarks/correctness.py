@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,7 @@ from ets.testing import (
     total_variation,
 )
 from ets.types import Floats, Problem
-from ets.weights import log_mean_exp
+from ets.weights import ESTIMATORS, Estimator, log_mean_exp, plain_average
 
 PROBLEM = Problem("p", (1,))
 LENGTH, LAM, LEVEL = 4, 0.2, 1e-4
@@ -117,36 +118,72 @@ def against_simulation(draws: int = 20_000) -> str:
     return table(["M", "K", "I", "to the exact law", "noise floor", "smaller p", "to p*"], rows)
 
 
+def with_a_proposal(candidates: int = 64) -> str:
+    """Total variation to p* against K, exactly: without a proposal, with one, and with the reference code's ratio."""
+    rows = []
+    for k in (1, 2, 4, 8, 16, 32):
+        distances = [_proposed_distances(candidates, k, seed) for seed in range(5)]
+        rows.append([str(k), *(f"{value:.4f}" for value in np.mean(distances, axis=0))])
+    return table(["K", "no proposal", "proposal", "proposal, the reference code's ratio"], rows)
+
+
+def _proposed_distances(candidates: int, rollouts: int, seed: int, temperature: float = 0.7) -> list[float]:
+    reference, proposal = (policy(2, number, temperature).oracle for number in (seed, 100 + seed))
+    untempered = [policy(2, number) for number in (seed, 100 + seed)]
+
+    def over_all_tokens(candidate: object, tokens: tuple[int, ...]) -> float:
+        """All generated tokens, the reference's own included, at temperature 1."""
+        p, q = ([m.next_token(PROBLEM, tokens[:n])[t] for n, t in enumerate(tokens)] for m in untempered)
+        return float(np.sum(np.log(p)) - np.sum(np.log(q)))
+
+    optimal = optimal_law(reference.finish_law(PROBLEM, ()), spelled(liking), LAM)  # type: ignore[arg-type]
+    ways: list[dict[str, Any]] = [{}, {"proposal": proposal}, {"proposal": proposal, "log_ratio": over_all_tokens}]
+    numbers: dict[str, Any] = {"lam": LAM, "candidates": candidates, "rollouts": rollouts}
+    return [
+        total_variation(kernel_law(reference, PROBLEM, spelled(liking), **numbers, **way), optimal)  # type: ignore[arg-type]
+        for way in ways
+    ]
+
+
 @contextmanager
-def mutated(name: str, function: object) -> Iterator[None]:
-    """The kernel with one of its functions replaced."""
-    original = getattr(kernel, name)
-    setattr(kernel, name, function)
+def estimating(estimate: Estimator) -> Iterator[None]:
+    """The kernel with another estimator in the place of its own."""
+    ESTIMATORS["plain"] = estimate
     try:
         yield
     finally:
-        setattr(kernel, name, original)
+        ESTIMATORS["plain"] = plain_average
 
 
-def drop_lambda(log_rewards: Floats) -> Floats:
+@contextmanager
+def choosing(choose: Callable[[Floats, float], int]) -> Iterator[None]:
+    """The kernel with another choice in the place of its own."""
+    original, kernel.choose = kernel.choose, choose
+    try:
+        yield
+    finally:
+        kernel.choose = original
+
+
+def drop_lambda(log_rewards: Floats, log_ratios: Floats) -> Floats:
     return log_mean_exp(log_rewards * LAM, axis=1)
 
 
-def tilt_of_the_mean(log_rewards: Floats) -> Floats:
+def tilt_of_the_mean(log_rewards: Floats, log_ratios: Floats) -> Floats:
     return np.mean(log_rewards, axis=1)
 
 
 def mutations(draws: int = 40_000) -> str:
     law, _ = exact(4, 3, 2)
-    cases: list[tuple[str, str, object]] = [
-        ("none: the kernel as it is", "log_energies", kernel.log_energies),
-        ("1/λ dropped", "log_energies", drop_lambda),
-        ("exp of the mean reward, not mean of the exp", "log_energies", tilt_of_the_mean),
-        ("the best candidate, not one in proportion", "choose", lambda weights, number: int(np.argmax(weights))),
-    ]
+    cases = {
+        "none: the kernel as it is": estimating(plain_average),
+        "1/λ dropped": estimating(drop_lambda),
+        "exp of the mean reward, not mean of the exp": estimating(tilt_of_the_mean),
+        "the best candidate, not one in proportion": choosing(lambda weights, number: int(np.argmax(weights))),
+    }
     verdicts = {}
-    for label, name, function in cases:
-        with mutated(name, function):
+    for label, mutated in cases.items():
+        with mutated:
             verdicts[label] = judge_law(sampled(4, 3, 2, draws), law, level=LEVEL)
     verdicts["a temperature 5% too high"] = judge_law(sampled(4, 3, 2, draws, temperature=1.05), law, level=LEVEL)
     rows = [
@@ -180,6 +217,7 @@ def main() -> None:
         "at_fixed_rollouts": at_fixed_rollouts(),
         "against_simulation": against_simulation(),
         "mutations": mutations(),
+        "with_a_proposal": with_a_proposal(),
         "voting": voting(),
     }
     OUT.write_text(TEMPLATE.read_text(encoding="utf-8").format(**tables), encoding="utf-8")

@@ -115,3 +115,34 @@ def test_bad_prompts_are_named_before_any_weights_are_loaded(
 def test_faulty_rewards_name_the_problem(reward: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         ets.sample(QUESTION, model=demo.model_path("small"), reward=reward, **SMALL)
+
+
+def test_a_proposal_draws_the_rollouts_and_its_weights_are_told() -> None:
+    model, small = demo.model_path("reference"), demo.model_path("small")
+    out = ets.sample(QUESTION, model=model, proposal=small, reward=short, clip=(0.2, 5), **SMALL)
+    assert out.ratios is not None and 0 < out.ratios.rollouts <= out.cost.rewarded
+    assert out.cost.scored > 0 and "scored" in str(out) and "effective" in str(out) and "effective" in out._repr_html_()
+    assert max(step.log_ratios.max() for step in out.trace) <= 1.61
+    assert ets.sample(QUESTION, model=small, reward=short, **SMALL).ratios is None
+
+
+def test_a_model_as_its_own_proposal_changes_nothing() -> None:
+    model = demo.model_path("small")
+    plain = ets.sample(QUESTION, model=model, reward=short, **SMALL)
+    same = ets.sample(QUESTION, model=model, proposal=model, reward=short, **SMALL)
+    assert same.text == plain.text and same.ratios is not None and same.ratios.spread < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"proposal_temperature": 0.5}, "there is no proposal"),
+        ({"proposal": demo.model_path("small"), "proposal_temperature": 0.0}, "at temperature 0 the proposal"),
+        ({"proposal": demo.model_path("small"), "estimator": "mean"}, "unknown estimator"),
+        ({"proposal": demo.model_path("small"), "clip": (2, 1)}, "clip is"),
+        ({"proposal": "nowhere"}, "no checkpoint at 'nowhere'"),
+    ],
+)
+def test_what_is_wrong_with_a_proposal_is_said_before_weights_are_loaded(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ets.sample(QUESTION, model=demo.model_path("reference"), reward=short, **SMALL, **wrong)

@@ -112,6 +112,7 @@ def kernel_law(
     candidates: int,
     rollouts: int,
     proposal: Oracle | None = None,
+    log_ratio: Callable[[Any, Any], float] | None = None,
 ) -> Law:
     """The exact law of `ets.kernel.energy_guided`'s result at finite M and K, for a fixed reward.
 
@@ -121,12 +122,13 @@ def kernel_law(
 
     because w / Σ w' = w ∫ e^{-s Σ w'} ds; for a complete candidate, K = 1 and the ratio is 1. If all weights are zero,
     the choice is uniform. One integral per node of the tree; `reward` takes outcomes. With a proposal, the expectations
-    over rollouts are under its law, and the ratio is that of the two laws of an outcome.
+    over rollouts are under its law, and the ratio is that of the two laws of an outcome; or `log_ratio` of candidate
+    and outcome, to see what a wrong one does.
     """
 
     @cache  # several paths may lead to one node
     def from_node(node: Any) -> dict[Any, float]:
-        step = _step_law(oracle, proposal or oracle, problem, reward, node, lam, candidates, rollouts)
+        step = _step_law(oracle, proposal or oracle, log_ratio, problem, reward, node, lam, candidates, rollouts)
         if set(step) == {node}:
             return {node: 1.0}
         law: dict[Any, float] = {}
@@ -145,6 +147,7 @@ def _log_ratio(p: float, q: float) -> float:
 def _step_law(
     oracle: Oracle,
     proposal: Oracle,
+    log_ratio: Callable[[Any, Any], float] | None,
     problem: Problem,
     reward: Callable[[Any], float],
     node: Any,
@@ -157,7 +160,11 @@ def _step_law(
     for x in prior:
         wanted, drawn = oracle.finish_law(problem, x), proposal.finish_law(problem, x)
         probabilities = np.array(list(drawn.values()))
-        log_z = np.array([reward(end) / lam + _log_ratio(wanted.get(end, 0.0), q) for end, q in drawn.items()])
+        if log_ratio is None or set(drawn) == {x}:
+            ratios = [_log_ratio(wanted.get(end, 0.0), q) for end, q in drawn.items()]
+        else:
+            ratios = [log_ratio(x, end) for end in drawn]
+        log_z = np.array([reward(end) / lam for end in drawn]) + ratios
         tilts.append((probabilities, log_z, 1 if set(drawn) == {x} else k))
     finite = np.concatenate([log_z for _, log_z, _ in tilts])
     finite = finite[np.isfinite(finite)]
