@@ -46,12 +46,13 @@ def run(
     require_counts(width=width, samples=samples)
     if not isinstance(seed, int):
         raise InputError(f"seed is {seed!r}; it must be a whole number")
-    requests = ((problem, sample) for problem in _distinct(problems) for sample in range(samples))
+    requests = ((problem, sample) for problem in distinct(problems) for sample in range(samples))
     waiting = (request for request in requests if (request[0].id, request[1]) not in done)
     return _advance(policy, step, waiting, width, seed)
 
 
-def _distinct(problems: Iterable[Problem]) -> Iterator[Problem]:
+def distinct(problems: Iterable[Problem]) -> Iterator[Problem]:
+    """The problems; raises `InputError` at one whose id has been there."""
     seen: set[str] = set()
     for problem in problems:
         if problem.id in seen:
