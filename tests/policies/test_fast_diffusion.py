@@ -176,6 +176,14 @@ def test_what_memory_has_lost_is_computed_again_from_the_canvas_of_the_last_refr
         states = [draw.state for draw in policy.extend(states, keys(3, step))]
 
 
+def test_rows_that_meet_with_different_refreshes_are_told_apart(tiny_llada: Checkpoint) -> None:
+    """At the last step of a block, equal canvases may have been two others at the refresh before."""
+    policy, alone = (make(tiny_llada, 4, 4, 4, 1, caching=Caching(refresh=2)) for _ in range(2))
+    draws = policy.finish(policy.start(START) * 60, keys(60))
+    for number, draw in enumerate(draws):
+        same_draws(alone.finish(alone.start(START), keys(1, number)), [draw])
+
+
 @pytest.mark.parametrize("method", ["extend", "finish"])
 @pytest.mark.parametrize("kind", ["dual", "prefix"])
 def test_rows_at_different_steps_equal_each_alone(tiny_llada: Checkpoint, method: str, kind: str) -> None:

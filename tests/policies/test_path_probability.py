@@ -44,7 +44,7 @@ def scored(
 def test_a_policys_own_paths_have_the_log_probabilities_that_it_recorded(
     tiny_llada: Checkpoint, rule: dict[str, Any], guide_steps: int
 ) -> None:
-    policy = make(tiny_llada, 6, 6, 3, 6, **rule)
+    policy = make(tiny_llada, 6, 4, 3, 4, **rule)  # quotas 2 and 1
     pairs = drawn(policy, guide_steps=guide_steps)
     for (start, end), found in zip(pairs, scored(policy, pairs), strict=True):
         made = sorted({step for step in end.path if step >= start.step})
