@@ -32,8 +32,8 @@ T = TypeVar("T")
 
 CPU_BLOCK = 32
 """Tokens per cache block on a CPU: the smallest that works, so that the least is computed twice."""
-COLDEST = 0.01
-"""vLLM raises temperatures below this one silently."""
+COLDEST, HOTTEST = 0.01, 2.0
+"""Temperatures that vLLM samples at, beside 0: lower ones it raises silently, higher ones it refuses."""
 OPEN = "open"
 """The memory of a state that can be gone on from: the engine finds what it knows of it by its tokens."""
 
@@ -240,9 +240,10 @@ class VLLMPolicy:
         *,
         end_ids: Collection[int] | None = None,
     ) -> None:
-        if 0 < sampling.temperature < COLDEST:
+        if sampling.temperature and not COLDEST <= sampling.temperature <= HOTTEST:
             raise InputError(
-                f"temperature is {sampling.temperature}, and vLLM samples at no less than {COLDEST}; use 0 or more"
+                f"temperature is {sampling.temperature}, and vLLM samples at 0 and at {COLDEST} to {HOTTEST:g}; "
+                "choose one of these"
             )
         self.engine, self.sampling, self.horizon = engine, sampling, horizon
         self.checkpoint = engine.checkpoint

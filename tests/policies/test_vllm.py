@@ -96,17 +96,13 @@ def test_laws_are_those_of_transformers(
 
 
 def test_a_second_draw_with_the_same_key_has_its_own_noise(engine: VLLMEngine, problem: Problem) -> None:
-    """Two guide steps of one token, the same keys in both, follow the law of pairs."""
-    sampling = RULES[0]
-    policy = VLLMPolicy(engine, sampling, Horizon(1, 8))
-    law = law_of_pairs(engine.checkpoint, sampling, problem.prompt)
-    first = policy.extend(policy.start([problem]) * DRAWS, keys(DRAWS, 1))
-    rows = [n for n, draw in enumerate(first) if (*draw.state.tokens, 0) in law]
-    second = policy.extend([first[n].state for n in rows], keys(DRAWS, 1)[rows])
-    drawn = [draw.state.tokens for draw in first]
-    for n, draw in zip(rows, second, strict=True):
-        drawn[n] = draw.state.tokens
-    check_law(drawn, law, level=LEVEL, what="pairs of tokens, drawn one by one")
+    """Hot draws hardly ever repeat a token; the noise of the first one, used again, would favour its token."""
+    policy = VLLMPolicy(engine, Sampling(2.0), Horizon(1, 8))
+    first = policy.extend(policy.start([problem]) * 1000, keys(1000, 1))
+    rows = [n for n, draw in enumerate(first) if not draw.state.done]
+    second = policy.extend([first[n].state for n in rows], keys(1000, 1)[rows])
+    repeated = sum(draw.state.tokens[0] == draw.state.tokens[1] for draw in second)
+    assert len(rows) > 900 and repeated < 0.05 * len(rows)
 
 
 @pytest.mark.parametrize("sampling", RULES, ids=str)
@@ -232,8 +228,9 @@ def test_threads_share_an_engine(engine: VLLMEngine, problem: Problem) -> None:
 
 
 def test_what_vllm_cannot_do_is_refused(engine: VLLMEngine) -> None:
-    with pytest.raises(InputError, match=r"no less than 0\.01"):
-        VLLMPolicy(engine, Sampling(0.001), Horizon(8, 32))
+    for temperature in (0.001, 2.5):
+        with pytest.raises(InputError, match=r"samples at 0 and at 0\.01 to 2"):
+            VLLMPolicy(engine, Sampling(temperature), Horizon(8, 32))
     with pytest.raises(InputError, match="save it to a folder first"):
         VLLMEngine(Checkpoint.loaded(random_qwen3(len(ALPHABET), end=0), tiny_tokenizer()))
     policy = VLLMPolicy(engine, Sampling(), Horizon(8, 32))
