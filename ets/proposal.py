@@ -75,9 +75,9 @@ class ImportanceSampling:
         if proposal.deterministic:
             raise InputError("at temperature 0 the proposal draws one text only, which has no ratio; raise it")
         reference.require_proposal(proposal)
-        self.reference, self.proposal, self._bounds = reference, proposal, log_bounds(clip)
+        self.reference, self.proposal, self._clip = reference, proposal, Clip(clip)
         self._starts: WeakKeyDictionary[State, State] = WeakKeyDictionary()
-        self._warned = False
+        self._warn_of_noise = NoiseWarning()
 
     @property
     def ledger(self) -> Cost:
@@ -118,22 +118,26 @@ class ImportanceSampling:
         return weighed
 
     def _weighed(self, before: PairedState, draw: Draw, scored: Scored) -> Draw:
-        ratio = scored.logp - draw.logp
-        if self._bounds and ratio > -math.inf:
-            ratio = min(max(ratio, self._bounds[0]), self._bounds[1])
+        ratio = self._clip(scored.logp - draw.logp)
         text = replace(draw.text, logp=before.logp + scored.logp, log_ratio=ratio, missed=scored.missed)
         return replace(
             draw, state=PairedState(draw.state, draw.state, text.logp), text=text, cost=draw.cost + scored.cost
         )
 
-    def _warn_of_noise(self, log_ratios: Sequence[float]) -> None:
-        """Once, if of at least `ENOUGH` rollouts hardly any carry weight."""
-        if self._warned or len(log_ratios) < ENOUGH:
+
+class NoiseWarning:
+    """Warns, once, if of at least `ENOUGH` rollouts hardly any carry weight."""
+
+    def __init__(self) -> None:
+        self._given = False
+
+    def __call__(self, log_ratios: Sequence[float]) -> None:
+        if self._given or len(log_ratios) < ENOUGH:
             return
         impossible = all(ratio == -math.inf for ratio in log_ratios)
         effective = 0.0 if impossible else effective_sample_size(np.array(log_ratios))
         if effective < NOISE * len(log_ratios):
-            self._warned = True
+            self._given = True
             warnings.warn(
                 f"of {len(log_ratios)} rollouts of the proposal {effective:.1f} are effective: the correction is "
                 "mostly noise; choose a proposal nearer to the model, larger guide steps, or none",
@@ -147,7 +151,7 @@ class Pairing:
     def __init__(self, proposal: Policy | None, clip: tuple[float, float] | None) -> None:
         self.proposal, self.clip = proposal, clip
         self._pair: ImportanceSampling | None = None
-        log_bounds(clip)
+        Clip(clip)  # out of order is named now
 
     def __call__(self, policy: Policy, chains: Sequence[Chain]) -> tuple[Policy, Sequence[Chain]]:
         """The policy, and the chains at its states."""
@@ -166,20 +170,29 @@ def _pairs(states: Sequence[State]) -> list[PairedState]:
     return pairs
 
 
-def log_bounds(clip: tuple[float, float] | None) -> tuple[float, float] | None:
-    """The logarithms of a clip's bounds.
+class Clip:
+    """Bounds on an importance ratio, taken on its logarithm; a ratio of zero stays zero.
 
     Raises
     ------
     InputError
         Unless 0 ≤ lowest ≤ 1 ≤ highest.
     """
-    if clip is None:
-        return None
+
+    def __init__(self, bounds: tuple[float, float] | None) -> None:
+        self._bounds = None if bounds is None else _logarithms(bounds)
+
+    def __call__(self, log_ratio: float) -> float:
+        if self._bounds is None or log_ratio == -math.inf:
+            return log_ratio
+        return min(max(log_ratio, self._bounds[0]), self._bounds[1])
+
+
+def _logarithms(bounds: tuple[float, float]) -> tuple[float, float]:
     try:
-        low, high = (float(bound) for bound in clip)
+        low, high = (float(bound) for bound in bounds)
     except (TypeError, ValueError):
-        raise InputError(f"clip is {clip!r}; give two numbers, the lowest and the highest ratio") from None
+        raise InputError(f"clip is {bounds!r}; give two numbers, the lowest and the highest ratio") from None
     if not 0 <= low <= 1 <= high:
-        raise InputError(f"clip is {clip!r}; its bounds must enclose 1, which is the ratio's mean, as in (0.1, 10)")
+        raise InputError(f"clip is {bounds!r}; its bounds must enclose 1, which is the ratio's mean, as in (0.1, 10)")
     return (math.log(low) if low else -math.inf), math.log(high)

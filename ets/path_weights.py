@@ -1,0 +1,130 @@
+"""A sampler whose every draw is weighed towards another law: what a fast masked-diffusion sampler needs as a proposal.
+
+With an autoregressive proposal the reference policy draws the candidates itself (`ets.proposal`). Here both candidates
+and rollouts come from the sampler: a candidate's own path ratio multiplies its energy, and a rollout's ratio continues
+it. Mixing exact candidates with weighed rollouts would follow neither law.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from ets.proposal import Clip, NoiseWarning
+from ets.types import Cost, Draw, InputError, Keys, Policy, Problem, State
+
+
+@dataclass(frozen=True)
+class PathRatio:
+    """log target - log sampler of one path, and what finding it cost."""
+
+    log_ratio: float
+    cost: Cost
+
+
+class Weigher(Protocol):
+    """Tells the importance ratios of a sampler's paths.
+
+    Attributes
+    ----------
+    target : str
+        The law that weighed draws follow, in words.
+    """
+
+    target: str
+
+    @property
+    def ledger(self) -> Cost: ...
+
+    def ratios(self, starts: Sequence[State], ends: Sequence[State]) -> list[PathRatio]:
+        """Of each path from one of the sampler's states to a later one."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class WeighedState:
+    """A sampler's state, the target's log-probability of its path, and the ratio of its part in this guide step."""
+
+    drawn: State
+    logp: float = 0.0
+    log_ratio: float = 0.0
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return self.drawn.tokens
+
+    @property
+    def text(self) -> str:
+        return self.drawn.text
+
+    @property
+    def done(self) -> bool:
+        return self.drawn.done
+
+
+class PathWeights:
+    """A sampler q as a policy whose draws carry log target - log q: its target is what the weigher says.
+
+    Parameters
+    ----------
+    sampler : Policy
+    weigher : Weigher
+    clip : (float, float), optional
+        Bounds on the ratio of a candidate, and on that of what follows it; a ratio of zero stays zero.
+
+    Raises
+    ------
+    InputError
+        For bounds out of order.
+    """
+
+    def __init__(self, sampler: Policy, weigher: Weigher, clip: tuple[float, float] | None = None) -> None:
+        self.sampler, self.weigher, self._clip = sampler, weigher, Clip(clip)
+        self._warn_of_noise = NoiseWarning()
+
+    @property
+    def target(self) -> str:
+        """The law that weighed draws follow, in words."""
+        return self.weigher.target
+
+    @property
+    def ledger(self) -> Cost:
+        return self.sampler.ledger + self.weigher.ledger
+
+    @property
+    def deterministic(self) -> bool:
+        return self.sampler.deterministic
+
+    def start(self, problems: Sequence[Problem]) -> list[State]:
+        return [WeighedState(state) for state in self.sampler.start(problems)]
+
+    def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
+        """Candidates; their texts carry the ratio of this guide step."""
+        own = _own(states)
+        drawn = self.sampler.extend([state.drawn for state in own], keys)
+        return self._weighed([replace(state, log_ratio=0.0) for state in own], drawn)
+
+    def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
+        """Rollouts; their texts carry the ratio since the guide step began: their candidate's and their own."""
+        own = _own(states)
+        drawn = self._weighed(own, self.sampler.finish([state.drawn for state in own], keys))
+        self._warn_of_noise([d.text.log_ratio - s.log_ratio for s, d in zip(own, drawn, strict=True)])
+        return drawn
+
+    def _weighed(self, befores: Sequence[WeighedState], drawn: Sequence[Draw]) -> list[Draw]:
+        found = self.weigher.ratios([before.drawn for before in befores], [draw.state for draw in drawn])
+        weighed = []
+        for before, draw, ratio in zip(befores, drawn, found, strict=True):
+            log_ratio, logp = before.log_ratio + self._clip(ratio.log_ratio), before.logp + draw.logp + ratio.log_ratio
+            text = replace(draw.text, logp=logp, log_ratio=log_ratio)
+            state = WeighedState(draw.state, logp, log_ratio)
+            weighed.append(Draw(state, text, draw.logp, draw.cost + ratio.cost))
+        return weighed
+
+
+def _own(states: Sequence[State]) -> list[WeighedState]:
+    own = [state for state in states if isinstance(state, WeighedState)]
+    if len(own) != len(states):
+        raise InputError("a state is of another policy; draw from this policy's own states")
+    return own
