@@ -3,6 +3,7 @@
 # is one over problems. Edit the numbers, or set a variable for one run:
 #
 #   bash aime24/eval_aime.sh
+#   SMALL_MODEL_PATH=Qwen/Qwen3-1.7B bash aime24/eval_aime.sh           with ETS-IS among the methods
 #   DATA=/data/AIME-2024 METHODS=plain,ets REPEATS=4 bash aime24/eval_aime.sh
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -11,7 +12,8 @@ choose_preset "aime24" "$@"
 
 TASK=aime24
 MODEL_PATH=${MODEL_PATH:-Qwen/Qwen3-8B}       # a checkpoint's folder or its hub name; also embedded
-METHODS=${METHODS:-plain,greedy,beam,best-of-n,majority,ets} # also one-step
+SMALL_MODEL_PATH=${SMALL_MODEL_PATH:-}        # draws ETS-IS's rollouts, with the model's own tokens; empty: METHODS are without ets-is
+METHODS=${METHODS:-plain,greedy,beam,best-of-n,majority,ets${SMALL_MODEL_PATH:+,ets-is}} # also one-step
 REPEATS=${REPEATS:-32}                        # samples of each problem that are averaged, for every method
 M_CANDIDATES=${M_CANDIDATES:-5}               # M, candidates per guide step
 K_MONTE_CARLO=${K_MONTE_CARLO:-3}             # K, rollouts per candidate
@@ -24,6 +26,13 @@ TEMPERATURE=${TEMPERATURE:-0.7}
 TOP_K=${TOP_K:-}                              # empty: all tokens
 TOP_P=${TOP_P:-}                              # empty: all tokens
 NUM_BEAMS=${NUM_BEAMS:-50}                    # of beam search
+IS_M_CANDIDATES=${IS_M_CANDIDATES:-$M_CANDIDATES} # M of ETS-IS
+IS_BLOCK_SIZE=${IS_BLOCK_SIZE:-1536}           # tokens per guide step of ETS-IS
+PROPOSAL_TEMPERATURE=${PROPOSAL_TEMPERATURE:-$TEMPERATURE} # of the small model
+PROPOSAL_TOP_K=${PROPOSAL_TOP_K:-}            # empty: all tokens; what the small model cannot draw is missing from the energies
+PROPOSAL_TOP_P=${PROPOSAL_TOP_P:-}            # empty: all tokens
+CLIP=${CLIP:-}                                # LOW,HIGH, bounds on ETS-IS's importance ratios, such as 0.1,10; empty: none
+ESTIMATOR=${ESTIMATOR:-plain}                 # of ETS-IS's energies: plain (unbiased, the paper's) or self-normalised
 NUM_PROBLEMS=${NUM_PROBLEMS:-}                # empty: all
 SHOTS=${SHOTS:-}                              # solved examples in each prompt; empty: the task's own number
 DATA=${DATA:-}                                # the problems, a folder or a file; empty: from the hub
@@ -34,4 +43,8 @@ MEMORY_GIB=${MEMORY_GIB:-}                    # for the cache of rows under way;
 OUT=${OUT:-}                                  # results folder; empty: results/TASK-HASH, by the configuration
 
 run_eval transformers --candidates "$M_CANDIDATES" --rollouts "$K_MONTE_CARLO" --lam "$LAMBDA_PARAM" --beams "$NUM_BEAMS" \
-    --max-length "$MAX_LENGTH" --block-size "$BLOCK_SIZE" ${TOP_K:+--top-k "$TOP_K"} ${TOP_P:+--top-p "$TOP_P"}
+    --max-length "$MAX_LENGTH" --block-size "$BLOCK_SIZE" ${TOP_K:+--top-k "$TOP_K"} ${TOP_P:+--top-p "$TOP_P"} \
+    ${SMALL_MODEL_PATH:+--proposal "$SMALL_MODEL_PATH" --proposal-temperature "$PROPOSAL_TEMPERATURE"} \
+    ${SMALL_MODEL_PATH:+--is-candidates "$IS_M_CANDIDATES" --is-block-size "$IS_BLOCK_SIZE" --estimator "$ESTIMATOR"} \
+    ${PROPOSAL_TOP_K:+--proposal-top-k "$PROPOSAL_TOP_K"} ${PROPOSAL_TOP_P:+--proposal-top-p "$PROPOSAL_TOP_P"} \
+    ${CLIP:+--clip "$CLIP"}

@@ -5,22 +5,27 @@
 #   bash qwen/eval.sh                                                   the embedded demonstration
 #   M_CANDIDATES=5 K_MONTE_CARLO=2 BLOCK_SIZE=16 bash qwen/eval.sh      with other hyper-parameters
 #   MODEL_PATH=Qwen/Qwen3-1.7B-Base SHOTS=4 TEMPERATURE=1.0 bash qwen/eval.sh           your model (a folder or hub name)
+#   bash qwen/eval.sh demo-is                                           the same with ETS-IS: a small model draws its rollouts
 #   bash qwen/eval.sh math500                                           a benchmark of the paper: gsm8k, humaneval, gpqa
 #   DATA=/data/MATH-500 NUM_PROBLEMS=50 bash qwen/eval.sh math500       from local files, some of the problems
 #   MODEL_PATH=/models/rl METHODS=greedy bash qwen/eval.sh math500      the paper's comparison: a checkpoint trained with RL
+#   SMALL_MODEL_PATH=Qwen/Qwen3-1.7B bash qwen/eval.sh math500          with ETS-IS among the methods, as in the paper
 #   bash qwen/eval.sh all                                               the benchmarks, one after the other
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 source "$ROOT/scripts/run_eval.sh"
-choose_preset "demo math500 gsm8k humaneval gpqa" "$@"
+choose_preset "demo demo-is math500 gsm8k humaneval gpqa" "$@"
+
+if [ "$PRESET" = demo-is ]; then SMALL_MODEL_PATH=${SMALL_MODEL_PATH:-embedded-small}; fi # all else is as in demo
+SMALL_MODEL_PATH=${SMALL_MODEL_PATH:-}        # draws ETS-IS's rollouts, with the model's own tokens; empty: METHODS are without ets-is
 
 case "$PRESET" in # what the presets differ in; the benchmarks' numbers are the paper's
-demo)
+demo | demo-is)
     TASK=${TASK:-arithmetic}                  # the problems
     NUM_PROBLEMS=${NUM_PROBLEMS:-200}         # how many of them
     SHOTS=${SHOTS:-0}                         # solved examples in each prompt; a model that was not trained on them needs some
     MODEL_PATH=${MODEL_PATH:-embedded}        # embedded, embedded-small, a checkpoint's folder or its hub name
-    METHODS=${METHODS:-plain,majority,one-step,ets}
+    METHODS=${METHODS:-plain,majority,one-step,ets${SMALL_MODEL_PATH:+,ets-is}}
     M_CANDIDATES=${M_CANDIDATES:-8}
     MAX_LENGTH=${MAX_LENGTH:-96}
     BLOCK_SIZE=${BLOCK_SIZE:-16}
@@ -29,6 +34,7 @@ demo)
 math500)
     TASK=${TASK:-math500}
     BLOCK_SIZE=${BLOCK_SIZE:-64}
+    IS_BLOCK_SIZE=${IS_BLOCK_SIZE:-128}       # of ETS-IS
     TEMPERATURE=${TEMPERATURE:-0.7}
     ;;
 gsm8k)
@@ -40,6 +46,7 @@ humaneval)
     TASK=${TASK:-humaneval}
     STOPS=${STOPS:-completion}                # where a text ends: completion, with the function's body; answer, nowhere, for one in words and fences
     M_CANDIDATES=${M_CANDIDATES:-20}
+    IS_M_CANDIDATES=${IS_M_CANDIDATES:-10}    # of ETS-IS
     BLOCK_SIZE=${BLOCK_SIZE:-64}
     TEMPERATURE=${TEMPERATURE:-0.25}
     ;;
@@ -54,7 +61,7 @@ esac
 
 # What they share.
 MODEL_PATH=${MODEL_PATH:-Qwen/Qwen3-8B}       # a checkpoint's folder or its hub name; also embedded, embedded-small
-METHODS=${METHODS:-plain,greedy,beam,best-of-n,majority,ets} # also one-step
+METHODS=${METHODS:-plain,greedy,beam,best-of-n,majority,ets${SMALL_MODEL_PATH:+,ets-is}} # also one-step
 M_CANDIDATES=${M_CANDIDATES:-15}              # M, candidates per guide step
 K_MONTE_CARLO=${K_MONTE_CARLO:-3}             # K, rollouts per candidate
 LAMBDA_PARAM=${LAMBDA_PARAM:-0.1}             # lambda; the reward is a share of votes, from 0 to 1
@@ -64,6 +71,13 @@ MAX_LENGTH=${MAX_LENGTH:-512}                 # tokens in all; I = MAX_LENGTH / 
 TOP_K=${TOP_K:-}                              # empty: all tokens
 TOP_P=${TOP_P:-}                              # empty: all tokens
 NUM_BEAMS=${NUM_BEAMS:-20}                    # of beam search
+IS_M_CANDIDATES=${IS_M_CANDIDATES:-$M_CANDIDATES} # M of ETS-IS
+IS_BLOCK_SIZE=${IS_BLOCK_SIZE:-$BLOCK_SIZE}   # tokens per guide step of ETS-IS
+PROPOSAL_TEMPERATURE=${PROPOSAL_TEMPERATURE:-$TEMPERATURE} # of the small model
+PROPOSAL_TOP_K=${PROPOSAL_TOP_K:-}            # empty: all tokens; what the small model cannot draw is missing from the energies
+PROPOSAL_TOP_P=${PROPOSAL_TOP_P:-}            # empty: all tokens
+CLIP=${CLIP:-}                                # LOW,HIGH, bounds on ETS-IS's importance ratios, such as 0.1,10; empty: none
+ESTIMATOR=${ESTIMATOR:-plain}                 # of ETS-IS's energies: plain (unbiased, the paper's) or self-normalised
 NUM_PROBLEMS=${NUM_PROBLEMS:-}                # empty: all
 SHOTS=${SHOTS:-}                              # solved examples in each prompt; empty: the task's own number
 DATA=${DATA:-}                                # the benchmark's data, a folder or a file; empty: from the hub
@@ -79,5 +93,9 @@ OUT=${OUT:-}                                  # results folder; empty: results/T
 REAL="MODEL_PATH=Qwen/Qwen3-1.7B-Base SHOTS=4 TEMPERATURE=1.0 bash qwen/eval.sh"
 note "This is the embedded demonstration: a model of 1.7 million parameters on made-up problems. With a real model, on the same problems: $REAL"
 run_eval transformers --candidates "$M_CANDIDATES" --rollouts "$K_MONTE_CARLO" --lam "$LAMBDA_PARAM" --beams "$NUM_BEAMS" \
-    --max-length "$MAX_LENGTH" --block-size "$BLOCK_SIZE" ${TOP_K:+--top-k "$TOP_K"} ${TOP_P:+--top-p "$TOP_P"}
+    --max-length "$MAX_LENGTH" --block-size "$BLOCK_SIZE" ${TOP_K:+--top-k "$TOP_K"} ${TOP_P:+--top-p "$TOP_P"} \
+    ${SMALL_MODEL_PATH:+--proposal "$SMALL_MODEL_PATH" --proposal-temperature "$PROPOSAL_TEMPERATURE"} \
+    ${SMALL_MODEL_PATH:+--is-candidates "$IS_M_CANDIDATES" --is-block-size "$IS_BLOCK_SIZE" --estimator "$ESTIMATOR"} \
+    ${PROPOSAL_TOP_K:+--proposal-top-k "$PROPOSAL_TOP_K"} ${PROPOSAL_TOP_P:+--proposal-top-p "$PROPOSAL_TOP_P"} \
+    ${CLIP:+--clip "$CLIP"}
 note "That was the embedded demonstration, which shows the method and its cost, not what it does for a real model. With one: $REAL"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What the eval.sh scripts share. They source it, choose a preset, set their variables, and call run_eval:
 #   source scripts/run_eval.sh
-#   choose_preset "demo math500 ..." "$@"       sets PRESET; `all` runs the script once for each but demo,
+#   choose_preset "demo math500 ..." "$@"       sets PRESET; `all` runs the script once for each but the demos,
 #                                              with the results of each in OUT/PRESET, if OUT is set
 #   run_eval ENGINE [OPTION VALUE] ...          ets eval, with the options of that engine alone
 # PRINT_ONLY=1 prints the command instead of running it.
@@ -37,7 +37,8 @@ choose_preset() {
         refuse "unexpected argument '$3'; set hyper-parameters as variables, for example: WIDTH=4 bash $0 $PRESET"
     fi
     if [ "$PRESET" = all ] && [ "$presets" != "${presets#* }" ]; then
-        for preset in ${presets#* }; do
+        for preset in $presets; do
+            case "$preset" in demo*) continue ;; esac
             (run_one_of_all "$preset") || status=$?
             if [ "$status" -gt 128 ]; then break; fi # interrupted
         done
@@ -49,7 +50,9 @@ choose_preset() {
     esac
 }
 
-note() { if [ "$PRESET" = demo ] && [ "$MODEL_PATH" = embedded ] && [ -z "${PRINT_ONLY:-}" ]; then echo "$1"; fi; }
+is_demo() { case "$PRESET" in demo*) ;; *) return 1 ;; esac; }
+
+note() { if is_demo && [ "$MODEL_PATH" = embedded ] && [ -z "${PRINT_ONLY:-}" ]; then echo "$1"; fi; }
 
 show() { # a command, so that it can be pasted
     local word line=""
@@ -79,7 +82,7 @@ run_eval() {
         show python "${command[@]}"
         return
     fi
-    source "$ROOT/scripts/setup.sh" eval $(if [ "$PRESET" != demo ]; then echo benchmarks; fi)
+    source "$ROOT/scripts/setup.sh" eval $(is_demo || echo benchmarks)
     export TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
     "$PYTHON" "${command[@]}"
 }

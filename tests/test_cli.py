@@ -29,6 +29,9 @@ BASE = {
 }
 
 
+PROPOSED = {"methods": "ets-is", "proposal": "embedded"}
+
+
 def command(folder: Path, **changed: str) -> list[str]:
     options = BASE | {"--out": str(folder)} | {f"--{name.replace('_', '-')}": value for name, value in changed.items()}
     return ["eval", *(word for pair in options.items() for word in pair)]
@@ -90,6 +93,40 @@ def test_a_folder_takes_further_methods_and_equal_settings(tmp_path: Path, capsy
     assert {name: methods.count(name) for name in methods} == {"ets": 3, "beam-2": 3, "beam-3": 3}
 
 
+def test_ets_is_joins_a_folder_and_tells_what_its_ratios_were(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ETS's records are found again; another clip is sampled anew; and the same command has nothing left to do."""
+    folder, proposed = tmp_path / "run", PROPOSED | {"model": "embedded", "proposal": "embedded-small"}
+    assert main(command(folder, model="embedded", methods="ets")) == 0
+    for clip, finished in (("0.5,2", 3), ("0.1,10", 6), ("0.5,2", 9)):
+        assert main(command(folder, **proposed | {"methods": "ets,ets-is", "clip": clip})) == 0
+        shown = capsys.readouterr().out
+        assert f"{finished} finished chains" in shown
+    methods = [json.loads(line)["method"] for line in (folder / "journal.jsonl").read_text().splitlines()]
+    assert {method: methods.count(method) for method in set(methods)} == {
+        "ets": 3,
+        **{m: 3 for m in methods if m.endswith(("-M2-block16-T1.0-clip0.5:2.0-plain", "-clip0.1:10.0-plain"))},
+    }
+    ets, guided = json.loads((folder / "summary.json").read_text())
+    assert "ratios" not in ets
+    assert set(guided["ratios"]) == {
+        "rollouts", "effective", "spread", "wide", "impossible", "clipped", "missed",
+        "complete_drawn", "complete_chosen",
+    }  # fmt: skip
+    assert guided["ratios"]["rollouts"] > 0 and guided["positions"] > guided["generated"]
+    (line,) = [line for line in (folder / "table.md").read_text().splitlines() if "rollouts of the proposal" in line]
+    assert line.startswith("ETS-IS (M 2, K 2, block 16): ") and line in shown
+
+
+def test_a_truncated_proposal_tells_the_mass_that_it_misses(tmp_path: Path) -> None:
+    words = PROPOSED | {"proposal": "embedded-small", "proposal_top_k": "1", "count": "1"}
+    assert main(command(tmp_path / "run", **words)) == 0
+    (row,) = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert 0 < row["ratios"]["missed"] < 1
+    assert "truncation misses" in (tmp_path / "run" / "table.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -124,6 +161,18 @@ def test_a_folder_takes_further_methods_and_equal_settings(tmp_path: Path, capsy
         ({"task": "humaneval", "data": "x"}, "the task humaneval brings its own problems, and takes no data"),
         ({"task": "humaneval", "count": "500"}, "500 problems of humaneval asked for; choose 1 to 164"),
         ({"gen_length": "8"}, "--gen-length is no option of the engine transformers; leave it out"),
+        ({"methods": "ets-is"}, "proposal is not set, which the method ets-is needs; name a small model, or leave"),
+        ({"clip": "0.1,10"}, "--clip is of the method ets-is, which needs --proposal; name a model"),
+        ({"is_block_size": "8"}, "--is-block-size is of the method ets-is, which needs --proposal"),
+        (PROPOSED | {"clip": "0.1"}, "argument --clip: clip is '0.1'; give the lowest and the highest ratio"),
+        (PROPOSED | {"clip": "2,3"}, "clip is (2.0, 3.0); its bounds must enclose 1"),
+        (PROPOSED | {"estimator": "best"}, "unknown estimator 'best'; choose from plain, self-normalised"),
+        (PROPOSED | {"is_candidates": "0"}, "candidates is 0"),
+        (PROPOSED | {"is_block_size": "64"}, "for the method ets-is, block_size 64 is longer than max_length 32"),
+        (PROPOSED | {"proposal_temperature": "0"}, "for the method ets-is, at temperature 0 the proposal draws one"),
+        (PROPOSED | {"proposal_top_p": "2"}, "for the method ets-is, top_p is 2.0"),
+        (PROPOSED | {"proposal": "./nowhere"}, "for the method ets-is, no checkpoint at './nowhere'"),
+        (PROPOSED | {"proposal": demo.model_path("diffusion")}, "is a masked-diffusion model (llada)"),
         ({"engine": "abacus"}, "argument --engine: invalid choice: 'abacus'"),
     ],
 )
@@ -200,6 +249,7 @@ def test_masked_diffusion_is_measured_at_equal_positions(tmp_path: Path) -> None
         ({"top_p": "0.9"}, "--top-p is no option of the engine masked-diffusion"),
         ({"methods": "ets,beam", "beams": "4"}, "MaskedDiffusionPolicy has no beam search"),
         ({"engine": "transformers", "gen_length": None}, "the engine transformers needs --block-size"),
+        (PROPOSED, "the engine masked-diffusion takes no proposal; leave --proposal out"),
     ],
 )
 def test_bad_input_for_masked_diffusion_is_one_line_too(

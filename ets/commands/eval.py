@@ -8,18 +8,21 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ets import __version__
 from ets.commands.engines import ENGINES, add_engine_arguments, engine_policy, engine_settings, require_engine_arguments
+from ets.commands.proposals import add_proposal_arguments, proposal_pair, proposing_of
 
 if TYPE_CHECKING:
     from ets.evaluation.evaluate import Row
+    from ets.evaluation.methods import Settings
     from ets.policies.checkpoint import Checkpoint
+    from ets.proposal import ImportanceSampling
     from ets.tasks import Task
-    from ets.types import Problem
+    from ets.types import Policy, Problem
 
 EXAMPLE = """example:
   ets eval --task arithmetic --model embedded --count 20 --shots 0 --methods plain,majority,ets \\
@@ -39,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--count", int, "problems (default: all)", default=None)
     add("--shots", int, "solved examples in each prompt (default: the task's own number)", default=None)
     add("--data", Path, "the benchmark's data, a folder or a file (default: from the hub)", default=None)
-    add("--methods", str, "comma-separated, from plain, greedy, beam, best-of-n, majority, one-step and ets")
+    add("--methods", str, "comma-separated, from plain, greedy, beam, best-of-n, majority, one-step, ets and ets-is")
     add("--candidates", int, "M, candidates per guide step")
     add("--rollouts", int, "K, rollouts per candidate")
     add("--lam", float, "λ, in units of the reward")
@@ -72,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--unsafe-code", action="store_true", help="run code that a model wrote without the sandbox")
     add("--out", Path, "this run's results folder instead", default=None)
     add_engine_arguments(parser)
+    add_proposal_arguments(parser)
 
 
 def execute(options: argparse.Namespace) -> None:
@@ -85,7 +89,7 @@ def execute(options: argparse.Namespace) -> None:
     from ets.evaluation.evaluate import Evaluation
     from ets.evaluation.hosted import opened_task
     from ets.evaluation.journal import Journal, fingerprint
-    from ets.evaluation.methods import Settings, require_able, require_methods
+    from ets.evaluation.methods import require_able, require_methods
     from ets.policies.checkpoint import Checkpoint
     from ets.report.plots import require_matplotlib
     from ets.transition import require_counts
@@ -93,24 +97,45 @@ def execute(options: argparse.Namespace) -> None:
     require_engine_arguments(options)
     engine, methods = ENGINES[options.engine], [name.strip() for name in options.methods.split(",")]
     task = opened_task(options.task, options.data, unsafe=options.unsafe_code, stops=options.stops)
-    settings = Settings(options.candidates, options.rollouts, options.lam, options.pool, options.beams, options.best_by)
+    settings = _settings(options)
     require_methods(methods, options.samples, settings, options.repeats)
     require_counts(width=options.width, repeats=options.repeats, count=1 if options.count is None else options.count)
     require_matplotlib()
     checkpoint = Checkpoint(engine.embedded.get(options.model, options.model))
     policy = engine_policy(checkpoint, options)
     require_able(policy, methods, options.samples, settings)
+    own: dict[str, Policy] = {}
+    if "ets-is" in methods:
+        settings, own["ets-is"] = _paired(settings, checkpoint, options)
     problems = task.problems(options.count, options.shots)
     starts = policy.start(problems)  # a prompt that does not fit is named before the weights are loaded
+    for other in own.values():
+        other.start(problems)
     configuration = _configuration(options, checkpoint, task, problems)
     folder = options.out or options.results / f"{task.name}-{fingerprint(configuration)}"
     journal = Journal(folder, configuration)
     print(f"{len(journal.records)} finished chains in {folder}; the same command goes on where it was interrupted")
     evaluation = Evaluation(
-        task, policy, problems, settings, journal, options.width, options.seed, repeats=options.repeats
+        task, policy, problems, settings, journal, options.width, options.seed, repeats=options.repeats, own=own
     )
     rows = evaluation.compare(methods, options.samples or engine.budget(policy, starts))
     _write(rows, f"{task.name}: {options.model}", folder)
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    from ets.evaluation.methods import Settings
+
+    own = {name: getattr(options, name) for name in ("candidates", "rollouts", "lam", "pool", "beams", "best_by")}
+    return Settings(**own, proposing=proposing_of(options))
+
+
+def _paired(
+    settings: Settings, checkpoint: Checkpoint, options: argparse.Namespace
+) -> tuple[Settings, ImportanceSampling]:
+    """The settings with the proposal's revision, and what ets-is samples from."""
+    assert settings.proposing is not None
+    proposing, pair = proposal_pair(settings.proposing, checkpoint, options)
+    return replace(settings, proposing=proposing), pair
 
 
 def _configuration(
@@ -130,13 +155,22 @@ def _configuration(
     }
 
 
+def _summary(row: Row) -> dict[str, Any]:
+    """A row as JSON values; importance ratios of a method that has any."""
+    from ets.evaluation.ratios import without_nan
+
+    values = asdict(row)
+    ratios = values.pop("ratios")
+    return values if row.ratios is None else {**values, "ratios": {**without_nan(ratios), "wide": row.ratios.wide}}
+
+
 def _write(rows: Sequence[Row], title: str, folder: Path) -> None:
-    from ets.evaluation.tables import score_table, table
+    from ets.evaluation.tables import ratio_lines, score_table, table
     from ets.report.plots import plot_accuracies
 
-    text = "\n\n".join(filter(None, (table(rows), score_table(rows, "lm-eval"))))
+    text = "\n\n".join(filter(None, (table(rows), score_table(rows, "lm-eval"), ratio_lines(rows))))
     print(f"\n{text}\n")
-    (folder / "summary.json").write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n", encoding="utf-8")
+    (folder / "summary.json").write_text(json.dumps([_summary(row) for row in rows], indent=2) + "\n", encoding="utf-8")
     (folder / "table.md").write_text(f"{text}\n", encoding="utf-8")
     plot_accuracies(rows, title, folder / "accuracy.png")
     print(f"results: {folder}/ (configuration.json, journal.jsonl, summary.json, table.md, accuracy.png)")

@@ -8,11 +8,13 @@ from statistics import fmean
 from typing import Protocol, runtime_checkable
 
 from ets import baselines
+from ets.diagnostics import RatioSummary
 from ets.evaluation.budget import Budget
 from ets.evaluation.intervals import Accuracy, accuracy
 from ets.evaluation.journal import Journal, Record
 from ets.evaluation.methods import DETERMINISTIC, METHODS, Method, Settings, needs_samples
 from ets.evaluation.progress import Progress
+from ets.evaluation.ratios import total_ratios
 from ets.rewards import likelihood
 from ets.runner import run
 from ets.tasks.task import Slow, Task
@@ -35,7 +37,7 @@ class Row:
 
     Tokens, positions and seconds are those of one use of the method on a problem, the reading of the prompt included:
     with avg@k (`repeats`), means over the k uses. `scores` are further scores beside our own accuracy, their means
-    over all samples.
+    over all samples; `ratios` sums up the importance ratios of a method that has any.
     """
 
     method: str
@@ -46,13 +48,15 @@ class Row:
     seconds: float
     scores: Mapping[str, float] = field(default_factory=dict)
     repeats: int = 1
+    ratios: RatioSummary | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """One run: what is asked, of whom, and where its results go. The rest of the settings are the methods'.
 
-    `repeats` is the k of avg@k: every method that draws at random samples each problem so often.
+    `repeats` is the k of avg@k: every method that draws at random samples each problem so often. `own` holds, by name,
+    the policies of methods that do not sample from `policy`.
     """
 
     task: Task
@@ -64,6 +68,7 @@ class Evaluation:
     seed: int
     progress: bool = True
     repeats: int = 1
+    own: Mapping[str, Policy] = field(default_factory=dict)
 
     def compare(self, names: Sequence[str], budget: Budget | int) -> list[Row]:
         """Run the named methods, those without guide steps with the samples that cost what ETS costs.
@@ -115,9 +120,10 @@ class Evaluation:
     def _run(self, method: Method, problems: Sequence[Problem], samples: int) -> None:
         """Sample what the journal lacks, with a progress bar."""
         known = {(r["problem"], r["sample"]): r for r in self.journal.of(method.key) if r["sample"] < samples}
-        with Progress(method.label, len(problems), samples, known.values(), self.policy, self.progress) as progress:
+        policy = self.own.get(method.name, self.policy)
+        with Progress(method.label, len(problems), samples, known.values(), policy, self.progress) as progress:
             chains = run(
-                self.policy,
+                policy,
                 progress.told(self._prepared(method.step)),
                 problems,
                 width=self.width * method.samples,
@@ -159,6 +165,7 @@ class Evaluation:
             "cost": asdict(chain.cost),
             "scores": dict(self.task.scores(chain.problem, text)) if isinstance(self.task, Scored) else {},
             "text": text,
+            **({"ratios": method.ratios(chain.trace)} if method.ratios else {}),
         }
 
     def row(self, method: Method, records: Sequence[Record]) -> Row:
@@ -180,4 +187,5 @@ class Evaluation:
         mean = accuracy([fmean(values) for values in scores.values()], self.chains(method))
         further = {name: fmean(r["scores"][name] for r in records) for name in records[0].get("scores", {})}
         costs = each("generated"), positions, each("seconds")
-        return Row(method.name, method.label, mean, *costs, further, self.repeats)
+        ratios = total_ratios([record["ratios"] for record in records]) if method.ratios else None
+        return Row(method.name, method.label, mean, *costs, further, self.repeats, ratios)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,7 +25,8 @@ from ets.evaluation.hosted import digest, problem_of, versions
 from ets.evaluation.journal import Journal, fingerprint
 from ets.evaluation.methods import Settings, require_able, require_methods
 from ets.evaluation.paper_arguments import BENCHMARKS, ENGINE, PaperRun, read_arguments
-from ets.evaluation.tables import table
+from ets.evaluation.proposing import Proposing, opened_pair
+from ets.evaluation.tables import ratio_lines, table
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.making import SETTINGS, policy_of
 from ets.tasks import Task, task_named
@@ -65,10 +67,15 @@ class PaperLM(LM):
         require_methods([self.run.method], values["samples"], self.settings)
         self._join_processes()
         embedded = EMBEDDED[self.run.family]
-        self.checkpoint = Checkpoint(embedded.get(values["model"], values["model"]), device=self._placed(arguments))
+        device = self._placed(arguments)
+        self.checkpoint = Checkpoint(embedded.get(values["model"], values["model"]), device=device)
         settings = {name: values[name] for name in SETTINGS if name in values}
         self.policy: Policy = policy_of(lambda: self.checkpoint, engine=ENGINE[self.run.family], **settings)
         require_able(self.policy, [self.run.method], values["samples"], self.settings)
+        if (own := self.settings.proposing) is not None:
+            name = embedded.get(own.model, own.model)
+            own, self.policy = opened_pair(own, self.policy, lambda: Checkpoint(name, device=device))
+            self.settings = replace(self.settings, proposing=own)
         for line in self.run.notes if self.rank == 0 else ():
             print(f"note: {line}", file=sys.stderr)
 
@@ -109,7 +116,8 @@ class PaperLM(LM):
         gathered = self.gather_object(records)
         if gathered is not None:
             everyone = [record for part in gathered for record in part]
-            print(f"{name}, graded by ets ({journal.folder}):\n{table([evaluation.row(method, everyone)])}")
+            rows = [evaluation.row(method, everyone)]
+            print(f"{name}, graded by ets ({journal.folder}):", table(rows), *ratio_lines(rows).splitlines(), sep="\n")
         drawn = {(r["problem"], r["sample"]): r["text"] for r in records}
         chains = evaluation.chains(method)
         return {(p.id, sample): drawn[p.id, sample % chains] for p in problems for sample in range(repeats)}
@@ -190,7 +198,24 @@ class PaperLM(LM):
 def _settings(run: PaperRun) -> Settings:
     values = run.values
     names = ("candidates", "rollouts", "lam", "pool", "beams", "best_by")
-    return Settings(**{name: values[name] for name in names})
+    return Settings(**{name: values[name] for name in names}, proposing=_proposing(run))
+
+
+def _proposing(run: PaperRun) -> Proposing | None:
+    if run.method != "ets-is":
+        return None
+    values = run.values
+    temperature = values["proposal_temperature"]
+    return Proposing(
+        model=values["proposal"],
+        candidates=values["candidates"],
+        block_size=values["block_size"],
+        temperature=values["temperature"] if temperature is None else temperature,
+        top_k=values["proposal_top_k"],
+        top_p=values["proposal_top_p"],
+        clip=values["clip"],
+        estimator=values["estimator"],
+    )
 
 
 @register_model("qwen")

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 from ets import baselines
+from ets.evaluation.proposing import Proposing
+from ets.evaluation.ratios import recorded_ratios
 from ets.kernel import energy_guided
 from ets.rewards import likelihood, self_consistency
 from ets.tasks.task import Slow, Task
 from ets.transition import require_counts, require_variety
-from ets.types import Chain, InputError, Policy, Problem, Reward, StepFn, Text
+from ets.types import Chain, InputError, Policy, Problem, Reward, Step, StepFn, Text
 
 
 @dataclass(frozen=True)
 class Settings:
-    """M, K, λ, whose votes self-consistency counts, the beams of beam search, and the reward of best-of-N.
+    """M, K, λ, whose votes self-consistency counts, the beams of beam search, best-of-N's reward, what ETS-IS needs.
 
     Best-of-N goes by the likelihood per token: that of a whole text favours short ones.
     """
@@ -27,13 +30,15 @@ class Settings:
     pool: Literal["step", "chain"]
     beams: int | None = None
     best_by: str = "likelihood-per-token"
+    proposing: Proposing | None = None
 
 
 @dataclass(frozen=True)
 class Method:
     """A step function, how many chains of it a problem gets, and its name among the records of a run.
 
-    `options` are those that belong to this method alone: records made with others are kept apart by them.
+    `options` are those that belong to this method alone: records made with others are kept apart by them. `ratios`
+    says what a record keeps of the importance ratios in a chain's trace, if the method has any.
     """
 
     name: str
@@ -41,6 +46,7 @@ class Method:
     step: StepFn
     samples: int = 1
     options: tuple[str | int, ...] = ()
+    ratios: Callable[[Sequence[Step]], Mapping[str, Any]] | None = None
 
     @property
     def key(self) -> str:
@@ -115,11 +121,32 @@ def _ets(task: Task, settings: Settings, budget: int) -> Method:
     return Method("ets", f"ETS (M {settings.candidates}, K {settings.rollouts})", step)
 
 
+def _ets_is(task: Task, settings: Settings, budget: int) -> Method:
+    """Its rollouts are a proposal's: the policy that it samples from is a pair, see `ets.evaluation.proposing`."""
+    own = _proposing(settings)
+    step = energy_guided(
+        _agreement(task, settings.pool),
+        candidates=own.candidates,
+        rollouts=settings.rollouts,
+        lam=settings.lam,
+        estimator=own.estimator,
+    )
+    label = f"ETS-IS (M {own.candidates}, K {settings.rollouts}, block {own.block_size})"
+    return Method("ets-is", label, step, options=own.options, ratios=partial(recorded_ratios, clip=own.clip))
+
+
+def _proposing(settings: Settings) -> Proposing:
+    if settings.proposing is None:
+        raise InputError("proposal is not set, which the method ets-is needs; name a small model, or leave ets-is out")
+    return settings.proposing
+
+
 METHODS: dict[str, Callable[[Task, Settings, int], Method]] = {
     "plain": _plain,
     "majority": _majority,
     "one-step": _one_step,
     "ets": _ets,
+    "ets-is": _ets_is,
     "greedy": _greedy,
     "beam": _beam,
     "best-of-n": _best_of_n,
@@ -133,7 +160,7 @@ DETERMINISTIC = ("greedy", "beam")
 
 def needs_samples(name: str, repeats: int) -> bool:
     """Whether a method draws so many samples as a budget says."""
-    return name not in ("ets", *DETERMINISTIC) and not (name == "plain" and repeats > 1)
+    return name not in ("ets", "ets-is", *DETERMINISTIC) and not (name == "plain" and repeats > 1)
 
 
 def require_methods(names: list[str], samples: int | None, settings: Settings, repeats: int = 1) -> None:
@@ -151,11 +178,17 @@ def require_methods(names: list[str], samples: int | None, settings: Settings, r
     if settings.best_by not in BEST_BY:
         raise InputError(f"best_by is {settings.best_by!r}; choose from {', '.join(BEST_BY)}")
     reward = self_consistency(str, pool=settings.pool)
-    energy_guided(reward, candidates=settings.candidates, rollouts=settings.rollouts, lam=settings.lam)
+    shared: dict[str, Any] = {"rollouts": settings.rollouts, "lam": settings.lam}
+    energy_guided(reward, candidates=settings.candidates, **shared)
+    if "ets-is" in names:
+        own = _proposing(settings)
+        energy_guided(reward, candidates=own.candidates, clip=own.clip, estimator=own.estimator, **shared)
 
 
 def require_able(policy: Policy, names: list[str], samples: int | None, settings: Settings) -> None:
     """Raise `InputError` for a search that the policy does not have, or several draws from one that draws but one."""
+    if "ets-is" in names:
+        require_variety(policy, _proposing(settings).candidates)
     for name, require in (("greedy", baselines.require_greedy), ("beam", baselines.require_beam)):
         if name in names:
             require(policy)

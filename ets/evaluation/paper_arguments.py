@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from ets.evaluation.methods import METHODS
+from ets.evaluation.proposing import bounds_of
 from ets.types import InputError
 
 Family: TypeAlias = Literal["qwen", "llada"]
@@ -98,6 +99,10 @@ def _flag(name: str, value: Any) -> bool:
     return known[str(value).lower()]
 
 
+def _bounds(name: str, value: Any) -> tuple[float, float]:
+    return bounds_of(str(value))
+
+
 def _pool(name: str, value: Any) -> str:
     return "chain" if _flag(name, value) else "step"
 
@@ -142,6 +147,12 @@ ARGUMENTS: dict[Family, dict[str, Argument]] = {
         "block_size": Argument("block_size", _whole, None),
         "top_k": Argument("top_k", _whole, None),
         "top_p": Argument("top_p", _number, None),
+        "small_model_path": Argument("proposal", _text, None),
+        "proposal_temperature": Argument("proposal_temperature", _number, None),
+        "proposal_top_k": Argument("proposal_top_k", _whole, None),
+        "proposal_top_p": Argument("proposal_top_p", _number, None),
+        "clip": Argument("clip", _bounds, None),
+        "estimator": Argument("estimator", _text, "plain"),
     },
     "llada": _SHARED
     | {
@@ -158,14 +169,23 @@ ARGUMENTS: dict[Family, dict[str, Argument]] = {
 }
 """By the paper's name. Where its commands leave an argument out, what the paper states holds."""
 
-FLAGS = {"use_vanilla": "plain", "use_bon": "best-of-n", "use_beam_search": "beam", "is_rl": "greedy"}
+OF_PROPOSALS = ("proposal", "proposal_temperature", "proposal_top_k", "proposal_top_p", "clip", "estimator")
+"""Our names of the arguments that belong to ETS-IS alone. A clip's bounds stand as `clip=0.1:10`: commas separate
+arguments."""
+
+FLAGS = {
+    "use_vanilla": "plain",
+    "use_bon": "best-of-n",
+    "use_beam_search": "beam",
+    "is_rl": "greedy",
+    "use_importance_sampling": "ets-is",
+}
 """Arguments that choose a method when they are true. `is_rl` stands for the paper's comparison with RL: greedy
 decoding of a checkpoint that was trained with RL."""
 
 _LIKELIHOOD = "has no effect: it belongs to tasks that compare likelihoods, which these models do not answer"
 _REPLACED = {
     "is_accelerate_available": "has no effect: how many processes there are follows from accelerate launch",
-    "small_model_path": "has no effect without importance sampling",
     "proposal": "has no effect without importance sampling",
     "mc_num": _LIKELIHOOD,
     "is_check_greedy": _LIKELIHOOD,
@@ -185,10 +205,8 @@ def read_arguments(model: str, arguments: Mapping[str, Any]) -> PaperRun:
         does not exist yet.
     """
     family, method = _model(model)
-    if given := [name for name in ("use_importance_sampling",) if _flag(name, arguments.get(name, False))]:
-        raise InputError(f"{given[0]}=True asks for ETS-IS, which is not built yet; leave it out for ETS without it")
     known = ARGUMENTS[family]
-    answered = {*FLAGS, *_REPLACED, *_OF_LM_EVAL, "use_importance_sampling"}
+    answered = {*FLAGS, *_REPLACED, *_OF_LM_EVAL}
     if unknown := [name for name in arguments if name not in known and name not in answered]:
         raise InputError(f"unknown argument {unknown[0]!r} of the model {model}; choose from {', '.join(known)}")
     values = {argument.name: argument.default for argument in known.values() if argument.default is not REQUIRED}
@@ -198,7 +216,9 @@ def read_arguments(model: str, arguments: Mapping[str, Any]) -> PaperRun:
     values |= {known[name].name: value for name, value in read.items()}
     if missing := [name for name, argument in known.items() if argument.name not in values]:
         raise InputError(f"the model {model} needs {missing[0]}=…; add it to --model_args")
-    return PaperRun(family, _chosen(method, values.pop("method"), arguments), _completed(values), _notes(arguments))
+    method = _chosen(method, values.pop("method"), arguments)
+    idle = _without_proposal(family, method, values, read)
+    return PaperRun(family, method, _completed(values), (*_notes(arguments), *idle))
 
 
 def _model(model: str) -> tuple[Family, str]:
@@ -217,6 +237,20 @@ def _chosen(method: str, named: str | None, arguments: Mapping[str, Any]) -> str
     if len(set(chosen.values())) > 1:
         raise InputError(f"{' and '.join(chosen)} ask for different methods; keep one of them")
     return next(iter(chosen.values()), method)
+
+
+def _without_proposal(family: Family, method: str, values: dict[str, Any], read: Mapping[str, Any]) -> tuple[str, ...]:
+    """Take what belongs to ETS-IS out of another method's values; a line for each such argument that was given."""
+    if method == "ets-is":
+        if family == "llada":
+            raise InputError("ETS-IS is not built yet for masked-diffusion models; leave importance sampling out")
+        if values["proposal"] is None:
+            raise InputError("importance sampling needs small_model_path=…; add it to --model_args")
+        return ()
+    for name in OF_PROPOSALS:
+        values.pop(name, None)
+    idle = [name for name in read if ARGUMENTS[family][name].name in OF_PROPOSALS]
+    return tuple(f"{name} has no effect without importance sampling; add use_importance_sampling=True" for name in idle)
 
 
 def _completed(values: dict[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,11 @@ def score_table(rows: Sequence[Row], scorer: str) -> str:
     return _aligned([headings, *((row.label, *(f"{row.scores[name]:.1%}" for name in names)) for row in rows)])
 
 
+def ratio_lines(rows: Sequence[Row]) -> str:
+    """A line for each row with importance ratios: what they are worth."""
+    return "\n".join(f"{row.label}: {row.ratios}" for row in rows if row.ratios and row.ratios.rollouts)
+
+
 def _aligned(cells: Sequence[tuple[str, ...]]) -> str:
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     lines = [_line(line, widths) for line in cells]

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
 
+from ets.diagnostics import ratio_summary
 from ets.evaluation.budget import Budget, GeneratedTokens, Pilot
 from ets.evaluation.evaluate import Evaluation, Row
 from ets.evaluation.intervals import accuracy
 from ets.evaluation.journal import Journal, Record
 from ets.evaluation.methods import BEST_BY, METHODS, Settings, require_able, require_methods
-from ets.evaluation.tables import table
+from ets.evaluation.proposing import Proposing
+from ets.evaluation.ratios import total_ratios
+from ets.evaluation.tables import ratio_lines, table
+from ets.proposal import ImportanceSampling
+from ets.runner import run
 from ets.testing import TabularMaskedDiffusion, TabularPolicy
 from ets.types import InputError, Problem
 
 COUNT = 12
-SETTINGS = Settings(candidates=3, rollouts=2, lam=0.2, pool="chain", beams=2)
+PROPOSING = Proposing("another table", candidates=2, block_size=2, temperature=1.0, clip=(0.5, 2.0), revision="r1")
+SETTINGS = Settings(candidates=3, rollouts=2, lam=0.2, pool="chain", beams=2, proposing=PROPOSING)
 NAMES = ("plain", "majority", "one-step", "ets")
 
 
@@ -67,8 +74,9 @@ def compared(
     journal = Journal(folder, {"seed": 0})
     try:
         evaluation = Evaluation(
-            task, policy, task.problems(COUNT, 0), SETTINGS, journal, width=5, seed=0, progress=False
-        )
+            task, policy, task.problems(COUNT, 0), SETTINGS, journal, width=5, seed=0, progress=False,
+            own={"ets-is": pair()},
+        )  # fmt: skip
         rows = replace(evaluation, **options).compare(names, budget or GeneratedTokens())
     finally:
         journal.close()
@@ -76,6 +84,12 @@ def compared(
     reopened.close()
     assert reopened.records == journal.records
     return rows, reopened.records
+
+
+def pair() -> ImportanceSampling:
+    """What ets-is samples from: longer guide steps than those of the other methods, and another table's rollouts."""
+    reference, proposal = (TabularPolicy(vocabulary=4, block_size=2, max_length=4, seed=seed) for seed in (4, 5))
+    return ImportanceSampling(reference, proposal, PROPOSING.clip)
 
 
 def timeless(records: dict[tuple[str, str, int], Record]) -> dict[tuple[str, str, int], Record]:
@@ -233,14 +247,62 @@ def test_a_slow_task_finds_and_grades_answers_together(tmp_path: Path, best_by: 
     assert timeless(records) == timeless(expected)
 
 
-@pytest.mark.parametrize("name", ["majority", "best-of-n", "one-step", "ets"])
+def test_ets_is_samples_from_its_own_pair_and_needs_no_budget(undisturbed: Run, tmp_path: Path) -> None:
+    (row,), records = compared(tmp_path, ["ets-is"], budget=Untouchable())
+    assert row.label == "ETS-IS (M 2, K 2, block 2)"
+    assert {record["guide_steps"] for record in records.values()} == {1, 2}  # four tokens, two at a time
+    assert {method for method, _, _ in records} == {"ets-is-another table@r1-M2-block2-T1.0-clip0.5:2.0-plain"}
+    assert row.positions == pytest.approx(fmean(sum(parts(r)) for r in records.values()))
+    scored = fmean(record["cost"]["scored"] for record in records.values())
+    assert scored > 0 and row.positions > scored and row.generated > 0
+    assert all(record.get("ratios") is None for record in undisturbed[1].values())
+
+
+def parts(record: Record) -> list[float]:
+    return [record["cost"][name] for name in ("prompt", "candidate", "rollout", "scored")]
+
+
+def test_the_row_of_ets_is_sums_up_what_the_ratios_of_its_traces_were(tmp_path: Path) -> None:
+    """The records hold what `ratio_summary` says of the same chains, sampled here without an evaluation."""
+    (row,), records = compared(tmp_path, ["ets-is"], budget=1)
+    letters = Letters()
+    step = METHODS["ets-is"](letters, SETTINGS, 1).step
+    chains = {chain.problem.id: chain for chain in run(pair(), step, letters.problems(COUNT, 0), width=3, seed=0)}
+    for record in records.values():
+        expected = ratio_summary(chains[record["problem"]].trace, PROPOSING.clip)
+        for name, value in asdict(expected).items():
+            assert record["ratios"][name] == (None if math.isnan(value) else value)
+    assert row.ratios == total_ratios([record["ratios"] for record in records.values()])
+    assert row.ratios.rollouts > 0 and 0 < row.ratios.clipped < 1
+    assert ratio_lines([row]).startswith(f"{row.label}: {row.ratios.rollouts} rollouts of the proposal, ")
+
+
+@pytest.mark.parametrize("graded", [0, 5, COUNT - 1])
+def test_ets_is_goes_on_where_it_was_interrupted(tmp_path: Path, graded: int) -> None:
+    rows, expected = compared(tmp_path / "whole", ["ets-is"], budget=1, width=1)
+    with pytest.raises(KeyboardInterrupt):
+        compared(tmp_path / "cut", ["ets-is"], budget=1, task=Letters(patience=graded))
+    again, records = compared(tmp_path / "cut", ["ets-is"], budget=1)
+    assert timeless(records) == timeless(expected)
+    assert [replace(row, seconds=0.0) for row in again] == [replace(row, seconds=0.0) for row in rows]
+
+
+def test_ets_is_with_other_options_is_sampled_again(tmp_path: Path) -> None:
+    changes: list[dict[str, Any]] = [{}, {"estimator": "self-normalised"}, {"revision": "r2"}, {"clip": None}]
+    for change in changes:
+        settings = replace(SETTINGS, proposing=replace(PROPOSING, **change))
+        _, records = compared(tmp_path, ["ets-is"], budget=1, settings=settings)
+    assert len(records) == len(changes) * COUNT
+
+
+@pytest.mark.parametrize("name", ["majority", "best-of-n", "one-step", "ets", "ets-is"])
 def test_several_draws_from_a_deterministic_policy_are_refused_before_anything_runs(name: str) -> None:
     class Deterministic(TabularPolicy):
         deterministic = True
 
     policy = Deterministic()
     require_able(policy, ["plain", "greedy", "beam"], 3, SETTINGS)
-    with pytest.raises(InputError, match="so all 3 draws from a state would be equal"):
+    with pytest.raises(InputError, match=r"so all [23] draws from a state would be equal"):
         require_able(policy, [name], 3, SETTINGS)
 
 
@@ -296,6 +358,11 @@ def test_the_progress_bar_counts_chains_and_shows_the_accuracy(
         (["ets", "beam"], None, {"beams": None}, "beams is not set, which the method beam needs; set it, or leave"),
         (["beam"], None, {"beams": 0}, "beams is 0"),
         (["best-of-n"], None, {}, "add it, or set samples"),
+        (["ets-is", "plain"], None, {}, "add it, or set samples"),  # its rollouts are no plain samples
+        (["ets-is"], None, {"proposing": None}, "proposal is not set, which the method ets-is needs; name a small"),
+        (["ets-is"], None, {"proposing": replace(PROPOSING, candidates=0)}, "candidates is 0"),
+        (["ets-is"], None, {"proposing": replace(PROPOSING, clip=(2.0, 3.0))}, "clip is (2.0, 3.0); its bounds must"),
+        (["ets-is"], None, {"proposing": replace(PROPOSING, estimator="best")}, "unknown estimator 'best'; choose"),
         (
             ["best-of-n", "ets"],
             None,
@@ -316,7 +383,7 @@ def test_good_methods_and_settings_pass() -> None:
     require_methods(list(METHODS), None, SETTINGS)
     require_methods(["plain"], 1, SETTINGS)
     require_methods(["greedy", "beam"], None, SETTINGS)
-    require_methods(["ets"], None, replace(SETTINGS, beams=None))
+    require_methods(["ets"], None, replace(SETTINGS, beams=None, proposing=None))
 
 
 def test_searches_that_a_policy_does_not_have_are_named_before_anything_runs() -> None:

@@ -30,6 +30,9 @@ def _local_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATA", str(DATA))
 
 
+PROPOSED = {"use_importance_sampling": True, "small_model_path": "embedded"}
+
+
 def run_paper(folder: Path, tasks: str, *words: str, model: str = "qwen-ets", arguments: str = SMALL) -> int:
     line = ["--tasks", tasks, "--model", model, "--model_args", f"{arguments},checkpoint_dir={folder}"]
     return main([*line, "--limit", "2", *words])
@@ -63,6 +66,28 @@ def test_it_samples_what_ets_eval_samples(tmp_path: Path) -> None:
     ours, theirs = records(tmp_path / "own"), records(tmp_path / "paper")
     assert [(r["problem"], r["text"]) for r in ours] == [(r["problem"], r["text"]) for r in theirs]
     assert set(ours[0]["scores"]) == {"exact_match", "math_verify"}
+
+
+def test_ets_is_of_the_paper_s_form_samples_what_ets_eval_samples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With other candidates and steps than ETS, which the paper says by m_candidates and block_size alone."""
+    arguments = SMALL.replace("embedded-small", "embedded") + ",use_importance_sampling=True"
+    arguments += ",small_model_path=embedded-small,clip=0.1:10"
+    for _ in range(2):
+        assert run_paper(tmp_path / "paper", "minerva_math500", arguments=arguments) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("ETS-IS (M 2, K 1, block 8): ") == 2 and "rollouts of the proposal" in printed
+    words = """--task math500 --model embedded --count 2 --methods ets-is --candidates 5 --rollouts 1 --lam 0.1
+        --pool chain --block-size 16 --max-length 16 --temperature 0.7 --seed 0 --width 2 --proposal embedded-small
+        --is-candidates 2 --is-block-size 8 --clip 0.1,10"""
+    assert ets_main(["eval", *words.split(), "--data", str(DATA), "--out", str(tmp_path / "own" / "run")]) == 0
+    ours, theirs = records(tmp_path / "own"), records(tmp_path / "paper")
+    assert len(theirs) == 2  # the second command found them
+    assert [(r["problem"], r["method"], r["text"]) for r in ours] == [
+        (r["problem"], r["method"], r["text"]) for r in theirs
+    ]
+    assert ours[0]["method"].startswith("ets-is-embedded-small@")
 
 
 def test_humaneval_is_judged_in_the_sandbox(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -164,6 +189,10 @@ def test_likelihoods_are_refused(tmp_path: Path) -> None:
         (QwenETS, {"m_candidates": 0}, "is 0; it must be"),
         (QwenETS, {"model_path": "./nowhere"}, "no checkpoint at './nowhere'"),
         (Qwen, {"use_beam_search": True, "num_beams": 0}, "beams is 0"),
+        (QwenETS, {**PROPOSED, "clip": "2:3"}, "its bounds must enclose 1"),
+        (QwenETS, {**PROPOSED, "estimator": "best"}, "unknown estimator 'best'"),
+        (QwenETS, {**PROPOSED, "proposal_temperature": 0}, "at temperature 0 the proposal draws one text only"),
+        (QwenETS, {**PROPOSED, "small_model_path": "./nowhere"}, "no checkpoint at './nowhere'"),
         (LLaDADist, {"model_path": "embedded", "gen_length": 16, "max_length": None}, "no multiple of block_length 32"),
         (LLaDADist, {"model_path": "embedded", "gen_length": 32, "max_length": None, "use_beam_search": True},
          "MaskedDiffusionPolicy has no beam search"),

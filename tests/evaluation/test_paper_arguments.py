@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ets.evaluation.methods import METHODS
-from ets.evaluation.paper_arguments import ARGUMENTS, BENCHMARKS, FLAGS, MODELS, PaperRun, read_arguments
+from ets.evaluation.paper_arguments import ARGUMENTS, BENCHMARKS, FLAGS, MODELS, OF_PROPOSALS, PaperRun, read_arguments
 from ets.evaluation.paper_command import main, notes, parsed
 from ets.tasks import TASKS, Benchmark
 from ets.types import InputError
@@ -40,6 +40,14 @@ def translated(line: str) -> PaperRun:
             "ets",
             {"candidates": 20, "lam": 0.2, "benchmark": "humaneval", "pool": "step", "folder": "out"},
         ),
+        (
+            "--tasks minerva_math500 --model qwen-ets --model_args model_path=Qwen/Qwen3-8B,"
+            "small_model_path=Qwen/Qwen3-1.7B,use_importance_sampling=True,block_size=128,max_length=512,clip=0.1:10,proposal_temperature=1",
+            "ets-is",
+            {"model": "Qwen/Qwen3-8B", "proposal": "Qwen/Qwen3-1.7B", "block_size": 128, "clip": (0.1, 10.0),
+             "proposal_temperature": 1.0, "proposal_top_k": None, "proposal_top_p": None, "estimator": "plain"},
+        ),
+        ("--tasks gsm8k --model qwen " + QWEN + ",method=ets-is,small_model_path=/s", "ets-is", {"proposal": "/s"}),
         ("--tasks gsm8k --model qwen " + QWEN + ",temperature=1.5", "plain", {"temperature": 1.5, "block_size": 512}),
         ("--tasks gsm8k --model qwen " + QWEN + ",is_rl=True", "greedy", {}),
         ("--tasks gsm8k --model qwen " + QWEN + ",use_vanilla=True", "plain", {}),
@@ -86,7 +94,19 @@ def test_a_command_line_of_the_paper_is_understood(line: str, method: str, value
         ("--model qwen-ets " + QWEN + ",is_rl=perhaps", "is_rl is 'perhaps'; choose True or False"),
         ("--model qwen-ets " + QWEN + ",is_rl=True,use_bon=True", "use_bon and is_rl ask for different methods"),
         ("--model qwen-ets " + QWEN + ",dataset=mmlu", "dataset is 'mmlu'; choose from math500, gsm8k"),
-        ("--model qwen-ets " + QWEN + ",use_importance_sampling=True", "asks for ETS-IS, which is not built yet"),
+        ("--model qwen-ets " + QWEN + ",use_importance_sampling=True", "importance sampling needs small_model_path=…"),
+        (
+            "--model qwen-ets " + QWEN + ",use_importance_sampling=True,use_bon=True,small_model_path=/s",
+            "use_bon and use_importance_sampling ask for different methods",
+        ),
+        (
+            "--model qwen-ets " + QWEN + ",use_importance_sampling=True,small_model_path=/s,clip=10",
+            "clip is '10'; give the lowest and the highest ratio",
+        ),
+        (
+            "--model llada_dist " + LLADA + ",use_importance_sampling=True,proposal=/s",
+            "ETS-IS is not built yet for masked-diffusion models; leave importance sampling out",
+        ),
         ("--model qwen-ets " + QWEN + ",method=magic", "method is 'magic'; choose from plain"),
         ("--model qwen-ets --model_args model_path", "argument --model_args: expected `key=value`, got 'model_path'"),
         ("--model qwen-ets --banana", "unrecognized arguments: --banana; see --help"),
@@ -112,7 +132,8 @@ def test_bad_input_is_one_line(line: str, message: str, capsys: pytest.CaptureFi
     ("argument", "note"),
     [
         ("is_accelerate_available=True", "how many processes there are follows from accelerate launch"),
-        ("small_model_path=/s", "has no effect without importance sampling"),
+        ("small_model_path=/s", "has no effect without importance sampling; add use_importance_sampling=True"),
+        ("clip=0.1:10", "has no effect without importance sampling"),
         ("mc_num=128", "which these models do not answer"),
         ("trust_remote_code=True", "no remote code is run"),
     ],
@@ -137,6 +158,14 @@ def test_an_argument_without_effect_is_answered_by_one_line(argument: str, note:
 def test_an_option_of_lm_eval_that_changes_less_than_it_says_is_answered_by_one_line(flag: str, note: str) -> None:
     found = notes(parsed(shlex.split(f"--tasks gsm8k --model qwen {QWEN} {flag}")))
     assert [line.startswith(note or "nothing") for line in found] == [True] * bool(note)
+
+
+def test_what_belongs_to_ets_is_is_no_setting_of_another_method() -> None:
+    """So that a folder of ETS's results stays the same, whether a small model is named or not."""
+    without, named = (
+        translated(f"--tasks gsm8k --model qwen-ets {QWEN}{more}") for more in ("", ",small_model_path=/s")
+    )
+    assert named.values == without.values and not set(OF_PROPOSALS) & set(without.values)
 
 
 def test_the_tables_name_what_exists() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -20,14 +21,12 @@ def bash(*words: str, folder: Path, **variables: str) -> subprocess.CompletedPro
     return subprocess.run(["bash", *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=500)
 
 
-@pytest.mark.parametrize("script", [EVAL, LLADA])
-def test_an_unknown_preset_names_those_that_work(script: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("script", "demos"), [(EVAL, "demo, demo-is"), (LLADA, "demo")])
+def test_an_unknown_preset_names_those_that_work(script: Path, demos: str, tmp_path: Path) -> None:
     done = bash(str(script), "nonsense", folder=tmp_path)
     assert done.returncode == 2
-    assert (
-        done.stderr
-        == "error: unknown preset 'nonsense'; the presets that work are: demo, math500, gsm8k, humaneval, gpqa, all\n"
-    )
+    presets = f"{demos}, math500, gsm8k, humaneval, gpqa, all"
+    assert done.stderr == f"error: unknown preset 'nonsense'; the presets that work are: {presets}\n"
 
 
 def test_the_demonstration_runs_from_any_directory_with_changed_variables(tmp_path: Path) -> None:
@@ -41,6 +40,18 @@ def test_the_demonstration_runs_from_any_directory_with_changed_variables(tmp_pa
         assert command in line
     assert "ETS (M 3, K 2)" in done.stdout
     assert (tmp_path / "out" / "accuracy.png").stat().st_size > 1000
+
+
+def test_the_demonstration_of_importance_sampling_goes_on_in_the_folder_of_the_other(tmp_path: Path) -> None:
+    """It adds its row to the table; what is done is not sampled again, and all of it stays on this machine."""
+    small = {"NUM_PROBLEMS": "2", "M_CANDIDATES": "3", "K_MONTE_CARLO": "2", "BLOCK_SIZE": "32", "OUT": "out"}
+    assert bash(str(EVAL), folder=tmp_path, METHODS="ets", **small).returncode == 0
+    done = bash(str(EVAL), "demo-is", folder=tmp_path, METHODS="ets,ets-is", **small)
+    assert done.returncode == 0, done.stderr
+    assert "2 finished chains" in done.stdout and "embedded demonstration" in done.stdout
+    assert "ETS (M 3, K 2)" in done.stdout and "ETS-IS (M 3, K 2, block 32): " in done.stdout
+    rows = {row["method"]: row for row in json.loads((tmp_path / "out" / "summary.json").read_text())}
+    assert list(rows) == ["ets", "ets-is"] and rows["ets-is"]["ratios"]["rollouts"] > 0
 
 
 def test_the_masked_diffusion_demonstration_runs_with_changed_variables(tmp_path: Path) -> None:

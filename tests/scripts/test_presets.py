@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ets.cli import _parser, main
+from ets.commands.proposals import OPTIONS
 from tests.scripts.test_eval_sh import ROOT, bash
 
 QWEN, LLADA, AIME = ROOT / "qwen" / "eval.sh", ROOT / "llada" / "eval.sh", ROOT / "aime24" / "eval_aime.sh"
@@ -68,6 +69,49 @@ def test_a_preset_has_the_numbers_of_the_paper(
     methods = str(found["methods"]).split(",")
     assert {"plain", "greedy", "best-of-n", "majority", "ets"} <= set(methods)
     assert ("beam" in methods) == (script != LLADA)
+
+
+PAPER_IS = {"proposal": "Qwen/Qwen3-1.7B", "estimator": "plain", "clip": None, "proposal_top_k": None}
+
+
+@pytest.mark.parametrize(
+    ("script", "preset", "paper"),
+    [
+        (QWEN, "math500", {"is_candidates": 15, "is_block_size": 128, "proposal_temperature": 0.7, "block_size": 64}),
+        (QWEN, "gsm8k", {"is_candidates": 15, "is_block_size": 128, "proposal_temperature": 1.5}),
+        (QWEN, "humaneval", {"is_candidates": 10, "is_block_size": 64, "candidates": 20}),
+        (QWEN, "gpqa", {"is_candidates": 15, "is_block_size": 64, "proposal_temperature": 0.25}),
+        (AIME, "", {"is_candidates": 5, "is_block_size": 1536, "block_size": 2048, "proposal_temperature": 0.7}),
+    ],
+)
+def test_a_small_model_adds_ets_is_with_the_numbers_of_the_paper(
+    script: Path, preset: str, paper: dict[str, object], tmp_path: Path
+) -> None:
+    without = options(script, preset, tmp_path)
+    assert without["proposal"] is None and "ets-is" not in str(without["methods"])
+    found = options(script, preset, tmp_path, SMALL_MODEL_PATH="Qwen/Qwen3-1.7B")
+    assert {name: found[name] for name in {**PAPER_IS, **paper}} == {**PAPER_IS, **paper}
+    assert str(found["methods"]).split(",") == [*str(without["methods"]).split(","), "ets-is"]
+    chosen = options(script, preset, tmp_path, SMALL_MODEL_PATH="Qwen/Qwen3-1.7B", METHODS="ets")
+    assert chosen["methods"] == "ets"
+
+
+@pytest.mark.parametrize(("script", "preset"), [(QWEN, "math500"), (AIME, "")])
+def test_what_belongs_to_ets_is_can_be_set_by_a_variable(script: Path, preset: str, tmp_path: Path) -> None:
+    given = {
+        "SMALL_MODEL_PATH": "/small", "PROPOSAL_TEMPERATURE": "0.5", "PROPOSAL_TOP_K": "7", "PROPOSAL_TOP_P": "0.9",
+        "CLIP": "0.1,10", "ESTIMATOR": "self-normalised", "IS_M_CANDIDATES": "3", "IS_BLOCK_SIZE": "9",
+    }  # fmt: skip
+    found = options(script, preset, tmp_path, **given)
+    assert [found[name] for name in OPTIONS] == ["/small", 0.5, 7, 0.9, (0.1, 10.0), "self-normalised", 3, 9]
+
+
+def test_the_demonstration_of_importance_sampling_is_the_other_one_with_a_small_model(tmp_path: Path) -> None:
+    plain, proposed = options(QWEN, "demo", tmp_path), options(QWEN, "demo-is", tmp_path)
+    differing = {name for name in plain if plain[name] != proposed[name]}
+    assert differing == {"methods", *OPTIONS} - {"clip", "proposal_top_k", "proposal_top_p"}
+    assert proposed["proposal"] == "embedded-small" and proposed["methods"] == f"{plain['methods']},ets-is"
+    assert (proposed["is_candidates"], proposed["is_block_size"]) == (plain["candidates"], plain["block_size"])
 
 
 @pytest.mark.parametrize("script", [QWEN, LLADA])
