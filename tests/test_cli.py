@@ -119,6 +119,11 @@ def test_ets_is_joins_a_folder_and_tells_what_its_ratios_were(
     assert line.startswith("ETS-IS (M 2, K 2, block 16): ") and line in shown
 
 
+def test_a_proposal_without_its_method_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(tmp_path / "run", methods="ets", proposal="embedded", count="1")) == 0
+    assert "note: --proposal has no effect without the method ets-is\n" in capsys.readouterr().err
+
+
 def test_a_truncated_proposal_tells_the_mass_that_it_misses(tmp_path: Path) -> None:
     words = PROPOSED | {"proposal": "embedded-small", "proposal_top_k": "1", "count": "1"}
     assert main(command(tmp_path / "run", **words)) == 0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -107,6 +108,8 @@ def execute(options: argparse.Namespace) -> None:
     own: dict[str, Policy] = {}
     if "ets-is" in methods:
         settings, own["ets-is"] = _paired(settings, checkpoint, options)
+    elif settings.proposing is not None:
+        print("note: --proposal has no effect without the method ets-is", file=sys.stderr)
     problems = task.problems(options.count, options.shots)
     starts = policy.start(problems)  # a prompt that does not fit is named before the weights are loaded
     for other in own.values():

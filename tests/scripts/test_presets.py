@@ -191,6 +191,7 @@ TINY = {
     "M_CANDIDATES": "2", "K_MONTE_CARLO": "1", "MAX_LENGTH": "12", "BLOCK_SIZE": "6", "NUM_BEAMS": "2",
     "NUM_CANDIDATES": "2", "MONTE_CARLO_NUM": "1", "GEN_LENGTH": "12", "BLOCK_LENGTH": "6", "GUIDE_STEPS": "2",
 }  # fmt: skip
+PROPOSED = {"SMALL_MODEL_PATH": "embedded-small", "IS_M_CANDIDATES": "2", "IS_BLOCK_SIZE": "4"}
 SCORED = {
     "math500": {"exact_match", "math_verify"},
     "gsm8k": {"exact_match,strict-match", "exact_match,flexible-extract"},
@@ -206,7 +207,7 @@ def test_a_preset_runs_offline_with_every_method(
 ) -> None:
     """The command that the script prints, run in this process: starting one takes longer than the run."""
     few = {"SHOTS": "2"} if preset == "gpqa" else {"SHOTS": "0"} if preset in ("math500", "gsm8k") else {}
-    own = {"SAMPLES": "2"} if script == LLADA else {"REPEATS": "2"} if script == AIME else {}
+    own = {"SAMPLES": "2"} if script == LLADA else PROPOSED | ({"REPEATS": "2"} if script == AIME else {})
     tiny = TINY | {"DATA": "" if preset == "humaneval" else TINY["DATA"]}
     (words,) = printed(script, preset, tmp_path, **tiny, **few, **own)
     monkeypatch.chdir(tmp_path)
@@ -216,8 +217,9 @@ def test_a_preset_runs_offline_with_every_method(
     for row in rows:
         assert set(row["scores"]) == SCORED[preset]
     journal = [json.loads(line) for line in (tmp_path / "out" / "journal.jsonl").read_text().splitlines()]
-    chains = [record for record in journal if record["method"] == "ets"]
-    assert len(chains) == (2 if script == AIME else 1)
+    for method in ("ets", "ets-is-embedded-small") if script != LLADA else ("ets",):
+        chains = [record for record in journal if record["method"].split("@")[0] == method]
+        assert len(chains) == (2 if script == AIME else 1)
     table = capsys.readouterr().out
     assert ("lm-eval: exact_match" in table) == bool(SCORED[preset])
 
