@@ -24,15 +24,12 @@ class PathRatio:
 
 
 class Weigher(Protocol):
-    """Tells the importance ratios of a sampler's paths.
+    """Tells the importance ratios of a sampler's paths."""
 
-    Attributes
-    ----------
-    target : str
-        The law that weighed draws follow, in words.
-    """
-
-    target: str
+    @property
+    def target(self) -> str:
+        """The law that weighed draws follow, in words."""
+        ...
 
     @property
     def ledger(self) -> Cost: ...

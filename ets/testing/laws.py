@@ -113,6 +113,7 @@ def kernel_law(
     rollouts: int,
     proposal: Oracle | None = None,
     log_ratio: Callable[[Any, Any], float] | None = None,
+    proposed_candidates: bool = False,
 ) -> Law:
     """The exact law of `ets.kernel.energy_guided`'s result at finite M and K, for a fixed reward.
 
@@ -123,12 +124,15 @@ def kernel_law(
     because w / Σ w' = w ∫ e^{-s Σ w'} ds; for a complete candidate, K = 1 and the ratio is 1. If all weights are zero,
     the choice is uniform. One integral per node of the tree; `reward` takes outcomes. With a proposal, the expectations
     over rollouts are under its law, and the ratio is that of the two laws of an outcome; or `log_ratio` of candidate
-    and outcome, to see what a wrong one does.
+    and outcome, to see what a wrong one does. Where the proposal draws the candidates too, p(x) is its law, and a
+    candidate's own ratio is a factor of its z's.
     """
+    draws_candidates = proposal if proposal and proposed_candidates else oracle
 
     @cache  # several paths may lead to one node
     def from_node(node: Any) -> dict[Any, float]:
-        step = _step_law(oracle, proposal or oracle, log_ratio, problem, reward, node, lam, candidates, rollouts)
+        oracles = (oracle, draws_candidates, proposal or oracle)
+        step = _step_law(*oracles, log_ratio, problem, reward, node, lam, candidates, rollouts)
         if set(step) == {node}:
             return {node: 1.0}
         law: dict[Any, float] = {}
@@ -146,6 +150,7 @@ def _log_ratio(p: float, q: float) -> float:
 
 def _step_law(
     oracle: Oracle,
+    draws_candidates: Oracle,
     proposal: Oracle,
     log_ratio: Callable[[Any, Any], float] | None,
     problem: Problem,
@@ -155,7 +160,7 @@ def _step_law(
     m: int,
     k: int,
 ) -> dict[Any, float]:
-    prior = oracle.extend_law(problem, node)
+    wanted_candidates, prior = oracle.extend_law(problem, node), draws_candidates.extend_law(problem, node)
     tilts = []  # of each candidate: its rollouts' probabilities [outcomes], log z [outcomes], and its K
     for x in prior:
         wanted, drawn = oracle.finish_law(problem, x), proposal.finish_law(problem, x)
@@ -164,7 +169,8 @@ def _step_law(
             ratios = [_log_ratio(wanted.get(end, 0.0), q) for end, q in drawn.items()]
         else:
             ratios = [log_ratio(x, end) for end in drawn]
-        log_z = np.array([reward(end) / lam for end in drawn]) + ratios
+        own = _log_ratio(wanted_candidates.get(x, 0.0), prior[x])
+        log_z = np.array([reward(end) / lam for end in drawn]) + ratios + own
         tilts.append((probabilities, log_z, 1 if set(drawn) == {x} else k))
     finite = np.concatenate([log_z for _, log_z, _ in tilts])
     finite = finite[np.isfinite(finite)]

@@ -132,6 +132,13 @@ class TabularMaskedDiffusion:
         """The step at which the whole canvas was read last: this one, without a cache."""
         return step - step % self.schedule.steps_per_block % self.refresh if self.refresh else step
 
+    def token_law(self, problem: Problem, canvas: Canvas, path: Path | None = None) -> Floats:
+        """What tokens are drawn from at a canvas `[L, V]`; without a path, by the exact model."""
+        origin = canvas
+        if path is not None:
+            origin = canvas_before(canvas, path, self.last_refresh(self.schedule.step_at(path)), self.mask)
+        return self._table(problem.prompt, canvas, origin, 1).p
+
     def step_law(
         self,
         problem: Problem,

@@ -1,0 +1,174 @@
+"""Weights between two masked-diffusion samplers, on tables: the levels' targets by enumeration, and the kernel's law.
+
+Each law test has level 1e-4 and a fixed seed.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ets.kernel import energy_guided
+from ets.path_weights import PathWeights
+from ets.rewards import per_text
+from ets.runner import run
+from ets.testing import TabularMaskedDiffusion, check_law, kernel_law, total_variation
+from ets.testing.masked_levels import TabularWeigher
+from ets.types import Chain, Cost, InputError, Problem
+from ets.weights import log_run_weight
+
+PROBLEM = Problem("p", (1,))
+LAM, LEVEL = 0.5, 1e-4
+
+
+def sampler(**changed: Any) -> TabularMaskedDiffusion:
+    shape = {"gen_length": 3, "block_length": 3, "steps": 3, "guide_steps": 3}
+    return TabularMaskedDiffusion(**shape | changed)
+
+
+CASES = {
+    "1: a cache, largest first": ("1", {"remasking": "largest"}, {"remasking": "largest", "refresh": 3}),
+    "1: a cache and a threshold": ("1", {"remasking": "largest"},
+                                   {"remasking": "largest", "threshold": 0.6, "refresh": 3}),
+    "1: a cache, random order": ("1", {"remasking": "random"}, {"remasking": "random", "refresh": 3}),
+    "1: another temperature": ("1", {"remasking": "margin"}, {"remasking": "margin", "temperature": 1.5}),
+    "1F: a cache": ("1F", {}, {"refresh": 3}),
+    "1F: another temperature": ("1F", {}, {"temperature": 1.5}),
+    "2: a threshold on the largest": ("2", {"remasking": "largest"}, {"remasking": "largest", "threshold": 0.6}),
+    "2: two a step": ("2", {"remasking": "entropy", "steps": 1, "guide_steps": 1},
+                      {"remasking": "entropy", "steps": 1, "guide_steps": 1, "temperature": 1.5}),
+}  # fmt: skip
+
+
+def weigher(name: str) -> TabularWeigher:
+    level, exact, fast = CASES[name]
+    return TabularWeigher(sampler(**exact), sampler(**fast), level)
+
+
+def by_canvas(law: Any) -> dict[Any, float]:
+    found: dict[Any, float] = {}
+    for (canvas, _), p in law.items():
+        found[canvas] = found.get(canvas, 0.0) + p
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_weights_average_to_the_target_at_every_outcome(name: str) -> None:
+    """E_q[w · 1{path}] = target(path), and so for every text, by enumeration; from the start and on the way."""
+    pair = weigher(name)
+    fast = pair.fast.oracle.by_path
+    laws = [by_canvas(oracle.finish_law(PROBLEM, fast.root)) for oracle in (fast, pair.oracle)]
+    assert total_variation(*laws) > 1e-3
+    for node in (fast.root, *list(fast.extend_law(PROBLEM, fast.root))[:2]):
+        drawn, wanted = fast.finish_law(PROBLEM, node), pair.oracle.finish_law(PROBLEM, node)
+        assert sum(wanted.values()) == pytest.approx(1, abs=1e-12)
+        weighed = {end: q * math.exp(pair.log_ratio(PROBLEM, node, end)) for end, q in drawn.items()}
+        for end, p in wanted.items():
+            assert weighed.get(end, 0.0) == pytest.approx(p, abs=1e-12)
+
+
+def test_at_level_1f_the_target_is_the_exact_sampler() -> None:
+    pair = weigher("1F: a cache")
+    exact = pair.exact.oracle
+    law = by_canvas(pair.oracle.finish_law(PROBLEM, pair.oracle.root))
+    assert total_variation(law, exact.finish_law(PROBLEM, exact.root)) < 1e-12
+
+
+def test_a_hard_threshold_on_drawn_tokens_loses_support() -> None:
+    """The trap: at the full ratio, exact paths that the fast sampler can never take are missing from the average."""
+    exact, fast = sampler(threshold=0.85), sampler(threshold=0.85, refresh=3)
+    pair = TabularWeigher(exact, fast, "1F")
+    node = fast.oracle.by_path.root
+    drawn = fast.oracle.by_path.finish_law(PROBLEM, node)
+    total = sum(q * math.exp(pair.log_ratio(PROBLEM, node, end)) for end, q in drawn.items())
+    assert total == pytest.approx(0.26, abs=0.01)
+
+
+def liking(text: str) -> float:
+    return 0.3 * text.count("a") - 0.5 * text.count("b")
+
+
+def chains(pair: TabularWeigher, candidates: int, rollouts: int, draws: int) -> list[Chain]:
+    step = energy_guided(per_text(lambda _, text: liking(text)), candidates=candidates, rollouts=rollouts, lam=LAM)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        policy = PathWeights(pair.fast, pair)
+        return list(run(policy, step, [PROBLEM], width=5_000, seed=0, samples=draws))
+
+
+def kernel_target(pair: TabularWeigher, candidates: int, rollouts: int) -> Any:
+    return kernel_law(
+        pair.oracle,
+        PROBLEM,
+        lambda outcome: liking(pair.fast.spelled(outcome[0])),
+        lam=LAM,
+        candidates=candidates,
+        rollouts=rollouts,
+        proposal=pair.fast.oracle.by_path,
+        proposed_candidates=True,
+    )
+
+
+def outcomes(found: list[Chain]) -> list[Any]:
+    return [(chain.state.tokens, chain.state.drawn.path) for chain in found]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "two a step" not in name])
+def test_the_kernel_follows_its_exact_law_at_finite_m_and_k_with_that_target(name: str) -> None:
+    pair = weigher(name)
+    law = kernel_target(pair, 3, 2)
+    assert sum(law.values()) == pytest.approx(1, abs=1e-9)
+    check_law(outcomes(chains(pair, 3, 2, 4_000)), law, level=LEVEL)
+
+
+def test_candidates_without_their_own_ratio_turn_the_law_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = weigher("1F: another temperature")
+    law = kernel_target(pair, 4, 2)
+    true = PathWeights.extend
+
+    def without(self: PathWeights, states: Any, keys: Any) -> Any:
+        from dataclasses import replace
+
+        return [
+            replace(d, text=replace(d.text, log_ratio=0.0), state=replace(d.state, log_ratio=0.0))  # type: ignore[type-var]
+            for d in true(self, states, keys)
+        ]
+
+    monkeypatch.setattr(PathWeights, "extend", without)
+    with pytest.raises(AssertionError, match="exact law"):
+        check_law(outcomes(chains(pair, 4, 2, 5_000)), law, level=LEVEL)
+
+
+def test_a_dropped_position_term_turns_the_law_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = weigher("1F: another temperature")
+    law = kernel_target(pair, 4, 2)
+    tokens_only = TabularWeigher(pair.exact, pair.fast, "1")
+    found = chains(tokens_only, 4, 2, 5_000)
+    with pytest.raises(AssertionError, match="exact law"):
+        check_law(outcomes(found), law, level=LEVEL)
+
+
+def test_run_weights_are_proper_towards_the_target() -> None:
+    """Law 5, with the candidates' own ratios: 6 outcomes at level 1e-4 in all, |z| below 4.4."""
+    pair = weigher("1F: another temperature")
+    found = chains(pair, 3, 2, 6_000)
+    weights = np.array([math.exp(log_run_weight(chain.trace)) for chain in found])
+    law = by_canvas(pair.oracle.finish_law(PROBLEM, pair.oracle.root))
+    targets = {x: p * math.exp(liking(pair.fast.spelled(x)) / LAM) for x, p in law.items()}
+    for outcome in sorted(targets, key=lambda x: -targets[x])[:6]:
+        terms = weights * [chain.state.tokens == outcome for chain in found]
+        assert abs(terms.mean() - targets[outcome]) / (terms.std() / math.sqrt(len(found))) < 4.4
+
+
+def test_the_costs_are_the_samplers_and_a_foreign_state_is_refused() -> None:
+    pair = weigher("1: a cache, largest first")
+    policy = PathWeights(pair.fast, pair)
+    found = list(run(policy, energy_guided(per_text(lambda _, t: 0.0), candidates=2, rollouts=2, lam=1.0),
+                     [PROBLEM], width=2, seed=0, samples=3))  # fmt: skip
+    assert Cost.total(chain.cost for chain in found).generated == policy.ledger.generated > 0
+    with pytest.raises(InputError, match="of another policy"):
+        policy.extend(pair.fast.start([PROBLEM]), np.zeros(1, np.uint64))
