@@ -33,7 +33,7 @@ def sampler(**changed: Any) -> TabularMaskedDiffusion:
 CASES = {
     "1: a cache, largest first": ("1", {"remasking": "largest"}, {"remasking": "largest", "refresh": 3}),
     "1: a cache and a threshold": ("1", {"remasking": "largest"},
-                                   {"remasking": "largest", "threshold": 0.6, "refresh": 3}),
+                                   {"remasking": "largest", "threshold": 0.9, "refresh": 3}),
     "1: a cache, random order": ("1", {"remasking": "random"}, {"remasking": "random", "refresh": 3}),
     "1: another temperature": ("1", {"remasking": "margin"}, {"remasking": "margin", "temperature": 1.5}),
     "1F: a cache": ("1F", {}, {"refresh": 3}),
