@@ -97,8 +97,9 @@ def test_ets_is_joins_a_folder_and_tells_what_its_ratios_were(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """ETS's records are found again; another clip is sampled anew; and the same command has nothing left to do."""
-    folder, proposed = tmp_path / "run", PROPOSED | {"model": "embedded", "proposal": "embedded-small"}
-    assert main(command(folder, model="embedded", methods="ets")) == 0
+    folder, hot = tmp_path / "run", {"model": "embedded", "temperature": "1.9"}  # where the ratios reach the bounds
+    proposed = PROPOSED | hot | {"proposal": "embedded-small"}
+    assert main(command(folder, **hot, methods="ets")) == 0
     for clip, finished in (("0.5,2", 3), ("0.1,10", 6), ("0.5,2", 9)):
         assert main(command(folder, **proposed | {"methods": "ets,ets-is", "clip": clip})) == 0
         shown = capsys.readouterr().out
@@ -106,7 +107,7 @@ def test_ets_is_joins_a_folder_and_tells_what_its_ratios_were(
     methods = [json.loads(line)["method"] for line in (folder / "journal.jsonl").read_text().splitlines()]
     assert {method: methods.count(method) for method in set(methods)} == {
         "ets": 3,
-        **{m: 3 for m in methods if m.endswith(("-M2-block16-T1.0-clip0.5:2.0-plain", "-clip0.1:10.0-plain"))},
+        **{m: 3 for m in methods if m.endswith(("-M2-block16-T1.9-clip0.5:2.0-plain", "-clip0.1:10.0-plain"))},
     }
     ets, guided = json.loads((folder / "summary.json").read_text())
     assert "ratios" not in ets
@@ -114,6 +115,7 @@ def test_ets_is_joins_a_folder_and_tells_what_its_ratios_were(
         "rollouts", "effective", "spread", "wide", "impossible", "clipped", "missed",
         "complete_drawn", "complete_chosen",
     }  # fmt: skip
+    assert guided["ratios"]["clipped"] > 0  # at 0.5 and 2
     assert guided["ratios"]["rollouts"] > 0 and guided["positions"] > guided["generated"]
     (line,) = [line for line in (folder / "table.md").read_text().splitlines() if "rollouts of the proposal" in line]
     assert line.startswith("ETS-IS (M 2, K 2, block 16): ") and line in shown

@@ -293,6 +293,9 @@ def test_ets_is_with_other_options_is_sampled_again(tmp_path: Path) -> None:
         settings = replace(SETTINGS, proposing=replace(PROPOSING, **change))
         _, records = compared(tmp_path, ["ets-is"], budget=1, settings=settings)
     assert len(records) == len(changes) * COUNT
+    names = ("@r1-M2-block2-T1.0-clip0.5:2.0-plain", "-self-normalised")
+    texts = [{r["problem"]: r["text"] for r in records.values() if r["method"].endswith(name)} for name in names]
+    assert len(texts[0]) == len(texts[1]) == COUNT and texts[0] != texts[1]
 
 
 @pytest.mark.parametrize("name", ["majority", "best-of-n", "one-step", "ets", "ets-is"])
