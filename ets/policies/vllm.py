@@ -1,73 +1,38 @@
 """Autoregressive models through vLLM: one request per row, over an engine that several policies may share.
 
 The engine runs in processes of its own. Rows that begin alike share their work through vLLM's prefix cache, in whole
-cache blocks; nothing is kept on our side, so a state is its tokens.
+cache blocks.
 """
 
 from __future__ import annotations
 
 import asyncio
-import math
 import multiprocessing
 import os
 import threading
 import weakref
-from collections.abc import Collection, Coroutine, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import count, islice
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from ets.policies.autoregressive import Endings, Horizon, Sampling, TokenState, as_token_states, draw_of
+from ets.policies.autoregressive import Sampling
+from ets.policies.background import Background
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.drawing import require_finite
-from ets.policies.prompts import encode_prompt
-from ets.policies.reading import Path, paths_between
-from ets.randomness import derive
+from ets.policies.requests import Answer, Request, RequestPolicy
 from ets.transition import require_counts, require_positive
-from ets.types import Cost, Draw, Followed, InputError, Keys, Problem, State
-
-T = TypeVar("T")
+from ets.types import InputError
 
 CPU_BLOCK = 32
 """Tokens per cache block on a CPU: the smallest that works, so that the least is computed twice."""
-COLDEST, HOTTEST = 0.01, 2.0
-"""Temperatures that vLLM samples at, beside 0: lower ones it raises silently, higher ones it refuses."""
-OPEN = "open"
-"""The memory of a state that can be gone on from: the engine finds what it knows of it by its tokens."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One row for the engine: token ids to go on from, the row's seed, at most `room` more tokens, and stop strings."""
-
-    tokens: tuple[int, ...]
-    seed: int
-    room: int
-    stop: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the engine drew for a row.
-
-    Parameters
-    ----------
-    tokens : list of int
-    logps : list of float
-        Natural-log probabilities of the tokens under the sampled distribution; at temperature 0, under the model's.
-    cached : int
-        How many of the row's first tokens came from the prefix cache.
-    """
-
-    tokens: list[int]
-    logps: list[float]
-    cached: int
 
 
 class VLLMEngine:
-    """A model loaded into vLLM. Close it when done, or use it in a `with` statement; it ends with the program at last.
+    """A model in vLLM, loaded by `load`, by a `with` statement, or by the first draw.
+
+    Close it when done, as the statement does; it ends with the program at last.
 
     Any number of threads may draw from it at once: a group of rows that waits for its slowest one leaves the engine to
     the others.
@@ -88,8 +53,11 @@ class VLLMEngine:
     Raises
     ------
     InputError
-        If vLLM is not installed, cannot load the model, or reports the wrong log-probabilities.
+        If vLLM is not installed, or the model has no files to load from.
     """
+
+    name = "vLLM"
+    """What errors call it."""
 
     def __init__(
         self,
@@ -108,38 +76,49 @@ class VLLMEngine:
             )
         self.checkpoint, self.replicas = checkpoint, replicas
         self._ids = count()  # of requests
-        arguments = engine_arguments(checkpoint, memory_gib, utilization, replicas, rows)
-        self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True).start()
-        others = set(multiprocessing.active_children())
-        try:
-            self._engine = self._wait(_load(arguments))
-        except Exception as error:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            raise InputError(f"vLLM cannot load {checkpoint.name!r}: {_line(error)}; see its messages above") from error
-        processes = set(multiprocessing.active_children()) - others
-        self.close = weakref.finalize(self, _shut_down, self._engine, self._loop, processes)
-        try:
-            self._require_processed_logps()
-        except BaseException:
-            self.close()
-            raise
+        self._arguments = engine_arguments(checkpoint, memory_gib, utilization, replicas, rows)
+        self._lock = threading.RLock()
+        self._loaded: list[_Loaded] = []  # at most one
+        self.close = weakref.finalize(self, _shut_down, self._loaded)
 
     def __enter__(self) -> VLLMEngine:
+        self.load()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def load(self) -> None:
+        """Load the model, unless it is loaded.
+
+        Raises
+        ------
+        InputError
+            If vLLM cannot load it or reports the wrong log-probabilities, or if the engine has been closed.
+        """
+        with self._lock:
+            if not self.close.alive:
+                raise InputError("the vLLM engine has been closed; make another one")
+            if not self._loaded:
+                self._loaded.append(_load(self._arguments))
+                try:
+                    self._require_processed_logps()
+                except BaseException:
+                    self.close()
+                    raise
+
     @property
-    def context(self) -> int:
-        """Positions of the longest row."""
-        return int(self._engine.vllm_config.model_config.max_model_len)
+    def context(self) -> int | None:
+        """Positions of the longest row: as many as the model says, and, once loaded, as the cache has room for."""
+        if not self._loaded:
+            return self.checkpoint.context
+        return int(self._loaded[0].engine.vllm_config.model_config.max_model_len)
 
     @property
     def block(self) -> int:
         """Tokens per cache block: what rows share is a whole number of these."""
-        return int(self._engine.vllm_config.cache_config.block_size)
+        self.load()
+        return int(self._loaded[0].engine.vllm_config.cache_config.block_size)
 
     def draw(self, requests: Sequence[Request], sampling: Sampling, end_ids: Sequence[int]) -> list[Answer]:
         """Go on from each row; returns when the last one has ended.
@@ -147,8 +126,14 @@ class VLLMEngine:
         Raises
         ------
         InputError
-            If the engine has stopped.
+            If the engine cannot be loaded, has stopped, or has no room for a row.
         """
+        self.load()
+        longest = max(len(request.tokens) + request.room for request in requests)
+        if self.context is not None and longest > self.context:
+            raise InputError(
+                f"a row may take {longest} tokens, and vLLM's cache has room for {self.context}; raise memory_gib"
+            )
         params = [_params(request, sampling, end_ids) for request in requests]
         return [_answer(output) for output in self._outputs([request.tokens for request in requests], params)]
 
@@ -165,31 +150,21 @@ class VLLMEngine:
     def _outputs(self, prompts: Sequence[tuple[int, ...]], params: Sequence[Any]) -> list[Any]:
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-        if not self.close.alive:
-            raise InputError("the vLLM engine has been closed; make another one")
+        loaded = self._loaded[0]
         try:
-            return self._wait(self._all(prompts, params))
+            return loaded.background.wait(self._all(loaded.engine, prompts, params))
         except (EngineDeadError, EngineGenerateError) as error:
             cause = _line(error.__cause__ or error)
             raise InputError(f"vLLM's engine has stopped: {cause}; see its messages above, and start again") from None
 
-    async def _all(self, prompts: Sequence[tuple[int, ...]], params: Sequence[Any]) -> list[Any]:
-        return await asyncio.gather(*map(self._one, prompts, params))
+    async def _all(self, engine: Any, prompts: Sequence[tuple[int, ...]], params: Sequence[Any]) -> list[Any]:
+        return await asyncio.gather(*(self._one(engine, *row) for row in zip(prompts, params, strict=True)))
 
-    async def _one(self, tokens: tuple[int, ...], params: Any) -> Any:
+    async def _one(self, engine: Any, tokens: tuple[int, ...], params: Any) -> Any:
         from vllm.inputs import tokens_input
 
-        outputs = self._engine.generate(tokens_input(list(tokens)), params, str(next(self._ids)))
+        outputs = engine.generate(tokens_input(list(tokens)), params, str(next(self._ids)))
         return [output async for output in outputs][-1]
-
-    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """Run on the engine's own thread, and cancel there what is interrupted here."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
 
     def _require_processed_logps(self) -> None:
         """Whether reported log-probabilities are of the tempered distribution: halving T doubles their differences."""
@@ -206,160 +181,18 @@ class VLLMEngine:
             )
 
 
-class VLLMPolicy:
-    """p_ref as a causal language model in vLLM under a sampling rule; a guide step is `block_size` tokens.
+class VLLMPolicy(RequestPolicy):
+    """p_ref as a causal language model in vLLM; its engine is a `VLLMEngine`."""
 
-    Cheap to make: several policies, of different rules or in different threads, can share an engine. Draws depend on
-    their row's key, and in the last bits of the logits on the rows beside it: results are the same in law, not text for
-    text.
+    engine: VLLMEngine
 
-    Positions are counted from what vLLM reports of each row: the tokens that its prefix cache did not hold, and those
-    drawn but the last. Work that vLLM throws away when its cache is full and repeats later is not in them.
+    def beside(self) -> VLLMPolicy:
+        """Another policy of the same law over the same engine, for a thread of its own."""
+        return VLLMPolicy(self.engine, self.sampling, self.horizon, end_ids=self.endings.end_ids)
 
-    Parameters
-    ----------
-    engine : VLLMEngine
-    sampling : Sampling
-        The distribution that is sampled, and whose log-probabilities are recorded.
-    horizon : Horizon
-        Block size and longest generation, in tokens.
-    end_ids : collection of int, optional
-        Tokens that end a generation. By default the checkpoint's; a proposal takes its reference policy's.
-
-    Raises
-    ------
-    InputError
-        For a temperature that vLLM does not sample at.
-    """
-
-    def __init__(
-        self,
-        engine: VLLMEngine,
-        sampling: Sampling,
-        horizon: Horizon,
-        *,
-        end_ids: Collection[int] | None = None,
-    ) -> None:
-        if sampling.temperature and not COLDEST <= sampling.temperature <= HOTTEST:
-            raise InputError(
-                f"temperature is {sampling.temperature}, and vLLM samples at 0 and at {COLDEST} to {HOTTEST:g}; "
-                "choose one of these"
-            )
-        self.engine, self.sampling, self.horizon = engine, sampling, horizon
-        self.checkpoint = engine.checkpoint
-        ends = self.checkpoint.end_ids if end_ids is None else end_ids
-        vocabulary = self.checkpoint.config.get_text_config().vocab_size
-        self.endings = Endings(self.checkpoint.tokenizer, ends, vocabulary)
-        self.ledger = Cost()
-
-    @property
-    def deterministic(self) -> bool:
-        return self.sampling.temperature == 0
-
-    def start(self, problems: Sequence[Problem]) -> list[State]:
-        """Empty generations; prompts are checked now and read when first needed."""
-        tokenizer, context = self.checkpoint.tokenizer, self.engine.context
-        prompts = [encode_prompt(tokenizer, problem, self.horizon.max_length, context) for problem in problems]
-        return [TokenState(*pair, memory=OPEN) for pair in zip(problems, prompts, strict=True)]
-
-    def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
-        return self._draw(states, keys, self.horizon.block_size, "candidate", self.sampling)
-
-    def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
-        return self._draw(states, keys, self.horizon.max_length, "rollout", self.sampling)
-
-    def greedy(self, states: Sequence[State], keys: Keys) -> list[Draw]:
-        """The most probable token at each turn, whatever the sampling rule; logp is the untempered model's."""
-        return self._draw(states, keys, self.horizon.max_length, "rollout", Sampling(0.0), untempered=True)
-
-    def follow(self, own: Sequence[State], foreign: Sequence[State]) -> list[Followed]:
-        """Take over another policy's tokens; the engine reads them, and charges for them, when it goes on from them.
-
-        Raises
-        ------
-        InputError
-            For foreign states that do not go on from my own, and under a truncated law: vLLM does not tell which tokens
-            it could not have drawn, and a ratio needs to know.
-        """
-        if self.sampling.truncated:
-            raise InputError(
-                f"{self.sampling} leaves tokens out, and vLLM does not tell which; a proposal in vLLM needs a "
-                "temperature above 0, top_p 1 and no top_k"
-            )
-        return [
-            Followed(_arrived(path), Cost())
-            for path in paths_between(as_token_states(own), foreign, self.endings.vocabulary)
-        ]
-
-    def _draw(
-        self,
-        states: Sequence[State],
-        keys: Keys,
-        block: int,
-        kind: str,
-        sampling: Sampling,
-        *,
-        untempered: bool = False,
-    ) -> list[Draw]:
-        rows = [
-            _Row(state, np.asarray(key), min(len(state.tokens) + block, self.horizon.max_length), list(state.tokens))
-            for state, key in zip(as_token_states(states), keys, strict=True)
-        ]
-        going = rows
-        while going:  # once, unless vLLM sees a stop string where the whole text has none
-            answers = self.engine.draw([row.request() for row in going], sampling, sorted(self.endings.end_ids))
-            for row, answer in zip(going, answers, strict=True):
-                row.append(answer, kind, self.endings)
-            going = [row for row in going if not row.ended and len(row.tokens) < row.target]
-        require_finite([row.state.problem for row in rows], [row.logp for row in rows])
-        certain = sampling.temperature == 0 and not untempered
-        draws = [self._draw_of(row, 0.0 if certain else row.logp) for row in rows]
-        self.ledger += Cost.total(draw.cost for draw in draws)
-        return draws
-
-    def _draw_of(self, row: _Row, logp: float) -> Draw:
-        memory = None if row.ended or len(row.tokens) >= self.horizon.max_length else OPEN
-        return draw_of(row.state, tuple(row.tokens), logp, memory, row.cost, self.endings)
-
-
-def _arrived(path: Path) -> TokenState:
-    """Where a path leads; its log-probability is not computed."""
-    start, end = path.start, path.end
-    memory = None if end.done else OPEN
-    return TokenState(start.problem, start.prompt, end.tokens, end.text, math.nan, end.done, memory)
-
-
-@dataclass
-class _Row:
-    """One row while it is drawn: from a state, by its key, to `target` tokens or where the generation ends."""
-
-    state: TokenState
-    key: Keys
-    target: int
-    tokens: list[int]
-    logp: float = 0.0
-    ended: bool = False
-    cost: Cost = field(default_factory=Cost)
-
-    def request(self) -> Request:
-        # The position is absorbed too: a row that goes on with the same key must not repeat its noise.
-        seed = int(derive(self.key, len(self.tokens))) >> 1
-        room, stop = self.target - len(self.tokens), self.state.problem.stop
-        return Request((*self.state.prompt, *self.tokens), seed, room, stop)
-
-    def append(self, answer: Answer, kind: str, endings: Endings) -> None:
-        """Take the tokens up to where the generation ends, by the whole text; charge all that was computed."""
-        prompt, before = len(self.state.prompt), len(self.tokens)
-        unread = prompt + before - answer.cached
-        of_prompt = max(0, prompt - answer.cached)
-        counts = {"prompt": of_prompt, kind: unread - of_prompt + len(answer.tokens) - 1}
-        self.cost += Cost(generated=len(answer.tokens), **counts)
-        for token, logp in zip(answer.tokens, answer.logps, strict=True):
-            self.tokens.append(token)
-            self.logp += logp
-            if endings.reached(self.tokens, self.state.problem.stop):
-                self.ended = True
-                return
+    def close(self) -> None:
+        """Close the engine."""
+        self.engine.close()
 
 
 def engine_arguments(
@@ -403,19 +236,39 @@ def engine_arguments(
     return options
 
 
-async def _load(arguments: dict[str, Any]) -> Any:
+@dataclass(frozen=True)
+class _Loaded:
+    """vLLM's engine, the thread that waits for it, and its processes."""
+
+    engine: Any
+    background: Background
+    processes: set[Any]
+
+
+def _load(arguments: dict[str, Any]) -> _Loaded:
+    background, others = Background("vllm"), set(multiprocessing.active_children())
+    try:
+        engine = background.wait(_engine(arguments))
+    except Exception as error:
+        background.stop()
+        raise InputError(f"vLLM cannot load {arguments['model']!r}: {_line(error)}; see its messages above") from error
+    return _Loaded(engine, background, set(multiprocessing.active_children()) - others)
+
+
+async def _engine(arguments: dict[str, Any]) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
     return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments))
 
 
-def _shut_down(engine: Any, loop: asyncio.AbstractEventLoop, processes: set[Any]) -> None:
+def _shut_down(loaded: list[_Loaded]) -> None:
     """End the engine's processes and wait until they are gone."""
-    engine.shutdown()
-    for process in processes:
-        process.join(timeout=30)
-    loop.call_soon_threadsafe(loop.stop)
+    for each in loaded:
+        each.engine.shutdown()
+        for process in each.processes:
+            process.join(timeout=30)
+        each.background.stop()
 
 
 def _params(request: Request, sampling: Sampling, end_ids: Sequence[int]) -> Any:
