@@ -52,4 +52,6 @@ def require_beam(policy: Policy) -> BeamSearcher:
     """The policy itself. Raises `InputError` if it has no beam search: masked diffusion has no prefixes to keep."""
     if isinstance(policy, BeamSearcher):
         return policy
-    raise InputError(f"{type(policy).__name__} has no beam search, which autoregressive engines have; leave beam out")
+    raise InputError(
+        f"{type(policy).__name__} has no beam search, which autoregressive models have in transformers; leave beam out"
+    )

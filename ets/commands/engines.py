@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ets import demo
@@ -32,6 +33,8 @@ class Engine:
         Makes of the policy and its start states what methods are compared at.
     renamed : mapping of str to str
         Options that `policy_of` knows by another name.
+    resources : mapping of str to (type, str)
+        Options that say what it may use, and that results do not depend on.
     """
 
     needs: dict[str, tuple[Any, str]]
@@ -39,11 +42,12 @@ class Engine:
     embedded: dict[str, str]
     budget: Callable[[Any, Sequence[State]], Budget]
     renamed: Mapping[str, str] = field(default_factory=dict)
+    resources: dict[str, tuple[Any, str]] = field(default_factory=dict)
 
     @property
     def options(self) -> dict[str, tuple[Any, str]]:
         """All options, by name, with their type and help text."""
-        return self.needs | {name: option[:2] for name, option in self.takes.items()}
+        return self.needs | {name: option[:2] for name, option in self.takes.items()} | self.resources
 
 
 def _generated_tokens(policy: Any, starts: Sequence[State]) -> Budget:
@@ -64,18 +68,26 @@ def _truth(text: str) -> bool:
     return text == "True"
 
 
+_AUTOREGRESSIVE = Engine(
+    needs={
+        "block_size": (int, "tokens per guide step"),
+        "max_length": (int, "tokens in all"),
+    },
+    takes={
+        "top_k": (int, "sample from the k most probable tokens", None),
+        "top_p": (float, "sample from the most probable tokens whose mass reaches p", 1.0),
+    },
+    embedded={"embedded": demo.model_path("reference"), "embedded-small": demo.model_path("small")},
+    budget=_generated_tokens,
+)
 ENGINES = {
-    "transformers": Engine(
-        needs={
-            "block_size": (int, "tokens per guide step"),
-            "max_length": (int, "tokens in all"),
+    "transformers": _AUTOREGRESSIVE,
+    "vllm": replace(
+        _AUTOREGRESSIVE,
+        resources={
+            "replicas": (int, "copies of the model, each on a GPU of its own: vLLM's data parallelism (default: 1)"),
+            "utilization": (float, "share of a GPU's memory that vLLM may take (default: 0.9)"),
         },
-        takes={
-            "top_k": (int, "sample from the k most probable tokens", None),
-            "top_p": (float, "sample from the most probable tokens whose mass reaches p", 1.0),
-        },
-        embedded={"embedded": demo.model_path("reference"), "embedded-small": demo.model_path("small")},
-        budget=_generated_tokens,
     ),
     "masked-diffusion": Engine(
         needs={
@@ -95,12 +107,15 @@ ENGINES = {
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--engine`, and a group of options for each."""
+    """`--engine`, and a group of options for each engine, or for several that share them."""
     parser.add_argument("--engine", choices=ENGINES, default="transformers", help="what runs the model")
-    for name, engine in ENGINES.items():
-        group = parser.add_argument_group(f"options of the engine {name}")
-        for option, (kind, text) in engine.options.items():
-            group.add_argument(_flag(option), type=kind, help=text, default=None)
+    groups: dict[tuple[str, ...], Any] = {}
+    options = {name: option for engine in ENGINES.values() for name, option in engine.options.items()}
+    for option, (kind, text) in options.items():
+        owners = tuple(name for name, engine in ENGINES.items() if option in engine.options)
+        if owners not in groups:
+            groups[owners] = parser.add_argument_group(f"options of the engine {' and '.join(owners)}")
+        groups[owners].add_argument(_flag(option), type=kind, help=text, default=None)
 
 
 def require_engine_arguments(options: argparse.Namespace) -> None:
@@ -124,10 +139,21 @@ def engine_policy(checkpoint: Checkpoint, options: argparse.Namespace) -> Policy
     return policy_of(lambda: checkpoint, engine=options.engine, **own, **shared)
 
 
+@contextmanager
+def closed_after(policy: Policy) -> Iterator[None]:
+    """End what a policy has started, such as an engine's processes, however the block ends."""
+    try:
+        yield
+    finally:
+        close = getattr(policy, "close", None)
+        if close is not None:
+            close()
+
+
 def engine_settings(options: argparse.Namespace) -> dict[str, Any]:
     """The engine's options by name, for the configuration of a results folder."""
     engine = ENGINES[options.engine]
-    given = {name: getattr(options, name) for name in engine.options}
+    given = {name: getattr(options, name) for name in (*engine.needs, *engine.takes)}
     left_out = {name: option[2] for name, option in engine.takes.items() if given[name] is None}
     return {"engine": options.engine} | given | left_out
 

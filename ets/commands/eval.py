@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ets import __version__
-from ets.commands.engines import ENGINES, add_engine_arguments, engine_policy, engine_settings, require_engine_arguments
+from ets.commands.engines import (
+    ENGINES,
+    add_engine_arguments,
+    closed_after,
+    engine_policy,
+    engine_settings,
+    require_engine_arguments,
+)
 from ets.commands.proposals import add_proposal_arguments, proposal_pair, proposing_of
 
 if TYPE_CHECKING:
@@ -121,7 +128,8 @@ def execute(options: argparse.Namespace) -> None:
     evaluation = Evaluation(
         task, policy, problems, settings, journal, options.width, options.seed, repeats=options.repeats, own=own
     )
-    rows = evaluation.compare(methods, options.samples or engine.budget(policy, starts))
+    with closed_after(policy):
+        rows = evaluation.compare(methods, options.samples or engine.budget(policy, starts))
     _write(rows, f"{task.name}: {options.model}", folder)
 
 

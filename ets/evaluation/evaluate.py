@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from ets import baselines
 from ets.diagnostics import RatioSummary
@@ -15,6 +16,7 @@ from ets.evaluation.journal import Journal, Record
 from ets.evaluation.methods import DETERMINISTIC, METHODS, Method, Settings, needs_samples
 from ets.evaluation.progress import Progress
 from ets.evaluation.ratios import total_ratios
+from ets.groups import run_in_groups
 from ets.rewards import likelihood
 from ets.runner import run
 from ets.tasks.task import Slow, Task
@@ -29,6 +31,19 @@ class Scored(Protocol):
     """A task that has further scores of a text beside `grade`, by name."""
 
     def scores(self, problem: Problem, text: str) -> Mapping[str, float]: ...
+
+
+@runtime_checkable
+class Shareable(Protocol):
+    """A policy over an engine that several threads may draw from."""
+
+    def load(self) -> None:
+        """Load the engine, unless it is loaded."""
+        ...
+
+    def beside(self) -> Policy:
+        """Another policy of the same law over the same engine, for a thread of its own."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -120,21 +135,23 @@ class Evaluation:
     def _run(self, method: Method, problems: Sequence[Problem], samples: int) -> None:
         """Sample what the journal lacks, with a progress bar."""
         known = {(r["problem"], r["sample"]): r for r in self.journal.of(method.key) if r["sample"] < samples}
-        policy = self.own.get(method.name, self.policy)
-        with Progress(method.label, len(problems), samples, known.values(), policy, self.progress) as progress:
-            chains = run(
-                policy,
-                progress.told(self._prepared(method.step)),
-                problems,
-                width=self.width * method.samples,
-                seed=self.seed,
-                samples=samples,
-                done=known,
-            )
-            for chain in chains:
-                record = self._record(method, chain)
-                self.journal.append(record)
-                progress.ended(record)
+        policies = self._policies(self.own.get(method.name, self.policy))
+        if isinstance(policies[0], Shareable) and len(known) < samples * len(problems):
+            policies[0].load()  # before the clock starts
+        options: dict[str, Any] = {"width": self.width * method.samples, "seed": self.seed, "samples": samples}
+        with Progress(method.label, len(problems), samples, known.values(), policies, self.progress) as progress:
+            step = progress.told(self._prepared(method.step))
+            with closing(_chains(policies, step, problems, done=known, **options)) as chains:
+                for chain in chains:
+                    record = self._record(method, chain, len(policies))
+                    self.journal.append(record)
+                    progress.ended(record)
+
+    def _policies(self, policy: Policy) -> list[Policy]:
+        """Two where threads may share an engine, so that one draws while the other waits for its slowest rollout."""
+        if not isinstance(policy, Shareable) or getattr(self.task, "main_thread", False):
+            return [policy]
+        return [policy, policy.beside()]
 
     def _prepared(self, step: StepFn) -> StepFn:
         """The step function; a slow task then looks in parallel at the texts that have ended."""
@@ -151,8 +168,9 @@ class Evaluation:
 
         return stepped
 
-    def _record(self, method: Method, chain: Chain) -> Record:
-        text = chain.state.text
+    def _record(self, method: Method, chain: Chain, groups: int) -> Record:
+        """What the journal keeps; a group's seconds pass for the other groups too."""
+        text, cost = chain.state.text, replace(chain.cost, seconds=chain.cost.seconds / groups)
         return {
             "method": method.key,
             "problem": chain.problem.id,
@@ -162,7 +180,7 @@ class Evaluation:
             "valid": chain.valid,
             "guide_steps": len(chain.trace),
             "sample_tokens": fmean(len(text.tokens) for row in chain.trace[0].rollouts for text in row),
-            "cost": asdict(chain.cost),
+            "cost": asdict(cost),
             "scores": dict(self.task.scores(chain.problem, text)) if isinstance(self.task, Scored) else {},
             "text": text,
             **({"ratios": method.ratios(chain.trace)} if method.ratios else {}),
@@ -189,3 +207,13 @@ class Evaluation:
         costs = each("generated"), positions, each("seconds")
         ratios = total_ratios([record["ratios"] for record in records]) if method.ratios else None
         return Row(method.name, method.label, mean, *costs, further, self.repeats, ratios)
+
+
+def _chains(
+    policies: Sequence[Policy], step: StepFn, problems: Sequence[Problem], **options: Any
+) -> Generator[Chain, None, None]:
+    """Of `run`, or of several policies at once, which may share the step: our methods' hold nothing of a chain."""
+    if len(policies) == 1:
+        yield from run(policies[0], step, problems, **options)
+    else:
+        yield from run_in_groups([(policy, step) for policy in policies], problems, **options)

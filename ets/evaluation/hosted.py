@@ -54,6 +54,10 @@ class Hosted:
     def name(self) -> str:
         return self.task.name
 
+    @property
+    def main_thread(self) -> bool:
+        return self.task.main_thread
+
     def problems(self, count: int | None = None, shots: int | None = None) -> list[Problem]:
         """The first `count` problems, or all; each prompt opens with `shots` solved examples, or the task's own number.
 

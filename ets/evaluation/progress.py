@@ -1,8 +1,12 @@
-"""The progress bar of a run: problems done, accuracy so far, speed, and the time left."""
+"""The progress bar of a run: problems done, accuracy so far, speed, and the time left.
+
+Steps may be told from several threads.
+"""
 
 from __future__ import annotations
 
 import math
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from statistics import fmean
@@ -28,19 +32,26 @@ class Progress:
     problems, samples : int
     known : iterable of Record
         Chains that an earlier run has finished.
-    policy : Policy
-        Its ledger tells how many tokens have been generated since the bar began.
+    policies : sequence of Policy
+        Their ledgers tell how many tokens have been generated since the bar began.
     shown : bool
     """
 
     def __init__(
-        self, label: str, problems: int, samples: int, known: Iterable[Record], policy: Policy, shown: bool
+        self,
+        label: str,
+        problems: int,
+        samples: int,
+        known: Iterable[Record],
+        policies: Sequence[Policy],
+        shown: bool,
     ) -> None:
-        self.problems, self.samples, self.policy = problems, samples, policy
+        self.problems, self.samples, self.policies = problems, samples, policies
         self.right: dict[str, list[float]] = {}
+        self._lock = threading.RLock()
         for record in known:
             self._note(record)
-        self._generated, self._begun, self._described = policy.ledger.generated, time.monotonic(), -math.inf
+        self._before, self._begun, self._described = self._generated, time.monotonic(), -math.inf
         self._news = False  # whether a chain has ended that the numbers do not count yet
         done = sum(map(len, self.right.values()))
         total = problems * samples
@@ -68,22 +79,28 @@ class Progress:
 
     def ended(self, record: Record) -> None:
         """A chain has ended."""
-        self._note(record)
-        self._news = True
-        if self._due:
-            self._describe()
-        self._bar.update()
+        with self._lock:
+            self._note(record)
+            self._news = True
+            if self._due:
+                self._describe()
+            self._bar.update()
 
     def _note(self, record: Record) -> None:
         self.right.setdefault(record["problem"], []).append(float(record["correct"]))
+
+    @property
+    def _generated(self) -> int:
+        return sum(policy.ledger.generated for policy in self.policies)
 
     @property
     def _due(self) -> bool:
         return not self._bar.disable and time.monotonic() - self._described >= INTERVAL
 
     def _show(self) -> None:
-        self._describe()
-        self._bar.refresh()
+        with self._lock:
+            self._describe()
+            self._bar.refresh()
 
     def _describe(self) -> None:
         self._described, self._news = time.monotonic(), False
@@ -93,6 +110,6 @@ class Progress:
             found = accuracy([fmean(values) for values in self.right.values()], self.samples)
             parts.append(f"accuracy {found.mean:.1%} ({found.low:.1%} to {found.high:.1%})")
         seconds = self._described - self._begun
-        if generated := self.policy.ledger.generated - self._generated:
+        if generated := self._generated - self._before:
             parts.append(f"{generated / max(seconds, 1e-9):,.0f} tokens/s")
         self._bar.set_postfix_str(", ".join(parts), refresh=False)

@@ -11,12 +11,13 @@ from ets.policies.checkpoint import Checkpoint
 from ets.policies.masked_diffusion import MaskedDiffusionPolicy
 from ets.policies.transformers import TransformersPolicy
 from ets.policies.unmasking import Schedule, Unmasking
+from ets.policies.vllm import VLLMEngine, VLLMPolicy
 from ets.proposal import ImportanceSampling
 from ets.types import InputError, Policy
 
 SETTINGS = (
     "temperature", "top_k", "top_p", "block_size", "max_length", "guide_steps", "steps", "block_length", "cfg",
-    "remasking", "stop_at_end", "memory_gib",
+    "remasking", "stop_at_end", "memory_gib", "replicas", "utilization",
 )  # fmt: skip
 """The names of `policy_of`'s settings."""
 
@@ -36,8 +37,10 @@ def policy_of(
     remasking: str | None = None,
     stop_at_end: bool | None = None,
     memory_gib: float | None = None,
+    replicas: int | None = None,
+    utilization: float | None = None,
     engine: str | None = None,
-) -> TransformersPolicy | MaskedDiffusionPolicy:
+) -> TransformersPolicy | VLLMPolicy | MaskedDiffusionPolicy:
     """A policy of a checkpoint, which is opened once what can be checked without it has been.
 
     Parameters
@@ -56,7 +59,9 @@ def policy_of(
         length (or the whole canvas, where that does not divide it), and the defaults of `Unmasking`.
     memory_gib : float, optional
         Limit on the cache of rows under way; by default half of the free memory.
-    engine : {"transformers", "masked-diffusion"}, optional
+    replicas, utilization : int, float
+        Of `VLLMEngine`.
+    engine : {"transformers", "vllm", "masked-diffusion"}, optional
         What runs the model; by default the checkpoint's architecture decides.
 
     Raises
@@ -69,11 +74,16 @@ def policy_of(
     rule: dict[str, Any] = {"cfg": cfg, "remasking": remasking, "stop_at_end": stop_at_end}
     unmasking = Unmasking(temperature, **{name: value for name, value in rule.items() if value is not None})
     opened = checkpoint()
-    if (engine or _engine_for(opened)) == "transformers":
+    resources = {"replicas": replicas, "utilization": utilization}
+    if engine != "vllm" and (given := [name for name, value in resources.items() if value is not None]):
+        raise InputError(f"{given[0]} is {resources[given[0]]}, which the engine vllm alone has; leave it out")
+    if (engine or _engine_for(opened)) in ("transformers", "vllm"):
         only = {"guide_steps": guide_steps, "steps": steps, "block_length": block_length, **rule}
         _require_unset(opened, "an autoregressive", only)
         if horizon is None:
             raise InputError("block_size is not set; set it to the tokens of a guide step")
+        if engine == "vllm":
+            return _in_vllm(opened, sampling, horizon, memory_gib=memory_gib, **resources)
         return TransformersPolicy(opened, sampling, horizon, memory_gib=memory_gib)
     _require_unset(opened, "a masked-diffusion", {"top_k": top_k, "top_p": top_p})
     schedule = Schedule(
@@ -118,6 +128,16 @@ def proposal_of(
     )
     ImportanceSampling(reference, proposal)  # what does not fit is named now
     return proposal
+
+
+def _in_vllm(checkpoint: Checkpoint, sampling: Sampling, horizon: Horizon, **resources: Any) -> VLLMPolicy:
+    """Over an engine of its own, which is loaded when it first draws."""
+    if checkpoint.config.model_type in MASKED_DIFFUSION:
+        raise InputError(
+            f"{checkpoint.name!r} is a masked-diffusion model, which vLLM does not have; see llada/eval.sh"
+        )
+    given = {name: value for name, value in resources.items() if value is not None}
+    return VLLMPolicy(VLLMEngine(checkpoint, **given), sampling, horizon)
 
 
 def _engine_for(checkpoint: Checkpoint) -> str:

@@ -27,6 +27,8 @@ from ets.types import InputError
 
 CPU_BLOCK = 32
 """Tokens per cache block on a CPU: the smallest that works, so that the least is computed twice."""
+CLOSING_SECONDS = 20.0
+"""How long the engine's processes may take to end before they are killed."""
 
 
 class VLLMEngine:
@@ -186,6 +188,10 @@ class VLLMPolicy(RequestPolicy):
 
     engine: VLLMEngine
 
+    def load(self) -> None:
+        """Load the engine, unless it is loaded; else the first draw does."""
+        self.engine.load()
+
     def beside(self) -> VLLMPolicy:
         """Another policy of the same law over the same engine, for a thread of its own."""
         return VLLMPolicy(self.engine, self.sampling, self.horizon, end_ids=self.endings.end_ids)
@@ -209,6 +215,7 @@ def engine_arguments(
     # Read by vLLM when it is imported: no reports to its authors, no log lines among ours.
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS", "1")  # then they are told; on a CPU they need that
     try:
         from vllm.platforms import current_platform
     except ImportError as error:
@@ -265,10 +272,13 @@ async def _engine(arguments: dict[str, Any]) -> Any:
 def _shut_down(loaded: list[_Loaded]) -> None:
     """End the engine's processes and wait until they are gone."""
     for each in loaded:
-        each.engine.shutdown()
+        if handler := each.engine.output_handler:  # which would report the end as a fault
+            handler.get_loop().call_soon_threadsafe(handler.cancel)
+        each.engine.shutdown(timeout=CLOSING_SECONDS)
         for process in each.processes:
-            process.join(timeout=30)
+            process.join(timeout=CLOSING_SECONDS)
         each.background.stop()
+    loaded.clear()
 
 
 def _params(request: Request, sampling: Sampling, end_ids: Sequence[int]) -> Any:

@@ -36,6 +36,7 @@ class Math500(Benchmark):
     name = "math500"
     lm_eval = "minerva_math500"
     packages = ("math-verify",)
+    main_thread = True
 
     def require(self) -> None:
         require_math_verify()

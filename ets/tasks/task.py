@@ -52,6 +52,8 @@ class Benchmark(ABC):
     """The name of lm-eval's task."""
     packages: ClassVar[tuple[str, ...]] = ()
     """What grades its answers, beside this library and lm-eval."""
+    main_thread: ClassVar[bool] = False
+    """Whether answers are compared under limits on time that work in the main thread alone."""
 
     def require(self) -> None:  # noqa: B027  most need nothing
         """Raise `InputError` if one of its packages is not installed."""

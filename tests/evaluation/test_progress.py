@@ -29,7 +29,7 @@ def shown(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def test_it_shows_problems_accuracy_with_its_interval_and_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
-    with Progress("ETS", 4, 1, [record(0, True)], TabularPolicy(), True) as bar:
+    with Progress("ETS", 4, 1, [record(0, True)], [TabularPolicy()], True) as bar:
         for n in range(1, 4):
             bar.ended(record(n, n > 1))
     last, found = shown(capsys)[-1], accuracy([1.0, 0.0, 1.0, 1.0])
@@ -41,7 +41,7 @@ def test_a_problem_is_done_when_all_its_samples_are_and_scores_are_means_over_th
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     scores = [True, True, False, True, False]
-    with Progress("plain", 3, 2, [], TabularPolicy(), True) as bar:
+    with Progress("plain", 3, 2, [], [TabularPolicy()], True) as bar:
         for n, correct in enumerate(scores):
             bar.ended(record(n // 2, correct, n % 2))
     last, found = shown(capsys)[-1], accuracy([1.0, 0.5, 0.0], 2)
@@ -61,7 +61,7 @@ def test_tokens_count_from_the_start_of_the_bar_and_show_before_a_chain_has_ende
         policy.ledger += Cost(generated=5000)
         return list(chains)
 
-    with Progress("ETS", 4, 1, [], policy, True) as bar:
+    with Progress("ETS", 4, 1, [], [policy], True) as bar:
         told = bar.told(step)
         assert told(policy, []) == []
         before = shown(capsys)[-1]
@@ -77,7 +77,7 @@ def test_chains_that_end_together_are_all_shown_before_the_next_step(
         before.append(shown(capsys)[-1])
         return list(chains)
 
-    with Progress("ETS", 8, 1, [], TabularPolicy(), True) as bar:
+    with Progress("ETS", 8, 1, [], [TabularPolicy()], True) as bar:
         told = bar.told(step)
         told(TabularPolicy(), [])
         monkeypatch.setattr(progress, "INTERVAL", 1e9)
@@ -91,7 +91,7 @@ def test_nothing_is_shown_or_counted_up_when_it_is_switched_off(capsys: pytest.C
     def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
         return list(chains)
 
-    with Progress("ETS", 2, 1, [], TabularPolicy(), False) as bar:
+    with Progress("ETS", 2, 1, [], [TabularPolicy()], False) as bar:
         bar.told(step)(TabularPolicy(), [])
         bar.ended(record(0, True))
     assert capsys.readouterr().err == ""
