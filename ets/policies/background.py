@@ -15,7 +15,7 @@ class Background:
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name=name, daemon=True).start()
+        threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
         """What the coroutine returns or raises; it is cancelled there if the wait is interrupted here."""
@@ -28,3 +28,7 @@ class Background:
 
     def stop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def _run(self) -> None:
+        self._loop.run_forever()
+        self._loop.close()

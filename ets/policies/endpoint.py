@@ -21,7 +21,7 @@ from ets.policies.checkpoint import Checkpoint
 from ets.policies.requests import Answer, Request, RequestPolicy
 from ets.policies.server import WAITS, Server
 from ets.transition import require_counts, require_positive
-from ets.types import InputError
+from ets.types import Followed, InputError, State
 
 MOST_STOPS = 4
 """Stop strings that OpenAI's interface takes; the others are found on our side alone."""
@@ -251,6 +251,13 @@ class EndpointPolicy(RequestPolicy):
                 f"{engine.name} reports log-probabilities of the untempered model; start it with "
                 "--logprobs-mode processed_logprobs, or sample at temperature 1 without top_k and top_p"
             )
+
+    def follow(self, own: Sequence[State], foreign: Sequence[State]) -> list[Followed]:
+        if self.approximate:
+            raise InputError(
+                f"{self.engine.name} is approximate, and a ratio needs the exact law; take an exact server for a proposal"
+            )
+        return super().follow(own, foreign)
 
 
 def _from_tokens(choice: Mapping[str, Any], room: int) -> tuple[list[int], list[float]]:

@@ -1,0 +1,367 @@
+"""The endpoint policy: laws through a tiny real server, faults to order, and vLLM's own server with the embedded model.
+
+Everything goes over the loopback address. What a draw is depends on its seed alone, so a run that met faults must give
+what an undisturbed one gives.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from ets import demo
+from ets.evaluation.journal import Journal
+from ets.kernel import energy_guided
+from ets.policies.autoregressive import Horizon, Sampling
+from ets.policies.checkpoint import Checkpoint
+from ets.policies.endpoint import TEXT_ONLY, Endpoint, EndpointPolicy
+from ets.policies.transformers import TransformersPolicy
+from ets.proposal import ImportanceSampling
+from ets.randomness import derive
+from ets.rewards import per_text, verifier
+from ets.runner import run
+from ets.tasks.arithmetic import Arithmetic
+from ets.testing import check_law, check_policy, judge_law
+from ets.types import InputError, Keys, Problem
+from tests.conftest import causal_oracle, random_qwen3, tiny_tokenizer
+from tests.tiny_server import HANG_UP, TinyServer
+
+PROBLEMS = [Problem("p", "abc"), Problem("q", (1, 3, 3, 2, 1)), Problem("r", "b")]
+LEVEL = 1e-4
+DRAWS = 400
+QUICK = (0.01, 0.02)
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+
+
+@pytest.fixture
+def server(tiny_checkpoint: Any) -> Iterator[TinyServer]:
+    with TinyServer(tiny_checkpoint) as server:
+        yield server
+
+
+def policy_at(server: TinyServer, sampling: Sampling | None = None, max_length: int = 4, **options: Any) -> Any:
+    endpoint = Endpoint(server.address, server.checkpoint, **{"waits": QUICK, **options})
+    return EndpointPolicy(endpoint, sampling or Sampling(), Horizon(2, max_length))
+
+
+def keys(count: int, salt: int = 0) -> Keys:
+    return derive(np.arange(count, dtype=np.uint64), salt)
+
+
+def texts(policy: Any, count: int = 20, salt: int = 0) -> list[str]:
+    return [draw.text.text for draw in policy.finish(policy.start(PROBLEMS[:1]) * count, keys(count, salt))]
+
+
+def test_laws_log_probabilities_and_costs_hold_over_a_server(server: TinyServer) -> None:
+    """At a level of 1e-4 with 400 draws per law; a temperature that is off by 0.3 would be seen."""
+    policy = policy_at(server, Sampling(0.7), connections=16)
+    oracle = causal_oracle(policy, 0.7)
+    check_policy(policy, oracle, PROBLEMS, draws=DRAWS, level=LEVEL)
+    drawn = [draw.state.tokens for draw in policy.finish(policy.start(PROBLEMS[:1]) * DRAWS, keys(DRAWS, 20))]
+    wrong = causal_oracle(policy, 1.0).finish_law(PROBLEMS[0], ())
+    assert not judge_law(drawn, wrong, level=LEVEL).passed
+    assert server.busiest <= 16 and policy.approximate == ""
+
+
+def test_everything_that_changes_the_distribution_is_sent(server: TinyServer) -> None:
+    policy = policy_at(server, Sampling(0.7, top_k=3, top_p=0.9))
+    begun = len(server.seen)
+    policy.extend(policy.start(PROBLEMS[:2]), keys(2))
+    first, second = sorted(server.seen[begun:], key=lambda body: len(body["prompt"]))
+    assert first["seed"] != second["seed"] and 0 <= first["seed"] < 2**63
+    del first["seed"]
+    assert first == {
+        "model": "tiny",
+        "prompt": [1, 2, 3],
+        "max_tokens": 2,
+        "temperature": 0.7,
+        "top_p": 0.9,
+        "top_k": 3,
+        "min_p": 0.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0,
+        "logprobs": 1,
+        "stop_token_ids": [0],
+        "skip_special_tokens": False,
+        "spaces_between_special_tokens": False,
+        "return_token_ids": True,
+    }
+
+
+def test_a_row_that_goes_on_with_its_key_has_a_seed_of_its_own(server: TinyServer) -> None:
+    policy = policy_at(server)
+    begun = [draw.state for draw in policy.extend(policy.start(PROBLEMS[:1]) * 20, keys(20))]
+    rows = [n for n, state in enumerate(begun) if not state.done]
+    policy.extend([begun[n] for n in rows], keys(20)[rows])
+    seeds = [body["seed"] for body in server.seen[-20 - len(rows) :]]
+    assert rows and len(set(seeds)) == len(seeds)
+
+
+def test_a_fifth_stop_string_and_one_across_a_guide_step_are_cut_by_us(server: TinyServer) -> None:
+    stop = ("aa", "cc", "ca", "ac", "ab")
+    policy, problem = policy_at(server, max_length=12), Problem("s", "abc", stop=stop)
+    begun = [draw.state for draw in policy.extend(policy.start([problem]) * 200, keys(200))]
+    going = [state for state in begun if not state.done]
+    draws = policy.finish(going, keys(len(going), 1))
+    assert all(len(body.get("stop", [])) <= 4 for body in server.seen)
+    for draw in draws:
+        tokens = list(draw.state.tokens)
+        whole = policy.endings.decode(tokens)
+        assert draw.state.done and draw.text.text == policy.endings.text(tokens, stop)
+        assert not any(policy.endings.reached(tokens[:n], stop) for n in range(1, len(tokens)))
+        assert tokens[-1] == 0 or any(string in whole for string in stop) or len(tokens) == 12
+    across = [draw for draw in draws if len(draw.state.tokens) == 3 and draw.state.tokens[-1]]
+    assert across and all(policy.endings.decode(draw.state.tokens[1:]) in stop for draw in across)
+    assert any(draw.cost.generated > 1 for draw in across)
+
+
+@pytest.mark.parametrize(
+    "faults", [[500, 500], [429, 503], [HANG_UP, HANG_UP], [1.0, 500]], ids=["500", "429", "hang up", "slow"]
+)
+def test_faults_that_pass_are_tried_again_and_change_nothing(server: TinyServer, faults: list[Any]) -> None:
+    undisturbed = texts(policy_at(server))
+    policy = policy_at(server, seconds=0.5)
+    asked, server.faults = len(server.seen), list(faults)
+    begun = time.monotonic()
+    assert texts(policy) == undisturbed
+    assert not server.faults and len(server.seen) == asked + 20 + len(faults)
+    if 429 in faults:  # which said how long to wait
+        assert time.monotonic() - begun >= 0.3
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (500, r"answers 500 \(as told\); tried 3 times"),
+        (0.6, r"has not answered within 0\.2 seconds"),
+        (HANG_UP, "cannot be reached"),
+    ],
+)
+def test_faults_that_stay_are_one_line_with_the_address(server: TinyServer, fault: Any, said: str) -> None:
+    policy = policy_at(server, seconds=0.2)
+    server.faults = [fault] * 100
+    with pytest.raises(InputError, match=said) as error:
+        texts(policy)
+    assert server.address in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_dead_server_is_named(server: TinyServer, tiny_checkpoint: Any) -> None:
+    policy = policy_at(server)
+    server.die()
+    for refused in (lambda: texts(policy), lambda: policy_at(server)):
+        with pytest.raises(InputError, match=f"the server at {server.address} cannot be reached .*tried 3 times"):
+            refused()
+
+
+def test_a_run_whose_server_dies_keeps_what_has_ended_and_goes_on(tiny_checkpoint: Any, tmp_path: Path) -> None:
+    step = energy_guided(per_text(lambda problem, text: text.count("b")), candidates=2, rollouts=2, lam=0.5)
+    problems = [Problem(f"p{n}", "abc"[: 1 + n % 3]) for n in range(12)]
+
+    def evaluate(server: TinyServer, folder: Path) -> dict[str, Any]:
+        """As `ets eval` does; a second call goes on where the first one ended."""
+        journal = Journal(folder, {"seed": 0})
+        known = {(record["problem"], record["sample"]) for record in journal.of("ets")}
+        try:
+            for chain in run(policy_at(server), step, problems, width=2, seed=0, done=known):
+                record = {"method": "ets", "problem": chain.problem.id, "sample": chain.sample}
+                journal.append(record | {"text": chain.state.text, "steps": len(chain.trace)})
+            return {record["problem"]: record for record in journal.of("ets")}
+        finally:
+            journal.close()
+
+    with TinyServer(tiny_checkpoint) as server:
+        undisturbed = evaluate(server, tmp_path / "undisturbed")
+        mortal = TinyServer(tiny_checkpoint)
+        mortal.lives = len(server.seen) // 2
+        with pytest.raises(InputError, match=mortal.address):
+            evaluate(mortal, tmp_path / "disturbed")
+        kept = (tmp_path / "disturbed" / "journal.jsonl").read_text().splitlines()
+        assert 0 < len(kept) < len(problems)
+        assert all(undisturbed[record["problem"]] == record for record in map(json.loads, kept))
+        with TinyServer(tiny_checkpoint, port=mortal.port) as again:
+            assert evaluate(again, tmp_path / "disturbed") == undisturbed
+
+
+def test_the_key_is_sent_and_never_shown(
+    tiny_checkpoint: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with TinyServer(tiny_checkpoint, key="sk-right") as server:
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-right")
+        monkeypatch.setenv("TINY_KEY", "sk-wrong")
+        policy = policy_at(server)
+        assert texts(policy)
+        with pytest.raises(InputError, match="put its API key into TINY_KEY") as error:
+            policy_at(server, key="TINY_KEY")
+        monkeypatch.setenv("TINY_KEY", "sk-broken\nline")
+        with pytest.raises(InputError, match="TINY_KEY holds characters that no API key has") as broken:
+            policy_at(server, key="TINY_KEY")
+    shown = [str(error.value), str(broken.value), repr(policy), repr(policy.engine), caplog.text]
+    shown += [repr(vars(policy.engine))]
+    assert "***" in shown[0] and not any("sk-" in text for text in shown)
+
+
+def test_a_server_without_token_ids_is_approximate_and_says_so_once(tiny_checkpoint: Any) -> None:
+    with TinyServer(tiny_checkpoint, text_only=True) as server:
+        with pytest.warns(UserWarning, match="is approximate") as warned:
+            policy = policy_at(server, Sampling(0.7), max_length=6)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            draws = policy.finish(policy.start(PROBLEMS[:1]) * 50, keys(50))
+    assert len(warned) == 1 and policy.approximate == TEXT_ONLY
+    exact = causal_oracle(policy, 0.7).finish_law(PROBLEMS[0], ())
+    for draw in draws:  # a letter is a token, so nothing is lost here
+        assert draw.logp == pytest.approx(np.log(exact[draw.state.tokens]), abs=1e-6)
+    assert any(draw.state.tokens[-1] == 0 for draw in draws)
+
+
+def test_a_proposal_behind_a_server_is_weighed_by_transformers(server: TinyServer, make_tiny: Any) -> None:
+    """The same model at another temperature: each ratio is that of the exact laws. An approximate one is refused."""
+    reference, proposal = make_tiny(Sampling(0.7)), policy_at(server, Sampling(1.3))
+    pair = ImportanceSampling(reference, proposal)
+    laws = [causal_oracle(each, t).finish_law(PROBLEMS[0], ()) for each, t in ((reference, 0.7), (proposal, 1.3))]
+    draws = pair.finish(pair.start(PROBLEMS[:1]) * 20, keys(20))
+    for draw in draws:
+        p, q = (law[draw.state.tokens] for law in laws)
+        assert draw.text.log_ratio == pytest.approx(np.log(p / q), abs=1e-4)
+    with TinyServer(server.checkpoint, text_only=True) as other:
+        with pytest.warns(UserWarning, match="is approximate"):
+            pair = ImportanceSampling(reference, policy_at(other, Sampling(1.3)))
+        with pytest.raises(InputError, match="approximate, and a ratio needs the exact law"):
+            pair.extend(pair.start(PROBLEMS[:1]), keys(1))
+
+
+def test_log_probabilities_of_the_untempered_model_are_refused_where_they_matter(tiny_checkpoint: Any) -> None:
+    with TinyServer(tiny_checkpoint, tempered=False) as server:
+        for sampling in (Sampling(0.7), Sampling(1.0, top_k=2), Sampling(1.0, top_p=0.5)):
+            with pytest.raises(InputError, match="start it with --logprobs-mode processed_logprobs"):
+                policy_at(server, sampling)
+        assert texts(policy_at(server, Sampling(1.0))) and texts(policy_at(server, Sampling(0.0)))
+
+
+def test_what_does_not_fit_is_refused(server: TinyServer, tiny_checkpoint: Any) -> None:
+    for address in ("localhost:8000/v1", "ftp://localhost", "http://", "http://localhost:port/v1"):
+        with pytest.raises(InputError, match="is no address of a server"):
+            Endpoint(address, tiny_checkpoint)
+    with pytest.raises(InputError, match="holds a user or a password") as error:
+        Endpoint("http://me:secret@localhost/v1", tiny_checkpoint)
+    assert "secret" not in str(error.value)
+    with pytest.raises(InputError, match="does not serve 'large'; it has 'tiny'"):
+        policy_at(server, model="large")
+    other = Checkpoint.loaded(random_qwen3(4, end=0), tiny_tokenizer(("<end>", "x", "y", "z")))
+    with pytest.raises(InputError, match="give the checkpoint that is served"):
+        Endpoint(server.address, other)
+    with pytest.raises(InputError, match="samples at 0 and at"):
+        policy_at(server, Sampling(2.5))
+    policy = policy_at(server)
+    with pytest.raises(InputError, match="leaves no room"):
+        policy.start([Problem("long", (1,) * 512)])
+
+
+def test_threads_share_an_endpoint_until_it_is_closed(server: TinyServer) -> None:
+    policy = policy_at(server)
+    expected = [texts(policy, salt=1), texts(policy, salt=2)]
+    with ThreadPoolExecutor(2) as pool:
+        others = [EndpointPolicy(policy.engine, Sampling(), policy.horizon) for _ in range(2)]
+        assert list(pool.map(texts, others, (20, 20), (1, 2))) == expected
+    policy.engine.close()
+    with pytest.raises(InputError, match="has been closed"):
+        texts(policy)
+
+
+SERVED = {
+    "--model": demo.model_path(),
+    "--host": "127.0.0.1",
+    "--dtype": "float32",
+    "--block-size": "32",
+    "--kv-cache-memory-bytes": "1G",
+    "--logprobs-mode": "processed_logprobs",
+    "--generation-config": "vllm",
+}
+SWITCHES = ("--enforce-eager", "--no-enable-chunked-prefill", "--enable-prompt-tokens-details")
+
+
+@pytest.fixture(scope="module")
+def vllm_address() -> Iterator[str]:
+    """vLLM's own server with the embedded model; when it is told to end, it leaves no process behind."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    module = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    options = (word for option in {**SERVED, "--port": str(port)}.items() for word in option)
+    environment = os.environ | {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    process = subprocess.Popen([*module, *options, *SWITCHES], env=environment, stdout=subprocess.DEVNULL)
+    family = [psutil.Process(process.pid)]
+    try:
+        while process.poll() is None and not _listens(port):
+            time.sleep(0.5)
+        assert process.poll() is None, "vLLM's server has not come up; see its messages above"
+        family += family[0].children(recursive=True)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        _, left = psutil.wait_procs(family, timeout=60)
+        for each in left:
+            each.kill()
+    assert not left
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as there:
+        return there.connect_ex(("127.0.0.1", port)) == 0
+
+
+def next_law(checkpoint: Checkpoint, tokens: Sequence[int], sampling: Sampling) -> dict[int, float]:
+    with torch.inference_mode():
+        logits = checkpoint.model(torch.tensor([tokens])).logits[0, -1]
+    return dict(enumerate(sampling.probabilities(logits).tolist()))
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here; `source scripts/setup.sh vllm`")
+def test_ets_through_vllms_server(vllm_address: str) -> None:
+    """The law of a token (2,000 draws, level 1e-4), log-probabilities, greedy texts, costs, and a few problems."""
+    checkpoint, task, sampling = Checkpoint(demo.model_path(), device="cpu"), Arithmetic(), Sampling(0.7, top_k=40)
+    question = tuple(checkpoint.tokenizer(task.problems(67)[66].prompt)["input_ids"][:33])  # "... Then she loses"
+    with Endpoint(vllm_address, checkpoint) as endpoint:
+        assert not endpoint.approximate and endpoint.tempered
+        policy = EndpointPolicy(endpoint, sampling, Horizon(1, 1))
+        draws = policy.finish(policy.start([Problem("p", question)]) * 2_000, keys(2_000))
+        check_law([d.state.tokens[0] for d in draws], next_law(checkpoint, question, sampling), level=LEVEL)
+        wrong = next_law(checkpoint, question, Sampling(1.0))
+        assert not judge_law([d.state.tokens[0] for d in draws], wrong, level=LEVEL).passed
+
+        horizon = Horizon(32, 96)
+        policy = EndpointPolicy(endpoint, Sampling(0.7), horizon)
+        theirs = TransformersPolicy(checkpoint, Sampling(0.7), horizon)
+        both = [each.greedy(each.start(task.problems(2)), keys(2)) for each in (policy, theirs)]
+        for mine, other in zip(*both, strict=True):
+            assert mine.text.text == other.text.text and mine.logp == pytest.approx(other.logp, abs=1e-3)
+
+        right = verifier(task.extract, lambda problem, answer: answer == problem.doc["answer"])
+        step = energy_guided(right, candidates=4, rollouts=2, lam=0.1)
+        chains = list(run(policy, step, task.problems(4), width=4, seed=0))
+    assert len(chains) == 4 and all(chain.state.done and chain.valid for chain in chains)
+    assert all(0 < chain.cost.prompt < 32 * len(chain.trace[0].candidates) * 4 for chain in chains)
+    assert sum(task.grade(chain.problem, chain.state.text) for chain in chains) >= 2

@@ -1,0 +1,187 @@
+"""OpenAI's completions interface over a tiny real model, in threads of the test's process, with faults to order."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+import torch
+
+HANG_UP = "hang up"
+"""A fault: the connection is closed in the middle of an answer. Others: a status, or seconds (float) of silence."""
+
+
+class TinyServer:
+    """Serves a checkpoint on the loopback address as vLLM's server does, as far as a policy looks.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    tempered : bool
+        Whether log-probabilities are those of the sampled distribution, as with `--logprobs-mode processed_logprobs`.
+    text_only : bool
+        Whether token ids are kept back.
+    key : str
+        The API key that it wants, if any; what it says of a wrong one repeats that.
+    port : int
+        0 for any that is free.
+
+    Attributes
+    ----------
+    faults : list
+        What the next completions meet, one fault each.
+    lives : int or None
+        Completions that are left before it dies.
+    seen : list
+        The bodies of all completions that were asked for.
+    busiest : int
+        The most completions under way at once.
+    """
+
+    def __init__(
+        self, checkpoint: Any, *, tempered: bool = True, text_only: bool = False, key: str = "", port: int = 0
+    ) -> None:
+        self.checkpoint, self.tempered, self.text_only, self.key = checkpoint, tempered, text_only, key
+        self.faults: list[int | float | str] = []
+        self.lives: int | None = None
+        self.seen: list[dict[str, Any]] = []
+        self.busiest = self._busy = 0
+        self._laws: dict[tuple[tuple[int, ...], float], Any] = {}
+        self._pieces = [checkpoint.tokenizer.decode([i]) for i in range(checkpoint.config.vocab_size)]
+        self._lock = threading.Lock()
+        self.dead = False
+        self._http = _Listener(("127.0.0.1", port), _handler(self))
+        self.port = self._http.server_address[1]
+        threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def __enter__(self) -> TinyServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.die()
+
+    def die(self) -> None:
+        if not self.dead:
+            self.dead = True
+            self._http.shutdown()
+            self._http.server_close()
+
+    def meets(self, body: dict[str, Any]) -> int | float | str | None:
+        """Whether a completion meets a fault."""
+        with self._lock:
+            self.seen.append(body)
+            if self.lives is not None:
+                self.lives -= 1
+            last = self.lives is not None and self.lives < 0
+            fault = HANG_UP if last else self.faults.pop(0) if self.faults else None
+        if last:
+            self.die()
+        return fault
+
+    def answer(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A completion, drawn by the request's seed."""
+        with self._lock:
+            self._busy += 1
+            self.busiest = max(self.busiest, self._busy)
+        try:
+            return {"choices": [self._choice(body)], "usage": {"prompt_tokens": len(body["prompt"])}}
+        finally:
+            with self._lock:
+                self._busy -= 1
+
+    def _choice(self, body: dict[str, Any]) -> dict[str, Any]:
+        rng, stops = np.random.default_rng(body["seed"]), body.get("stop", [])
+        tokens: list[int] = []
+        logprobs: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": []}
+        reason = "length"
+        while len(tokens) < body["max_tokens"] and reason == "length":
+            logps = self._logps((*body["prompt"], *tokens), body["temperature"])
+            token = int(rng.choice(len(logps), p=np.exp(logps))) if body["temperature"] else int(np.argmax(logps))
+            tokens.append(token)
+            said = logps if self.tempered else self._logps((*body["prompt"], *tokens[:-1]), 1.0)
+            best = sorted(range(len(said)), key=lambda i: -said[i])[: body["logprobs"]]
+            logprobs["tokens"].append(self._pieces[token])
+            logprobs["token_logprobs"].append(float(said[token]))
+            logprobs["top_logprobs"].append({self._pieces[i]: float(said[i]) for i in {*best, token}})
+            if token in body["stop_token_ids"] or any(stop in self._text(tokens) for stop in stops):
+                reason = "stop"
+        shown = tokens[:-1] if tokens[-1] in body["stop_token_ids"] else tokens
+        text = self._text(shown)
+        text = text[: min([len(text), *(text.find(stop) for stop in stops if stop in text)])]
+        ids = {} if self.text_only else {"token_ids": tokens}
+        return {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": reason, **ids}
+
+    def _text(self, tokens: list[int]) -> str:
+        return "".join(self._pieces[token] for token in tokens)
+
+    def _logps(self, tokens: tuple[int, ...], temperature: float) -> Any:
+        with self._lock, torch.inference_mode():
+            if (tokens, temperature) not in self._laws:
+                logits = self.checkpoint.model(torch.tensor([tokens])).logits[0, -1].double()
+                self._laws[tokens, temperature] = (logits / (temperature or 1.0)).log_softmax(-1).numpy()
+            return self._laws[tokens, temperature]
+
+
+class _Listener(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 256
+
+    def handle_error(self, *_: object) -> None:
+        """A client that has gone away is no news."""
+
+
+def _handler(server: TinyServer) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True
+
+        def do_GET(self) -> None:
+            if self._welcome():
+                self._say(200, {"data": [{"id": "tiny", "max_model_len": 512}]})
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            if not self._welcome():
+                return
+            fault = server.meets(body)
+            if fault == HANG_UP or server.dead:
+                self.send_response(200)
+                self.send_header("content-length", "1000")
+                self.end_headers()
+                self.close_connection = True
+            elif isinstance(fault, int):
+                self._say(fault, {"error": {"message": "as told"}})
+            elif len(body.get("stop", [])) > 4:
+                self._say(400, {"error": {"message": "at most 4 stop strings"}})
+            else:
+                time.sleep(fault or 0.0)
+                self._say(200, server.answer(body))
+
+        def _welcome(self) -> bool:
+            given = self.headers.get("authorization", "")
+            if server.key and given != f"Bearer {server.key}":
+                self._say(401, {"error": {"message": f"the key {given!r} is wrong"}})
+                return False
+            return True
+
+        def _say(self, status: int, value: Any) -> None:
+            content = json.dumps(value).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(content)))
+            if status == 429:
+                self.send_header("retry-after", "0.3")
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    return Handler
