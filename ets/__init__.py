@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Caching": "ets.policies.canvas_cache",
     "Chain": "ets.types",
     "Checkpoint": "ets.policies.checkpoint",
     "Cost": "ets.types",
@@ -32,6 +33,7 @@ _HOMES = {
 _MODULES = ("baselines", "demo", "rewards")
 
 __all__ = [
+    "Caching",
     "Chain",
     "Checkpoint",
     "Cost",
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from ets.api import Result, sample
     from ets.kernel import energy_guided
     from ets.policies.autoregressive import Horizon, Sampling
+    from ets.policies.canvas_cache import Caching
     from ets.policies.checkpoint import Checkpoint
     from ets.policies.masked_diffusion import MaskedDiffusionPolicy
     from ets.policies.transformers import TransformersPolicy

@@ -82,6 +82,10 @@ def sample(  # type: ignore[misc]
     cfg: float | None = None,
     remasking: str | None = None,
     stop_at_end: bool | None = None,
+    threshold: float | None = None,
+    factor: float | None = None,
+    cache: str | None = None,
+    refresh: int | None = None,
     proposal: Model | None = None,
     proposal_temperature: float | None = None,
     proposal_top_k: int | None = None,
@@ -116,6 +120,10 @@ def sample(  # type: ignore[misc]
         For masked diffusion (LLaDA) alone: denoising steps (by default one per token), tokens of a block (by default
         the model family's, or the whole canvas where that does not divide max_length), and the guidance, the rule and
         the early end of `ets.policies.unmasking.Unmasking`. Here block_size must divide max_length.
+    threshold, factor, cache, refresh : float, float, str, int
+        For masked diffusion alone, a faster sampler: parallel decoding by a threshold or a factor of `Unmasking`, and
+        a "dual" or "prefix" cache with the refresh of `Caching`. It is p_ref itself: the weight of a sample is exactly
+        1 (Level 0).
     proposal : str, Path, (model, tokenizer) or Checkpoint, optional
         A cheaper model with the same vocabulary, which draws the rollouts; `model` corrects them by importance weights
         (ETS-IS). Whether that works stands in `Result.ratios`.
@@ -163,6 +171,10 @@ def sample(  # type: ignore[misc]
         cfg=cfg,
         remasking=remasking,
         stop_at_end=stop_at_end,
+        threshold=threshold,
+        factor=factor,
+        cache=cache,
+        refresh=refresh,
     )
     law = {"temperature": proposal_temperature, "top_k": proposal_top_k, "top_p": proposal_top_p}
     numbers: dict[str, Any] = {"candidates": candidates, "rollouts": rollouts, "lam": lam, "clip": clip}

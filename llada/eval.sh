@@ -5,26 +5,39 @@
 #   bash llada/eval.sh                                                          the embedded demonstration
 #   NUM_CANDIDATES=8 MONTE_CARLO_NUM=1 GUIDE_STEPS=2 bash llada/eval.sh         with other hyper-parameters
 #   MODEL_PATH=GSAI-ML/LLaDA-8B-Instruct SHOTS=4 TEMPERATURE=0.5 GEN_LENGTH=64 STEPS=64 bash llada/eval.sh    your model
+#   bash llada/eval.sh demo-is                                  the same with ETS-IS: on a fast sampler, with a cache
+#   LEVEL=1 bash llada/eval.sh demo-is                          its samples weighed towards the exact sampler
 #   bash llada/eval.sh math500                                  a benchmark of the paper: gsm8k, humaneval, gpqa
 #   DATA=/data/MATH-500 NUM_PROBLEMS=50 bash llada/eval.sh math500    from local files, some of the problems
+#   IS_ACCELERATE_AVAILABLE=True bash llada/eval.sh math500     with ETS-IS among the methods: LEVEL 0, the dual cache
 #   bash llada/eval.sh all                                      the benchmarks, one after the other
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 source "$ROOT/scripts/run_eval.sh"
-choose_preset "demo math500 gsm8k humaneval gpqa" "$@"
+choose_preset "demo demo-is math500 gsm8k humaneval gpqa" "$@"
+
+if [ "$PRESET" = demo-is ]; then IS_ACCELERATE_AVAILABLE=${IS_ACCELERATE_AVAILABLE:-True}; fi # all else is as in demo
+IS_ACCELERATE_AVAILABLE=${IS_ACCELERATE_AVAILABLE:-${LEVEL:+True}} # True: METHODS are with ets-is; so they are with a LEVEL
+case "$IS_ACCELERATE_AVAILABLE" in
+True | 1) ;;
+"" | False | 0) IS_ACCELERATE_AVAILABLE= ;;
+*) refuse "IS_ACCELERATE_AVAILABLE is '$IS_ACCELERATE_AVAILABLE'; set it to True, or leave it empty" ;;
+esac
+LEVEL=${LEVEL:-0}                         # of ETS-IS: 0, its p_ref is the fast sampler; 1, 1F or 2, it is weighed towards the exact one
 
 case "$PRESET" in # what the presets differ in; the benchmarks' numbers are the paper's
-demo)
+demo | demo-is)
     TASK=${TASK:-sums}                        # the problems
     NUM_PROBLEMS=${NUM_PROBLEMS:-100}         # how many of them
     SHOTS=${SHOTS:-0}                         # solved examples in each prompt; a model that was not trained on them needs some
     MODEL_PATH=${MODEL_PATH:-embedded}        # embedded, a checkpoint's folder or its hub name
-    METHODS=${METHODS:-plain,majority,one-step,ets}
+    METHODS=${METHODS:-plain,majority,one-step,ets${IS_ACCELERATE_AVAILABLE:+,ets-is}}
     NUM_CANDIDATES=${NUM_CANDIDATES:-4}
     MONTE_CARLO_NUM=${MONTE_CARLO_NUM:-2}
     GEN_LENGTH=${GEN_LENGTH:-24}
     BLOCK_LENGTH=${BLOCK_LENGTH:-8}
     TEMPERATURE=${TEMPERATURE:-2.4}           # high, so that single samples of the embedded model err at random
+    if [ "$LEVEL" != 1F ] && [ -z "${FAST_FACTOR:-}" ]; then FAST_THRESHOLD=${FAST_THRESHOLD-0.9}; fi # level 1F has none
     ;;
 math500)
     TASK=${TASK:-math500}
@@ -56,7 +69,7 @@ esac
 
 # What they share.
 MODEL_PATH=${MODEL_PATH:-GSAI-ML/LLaDA-8B-Instruct} # a checkpoint's folder or its hub name; also embedded
-METHODS=${METHODS:-plain,greedy,best-of-n,majority,ets} # also one-step
+METHODS=${METHODS:-plain,greedy,best-of-n,majority,ets${IS_ACCELERATE_AVAILABLE:+,ets-is}} # also one-step
 NUM_CANDIDATES=${NUM_CANDIDATES:-15}      # M, candidates per guide step
 MONTE_CARLO_NUM=${MONTE_CARLO_NUM:-3}     # K, rollouts per candidate
 GUIDE_STEPS=${GUIDE_STEPS:-4}             # I, guide steps; they split the denoising steps evenly
@@ -65,8 +78,22 @@ BEST_BY=${BEST_BY:-likelihood-per-token}  # reward of best-of-n; also likelihood
 POOL=${POOL:-chain}                       # whose votes count: those of this step, or of the chain so far
 STEPS=${STEPS:-$GEN_LENGTH}               # denoising steps in all, for the GEN_LENGTH tokens of the canvas
 CFG=${CFG:-0}                             # classifier-free guidance; 0: none
-REMASKING=${REMASKING:-low_confidence}    # which positions are revealed first: low_confidence, random, margin or entropy
+REMASKING=${REMASKING:-low_confidence}    # which positions are revealed first: low_confidence, largest, random, margin or entropy
 STOP_AT_END=${STOP_AT_END:-}              # True: leave out the blocks after one that holds an end token; the law of texts is the same
+CACHE=${CACHE:-}                          # dual or prefix: all methods sample with a cache; empty: none
+REFRESH=${REFRESH:-}                      # denoising steps of a block after which the whole canvas is computed; empty: once a block
+THRESHOLD=${THRESHOLD:-}                  # all methods reveal every position whose confidence reaches it; empty: none
+FACTOR=${FACTOR:-}                        # the same, by the factor rule; empty: none
+FAST_CACHE=${FAST_CACHE-dual}             # the same four for ETS-IS alone; empty: those above
+FAST_REFRESH=${FAST_REFRESH:-}
+FAST_THRESHOLD=${FAST_THRESHOLD:-}
+FAST_FACTOR=${FAST_FACTOR:-}
+case "$LEVEL,$REMASKING" in 1,low_confidence | 2,low_confidence) FAST_REMASKING=${FAST_REMASKING:-largest} ;; esac
+FAST_REMASKING=${FAST_REMASKING:-}        # of ETS-IS; empty: REMASKING. At levels 1 and 2 drawn tokens must not decide: largest
+FAST_TEMPERATURE=${FAST_TEMPERATURE:-}    # of ETS-IS; empty: TEMPERATURE
+IS_NUM_CANDIDATES=${IS_NUM_CANDIDATES:-$NUM_CANDIDATES} # M of ETS-IS
+CLIP=${CLIP:-}                            # LOW,HIGH, bounds on the ratios of levels 1, 1F and 2, such as 0.1,10; empty: none
+ESTIMATOR=${ESTIMATOR:-plain}             # of their energies: plain (unbiased) or self-normalised
 NUM_PROBLEMS=${NUM_PROBLEMS:-}            # empty: all
 SHOTS=${SHOTS:-}                          # solved examples in each prompt; empty: the task's own number
 DATA=${DATA:-}                            # the benchmark's data, a folder or a file; empty: from the hub
@@ -81,7 +108,16 @@ OUT=${OUT:-}                              # results folder; empty: results/TASK-
 
 REAL="MODEL_PATH=GSAI-ML/LLaDA-8B-Instruct SHOTS=4 TEMPERATURE=0.5 GEN_LENGTH=64 STEPS=64 bash llada/eval.sh"
 note "This is the embedded demonstration: a model of 1 million parameters on made-up problems. With a real model, on the same problems: $REAL"
+set -- # what ETS-IS has of its own
+if [ -n "$IS_ACCELERATE_AVAILABLE" ]; then
+    set -- --level "$LEVEL" --is-candidates "$IS_NUM_CANDIDATES" ${CLIP:+--clip "$CLIP"} --estimator "$ESTIMATOR" \
+        ${FAST_CACHE:+--fast-cache "$FAST_CACHE"} ${FAST_REFRESH:+--fast-refresh "$FAST_REFRESH"} \
+        ${FAST_THRESHOLD:+--fast-threshold "$FAST_THRESHOLD"} ${FAST_FACTOR:+--fast-factor "$FAST_FACTOR"} \
+        ${FAST_REMASKING:+--fast-remasking "$FAST_REMASKING"} ${FAST_TEMPERATURE:+--fast-temperature "$FAST_TEMPERATURE"}
+fi
 run_eval masked-diffusion --candidates "$NUM_CANDIDATES" --rollouts "$MONTE_CARLO_NUM" --lam "$ENERGY_WEIGHT" \
     --gen-length "$GEN_LENGTH" --steps "$STEPS" --block-length "$BLOCK_LENGTH" --guide-steps "$GUIDE_STEPS" \
-    --cfg "$CFG" --remasking "$REMASKING" ${STOP_AT_END:+--stop-at-end "$STOP_AT_END"}
+    --cfg "$CFG" --remasking "$REMASKING" ${STOP_AT_END:+--stop-at-end "$STOP_AT_END"} \
+    ${CACHE:+--cache "$CACHE"} ${REFRESH:+--refresh "$REFRESH"} ${THRESHOLD:+--threshold "$THRESHOLD"} \
+    ${FACTOR:+--factor "$FACTOR"} "$@"
 note "That was the embedded demonstration, which shows the method and its cost, not what it does for a real model. With one: $REAL"

@@ -22,13 +22,12 @@ from ets.commands.engines import (
     engine_settings,
     require_engine_arguments,
 )
-from ets.commands.proposals import add_proposal_arguments, proposal_pair, proposing_of
+from ets.commands.proposals import add_proposal_arguments, proposal_pair, proposed_by, proposing_of
 
 if TYPE_CHECKING:
     from ets.evaluation.evaluate import Row
     from ets.evaluation.methods import Settings
     from ets.policies.checkpoint import Checkpoint
-    from ets.proposal import ImportanceSampling
     from ets.tasks import Task
     from ets.types import Policy, Problem
 
@@ -114,9 +113,9 @@ def execute(options: argparse.Namespace) -> None:
     require_able(policy, methods, options.samples, settings)
     own: dict[str, Policy] = {}
     if "ets-is" in methods:
-        settings, own["ets-is"] = _paired(settings, checkpoint, options)
+        settings, own["ets-is"] = _paired(settings, policy, checkpoint, options)
     elif settings.proposing is not None:
-        print("note: --proposal has no effect without the method ets-is", file=sys.stderr)
+        print(f"note: {proposed_by(options)} has no effect without the method ets-is", file=sys.stderr)
     problems = task.problems(options.count, options.shots)
     starts = policy.start(problems)  # a prompt that does not fit is named before the weights are loaded
     for other in own.values():
@@ -125,6 +124,8 @@ def execute(options: argparse.Namespace) -> None:
     folder = options.out or options.results / f"{task.name}-{fingerprint(configuration)}"
     journal = Journal(folder, configuration)
     print(f"{len(journal.records)} finished chains in {folder}; the same command goes on where it was interrupted")
+    for line in _targets(settings, methods):
+        print(line)
     evaluation = Evaluation(
         task, policy, problems, settings, journal, options.width, options.seed, repeats=options.repeats, own=own
     )
@@ -141,12 +142,20 @@ def _settings(options: argparse.Namespace) -> Settings:
 
 
 def _paired(
-    settings: Settings, checkpoint: Checkpoint, options: argparse.Namespace
-) -> tuple[Settings, ImportanceSampling]:
-    """The settings with the proposal's revision, and what ets-is samples from."""
+    settings: Settings, policy: Policy, checkpoint: Checkpoint, options: argparse.Namespace
+) -> tuple[Settings, Policy]:
+    """The settings with nothing left out, and what ets-is samples from."""
     assert settings.proposing is not None
-    proposing, pair = proposal_pair(settings.proposing, checkpoint, options)
+    proposing, pair = proposal_pair(settings.proposing, policy, checkpoint, options)
     return replace(settings, proposing=proposing), pair
+
+
+def _targets(settings: Settings, methods: Sequence[str]) -> list[str]:
+    """A line for a method whose draws are weighed towards another law than the policy's."""
+    from ets.evaluation.tables import target_line
+
+    own = settings.proposing if "ets-is" in methods else None
+    return [target_line(own.label(settings.rollouts), own.target)] if own and own.target else []
 
 
 def _configuration(
@@ -167,10 +176,10 @@ def _configuration(
 
 
 def _summary(row: Row) -> dict[str, Any]:
-    """A row as JSON values; importance ratios of a method that has any."""
+    """A row as JSON values; importance ratios and a target of a method that has any."""
     from ets.evaluation.ratios import without_nan
 
-    values = asdict(row)
+    values = {name: value for name, value in asdict(row).items() if name != "target" or value}
     ratios = values.pop("ratios")
     return values if row.ratios is None else {**values, "ratios": {**without_nan(ratios), "wide": row.ratios.wide}}
 

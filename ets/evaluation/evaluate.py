@@ -52,7 +52,8 @@ class Row:
 
     Tokens, positions and seconds are those of one use of the method on a problem, the reading of the prompt included:
     with avg@k (`repeats`), means over the k uses. `scores` are further scores beside our own accuracy, their means
-    over all samples; `ratios` sums up the importance ratios of a method that has any.
+    over all samples; `ratios` sums up the importance ratios of a method that has any, and `target` is the law that its
+    draws are weighed towards, if not the policy's. `row_forwards` are those of masked diffusion.
     """
 
     method: str
@@ -64,6 +65,8 @@ class Row:
     scores: Mapping[str, float] = field(default_factory=dict)
     repeats: int = 1
     ratios: RatioSummary | None = None
+    row_forwards: float = 0.0
+    target: str = ""
 
 
 @dataclass(frozen=True)
@@ -206,7 +209,8 @@ class Evaluation:
         further = {name: fmean(r["scores"][name] for r in records) for name in records[0].get("scores", {})}
         costs = each("generated"), positions, each("seconds")
         ratios = total_ratios([record["ratios"] for record in records]) if method.ratios else None
-        return Row(method.name, method.label, mean, *costs, further, self.repeats, ratios)
+        own = each("row_forwards"), method.target
+        return Row(method.name, method.label, mean, *costs, further, self.repeats, ratios, *own)
 
 
 def _chains(

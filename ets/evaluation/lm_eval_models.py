@@ -21,6 +21,7 @@ from lm_eval.api.registry import register_model
 
 from ets import __version__, demo
 from ets.evaluation.evaluate import Evaluation
+from ets.evaluation.fast import FAST, FastSampling, opened_sampler
 from ets.evaluation.hosted import digest, problem_of, versions
 from ets.evaluation.journal import Journal, fingerprint
 from ets.evaluation.methods import Settings, require_able, require_methods
@@ -72,10 +73,13 @@ class PaperLM(LM):
         settings = {name: values[name] for name in SETTINGS if name in values}
         self.policy: Policy = policy_of(lambda: self.checkpoint, engine=ENGINE[self.run.family], **settings)
         require_able(self.policy, [self.run.method], values["samples"], self.settings)
-        if (own := self.settings.proposing) is not None:
+        own = self.settings.proposing
+        if isinstance(own, FastSampling):
+            own, self.policy = opened_sampler(own, self.policy)
+        elif own is not None:
             name = embedded.get(own.model, own.model)
             own, self.policy = opened_pair(own, self.policy, lambda: Checkpoint(name, device=device))
-            self.settings = replace(self.settings, proposing=own)
+        self.settings = replace(self.settings, proposing=own)
         for line in self.run.notes if self.rank == 0 else ():
             print(f"note: {line}", file=sys.stderr)
 
@@ -201,10 +205,13 @@ def _settings(run: PaperRun) -> Settings:
     return Settings(**{name: values[name] for name in names}, proposing=_proposing(run))
 
 
-def _proposing(run: PaperRun) -> Proposing | None:
+def _proposing(run: PaperRun) -> Proposing | FastSampling | None:
     if run.method != "ets-is":
         return None
     values = run.values
+    if run.family == "llada":
+        shared = {name: values[name] for name in ("level", "candidates", "clip", "estimator")}
+        return FastSampling(**shared, **{name: values[f"fast_{name}"] for name in FAST})
     temperature = values["proposal_temperature"]
     return Proposing(
         model=values["proposal"],

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Literal
 
 from ets import baselines
+from ets.evaluation.fast import FastSampling
 from ets.evaluation.proposing import Proposing
 from ets.evaluation.ratios import recorded_ratios
 from ets.kernel import energy_guided
@@ -30,7 +31,7 @@ class Settings:
     pool: Literal["step", "chain"]
     beams: int | None = None
     best_by: str = "likelihood-per-token"
-    proposing: Proposing | None = None
+    proposing: Proposing | FastSampling | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class Method:
     """A step function, how many chains of it a problem gets, and its name among the records of a run.
 
     `options` are those that belong to this method alone: records made with others are kept apart by them. `ratios`
-    says what a record keeps of the importance ratios in a chain's trace, if the method has any.
+    says what a record keeps of the importance ratios in a chain's trace, if the method has any; `target`, which law its
+    draws are weighed towards, if not the policy's.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Method:
     samples: int = 1
     options: tuple[str | int, ...] = ()
     ratios: Callable[[Sequence[Step]], Mapping[str, Any]] | None = None
+    target: str = ""
 
     @property
     def key(self) -> str:
@@ -122,7 +125,7 @@ def _ets(task: Task, settings: Settings, budget: int) -> Method:
 
 
 def _ets_is(task: Task, settings: Settings, budget: int) -> Method:
-    """Its rollouts are a proposal's: the policy that it samples from is a pair, see `ets.evaluation.proposing`."""
+    """The policy that it samples from is a pair, see `ets.evaluation.proposing` and `ets.evaluation.fast`."""
     own = _proposing(settings)
     step = energy_guided(
         _agreement(task, settings.pool),
@@ -131,11 +134,12 @@ def _ets_is(task: Task, settings: Settings, budget: int) -> Method:
         lam=settings.lam,
         estimator=own.estimator,
     )
-    label = f"ETS-IS (M {own.candidates}, K {settings.rollouts}, block {own.block_size})"
-    return Method("ets-is", label, step, options=own.options, ratios=partial(recorded_ratios, clip=own.clip))
+    ratios = partial(recorded_ratios, clip=own.clip) if own.weighed else None
+    label = own.label(settings.rollouts)
+    return Method("ets-is", label, step, options=own.options, ratios=ratios, target=own.target)
 
 
-def _proposing(settings: Settings) -> Proposing:
+def _proposing(settings: Settings) -> Proposing | FastSampling:
     if settings.proposing is None:
         raise InputError("proposal is not set, which the method ets-is needs; name a small model, or leave ets-is out")
     return settings.proposing

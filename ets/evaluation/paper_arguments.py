@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
+from ets.evaluation.fast import FAST
 from ets.evaluation.methods import METHODS
 from ets.evaluation.proposing import bounds_of
 from ets.types import InputError
@@ -165,11 +166,28 @@ ARGUMENTS: dict[Family, dict[str, Argument]] = {
         "guide_steps": Argument("guide_steps", _whole, 4),
         "cfg": Argument("cfg", _number, 0.0),
         "remasking": Argument("remasking", _text, "low_confidence"),
+        "threshold": Argument("threshold", _number, None),
+        "factor": Argument("factor", _number, None),
+        "cache": Argument("cache", _text, None),
+        "refresh": Argument("refresh", _whole, None),
+        "is_accelerate_available": Argument("accelerated", _flag, False),
+        "level": Argument("level", _text, None),
+        "fast_temperature": Argument("fast_temperature", _number, None),
+        "fast_remasking": Argument("fast_remasking", _text, None),
+        "fast_threshold": Argument("fast_threshold", _number, None),
+        "fast_factor": Argument("fast_factor", _number, None),
+        "fast_cache": Argument("fast_cache", _text, None),
+        "fast_refresh": Argument("fast_refresh", _whole, None),
+        "clip": Argument("clip", _bounds, None),
+        "estimator": Argument("estimator", _text, "plain"),
     },
 }
 """By the paper's name. Where its commands leave an argument out, what the paper states holds."""
 
-OF_PROPOSALS = ("proposal", "proposal_temperature", "proposal_top_k", "proposal_top_p", "clip", "estimator")
+OF_PROPOSALS = (
+    *("proposal", "proposal_temperature", "proposal_top_k", "proposal_top_p", "clip", "estimator"),
+    *("level", *(f"fast_{name}" for name in FAST)),
+)
 """Our names of the arguments that belong to ETS-IS alone. A clip's bounds stand as `clip=0.1:10`: commas separate
 arguments."""
 
@@ -186,12 +204,16 @@ decoding of a checkpoint that was trained with RL."""
 _LIKELIHOOD = "has no effect: it belongs to tasks that compare likelihoods, which these models do not answer"
 _REPLACED = {
     "is_accelerate_available": "has no effect: how many processes there are follows from accelerate launch",
-    "proposal": "has no effect without importance sampling",
+    "proposal": "has no effect: level, fast_cache, fast_threshold … say what importance sampling draws from",
     "mc_num": _LIKELIHOOD,
     "is_check_greedy": _LIKELIHOOD,
     "mask_id": "has no effect: the mask token is read from the checkpoint's configuration",
     "trust_remote_code": "has no effect: no remote code is run",
 }
+_LEVEL_0 = (
+    "is_accelerate_available: p_ref is the fast sampler with the dual cache itself, every weight exactly 1 (Level 0); "
+    "the other levels: use_importance_sampling=True,level=1 (or 1F, 2)"
+)
 _OF_LM_EVAL = ("batch_size", "max_batch_size", "device")
 
 
@@ -217,8 +239,8 @@ def read_arguments(model: str, arguments: Mapping[str, Any]) -> PaperRun:
     if missing := [name for name, argument in known.items() if argument.name not in values]:
         raise InputError(f"the model {model} needs {missing[0]}=…; add it to --model_args")
     method = _chosen(method, values.pop("method"), arguments)
-    idle = _without_proposal(family, method, values, read)
-    return PaperRun(family, method, _completed(values), (*_notes(arguments), *idle))
+    told = (*_notes(arguments, known), *_without_proposal(family, method, values, read), *_accelerated(method, values))
+    return PaperRun(family, method, _completed(values), told)
 
 
 def _model(model: str) -> tuple[Family, str]:
@@ -242,15 +264,31 @@ def _chosen(method: str, named: str | None, arguments: Mapping[str, Any]) -> str
 def _without_proposal(family: Family, method: str, values: dict[str, Any], read: Mapping[str, Any]) -> tuple[str, ...]:
     """Take what belongs to ETS-IS out of another method's values; a line for each such argument that was given."""
     if method == "ets-is":
-        if family == "llada":
-            raise InputError("ETS-IS is not built yet for masked-diffusion models; leave importance sampling out")
-        if values["proposal"] is None:
+        if family == "qwen" and values["proposal"] is None:
             raise InputError("importance sampling needs small_model_path=…; add it to --model_args")
         return ()
     for name in OF_PROPOSALS:
         values.pop(name, None)
     idle = [name for name in read if ARGUMENTS[family][name].name in OF_PROPOSALS]
     return tuple(f"{name} has no effect without importance sampling; add use_importance_sampling=True" for name in idle)
+
+
+def _accelerated(method: str, values: dict[str, Any]) -> tuple[str, ...]:
+    """Of masked diffusion: the dual cache where it is asked for, and what ETS-IS needs where nothing is said of it.
+
+    Levels 1 and 2 take the positions as given, which LLaDA's own rule does not.
+    """
+    asked = values.pop("accelerated", False)
+    if "level" in values:
+        values["level"] = values["level"] or "1"
+        if values["level"] in ("1", "2") and values["remasking"] == "low_confidence":
+            values["fast_remasking"] = values["fast_remasking"] or "largest"
+        if asked or all(values[f"fast_{name}"] is None for name in FAST if name != "remasking"):
+            values["fast_cache"] = values["fast_cache"] or "dual"
+    elif asked:
+        values["cache"] = values["cache"] or "dual"
+        return (_LEVEL_0,)
+    return ()
 
 
 def _completed(values: dict[str, Any]) -> dict[str, Any]:
@@ -264,5 +302,5 @@ def _completed(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _notes(arguments: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(f"{name} {_REPLACED[name]}" for name in arguments if name in _REPLACED)
+def _notes(arguments: Mapping[str, Any], known: Mapping[str, Argument]) -> tuple[str, ...]:
+    return tuple(f"{name} {_REPLACED[name]}" for name in arguments if name in _REPLACED and name not in known)

@@ -59,6 +59,20 @@ class Proposing:
         told = (f"{name}{value}" for name, value in values.items() if value is not None)
         return (f"{self.model}@{self.revision}", *told, self.estimator)
 
+    @property
+    def weighed(self) -> bool:
+        """Whether there are ratios."""
+        return True
+
+    @property
+    def target(self) -> str:
+        """A law that draws are weighed towards in the place of the policy's own."""
+        return ""
+
+    def label(self, rollouts: int) -> str:
+        """The method's name in the table."""
+        return f"ETS-IS (M {self.candidates}, K {rollouts}, block {self.block_size})"
+
 
 def opened_pair(
     proposing: Proposing, reference: Policy, checkpoint: Callable[[], Checkpoint]

@@ -8,9 +8,11 @@ from ets.evaluation.evaluate import Row
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A Markdown table with aligned columns, readable as it is."""
-    costs = (f"{cost}/{unit(rows)}" for cost in ("tokens", "positions", "seconds"))
-    return _aligned([("method", score_name(rows), "95% interval", *costs), *(_cells(row) for row in rows)])
+    """A Markdown table with aligned columns, readable as it is; row-forwards are a column of masked diffusion alone."""
+    forwards = any(row.row_forwards for row in rows)
+    names = ("tokens", "positions", *(("row-forwards",) if forwards else ()), "seconds")
+    costs = (f"{cost}/{unit(rows)}" for cost in names)
+    return _aligned([("method", score_name(rows), "95% interval", *costs), *(_cells(row, forwards) for row in rows)])
 
 
 def score_name(rows: Sequence[Row]) -> str:
@@ -33,8 +35,19 @@ def score_table(rows: Sequence[Row], scorer: str) -> str:
 
 
 def ratio_lines(rows: Sequence[Row]) -> str:
-    """A line for each row with importance ratios: what they are worth."""
-    return "\n".join(f"{row.label}: {row.ratios}" for row in rows if row.ratios and row.ratios.rollouts)
+    """Lines for each row with importance ratios or a target of its own: which that is, and what ratios are worth."""
+    lines = []
+    for row in rows:
+        if row.target:
+            lines.append(target_line(row.label, row.target))
+        if row.ratios and row.ratios.rollouts:
+            lines.append(f"{row.label}: {row.ratios}")
+    return "\n".join(lines)
+
+
+def target_line(label: str, target: str) -> str:
+    """Which law a method's draws are weighed towards."""
+    return f"{label}: its target is {target}"
 
 
 def _aligned(cells: Sequence[tuple[str, ...]]) -> str:
@@ -44,7 +57,7 @@ def _aligned(cells: Sequence[tuple[str, ...]]) -> str:
     return "\n".join([lines[0], rule, *lines[1:]])
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: Row, forwards: bool) -> tuple[str, ...]:
     share = row.accuracy
     return (
         row.label,
@@ -52,6 +65,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{share.low:.1%} to {share.high:.1%}",
         f"{row.generated:,.0f}",
         f"{row.positions:,.0f}",
+        *((f"{row.row_forwards:,.0f}",) if forwards else ()),
         f"{row.seconds:.2f}",
     )
 

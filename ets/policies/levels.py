@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ets.path_weights import PathRatio, PathWeights
+from ets.policies.autoregressive import require_same_vocabulary
 from ets.policies.canvases import CanvasState
 from ets.policies.masked_diffusion import MaskedDiffusionPolicy
 from ets.policies.path_probability import PathStep, path_probabilities, path_steps
@@ -42,7 +43,9 @@ LEVELS = {
         "the exact model's token probabilities, revealed in the order and groups that the fast model chose; this is "
         "the exact sampler only where both choose the same positions"
     ),
-    "1F": Level("the exact sampler", positions=True),
+    "1F": Level(
+        "the exact sampler, as far as the fast one can take its paths: what it cannot is missing", positions=True
+    ),
     "2": Level(
         "sequential exact tokens in the fast grouping: those of a step are drawn from left to right, each given the "
         "ones before it",
@@ -50,6 +53,26 @@ LEVELS = {
     ),
 }
 """By name. Level 2 asks for as many forwards as exact sampling takes, though in parallel: a diagnostic."""
+
+LEVEL_0 = "the fast sampler itself, which is p_ref: every weight is exactly 1"
+"""The target at level "0", which weighs nothing."""
+
+
+def target_of(level: str) -> str:
+    """The law that draws follow at a level, in words.
+
+    Raises
+    ------
+    InputError
+        For an unknown level.
+    """
+    return LEVEL_0 if level == "0" else _named(level).target
+
+
+def _named(level: str) -> Level:
+    if level not in LEVELS:
+        raise InputError(f"unknown level {level!r}; choose from 0, {', '.join(LEVELS)}")
+    return LEVELS[level]
 
 
 class LevelWeigher:
@@ -72,10 +95,8 @@ class LevelWeigher:
     """
 
     def __init__(self, exact: MaskedDiffusionPolicy, fast: MaskedDiffusionPolicy, level: str) -> None:
-        if level not in LEVELS:
-            raise InputError(f"unknown level {level!r}; choose from 0, {', '.join(LEVELS)}")
+        self.exact, self.fast, self.level = exact, fast, _named(level)
         require_ratio(exact, fast, level)
-        self.exact, self.fast, self.level = exact, fast, LEVELS[level]
 
     @property
     def target(self) -> str:
@@ -127,8 +148,10 @@ def require_ratio(exact: MaskedDiffusionPolicy, fast: MaskedDiffusionPolicy, lev
         raise InputError("the policy that weighs has a cache itself; give the exact one, or take level 0")
     if exact.unmasking.temperature == 0 or fast.unmasking.temperature == 0:
         raise InputError("at temperature 0 a path has probability 0 or 1, and no ratio exists; raise the temperature")
-    if (exact.mask_id, exact.endings.vocabulary) != (fast.mask_id, fast.endings.vocabulary):
-        raise InputError("the two models have other tokens; choose two of one family")
+    if exact.checkpoint is not fast.checkpoint:
+        require_same_vocabulary(exact.endings, fast.endings)
+    if exact.mask_id != fast.mask_id:
+        raise InputError(f"the mask is token {exact.mask_id} and {fast.mask_id}; choose two models of one family")
     mine, its = exact.schedule, fast.schedule
     if (mine.gen_length, mine.block_length) != (its.gen_length, its.block_length):
         raise InputError(

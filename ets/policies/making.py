@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from ets.models import MASKED_DIFFUSION
+from ets.path_weights import PathWeights
 from ets.policies.autoregressive import Horizon, Sampling
+from ets.policies.canvas_cache import Caching
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.levels import weighed_sampler
 from ets.policies.masked_diffusion import MaskedDiffusionPolicy
 from ets.policies.transformers import TransformersPolicy
 from ets.policies.unmasking import Schedule, Unmasking
@@ -17,7 +21,7 @@ from ets.types import InputError, Policy
 
 SETTINGS = (
     "temperature", "top_k", "top_p", "block_size", "max_length", "guide_steps", "steps", "block_length", "cfg",
-    "remasking", "stop_at_end", "memory_gib", "replicas", "utilization",
+    "remasking", "stop_at_end", "threshold", "factor", "cache", "refresh", "memory_gib", "replicas", "utilization",
 )  # fmt: skip
 """The names of `policy_of`'s settings."""
 
@@ -36,6 +40,10 @@ def policy_of(
     cfg: float | None = None,
     remasking: str | None = None,
     stop_at_end: bool | None = None,
+    threshold: float | None = None,
+    factor: float | None = None,
+    cache: str | None = None,
+    refresh: int | None = None,
     memory_gib: float | None = None,
     replicas: int | None = None,
     utilization: float | None = None,
@@ -57,6 +65,8 @@ def policy_of(
     steps, block_length, cfg, remasking, stop_at_end
         Of `Schedule` and `Unmasking`, for masked diffusion alone; by default one step per token, the family's block
         length (or the whole canvas, where that does not divide it), and the defaults of `Unmasking`.
+    threshold, factor, cache, refresh
+        Of `Unmasking` and `Caching`, for masked diffusion alone: a faster sampler, which is then p_ref itself.
     memory_gib : float, optional
         Limit on the cache of rows under way; by default half of the free memory.
     replicas, utilization : int, float
@@ -71,14 +81,15 @@ def policy_of(
     """
     sampling = Sampling(temperature, top_k, top_p)
     horizon = None if block_size is None else Horizon(block_size, max_length)
-    rule: dict[str, Any] = {"cfg": cfg, "remasking": remasking, "stop_at_end": stop_at_end}
-    unmasking = Unmasking(temperature, **{name: value for name, value in rule.items() if value is not None})
+    rule = {"cfg": cfg, "remasking": remasking, "stop_at_end": stop_at_end, "threshold": threshold, "factor": factor}
+    unmasking = Unmasking(temperature, **_given(rule))
+    caching = _caching(cache, refresh)
     opened = checkpoint()
     resources = {"replicas": replicas, "utilization": utilization}
     if engine != "vllm" and (given := [name for name, value in resources.items() if value is not None]):
         raise InputError(f"{given[0]} is {resources[given[0]]}, which the engine vllm alone has; leave it out")
     if (engine or _engine_for(opened)) in ("transformers", "vllm"):
-        only = {"guide_steps": guide_steps, "steps": steps, "block_length": block_length, **rule}
+        only = {"guide_steps": guide_steps, "steps": steps, "block_length": block_length, **rule, "cache": cache}
         _require_unset(opened, "an autoregressive", only)
         if horizon is None:
             raise InputError("block_size is not set; set it to the tokens of a guide step")
@@ -92,7 +103,7 @@ def policy_of(
         _block_length(opened, max_length) if block_length is None else block_length,
         _guide_steps(guide_steps, block_size, max_length),
     )
-    return MaskedDiffusionPolicy(opened, unmasking, schedule, memory_gib=memory_gib)
+    return MaskedDiffusionPolicy(opened, unmasking, schedule, caching=caching, memory_gib=memory_gib)
 
 
 def proposal_of(
@@ -128,6 +139,67 @@ def proposal_of(
     )
     ImportanceSampling(reference, proposal)  # what does not fit is named now
     return proposal
+
+
+def fast_sampler_of(
+    exact: Policy,
+    level: str = "0",
+    *,
+    checkpoint: Callable[[], Checkpoint] | None = None,
+    temperature: float | None = None,
+    remasking: str | None = None,
+    threshold: float | None = None,
+    factor: float | None = None,
+    cache: str | None = None,
+    refresh: int | None = None,
+    clip: tuple[float, float] | None = None,
+) -> MaskedDiffusionPolicy | PathWeights:
+    """A faster sampler with the canvas and the guide steps of a masked-diffusion policy, weighed towards it at a level.
+
+    Parameters
+    ----------
+    exact : Policy
+        Made by `policy_of`.
+    level : str
+        "0": the fast sampler itself, every weight exactly 1; or a key of `ets.policies.levels.LEVELS`.
+    checkpoint : callable, optional
+        Opens the fast sampler's model; by default it is the policy's.
+    temperature, remasking, threshold, factor, cache, refresh
+        As for `policy_of`; by default the policy's own. One of threshold and factor replaces both of the policy's.
+    clip : (float, float), optional
+        Bounds on the ratios; level 0 has none.
+
+    Raises
+    ------
+    InputError
+        For values out of range, or a pair that has no ratio at this level.
+    """
+    if not isinstance(exact, MaskedDiffusionPolicy):
+        raise InputError(f"a {type(exact).__name__} has no faster sampler; leave the level out")
+    if level == "0" and clip is not None:
+        raise InputError(f"clip is {clip!r}, but at level 0 every weight is exactly 1; leave it out")
+    changed = _given({"temperature": temperature, "remasking": remasking})
+    if (threshold, factor) != (None, None):
+        changed |= {"threshold": threshold, "factor": factor}
+    kept = exact.caching
+    if (cache, refresh) != (None, None):
+        kept = _caching(cache or (kept.kind if kept else None), refresh)
+    opened = checkpoint() if checkpoint else exact.checkpoint
+    unmasking = replace(exact.unmasking, **changed)
+    fast = MaskedDiffusionPolicy(opened, unmasking, exact.schedule, caching=kept, memory_gib=exact.memory_gib)
+    return weighed_sampler(exact, fast, level, clip)
+
+
+def _caching(cache: str | None, refresh: int | None) -> Caching | None:
+    if cache is not None:
+        return Caching(cache, refresh)
+    if refresh is not None:
+        raise InputError(f"refresh is {refresh}, but there is no cache to refresh; add cache, or leave it out")
+    return None
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _in_vllm(checkpoint: Checkpoint, sampling: Sampling, horizon: Horizon, **resources: Any) -> VLLMPolicy:

@@ -80,6 +80,7 @@ class MaskedDiffusionPolicy:
                 f"cfg is {unmasking.cfg}, but a cache holds no unguided canvases; set cfg to 0, or no cache"
             )
         self.checkpoint, self.unmasking, self.schedule, self.caching = checkpoint, unmasking, schedule, caching
+        self.memory_gib = memory_gib
         self.mask_id = int(getattr(config, family.mask_field))
         vocabulary = checkpoint.tokenizer.get_vocab()
         named = {vocabulary[token] for token in family.end_tokens if token in vocabulary}

@@ -69,6 +69,29 @@ def translated(line: str) -> PaperRun:
         ),
         ("--tasks humaneval --model llada_dist " + LLADA + ",use_vanilla=True", "plain", {"steps": 256, "cfg": 0.0}),
         ("--tasks humaneval --model llada_dist " + LLADA + ",use_bon=True", "best-of-n", {}),
+        ("--tasks gsm8k --model llada_dist " + LLADA + ",is_accelerate_available=True", "ets", {"cache": "dual"}),
+        (
+            "--tasks gsm8k --model llada_dist " + LLADA + ",is_accelerate_available=True,cache=prefix,refresh=2,"
+            "threshold=0.9,use_bon=True",
+            "best-of-n",
+            {"cache": "prefix", "refresh": 2, "threshold": 0.9},
+        ),
+        (
+            "--tasks gsm8k --model llada_dist " + LLADA + ",is_accelerate_available=True,use_importance_sampling=True",
+            "ets-is",
+            {"level": "1", "cache": None, "fast_cache": "dual", "fast_remasking": "largest", "remasking": "low_confidence"},
+        ),
+        (
+            "--tasks gsm8k --model llada_dist " + LLADA + ",use_importance_sampling=True,level=2,fast_threshold=0.9,"
+            "remasking=entropy,clip=0.1:10",
+            "ets-is",
+            {"level": "2", "fast_cache": None, "fast_remasking": None, "fast_threshold": 0.9, "clip": (0.1, 10.0)},
+        ),
+        (
+            "--tasks gsm8k --model llada_dist " + LLADA + ",method=ets-is,level=1F",
+            "ets-is",
+            {"level": "1F", "fast_cache": "dual", "fast_remasking": None},
+        ),
         ("run -t gsm8k --model llada_dist " + LLADA + ",method=majority,num_samples=9", "majority", {"samples": 9}),
     ],
 )  # fmt: skip
@@ -104,9 +127,16 @@ def test_a_command_line_of_the_paper_is_understood(line: str, method: str, value
             "clip is '10'; give the lowest and the highest ratio",
         ),
         (
-            "--model llada_dist " + LLADA + ",use_importance_sampling=True,proposal=/s",
-            "ETS-IS is not built yet for masked-diffusion models; leave importance sampling out",
+            "--model llada_dist --model_args model_path=embedded,gen_length=24,block_length=8,use_importance_sampling=True"
+            ",fast_remasking=low_confidence",
+            "level 1 takes the positions as given, but remasking 'low_confidence' chooses them by the drawn tokens",
         ),
+        (
+            "--model llada_dist --model_args model_path=embedded,gen_length=24,block_length=8,is_accelerate_available=True"
+            ",cfg=0.5",
+            "cfg is 0.5, but a cache holds no unguided canvases",
+        ),
+        ("--model llada_dist " + LLADA + ",is_accelerate_available=maybe", "choose True or False"),
         ("--model qwen-ets " + QWEN + ",method=magic", "method is 'magic'; choose from plain"),
         ("--model qwen-ets --model_args model_path", "argument --model_args: expected `key=value`, got 'model_path'"),
         ("--model qwen-ets --banana", "unrecognized arguments: --banana; see --help"),
@@ -141,6 +171,23 @@ def test_bad_input_is_one_line(line: str, message: str, capsys: pytest.CaptureFi
 def test_an_argument_without_effect_is_answered_by_one_line(argument: str, note: str) -> None:
     (line,) = translated(f"--tasks gsm8k --model qwen {QWEN},{argument}").notes
     assert line.startswith(argument.split("=")[0]) and note in line and "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("argument", "note"),
+    [
+        ("is_accelerate_available=True", "p_ref is the fast sampler with the dual cache itself, every weight exactly 1"),
+        ("level=1F", "level has no effect without importance sampling; add use_importance_sampling=True"),
+        ("fast_cache=dual", "fast_cache has no effect without importance sampling"),
+        ("proposal=/s", "level, fast_cache, fast_threshold … say what importance sampling draws from"),
+    ],
+)
+def test_what_makes_llada_fast_is_answered_by_one_line(argument: str, note: str) -> None:
+    run = translated(f"--tasks gsm8k --model llada_dist {LLADA},{argument}")
+    (line,) = run.notes
+    assert line.startswith(argument.split("=")[0]) and note in line and "\n" not in line
+    assert run.method == "ets" and not set(OF_PROPOSALS) & set(run.values)
+    assert not translated(f"--tasks gsm8k --model llada_dist {LLADA},is_accelerate_available=False").notes
 
 
 @pytest.mark.parametrize(
@@ -184,6 +231,7 @@ def test_the_tables_name_what_exists() -> None:
         "monte_carlo_num": "rollouts",
         "energy_weight": "lam",
         "gen_length": "max_length",
+        "is_accelerate_available": "accelerated",
     }
 
 
