@@ -4,16 +4,18 @@
 #
 #   bash aime24/eval_aime.sh
 #   SMALL_MODEL_PATH=Qwen/Qwen3-1.7B bash aime24/eval_aime.sh           with ETS-IS among the methods
+#   ENGINE=vllm bash aime24/eval_aime.sh                                through vLLM, which has no beam search and no ETS-IS
 #   DATA=/data/AIME-2024 METHODS=plain,ets REPEATS=4 bash aime24/eval_aime.sh
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 source "$ROOT/scripts/run_eval.sh"
+choose_engine                                 # ENGINE: transformers or vllm
 choose_preset "aime24" "$@"
 
 TASK=aime24
 MODEL_PATH=${MODEL_PATH:-Qwen/Qwen3-8B}       # a checkpoint's folder or its hub name; also embedded
 SMALL_MODEL_PATH=${SMALL_MODEL_PATH:-}        # draws ETS-IS's rollouts, with the model's own tokens; empty: METHODS are without ets-is
-METHODS=${METHODS:-plain,greedy,beam,best-of-n,majority,ets${SMALL_MODEL_PATH:+,ets-is}} # also one-step
+METHODS=${METHODS:-plain,greedy,${TRANSFORMERS:+beam,}best-of-n,majority,ets${SMALL_MODEL_PATH:+,ets-is}} # also one-step
 REPEATS=${REPEATS:-32}                        # samples of each problem that are averaged, for every method
 M_CANDIDATES=${M_CANDIDATES:-5}               # M, candidates per guide step
 K_MONTE_CARLO=${K_MONTE_CARLO:-3}             # K, rollouts per candidate
@@ -39,12 +41,14 @@ DATA=${DATA:-}                                # the problems, a folder or a file
 SAMPLES=${SAMPLES:-}                          # N of best-of-n and majority; empty: as many as generate ETS's tokens
 SEED=${SEED:-0}
 WIDTH=${WIDTH:-16}                            # samples that advance together; results depend on it by rounding errors alone
-MEMORY_GIB=${MEMORY_GIB:-}                    # for the cache of rows under way; empty: half of what is free
+MEMORY_GIB=${MEMORY_GIB:-}                    # for the cache of rows under way; empty: half of what is free; vLLM: by UTILIZATION, on a CPU 2
+GEN_DP=${GEN_DP:-1}                           # vLLM: copies of the model, each on a GPU of its own
+UTILIZATION=${UTILIZATION:-0.9}               # vLLM: the share of a GPU's memory that it may take
 OUT=${OUT:-}                                  # results folder; empty: results/TASK-HASH, by the configuration
 
-run_eval transformers --candidates "$M_CANDIDATES" --rollouts "$K_MONTE_CARLO" --lam "$LAMBDA_PARAM" --beams "$NUM_BEAMS" \
+run_eval "$ENGINE" --candidates "$M_CANDIDATES" --rollouts "$K_MONTE_CARLO" --lam "$LAMBDA_PARAM" --beams "$NUM_BEAMS" \
     --max-length "$MAX_LENGTH" --block-size "$BLOCK_SIZE" ${TOP_K:+--top-k "$TOP_K"} ${TOP_P:+--top-p "$TOP_P"} \
     ${SMALL_MODEL_PATH:+--proposal "$SMALL_MODEL_PATH" --proposal-temperature "$PROPOSAL_TEMPERATURE"} \
     ${SMALL_MODEL_PATH:+--is-candidates "$IS_M_CANDIDATES" --is-block-size "$IS_BLOCK_SIZE" --estimator "$ESTIMATOR"} \
     ${PROPOSAL_TOP_K:+--proposal-top-k "$PROPOSAL_TOP_K"} ${PROPOSAL_TOP_P:+--proposal-top-p "$PROPOSAL_TOP_P"} \
-    ${CLIP:+--clip "$CLIP"}
+    ${CLIP:+--clip "$CLIP"} ${VLLM:+--replicas "$GEN_DP" --utilization "$UTILIZATION"}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures ETS on an autoregressive model. Every hyper-parameter stands in this file: edit it, or set the
+# Measures ETS on an autoregressive model, through transformers or, as qwen_vllm/eval.sh, vLLM. Every hyper-parameter stands in this file: edit it, or set the
 # variable for one run:
 #
 #   bash qwen/eval.sh                                                   the embedded demonstration
@@ -14,7 +14,8 @@
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 source "$ROOT/scripts/run_eval.sh"
-choose_preset "demo demo-is math500 gsm8k humaneval gpqa" "$@"
+choose_engine                                 # ENGINE: transformers or vllm
+choose_preset "demo${TRANSFORMERS:+ demo-is} math500 gsm8k humaneval gpqa" "$@"
 
 if [ "$PRESET" = demo-is ]; then SMALL_MODEL_PATH=${SMALL_MODEL_PATH:-embedded-small}; fi # all else is as in demo
 SMALL_MODEL_PATH=${SMALL_MODEL_PATH:-}        # draws ETS-IS's rollouts, with the model's own tokens; empty: METHODS are without ets-is
@@ -61,7 +62,7 @@ esac
 
 # What they share.
 MODEL_PATH=${MODEL_PATH:-Qwen/Qwen3-8B}       # a checkpoint's folder or its hub name; also embedded, embedded-small
-METHODS=${METHODS:-plain,greedy,beam,best-of-n,majority,ets${SMALL_MODEL_PATH:+,ets-is}} # also one-step
+METHODS=${METHODS:-plain,greedy,${TRANSFORMERS:+beam,}best-of-n,majority,ets${SMALL_MODEL_PATH:+,ets-is}} # also one-step
 M_CANDIDATES=${M_CANDIDATES:-15}              # M, candidates per guide step
 K_MONTE_CARLO=${K_MONTE_CARLO:-3}             # K, rollouts per candidate
 LAMBDA_PARAM=${LAMBDA_PARAM:-0.1}             # lambda; the reward is a share of votes, from 0 to 1
@@ -85,17 +86,19 @@ SAMPLES=${SAMPLES:-}                          # of the methods without guide ste
 REPEATS=${REPEATS:-}                          # samples of each problem that every method's score is a mean of; empty: 1
 SEED=${SEED:-0}
 WIDTH=${WIDTH:-16}                            # problems that advance together; results depend on it by rounding errors alone
-MEMORY_GIB=${MEMORY_GIB:-}                    # for the cache of rows under way; empty: half of what is free
+MEMORY_GIB=${MEMORY_GIB:-}                    # for the cache of rows under way; empty: half of what is free; vLLM: by UTILIZATION, on a CPU 2
+GEN_DP=${GEN_DP:-1}                           # vLLM: copies of the model, each on a GPU of its own
+UTILIZATION=${UTILIZATION:-0.9}               # vLLM: the share of a GPU's memory that it may take
 STOPS=${STOPS:-}                              # of HumanEval alone, see there
 UNSAFE_CODE=${UNSAFE_CODE:-}                  # 1: run HumanEval's generated code without the sandbox
 OUT=${OUT:-}                                  # results folder; empty: results/TASK-HASH, by the configuration
 
-REAL="MODEL_PATH=Qwen/Qwen3-1.7B-Base SHOTS=4 TEMPERATURE=1.0 bash qwen/eval.sh"
+REAL="MODEL_PATH=Qwen/Qwen3-1.7B-Base SHOTS=4 TEMPERATURE=1.0 bash qwen${VLLM:+_vllm}/eval.sh"
 note "This is the embedded demonstration: a model of 1.7 million parameters on made-up problems. With a real model, on the same problems: $REAL"
-run_eval transformers --candidates "$M_CANDIDATES" --rollouts "$K_MONTE_CARLO" --lam "$LAMBDA_PARAM" --beams "$NUM_BEAMS" \
+run_eval "$ENGINE" --candidates "$M_CANDIDATES" --rollouts "$K_MONTE_CARLO" --lam "$LAMBDA_PARAM" --beams "$NUM_BEAMS" \
     --max-length "$MAX_LENGTH" --block-size "$BLOCK_SIZE" ${TOP_K:+--top-k "$TOP_K"} ${TOP_P:+--top-p "$TOP_P"} \
     ${SMALL_MODEL_PATH:+--proposal "$SMALL_MODEL_PATH" --proposal-temperature "$PROPOSAL_TEMPERATURE"} \
     ${SMALL_MODEL_PATH:+--is-candidates "$IS_M_CANDIDATES" --is-block-size "$IS_BLOCK_SIZE" --estimator "$ESTIMATOR"} \
     ${PROPOSAL_TOP_K:+--proposal-top-k "$PROPOSAL_TOP_K"} ${PROPOSAL_TOP_P:+--proposal-top-p "$PROPOSAL_TOP_P"} \
-    ${CLIP:+--clip "$CLIP"}
+    ${CLIP:+--clip "$CLIP"} ${VLLM:+--replicas "$GEN_DP" --utilization "$UTILIZATION"}
 note "That was the embedded demonstration, which shows the method and its cost, not what it does for a real model. With one: $REAL"

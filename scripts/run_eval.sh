@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What the eval.sh scripts share. They source it, choose a preset, set their variables, and call run_eval:
 #   source scripts/run_eval.sh
+#   choose_engine                              sets ENGINE, and TRANSFORMERS or VLLM, whichever it is
 #   choose_preset "demo math500 ..." "$@"       sets PRESET; `all` runs the script once for each but the demos,
 #                                              with the results of each in OUT/PRESET, if OUT is set
 #   run_eval ENGINE [OPTION VALUE] ...          ets eval, with the options of that engine alone
@@ -28,6 +29,18 @@ run_one_of_all() { # in a shell of its own: what is changed here holds for this 
     fi
     if [ "$preset" = math500 ] && [ "${SHOTS:-0}" -gt 4 ] 2>/dev/null; then leave_out "$preset" SHOTS; fi # it has four
     bash "$0" "$preset"
+}
+
+choose_engine() {
+    ENGINE=${ENGINE:-transformers} TRANSFORMERS="" VLLM=""
+    case "$ENGINE" in
+    transformers) TRANSFORMERS=1 ;;
+    vllm) VLLM=1 ;;
+    *) refuse "ENGINE is '$ENGINE'; set it to transformers or vllm" ;;
+    esac
+    if [ -n "$VLLM" ] && [ -n "${SMALL_MODEL_PATH:-}" ]; then
+        refuse "SMALL_MODEL_PATH is set, but ets-is scores the small model's texts, which vLLM does at temperature 1 alone; leave it out, or set ENGINE=transformers"
+    fi
 }
 
 choose_preset() {
@@ -82,7 +95,7 @@ run_eval() {
         show python "${command[@]}"
         return
     fi
-    source "$ROOT/scripts/setup.sh" eval $(is_demo || echo benchmarks)
+    source "$ROOT/scripts/setup.sh" eval $(is_demo || echo benchmarks) $([ "$engine" != vllm ] || echo vllm)
     export TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
     "$PYTHON" "${command[@]}"
 }

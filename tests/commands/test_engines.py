@@ -1,0 +1,89 @@
+"""The engines' options: what belongs to which, and what vLLM refuses before it is loaded."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from ets import demo
+from ets.cli import _parser
+from ets.commands.engines import ENGINES, closed_after, engine_settings
+from ets.policies.vllm import VLLMEngine
+from ets.testing import TabularPolicy
+from tests.test_cli import PROPOSED, command, require_one_line
+
+needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here; `source scripts/setup.sh vllm`")
+
+
+def test_an_option_that_engines_share_stands_once_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        _parser().parse_args(["eval", "--help"])
+    shown = capsys.readouterr().out
+    shared = shown.index("options of the engine transformers and vllm:")
+    own = shown.index("options of the engine vllm:")
+    assert shared < shown.index("--top-k TOP_K", shared) < own < shown.index("--replicas REPLICAS", own)
+
+
+def test_results_do_not_depend_on_what_an_engine_may_use(tmp_path: Path) -> None:
+    found = [
+        engine_settings(_parser().parse_args(command(tmp_path, engine="vllm", **given)))
+        for given in ({}, {"replicas": "2", "utilization": "0.5", "top_p": "1"})
+    ]
+    assert found[0] == found[1] == {"engine": "vllm", "block_size": 16, "max_length": 32, "top_k": None, "top_p": 1.0}
+    assert set(ENGINES["vllm"].options) == {*ENGINES["transformers"].options, "replicas", "utilization"}
+
+
+@needs_vllm
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"methods": "ets,beam", "beams": "2"}, "VLLMPolicy has no beam search, which autoregressive models have in"),
+        ({"temperature": "2.5"}, "temperature is 2.5, and vLLM samples at 0 and at 0.01 to 2"),
+        ({"replicas": "0"}, "replicas is 0"),
+        ({"utilization": "0"}, "utilization is 0.0"),
+        ({"memory_gib": "-1"}, "memory_gib is -1.0"),
+        ({"shots": "200"}, "leaves no room for a generation of 32 in the model's context of 8192"),
+        ({"model": demo.model_path("diffusion")}, "is a masked-diffusion model, which vLLM does not have"),
+        (PROPOSED, "the engine vllm takes no proposal"),
+        ({"engine": "transformers", "replicas": "2"}, "--replicas is no option of the engine transformers"),
+    ],
+)
+def test_what_vllm_does_not_do_is_one_line_before_it_is_loaded(
+    changed: dict[str, str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(VLLMEngine, "load", lambda self: pytest.fail("the engine was loaded"))
+    require_one_line(command(tmp_path / "run", **{"engine": "vllm", **changed}), message, capsys, monkeypatch)
+
+
+def test_a_missing_vllm_is_one_line_that_names_the_mend(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "vllm.platforms", None)
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    words = command(tmp_path / "run", engine="vllm")
+    require_one_line(words, "run `source scripts/setup.sh vllm`", capsys, monkeypatch)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_engine_is_closed_however_the_run_ends() -> None:
+    class Open(TabularPolicy):
+        closed = 0
+
+        def close(self) -> None:
+            self.closed += 1
+
+    policy = Open()
+    with closed_after(policy):
+        pass
+    with pytest.raises(KeyboardInterrupt), closed_after(policy):
+        raise KeyboardInterrupt
+    assert policy.closed == 2
+    with closed_after(TabularPolicy()):
+        pass
