@@ -255,7 +255,7 @@ class EndpointPolicy(RequestPolicy):
     def follow(self, own: Sequence[State], foreign: Sequence[State]) -> list[Followed]:
         if self.approximate:
             raise InputError(
-                f"{self.engine.name} is approximate, and a ratio needs the exact law; take an exact server for a proposal"
+                f"{self.engine.name} is approximate, and a ratio needs the exact law; choose an exact server"
             )
         return super().follow(own, foreign)
 
