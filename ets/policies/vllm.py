@@ -72,6 +72,8 @@ class VLLMEngine:
     ) -> None:
         require_counts(replicas=replicas, rows=rows)
         require_positive(utilization=utilization, **({} if memory_gib is None else {"memory_gib": memory_gib}))
+        if utilization > 1:
+            raise InputError(f"utilization is {utilization}; it is a share, at most 1")
         if checkpoint.name == "loaded":
             raise InputError(
                 "the model was handed over in memory, and vLLM loads from files; save it to a folder first"

@@ -44,6 +44,7 @@ def test_results_do_not_depend_on_what_an_engine_may_use(tmp_path: Path) -> None
         ({"temperature": "2.5"}, "temperature is 2.5, and vLLM samples at 0 and at 0.01 to 2"),
         ({"replicas": "0"}, "replicas is 0"),
         ({"utilization": "0"}, "utilization is 0.0"),
+        ({"utilization": "90"}, "utilization is 90.0; it is a share, at most 1"),
         ({"memory_gib": "-1"}, "memory_gib is -1.0"),
         ({"shots": "200"}, "leaves no room for a generation of 32 in the model's context of 8192"),
         ({"model": demo.model_path("diffusion")}, "is a masked-diffusion model, which vLLM does not have"),

@@ -114,6 +114,44 @@ def test_the_demonstration_of_importance_sampling_is_the_other_one_with_a_small_
     assert (proposed["is_candidates"], proposed["is_block_size"]) == (plain["candidates"], plain["block_size"])
 
 
+VLLM = ROOT / "qwen_vllm" / "eval.sh"
+
+
+@pytest.mark.parametrize(
+    ("script", "other", "preset"),
+    [(QWEN, VLLM, preset) for preset in ("demo", *SCRIPTS[QWEN])] + [(AIME, AIME, "")],
+)
+def test_vllm_runs_with_the_numbers_of_transformers(script: Path, other: Path, preset: str, tmp_path: Path) -> None:
+    """All but beam search, which it does not have; how much of the machine it takes is its own."""
+    plain = options(script, preset, tmp_path)
+    found = options(other, preset, tmp_path, ENGINE="vllm")
+    own = {"engine": "vllm", "replicas": 1, "utilization": 0.9, "methods": str(plain["methods"]).replace("beam,", "")}
+    assert found == plain | own
+    given = options(other, preset, tmp_path, ENGINE="vllm", GEN_DP="4", UTILIZATION="0.5", M_CANDIDATES="7")
+    assert given == found | {"replicas": 4, "utilization": 0.5, "candidates": 7}
+
+
+def test_all_runs_the_benchmarks_through_vllm(tmp_path: Path) -> None:
+    found = [vars(_parser().parse_args(words)) for words in printed(VLLM, "all", tmp_path)]
+    assert [(run["engine"], run["task"]) for run in found] == [("vllm", task) for task in SCRIPTS[QWEN]]
+
+
+@pytest.mark.parametrize(
+    ("script", "preset", "variables", "message"),
+    [
+        (VLLM, "all", {"SMALL_MODEL_PATH": "x"}, "SMALL_MODEL_PATH is set, but ets-is scores the small model's texts"),
+        (VLLM, "demo-is", {}, "unknown preset 'demo-is'; the presets that work are: demo, math500, gsm8k, humaneval"),
+        (AIME, "aime24", {"ENGINE": "abacus"}, "ENGINE is 'abacus'; set it to transformers or vllm"),
+    ],
+)
+def test_what_an_engine_does_not_do_is_one_line(
+    script: Path, preset: str, variables: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    done = bash(str(script), preset, folder=tmp_path, **variables)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("script", [QWEN, LLADA])
 def test_all_runs_the_benchmarks_one_after_the_other(script: Path, tmp_path: Path) -> None:
     lines = printed(script, "all", tmp_path, NUM_PROBLEMS="3", DATA="/some data/it's here")
@@ -182,7 +220,7 @@ def test_aime_has_no_other_presets(tmp_path: Path) -> None:
 
 
 def test_shell_scripts_have_no_syntax_errors() -> None:
-    for path in [*ROOT.glob("scripts/*.sh"), *SCRIPTS]:
+    for path in [*ROOT.glob("scripts/*.sh"), *SCRIPTS, VLLM]:
         subprocess.run(["bash", "-n", str(path)], check=True)
 
 
