@@ -75,7 +75,7 @@ class Endpoint:
         model: str | None = None,
         key: str = "OPENAI_API_KEY",
         connections: int = 256,
-        seconds: float = 600.0,
+        seconds: float = 1800.0,
         waits: Sequence[float] = WAITS,
     ) -> None:
         require_counts(connections=connections)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -78,8 +79,8 @@ class Server:
                 return answer
             if wait is None:
                 raise InputError(
-                    f"the server at {self.address} {answer.what}; tried {len(self._waits) + 1} times; start it again, "
-                    "or mend the address, and repeat the command"
+                    f"the server at {self.address} {answer.what}; tried {len(self._waits) + 1} times; {answer.mend}, "
+                    "and repeat the command"
                 )
             await asyncio.sleep(max(wait * (1 + random.random()), answer.pause))
 
@@ -93,7 +94,8 @@ class Server:
                 method = "GET" if body is None else "POST"
                 response = await self._client.request(method, f"{self.address}/{path}", json=body)
         except self._timeouts as error:
-            return _Failure(f"has not answered within {self._seconds:g} seconds ({type(error).__name__})")
+            silence = f"has not answered within {self._seconds:g} seconds ({type(error).__name__})"
+            return _Failure(silence, mend="give it more seconds, or start it again")
         except self._failures as error:
             return _Failure(f"cannot be reached ({self._line(str(error) or type(error).__name__)})")
         status = response.status_code
@@ -112,9 +114,13 @@ class Server:
         return " ".join((text.replace(self._key, "***") if self._key else text).split())[:200]
 
 
+@dataclass(frozen=True)
 class _Failure:
-    def __init__(self, what: str, pause: float = 0.0) -> None:
-        self.what, self.pause = what, pause
+    """What went wrong, how many seconds the server asks us to wait, and what a user can do."""
+
+    what: str
+    pause: float = 0.0
+    mend: str = "start it again, or mend the address"
 
 
 def _checked(address: str) -> str:
