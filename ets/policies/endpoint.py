@@ -8,6 +8,7 @@ process; one that returns text alone is approximate, and named so.
 from __future__ import annotations
 
 import asyncio
+import math
 import warnings
 import weakref
 from collections.abc import Collection, Mapping, Sequence
@@ -261,7 +262,8 @@ class EndpointPolicy(RequestPolicy):
 
 
 def _from_tokens(choice: Mapping[str, Any], room: int) -> tuple[list[int], list[float]]:
-    return list(choice.get("token_ids") or ()), list(choice["logprobs"]["token_logprobs"])
+    logps = [math.nan if logp is None else float(logp) for logp in choice["logprobs"]["token_logprobs"]]
+    return list(choice.get("token_ids") or ()), logps
 
 
 def _cached(said: Mapping[str, Any]) -> int:
