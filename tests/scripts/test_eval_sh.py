@@ -7,13 +7,16 @@ import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).parents[2]
 EVAL = ROOT / "qwen" / "eval.sh"
 LLADA = ROOT / "llada" / "eval.sh"
+VLLM = ROOT / "qwen_vllm" / "eval.sh"
 
 
 def bash(*words: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -21,11 +24,11 @@ def bash(*words: str, folder: Path, **variables: str) -> subprocess.CompletedPro
     return subprocess.run(["bash", *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=500)
 
 
-@pytest.mark.parametrize(("script", "demos"), [(EVAL, "demo, demo-is"), (LLADA, "demo")])
-def test_an_unknown_preset_names_those_that_work(script: Path, demos: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("script", [EVAL, LLADA])
+def test_an_unknown_preset_names_those_that_work(script: Path, tmp_path: Path) -> None:
     done = bash(str(script), "nonsense", folder=tmp_path)
     assert done.returncode == 2
-    presets = f"{demos}, math500, gsm8k, humaneval, gpqa, all"
+    presets = "demo, demo-is, math500, gsm8k, humaneval, gpqa, all"
     assert done.stderr == f"error: unknown preset 'nonsense'; the presets that work are: {presets}\n"
 
 
@@ -63,6 +66,46 @@ def test_the_masked_diffusion_demonstration_runs_with_changed_variables(tmp_path
         assert "embedded demonstration" in line and "bash llada/eval.sh" in line
     assert "ETS (M 3, K 1)" in done.stdout
     assert (tmp_path / "out" / "accuracy.png").stat().st_size > 1000
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here; `source scripts/setup.sh vllm`")
+def test_the_demonstration_runs_through_vllm_and_leaves_nothing_running(tmp_path: Path) -> None:
+    """And shows a finished run again without loading the engine, which takes half a minute."""
+    small = {"NUM_PROBLEMS": "4", "M_CANDIDATES": "3", "K_MONTE_CARLO": "2", "BLOCK_SIZE": "32", "MEMORY_GIB": "1"}
+    shown = []
+    for _ in range(2):
+        done = bash(str(VLLM), folder=tmp_path, OUT="out", METHODS="plain,greedy,ets", **small)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr and "EngineDead" not in done.stderr
+        shown.append(done.stdout)
+    assert "bash qwen_vllm/eval.sh" in shown[0]
+    chains = len((tmp_path / "out" / "journal.jsonl").read_text().splitlines())
+    assert "\n0 finished chains" in shown[0] and f"\n{chains} finished chains" in shown[1] and chains > 3 * 4
+    for label in ("plain sampling", "greedy decoding", "ETS (M 3, K 2)"):
+        assert f"\n| {label}" in shown[0]
+    assert shown[0].partition("| method")[2] == shown[1].partition("| method")[2]
+    assert not [process for process in psutil.process_iter() if str(tmp_path) in working_folder(process)]
+
+
+def working_folder(process: psutil.Process) -> str:
+    try:
+        return process.cwd()
+    except psutil.Error:
+        return ""
+
+
+def test_the_fast_demonstration_goes_on_in_the_folder_of_the_other(tmp_path: Path) -> None:
+    """It adds ETS-IS at one level after the other; what is done is not sampled again."""
+    small = {"NUM_PROBLEMS": "2", "NUM_CANDIDATES": "3", "MONTE_CARLO_NUM": "1", "STEPS": "12", "OUT": "out"}
+    journal, counts = tmp_path / "out" / "journal.jsonl", []
+    for preset, level in (("demo", ""), ("demo-is", ""), ("demo-is", "1"), ("demo-is", "")):
+        methods = "ets" if preset == "demo" else "ets,ets-is"
+        done = bash(str(LLADA), preset, folder=tmp_path, METHODS=methods, LEVEL=level, **small)
+        assert done.returncode == 0, done.stderr
+        assert "embedded demonstration" in done.stdout and "ETS (M 3, K 1)" in done.stdout
+        counts.append(len(journal.read_text().splitlines()))
+    assert counts == [2, 4, 6, 6]
+    assert done.stdout.count("ETS-IS at level 0 (M 3, K 1): its target is the fast sampler itself") == 2
 
 
 def test_the_script_works_beside_folders_named_like_its_packages(tmp_path: Path) -> None:
