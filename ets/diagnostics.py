@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from ets.types import Floats, Step
 from ets.weights import effective_sample_size
 
+T = TypeVar("T")
 WIDE = 1.0
 """A standard deviation of the log-ratio beyond which complete candidates, whose energies are exact, are favoured."""
 
@@ -25,12 +27,19 @@ class RatioSummary:
         That a proposal drew.
     effective : float
         The effective sample size of a candidate's rollouts over their number, a mean over candidates: from 1/K to 1.
+        NaN at K = 1, where a candidate's one rollout cannot tell.
+    mean : float
+        The mean ratio of rollouts, 1 but for noise: less where the proposal cannot draw what the policy can.
     spread : float
-        Standard deviation of the finite log-ratios.
+        Standard deviation of the finite log-ratios within a guide step, a root mean square over steps: from one step to
+        another they shift, and so do all candidates of a choice.
     impossible : float
         The share of rollouts that the reference policy cannot draw.
     clipped : float
-        The share of ratios that stand at a bound of the clip.
+        The share of rollouts' ratios that stand at a bound of the clip.
+    candidates_effective : float
+        Where the proposal drew the candidates too: the effective sample size of their own ratios over M, a mean over
+        steps.
     missed : float
         Of a truncated proposal: the reference policy's probability of what it cannot draw, per token drawn.
     complete_drawn, complete_chosen : float
@@ -40,9 +49,11 @@ class RatioSummary:
 
     rollouts: int
     effective: float
+    mean: float
     spread: float
     impossible: float
     clipped: float
+    candidates_effective: float
     missed: float
     complete_drawn: float
     complete_chosen: float
@@ -50,14 +61,16 @@ class RatioSummary:
     def __str__(self) -> str:
         """One line, and what to make of it."""
         parts = [
-            f"{self.rollouts:,} rollouts of the proposal, {self.effective:.0%} effective",
-            f"log-ratios spread by {self.spread:.2f}" + (" (above 1: complete candidates are favoured)" * self.wide),
-            f"complete candidates: {self.complete_drawn:.0%} of those drawn, {self.complete_chosen:.0%} of those chosen"
-            if not math.isnan(self.complete_drawn)
-            else "",
-            f"{self.impossible:.1%} impossible under the model" if self.impossible else "",
-            f"{self.clipped:.1%} clipped" if self.clipped else "",
-            f"the proposal's truncation misses {self.missed:.2%} a token" if self.missed else "",
+            f"{self.rollouts:,} rollouts of the proposal" + _told(", {:.0%} effective", self.effective),
+            _told("{:.0%} of candidates effective", self.candidates_effective),
+            _told("log-ratios spread by {:.2f}", self.spread)
+            + " (above 1: complete candidates are favoured)" * self.wide,
+            _told("complete candidates: {:.0%} of those drawn", self.complete_drawn)
+            + _told(", {:.0%} of those chosen", self.complete_chosen),
+            _told("mean ratio {:.2f}", self.mean),
+            _told("{:.1%} impossible under the model", self.impossible or math.nan),
+            _told("{:.1%} clipped", self.clipped or math.nan),
+            _told("the proposal's truncation misses {:.2%} a token", self.missed or math.nan),
         ]
         return "; ".join(filter(None, parts))
 
@@ -77,21 +90,44 @@ def ratio_summary(steps: Iterable[Step], clip: tuple[float, float] | None = None
         The bounds that the ratios were clipped to.
     """
     steps = list(steps)
-    ratios = [row for step in steps for row, c in zip(step.log_ratios, step.candidates, strict=True) if not c.done]
-    rows = [row for step in steps for row, c in zip(step.rollouts, step.candidates, strict=True) if not c.done]
+    ratios = [row for step in steps for row in _open(step, step.log_ratios)]
+    rows = [row for step in steps for row in _open(step, step.rollouts)]
     flat = np.concatenate([np.array([]), *ratios])
-    finite = flat[np.isfinite(flat)]
+    own = [step.candidate_log_ratios for step in steps]
     mixed = [step for step in steps if 0 < sum(c.done for c in step.candidates) < len(step.candidates)]
     return RatioSummary(
         rollouts=len(flat),
-        effective=_mean([0.0 if np.all(np.isneginf(row)) else effective_sample_size(row) / len(row) for row in ratios]),
-        spread=float(np.std(finite)) if len(finite) else math.nan,
+        effective=_mean([_effective(row) for row in ratios if len(row) > 1]),
+        mean=_mean(np.exp(flat).tolist()),
+        spread=_spread([np.concatenate([np.array([]), *_open(step, step.log_ratios)]) for step in steps]),
         impossible=_mean(np.isneginf(flat).tolist()),
-        clipped=_mean(_at(finite, clip)) if clip else 0.0,
+        clipped=_mean(_at(flat, clip)) if clip else 0.0,
+        candidates_effective=_mean([_effective(row) for row in own if np.any(row)]),
         missed=_mean([text.missed for row in rows for text in row]),
         complete_drawn=_mean([sum(c.done for c in step.candidates) / len(step.candidates) for step in mixed]),
         complete_chosen=_mean([float(step.candidates[step.choice].done) for step in mixed]),
     )
+
+
+def _open(step: Step, rows: Iterable[T]) -> list[T]:
+    """The rows of the candidates that had not ended."""
+    return [row for row, candidate in zip(rows, step.candidates, strict=True) if not candidate.done]
+
+
+def _effective(log_ratios: Floats) -> float:
+    """Effective sample size over the number."""
+    return 0.0 if np.all(np.isneginf(log_ratios)) else effective_sample_size(log_ratios) / len(log_ratios)
+
+
+def _spread(steps: Sequence[Floats]) -> float:
+    finite = [step[np.isfinite(step)] for step in steps]
+    total = sum(len(step) * float(np.var(step)) for step in finite if len(step))
+    count = sum(map(len, finite))
+    return math.sqrt(total / count) if count else math.nan
+
+
+def _told(text: str, value: float) -> str:
+    return "" if math.isnan(value) else text.format(value)
 
 
 def _at(log_ratios: Floats, clip: tuple[float, float]) -> list[bool]:

@@ -50,10 +50,11 @@ def energy_guided(
         K, at least 1.
     lam : float
         λ > 0, the strength of the KL regularisation, in units of the reward. Towards 0: the best
-        candidate; towards infinity: plain sampling.
+        candidate; towards infinity: plain sampling (but for the noise of a proposal's ratios).
     proposal : Policy, optional
-        q, see `ets.proposal.ImportanceSampling`: a cheaper model with the same vocabulary. The law is the same at
-        M → ∞, and at finite M and K the exact one with z = ratio · exp(r/λ).
+        q, see `ets.proposal.ImportanceSampling`: a cheaper model with the same vocabulary. At finite M and K the law
+        is the exact one with z = ratio · exp(r/λ); as M → ∞ it is the same as without, if q can draw whatever p_ref
+        can, no ratio is clipped, and the estimator is the plain one.
     clip : (float, float), optional
         Bounds on the ratio; by default there are none. They bias the energies.
     estimator : {"plain", "self-normalised"}

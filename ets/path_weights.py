@@ -7,6 +7,7 @@ it. Mixing exact candidates with weighed rollouts would follow neither law.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -106,7 +107,8 @@ class PathWeights:
         """Rollouts; their texts carry the ratio since the guide step began: their candidate's and their own."""
         own = _own(states)
         drawn = self._weighed(own, self.sampler.finish([state.drawn for state in own], keys))
-        self._warn_of_noise([d.text.log_ratio - s.log_ratio for s, d in zip(own, drawn, strict=True)])
+        own_ratios = [0.0 if state.log_ratio == -math.inf else state.log_ratio for state in own]
+        self._warn_of_noise([d.text.log_ratio - ratio for d, ratio in zip(drawn, own_ratios, strict=True)])
         return drawn
 
     def _weighed(self, befores: Sequence[WeighedState], drawn: Sequence[Draw]) -> list[Draw]:

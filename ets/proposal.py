@@ -49,8 +49,12 @@ class ImportanceSampling:
 
     A rollout's text carries `log_ratio` = log p_ref(x_0 | x_s) - log q(x_0 | x_s): over exactly the tokens that q drew
     (the end token and those trimmed with a stop string included), under exactly the distributions that were sampled.
-    A weight exp(log_ratio) is proper: E_q[exp(log_ratio) f(x_0)] = E_ref[f(x_0)] for every f, provided that q can draw
-    whatever p_ref can; what a truncated q cannot is told in `Text.missed`.
+    A weight exp(log_ratio) is proper: E_q[exp(log_ratio) f(x_0)] = E_ref[f(x_0)] for every f, provided that it is not
+    clipped and that q can draw whatever p_ref can; what a truncated q cannot is told in `Text.missed`.
+
+    A truncated p_ref (top-k, top-p) gives weight 0 to each rollout that leaves its support, which after 100 tokens may
+    be nearly all. In half precision it also does so by rounding, because one forward over a rollout and its tokens one
+    by one differ in the last digits: borders of the support move. Leave the reference policy untruncated.
 
     Parameters
     ----------
@@ -134,13 +138,14 @@ class NoiseWarning:
     def __call__(self, log_ratios: Sequence[float]) -> None:
         if self._given or len(log_ratios) < ENOUGH:
             return
-        impossible = all(ratio == -math.inf for ratio in log_ratios)
-        effective = 0.0 if impossible else effective_sample_size(np.array(log_ratios))
+        impossible = sum(ratio == -math.inf for ratio in log_ratios)
+        effective = 0.0 if impossible == len(log_ratios) else effective_sample_size(np.array(log_ratios))
         if effective < NOISE * len(log_ratios):
             self._given = True
+            outside = f", and {impossible} are impossible under its top-k or top-p: leave these out" * (impossible > 0)
             warnings.warn(
-                f"of {len(log_ratios)} rollouts of the proposal {effective:.1f} are effective: the correction is "
-                "mostly noise; choose a proposal nearer to the model, larger guide steps, or none",
+                f"of {len(log_ratios)} rollouts of the proposal {effective:.1f} are effective{outside}: the correction "
+                "is mostly noise; choose a proposal nearer to the model, larger guide steps, or none",
                 stacklevel=2,
             )
 
@@ -176,7 +181,7 @@ class Clip:
     Raises
     ------
     InputError
-        Unless 0 ≤ lowest ≤ 1 ≤ highest.
+        Unless 0 ≤ lowest < 1 < highest.
     """
 
     def __init__(self, bounds: tuple[float, float] | None) -> None:
@@ -193,6 +198,6 @@ def _logarithms(bounds: tuple[float, float]) -> tuple[float, float]:
         low, high = (float(bound) for bound in bounds)
     except (TypeError, ValueError):
         raise InputError(f"clip is {bounds!r}; give two numbers, the lowest and the highest ratio") from None
-    if not 0 <= low <= 1 <= high:
+    if not 0 <= low < 1 < high:
         raise InputError(f"clip is {bounds!r}; its bounds must enclose 1, which is the ratio's mean, as in (0.1, 10)")
     return (math.log(low) if low else -math.inf), math.log(high)

@@ -77,7 +77,7 @@ class Text:
         reference policy cannot draw it.
     missed : float
         Where a proposal's law is truncated: the probability under p_ref of the tokens that it could not draw, a mean
-        over the tokens that it drew.
+        over the tokens that it drew, along what it drew.
     """
 
     tokens: tuple[int, ...]
@@ -244,11 +244,12 @@ class Chain:
 
     @property
     def valid(self) -> bool:
-        """False for a chain that ended at a reward of -inf: it is no sample of the optimal policy."""
+        """False for a chain that ended at a reward of -inf, or went through what p_ref cannot draw: no sample of p*."""
         if not (self.state.done and self.trace):
             return True
         last = self.trace[-1]
-        return not math.isinf(last.log_weights[last.choice])
+        possible = all(step.candidates[step.choice].log_ratio > -math.inf for step in self.trace)
+        return possible and not math.isinf(last.log_weights[last.choice])
 
 
 class Policy(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -24,7 +25,8 @@ def log_mean_exp(values: Floats, axis: int) -> Floats:
 def plain_average(log_rewards: Floats, log_ratios: Floats) -> Floats:
     """log Ê `[M]` from r/λ and log-ratios `[M, K]`: the plain mean of the weighted terms, as in the paper.
 
-    Unbiased: E_q[Ê] = E_ref[exp(r/λ) | x_s] at any K, so the run's weights stay proper (`log_run_weight`).
+    Unbiased, if q can draw whatever p_ref can and no ratio is clipped: E_q[Ê] = E_ref[exp(r/λ) | x_s] at any K, so the
+    run's weights stay proper (`log_run_weight`).
     """
     return log_mean_exp(log_rewards + log_ratios, axis=1)
 
@@ -32,9 +34,9 @@ def plain_average(log_rewards: Floats, log_ratios: Floats) -> Floats:
 def self_normalised_average(log_rewards: Floats, log_ratios: Floats) -> Floats:
     """log Ê `[M]`: the weighted terms over the sum of the ratios.
 
-    Never beyond the largest term, so it varies less where ratios spread; biased by about
-    -Cov(w, w · (exp(r/λ) - E)) / K, and at K = 1 it ignores the ratio: E_q in the place of E_ref. The run's weights are
-    not proper with it. Where every ratio of a candidate is zero, so is its energy.
+    Never beyond the largest exp(r/λ), so it varies less where ratios spread; biased by about
+    -Cov(w, w · (exp(r/λ) - E)) / K, also as M → ∞, and at K = 1 it ignores a ratio that is not 0: E_q in the place of
+    E_ref. The run's weights are not proper with it. Where every ratio of a candidate is zero, so is its energy.
     """
     total = log_mean_exp(log_ratios, axis=1)
     return log_mean_exp(log_rewards + log_ratios, axis=1) - np.where(np.isneginf(total), 0.0, total)
@@ -77,7 +79,11 @@ def log_run_weight(trace: Sequence[Step]) -> float:
     E[W f(x)] = E_ref[exp(r(x)/λ) f(x)]. So Σ W f / Σ W over independent chains estimates E_p*[f] free of the bias
     that finite M and K leave in the chains themselves, and the mean of W estimates the normaliser of p*. (The ratio of
     a candidate that a proposal drew is part of its weight, but not of the energy that the next step goes on from.)
+    With a proposal this needs the plain estimator, no clip, and a proposal that can draw whatever p_ref can. -inf after
+    a step whose every weight was zero.
     """
     means = [float(log_mean_exp(step.log_weights, axis=0)) for step in trace]
-    chosen = [float((step.log_weights - step.candidate_log_ratios)[step.choice]) for step in trace[:-1]]
-    return sum(means) - sum(chosen)
+    if -math.inf in means:
+        return -math.inf
+    chosen = [step.log_weights[step.choice] - step.candidates[step.choice].log_ratio for step in trace[:-1]]
+    return sum(means) - float(sum(chosen))

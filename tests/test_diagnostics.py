@@ -28,7 +28,9 @@ def test_the_summary_is_of_the_open_candidates_rollouts() -> None:
     found = ratio_summary([mixed, alone])
     assert found.rollouts == 4
     assert found.effective == pytest.approx((16 / 10 / 2 + 1 / 2) / 2)  # (Σw)² / Σw² over K, of each candidate
-    assert found.spread == pytest.approx(np.std([0, math.log(3), 0]))
+    within = (2 * np.var([0, math.log(3)]) + np.var([0])) / 3  # of each step's finite ones
+    assert found.spread == pytest.approx(math.sqrt(within))
+    assert found.mean == pytest.approx((1 + 3 + 1 + 0) / 4)
     assert found.impossible == pytest.approx(1 / 4)
     assert found.missed == pytest.approx(0.1 / 4)
     assert (found.complete_drawn, found.complete_chosen) == (0.5, 1.0)  # the step with both kinds
@@ -46,8 +48,16 @@ def test_the_ratio_of_a_drawn_candidate_is_not_its_rollouts() -> None:
     own = 2.0
     found = ratio_summary([step([text(own, done=False)], [[text(own), text(own + 1)]], 0)])
     assert found.spread == pytest.approx(0.5)
+    both = ratio_summary([step([text(own, done=False), text()], [[text(own)], [text()]], 0)])
+    weights = np.exp([own, 0.0])
+    assert both.candidates_effective == pytest.approx(weights.sum() ** 2 / (weights**2).sum() / 2)
 
 
 def test_nothing_to_average_is_nan_and_a_line_all_the_same() -> None:
     found = ratio_summary([step([text()], [[text()]], 0)])
-    assert found.rollouts == 0 and math.isnan(found.effective) and str(found)
+    assert found.rollouts == 0 and math.isnan(found.effective) and str(found) == "0 rollouts of the proposal"
+
+
+def test_one_rollout_a_candidate_cannot_tell_how_many_are_effective() -> None:
+    found = ratio_summary([step([text(done=False)] * 2, [[text(-9.0)], [text(1.0)]], 0)])
+    assert math.isnan(found.effective) and found.spread == pytest.approx(5.0)

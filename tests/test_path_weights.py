@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from ets.diagnostics import ratio_summary
 from ets.kernel import energy_guided
 from ets.path_weights import PathWeights
+from ets.randomness import derive
 from ets.rewards import per_text
 from ets.runner import run
 from ets.testing import TabularMaskedDiffusion, check_law, kernel_law, total_variation
 from ets.testing.masked_levels import TabularWeigher
-from ets.types import Chain, Cost, InputError, Problem
+from ets.types import Chain, Cost, InputError, Problem, Step, Text
 from ets.weights import log_run_weight
 
 PROBLEM = Problem("p", (1,))
@@ -78,6 +81,33 @@ def test_at_level_1f_the_target_is_the_exact_sampler() -> None:
     assert total_variation(law, exact.finish_law(PROBLEM, exact.root)) < 1e-12
 
 
+def test_at_level_1f_a_cache_may_lose_support_which_the_mean_ratio_tells() -> None:
+    """Where no draw can lose at a position, the fast sampler never passes it by: such exact paths are missing."""
+    pair = TabularWeigher(sampler(seed=5), sampler(seed=5, refresh=3), "1F")
+    root, fast = pair.oracle.root, pair.fast.oracle.by_path
+    drawn, wanted = fast.finish_law(PROBLEM, root), pair.oracle.finish_law(PROBLEM, root)
+    weights = {end: q * math.exp(pair.log_ratio(PROBLEM, root, end)) for end, q in drawn.items()}
+    missing = sum(p for end, p in wanted.items() if end not in drawn)
+    assert sum(weights.values()) == pytest.approx(1 - missing) and missing == pytest.approx(0.172, abs=0.001)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        policy = PathWeights(pair.fast, pair)
+        ends = policy.finish(policy.start([PROBLEM]) * 4_000, derive(np.arange(4_000, dtype=np.uint64), 1))
+    start = Text((), "", 0.0, False)
+    step = Step((start,), (tuple(end.text for end in ends),), np.zeros((1, 4_000)), np.zeros(1), 0, Cost())
+    assert ratio_summary([step]).mean == pytest.approx(1 - missing, abs=0.05)
+
+
+def test_an_impossible_candidate_keeps_the_warning_of_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = TabularWeigher(sampler(seed=5), sampler(seed=5, refresh=3), "1F")
+    policy, seen = PathWeights(pair.fast, pair), []
+    monkeypatch.setattr(policy, "_warn_of_noise", seen.extend)
+    start = policy.start([PROBLEM])[0]
+    going = [d.state for d in policy.extend([start] * 64, derive(np.arange(64, dtype=np.uint64), 2))]
+    policy.finish([replace(state, log_ratio=-math.inf) for state in going], derive(np.arange(64, dtype=np.uint64), 3))  # type: ignore[type-var]
+    assert seen == [-math.inf] * 64
+
+
 def test_a_hard_threshold_on_drawn_tokens_loses_support() -> None:
     """The trap: at the full ratio, exact paths that the fast sampler can never take are missing from the average."""
     exact, fast = sampler(threshold=0.85), sampler(threshold=0.85, refresh=3)
@@ -131,8 +161,6 @@ def test_candidates_without_their_own_ratio_turn_the_law_red(monkeypatch: pytest
     true = PathWeights.extend
 
     def without(self: PathWeights, states: Any, keys: Any) -> Any:
-        from dataclasses import replace
-
         return [
             replace(d, text=replace(d.text, log_ratio=0.0), state=replace(d.state, log_ratio=0.0))  # type: ignore[type-var]
             for d in true(self, states, keys)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -30,7 +32,7 @@ from ets.testing import (
     self_consistency_law,
     total_variation,
 )
-from ets.types import Chain, Cost, InputError, Problem
+from ets.types import Chain, Cost, InputError, Problem, Scored
 from ets.weights import log_run_weight
 
 PROBLEM = Problem("p", (1,))
@@ -134,33 +136,30 @@ def test_a_clip_turns_that_red_and_is_seen_in_the_trace() -> None:
 
 
 def without_ratio(self: TabularPolicy, starts: Any, ends: Any) -> Any:
-    from ets.types import Scored
-
     return [Scored(end.logp - start.logp, Cost()) for start, end in zip(starts, ends, strict=True)]
 
 
-def over_all_tokens(self: TabularPolicy, starts: Any, ends: Any) -> Any:
-    """A fault of the reference code: the ratio over the whole generation, not over what the proposal drew."""
-    from ets.types import Scored
+def read(policy: TabularPolicy, tokens: tuple[int, ...], end: Any) -> float:
+    """The log-probability of what comes after so many tokens."""
+    return policy._read(SimpleNamespace(tokens=tokens, problem=PROBLEM), end)[1]
 
-    return [Scored(self._read(type("Root", (), {"tokens": (), "problem": s.problem})(), e)[1], Cost())
-            for s, e in zip(starts, ends, strict=True)]  # fmt: skip
+
+def over_all_tokens(self: TabularPolicy, starts: Any, ends: Any) -> Any:
+    """A fault of the reference code: the ratio over the whole generation, the reference's own tokens included."""
+    proposal = another("other weights")
+    return [Scored(read(self, (), e) - read(proposal, (), s), Cost()) for s, e in zip(starts, ends, strict=True)]
 
 
 def without_the_last_token(self: TabularPolicy, starts: Any, ends: Any) -> Any:
     """A fault: the end token's probability is left out."""
-    from ets.types import Scored
-
-    return [Scored(self._read(s, type("Cut", (), {"tokens": e.tokens[:-1]})())[1], Cost())
-            for s, e in zip(starts, ends, strict=True)]  # fmt: skip
+    cut = [SimpleNamespace(tokens=end.tokens[:-1]) for end in ends]
+    return [Scored(read(self, s.tokens, e), Cost()) for s, e in zip(starts, cut, strict=True)]
 
 
 def at_another_temperature(self: TabularPolicy, starts: Any, ends: Any) -> Any:
     """A fault of the reference code: scored at temperature 1 while another was sampled."""
-    from ets.types import Scored
-
     cold = TabularPolicy(**REFERENCE | {"temperature": 0.5})
-    return [Scored(cold._read(s, e)[1], Cost()) for s, e in zip(starts, ends, strict=True)]
+    return [Scored(read(cold, s.tokens, e), Cost()) for s, e in zip(starts, ends, strict=True)]
 
 
 @pytest.mark.parametrize("fault", [without_ratio, over_all_tokens, without_the_last_token, at_another_temperature])
@@ -207,20 +206,41 @@ def test_run_weights_are_proper_with_a_proposal(name: str) -> None:
         assert abs(terms.mean() - targets[outcome]) / (terms.std() / math.sqrt(len(results))) < 4.4
 
 
+@pytest.mark.parametrize("weighed", [True, False])
 @pytest.mark.parametrize("pool", ["step", "chain"])
-def test_votes_carry_the_ratio(pool: Any) -> None:
-    """Self-consistency with a proposal tends to the same recursion as without; unweighted votes are farther off."""
-    lam, oracle = 0.1, TabularPolicy(seed=17).oracle
+def test_votes_carry_the_ratio(pool: Any, weighed: bool) -> None:
+    """Self-consistency with a proposal tends to the same recursion; with votes of 1 each it is far off.
+
+    M = 32: the bias of finite M and the noise of 400 chains leave about 0.1; votes without their ratio leave 0.4.
+    """
+    lam, oracle, agreement = 0.1, TabularPolicy(seed=17).oracle, self_consistency(len, pool=pool)
+
+    def reward(problem: Problem, rollouts: Any, chain: Chain) -> Any:
+        if weighed:
+            return agreement(problem, rollouts, chain)
+        steps = [replace(s, rollouts=tuple(tuple(map(plain, row)) for row in s.rollouts)) for s in chain.trace]
+        return agreement(problem, list(map(plain, rollouts)), replace(chain, trace=tuple(steps)))
+
+    def plain(text: Any) -> Any:
+        return replace(text, log_ratio=0.0)
+
     target = self_consistency_law(
         oracle, PROBLEM, lambda tokens: len(TabularPolicy.spelled(tokens)), lam=lam, pool=pool
     )
-    step = energy_guided(
-        self_consistency(len, pool=pool), candidates=32, rollouts=4, lam=lam, proposal=TabularPolicy(seed=18)
-    )
+    step = energy_guided(reward, candidates=32, rollouts=4, lam=lam, proposal=TabularPolicy(seed=18))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         drawn = list(run(TabularPolicy(seed=17), step, [PROBLEM], width=500, seed=0, samples=400))
-    assert total_variation(frequencies(chain.state.tokens for chain in drawn), target) < 0.15
+    distance = total_variation(frequencies(chain.state.tokens for chain in drawn), target)
+    assert distance < 0.15 if weighed else distance > 0.3
+
+
+def test_a_chain_through_what_the_reference_cannot_draw_is_no_sample() -> None:
+    chain = chains(another("other weights"), 2, 2, 1)[0]
+    impossible = replace(chain.trace[0].candidates[chain.trace[0].choice], log_ratio=-math.inf)
+    candidates = tuple(impossible if m == chain.trace[0].choice else c for m, c in enumerate(chain.trace[0].candidates))
+    assert chain.valid
+    assert not replace(chain, trace=(replace(chain.trace[0], candidates=candidates), *chain.trace[1:])).valid
 
 
 def test_the_costs_of_both_models_reach_the_chain() -> None:
@@ -248,6 +268,7 @@ def test_a_warning_tells_once_that_the_correction_is_noise(monkeypatch: pytest.M
         ({"proposal": TabularMaskedDiffusion()}, "cannot follow another policy"),
         ({"clip": (2.0, 3.0)}, "clip is"),
         ({"clip": 3.0}, "clip is 3.0"),
+        ({"clip": (1, 10)}, "its bounds must enclose 1"),
         ({"estimator": "median"}, "unknown estimator 'median'"),
     ],
 )

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ets.types import Floats
+from ets.types import Cost, Floats, Step, Text
 from ets.weights import (
     effective_sample_size,
     log_mean_exp,
+    log_run_weight,
     normalised,
     pick,
     plain_average,
@@ -128,6 +129,19 @@ def test_estimators_are_means_of_weighted_terms() -> None:
         log_ratios: Floats = np.log([[0.5, 2.0], [1.0, 0.0], [0.0, 0.0]])
         np.testing.assert_allclose(plain_average(log_rewards, log_ratios), np.log([4.25, 1.0, 0.0]))
         np.testing.assert_allclose(self_normalised_average(log_rewards, log_ratios), np.log([8.5 / 2.5, 2.0, 0.0]))
+
+
+def test_a_run_whose_weights_were_all_zero_once_has_weight_zero() -> None:
+    """Also where the step that came after it had weights, and where a candidate was impossible."""
+    impossible = Text((1,), "a", -1.0, False, -math.inf)
+    rows, zeros = ((impossible,), (impossible,)), np.zeros((2, 1))
+    dead = Step((impossible, impossible), rows, zeros, np.full(2, -np.inf), 0, Cost())
+    text = Text((1,), "a", -1.0, True)
+    alive = Step((text, text), ((text,), (text,)), zeros, np.zeros(2), 1, Cost())
+    with np.errstate(all="raise"):
+        assert log_run_weight([dead, alive]) == -math.inf
+        mixed = Step((impossible, text), ((impossible,), (text,)), zeros, np.array([-np.inf, 0.0]), 1, Cost())
+        assert log_run_weight([mixed, alive]) == pytest.approx(math.log(0.5))
 
 
 def test_the_self_normalised_average_ignores_the_ratio_at_k_1_and_is_consistent() -> None:

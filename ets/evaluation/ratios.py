@@ -10,28 +10,27 @@ from typing import Any
 from ets.diagnostics import RatioSummary, ratio_summary
 from ets.types import Step
 
-_PER_ROLLOUT = ("effective", "impossible", "missed")
+_PER_ROLLOUT = ("effective", "mean", "impossible", "clipped", "missed")
 _PER_MIXED_STEP = ("complete_drawn", "complete_chosen")
 
 
 def recorded_ratios(trace: Sequence[Step], clip: tuple[float, float] | None) -> dict[str, Any]:
     """A chain's `RatioSummary` as JSON values, and the number of its steps with complete and open candidates."""
     mixed = sum(0 < sum(c.done for c in step.candidates) < len(step.candidates) for step in trace)
-    return {**without_nan(asdict(ratio_summary(trace, clip))), "mixed_steps": mixed}
+    return {**without_nan(asdict(ratio_summary(trace, clip))), "mixed_steps": mixed, "steps": len(trace)}
 
 
 def total_ratios(records: Sequence[Mapping[str, Any]]) -> RatioSummary:
     """The summary over chains, from what `recorded_ratios` made of each.
 
-    Every share is over all rollouts (or all mixed steps) of all chains. The spread is that within a chain, as a root
-    mean square: what differs from problem to problem shifts all candidates of a choice alike.
+    Every share is over all rollouts (or all mixed steps, or all steps) of all chains; the spread is a root mean square.
     """
     finite = [r["rollouts"] * (1 - (r["impossible"] or 0.0)) for r in records]
     variances = [r["spread"] and r["spread"] ** 2 for r in records]
     return RatioSummary(
         rollouts=sum(r["rollouts"] for r in records),
         spread=math.sqrt(_weighted(list(zip(variances, finite, strict=True)))),
-        clipped=_weighted([(r["clipped"], weight) for r, weight in zip(records, finite, strict=True)]),
+        candidates_effective=_weighted([(r["candidates_effective"], r["steps"]) for r in records]),
         **{name: _weighted([(r[name], r["rollouts"]) for r in records]) for name in _PER_ROLLOUT},
         **{name: _weighted([(r[name], r["mixed_steps"]) for r in records]) for name in _PER_MIXED_STEP},
     )

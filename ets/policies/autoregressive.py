@@ -193,16 +193,24 @@ def require_same_tokens(reference: Any, proposal: Any) -> None:
     """
     if not isinstance(getattr(proposal, "endings", None), Endings):
         raise InputError(f"a {type(proposal).__name__} draws no tokens; choose an autoregressive proposal")
-    mine, other = (policy.endings.tokenizer.get_vocab() for policy in (reference, proposal))
-    for _, token in sorted((id, token) for token, id in {**other, **mine}.items()):
-        if mine.get(token) != other.get(token):
-            raise InputError(
-                f"the token {token!r} is {mine.get(token, 'missing')} in the model's vocabulary and "
-                f"{other.get(token, 'missing')} in the proposal's; choose a proposal of the same family"
-            )
+    require_same_vocabulary(reference.endings, proposal.endings)
     ends, others = sorted(reference.endings.end_ids), sorted(proposal.endings.end_ids)
     if ends != others:
         raise InputError(f"the model ends at the tokens {ends} and the proposal at {others}; give both the same")
     length, longest = reference.horizon.max_length, proposal.horizon.max_length
     if length != longest:
         raise InputError(f"max_length is {length} for the model and {longest} for the proposal; make them equal")
+
+
+def require_same_vocabulary(reference: Endings, proposal: Endings) -> None:
+    """Raise `InputError` for the first token that two models number differently.
+
+    Their heads may be padded to different sizes: an id beyond the smaller one has no token.
+    """
+    mine, other = (endings.tokenizer.get_vocab() for endings in (reference, proposal))
+    for _, token in sorted((id, token) for token, id in {**other, **mine}.items()):
+        if mine.get(token) != other.get(token):
+            raise InputError(
+                f"the token {token!r} is {mine.get(token, 'missing')} in the model's vocabulary and "
+                f"{other.get(token, 'missing')} in the proposal's; choose a proposal of the same family"
+            )

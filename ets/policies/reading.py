@@ -45,13 +45,13 @@ class Path:
         return self.start.memory, self.tokens
 
 
-def paths_between(starts: Iterable[TokenState], ends: Iterable[State], vocabulary: int) -> list[Path]:
+def paths_between(starts: Iterable[TokenState], ends: Iterable[State]) -> list[Path]:
     """The paths from my states to another policy's.
 
     Raises
     ------
     InputError
-        Where an end does not go on from its start, or holds a token that I do not know.
+        Where an end does not go on from its start.
     """
     paths = [Path(start, end, end.tokens[len(start.tokens) :]) for start, end in zip(starts, ends, strict=True)]
     for path in paths:
@@ -61,12 +61,17 @@ def paths_between(starts: Iterable[TokenState], ends: Iterable[State], vocabular
                 f"the proposal's tokens for problem {start.problem.id!r} do not go on from the model's; "
                 "both must read the same prompt in the same way"
             )
+    return paths
+
+
+def require_known(paths: Iterable[Path], vocabulary: int) -> None:
+    """Raise `InputError` for a token beyond the vocabulary, which cannot be read."""
+    for path in paths:
         if path.tokens and max(path.tokens) >= vocabulary:
             raise InputError(
-                f"token {max(path.tokens)} is beyond the {vocabulary} that one of the two models knows; "
-                "choose a proposal of the same family"
+                f"token {max(path.tokens)} is beyond the {vocabulary} that the proposal knows; "
+                "choose one of the same family"
             )
-    return paths
 
 
 def of_equal_length(paths: Iterable[Path]) -> list[list[Path]]:

@@ -160,7 +160,7 @@ class RequestPolicy:
             )
         return [
             Followed(_arrived(path), Cost())
-            for path in paths_between(as_token_states(own), foreign, self.endings.vocabulary)
+            for path in paths_between(as_token_states(own), foreign)
         ]
 
     def _draw(

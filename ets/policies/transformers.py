@@ -32,7 +32,7 @@ from ets.policies.drawing import pick_tokens, require_finite
 from ets.policies.kv_cache import Memory, RowCache, compact, fork
 from ets.policies.memory import MemoryLimit
 from ets.policies.prompts import encode_prompt
-from ets.policies.reading import Path, PathKey, Score, of_equal_length, paths_between, read_on, score
+from ets.policies.reading import Path, PathKey, Score, of_equal_length, paths_between, read_on, require_known, score
 from ets.randomness import uniform
 from ets.transition import require_counts
 from ets.types import Cost, Draw, Followed, InputError, Keys, Policy, Problem, Scored, State
@@ -158,8 +158,9 @@ class TransformersPolicy:
 
         What has ended needs no reading. The states' own log-probabilities are not computed: they are NaN.
         """
-        paths = paths_between(as_token_states(own), foreign, self._config.vocab_size)
+        paths = paths_between(as_token_states(own), foreign)
         going = {path.key: path for path in paths if not path.end.done}
+        require_known(going.values(), self._config.vocab_size)
         compact([path.start.memory for path in going.values()])
         prompts = self._read_prompts([path.start for path in going.values()])
         memories: dict[PathKey, Memory] = {}
@@ -181,14 +182,18 @@ class TransformersPolicy:
 
     @torch.inference_mode()
     def logp(self, starts: Sequence[State], ends: Sequence[State]) -> list[Scored]:
-        """One parallel forward over the paths' own tokens, continuing the starts' cache; equal paths share it."""
-        paths = paths_between(as_token_states(starts), ends, self._config.vocab_size)
+        """One parallel forward over the paths' own tokens, continuing the starts' cache; equal paths share it.
+
+        A path that holds a token beyond the model's vocabulary has probability 0 and is not read.
+        """
+        paths = paths_between(as_token_states(starts), ends)
         compact([path.start.memory for path in paths])
         prompts = self._read_prompts([path.start for path in paths])
-        ordered = sorted({path.key: path for path in paths}.values(), key=lambda path: len(path.tokens))
+        known = {path.key: path for path in paths if max(path.tokens, default=0) < self._config.vocab_size}
+        ordered = sorted(known.values(), key=lambda path: len(path.tokens))
         bytes_each = self._bytes_per_row([path.start for path in paths])
         scoring = partial(score, self._forward, self.sampling.probabilities)
-        scores: dict[PathKey, Score] = {}
+        scores = {path.key: Score(-math.inf) for path in paths}
         for found in self._memory.in_chunks(ordered, bytes_each, scoring):
             scores |= found
         costs = self._reading_costs(paths, {key: found.positions for key, found in scores.items()}, prompts)

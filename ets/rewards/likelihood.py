@@ -16,7 +16,8 @@ def likelihood(*, per_token: bool = False) -> Reward:
     Parameters
     ----------
     per_token : bool
-        Divided by the number of tokens drawn, the end token included: without it, short texts are at an advantage.
+        Divided by the number of tokens drawn, the end token included: without it, short texts are at an advantage. For
+        masked diffusion, by the tokens of the canvas.
     """
 
     def reward(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:

@@ -40,7 +40,8 @@ def self_consistency(extract: Extract, *, pool: Literal["step", "chain"] = "chai
     `x_s ∝ p_ref(x_s | x_t) · E[exp(π_t(a)/λ) | x_s]`, with a the rollout's answer and
     `π_t(a) = P_ref(a | x_t)`; pooling over the chain replaces π_t by the mean of `π_t'` over the steps t' so
     far, weighted by their votes. A candidate that has ended votes K times. With a proposal a rollout's vote is its
-    importance ratio, so that shares estimate the same π_t.
+    importance ratio (clipped, if ratios are), so that shares tend to the same π_t; at finite M one heavy rollout may
+    own the pool.
 
     Parameters
     ----------

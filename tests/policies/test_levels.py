@@ -100,7 +100,9 @@ def target_law(name: str, policy: PathWeights, checkpoint: Checkpoint) -> dict[A
 
 @pytest.mark.parametrize("name", ["1F, a cache", "1F, another temperature", "1, another temperature"])
 def test_weights_are_proper_towards_the_exact_sampler(tiny_llada: Checkpoint, name: str) -> None:
-    """E_q[w · 1{x_0}] = target(x_0), where that is the exact sampler: 8 outcomes, |z| below 4.5 at level 1e-4 in all.
+    """E_q[w · 1{x_0}] = target(x_0), the exact sampler: the 8 likeliest, |z| below 4.5 at level 1e-4 in all.
+
+    (Every outcome, and the total, by enumeration: tests/test_path_weights.py.)
 
     At level 1 with positions in random order, both sides choose positions alike.
     """
