@@ -86,12 +86,13 @@ class TinyServer:
             self.die()
         return fault
 
-    def answer(self, body: dict[str, Any]) -> dict[str, Any]:
-        """A completion, drawn by the request's seed."""
+    def answer(self, body: dict[str, Any], silence: float) -> dict[str, Any]:
+        """A completion, drawn by the request's seed, after so many seconds."""
         with self._lock:
             self._busy += 1
             self.busiest = max(self.busiest, self._busy)
         try:
+            time.sleep(silence)
             return {"choices": [self._choice(body)], "usage": {"prompt_tokens": len(body["prompt"])}}
         finally:
             with self._lock:
@@ -162,8 +163,7 @@ def _handler(server: TinyServer) -> type[BaseHTTPRequestHandler]:
             elif len(body.get("stop", [])) > 4:
                 self._say(400, {"error": {"message": "at most 4 stop strings"}})
             else:
-                time.sleep(fault or 0.0)
-                self._say(200, server.answer(body))
+                self._say(200, server.answer(body, fault or 0.0))
 
         def _welcome(self) -> bool:
             given = self.headers.get("authorization", "")
