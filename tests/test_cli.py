@@ -170,6 +170,8 @@ def test_a_truncated_proposal_tells_the_mass_that_it_misses(tmp_path: Path) -> N
         ({"gen_length": "8"}, "--gen-length is no option of the engine transformers; leave it out"),
         ({"methods": "ets-is"}, "proposal is not set, which the method ets-is needs; name a small model, or leave"),
         ({"clip": "0.1,10"}, "--clip is of the method ets-is, which needs --proposal; name a model"),
+        ({"fast_cache": "dual"}, "--fast-cache is of ets-is with masked diffusion; leave it out"),
+        ({"cache": "dual"}, "--cache is no option of the engine transformers; leave it out"),
         ({"is_block_size": "8"}, "--is-block-size is of the method ets-is, which needs --proposal"),
         (PROPOSED | {"clip": "0.1"}, "argument --clip: clip is '0.1'; give the lowest and the highest ratio"),
         (PROPOSED | {"clip": "2,3"}, "clip is (2.0, 3.0); its bounds must enclose 1"),
@@ -217,12 +219,56 @@ DIFFUSION = {
 }
 
 
+FAST = {"methods": "ets-is", "fast_cache": "dual"}
+
+
 def diffusion_command(folder: Path, **changed: str | None) -> list[str]:
     """The command for masked diffusion; an option changed to None is left out."""
     shared = {name: value for name, value in BASE.items() if name not in ("--block-size", "--max-length")}
     options = shared | DIFFUSION | {"--out": str(folder)}
     options |= {f"--{name.replace('_', '-')}": value for name, value in changed.items()}
     return ["eval", *(word for name, value in options.items() if value is not None for word in (name, value))]
+
+
+def test_a_fast_sampler_joins_a_folder_level_by_level_and_says_its_target(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The records of each level are found again; level 0 has no ratios."""
+    folder, level_1 = tmp_path / "run", FAST | {"level": "1", "fast_remasking": "largest", "fast_threshold": "0.5"}
+    assert main(diffusion_command(folder, methods="ets")) == 0
+    shown = capsys.readouterr().out
+    assert "row-forwards/problem" in shown and "target" not in shown
+    told = {"0": "its target is the fast sampler itself", "1": "its target is the exact model's token probabilities"}
+    for options, level, finished in ((FAST, "0", 3), (level_1, "1", 6), (FAST | {"level": "0"}, "0", 9)):
+        assert main(diffusion_command(folder, **options | {"methods": "ets,ets-is"})) == 0
+        shown = capsys.readouterr().out
+        assert f"{finished} finished chains" in shown
+        before, after = shown.split("row-forwards/problem")
+        line = f"ETS-IS at level {level} (M 2, K 2): {told[level]}"
+        assert line in before and line in after and line in (folder / "table.md").read_text()
+        ets, fast = json.loads((folder / "summary.json").read_text())
+        assert ("ratios" in fast) == (level == "1") == ("rollouts of the proposal" in shown)
+        assert "target" not in ets and fast["target"] in shown
+        assert fast["row_forwards"] > 0 and fast["positions"] < ets["positions"]
+    methods = [json.loads(line)["method"] for line in (folder / "journal.jsonl").read_text().splitlines()]
+    assert {method: methods.count(method) for method in set(methods)} == {
+        "ets": 3,
+        "ets-is-level0-M2-T1.0-low_confidence-cachedual-plain": 3,
+        "ets-is-level1-M2-T1.0-largest-threshold0.5-cachedual-plain": 3,
+    }
+
+
+def test_a_fast_sampler_may_be_p_ref_of_all_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is another law, so a folder of the exact one is refused."""
+    folder, fast = tmp_path / "run", {"cache": "dual", "refresh": "2", "threshold": "0.9", "methods": "ets"}
+    assert main(diffusion_command(folder, **fast)) == 0
+    assert main(diffusion_command(folder, methods="ets")) == 2
+    assert "cache ('dual' there, None now), refresh (2 there, None now), threshold (0.9 " in capsys.readouterr().err
+
+
+def test_a_fast_sampler_without_its_method_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(diffusion_command(tmp_path / "run", methods="ets", fast_cache="dual", count="1")) == 0
+    assert "note: --fast-cache has no effect without the method ets-is\n" in capsys.readouterr().err
 
 
 def test_masked_diffusion_is_measured_at_equal_positions(tmp_path: Path) -> None:
@@ -257,6 +303,24 @@ def test_masked_diffusion_is_measured_at_equal_positions(tmp_path: Path) -> None
         ({"methods": "ets,beam", "beams": "4"}, "MaskedDiffusionPolicy has no beam search"),
         ({"engine": "transformers", "gen_length": None}, "the engine transformers needs --block-size"),
         (PROPOSED, "the engine masked-diffusion takes no proposal; leave --proposal out"),
+        (FAST | {"is_block_size": "8"}, "the engine masked-diffusion takes no proposal; leave --is-block-size out"),
+        ({"level": "1"}, "--level needs a fast sampler; say what makes it fast, such as --fast-cache dual"),
+        ({"clip": "0.1,10"}, "--clip needs a fast sampler"),
+        ({"methods": "ets-is"}, "the method ets-is needs a fast sampler; say what makes it fast"),
+        (FAST | {"level": "3"}, "for the method ets-is, unknown level '3'; choose from 0, 1, 1F, 2"),
+        (FAST | {"level": "1"}, "for the method ets-is, level 1 takes the positions as given, but remasking 'low_conf"),
+        (FAST | {"level": "1F", "fast_threshold": "0.9"}, "support is lost and the weights do not average to 1"),
+        (FAST | {"level": "1F", "cache": "dual"}, "has a cache itself; give the exact one, or take level 0"),
+        (FAST | {"clip": "0.1,10"}, "at level 0 every weight is exactly 1; leave it out"),
+        (FAST | {"estimator": "self-normalised"}, "at level 0 every weight is exactly 1; leave it out"),
+        (FAST | {"estimator": "best"}, "unknown estimator 'best'"),
+        (FAST | {"fast_temperature": "0"}, "for the method ets-is, at temperature 0 nothing is random"),
+        (FAST | {"fast_cache": "double"}, "for the method ets-is, unknown cache 'double'; choose from dual, prefix"),
+        (FAST | {"fast_refresh": "0"}, "for the method ets-is, refresh is 0"),
+        (FAST | {"is_candidates": "0"}, "candidates is 0"),
+        (FAST | {"cfg": "1"}, "for the method ets-is, cfg is 1.0, but a cache holds no unguided canvases"),
+        ({"threshold": "2"}, "threshold is 2.0"),
+        ({"refresh": "2"}, "refresh is 2, but there is no cache to refresh"),
     ],
 )
 def test_bad_input_for_masked_diffusion_is_one_line_too(
