@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ets import demo
 from ets.types import InputError
@@ -147,13 +149,24 @@ def engine_policy(checkpoint: Checkpoint, options: argparse.Namespace) -> Policy
 
 @contextmanager
 def closed_after(policy: Policy) -> Iterator[None]:
-    """End what a policy has started, such as an engine's processes, however the block ends."""
+    """End what a policy has started, such as an engine's processes, however the block ends; for use in the main thread.
+
+    A signal to terminate would end this process at once, and leave the others.
+    """
+    close = getattr(policy, "close", None)
+    if close is None:
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _terminated)
     try:
         yield
     finally:
-        close = getattr(policy, "close", None)
-        if close is not None:
-            close()
+        close()
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    sys.exit(128 + number)
 
 
 def engine_settings(options: argparse.Namespace) -> dict[str, Any]:

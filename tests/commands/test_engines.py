@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -85,6 +86,9 @@ def test_an_engine_is_closed_however_the_run_ends() -> None:
         pass
     with pytest.raises(KeyboardInterrupt), closed_after(policy):
         raise KeyboardInterrupt
-    assert policy.closed == 2
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit), closed_after(policy):
+        signal.raise_signal(signal.SIGTERM)
+    assert policy.closed == 3 and signal.getsignal(signal.SIGTERM) == before
     with closed_after(TabularPolicy()):
         pass
