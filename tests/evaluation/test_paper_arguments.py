@@ -13,6 +13,7 @@ from ets.evaluation.paper_command import main, notes, parsed
 from ets.tasks import TASKS, Benchmark
 from ets.types import InputError
 
+TINY_LLADA = "--model llada_dist --model_args model_path=embedded,gen_length=24,block_length=8"
 QWEN = "--model_args model_path=/m,max_length=512"
 LLADA = "--model_args model_path=/m,gen_length=256"
 
@@ -79,7 +80,7 @@ def translated(line: str) -> PaperRun:
         (
             "--tasks gsm8k --model llada_dist " + LLADA + ",is_accelerate_available=True,use_importance_sampling=True",
             "ets-is",
-            {"level": "1", "cache": None, "fast_cache": "dual", "fast_remasking": "largest", "remasking": "low_confidence"},
+            {"level": "1", "cache": None, "fast_cache": "dual", "fast_remasking": "largest"},
         ),
         (
             "--tasks gsm8k --model llada_dist " + LLADA + ",use_importance_sampling=True,level=2,fast_threshold=0.9,"
@@ -127,13 +128,11 @@ def test_a_command_line_of_the_paper_is_understood(line: str, method: str, value
             "clip is '10'; give the lowest and the highest ratio",
         ),
         (
-            "--model llada_dist --model_args model_path=embedded,gen_length=24,block_length=8,use_importance_sampling=True"
-            ",fast_remasking=low_confidence",
+            TINY_LLADA + ",use_importance_sampling=True,fast_remasking=low_confidence",
             "level 1 takes the positions as given, but remasking 'low_confidence' chooses them by the drawn tokens",
         ),
         (
-            "--model llada_dist --model_args model_path=embedded,gen_length=24,block_length=8,is_accelerate_available=True"
-            ",cfg=0.5",
+            TINY_LLADA + ",is_accelerate_available=True,cfg=0.5",
             "cfg is 0.5, but a cache holds no unguided canvases",
         ),
         ("--model llada_dist " + LLADA + ",is_accelerate_available=maybe", "choose True or False"),
@@ -176,7 +175,10 @@ def test_an_argument_without_effect_is_answered_by_one_line(argument: str, note:
 @pytest.mark.parametrize(
     ("argument", "note"),
     [
-        ("is_accelerate_available=True", "p_ref is the fast sampler with the dual cache itself, every weight exactly 1"),
+        (
+            "is_accelerate_available=True",
+            "p_ref is the fast sampler with the dual cache itself, every weight exactly 1",
+        ),
         ("level=1F", "level has no effect without importance sampling; add use_importance_sampling=True"),
         ("fast_cache=dual", "fast_cache has no effect without importance sampling"),
         ("proposal=/s", "level, fast_cache, fast_threshold … say what importance sampling draws from"),

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import inspect
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import ets
 from ets.api import Result, _last_checkpoint
 from ets.models import MASKED_DIFFUSION
+from ets.path_weights import PathWeights
 from ets.policies.autoregressive import Horizon, Sampling
+from ets.policies.canvas_cache import Caching
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.making import SETTINGS, policy_of
+from ets.policies.levels import LEVEL_0, LEVELS, target_of
+from ets.policies.making import SETTINGS, fast_sampler_of, policy_of
 from ets.policies.masked_diffusion import MaskedDiffusionPolicy
 from ets.policies.transformers import TransformersPolicy
 from ets.policies.unmasking import Schedule, Unmasking
-from ets.types import InputError
+from ets.types import InputError, Problem
 
 SMALL: dict[str, Any] = {"block_size": 2, "max_length": 4, "temperature": 1.0}
 
@@ -52,6 +57,75 @@ def test_masked_diffusion_gets_its_arguments(tiny_llada: Checkpoint) -> None:
     policy = llada_of(tiny_llada, max_length=16, block_size=4, **options)
     assert policy.unmasking == Unmasking(0.5, "margin", 1.5)
     assert policy.schedule == Schedule(16, 8, 8, guide_steps=4)
+
+
+def test_masked_diffusion_may_be_a_fast_sampler(tiny_llada: Checkpoint) -> None:
+    policy = llada_of(tiny_llada, threshold=0.9, cache="dual", refresh=2)
+    assert (policy.unmasking, policy.caching) == (Unmasking(1.0, threshold=0.9), Caching("dual", 2))
+    assert llada_of(tiny_llada, factor=1.5, cache="prefix").caching == Caching("prefix")
+    assert llada_of(tiny_llada, factor=1.5).unmasking == Unmasking(1.0, factor=1.5)
+
+
+def test_a_fast_sampler_has_the_policy_s_settings_but_for_those_that_are_given(tiny_llada: Checkpoint) -> None:
+    exact = llada_of(tiny_llada, temperature=0.5, threshold=0.9, cache="prefix", stop_at_end=True, memory_gib=1.0)
+    same = fast_sampler_of(exact)
+    assert isinstance(same, MaskedDiffusionPolicy) and same is not exact
+    assert (same.unmasking, same.schedule, same.caching, same.memory_gib) == (
+        exact.unmasking, exact.schedule, exact.caching, 1.0,
+    )  # fmt: skip
+    other: Any = fast_sampler_of(exact, remasking="largest", temperature=0.7, factor=1.0, refresh=2)
+    assert other.unmasking == Unmasking(0.7, "largest", stop_at_end=True, factor=1.0)
+    assert other.caching == Caching("prefix", 2)
+    assert fast_sampler_of(exact, cache="dual").caching == Caching("dual")  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_fast_sampler_is_weighed_at_its_level(tiny_llada: Checkpoint, level: str) -> None:
+    """With the policy's own checkpoint, or with another one."""
+    rule: dict[str, Any] = {} if level == "1F" else {"remasking": "largest"}
+    pair = fast_sampler_of(llada_of(tiny_llada), level, cache="dual", clip=(0.5, 2.0), **rule)
+    assert isinstance(pair, PathWeights)
+    assert pair.target == LEVELS[level].target == target_of(level)
+    assert pair.sampler.checkpoint is tiny_llada  # type: ignore[attr-defined]
+    another = Checkpoint.loaded(tiny_llada.model, tiny_llada.tokenizer)
+    smaller: Any = fast_sampler_of(llada_of(tiny_llada), level, checkpoint=lambda: another, **rule)
+    assert smaller.sampler.checkpoint is another and smaller.weigher.exact.checkpoint is tiny_llada
+    drawn = pair.finish(pair.start([Problem("p", "ab")]) * 20, np.arange(20, dtype=np.uint64))
+    ratios = [draw.text.log_ratio for draw in drawn]
+    assert min(ratios) < 0 < max(ratios)
+    assert all(math.log(0.25) <= ratio <= math.log(4) or ratio == -math.inf for ratio in ratios)
+
+
+def test_level_0_is_a_policy_of_its_own_that_nothing_weighs(tiny_llada: Checkpoint) -> None:
+    assert target_of("0") == LEVEL_0 and LEVEL_0.startswith("the fast sampler itself")
+    with pytest.raises(InputError, match="unknown level '3'; choose from 0, 1, 1F, 2"):
+        target_of("3")
+    with pytest.raises(InputError, match=r"clip is .* at level 0 every weight is exactly 1; leave it out"):
+        fast_sampler_of(llada_of(tiny_llada), cache="dual", clip=(0.1, 10))
+
+
+@pytest.mark.parametrize(
+    ("level", "fast", "message"),
+    [
+        ("3", {"cache": "dual"}, "unknown level '3'"),
+        ("1", {"cache": "dual"}, "level 1 takes the positions as given, but remasking 'low_confidence'"),
+        ("1F", {"threshold": 0.9}, "support is lost and the weights do not average to 1"),
+        ("0", {"cache": "double"}, "unknown cache 'double'; choose from dual, prefix"),
+        ("0", {"refresh": 2}, "refresh is 2, but there is no cache to refresh"),
+        ("0", {"threshold": 0.9, "factor": 1.0}, "exclude each other"),
+        ("1", {"cache": "dual", "temperature": 0, "remasking": "largest"}, "at temperature 0"),
+    ],
+)
+def test_a_pair_that_does_not_work_is_refused(
+    tiny_llada: Checkpoint, level: str, fast: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        fast_sampler_of(llada_of(tiny_llada), level, **fast)
+
+
+def test_an_autoregressive_model_has_no_faster_sampler(tiny_checkpoint: Checkpoint) -> None:
+    with pytest.raises(InputError, match="a TransformersPolicy has no faster sampler; leave the level out"):
+        fast_sampler_of(policy_of(lambda: tiny_checkpoint, **SMALL))
 
 
 def test_defaults_are_the_familys(tiny_llada: Checkpoint) -> None:
@@ -107,6 +181,9 @@ def test_unequal_guide_steps_are_refused_in_the_callers_words(tiny_llada: Checkp
         ("remasking", "random"),
         ("stop_at_end", True),
         ("guide_steps", 2),
+        ("threshold", 0.9),
+        ("factor", 1.0),
+        ("cache", "dual"),
     ],
 )
 def test_what_autoregressive_models_lack_is_refused_by_name(tiny_checkpoint: Checkpoint, name: str, value: Any) -> None:
@@ -132,6 +209,13 @@ def test_what_masked_diffusion_lacks_is_refused_by_name(tiny_llada: Checkpoint, 
         ({"remasking": ""}, "unknown remasking ''"),
         ({"remasking": "topk"}, "unknown remasking 'topk'"),
         ({"cfg": -1.0}, "cfg is -1.0"),
+        ({"cfg": 1.0, "cache": "dual"}, "a cache holds no unguided canvases"),
+        ({"cache": ""}, "unknown cache ''; choose from dual, prefix"),
+        ({"refresh": 2}, "refresh is 2, but there is no cache to refresh"),
+        ({"refresh": 0, "cache": "dual"}, "refresh is 0"),
+        ({"threshold": 2.0}, "threshold is 2.0"),
+        ({"factor": 0.0}, "factor is 0.0"),
+        ({"threshold": 0.5, "remasking": "random"}, "threshold needs confidences"),
         ({"cfg": float("nan")}, "cfg is nan"),
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"block_size": 8}, "block_size 8 is longer than max_length 4"),
@@ -148,7 +232,9 @@ def test_values_out_of_range_are_named_before_the_weights_are_loaded(
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["temperature", "top_p", "block_size", "cfg", "remasking"])
+@pytest.mark.parametrize(
+    "name", ["temperature", "top_p", "block_size", "cfg", "remasking", "factor", "cache", "refresh"]
+)
 def test_arguments_are_checked_before_the_checkpoint_is_opened(name: str) -> None:
     with pytest.raises(InputError, match=name):
         policy_of(lambda: pytest.fail("opened"), **{**SMALL, name: -1})
@@ -181,6 +267,20 @@ def test_sample_takes_the_options_of_masked_diffusion(tiny_llada: Checkpoint) ->
     outs = ets.sample(prompts, model=tiny_llada, reward=liking_b, progress=False, stop=["bb"], **{**SMALL, **options})
     assert [len(out.trace) for out in outs] == [2, 2, 2]
     assert not any("bb" in out.text for out in outs)
+
+
+def test_sample_takes_a_fast_sampler_as_p_ref(tiny_llada: Checkpoint) -> None:
+    """Level 0: nothing is weighed, and fewer positions are computed."""
+    shape = {"block_size": 4, "max_length": 16, "block_length": 4, "temperature": 1.5, "candidates": 2, "rollouts": 2}
+
+    def positions(**fast: Any) -> int:
+        out = ets.sample("ab", model=tiny_llada, reward=liking_b, **shape, **fast)
+        assert out.ratios is None and not any(step.log_ratios.any() for step in out.trace)
+        return out.cost.positions
+
+    exact, cached = positions(), positions(cache="dual")
+    assert cached < exact and positions(cache="prefix", refresh=1) > cached
+    assert positions(cache="dual", threshold=0.3) < cached > positions(cache="dual", factor=3.0)
 
 
 def test_a_seed_decides_and_the_width_does_not(tiny_llada: Checkpoint) -> None:
