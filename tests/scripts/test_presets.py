@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ets.cli import _parser, main
+from ets.commands import fast
 from ets.commands.proposals import OPTIONS
 from tests.scripts.test_eval_sh import ROOT, bash
 
@@ -152,6 +154,68 @@ def test_what_an_engine_does_not_do_is_one_line(
     assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
 
 
+def fast_options(preset: str, folder: Path, **variables: str) -> dict[str, object]:
+    """What is given of ETS-IS with masked diffusion."""
+    found = options(LLADA, preset, folder, **variables)
+    return {name: found[name] for name in (*fast.OPTIONS, *fast.SHARED) if found[name] is not None}
+
+
+def test_the_fast_demonstration_is_the_other_one_with_a_fast_sampler(tmp_path: Path) -> None:
+    plain, guided = options(LLADA, "demo", tmp_path), options(LLADA, "demo-is", tmp_path)
+    given = {"level": "0", "fast_cache": "dual", "fast_threshold": 0.9, "is_candidates": 4, "estimator": "plain"}
+    assert {name for name in plain if plain[name] != guided[name]} == {"methods", *given}
+    assert fast_options("demo-is", tmp_path) == given
+    assert (plain["methods"], guided["methods"]) == (
+        "plain,majority,one-step,ets",
+        "plain,majority,one-step,ets,ets-is",
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "given"),
+    [
+        ({"LEVEL": "1"}, {"fast_threshold": 0.9, "fast_remasking": "largest"}),
+        ({"LEVEL": "2", "REMASKING": "margin", "FAST_THRESHOLD": ""}, {}),
+        ({"LEVEL": "1F"}, {}),  # neither a threshold nor another rule
+        ({"LEVEL": "1", "FAST_FACTOR": "1"}, {"fast_factor": 1.0, "fast_remasking": "largest"}),
+        (
+            {"LEVEL": "1", "FAST_REMASKING": "random", "FAST_THRESHOLD": "", "CLIP": "0.1,10", "FAST_REFRESH": "3",
+             "FAST_TEMPERATURE": "2"},
+            {"fast_remasking": "random", "clip": (0.1, 10.0), "fast_refresh": 3, "fast_temperature": 2.0},
+        ),
+    ],
+)  # fmt: skip
+def test_a_level_brings_a_sampler_that_it_can_weigh(
+    variables: dict[str, str], given: dict[str, object], tmp_path: Path
+) -> None:
+    shared = {"level": variables["LEVEL"], "fast_cache": "dual", "is_candidates": 4, "estimator": "plain"}
+    assert fast_options("demo-is", tmp_path, **variables) == shared | given
+
+
+@pytest.mark.parametrize("preset", SCRIPTS[LLADA])
+def test_accelerating_a_benchmark_adds_ets_is_at_level_0(preset: str, tmp_path: Path) -> None:
+    assert fast_options(preset, tmp_path) == {}
+    assert fast_options(preset, tmp_path, IS_ACCELERATE_AVAILABLE="False") == {}
+    accelerated = {"level": "0", "fast_cache": "dual", "is_candidates": 15, "estimator": "plain"}
+    assert fast_options(preset, tmp_path, IS_ACCELERATE_AVAILABLE="True") == accelerated
+    leveled = {"fast_remasking": "largest", "level": "1"}
+    assert fast_options(preset, tmp_path, LEVEL="1") == accelerated | leveled
+    found = options(LLADA, preset, tmp_path, IS_ACCELERATE_AVAILABLE="True")
+    assert found["methods"] == "plain,greedy,best-of-n,majority,ets,ets-is" and found["cache"] is None
+
+
+def test_all_methods_may_sample_with_a_cache(tmp_path: Path) -> None:
+    given = {"CACHE": "prefix", "REFRESH": "4", "THRESHOLD": "0.8", "FACTOR": "1"}
+    found = options(LLADA, "math500", tmp_path, **given)
+    assert [found[name.lower()] for name in given] == ["prefix", 4, 0.8, 1.0]
+
+
+def test_an_unclear_acceleration_is_refused(tmp_path: Path) -> None:
+    done = bash(str(LLADA), "demo", folder=tmp_path, PRINT_ONLY="1", IS_ACCELERATE_AVAILABLE="maybe")
+    message = "error: IS_ACCELERATE_AVAILABLE is 'maybe'; set it to True, or leave it empty\n"
+    assert (done.returncode, done.stderr) == (2, message)
+
+
 @pytest.mark.parametrize("script", [QWEN, LLADA])
 def test_all_runs_the_benchmarks_one_after_the_other(script: Path, tmp_path: Path) -> None:
     lines = printed(script, "all", tmp_path, NUM_PROBLEMS="3", DATA="/some data/it's here")
@@ -229,6 +293,7 @@ TINY = {
     "M_CANDIDATES": "2", "K_MONTE_CARLO": "1", "MAX_LENGTH": "12", "BLOCK_SIZE": "6", "NUM_BEAMS": "2",
     "NUM_CANDIDATES": "2", "MONTE_CARLO_NUM": "1", "GEN_LENGTH": "12", "BLOCK_LENGTH": "6", "GUIDE_STEPS": "2",
 }  # fmt: skip
+FAST_KEY = "ets-is-level0-M2"
 PROPOSED = {"SMALL_MODEL_PATH": "embedded-small", "IS_M_CANDIDATES": "2", "IS_BLOCK_SIZE": "4"}
 SCORED = {
     "math500": {"exact_match", "math_verify"},
@@ -245,7 +310,9 @@ def test_a_preset_runs_offline_with_every_method(
 ) -> None:
     """The command that the script prints, run in this process: starting one takes longer than the run."""
     few = {"SHOTS": "2"} if preset == "gpqa" else {"SHOTS": "0"} if preset in ("math500", "gsm8k") else {}
-    own = {"SAMPLES": "2"} if script == LLADA else PROPOSED | ({"REPEATS": "2"} if script == AIME else {})
+    own = {"SAMPLES": "2", "IS_ACCELERATE_AVAILABLE": "True"}
+    if script != LLADA:
+        own = PROPOSED | ({"REPEATS": "2"} if script == AIME else {})
     tiny = TINY | {"DATA": "" if preset == "humaneval" else TINY["DATA"]}
     (words,) = printed(script, preset, tmp_path, **tiny, **few, **own)
     monkeypatch.chdir(tmp_path)
@@ -255,8 +322,8 @@ def test_a_preset_runs_offline_with_every_method(
     for row in rows:
         assert set(row["scores"]) == SCORED[preset]
     journal = [json.loads(line) for line in (tmp_path / "out" / "journal.jsonl").read_text().splitlines()]
-    for method in ("ets", "ets-is-embedded-small") if script != LLADA else ("ets",):
-        chains = [record for record in journal if record["method"].split("@")[0] == method]
+    for method in ("ets", "ets-is-embedded-small" if script != LLADA else FAST_KEY):
+        chains = [record for record in journal if re.split("@|-T", record["method"])[0] == method]
         assert len(chains) == (2 if script == AIME else 1)
     table = capsys.readouterr().out
     assert ("lm-eval: exact_match" in table) == bool(SCORED[preset])
