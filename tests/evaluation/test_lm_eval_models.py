@@ -116,6 +116,24 @@ def test_the_masked_diffusion_model_runs(tmp_path: Path, capsys: pytest.CaptureF
     assert "ETS (M 2, K 1)" in capsys.readouterr().out
 
 
+def test_a_fast_masked_diffusion_model_runs_by_the_paper_s_arguments(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Accelerated, the sampler with the cache is p_ref; with importance sampling it is weighed towards what is told."""
+    arguments = "model_path=embedded,gen_length=16,block_length=8,guide_steps=2,num_candidates=2,monte_carlo_num=1"
+    positions = []
+    for more in ("", ",is_accelerate_available=True", ",use_importance_sampling=True,is_accelerate_available=True"):
+        folder = tmp_path / str(len(positions))
+        words = ("--num_fewshot", "0")
+        assert run_paper(folder, "gsm8k", *words, model="llada_dist", arguments=arguments + more) == 0
+        positions.append(sum(r["cost"]["candidate"] + r["cost"]["rollout"] for r in records(folder)))
+        shown = capsys.readouterr()
+        assert ("Level 0" in shown.err) == (more == ",is_accelerate_available=True")
+    exact, accelerated, weighed = positions
+    assert accelerated < exact > weighed
+    assert "ETS-IS at level 1 (M 2, K 1): its target is the exact model's token probabilities" in shown.out
+
+
 def test_data_that_cannot_be_had_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
