@@ -59,11 +59,13 @@ def proposing_of(options: argparse.Namespace) -> Proposing | FastSampling | None
         return fast_of(options)
     if given := [name for name in FAST_OPTIONS if getattr(options, name) is not None]:
         raise InputError(f"{flag(given[0])} is of ets-is with masked diffusion; leave it out")
+    return _small_model_of(options)
+
+
+def _small_model_of(options: argparse.Namespace) -> Proposing | None:
     given = [name for name in OPTIONS if getattr(options, name) is not None]
     if given and options.proposal is None:
-        raise InputError(
-            f"--{given[0].replace('_', '-')} is of the method ets-is, which needs --proposal; name a model"
-        )
+        raise InputError(f"{flag(given[0])} is of the method ets-is, which needs --proposal; name a model")
     if not given:
         return None
     if options.engine != "transformers":
