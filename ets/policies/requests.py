@@ -158,10 +158,7 @@ class RequestPolicy:
                 f"{self.sampling} leaves tokens out, and {self.engine.name} does not tell which; a proposal there "
                 "needs a temperature above 0, top_p 1 and no top_k"
             )
-        return [
-            Followed(_arrived(path), Cost())
-            for path in paths_between(as_token_states(own), foreign)
-        ]
+        return [Followed(_arrived(path), Cost()) for path in paths_between(as_token_states(own), foreign)]
 
     def _draw(
         self,
