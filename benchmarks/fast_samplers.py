@@ -1,7 +1,8 @@
 """Exact and cached samplers of masked diffusion in one run: `python benchmarks/masked_diffusion.py --compare fast`
 
 Each sampler draws one completion from the empty canvas, and one ETS sample of M candidates and K completions a guide
-step (Level 0: the sampler is p_ref, its weight exactly 1). The caches are refreshed at each block's first step. The
+step (Level 0: the sampler is p_ref, its weight exactly 1). The last row weighs a guided sample's paths at Level 1, with
+as many exact forwards as it had steps on a stale cache. The caches are refreshed at each block's first step. The
 weights are random; the head is scaled so that largest probabilities lie on both sides of 0.9, and how many steps the
 threshold leaves out depends on that scale: read its row as an example. Vocabulary work, the same for all but the last,
 weighs more here than in LLaDA-8B, whose body is 13 times its head.
@@ -10,6 +11,7 @@ weighs more here than in LLaDA-8B, whose body is 13 times its head.
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from statistics import median
@@ -20,6 +22,7 @@ from measuring import machine, markdown, rounds, times_faster, write_page
 from ets.kernel import energy_guided
 from ets.policies.canvas_cache import Caching
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.levels import weighed_sampler
 from ets.policies.masked_diffusion import MaskedDiffusionPolicy
 from ets.policies.unmasking import Schedule, Unmasking
 from ets.rewards import per_text
@@ -32,6 +35,8 @@ SAMPLERS: dict[str, tuple[Unmasking, Caching | None]] = {
     "dual cache": (Unmasking(), Caching("dual")),
     "dual cache, threshold 0.9": (Unmasking(remasking="largest", threshold=0.9), Caching("dual")),
 }
+WEIGHED = "dual cache, threshold 0.9"
+"""The sampler that is measured at Level 1 too."""
 
 
 def compare(checkpoint: Checkpoint, schedule: Schedule, options: argparse.Namespace) -> None:
@@ -58,8 +63,15 @@ def compare(checkpoint: Checkpoint, schedule: Schedule, options: argparse.Namesp
 
         return work
 
+    def at_level_1() -> None:
+        fast, exact = (policy_of(name, checkpoint, schedule) for name in (WEIGHED, "exact"))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of random weights, a stale cache says little
+            list(run(weighed_sampler(exact, fast, "1"), step, [problem], width=1, seed=0))
+        costs["level 1"] = Cost(), fast.ledger + exact.ledger
+
     checkpoint.model.get_output_embeddings().weight.data.mul_(options.sharpness)
-    works = [way(name) for name in SAMPLERS for way in (completion, guided)]
+    works = [*(way(name) for name in SAMPLERS for way in (completion, guided)), at_level_1]
     measured = rounds(works, options.repeats)
     rows = []
     for n, name in enumerate(SAMPLERS):
@@ -69,6 +81,10 @@ def compare(checkpoint: Checkpoint, schedule: Schedule, options: argparse.Namesp
             seconds = median(row[2 * n + way] for row in measured)
             cells += [f"{costs[name][way].positions:,}", f"{seconds:.1f}", f"**{ratio:.2f}** ({spread})"]
         rows.append(cells)
+    ratio, spread = times_faster(measured, slow=1, fast=-1)
+    seconds = median(row[-1] for row in measured)
+    positions = f"{costs['level 1'][1].positions:,}"
+    rows.append([f"{WEIGHED}, Level 1", "", "", "", "", positions, f"{seconds:.1f}", f"**{ratio:.2f}** ({spread})"])
     headings = ["", "steps", *["positions", "s per completion", "times faster"]]
     headings += ["positions", "s per guided sample", "times faster"]
     write_page("fast_diffusion", _page(checkpoint, schedule, options, markdown(headings, rows)))

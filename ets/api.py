@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -13,7 +13,8 @@ from tqdm.auto import tqdm
 from ets.diagnostics import RatioSummary, ratio_summary
 from ets.kernel import energy_guided
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.making import policy_of, proposal_of
+from ets.policies.levels import LEVEL_0
+from ets.policies.making import fast_sampler_of, policy_of, proposal_of
 from ets.rewards import Extract, Scoring, as_extract, as_reward, self_consistency
 from ets.rewards.lifting import ReadProblem
 from ets.runner import run
@@ -43,6 +44,8 @@ class Result:
         False if the text's reward is -inf: then it is no sample of p*.
     ratios : RatioSummary or None
         With a proposal: what its importance weights are worth.
+    target : str or None
+        With a faster sampler of masked diffusion: what p_ref is, in words.
     """
 
     text: str
@@ -51,12 +54,19 @@ class Result:
     cost: Cost
     valid: bool
     ratios: RatioSummary | None = None
+    target: str | None = None
 
     def __str__(self) -> str:
-        return trace_text(self.text, self.answer, self.trace, self.cost, self.ratios)
+        return trace_text(self.text, self.answer, self.trace, self.cost, self.notes)
 
     def _repr_html_(self) -> str:
-        return trace_html(self.text, self.answer, self.trace, self.cost, self.ratios)
+        return trace_html(self.text, self.answer, self.trace, self.cost, self.notes)
+
+    @property
+    def notes(self) -> dict[str, str]:
+        """What is to be said beside the trace, by heading."""
+        said = {"p_ref": self.target, "proposal": None if self.ratios is None else str(self.ratios)}
+        return {heading: note for heading, note in said.items() if note}
 
 
 @overload
@@ -86,6 +96,7 @@ def sample(  # type: ignore[misc]
     factor: float | None = None,
     cache: str | None = None,
     refresh: int | None = None,
+    level: str | None = None,
     proposal: Model | None = None,
     proposal_temperature: float | None = None,
     proposal_top_k: int | None = None,
@@ -124,11 +135,14 @@ def sample(  # type: ignore[misc]
         For masked diffusion alone, a faster sampler: parallel decoding by a threshold or a factor of `Unmasking`, and
         a "dual" or "prefix" cache with the refresh of `Caching`. It is p_ref itself: the weight of a sample is exactly
         1 (Level 0).
+    level : str, optional
+        For masked diffusion alone: "1", "1F" or "2" makes the faster sampler a proposal instead, whose paths are
+        weighed towards the law that `ets.policies.levels.LEVELS` names; it stands in `Result.target`.
     proposal : str, Path, (model, tokenizer) or Checkpoint, optional
         A cheaper model with the same vocabulary, which draws the rollouts; `model` corrects them by importance weights
         (ETS-IS). Whether that works stands in `Result.ratios`.
     proposal_temperature, proposal_top_k, proposal_top_p : float, int, float
-        Of the proposal: by default the model's temperature and no truncation.
+        Of the proposal: by default the model's temperature and no truncation. At a level the temperature alone.
     clip, estimator : (float, float), str
         Of `ets.energy_guided`: bounds on the ratio (none by default), and "plain" or "self-normalised".
     stop : sequence of str
@@ -148,8 +162,7 @@ def sample(  # type: ignore[misc]
     ------
     InputError
         For arguments out of range, before the model is loaded; for a missing checkpoint, or a proposal with other
-        tokens; for a reward that
-        raises or returns something else than one number per text.
+        tokens; for a reward that raises or returns something else than one number per text.
     """
     if reward is None and extract is None:
         raise InputError("neither a reward nor extract is given; pass reward=lambda prompt, text: …, or extract=…")
@@ -159,7 +172,9 @@ def sample(  # type: ignore[misc]
         raise InputError(f"the prompt is {prompt!r}; pass text or a list of texts")
     read = None if extract is None else as_extract(extract)
     guide = as_reward(reward) if reward is not None else self_consistency(extract)  # type: ignore[arg-type]
-    policy = policy_of(
+    fast: dict[str, Any] = {"threshold": threshold, "factor": factor, "cache": cache, "refresh": refresh}
+    weighed = level not in (None, "0")
+    policy: Policy = policy_of(
         lambda: _checkpoint(model),
         block_size=block_size,
         max_length=max_length,
@@ -171,12 +186,12 @@ def sample(  # type: ignore[misc]
         cfg=cfg,
         remasking=remasking,
         stop_at_end=stop_at_end,
-        threshold=threshold,
-        factor=factor,
-        cache=cache,
-        refresh=refresh,
+        **({} if weighed else fast),
     )
-    law = {"temperature": proposal_temperature, "top_k": proposal_top_k, "top_p": proposal_top_p}
+    law: dict[str, Any] = {"temperature": proposal_temperature, "top_k": proposal_top_k, "top_p": proposal_top_p}
+    if level is not None:
+        law_at_level: dict[str, Any] = {"temperature": law.pop("temperature")} if weighed else {}
+        policy = fast_sampler_of(policy, level, clip=clip, **law_at_level, **(fast if weighed else {}))
     numbers: dict[str, Any] = {"candidates": candidates, "rollouts": rollouts, "lam": lam, "clip": clip}
     step = energy_guided(guide, **numbers, proposal=_proposal(policy, proposal, law), estimator=estimator)
     require_variety(policy, candidates)
@@ -188,7 +203,9 @@ def sample(  # type: ignore[misc]
         for chain in run(policy, _told(step, bar), problems, width=width, seed=seed):
             chains[chain.problem.id] = chain
             bar.update()
-    results = [_result(chains[problem.id], read, proposal is not None, clip) for problem in problems]
+    target = getattr(policy, "target", LEVEL_0 if _given(fast) else None)
+    ratios_of = partial(ratio_summary, clip=clip) if proposal is not None or weighed else None
+    results = [_result(chains[problem.id], read, ratios_of, target) for problem in problems]
     return results[0] if isinstance(prompt, str) else results
 
 
@@ -204,10 +221,19 @@ def _told(step: StepFn, bar: Any) -> StepFn:
     return told
 
 
-def _result(chain: Chain, read: ReadProblem | None, proposed: bool, clip: tuple[float, float] | None) -> Result:
-    text = chain.state.text
-    ratios = ratio_summary(chain.trace, clip) if proposed else None
-    return Result(text, read(chain.problem, text) if read else None, chain.trace, chain.cost, chain.valid, ratios)
+def _given(options: dict[str, Any]) -> bool:
+    return any(value is not None for value in options.values())
+
+
+def _result(
+    chain: Chain,
+    read: ReadProblem | None,
+    ratios_of: Callable[[Sequence[Step]], RatioSummary] | None,
+    target: str | None,
+) -> Result:
+    text, trace = chain.state.text, chain.trace
+    answer, ratios = read(chain.problem, text) if read else None, ratios_of(trace) if ratios_of else None
+    return Result(text, answer, trace, chain.cost, chain.valid, ratios, target)
 
 
 def _proposal(policy: Policy, model: Model | None, law: dict[str, Any]) -> Policy | None:

@@ -7,13 +7,13 @@ counted. The trace itself holds everything.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from html import escape
 from itertools import takewhile
+from types import MappingProxyType
 
 import numpy as np
 
-from ets.diagnostics import RatioSummary
 from ets.types import Cost, Step
 from ets.weights import effective_sample_size, normalised
 
@@ -42,7 +42,11 @@ div.ets-trace .note, div.ets-trace th { opacity: .7; }
 
 
 def trace_html(
-    text: str, answer: Hashable | None, trace: Sequence[Step], cost: Cost, ratios: RatioSummary | None = None
+    text: str,
+    answer: Hashable | None,
+    trace: Sequence[Step],
+    cost: Cost,
+    notes: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """A self-contained HTML fragment: no script, nothing from the network, every text escaped.
 
@@ -56,15 +60,14 @@ def trace_html(
         Each step becomes a table of its candidates: their new text, log Ê, the probability in proportion to Ê,
         and the rollouts, folded away.
     cost : Cost
-    ratios : RatioSummary, optional
-        Of a proposal: said in one line.
+    notes : mapping of str to str
+        What else is to be said, by heading: of a proposal, what its ratios are worth.
     """
     shown = [f"<pre>{escape(elide(text, TEXT))}</pre>"]
     if answer is not None:
         shown.append(f"<div>answer: <b>{escape(elide(str(answer), PIECE))}</b></div>")
     shown.append(_note(_cost_line(cost)))
-    if ratios is not None:
-        shown.append(f"<div>{_note(str(ratios))}</div>")
+    shown += [f"<div>{_note(escape(f'{heading}: {said}'))}</div>" for heading, said in notes.items()]
     befores = _befores(trace)
     shown += [_step_html(n, trace, befores[n]) for n in range(min(STEPS, len(trace)))]
     if len(trace) > STEPS:
@@ -73,7 +76,11 @@ def trace_html(
 
 
 def trace_text(
-    text: str, answer: Hashable | None, trace: Sequence[Step], cost: Cost, ratios: RatioSummary | None = None
+    text: str,
+    answer: Hashable | None,
+    trace: Sequence[Step],
+    cost: Cost,
+    notes: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
     """The text, the answer, the cost, and one line for each guide step: its choice and how the weights spread.
 
@@ -83,8 +90,7 @@ def trace_text(
     if answer is not None:
         lines.append(f"answer: {elide(str(answer), PIECE)}")
     lines.append(f"cost: {_cost_line(cost)}")
-    if ratios is not None:
-        lines.append(f"proposal: {ratios}")
+    lines += [f"{heading}: {said}" for heading, said in notes.items()]
     for n, (step, before) in enumerate(zip(trace[:STEPS], _befores(trace), strict=False)):
         new = elide(_new_text(step.candidates[step.choice].text, before), LINE)
         lines.append(f"guide step {n + 1}: {_verdict(step, last=n == len(trace) - 1)}: {new!r}")

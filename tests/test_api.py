@@ -126,6 +126,35 @@ def test_a_proposal_draws_the_rollouts_and_its_weights_are_told() -> None:
     assert ets.sample(QUESTION, model=small, reward=short, **SMALL).ratios is None
 
 
+CANVAS: dict[str, Any] = {"block_size": 6, "max_length": 12, "block_length": 6, "candidates": 2, "rollouts": 2}
+
+
+def test_a_level_weighs_a_fast_sampler_and_says_towards_what() -> None:
+    model, rule = demo.model_path("diffusion"), {"remasking": "largest", "cache": "dual"}
+    out = ets.sample(QUESTION, model=model, reward=short, level="1", **rule, **CANVAS)
+    assert out.ratios is not None and out.cost.scored > 0
+    assert "that the fast model chose" in str(out.target) and "p_ref: the exact model's token" in str(out)
+    fast = ets.sample(QUESTION, model=model, reward=short, **rule, **CANVAS)
+    assert "every weight is exactly 1" in str(fast.target) and fast.ratios is None
+    assert fast.text == ets.sample(QUESTION, model=model, reward=short, level="0", **rule, **CANVAS).text
+    exact = ets.sample(QUESTION, model=model, reward=short, **CANVAS)
+    assert exact.target is None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"level": "1", "cache": "dual"}, "choose largest, margin"),
+        ({"level": "1F", "threshold": 0.9}, "support is lost"),
+        ({"level": "4"}, "unknown level '4'"),
+        ({"proposal": demo.model_path("small")}, "LLaDA has levels instead"),
+    ],
+)
+def test_what_is_wrong_with_a_level_is_said(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ets.sample(QUESTION, model=demo.model_path("diffusion"), reward=short, **CANVAS, **wrong)
+
+
 def test_a_model_as_its_own_proposal_changes_nothing() -> None:
     model = demo.model_path("small")
     plain = ets.sample(QUESTION, model=model, reward=short, **SMALL)

@@ -132,7 +132,7 @@ def proposal_of(
         For values out of range, or models that do not fit each other.
     """
     if not isinstance(reference, TransformersPolicy):
-        raise InputError(f"a {type(reference).__name__} takes no proposal; leave it out")
+        raise InputError(f"a {type(reference).__name__} takes no proposal; leave it out (LLaDA has levels instead)")
     sampling = Sampling(reference.sampling.temperature if temperature is None else temperature, top_k, top_p)
     proposal = TransformersPolicy(
         checkpoint(), sampling, reference.horizon, memory_gib=reference.memory_gib, end_ids=reference.endings.end_ids
