@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from ets.policies.autoregressive import Sampling
+from ets.policies.autoregressive import Sampling, as_token_states, require_same_tokens
 from ets.policies.background import Background
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.reading import paths_between
 from ets.policies.requests import Answer, Request, RequestPolicy
 from ets.transition import require_counts, require_positive
-from ets.types import InputError
+from ets.types import Cost, InputError, Policy, Scored, State
 
 CPU_BLOCK = 32
 """Tokens per cache block on a CPU: the smallest that works, so that the least is computed twice."""
@@ -141,6 +142,16 @@ class VLLMEngine:
         params = [_params(request, sampling, end_ids) for request in requests]
         return [_answer(output) for output in self._outputs([request.tokens for request in requests], params)]
 
+    def score(self, sequences: Sequence[tuple[int, ...]], counts: Sequence[int]) -> list[tuple[float, int]]:
+        """Of each sequence: the untempered log-probability of its last `counts` tokens, and the positions computed.
+
+        vLLM tells log-probabilities of a prompt's tokens only where it computes the whole prompt again.
+        """
+        self.load()
+        outputs = self._outputs(sequences, [_scoring() for _ in sequences])
+        rows = zip(sequences, counts, outputs, strict=True)
+        return [(_logp_of_last(*row), len(row[0]) - (row[2].num_cached_tokens or 0)) for row in rows]
+
     def metrics(self) -> dict[str, float]:
         """vLLM's own counters by name, since the last engine of this program was loaded."""
         from vllm.v1.metrics.reader import Counter, get_metrics_snapshot
@@ -193,6 +204,29 @@ class VLLMPolicy(RequestPolicy):
     def load(self) -> None:
         """Load the engine, unless it is loaded; else the first draw does."""
         self.engine.load()
+
+    def require_proposal(self, proposal: Policy) -> None:
+        """Refuse other tokens, endings or lengths, and to score under a law that vLLM does not tell of given texts."""
+        if self.sampling.temperature != 1 or self.sampling.truncated:
+            raise InputError(
+                f"vLLM scores given texts under the untempered model alone, not under {self.sampling}; run the model "
+                "through transformers, or take temperature 1 without top_k and top_p"
+            )
+        require_same_tokens(self, proposal)
+
+    def logp(self, starts: Sequence[State], ends: Sequence[State]) -> list[Scored]:
+        """Of each path; prompt and candidate are computed again with it, and equal paths once."""
+        paths = paths_between(as_token_states(starts), ends)
+        keys = [(path.start.prompt + path.end.tokens, len(path.tokens)) for path in paths]
+        distinct = list(dict.fromkeys(keys))
+        known = max((max(tokens) for tokens, _ in distinct), default=0) < self.endings.vocabulary
+        if not known:
+            raise InputError("the proposal drew a token that the model does not have; choose one of the same family")
+        found = dict(zip(distinct, self.engine.score(*zip(*distinct, strict=True)), strict=True)) if distinct else {}
+        costs = {key: Cost(scored=positions) for key, (_, positions) in found.items()}
+        scored = [Scored(found[key][0], costs.pop(key, Cost())) for key in keys]
+        self.ledger += Cost.total(row.cost for row in scored)
+        return scored
 
     def beside(self) -> VLLMPolicy:
         """Another policy of the same law over the same engine, for a thread of its own."""
@@ -309,6 +343,21 @@ def _params(request: Request, sampling: Sampling, end_ids: Sequence[int]) -> Any
         skip_clone=True,  # they are this request's alone
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
+
+
+def _scoring() -> Any:
+    """vLLM's parameters for the log-probabilities of a prompt's own tokens; one more token is drawn, and dropped."""
+    from vllm import SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    return SamplingParams(
+        temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
+    )
+
+
+def _logp_of_last(sequence: tuple[int, ...], count: int, output: Any) -> float:
+    tokens = zip(sequence[len(sequence) - count :], output.prompt_logprobs[len(sequence) - count :], strict=True)
+    return sum(float(told[token].logprob) for token, told in tokens)
 
 
 def _answer(output: Any) -> Answer:

@@ -247,3 +247,33 @@ def test_closing_ends_every_process(engine: VLLMEngine, problem: Problem) -> Non
     assert not any("VLLM" in name for name in named.values())
     with pytest.raises(InputError, match="has been closed"):
         policy.extend([state], keys(1))
+
+
+def test_vllm_scores_a_proposal_as_transformers_does(
+    engine: VLLMEngine, checkpoint: Checkpoint, problem: Problem
+) -> None:
+    """At temperature 1, over exactly the tokens that the small model drew; equal paths are computed once."""
+    horizon = Horizon(2, 8)
+    small = TransformersPolicy(Checkpoint(demo.model_path("small"), device="cpu"), Sampling(1.3), horizon)
+    references = VLLMPolicy(engine, Sampling(), horizon), TransformersPolicy(checkpoint, Sampling(), horizon)
+    pairs = [ImportanceSampling(reference, small) for reference in references]
+    start = pairs[1].start([problem])[0]
+    going = [d.state for d in pairs[1].extend([start] * 8, keys(8)) if not d.state.done]
+    rollouts = [d.state for d in small.finish([state.proposal for state in going], keys(len(going), 1))]  # type: ignore[attr-defined]
+    expected = pairs[1].reference.logp([state.reference for state in going], rollouts)  # type: ignore[attr-defined]
+    origins = [state.reference for state in going]  # type: ignore[attr-defined]
+    found = pairs[0].reference.logp([*origins, origins[0]], [*rollouts, rollouts[0]])
+    assert [row.logp for row in found[:-1]] == pytest.approx([row.logp for row in expected], abs=1e-3)
+    assert found[-1] == type(found[-1])(found[0].logp, type(found[0].cost)())
+    assert found[0].cost.scored == len(problem.prompt) + len(rollouts[0].tokens)
+    weighed = pairs[0].finish(pairs[0].start([problem]), keys(1, 3))  # from the start, through both
+    assert np.isfinite(weighed[0].text.log_ratio)
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0.7), Sampling(1.0, top_p=0.9)], ids=str)
+def test_vllm_refuses_to_score_under_another_law(
+    engine: VLLMEngine, checkpoint: Checkpoint, sampling: Sampling
+) -> None:
+    reference = VLLMPolicy(engine, sampling, Horizon(2, 8))
+    with pytest.raises(InputError, match="under the untempered model alone"):
+        ImportanceSampling(reference, TransformersPolicy(checkpoint, Sampling(), Horizon(2, 8)))
