@@ -180,7 +180,8 @@ def against_plain(settings: Sequence[Setting], repeats: int, conditions: str) ->
     headings = ["prompt", "plain way (s)", "ets (s)", "bare forwards (s)", "times faster", "spread", "bound"]
     rows = [measure(setting, repeats) for setting in settings]
     text = (
-        f"# ETS against the plain way, autoregressive\n\n{PLAIN}\n\n{conditions}\n\n{markdown(headings, rows)}\n\n"
+        "# ETS against the plain way, autoregressive\n\n`python benchmarks/autoregressive.py`\n\n"
+        f"{PLAIN}\n\n{conditions}\n\n{markdown(headings, rows)}\n\n"
         "`times faster` is the plain way's seconds over ours; `bound` the same if only the bare forwards took time.\n"
     )
     write_page("autoregressive", text)
@@ -191,10 +192,12 @@ def with_proposal(settings: Sequence[Setting], repeats: int, conditions: str) ->
     settings[0].ets(small)  # warm up
     rows = [measure_proposal(setting, small, repeats) for setting in settings]
     text = (
-        f"# ETS-IS against ETS, autoregressive\n\n{PROPOSAL}\n\n{conditions} The proposal has "
+        "# ETS-IS against ETS, autoregressive\n\n`python benchmarks/autoregressive.py --compare proposal`\n\n"
+        f"{PROPOSAL}\n\n{conditions} The proposal has "
         f"{small.model.num_parameters() / 1e6:.1f}M parameters, most of them its embedding's.\n\n"
         f"{markdown(PROPOSED, rows)}\n\n"
-        "`times faster` is ETS's seconds over those of ETS-IS.\n"
+        "`times faster` is ETS's seconds over those of ETS-IS: the median of the repeats' own ratios, not the ratio of "
+        "the medians.\n"
     )
     write_page("autoregressive_proposal", text)
 

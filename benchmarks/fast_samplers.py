@@ -98,7 +98,8 @@ def policy_of(name: str, checkpoint: Checkpoint, schedule: Schedule) -> MaskedDi
 def _page(checkpoint: Checkpoint, schedule: Schedule, options: argparse.Namespace, table: str) -> str:
     config = checkpoint.config
     return (
-        f"# Fast samplers of masked diffusion\n\n{(__doc__ or '').split(chr(10), 1)[1].strip()}\n\n"
+        "# Fast samplers of masked diffusion\n\n`python benchmarks/masked_diffusion.py --compare fast`\n\n"
+        f"{(__doc__ or '').split(chr(10), 1)[1].strip()}\n\n"
         f"Random weights: width {config.d_model}, {config.n_layers} layers, MLP {config.mlp_hidden_size}, vocabulary "
         f"{options.vocabulary:,}, {checkpoint.model.num_parameters() / 1e6:.0f}M parameters. Prompt {options.prompt}, "
         f"gen_length {schedule.gen_length}, block {schedule.block_length}, {schedule.steps} denoising steps at most; "

@@ -43,7 +43,7 @@ class Result:
     valid : bool
         False if the text's reward is -inf: then it is no sample of p*.
     ratios : RatioSummary or None
-        With a proposal: what its importance weights are worth.
+        With a proposal, or a level above 0: what its importance weights are worth.
     target : str or None
         With a faster sampler of masked diffusion: what p_ref is, in words.
     """
@@ -137,7 +137,9 @@ def sample(  # type: ignore[misc]
         1 (Level 0).
     level : str, optional
         For masked diffusion alone: "1", "1F" or "2" makes the faster sampler a proposal instead, whose paths are
-        weighed towards the law that `ets.policies.levels.LEVELS` names; it stands in `Result.target`.
+        weighed towards the law that `ets.policies.levels.LEVELS` names; it stands in `Result.target`. "0" is p_ref
+        itself. At "1" and "2" drawn tokens must not choose positions: the fast sampler's rule is then `largest`, unless
+        `remasking` says otherwise.
     proposal : str, Path, (model, tokenizer) or Checkpoint, optional
         A cheaper model with the same vocabulary, which draws the rollouts; `model` corrects them by importance weights
         (ETS-IS). Whether that works stands in `Result.ratios`.
@@ -173,7 +175,9 @@ def sample(  # type: ignore[misc]
     read = None if extract is None else as_extract(extract)
     guide = as_reward(reward) if reward is not None else self_consistency(extract)  # type: ignore[arg-type]
     fast: dict[str, Any] = {"threshold": threshold, "factor": factor, "cache": cache, "refresh": refresh}
+    level = None if level is None else str(level)
     weighed = level not in (None, "0")
+    _require_used(clip, estimator, proposal is not None or weighed)
     policy: Policy = policy_of(
         lambda: _checkpoint(model),
         block_size=block_size,
@@ -190,8 +194,10 @@ def sample(  # type: ignore[misc]
     )
     law: dict[str, Any] = {"temperature": proposal_temperature, "top_k": proposal_top_k, "top_p": proposal_top_p}
     if level is not None:
-        law_at_level: dict[str, Any] = {"temperature": law.pop("temperature")} if weighed else {}
-        policy = fast_sampler_of(policy, level, clip=clip, **law_at_level, **(fast if weighed else {}))
+        at_level: dict[str, Any] = {"temperature": law.pop("temperature"), **fast} if weighed else {}
+        if level in ("1", "2") and remasking is None:
+            at_level["remasking"] = "largest"
+        policy = fast_sampler_of(policy, level, clip=clip, **at_level)
     numbers: dict[str, Any] = {"candidates": candidates, "rollouts": rollouts, "lam": lam, "clip": clip}
     step = energy_guided(guide, **numbers, proposal=_proposal(policy, proposal, law), estimator=estimator)
     require_variety(policy, candidates)
@@ -203,7 +209,7 @@ def sample(  # type: ignore[misc]
         for chain in run(policy, _told(step, bar), problems, width=width, seed=seed):
             chains[chain.problem.id] = chain
             bar.update()
-    target = getattr(policy, "target", LEVEL_0 if _given(fast) else None)
+    target = getattr(policy, "target", LEVEL_0 if level == "0" or _given(fast) else None)
     ratios_of = partial(ratio_summary, clip=clip) if proposal is not None or weighed else None
     results = [_result(chains[problem.id], read, ratios_of, target) for problem in problems]
     return results[0] if isinstance(prompt, str) else results
@@ -219,6 +225,14 @@ def _told(step: StepFn, bar: Any) -> StepFn:
         return advanced
 
     return told
+
+
+def _require_used(clip: tuple[float, float] | None, estimator: str, used: bool) -> None:
+    """Refuse settings of importance weights where there are none."""
+    if not used and (clip is not None or estimator != "plain"):
+        raise InputError(
+            f"clip {clip} and estimator {estimator!r} are of a proposal, and there is none; leave them out"
+        )
 
 
 def _given(options: dict[str, Any]) -> bool:

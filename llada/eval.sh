@@ -17,6 +17,7 @@ source "$ROOT/scripts/run_eval.sh"
 choose_preset "demo demo-is math500 gsm8k humaneval gpqa" "$@"
 
 if [ "$PRESET" = demo-is ]; then IS_ACCELERATE_AVAILABLE=${IS_ACCELERATE_AVAILABLE:-True}; fi # all else is as in demo
+case ",${METHODS:-}," in *,ets-is,*) IS_ACCELERATE_AVAILABLE=${IS_ACCELERATE_AVAILABLE:-True} ;; esac
 IS_ACCELERATE_AVAILABLE=${IS_ACCELERATE_AVAILABLE:-${LEVEL:+True}} # True: METHODS are with ets-is; so they are with a LEVEL
 case "$IS_ACCELERATE_AVAILABLE" in
 True | 1) ;;
@@ -110,7 +111,7 @@ REAL="MODEL_PATH=GSAI-ML/LLaDA-8B-Instruct SHOTS=4 TEMPERATURE=0.5 GEN_LENGTH=64
 note "This is the embedded demonstration: a model of 1 million parameters on made-up problems. With a real model, on the same problems: $REAL"
 set -- # what ETS-IS has of its own
 if [ -n "$IS_ACCELERATE_AVAILABLE" ]; then
-    set -- --level "$LEVEL" --is-candidates "$IS_NUM_CANDIDATES" ${CLIP:+--clip "$CLIP"} --estimator "$ESTIMATOR" \
+    set -- --level "$LEVEL" --is-candidates "$IS_NUM_CANDIDATES" ${CLIP:+--clip="$CLIP"} --estimator "$ESTIMATOR" \
         ${FAST_CACHE:+--fast-cache "$FAST_CACHE"} ${FAST_REFRESH:+--fast-refresh "$FAST_REFRESH"} \
         ${FAST_THRESHOLD:+--fast-threshold "$FAST_THRESHOLD"} ${FAST_FACTOR:+--fast-factor "$FAST_FACTOR"} \
         ${FAST_REMASKING:+--fast-remasking "$FAST_REMASKING"} ${FAST_TEMPERATURE:+--fast-temperature "$FAST_TEMPERATURE"}

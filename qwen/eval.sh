@@ -100,5 +100,5 @@ run_eval "$ENGINE" --candidates "$M_CANDIDATES" --rollouts "$K_MONTE_CARLO" --la
     ${SMALL_MODEL_PATH:+--proposal "$SMALL_MODEL_PATH" --proposal-temperature "$PROPOSAL_TEMPERATURE"} \
     ${SMALL_MODEL_PATH:+--is-candidates "$IS_M_CANDIDATES" --is-block-size "$IS_BLOCK_SIZE" --estimator "$ESTIMATOR"} \
     ${PROPOSAL_TOP_K:+--proposal-top-k "$PROPOSAL_TOP_K"} ${PROPOSAL_TOP_P:+--proposal-top-p "$PROPOSAL_TOP_P"} \
-    ${CLIP:+--clip "$CLIP"} ${VLLM:+--replicas "$GEN_DP" --utilization "$UTILIZATION"}
+    ${CLIP:+--clip="$CLIP"} ${VLLM:+--replicas "$GEN_DP" --utilization "$UTILIZATION"}
 note "That was the embedded demonstration, which shows the method and its cost, not what it does for a real model. With one: $REAL"

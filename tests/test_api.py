@@ -131,7 +131,7 @@ CANVAS: dict[str, Any] = {"block_size": 6, "max_length": 12, "block_length": 6, 
 
 def test_a_level_weighs_a_fast_sampler_and_says_towards_what() -> None:
     model, rule = demo.model_path("diffusion"), {"remasking": "largest", "cache": "dual"}
-    out = ets.sample(QUESTION, model=model, reward=short, level="1", **rule, **CANVAS)
+    out = ets.sample(QUESTION, model=model, reward=short, level="1", cache="dual", **CANVAS)
     assert out.ratios is not None and out.cost.scored > 0
     assert "that the fast model chose" in str(out.target) and "p_ref: the exact model's token" in str(out)
     fast = ets.sample(QUESTION, model=model, reward=short, **rule, **CANVAS)
@@ -144,7 +144,8 @@ def test_a_level_weighs_a_fast_sampler_and_says_towards_what() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"level": "1", "cache": "dual"}, "choose largest, margin"),
+        ({"level": "1", "cache": "dual", "remasking": "low_confidence"}, "choose largest, margin"),
+        ({"clip": (0.1, 10)}, "there is none; leave them out"),
         ({"level": "1F", "threshold": 0.9}, "support is lost"),
         ({"level": "4"}, "unknown level '4'"),
         ({"proposal": demo.model_path("small")}, "LLaDA has levels instead"),

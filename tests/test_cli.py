@@ -112,7 +112,7 @@ def test_ets_is_joins_a_folder_and_tells_what_its_ratios_were(
     ets, guided = json.loads((folder / "summary.json").read_text())
     assert "ratios" not in ets
     assert set(guided["ratios"]) == {
-        "rollouts", "effective", "spread", "wide", "impossible", "clipped", "missed",
+        "rollouts", "effective", "mean", "spread", "wide", "impossible", "clipped", "candidates_effective", "missed",
         "complete_drawn", "complete_chosen",
     }  # fmt: skip
     assert guided["ratios"]["clipped"] > 0  # at 0.5 and 2
@@ -168,7 +168,7 @@ def test_a_truncated_proposal_tells_the_mass_that_it_misses(tmp_path: Path) -> N
         ({"task": "humaneval", "data": "x"}, "the task humaneval brings its own problems, and takes no data"),
         ({"task": "humaneval", "count": "500"}, "500 problems of humaneval asked for; choose 1 to 164"),
         ({"gen_length": "8"}, "--gen-length is no option of the engine transformers; leave it out"),
-        ({"methods": "ets-is"}, "proposal is not set, which the method ets-is needs; name a small model, or leave"),
+        ({"methods": "ets-is"}, "proposal is not set, which the method ets-is needs; name a small model"),
         ({"clip": "0.1,10"}, "--clip is of the method ets-is, which needs --proposal; name a model"),
         ({"fast_cache": "dual"}, "--fast-cache is of ets-is with masked diffusion; leave it out"),
         ({"cache": "dual"}, "--cache is no option of the engine transformers; leave it out"),

@@ -141,7 +141,10 @@ def _ets_is(task: Task, settings: Settings, budget: int) -> Method:
 
 def _proposing(settings: Settings) -> Proposing | FastSampling:
     if settings.proposing is None:
-        raise InputError("proposal is not set, which the method ets-is needs; name a small model, or leave ets-is out")
+        raise InputError(
+            "proposal is not set, which the method ets-is needs; name a small model (SMALL_MODEL_PATH in the "
+            "scripts), or leave ets-is out"
+        )
     return settings.proposing
 
 

@@ -280,12 +280,13 @@ def _accelerated(method: str, values: dict[str, Any]) -> tuple[str, ...]:
     """
     asked = values.pop("accelerated", False)
     if "level" in values:
-        values["level"] = values["level"] or "1"
+        values["level"] = values["level"] or ("0" if asked else "1")
         if values["level"] in ("1", "2") and values["remasking"] == "low_confidence":
             values["fast_remasking"] = values["fast_remasking"] or "largest"
         if asked or all(values[f"fast_{name}"] is None for name in FAST if name != "remasking"):
             values["fast_cache"] = values["fast_cache"] or "dual"
-    elif asked:
+        return (_LEVEL_0,) if asked and values["level"] == "0" else ()
+    if asked:
         values["cache"] = values["cache"] or "dual"
         return (_LEVEL_0,)
     return ()

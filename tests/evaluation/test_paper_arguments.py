@@ -80,6 +80,11 @@ def translated(line: str) -> PaperRun:
         (
             "--tasks gsm8k --model llada_dist " + LLADA + ",is_accelerate_available=True,use_importance_sampling=True",
             "ets-is",
+            {"level": "0", "cache": None, "fast_cache": "dual", "fast_remasking": None},
+        ),
+        (
+            "--tasks gsm8k --model llada_dist " + LLADA + ",use_importance_sampling=True",
+            "ets-is",
             {"level": "1", "cache": None, "fast_cache": "dual", "fast_remasking": "largest"},
         ),
         (
@@ -190,6 +195,13 @@ def test_what_makes_llada_fast_is_answered_by_one_line(argument: str, note: str)
     assert line.startswith(argument.split("=")[0]) and note in line and "\n" not in line
     assert run.method == "ets" and not set(OF_PROPOSALS) & set(run.values)
     assert not translated(f"--tasks gsm8k --model llada_dist {LLADA},is_accelerate_available=False").notes
+
+
+def test_the_fast_sampler_of_importance_sampling_is_said_too() -> None:
+    both = f"--tasks gsm8k --model llada_dist {LLADA},is_accelerate_available=True,use_importance_sampling=True"
+    (line,) = translated(both).notes
+    assert "every weight exactly 1" in line
+    assert not translated(f"{both},level=1").notes
 
 
 @pytest.mark.parametrize(
