@@ -98,7 +98,7 @@ def ratio_summary(steps: Iterable[Step], clip: tuple[float, float] | None = None
     return RatioSummary(
         rollouts=len(flat),
         effective=_mean([_effective(row) for row in ratios if len(row) > 1]),
-        mean=_mean(np.exp(flat).tolist()),
+        mean=_mean(np.exp(np.minimum(flat, 600.0)).tolist()),  # a number that JSON has, whatever the ratios
         spread=_spread([np.concatenate([np.array([]), *_open(step, step.log_ratios)]) for step in steps]),
         impossible=_mean(np.isneginf(flat).tolist()),
         clipped=_mean(_at(flat, clip)) if clip else 0.0,
