@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from ets.types import Floats, Step
-from ets.weights import effective_sample_size
+from ets.weights import effective_draws
 
 T = TypeVar("T")
 WIDE = 1.0
@@ -116,7 +116,7 @@ def _open(step: Step, rows: Iterable[T]) -> list[T]:
 
 def _effective(log_ratios: Floats) -> float:
     """Effective sample size over the number."""
-    return 0.0 if np.all(np.isneginf(log_ratios)) else effective_sample_size(log_ratios) / len(log_ratios)
+    return effective_draws(log_ratios) / len(log_ratios)
 
 
 def _spread(steps: Sequence[Floats]) -> float:

@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 
 from ets.types import Chain, Cost, Draw, InputError, Keys, Policy, Problem, Proposal, Scored, Scorer, State
-from ets.weights import effective_sample_size
+from ets.weights import effective_draws
 
 ENOUGH = 32
 """Rollouts that tell whether the ratios' effective sample size is too low."""
@@ -138,10 +138,10 @@ class NoiseWarning:
     def __call__(self, log_ratios: Sequence[float]) -> None:
         if self._given or len(log_ratios) < ENOUGH:
             return
-        impossible = sum(ratio == -math.inf for ratio in log_ratios)
-        effective = 0.0 if impossible == len(log_ratios) else effective_sample_size(np.array(log_ratios))
+        effective = effective_draws(np.array(log_ratios))
         if effective < NOISE * len(log_ratios):
             self._given = True
+            impossible = sum(ratio == -math.inf for ratio in log_ratios)
             outside = f", and {impossible} are impossible under its top-k or top-p: leave these out" * (impossible > 0)
             warnings.warn(
                 f"of {len(log_ratios)} rollouts of the proposal {effective:.1f} are effective{outside}: the correction "

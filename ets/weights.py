@@ -62,6 +62,11 @@ def effective_sample_size(log_weights: Floats) -> float:
     return float(1.0 / np.sum(normalised(log_weights) ** 2))
 
 
+def effective_draws(log_ratios: Floats) -> float:
+    """The effective sample size of importance ratios: 0 where every ratio is zero."""
+    return 0.0 if np.all(np.isneginf(log_ratios)) else effective_sample_size(log_ratios)
+
+
 def pick(probabilities: Floats, uniform: float) -> int:
     """The index that a uniform in [0, 1) selects: the first with cdf > uniform · total.
 

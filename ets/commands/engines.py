@@ -123,7 +123,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         owners = tuple(name for name, engine in ENGINES.items() if option in engine.options)
         if owners not in groups:
             groups[owners] = parser.add_argument_group(f"options of the engine {' and '.join(owners)}")
-        groups[owners].add_argument(_flag(option), type=kind, help=text, default=None)
+        groups[owners].add_argument(flag(option), type=kind, help=text, default=None)
 
 
 def require_engine_arguments(options: argparse.Namespace) -> None:
@@ -131,10 +131,10 @@ def require_engine_arguments(options: argparse.Namespace) -> None:
     engine = ENGINES[options.engine]
     for option in engine.needs:
         if getattr(options, option) is None:
-            raise InputError(f"the engine {options.engine} needs {_flag(option)}; see ets eval --help")
+            raise InputError(f"the engine {options.engine} needs {flag(option)}; see ets eval --help")
     for option in (option for other in ENGINES.values() for option in other.options):
         if option not in engine.options and getattr(options, option) is not None:
-            raise InputError(f"{_flag(option)} is no option of the engine {options.engine}; leave it out")
+            raise InputError(f"{flag(option)} is no option of the engine {options.engine}; leave it out")
 
 
 def engine_policy(checkpoint: Checkpoint, options: argparse.Namespace) -> Policy:
@@ -177,5 +177,6 @@ def engine_settings(options: argparse.Namespace) -> dict[str, Any]:
     return {"engine": options.engine} | given | left_out
 
 
-def _flag(option: str) -> str:
+def flag(option: str) -> str:
+    """An option as it is typed."""
     return f"--{option.replace('_', '-')}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from ets.commands.engines import flag
 from ets.evaluation.fast import FAST, FastSampling, opened_sampler
 from ets.types import InputError, Policy
 
@@ -66,8 +67,3 @@ def fast_policy(fast: FastSampling, exact: Policy) -> tuple[FastSampling, Policy
         return opened_sampler(fast, exact)
     except InputError as error:
         raise InputError(f"for the method ets-is, {error}") from error
-
-
-def flag(name: str) -> str:
-    """An option as it is typed."""
-    return f"--{name.replace('_', '-')}"

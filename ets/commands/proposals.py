@@ -5,9 +5,9 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from ets.commands.engines import ENGINES, engine_policy
+from ets.commands.engines import ENGINES, engine_policy, flag
 from ets.commands.fast import OPTIONS as FAST_OPTIONS
-from ets.commands.fast import SHARED, add_fast_arguments, fast_of, fast_policy, flag
+from ets.commands.fast import SHARED, add_fast_arguments, fast_of, fast_policy
 from ets.evaluation.fast import FastSampling
 from ets.evaluation.proposing import Proposing, bounds_of, opened_pair
 from ets.types import InputError
@@ -41,7 +41,7 @@ def add_proposal_arguments(parser: argparse.ArgumentParser) -> None:
     """Groups of options for the method ets-is."""
     group = parser.add_argument_group("options of the method ets-is")
     for name, (kind, text) in OPTIONS.items():
-        group.add_argument(f"--{name.replace('_', '-')}", type=kind, help=text, default=None)
+        group.add_argument(flag(name), type=kind, help=text, default=None)
     add_fast_arguments(parser)
 
 
