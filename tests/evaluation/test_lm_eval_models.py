@@ -122,7 +122,7 @@ def test_a_fast_masked_diffusion_model_runs_by_the_paper_s_arguments(
     """Accelerated, the sampler with the cache is p_ref; with importance sampling it is weighed towards what is told."""
     arguments = "model_path=embedded,gen_length=16,block_length=8,guide_steps=2,num_candidates=2,monte_carlo_num=1"
     positions = []
-    for more in ("", ",is_accelerate_available=True", ",use_importance_sampling=True,is_accelerate_available=True"):
+    for more in ("", ",is_accelerate_available=True", ",use_importance_sampling=True"):
         folder = tmp_path / str(len(positions))
         words = ("--num_fewshot", "0")
         assert run_paper(folder, "gsm8k", *words, model="llada_dist", arguments=arguments + more) == 0

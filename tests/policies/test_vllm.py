@@ -238,17 +238,6 @@ def test_what_vllm_cannot_do_is_refused(engine: VLLMEngine) -> None:
         policy.start([Problem("long", (1,) * engine.context)])
 
 
-def test_closing_ends_every_process(engine: VLLMEngine, problem: Problem) -> None:
-    """The last test: the engine is not there any more."""
-    policy = VLLMPolicy(engine, Sampling(), Horizon(8, 32))
-    state = policy.start([problem])[0]
-    engine.close()
-    named = {child.pid: Path(f"/proc/{child.pid}/comm").read_text() for child in psutil.Process().children(True)}
-    assert not any("VLLM" in name for name in named.values())
-    with pytest.raises(InputError, match="has been closed"):
-        policy.extend([state], keys(1))
-
-
 def test_vllm_scores_a_proposal_as_transformers_does(
     engine: VLLMEngine, checkpoint: Checkpoint, problem: Problem
 ) -> None:
@@ -277,3 +266,14 @@ def test_vllm_refuses_to_score_under_another_law(
     reference = VLLMPolicy(engine, sampling, Horizon(2, 8))
     with pytest.raises(InputError, match="under the untempered model alone"):
         ImportanceSampling(reference, TransformersPolicy(checkpoint, Sampling(), Horizon(2, 8)))
+
+
+def test_closing_ends_every_process(engine: VLLMEngine, problem: Problem) -> None:
+    """The last test: the engine is not there any more."""
+    policy = VLLMPolicy(engine, Sampling(), Horizon(8, 32))
+    state = policy.start([problem])[0]
+    engine.close()
+    named = {child.pid: Path(f"/proc/{child.pid}/comm").read_text() for child in psutil.Process().children(True)}
+    assert not any("VLLM" in name for name in named.values())
+    with pytest.raises(InputError, match="has been closed"):
+        policy.extend([state], keys(1))
