@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from ets import sandbox
+from ets.examination import passes, values
 from ets.sandbox import OUTPUT_BYTES, Outcome, in_parallel, require_sandbox, run_judged, run_program, run_programs
-from ets.tasks.examination import passes, values
 from ets.types import InputError
 from tests.sandboxed import MISSING, needs_sandbox
 

@@ -16,8 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ets.code_answers import stops_named
 from ets.tasks import Benchmark, Task, task_named
-from ets.tasks.code_answers import stops_named
 from ets.tasks.data import task_file
 from ets.tasks.humaneval import HumanEval
 from ets.types import InputError, Problem

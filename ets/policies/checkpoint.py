@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import re
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import torch
 
 import ets.models  # noqa: F401 (registers the model families that transformers does not have)
+from ets.hub import require_checkpoint
 from ets.policies.attention import use_grouped_sdpa
 from ets.types import InputError
-
-HUB_SECONDS = 3.0
-"""How long to wait for the model hub before saying that it cannot be reached."""
 
 
 @dataclass
@@ -51,7 +45,7 @@ class Checkpoint:
     def __post_init__(self) -> None:
         if Path(self.name).expanduser().is_dir():
             self.name = str(Path(self.name).expanduser())
-        _require_checkpoint(self.name)
+        require_checkpoint(self.name)
         if not self.tokenizer.get_vocab():
             raise InputError(f"the tokenizer of {self.name!r} has no vocabulary; are its files complete?")
         if self.tokenizer.eos_token_id is None:
@@ -158,36 +152,3 @@ class Checkpoint:
                 file.seek(max(0, size - 2**20))
                 digest.update(file.read())
         return digest.hexdigest()[:16]
-
-
-def _require_checkpoint(name: str) -> None:
-    """Raise `InputError` within seconds for a checkpoint that can be found neither here nor on the hub."""
-    if Path(name).expanduser().is_dir():
-        if not (Path(name).expanduser() / "config.json").is_file():
-            raise InputError(f"the folder {name!r} holds no config.json; give a checkpoint's folder")
-        return
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
-        raise InputError(
-            f"no checkpoint at {name!r}; give an existing folder, or a name on the hub such as Qwen/Qwen3-8B"
-        )
-    from huggingface_hub import constants, try_to_load_from_cache
-
-    if isinstance(try_to_load_from_cache(name, "config.json"), str):
-        return
-    if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
-        raise InputError(
-            f"the checkpoint {name!r} is neither a folder nor in the local cache, and the model hub cannot be "
-            "reached; download it on another machine and give its folder"
-        )
-
-
-def _reachable(address: str) -> bool:
-    """Whether a direct connection succeeds; with a proxy, whether it leads there is left to the download."""
-    if getproxies():
-        return True
-    parts = urlsplit(address)
-    try:
-        socket.create_connection((parts.hostname or "", parts.port or 443), timeout=HUB_SECONDS).close()
-    except OSError:
-        return False
-    return True

@@ -30,9 +30,9 @@ from functools import cache, lru_cache
 from inspect import cleandoc
 from typing import Any
 
+from ets.code_answers import COMPLETION_STOPS, program_of
+from ets.examination import literal_text, passes, values
 from ets.sandbox import in_parallel, require_sandbox
-from ets.tasks.code_answers import COMPLETION_STOPS, program_of
-from ets.tasks.examination import literal_text, passes, values
 from ets.types import Chain, InputError, Problem, Text
 
 SECONDS = 5.0

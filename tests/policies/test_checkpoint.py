@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ets import demo
-from ets.policies import checkpoint as module
+from ets import demo, hub
 from ets.policies.autoregressive import Horizon, Sampling
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.transformers import TransformersPolicy
@@ -56,7 +55,7 @@ def test_a_hub_name_is_looked_up_in_the_cache_when_offline(monkeypatch: pytest.M
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(module, "_reachable", lambda address: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(hub, "_reachable", lambda address: pytest.fail("the hub was asked"))
     with pytest.raises(InputError, match="neither a folder nor in the local cache"):
         Checkpoint("someone/something-that-is-not-cached")
 

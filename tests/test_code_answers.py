@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from ets.tasks.code_answers import COMPLETION_STOPS, LONGEST, program_of
+from ets.code_answers import COMPLETION_STOPS, LONGEST, program_of
 
 PROMPT = '''from typing import List
 
