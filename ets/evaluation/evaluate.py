@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
@@ -74,7 +74,8 @@ class Evaluation:
     """One run: what is asked, of whom, and where its results go. The rest of the settings are the methods'.
 
     `repeats` is the k of avg@k: every method that draws at random samples each problem so often. `own` holds, by name,
-    the policies of methods that do not sample from `policy`.
+    the policies of methods that do not sample from `policy`; `noted` says what records keep of a chain beside what all
+    records do.
     """
 
     task: Task
@@ -87,6 +88,7 @@ class Evaluation:
     progress: bool = True
     repeats: int = 1
     own: Mapping[str, Policy] = field(default_factory=dict)
+    noted: Callable[[Chain], Mapping[str, Any]] = lambda chain: {}
 
     def compare(self, names: Sequence[str], budget: Budget | int) -> list[Row]:
         """Run the named methods, those without guide steps with the samples that cost what ETS costs.
@@ -126,25 +128,30 @@ class Evaluation:
 
     def run(self, method: Method) -> None:
         """Sample and journal what the journal lacks."""
-        self._run(method, self.problems, self.chains(method))
+        self.draw(method, range(self.chains(method)))
+
+    def draw(self, method: Method, samples: range) -> None:
+        """Some of a method's samples of each problem. They share the work on its prompt; those drawn earlier do not."""
+        self._run(method, self.problems, samples)
 
     def _pilot(self, samples: int) -> list[Record]:
         """Records of so many samples for each of the first problems, journalled as a method of its own."""
         step = baselines.best_of_n(likelihood(), samples=samples)
         method = Method("pilot", f"pilot ({samples} samples)", step, options=(samples,))
-        self._run(method, self.problems[:PILOT_PROBLEMS], 1)
+        self._run(method, self.problems[:PILOT_PROBLEMS], range(1))
         return self.journal.of(method.key)
 
-    def _run(self, method: Method, problems: Sequence[Problem], samples: int) -> None:
+    def _run(self, method: Method, problems: Sequence[Problem], samples: range) -> None:
         """Sample what the journal lacks, with a progress bar."""
-        known = {(r["problem"], r["sample"]): r for r in self.journal.of(method.key) if r["sample"] < samples}
+        known = {(r["problem"], r["sample"]): r for r in self.journal.of(method.key) if r["sample"] in samples}
+        left_out = {(problem.id, sample) for problem in problems for sample in range(samples.start)}
         policies = self._policies(self.own.get(method.name, self.policy))
-        if isinstance(policies[0], Shareable) and len(known) < samples * len(problems):
+        if isinstance(policies[0], Shareable) and len(known) < len(samples) * len(problems):
             policies[0].load()  # before the clock starts
-        options: dict[str, Any] = {"width": self.width * method.samples, "seed": self.seed, "samples": samples}
-        with Progress(method.label, len(problems), samples, known.values(), policies, self.progress) as progress:
+        options: dict[str, Any] = {"width": self.width * method.samples, "seed": self.seed, "samples": samples.stop}
+        with Progress(method.label, len(problems), len(samples), known.values(), policies, self.progress) as progress:
             step = progress.told(self._prepared(method.step))
-            with closing(_chains(policies, step, problems, done=known, **options)) as chains:
+            with closing(_chains(policies, step, problems, done=known.keys() | left_out, **options)) as chains:
                 for chain in chains:
                     record = self._record(method, chain, len(policies))
                     self.journal.append(record)
@@ -187,6 +194,7 @@ class Evaluation:
             "scores": dict(self.task.scores(chain.problem, text)) if isinstance(self.task, Scored) else {},
             "text": text,
             **({"ratios": method.ratios(chain.trace)} if method.ratios else {}),
+            **self.noted(chain),
         }
 
     def row(self, method: Method, records: Sequence[Record]) -> Row:

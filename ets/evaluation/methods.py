@@ -57,7 +57,7 @@ class Method:
         return "-".join(map(str, (self.name, *self.options)))
 
 
-def _agreement(task: Task, pool: Literal["step", "chain"] = "chain") -> Reward:
+def agreement(task: Task, pool: Literal["step", "chain"] = "chain") -> Reward:
     """Self-consistency; a slow task finds the answers of a step in parallel."""
     reward = self_consistency(task.extract, pool=pool)
     if not isinstance(task, Slow):
@@ -76,7 +76,7 @@ def _plain(task: Task, settings: Settings, budget: int) -> Method:
 
 def _majority(task: Task, settings: Settings, budget: int) -> Method:
     """As best-of-N by self-consistency, which it is: so answers that take time are found in parallel."""
-    step = baselines.best_of_n(_agreement(task), samples=budget)
+    step = baselines.best_of_n(agreement(task), samples=budget)
     return Method("majority", f"majority voting ({budget} samples)", step, options=(budget,))
 
 
@@ -98,7 +98,7 @@ def _beams(settings: Settings) -> int:
 BEST_BY: dict[str, Callable[[Task], Reward]] = {
     "likelihood": lambda task: likelihood(),
     "likelihood-per-token": lambda task: likelihood(per_token=True),
-    "self-consistency": _agreement,
+    "self-consistency": agreement,
 }
 """By name: rewards that need no training, for best-of-N. (By self-consistency, it is majority voting.)"""
 
@@ -110,13 +110,13 @@ def _best_of_n(task: Task, settings: Settings, budget: int) -> Method:
 
 
 def _one_step(task: Task, settings: Settings, budget: int) -> Method:
-    step = baselines.one_step(_agreement(task), samples=budget, lam=settings.lam)
+    step = baselines.one_step(agreement(task), samples=budget, lam=settings.lam)
     return Method("one-step", f"one-step ETS ({budget} samples)", step, options=(budget,))
 
 
 def _ets(task: Task, settings: Settings, budget: int) -> Method:
     step = energy_guided(
-        _agreement(task, settings.pool),
+        agreement(task, settings.pool),
         candidates=settings.candidates,
         rollouts=settings.rollouts,
         lam=settings.lam,
@@ -128,7 +128,7 @@ def _ets_is(task: Task, settings: Settings, budget: int) -> Method:
     """The policy that it samples from is a pair, see `ets.evaluation.proposing` and `ets.evaluation.fast`."""
     own = _proposing(settings)
     step = energy_guided(
-        _agreement(task, settings.pool),
+        agreement(task, settings.pool),
         candidates=own.candidates,
         rollouts=settings.rollouts,
         lam=settings.lam,
