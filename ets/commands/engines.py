@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,8 @@ class Engine:
         Options that `policy_of` knows by another name.
     resources : mapping of str to (type, str)
         Options that say what it may use, and that results do not depend on.
+    place : mapping of str to (type, str)
+        Options that must be given, and that results do not depend on: where it is.
     """
 
     needs: dict[str, tuple[Any, str]]
@@ -45,11 +48,12 @@ class Engine:
     budget: Callable[[Any, Sequence[State]], Budget]
     renamed: Mapping[str, str] = field(default_factory=dict)
     resources: dict[str, tuple[Any, str]] = field(default_factory=dict)
+    place: dict[str, tuple[Any, str]] = field(default_factory=dict)
 
     @property
     def options(self) -> dict[str, tuple[Any, str]]:
         """All options, by name, with their type and help text."""
-        return self.needs | {name: option[:2] for name, option in self.takes.items()} | self.resources
+        return self.needs | {name: option[:2] for name, option in self.takes.items()} | self.place | self.resources
 
 
 def _generated_tokens(policy: Any, starts: Sequence[State]) -> Budget:
@@ -91,6 +95,16 @@ ENGINES = {
             "utilization": (float, "share of a GPU's memory that vLLM may take (default: 0.9)"),
         },
     ),
+    "endpoint": replace(
+        _AUTOREGRESSIVE,
+        place={"endpoint": (str, "the address of an OpenAI-compatible server, such as http://localhost:8000/v1")},
+        resources={
+            "served_model": (str, "the name that the server knows the model by (default: the only one that it serves)"),
+            "key_variable": (str, "environment variable that holds the API key (default: OPENAI_API_KEY)"),
+            "connections": (int, "requests under way at once (default: 256)"),
+            "seconds": (float, "how long the server may take for a row before it is asked again (default: 1800)"),
+        },
+    ),
     "masked-diffusion": Engine(
         needs={
             "gen_length": (int, "tokens of the canvas"),
@@ -122,14 +136,15 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     for option, (kind, text) in options.items():
         owners = tuple(name for name, engine in ENGINES.items() if option in engine.options)
         if owners not in groups:
-            groups[owners] = parser.add_argument_group(f"options of the engine {' and '.join(owners)}")
+            names = " and ".join(filter(None, (", ".join(owners[:-1]), owners[-1])))
+            groups[owners] = parser.add_argument_group(f"options of the engine {names}")
         groups[owners].add_argument(flag(option), type=kind, help=text, default=None)
 
 
 def require_engine_arguments(options: argparse.Namespace) -> None:
     """Raise `InputError` for a needed option that is missing, or one that belongs to another engine."""
     engine = ENGINES[options.engine]
-    for option in engine.needs:
+    for option in (*engine.needs, *engine.place):
         if getattr(options, option) is None:
             raise InputError(f"the engine {options.engine} needs {flag(option)}; see ets eval --help")
     for option in (option for other in ENGINES.values() for option in other.options):
@@ -144,7 +159,9 @@ def engine_policy(checkpoint: Checkpoint, options: argparse.Namespace) -> Policy
     engine = ENGINES[options.engine]
     own = {engine.renamed.get(name, name): getattr(options, name) for name in engine.options}
     shared = {name: getattr(options, name) for name in ("temperature", "memory_gib")}
-    return policy_of(lambda: checkpoint, engine=options.engine, **own, **shared)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* is approximate")  # the command says so itself
+        return policy_of(lambda: checkpoint, engine=options.engine, **own, **shared)
 
 
 @contextmanager
@@ -175,6 +192,15 @@ def engine_settings(options: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(options, name) for name in (*engine.needs, *engine.takes)}
     left_out = {name: option[2] for name, option in engine.takes.items() if given[name] is None}
     return {"engine": options.engine} | given | left_out
+
+
+def served_settings(policy: Policy) -> dict[str, Any]:
+    """What results depend on that only a server knows, and nothing that they would depend on in this process."""
+    from ets.policies.endpoint import EndpointPolicy
+
+    if not isinstance(policy, EndpointPolicy):
+        return {}
+    return {"served_model": policy.engine.model, "approximate": policy.approximate, "placement": "the server's"}
 
 
 def flag(option: str) -> str:

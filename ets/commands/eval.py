@@ -21,6 +21,7 @@ from ets.commands.engines import (
     engine_policy,
     engine_settings,
     require_engine_arguments,
+    served_settings,
 )
 from ets.commands.proposals import add_proposal_arguments, proposal_pair, proposed_by, proposing_of
 
@@ -97,6 +98,7 @@ def execute(options: argparse.Namespace) -> None:
     from ets.evaluation.hosted import opened_task
     from ets.evaluation.journal import Journal, fingerprint
     from ets.evaluation.methods import require_able, require_methods
+    from ets.evaluation.tables import approximate_lines
     from ets.policies.checkpoint import Checkpoint
     from ets.report.plots import require_matplotlib
     from ets.transition import require_counts
@@ -120,18 +122,19 @@ def execute(options: argparse.Namespace) -> None:
     starts = policy.start(problems)  # a prompt that does not fit is named before the weights are loaded
     for other in own.values():
         other.start(problems)
-    configuration = _configuration(options, checkpoint, task, problems)
+    configuration = _configuration(options, checkpoint, task, problems) | served_settings(policy)
+    approximate = str(configuration.get("approximate", ""))
     folder = options.out or options.results / f"{task.name}-{fingerprint(configuration)}"
     journal = Journal(folder, configuration)
     print(f"{len(journal.records)} finished chains in {folder}; the same command goes on where it was interrupted")
-    for line in _targets(settings, methods):
+    for line in (*_targets(settings, methods), *approximate_lines(approximate)):
         print(line)
     evaluation = Evaluation(
         task, policy, problems, settings, journal, options.width, options.seed, repeats=options.repeats, own=own
     )
     with closed_after(policy):
         rows = evaluation.compare(methods, options.samples or engine.budget(policy, starts))
-    _write(rows, f"{task.name}: {options.model}", folder)
+    _write(rows, f"{task.name}: {options.model}", folder, approximate)
 
 
 def _settings(options: argparse.Namespace) -> Settings:
@@ -184,13 +187,15 @@ def _summary(row: Row) -> dict[str, Any]:
     return values if row.ratios is None else {**values, "ratios": {**without_nan(ratios), "wide": row.ratios.wide}}
 
 
-def _write(rows: Sequence[Row], title: str, folder: Path) -> None:
-    from ets.evaluation.tables import ratio_lines, score_table, table
+def _write(rows: Sequence[Row], title: str, folder: Path, approximate: str) -> None:
+    from ets.evaluation.tables import approximate_lines, ratio_lines, score_table, table
     from ets.report.plots import plot_accuracies
 
-    text = "\n\n".join(filter(None, (table(rows), score_table(rows, "lm-eval"), ratio_lines(rows))))
+    parts = (table(rows), score_table(rows, "lm-eval"), ratio_lines(rows), *approximate_lines(approximate))
+    text, told = "\n\n".join(filter(None, parts)), {"approximate": approximate} if approximate else {}
     print(f"\n{text}\n")
-    (folder / "summary.json").write_text(json.dumps([_summary(row) for row in rows], indent=2) + "\n", encoding="utf-8")
+    summary = json.dumps([_summary(row) | told for row in rows], indent=2)
+    (folder / "summary.json").write_text(f"{summary}\n", encoding="utf-8")
     (folder / "table.md").write_text(f"{text}\n", encoding="utf-8")
     plot_accuracies(rows, title, folder / "accuracy.png")
     print(f"results: {folder}/ (configuration.json, journal.jsonl, summary.json, table.md, accuracy.png)")

@@ -50,6 +50,11 @@ def target_line(label: str, target: str) -> str:
     return f"{label}: its target is {target}"
 
 
+def approximate_lines(reason: str) -> list[str]:
+    """A line that says why the draws are not exactly those of the law, if there is a reason."""
+    return [f"approximate: {reason}"] if reason else []
+
+
 def _aligned(cells: Sequence[tuple[str, ...]]) -> str:
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     lines = [_line(line, widths) for line in cells]

@@ -109,6 +109,9 @@ class Endpoint:
         """What errors call it."""
         return f"the server at {self.address}"
 
+    def load(self) -> None:
+        """Nothing is left to do: the server was asked for its model when the connection was made."""
+
     def draw(self, requests: Sequence[Request], sampling: Sampling, end_ids: Sequence[int]) -> list[Answer]:
         """Go on from each row; returns when the last one has ended.
 
@@ -235,6 +238,8 @@ class EndpointPolicy(RequestPolicy):
         For a temperature that servers do not sample at; and for a tempered or truncated law where an otherwise exact
         server reports log-probabilities of the model at temperature 1.
     """
+
+    engine: Endpoint
 
     def __init__(
         self,

@@ -11,8 +11,10 @@ from ets.path_weights import PathWeights
 from ets.policies.autoregressive import Horizon, Sampling
 from ets.policies.canvas_cache import Caching
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.endpoint import Endpoint, EndpointPolicy
 from ets.policies.levels import weighed_sampler
 from ets.policies.masked_diffusion import MaskedDiffusionPolicy
+from ets.policies.requests import RequestPolicy
 from ets.policies.transformers import TransformersPolicy
 from ets.policies.unmasking import Schedule, Unmasking
 from ets.policies.vllm import VLLMEngine, VLLMPolicy
@@ -21,9 +23,14 @@ from ets.types import InputError, Policy
 
 SETTINGS = (
     "temperature", "top_k", "top_p", "block_size", "max_length", "guide_steps", "steps", "block_length", "cfg",
-    "remasking", "stop_at_end", "threshold", "factor", "cache", "refresh", "memory_gib", "replicas", "utilization",
+    "remasking", "stop_at_end", "threshold", "factor", "cache", "refresh", "memory_gib",
 )  # fmt: skip
-"""The names of `policy_of`'s settings."""
+"""The names of `policy_of`'s settings, without the resources."""
+RESOURCES = {
+    "vllm": ("replicas", "utilization"),
+    "endpoint": ("endpoint", "served_model", "key_variable", "connections", "seconds"),
+}
+"""By engine, what it runs with, which the law does not depend on."""
 
 
 def policy_of(
@@ -45,10 +52,9 @@ def policy_of(
     cache: str | None = None,
     refresh: int | None = None,
     memory_gib: float | None = None,
-    replicas: int | None = None,
-    utilization: float | None = None,
     engine: str | None = None,
-) -> TransformersPolicy | VLLMPolicy | MaskedDiffusionPolicy:
+    **resources: Any,
+) -> TransformersPolicy | RequestPolicy | MaskedDiffusionPolicy:
     """A policy of a checkpoint, which is opened once what can be checked without it has been.
 
     Parameters
@@ -69,10 +75,10 @@ def policy_of(
         Of `Unmasking` and `Caching`, for masked diffusion alone: a faster sampler, which is then p_ref itself.
     memory_gib : float, optional
         Limit on the cache of rows under way; by default half of the free memory.
-    replicas, utilization : int, float
-        Of `VLLMEngine`.
-    engine : {"transformers", "vllm", "masked-diffusion"}, optional
+    engine : {"transformers", "vllm", "endpoint", "masked-diffusion"}, optional
         What runs the model; by default the checkpoint's architecture decides.
+    **resources
+        Names in `RESOURCES`, None for the default: of `VLLMEngine`, or of `Endpoint`, whose address `endpoint` is.
 
     Raises
     ------
@@ -84,18 +90,13 @@ def policy_of(
     rule = {"cfg": cfg, "remasking": remasking, "stop_at_end": stop_at_end, "threshold": threshold, "factor": factor}
     unmasking = Unmasking(temperature, **_given(rule))
     caching = _caching(cache, refresh)
+    resources = _given(resources)
+    _require_own(engine, resources)
     opened = checkpoint()
-    resources = {"replicas": replicas, "utilization": utilization}
-    if engine != "vllm" and (given := [name for name, value in resources.items() if value is not None]):
-        raise InputError(f"{given[0]} is {resources[given[0]]}, which the engine vllm alone has; leave it out")
-    if (engine or _engine_for(opened)) in ("transformers", "vllm"):
+    if (engine or _engine_for(opened)) != "masked-diffusion":
         only = {"guide_steps": guide_steps, "steps": steps, "block_length": block_length, **rule, "cache": cache}
         _require_unset(opened, "an autoregressive", only)
-        if horizon is None:
-            raise InputError("block_size is not set; set it to the tokens of a guide step")
-        if engine == "vllm":
-            return _in_vllm(opened, sampling, horizon, memory_gib=memory_gib, **resources)
-        return TransformersPolicy(opened, sampling, horizon, memory_gib=memory_gib)
+        return _autoregressive(opened, engine, sampling, horizon, **_given({"memory_gib": memory_gib}), **resources)
     _require_unset(opened, "a masked-diffusion", {"top_k": top_k, "top_p": top_p})
     schedule = Schedule(
         max_length,
@@ -202,14 +203,55 @@ def _given(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _in_vllm(checkpoint: Checkpoint, sampling: Sampling, horizon: Horizon, **resources: Any) -> VLLMPolicy:
-    """Over an engine of its own, which is loaded when it first draws."""
+def _require_own(engine: str | None, resources: Mapping[str, Any]) -> None:
+    for name, value in resources.items():
+        owners = [owner for owner, names in RESOURCES.items() if name in names]
+        if not owners:
+            raise TypeError(f"policy_of() has no setting {name!r}")
+        if engine not in owners:
+            raise InputError(f"{name} is {value!r}, which the engine {owners[0]} alone has; leave it out")
+
+
+def _autoregressive(
+    checkpoint: Checkpoint, engine: str | None, sampling: Sampling, horizon: Horizon | None, **resources: Any
+) -> TransformersPolicy | RequestPolicy:
+    if horizon is None:
+        raise InputError("block_size is not set; set it to the tokens of a guide step")
+    if engine not in RESOURCES:
+        return TransformersPolicy(checkpoint, sampling, horizon, **resources)
     if checkpoint.config.model_type in MASKED_DIFFUSION:
         raise InputError(
-            f"{checkpoint.name!r} is a masked-diffusion model, which vLLM does not have; see llada/eval.sh"
+            f"{checkpoint.name!r} is a masked-diffusion model, which the engine {engine} does not have; "
+            "see llada/eval.sh"
         )
-    given = {name: value for name, value in resources.items() if value is not None}
-    return VLLMPolicy(VLLMEngine(checkpoint, **given), sampling, horizon)
+    make = _in_vllm if engine == "vllm" else _at_endpoint
+    return make(checkpoint, sampling, horizon, **resources)
+
+
+def _in_vllm(checkpoint: Checkpoint, sampling: Sampling, horizon: Horizon, **resources: Any) -> RequestPolicy:
+    """Over an engine of its own, which is loaded when it first draws."""
+    return VLLMPolicy(VLLMEngine(checkpoint, **resources), sampling, horizon)
+
+
+def _at_endpoint(
+    checkpoint: Checkpoint,
+    sampling: Sampling,
+    horizon: Horizon,
+    *,
+    endpoint: str = "",
+    served_model: str | None = None,
+    key_variable: str = "OPENAI_API_KEY",
+    memory_gib: float | None = None,
+    **limits: Any,
+) -> RequestPolicy:
+    """Over a connection of its own, which is made now."""
+    if not endpoint:
+        raise InputError("endpoint is not set; give the server's address, such as http://localhost:8000/v1")
+    if memory_gib is not None:
+        raise InputError(f"memory_gib is {memory_gib}, but the cache is the server's; say it in the server's command")
+    return EndpointPolicy(
+        Endpoint(endpoint, checkpoint, model=served_model, key=key_variable, **limits), sampling, horizon
+    )
 
 
 def _engine_for(checkpoint: Checkpoint) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 
@@ -77,6 +77,14 @@ class Engine(Protocol):
         """Go on from each row, up to one of the end tokens; returns when the last row has ended."""
         ...
 
+    def load(self) -> None:
+        """Make ready to draw, unless it is; else the first draw does."""
+        ...
+
+    def close(self) -> object:
+        """End all that it has started; it draws no more."""
+        ...
+
 
 class RequestPolicy:
     """p_ref as a causal language model in an engine under a sampling rule; a guide step is `block_size` tokens.
@@ -127,6 +135,18 @@ class RequestPolicy:
     @property
     def deterministic(self) -> bool:
         return self.sampling.temperature == 0
+
+    def beside(self) -> Self:
+        """Another policy of the same law over the same engine, for a thread of its own."""
+        return type(self)(self.engine, self.sampling, self.horizon, end_ids=self.endings.end_ids)
+
+    def load(self) -> None:
+        """Make the engine ready, unless it is; else the first draw does."""
+        self.engine.load()
+
+    def close(self) -> None:
+        """Close the engine, and with it all policies over it."""
+        self.engine.close()
 
     def start(self, problems: Sequence[Problem]) -> list[State]:
         """Empty generations; prompts are checked now and read when first needed."""

@@ -201,10 +201,6 @@ class VLLMPolicy(RequestPolicy):
 
     engine: VLLMEngine
 
-    def load(self) -> None:
-        """Load the engine, unless it is loaded; else the first draw does."""
-        self.engine.load()
-
     def require_proposal(self, proposal: Policy) -> None:
         """Refuse other tokens, endings or lengths, and to score under a law that vLLM does not tell of given texts."""
         if self.sampling.temperature != 1 or self.sampling.truncated:
@@ -227,14 +223,6 @@ class VLLMPolicy(RequestPolicy):
         scored = [Scored(found[key][0], costs.pop(key, Cost())) for key in keys]
         self.ledger += Cost.total(row.cost for row in scored)
         return scored
-
-    def beside(self) -> VLLMPolicy:
-        """Another policy of the same law over the same engine, for a thread of its own."""
-        return VLLMPolicy(self.engine, self.sampling, self.horizon, end_ids=self.endings.end_ids)
-
-    def close(self) -> None:
-        """Close the engine."""
-        self.engine.close()
 
 
 def engine_arguments(
