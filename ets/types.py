@@ -57,6 +57,40 @@ class State(Protocol):
 
 
 @dataclass(frozen=True)
+class Certainty:
+    """How sure a model was where it drew: sums over the tokens drawn since the prompt.
+
+    They are of the model's own distribution p there, untempered and untruncated, whatever was sampled. For masked
+    diffusion, of each position when it was revealed, without the mask token.
+
+    Parameters
+    ----------
+    tokens : int
+        How many were drawn.
+    entropy : float
+        Of -Σ_v p_v log p_v, in nats.
+    self_certainty : float
+        Of KL(uniform ‖ p) = -1/V Σ_v log(V p_v), in nats (Kang et al., arXiv 2502.18581).
+    """
+
+    tokens: int = 0
+    entropy: float = 0.0
+    self_certainty: float = 0.0
+
+    @property
+    def mean_entropy(self) -> float:
+        return self.entropy / self.tokens
+
+    @property
+    def mean_self_certainty(self) -> float:
+        return self.self_certainty / self.tokens
+
+    def __add__(self, other: Certainty) -> Certainty:
+        sums = self.entropy + other.entropy, self.self_certainty + other.self_certainty
+        return Certainty(self.tokens + other.tokens, *sums)
+
+
+@dataclass(frozen=True)
 class Text:
     """What the trace keeps of a state: never the state itself, so no cache outlives its step.
 
@@ -78,6 +112,8 @@ class Text:
     missed : float
         Where a proposal's law is truncated: the probability under p_ref of the tokens that it could not draw, a mean
         over the tokens that it drew, along what it drew.
+    certainty : Certainty, optional
+        Where the policy records it, and has drawn every token itself.
     """
 
     tokens: tuple[int, ...]
@@ -86,6 +122,7 @@ class Text:
     done: bool
     log_ratio: float = 0.0
     missed: float = 0.0
+    certainty: Certainty | None = None
 
 
 @dataclass(frozen=True)

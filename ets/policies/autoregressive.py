@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from ets.transition import require_counts
-from ets.types import Cost, Draw, InputError, Problem, State, Text
+from ets.types import Certainty, Cost, Draw, InputError, Problem, State, Text
 
 
 @dataclass(frozen=True)
@@ -93,6 +93,7 @@ class TokenState:
     """A generation so far. `memory` is what an engine keeps to go on from it; states that share it share work.
 
     `supports` is None, or, for a proposal under a truncated law, the tokens that each draw could have taken.
+    `certainty` is None where it is not recorded, or other policies' tokens have been read.
     """
 
     problem: Problem
@@ -103,6 +104,7 @@ class TokenState:
     done: bool = False
     memory: Any = field(default=None, repr=False)
     supports: Sequence[NDArray[np.int64]] | None = field(default=None, repr=False)
+    certainty: Certainty | None = None
 
 
 class Endings:
@@ -170,11 +172,12 @@ def draw_of(
     cost: Cost,
     endings: Endings,
     supports: Sequence[NDArray[np.int64]] | None = None,
+    certainty: Certainty | None = None,
 ) -> Draw:
     """The draw of a row that went from `before` to `tokens`; one without a memory to go on from has ended."""
     text, total, done = endings.text(tokens, before.problem.stop), before.logp + logp, memory is None
-    state = TokenState(before.problem, before.prompt, tokens, text, total, done, memory, supports)
-    return Draw(state, Text(tokens, text, total, done), logp, cost)
+    state = TokenState(before.problem, before.prompt, tokens, text, total, done, memory, supports, certainty)
+    return Draw(state, Text(tokens, text, total, done, certainty=certainty), logp, cost)
 
 
 def as_token_states(states: Sequence[State]) -> list[TokenState]:

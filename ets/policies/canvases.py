@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from ets.policies.canvas_cache import Known
-from ets.types import Floats, Keys, Policy, Problem
+from ets.types import Certainty, Floats, Keys, Policy, Problem
 
 Ints: TypeAlias = NDArray[np.int64]
 
@@ -62,6 +62,8 @@ class CanvasState:
     step_logps : array
         `[steps, 2]`: of each denoising step, the log-probability of the tokens that it revealed, as drawn, and its
         position term; 0 for a step that was not made.
+    certainty : Certainty, optional
+        Where it is recorded.
     """
 
     problem: Problem
@@ -74,6 +76,7 @@ class CanvasState:
     logp: float = 0.0
     done: bool = False
     step_logps: Floats = field(default_factory=lambda: np.zeros((0, 2)), repr=False)
+    certainty: Certainty | None = None
 
     @property
     def revealed(self) -> int:
@@ -98,6 +101,7 @@ class Rows:
     step_logps: Floats  # [R, steps, 2]: of tokens, of positions
     costs: Ints  # [R, 3]: positions, row-forwards, vocabulary positions
     known: list[Known | None]  # of the last refresh
+    certainty: Floats  # [R, 3]: tokens drawn now, sums of entropy and self-certainty; zeros where not recorded
 
     @classmethod
     def of(cls, states: Sequence[CanvasState], keys: Keys, steps: int) -> Rows:
@@ -109,7 +113,7 @@ class Rows:
         for row, state in enumerate(states):
             logps[row, : len(state.step_logps)] = state.step_logps
         known = [state.memory.known for state in states]
-        return cls(keys, prompts, each, tokens, path, step, logps, costs, known)
+        return cls(keys, prompts, each, tokens, path, step, logps, costs, known, np.zeros((len(states), 3)))
 
 
 @dataclass(eq=False)

@@ -1,4 +1,4 @@
-"""Drawing tokens from given probabilities by given uniforms."""
+"""Drawing tokens from given probabilities by given uniforms, and how certain the model was of what it drew."""
 
 from __future__ import annotations
 
@@ -22,6 +22,18 @@ def pick_tokens(probabilities: torch.Tensor, uniforms: torch.Tensor) -> tuple[to
     last = torch.searchsorted(cdf, cdf[:, -1:].contiguous())[:, 0]
     tokens = torch.minimum(tokens, last).clamp(max=cdf.shape[-1] - 1)
     return tokens, (probabilities.gather(-1, tokens[:, None])[:, 0] / cdf[:, -1]).log()
+
+
+def certainty_of(logits: torch.Tensor, without: int | None = None) -> torch.Tensor:
+    """Entropy and self-certainty `[..., 2]` of the distributions that logits `[..., V]` stand for, in float64.
+
+    What they are, is said in `ets.types.Certainty`. `without` is a token that is never drawn: the mask.
+    """
+    if without is not None:
+        logits = torch.cat((logits[..., :without], logits[..., without + 1 :]), -1)
+    log_p = logits.double().log_softmax(-1)
+    entropy = torch.special.entr(log_p.exp()).sum(-1)
+    return torch.stack((entropy, -math.log(log_p.shape[-1]) - log_p.mean(-1)), -1)
 
 
 def require_finite(problems: Sequence[Problem], logps: Iterable[float]) -> None:

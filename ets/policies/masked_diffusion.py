@@ -21,12 +21,13 @@ from ets.policies.canvas_cache import Caching
 from ets.policies.canvas_reader import BYTES_PER_LOGIT, CanvasReader
 from ets.policies.canvases import Canvas, CanvasState, Ints, Memory, Rows, alike, canvas_before, equally_masked
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.drawing import require_finite
+from ets.policies.drawing import certainty_of, require_finite
 from ets.policies.memory import MemoryLimit
 from ets.policies.prompts import encode_prompt
+from ets.policies.rules import for_rows
 from ets.policies.unmasking import Revealed, Schedule, Turn, Unmasking, denoise, denoise_greedily
 from ets.randomness import Purpose, derive, uniform
-from ets.types import Cost, Draw, InputError, Keys, Problem, State, Text
+from ets.types import Certainty, Cost, Draw, InputError, Keys, Problem, State, Text
 
 BYTES_PER_CANVAS = 2**31
 """Rows that share a canvas and would take more are split into groups."""
@@ -52,6 +53,9 @@ class MaskedDiffusionPolicy:
     memory_gib : float, optional
         Limit on what the rows of one forward pass take; more rows are split into chunks. By default half of the
         memory that is free when the model has been loaded. A cache may take as much again.
+    certainty : bool
+        Record `Text.certainty`: a pass over the vocabulary for each masked position of a denoising step more. Positions
+        that are filled because the text has ended are not drawn, and not counted.
 
     Raises
     ------
@@ -67,6 +71,7 @@ class MaskedDiffusionPolicy:
         *,
         caching: Caching | None = None,
         memory_gib: float | None = None,
+        certainty: bool = False,
     ) -> None:
         config = checkpoint.config
         family = MASKED_DIFFUSION.get(config.model_type)
@@ -80,7 +85,7 @@ class MaskedDiffusionPolicy:
                 f"cfg is {unmasking.cfg}, but a cache holds no unguided canvases; set cfg to 0, or no cache"
             )
         self.checkpoint, self.unmasking, self.schedule, self.caching = checkpoint, unmasking, schedule, caching
-        self.memory_gib = memory_gib
+        self.memory_gib, self.certainty = memory_gib, certainty
         self.mask_id = int(getattr(config, family.mask_field))
         vocabulary = checkpoint.tokenizer.get_vocab()
         named = {vocabulary[token] for token in family.end_tokens if token in vocabulary}
@@ -111,8 +116,9 @@ class MaskedDiffusionPolicy:
         for problem, prompt in zip(problems, prompts, strict=True):
             if self.mask_id in prompt:
                 raise InputError(f"the prompt of problem {problem.id!r} holds the mask token; take it out")
-        empty = (self.mask_id,) * length
-        return [CanvasState(*pair, empty, (-1,) * length, Memory(self)) for pair in zip(problems, prompts, strict=True)]
+        empty: dict[str, Any] = {"tokens": (self.mask_id,) * length, "path": (-1,) * length}
+        empty["certainty"] = Certainty() if self.certainty else None
+        return [CanvasState(*pair, memory=Memory(self), **empty) for pair in zip(problems, prompts, strict=True)]
 
     def sample_positions(self, states: Sequence[State]) -> float:
         """Token positions of one sample that shares nothing: the mean over start states.
@@ -248,7 +254,10 @@ class MaskedDiffusionPolicy:
         orders = uniform(derive(keys, int(Purpose.POSITION)), step[:, None], masked)
         arrays = (of, np.minimum(quotas, masked.shape[1]), numbers, orders)
         turn = Turn(logits, self.mask_id, *(torch.from_numpy(array).to(logits.device) for array in arrays))
-        self._place(rows, index, masked, rule(turn, self.unmasking))
+        revealed = rule(turn, self.unmasking)
+        self._place(rows, index, masked, revealed)
+        if self.certainty:
+            self._record_certainty(rows, index, turn, revealed.positions)
         for canvas in canvases:
             rows.costs[canvas.rows[0]] += (canvas.positions, canvas.row_forwards, len(canvas.masked))
             for row in canvas.rows:
@@ -263,6 +272,12 @@ class MaskedDiffusionPolicy:
         rows.path[where] = np.broadcast_to(step[:, None], chosen.shape)[chosen]
         rows.step_logps[index, step] = torch.stack((revealed.token_logp, revealed.position_logp), -1).cpu().numpy()
         rows.step[index] = self.schedule.step_after(step, revealed.positions.all(-1).cpu().numpy())
+
+    def _record_certainty(self, rows: Rows, index: Ints, turn: Turn, revealed: torch.Tensor) -> None:
+        """How certain the model was at the positions `[R, n]` that were revealed of the rows `index`."""
+        each = for_rows(certainty_of(turn.logits, without=self.mask_id), turn.canvas)
+        sums = each.masked_fill(~revealed[..., None], 0.0).sum(1)
+        rows.certainty[index] += torch.cat((revealed.sum(-1, keepdim=True), sums), -1).cpu().numpy()
 
     def _fill_after_end(self, rows: Rows, going: Ints) -> None:
         """End the rows whose last finished block holds an end token: nothing after it is part of their text."""
@@ -280,11 +295,13 @@ class MaskedDiffusionPolicy:
         total, done = before.logp + logp, step == self.schedule.steps
         memory = memories.setdefault((before.prompt, self._name(rows, row)[1:]), Memory(self))
         memory.known = memory.known or (None if done else rows.known[row])
-        state = CanvasState(before.problem, before.prompt, tokens, path, memory, step, text, total, done, logps)
+        drawn, *sums = rows.certainty[row].tolist()
+        sure = before.certainty and before.certainty + Certainty(int(drawn), *sums)
+        state = CanvasState(before.problem, before.prompt, tokens, path, memory, step, text, total, done, logps, sure)
         positions, row_forwards, vocabulary = rows.costs[row].tolist()
         generated = sum(revealed >= before.step for revealed in path)
         counts = {kind: positions, "row_forwards": row_forwards, "vocabulary": vocabulary, "generated": generated}
-        return Draw(state, Text(tokens, text, total, done), logp, Cost(**counts))
+        return Draw(state, Text(tokens, text, total, done, certainty=sure), logp, Cost(**counts))
 
     def _text(self, tokens: tuple[int, ...], stop: tuple[str, ...]) -> str:
         """The canvas up to its first end token or stop string; masks show as `·`, those at its end not at all."""

@@ -28,14 +28,14 @@ from ets.policies.autoregressive import (
 )
 from ets.policies.beam_search import beam_search
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.drawing import pick_tokens, require_finite
+from ets.policies.drawing import certainty_of, pick_tokens, require_finite
 from ets.policies.kv_cache import Memory, RowCache, compact, fork
 from ets.policies.memory import MemoryLimit
 from ets.policies.prompts import encode_prompt
 from ets.policies.reading import Path, PathKey, Score, of_equal_length, paths_between, read_on, require_known, score
 from ets.randomness import uniform
 from ets.transition import require_counts
-from ets.types import Cost, Draw, Followed, InputError, Keys, Policy, Problem, Scored, State
+from ets.types import Certainty, Cost, Draw, Followed, InputError, Keys, Policy, Problem, Scored, State
 
 Pick: TypeAlias = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """From logits `[R, V]` and uniforms `[R]` to tokens `[R]` and their log-probabilities `[R]`."""
@@ -56,6 +56,9 @@ class TransformersPolicy:
         half of the memory that is free when the model has been loaded.
     end_ids : collection of int, optional
         Tokens that end a generation. By default the checkpoint's; a proposal takes its reference policy's.
+    certainty : bool
+        Record `Text.certainty` of what is drawn token by token, which beam search does not: a pass over the vocabulary
+        for each token more.
 
     Raises
     ------
@@ -71,6 +74,7 @@ class TransformersPolicy:
         *,
         memory_gib: float | None = None,
         end_ids: Collection[int] | None = None,
+        certainty: bool = False,
     ) -> None:
         self._config = checkpoint.config.get_text_config()
         if self._config.model_type in MASKED_DIFFUSION:
@@ -86,7 +90,7 @@ class TransformersPolicy:
         self.checkpoint, self.sampling, self.horizon = checkpoint, sampling, horizon
         ends = checkpoint.end_ids if end_ids is None else end_ids
         self.endings = Endings(checkpoint.tokenizer, ends, self._config.vocab_size)
-        self.ledger, self.memory_gib = Cost(), memory_gib
+        self.ledger, self.memory_gib, self.certainty = Cost(), memory_gib, certainty
         self._memory = MemoryLimit(memory_gib, lambda: checkpoint.model.device)
 
     @property
@@ -97,7 +101,8 @@ class TransformersPolicy:
         """Empty generations; prompts are checked now and read when first needed."""
         context, tokenizer = self.checkpoint.context, self.checkpoint.tokenizer
         prompts = [encode_prompt(tokenizer, problem, self.horizon.max_length, context) for problem in problems]
-        return [TokenState(*pair, memory=Memory()) for pair in zip(problems, prompts, strict=True)]
+        sure = Certainty() if self.certainty else None
+        return [TokenState(*pair, memory=Memory(), certainty=sure) for pair in zip(problems, prompts, strict=True)]
 
     def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         return self._draw(states, keys, self.horizon.block_size, "candidate", self._pick)
@@ -261,11 +266,14 @@ class TransformersPolicy:
         positions = np.array([len(t) for t in tokens])[:, None] + np.arange(room)
         uniforms = torch.from_numpy(uniform(keys[:, None], positions)).to(device)
         logps = torch.zeros(len(states), dtype=torch.float64, device=device)
+        sure = torch.zeros(len(states), 2, dtype=torch.float64, device=device)
         supports = {n: list(state.supports) for n, state in enumerate(states) if state.supports is not None}
         cache, rows = fork(memories, room), list(range(len(states)))
         for column in range(room):
             drawn, logp = pick(logits, uniforms[rows, column])
             logps[rows] += logp
+            if self.certainty:
+                sure[rows] += certainty_of(logits)
             for r, n in enumerate(rows if supports else ()):
                 supports[n].append(self.sampling.support(logits[r]))
             for n, token in zip(rows, drawn.tolist(), strict=True):
@@ -279,9 +287,20 @@ class TransformersPolicy:
         require_finite([state.problem for state in states], logps.tolist())
         reached = {n: Memory(cache, r, logits[r]) for r, n in enumerate(rows)}
         costs = self._costs(states, [len(t) for t in tokens], reached, kind, prompts)
+        certainties = self._certainties(states, costs, sure.tolist())
         return [
-            draw_of(state, tuple(tokens[n]), logp, reached.get(n), costs[n], self.endings, supports.get(n))
-            for n, (state, logp) in enumerate(zip(states, logps.tolist(), strict=True))
+            draw_of(state, tuple(tokens[n]), logp, reached.get(n), costs[n], self.endings, supports.get(n), certainty)
+            for n, (state, logp, certainty) in enumerate(zip(states, logps.tolist(), certainties, strict=True))
+        ]
+
+    @staticmethod
+    def _certainties(
+        states: Sequence[TokenState], costs: Sequence[Cost], sums: Sequence[Sequence[float]]
+    ) -> list[Certainty | None]:
+        """Of each row since its prompt, where that of its state is known, by the sums over the tokens drawn now."""
+        return [
+            state.certainty and state.certainty + Certainty(cost.generated, *new)
+            for state, cost, new in zip(states, costs, sums, strict=True)
         ]
 
     def _ended(self, state: TokenState, tokens: list[int]) -> bool:
