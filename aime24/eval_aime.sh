@@ -5,11 +5,12 @@
 #   bash aime24/eval_aime.sh
 #   SMALL_MODEL_PATH=Qwen/Qwen3-1.7B bash aime24/eval_aime.sh           with ETS-IS among the methods
 #   ENGINE=vllm bash aime24/eval_aime.sh                                through vLLM, which has no beam search and no ETS-IS
+#   ENDPOINT=http://localhost:8000/v1 bash aime24/eval_aime.sh          through a server that serves MODEL_PATH: docs/clusters.md
 #   DATA=/data/AIME-2024 METHODS=plain,ets REPEATS=4 bash aime24/eval_aime.sh
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 source "$ROOT/scripts/run_eval.sh"
-choose_engine                                 # ENGINE: transformers or vllm
+choose_engine                                 # ENGINE: transformers or vllm; or ENDPOINT: the address of a server
 choose_preset "aime24" "$@"
 
 TASK=aime24
@@ -44,6 +45,9 @@ WIDTH=${WIDTH:-16}                            # samples that advance together; r
 MEMORY_GIB=${MEMORY_GIB:-}                    # for the cache of rows under way; empty: half of what is free; vLLM: by UTILIZATION, on a CPU 2
 GEN_DP=${GEN_DP:-1}                           # vLLM: copies of the model, each on a GPU of its own
 UTILIZATION=${UTILIZATION:-0.9}               # vLLM: the share of a GPU's memory that it may take
+SERVED_MODEL=${SERVED_MODEL:-}                # ENDPOINT: the server's name for the model; empty: the only one that it serves
+CONNECTIONS=${CONNECTIONS:-}                  # ENDPOINT: requests under way at once; empty: 256
+ROW_SECONDS=${ROW_SECONDS:-}                  # ENDPOINT: how long a row may take before it is asked for again; empty: 1800
 OUT=${OUT:-}                                  # results folder; empty: results/TASK-HASH, by the configuration
 
 run_eval "$ENGINE" --candidates "$M_CANDIDATES" --rollouts "$K_MONTE_CARLO" --lam "$LAMBDA_PARAM" --beams "$NUM_BEAMS" \
@@ -51,4 +55,6 @@ run_eval "$ENGINE" --candidates "$M_CANDIDATES" --rollouts "$K_MONTE_CARLO" --la
     ${SMALL_MODEL_PATH:+--proposal "$SMALL_MODEL_PATH" --proposal-temperature "$PROPOSAL_TEMPERATURE"} \
     ${SMALL_MODEL_PATH:+--is-candidates "$IS_M_CANDIDATES" --is-block-size "$IS_BLOCK_SIZE" --estimator "$ESTIMATOR"} \
     ${PROPOSAL_TOP_K:+--proposal-top-k "$PROPOSAL_TOP_K"} ${PROPOSAL_TOP_P:+--proposal-top-p "$PROPOSAL_TOP_P"} \
-    ${CLIP:+--clip="$CLIP"} ${VLLM:+--replicas "$GEN_DP" --utilization "$UTILIZATION"}
+    ${CLIP:+--clip="$CLIP"} ${VLLM:+--replicas "$GEN_DP" --utilization "$UTILIZATION"} \
+    ${SERVED:+--endpoint "$ENDPOINT"} ${SERVED_MODEL:+--served-model "$SERVED_MODEL"} \
+    ${CONNECTIONS:+--connections "$CONNECTIONS"} ${ROW_SECONDS:+--seconds "$ROW_SECONDS"}

@@ -4,6 +4,8 @@
 #
 #   bash qwen_vllm/eval.sh                                              the embedded demonstration
 #   bash qwen_vllm/eval.sh math500                                      a benchmark of the paper: gsm8k, humaneval, gpqa; or all
+#   ENDPOINT=http://localhost:8000/v1 bash qwen_vllm/eval.sh math500    through a server, here or elsewhere, that serves MODEL_PATH:
+#                                                                       vLLM is not installed, see docs/clusters.md
 #   GEN_DP=4 UTILIZATION=0.85 bash qwen_vllm/eval.sh math500            four copies of the model, each on a GPU of its own
 set -euo pipefail
 export ENGINE=vllm

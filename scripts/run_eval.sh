@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What the eval.sh scripts share. They source it, choose a preset, set their variables, and call run_eval:
 #   source scripts/run_eval.sh
-#   choose_engine                              sets ENGINE, and TRANSFORMERS or VLLM, whichever it is
+#   choose_engine                              sets ENGINE, and TRANSFORMERS, VLLM or SERVED, whichever it is
 #   choose_preset "demo math500 ..." "$@"       sets PRESET; `all` runs the script once for each but the demos,
 #                                              with the results of each in OUT/PRESET, if OUT is set
 #   run_eval ENGINE [OPTION VALUE] ...          ets eval, with the options of that engine alone
@@ -31,16 +31,35 @@ run_one_of_all() { # in a shell of its own: what is changed here holds for this 
     bash "$0" "$preset"
 }
 
-choose_engine() {
-    ENGINE=${ENGINE:-transformers} TRANSFORMERS="" VLLM=""
+choose_engine() { # with ENDPOINT, the address of a server, it is the engine endpoint
+    TRANSFORMERS="" VLLM="" SERVED=""
+    if [ -n "${ENDPOINT:-}" ]; then
+        case "${ENGINE:-}" in "" | vllm) ENGINE=endpoint ;; esac
+        refuse_server_options
+    fi
+    ENGINE=${ENGINE:-transformers}
     case "$ENGINE" in
     transformers) TRANSFORMERS=1 ;;
     vllm) VLLM=1 ;;
-    *) refuse "ENGINE is '$ENGINE'; set it to transformers or vllm" ;;
+    endpoint) SERVED=1 ;;
+    *) refuse "ENGINE is '$ENGINE'; set it to transformers or vllm, or set ENDPOINT to the address of a server" ;;
     esac
-    if [ -n "$VLLM" ] && [ -n "${SMALL_MODEL_PATH:-}" ]; then
-        refuse "SMALL_MODEL_PATH is set, but ets-is scores the small model's texts, which vLLM does at temperature 1 alone; leave it out, or set ENGINE=transformers"
+    if [ -n "$TRANSFORMERS" ] && [ -n "${ENDPOINT:-}" ]; then refuse "ENDPOINT is set, but ENGINE is transformers; leave one of them out"; fi
+    if [ -n "$SERVED" ] && [ -z "${ENDPOINT:-}" ]; then refuse "ENGINE is endpoint, but ENDPOINT is empty; set it to the address of a server, such as http://localhost:8000/v1"; fi
+    if [ -z "$TRANSFORMERS" ] && [ -n "${SMALL_MODEL_PATH:-}" ]; then
+        refuse "SMALL_MODEL_PATH is set, but ets-is scores the small model's texts, which vLLM does at temperature 1 alone, and a server does not; leave it out, or set ENGINE=transformers"
     fi
+}
+
+refuse_server_options() { # what is said where the server is started
+    local variable option
+    while read -r variable option; do
+        if [ -n "${!variable:-}" ]; then refuse "$variable is set, but with ENDPOINT that belongs to the server's own command ($option); leave it out"; fi
+    done <<'OPTIONS'
+GEN_DP --data-parallel-size of vLLM's
+UTILIZATION --gpu-memory-utilization of vLLM's
+MEMORY_GIB --kv-cache-memory-bytes of vLLM's
+OPTIONS
 }
 
 choose_preset() {
@@ -95,7 +114,7 @@ run_eval() {
         show python "${command[@]}"
         return
     fi
-    source "$ROOT/scripts/setup.sh" eval $(is_demo || echo benchmarks) $([ "$engine" != vllm ] || echo vllm)
+    source "$ROOT/scripts/setup.sh" eval $(is_demo || echo benchmarks) $(case "$engine" in vllm | endpoint) echo "$engine" ;; esac)
     export TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
     "$PYTHON" "${command[@]}"
 }
