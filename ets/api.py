@@ -103,6 +103,7 @@ def sample(  # type: ignore[misc]
     proposal_top_p: float | None = None,
     clip: tuple[float, float] | None = None,
     estimator: str = "plain",
+    certainty: bool = False,
     stop: Sequence[str] = (),
     seed: int = 0,
     width: int = 8,
@@ -147,6 +148,8 @@ def sample(  # type: ignore[misc]
         Of the proposal: by default the model's temperature and no truncation. At a level the temperature alone.
     clip, estimator : (float, float), str
         Of `ets.energy_guided`: bounds on the ratio (none by default), and "plain" or "self-normalised".
+    certainty : bool
+        Record how certain the model is of what it draws: for the rewards `entropy` and `self_certainty`.
     stop : sequence of str
         Strings that end a generation; they are cut off its text.
     seed : int
@@ -190,6 +193,7 @@ def sample(  # type: ignore[misc]
         cfg=cfg,
         remasking=remasking,
         stop_at_end=stop_at_end,
+        certainty=certainty,
         **({} if weighed else fast),
     )
     law: dict[str, Any] = {"temperature": proposal_temperature, "top_k": proposal_top_k, "top_p": proposal_top_p}

@@ -152,8 +152,8 @@ def require_engine_arguments(options: argparse.Namespace) -> None:
             raise InputError(f"{flag(option)} is no option of the engine {options.engine}; leave it out")
 
 
-def engine_policy(checkpoint: Checkpoint, options: argparse.Namespace) -> Policy:
-    """The policy that the engine's options make of a checkpoint."""
+def engine_policy(checkpoint: Checkpoint, options: argparse.Namespace, **settings: Any) -> Policy:
+    """The policy that the engine's options, and further settings of `policy_of`, make of a checkpoint."""
     from ets.policies.making import policy_of
 
     engine = ENGINES[options.engine]
@@ -161,7 +161,7 @@ def engine_policy(checkpoint: Checkpoint, options: argparse.Namespace) -> Policy
     shared = {name: getattr(options, name) for name in ("temperature", "memory_gib")}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* is approximate")  # the command says so itself
-        return policy_of(lambda: checkpoint, engine=options.engine, **own, **shared)
+        return policy_of(lambda: checkpoint, engine=options.engine, **own, **shared, **settings)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from ets.types import InputError, Policy
 
 SETTINGS = (
     "temperature", "top_k", "top_p", "block_size", "max_length", "guide_steps", "steps", "block_length", "cfg",
-    "remasking", "stop_at_end", "threshold", "factor", "cache", "refresh", "memory_gib",
+    "remasking", "stop_at_end", "threshold", "factor", "cache", "refresh", "memory_gib", "certainty",
 )  # fmt: skip
 """The names of `policy_of`'s settings, without the resources."""
 RESOURCES = {
@@ -52,6 +52,7 @@ def policy_of(
     cache: str | None = None,
     refresh: int | None = None,
     memory_gib: float | None = None,
+    certainty: bool = False,
     engine: str | None = None,
     **resources: Any,
 ) -> TransformersPolicy | RequestPolicy | MaskedDiffusionPolicy:
@@ -75,6 +76,8 @@ def policy_of(
         Of `Unmasking` and `Caching`, for masked diffusion alone: a faster sampler, which is then p_ref itself.
     memory_gib : float, optional
         Limit on the cache of rows under way; by default half of the free memory.
+    certainty : bool
+        Record `Text.certainty`, which engines that draw by themselves (vllm, endpoint) do not tell.
     engine : {"transformers", "vllm", "endpoint", "masked-diffusion"}, optional
         What runs the model; by default the checkpoint's architecture decides.
     **resources
@@ -92,11 +95,14 @@ def policy_of(
     caching = _caching(cache, refresh)
     resources = _given(resources)
     _require_own(engine, resources)
+    if certainty and engine in RESOURCES:
+        raise InputError(f"the engine {engine} does not tell how certain the model is of its tokens; use transformers")
     opened = checkpoint()
     if (engine or _engine_for(opened)) != "masked-diffusion":
         only = {"guide_steps": guide_steps, "steps": steps, "block_length": block_length, **rule, "cache": cache}
         _require_unset(opened, "an autoregressive", only)
-        return _autoregressive(opened, engine, sampling, horizon, **_given({"memory_gib": memory_gib}), **resources)
+        shared = _given({"memory_gib": memory_gib, "certainty": certainty or None})
+        return _autoregressive(opened, engine, sampling, horizon, **shared, **resources)
     _require_unset(opened, "a masked-diffusion", {"top_k": top_k, "top_p": top_p})
     schedule = Schedule(
         max_length,
@@ -104,7 +110,9 @@ def policy_of(
         _block_length(opened, max_length) if block_length is None else block_length,
         _guide_steps(guide_steps, block_size, max_length),
     )
-    return MaskedDiffusionPolicy(opened, unmasking, schedule, caching=caching, memory_gib=memory_gib)
+    return MaskedDiffusionPolicy(
+        opened, unmasking, schedule, caching=caching, memory_gib=memory_gib, certainty=certainty
+    )
 
 
 def proposal_of(
@@ -187,7 +195,8 @@ def fast_sampler_of(
         kept = _caching(cache or (kept.kind if kept else None), refresh)
     opened = checkpoint() if checkpoint else exact.checkpoint
     unmasking = replace(exact.unmasking, **changed)
-    fast = MaskedDiffusionPolicy(opened, unmasking, exact.schedule, caching=kept, memory_gib=exact.memory_gib)
+    shared: dict[str, Any] = {"memory_gib": exact.memory_gib, "certainty": exact.certainty}
+    fast = MaskedDiffusionPolicy(opened, unmasking, exact.schedule, caching=kept, **shared)
     return weighed_sampler(exact, fast, level, clip)
 
 
