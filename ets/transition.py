@@ -51,22 +51,29 @@ def score(reward: Reward, lam: float, chain: Chain, rollouts: Sequence[Sequence[
     except Exception as error:
         raise RewardError(f"the reward raised {type(error).__name__} for problem {name!r}: {_line(error)}") from error
     seconds = time.perf_counter() - begun
-    if values.shape != (len(texts),):
-        raise RewardError(
-            f"the reward gave shape {values.shape} for problem {name!r}; "
-            f"it needs one number for each of {len(texts)} rollouts"
-        )
-    if np.any(np.isnan(values)) or np.any(np.isposinf(values)):
-        worst = values[np.isnan(values) | np.isposinf(values)][0]
-        raise RewardError(
-            f"the reward gave {worst} for problem {name!r}; return a finite number, or -inf to forbid a text"
-        )
+    require_rewards(values, len(texts), name)
     with np.errstate(over="ignore"):
         scaled = values / lam
     if np.any(np.isposinf(scaled)):
         raise RewardError(f"a reward of {values.max()} over lam {lam} is infinite, problem {name!r}; use a larger lam")
     cost = Cost(rewarded=len({id(text) for text in texts}), reward_seconds=seconds)
     return scaled.reshape(len(rollouts), -1), cost
+
+
+def require_rewards(values: Sequence[float] | Floats, count: int, name: str) -> Floats:
+    """The rewards of a problem's rollouts as an array `[count]`; raises `RewardError` for what cannot be used."""
+    found = np.asarray(values, dtype=float)
+    if found.shape != (count,):
+        raise RewardError(
+            f"the reward gave shape {found.shape} for problem {name!r}; "
+            f"it needs one number for each of {count} rollouts"
+        )
+    if np.any(np.isnan(found)) or np.any(np.isposinf(found)):
+        worst = found[np.isnan(found) | np.isposinf(found)][0]
+        raise RewardError(
+            f"the reward gave {worst} for problem {name!r}; return a finite number, or -inf to forbid a text"
+        )
+    return found
 
 
 def _line(error: Exception) -> str:
@@ -81,6 +88,12 @@ def choice_uniforms(chains: Sequence[Chain]) -> list[float]:
 def choose(log_weights: Floats, number: float) -> int:
     """The index that a uniform selects, in proportion to exp(log_weights); all alike if all are -inf."""
     return pick(normalised(log_weights), number)
+
+
+def choose_pair(log_weights: Floats, number: float) -> tuple[int, int]:
+    """The row and column of `[M, K]` log-weights that a uniform selects, as `choose` does."""
+    row, column = divmod(choose(log_weights.ravel(), number), log_weights.shape[1])
+    return row, column
 
 
 def require_positive(**values: float) -> None:

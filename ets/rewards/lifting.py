@@ -25,6 +25,25 @@ REMEMBERED = 2**16
 """Texts whose answers are remembered."""
 
 
+@dataclass(frozen=True)
+class TextReward:
+    """A reward that declares itself a fixed function of (problem, text): whatever it says of a text may be remembered.
+
+    Parameters
+    ----------
+    score_texts : callable
+        `(problem, texts) -> numbers`, of texts that all differ.
+    """
+
+    score_texts: Callable[[Problem, Sequence[str]], Sequence[float]]
+
+    def __call__(self, problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
+        """Equal texts are scored once, however often they were drawn."""
+        distinct = list(dict.fromkeys(rollout.text for rollout in rollouts))
+        known = dict(zip(distinct, self.score_texts(problem, distinct), strict=True))
+        return [known[rollout.text] for rollout in rollouts]
+
+
 def per_text(scoring: Scoring) -> Reward:
     """Lift `(prompt, text) -> number` to a reward.
 
@@ -49,19 +68,22 @@ def as_reward(function: Scoring | Reward) -> Reward:
     InputError
         If it can be called with neither two nor three positional arguments.
     """
+    return per_text(cast("Scoring", function)) if is_scoring(function) else cast("Reward", function)
+
+
+def is_scoring(function: Scoring | Reward) -> bool:
+    """Whether `as_reward` lifts it; raises as that does."""
     if not callable(function):
         raise InputError(f"the reward is {function!r}, which is no function; pass one of (prompt, text)")
     try:
         signature = inspect.signature(function)
     except ValueError:  # some built-in callables tell no signature
-        return per_text(cast("Scoring", function))
+        return True
     takes_rollouts = list(signature.parameters)[1:2] == ["rollouts"]
-    match _accepted(signature, (3,) if takes_rollouts else (2, 3)):
-        case 2:
-            return per_text(cast("Scoring", function))
-        case 3:
-            return cast("Reward", function)
-    raise InputError(f"the reward takes {signature}; it must accept (prompt, text) or (problem, rollouts, chain)")
+    count = _accepted(signature, (3,) if takes_rollouts else (2, 3))
+    if count is None:
+        raise InputError(f"the reward takes {signature}; it must accept (prompt, text) or (problem, rollouts, chain)")
+    return count == 2
 
 
 def as_extract(function: Extract) -> ReadProblem:
@@ -86,11 +108,11 @@ def remembering(function: Extract) -> ReadProblem:
         return as_extract(lru_cache(REMEMBERED)(cast("ReadText", function)))
     read = cast("ReadProblem", function)
     known = lru_cache(REMEMBERED)(lambda asked, text: read(asked.problem, text))
-    return lambda problem, text: known(_Same(problem), text)
+    return lambda problem, text: known(Same(problem), text)
 
 
 @dataclass(frozen=True, eq=False)
-class _Same:
+class Same:
     """A problem by identity: ids come again in other runs, and a problem that is referred to here stays itself."""
 
     problem: Problem
@@ -99,7 +121,7 @@ class _Same:
         return id(self.problem)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.problem is self.problem
+        return isinstance(other, Same) and other.problem is self.problem
 
 
 def _reads_problem(function: Extract) -> bool:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
-from ets.rewards.lifting import Extract, as_extract
-from ets.types import Chain, Problem, Reward, Text
+from ets.rewards.lifting import Extract, TextReward, as_extract
+from ets.types import Problem
 
 
-def verifier(extract: Extract, check: Callable[[Problem, object], bool]) -> Reward:
+def verifier(extract: Extract, check: Callable[[Problem, object], bool]) -> TextReward:
     """1 for a text whose extracted answer passes `check(problem, answer)`, 0 for others and for no answer.
 
     `extract` takes a text, or a problem and a text. The reward is a fixed function of (problem, text), so the law
@@ -21,8 +21,4 @@ def verifier(extract: Extract, check: Callable[[Problem, object], bool]) -> Rewa
         answer = read(problem, text)
         return float(answer is not None and check(problem, answer))
 
-    def reward(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
-        known = {text: judged(problem, text) for text in {rollout.text for rollout in rollouts}}
-        return [known[rollout.text] for rollout in rollouts]
-
-    return reward
+    return TextReward(lambda problem, texts: [judged(problem, text) for text in texts])

@@ -1,0 +1,154 @@
+"""A Hugging Face reward model: sequence classification with one logit."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ets.hub import require_checkpoint
+from ets.rewards.lifting import TextReward
+from ets.transition import require_counts
+from ets.types import InputError, Problem
+
+
+def reward_model(
+    checkpoint: str | Path,
+    *,
+    batch: int = 16,
+    device: str | None = None,
+    template: bool = True,
+    max_length: int | None = None,
+) -> TextReward:
+    """The logit that a sequence-classification model gives to a prompt and a text.
+
+    It is a fixed function of (problem, text), so the law p* ∝ p_ref · exp(r/λ) holds for it; λ is in units of the
+    logit. The weights load when the first text is scored. Code that comes with a checkpoint is never run.
+
+    Parameters
+    ----------
+    checkpoint : str or Path
+        A folder, or a name on the model hub.
+    batch : int
+        Texts that go through the model together, of similar lengths. Scores depend on it by rounding errors alone.
+    device : str, optional
+        By default the GPU if there is one. The numbers are float32 on a CPU, the checkpoint's own elsewhere.
+    template : bool
+        Put the prompt as the user's turn and the text as the assistant's into the tokenizer's chat template, if it has
+        one. Otherwise, and with False, the model reads the prompt followed by the text.
+    max_length : int, optional
+        Tokens of the longest text, prompt included; by default as many as the model was made for.
+
+    Raises
+    ------
+    InputError
+        For a checkpoint that cannot be found or has another number of labels than one. When texts are scored, for one
+        that is too long, or a prompt of token ids.
+    """
+    require_counts(batch=batch, **({} if max_length is None else {"max_length": max_length}))
+    name = str(checkpoint)
+    return TextReward(_RewardModel(name, batch, device, template, max_length).score_texts)
+
+
+class _RewardModel:
+    """The model and its tokenizer; threads take turns."""
+
+    def __init__(self, name: str, batch: int, device: str | None, template: bool, max_length: int | None) -> None:
+        self.name, self.batch, self._device, self._max_length = name, batch, device, max_length
+        require_checkpoint(name)
+        self.config, self.tokenizer = self._opened("AutoConfig"), self._opened("AutoTokenizer")
+        if self.config.num_labels != 1:
+            raise InputError(
+                f"the checkpoint {name!r} has {self.config.num_labels} labels, and a reward model has one; "
+                "give a sequence-classification model with one logit"
+            )
+        self.template = template and bool(getattr(self.tokenizer, "chat_template", None))
+        self._turn = threading.Lock()
+
+    def score_texts(self, problem: Problem, texts: Sequence[str]) -> list[float]:
+        """One logit per text."""
+        encoded = [self._encoded(problem, text) for text in texts]
+        scores = [0.0] * len(texts)
+        with self._turn:
+            for rows in self._batches(encoded):
+                for row, logit in zip(rows, self._logits([encoded[row] for row in rows]), strict=True):
+                    scores[row] = logit
+        return scores
+
+    def _encoded(self, problem: Problem, text: str) -> list[int]:
+        if not isinstance(problem.prompt, str):
+            raise InputError(
+                f"the prompt of problem {problem.id!r} is token ids, which are not the reward model's; give it as text"
+            )
+        whole = problem.prompt + text
+        if self.template:
+            turns = [{"role": "user", "content": problem.prompt}, {"role": "assistant", "content": text}]
+            whole = self.tokenizer.apply_chat_template(turns, tokenize=False)
+        ids: list[int] = self.tokenizer(whole, add_special_tokens=not self.template)["input_ids"]
+        most = self._max_length or getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        if most is not None and len(ids) > most:
+            raise InputError(
+                f"a text of problem {problem.id!r} has {len(ids)} tokens with its prompt, more than the {most} of the "
+                f"reward model {self.name!r}; shorten the generation"
+            )
+        return ids
+
+    def _batches(self, encoded: Sequence[Sequence[int]]) -> Iterator[list[int]]:
+        """Rows of similar lengths; of equal ones for a model that knows no padding."""
+        rows: list[int] = []
+        for row in sorted(range(len(encoded)), key=lambda row: len(encoded[row])):
+            shorter = rows and len(encoded[rows[0]]) < len(encoded[row])
+            if len(rows) == self.batch or (shorter and self._padding is None):
+                yield rows
+                rows = []
+            rows.append(row)
+        if rows:
+            yield rows
+
+    def _logits(self, rows: Sequence[list[int]]) -> list[float]:
+        """Of one batch, padded on the right."""
+        import torch
+
+        longest = max(map(len, rows))
+        ids = [row + [self._padding or 0] * (longest - len(row)) for row in rows]
+        mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
+        device = self._model.device
+        with torch.inference_mode():
+            logits = self._model(
+                input_ids=torch.tensor(ids, device=device), attention_mask=torch.tensor(mask, device=device)
+            ).logits
+        found: list[float] = logits[:, 0].double().tolist()
+        return found
+
+    @property
+    def _padding(self) -> int | None:
+        """The token that the model itself takes for padding: it pools before it."""
+        padding: int | None = self.config.get_text_config().pad_token_id
+        return padding
+
+    @cached_property
+    def _model(self) -> Any:
+        import torch
+
+        device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
+        dtype = torch.float32 if device == "cpu" else "auto"
+        options = {"dtype": dtype, "output_loading_info": True}
+        model, info = self._opened("AutoModelForSequenceClassification", **options)
+        if missing := sorted(info["missing_keys"]):
+            raise InputError(
+                f"the checkpoint {self.name!r} has no weights {missing[0]!r}, so it is no trained reward model; "
+                "give a complete one"
+            )
+        return model.to(device).eval()
+
+    def _opened(self, kind: str, **options: Any) -> Any:
+        """A part of the checkpoint; whatever a damaged one raises becomes one line."""
+        import transformers
+
+        try:
+            return getattr(transformers, kind).from_pretrained(self.name, trust_remote_code=False, **options)
+        except Exception as error:
+            line = " ".join(str(error).split())[:200]
+            raise InputError(f"cannot load the reward model {self.name!r}: {line}; give a complete one") from error
