@@ -24,10 +24,12 @@ from ets.commands.engines import (
     served_settings,
 )
 from ets.commands.proposals import add_proposal_arguments, proposal_pair, proposed_by, proposing_of
+from ets.types import InputError
 
 if TYPE_CHECKING:
     from ets.evaluation.evaluate import Row
     from ets.evaluation.methods import Settings
+    from ets.evaluation.ranks import Ranks
     from ets.policies.checkpoint import Checkpoint
     from ets.tasks import Task
     from ets.types import Policy, Problem
@@ -39,6 +41,8 @@ EXAMPLE = """example:
 """
 RESULTS_DEPEND_ON = ("task", "model", "candidates", "rollouts", "lam", "pool", "temperature", "unsafe_code", "seed")
 """Beside the problems and the engine's settings. What belongs to one method is in the names of its records."""
+COPIED_BY = {"vllm": "--replicas (GEN_DP in the scripts)", "endpoint": "the server's own --data-parallel-size"}
+"""Engines that several processes would not share; what copies their model instead."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,26 +102,29 @@ def execute(options: argparse.Namespace) -> None:
     from ets.evaluation.hosted import opened_task
     from ets.evaluation.journal import Journal, fingerprint
     from ets.evaluation.methods import require_able, require_methods
+    from ets.evaluation.ranks import join
     from ets.evaluation.tables import approximate_lines
     from ets.policies.checkpoint import Checkpoint
     from ets.report.plots import require_matplotlib
     from ets.transition import require_counts
 
     require_engine_arguments(options)
+    ranks = join()
+    _require_shareable(options.engine, ranks)
     engine, methods = ENGINES[options.engine], [name.strip() for name in options.methods.split(",")]
     task = opened_task(options.task, options.data, unsafe=options.unsafe_code, stops=options.stops)
     settings = _settings(options)
     require_methods(methods, options.samples, settings, options.repeats)
     require_counts(width=options.width, repeats=options.repeats, count=1 if options.count is None else options.count)
     require_matplotlib()
-    checkpoint = Checkpoint(engine.embedded.get(options.model, options.model))
+    checkpoint = Checkpoint(engine.embedded.get(options.model, options.model), device=ranks.device)
     policy = engine_policy(checkpoint, options)
     require_able(policy, methods, options.samples, settings)
     own: dict[str, Policy] = {}
     if "ets-is" in methods:
         settings, own["ets-is"] = _paired(settings, policy, checkpoint, options)
     elif settings.proposing is not None:
-        print(f"note: {proposed_by(options)} has no effect without the method ets-is", file=sys.stderr)
+        ranks.say(f"note: {proposed_by(options)} has no effect without the method ets-is", file=sys.stderr)
     problems = task.problems(options.count, options.shots)
     starts = policy.start(problems)  # a prompt that does not fit is named before the weights are loaded
     for other in own.values():
@@ -125,16 +132,27 @@ def execute(options: argparse.Namespace) -> None:
     configuration = _configuration(options, checkpoint, task, problems) | served_settings(policy)
     approximate = str(configuration.get("approximate", ""))
     folder = options.out or options.results / f"{task.name}-{fingerprint(configuration)}"
-    journal = Journal(folder, configuration)
-    print(f"{len(journal.records)} finished chains in {folder}; the same command goes on where it was interrupted")
-    for line in (*_targets(settings, methods), *approximate_lines(approximate)):
-        print(line)
-    evaluation = Evaluation(
-        task, policy, problems, settings, journal, options.width, options.seed, repeats=options.repeats, own=own
-    )
-    with closed_after(policy):
-        rows = evaluation.compare(methods, options.samples or engine.budget(policy, starts))
-    _write(rows, f"{task.name}: {options.model}", folder, approximate)
+    with Journal(folder, configuration, ranks) as journal:
+        ranks.say(
+            f"{len(journal.records)} finished chains in {folder}; the same command goes on where it was interrupted"
+        )
+        for line in (*_targets(settings, methods), *approximate_lines(approximate)):
+            ranks.say(line)
+        evaluation = Evaluation(
+            task, policy, problems, settings, journal, options.width, options.seed, repeats=options.repeats, own=own
+        )
+        with closed_after(policy):
+            rows = evaluation.compare(methods, options.samples or engine.budget(policy, starts))
+    if ranks.first:
+        _write(rows, f"{task.name}: {options.model}", folder, approximate)
+
+
+def _require_shareable(engine: str, ranks: Ranks) -> None:
+    """Raise `InputError` for several processes with an engine that has its own ways to share its work."""
+    if ranks.size > 1 and engine in COPIED_BY:
+        raise InputError(
+            f"the engine {engine} takes one process, not {ranks.size}; for copies of the model, use {COPIED_BY[engine]}"
+        )
 
 
 def _settings(options: argparse.Namespace) -> Settings:

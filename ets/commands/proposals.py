@@ -102,7 +102,9 @@ def proposal_pair(
     name = ENGINES[options.engine].embedded.get(proposing.model, proposing.model)
     own = argparse.Namespace(**vars(options) | {"block_size": proposing.block_size})
     try:
-        return opened_pair(proposing, engine_policy(checkpoint, own), lambda: Checkpoint(name))
+        return opened_pair(
+            proposing, engine_policy(checkpoint, own), lambda: Checkpoint(name, device=checkpoint.device)
+        )
     except InputError as error:
         raise InputError(f"for the method ets-is, {error}") from error
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
@@ -51,9 +51,10 @@ class Row:
     """A method's line in the table.
 
     Tokens, positions and seconds are those of one use of the method on a problem, the reading of the prompt included:
-    with avg@k (`repeats`), means over the k uses. `scores` are further scores beside our own accuracy, their means
-    over all samples; `ratios` sums up the importance ratios of a method that has any, and `target` is the law that its
-    draws are weighed towards, if not the policy's. `row_forwards` are those of masked diffusion.
+    with avg@k (`repeats`), means over the k uses. Seconds are one process's, however many share the problems. `scores`
+    are further scores beside our own accuracy, their means over all samples; `ratios` sums up the importance ratios of
+    a method that has any, and `target` is the law that its draws are weighed towards, if not the policy's.
+    `row_forwards` are those of masked diffusion.
     """
 
     method: str
@@ -142,20 +143,35 @@ class Evaluation:
         return self.journal.of(method.key)
 
     def _run(self, method: Method, problems: Sequence[Problem], samples: range) -> None:
-        """Sample what the journal lacks, with a progress bar."""
-        known = {(r["problem"], r["sample"]): r for r in self.journal.of(method.key) if r["sample"] in samples}
-        left_out = {(problem.id, sample) for problem in problems for sample in range(samples.start)}
+        """Sample what the journal lacks; of several processes each does its share, and then knows what all have."""
+        self._run_own(method, self.journal.ranks.share(problems), samples)
+        self.journal.exchange()
+
+    def _run_own(self, method: Method, problems: Sequence[Problem], samples: range) -> None:
+        """Sample, with a progress bar."""
+        ids = {problem.id for problem in problems}
+        done = [r for r in self.journal.of(method.key) if r["sample"] in samples and r["problem"] in ids]
+        known = {(r["problem"], r["sample"]): r for r in done}
+        left_out = {(id, sample) for id in ids for sample in range(samples.start)}
         policies = self._policies(self.own.get(method.name, self.policy))
         if isinstance(policies[0], Shareable) and len(known) < len(samples) * len(problems):
             policies[0].load()  # before the clock starts
         options: dict[str, Any] = {"width": self.width * method.samples, "seed": self.seed, "samples": samples.stop}
-        with Progress(method.label, len(problems), len(samples), known.values(), policies, self.progress) as progress:
+        with self._progress(method.label, len(problems), len(samples), known.values(), policies) as progress:
             step = progress.told(self._prepared(method.step))
             with closing(_chains(policies, step, problems, done=known.keys() | left_out, **options)) as chains:
                 for chain in chains:
                     record = self._record(method, chain, len(policies))
                     self.journal.append(record)
                     progress.ended(record)
+
+    def _progress(
+        self, label: str, problems: int, samples: int, known: Iterable[Record], policies: Sequence[Policy]
+    ) -> Progress:
+        """A bar for the first process's share."""
+        ranks = self.journal.ranks
+        label = label if ranks.size == 1 else f"{label}, process 1 of {ranks.size}"
+        return Progress(label, problems, samples, known, policies, self.progress and ranks.first)
 
     def _policies(self, policy: Policy) -> list[Policy]:
         """Two where threads may share an engine, so that one draws while the other waits for its slowest rollout."""

@@ -2,6 +2,9 @@
 
 Every line is flushed when it is written, and the same command goes on where the folder ends. Since a chain is
 a function of (seed, problem, sample) alone, a resumed run ends with what an undisturbed one ends with.
+
+Where several processes share a run, the first one's file is the run's, and each of the others writes to one of its own
+until the first has taken it in; what they leave when they are killed is taken in by the next run.
 """
 
 from __future__ import annotations
@@ -9,11 +12,14 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import TracebackType
 from typing import Any, BinaryIO
 
+from ets.evaluation.ranks import ALONE, Ranks
 from ets.types import InputError
 
 Record = dict[str, Any]
@@ -31,12 +37,17 @@ def _canonical(value: Mapping[str, Any]) -> str:
 class Journal:
     """The records of a results folder, on disk and in memory.
 
+    As a context it is closed at the end, and what a process has written beside the first one is removed if the end is
+    a good one. Several processes open, exchange and leave it together.
+
     Parameters
     ----------
     folder : Path
         Made if there is none.
     configuration : mapping
         Everything that the results depend on, as JSON values.
+    ranks : Ranks
+        This process's place among those that share the run.
 
     Raises
     ------
@@ -45,41 +56,57 @@ class Journal:
         process is writing to it.
     """
 
-    def __init__(self, folder: Path, configuration: Mapping[str, Any]) -> None:
-        self.folder, self._path = folder, folder / "journal.jsonl"
+    def __init__(self, folder: Path, configuration: Mapping[str, Any], ranks: Ranks = ALONE) -> None:
+        self.folder, self.ranks = folder, ranks
+        self._path = folder / ("journal.jsonl" if ranks.first else f"journal-{ranks.rank}.jsonl")
+        self.records: dict[tuple[str, str, int], Record] = {}
+        if not ranks.first:
+            ranks.wait()  # until the first one has the folder, with all that was left there
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with ExitStack() as refused:  # a folder that is refused is not kept locked
-                self._file = refused.enter_context(_locked(self._path))
-                if self._path.stat().st_size and not (folder / "configuration.json").exists():
-                    raise InputError(
-                        f"{str(folder)!r} has a journal without its configuration.json; choose another folder"
-                    )
-                _require_same(folder / "configuration.json", configuration)
-                self.records = {self._key(record): record for record in self._recover()}
-                refused.pop_all()
+            self._open(configuration)
         except OSError as error:
             raise InputError(
                 f"cannot write results to {str(folder)!r}: {error.strerror}; choose another folder"
             ) from error
+        if ranks.first:
+            ranks.wait()
+        self._own = list(self.records.values())
+        self.exchange()
+
+    def _open(self, configuration: Mapping[str, Any]) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        stored = self.folder / "configuration.json"
+        with ExitStack() as refused:  # a folder that is refused is not kept locked
+            self._file = refused.enter_context(_locked(self._path))
+            if self._path.stat().st_size and not stored.exists():
+                raise InputError(
+                    f"{str(self.folder)!r} has a journal without its configuration.json; choose another folder"
+                )
+            _require_same(stored, configuration)
+            self.records |= {self._key(record): record for record in _recovered(self._file, self._path)}
+            if self.ranks.first:
+                self._take_in_parts()
+            refused.pop_all()
+
+    def _take_in_parts(self) -> None:
+        """What processes of an earlier run have left."""
+        for path in sorted(self.folder.glob("journal-*.jsonl")):
+            with _locked(path) as part:
+                self._take_in(_recovered(part, path))
+                path.unlink()
+
+    def _take_in(self, records: Iterable[Record]) -> None:
+        """Others' records: into memory, and those of the first process to its disk, before anyone removes them."""
+        new = {self._key(record): record for record in records if self._key(record) not in self.records}
+        self.records |= new
+        if new and self.ranks.first:
+            self._file.writelines(map(_line, new.values()))
+            self._file.flush()
+            os.fsync(self._file.fileno())
 
     @staticmethod
     def _key(record: Record) -> tuple[str, str, int]:
         return record["method"], record["problem"], record["sample"]
-
-    def _recover(self) -> list[Record]:
-        """Read the whole lines; a last line that was torn by a crash is cut off the file."""
-        self._file.seek(0)
-        content = self._file.read()
-        whole = content[: content.rfind(b"\n") + 1]
-        self._file.truncate(len(whole))
-        records = [_parsed(line, f"{self._path}, line {n}") for n, line in enumerate(whole.splitlines(), 1)]
-        for number, record in enumerate(records, 1):
-            if not (isinstance(record, dict) and {"method", "problem", "sample"} <= record.keys()):
-                raise InputError(
-                    f"{self._path}, line {number} is no record; mend or remove it, or choose another folder"
-                )
-        return records
 
     def of(self, method: str) -> list[Record]:
         """A method's records."""
@@ -87,12 +114,48 @@ class Journal:
 
     def append(self, record: Record) -> None:
         """Write one line and flush it."""
-        self._file.write(json.dumps(record).encode() + b"\n")
+        self._file.write(_line(record))
         self._file.flush()
         self.records[self._key(record)] = record
+        self._own.append(record)
+
+    def exchange(self) -> None:
+        """Tell the other processes what this one has appended, and take in what they have; waits for all."""
+        own, self._own = self._own, []
+        for records in self.ranks.gather(own):
+            self._take_in(records)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                self.ranks.wait()  # until the first one has everything on its disk
+                if not self.ranks.first:
+                    self._path.unlink()
+        finally:
+            self.close()
 
     def close(self) -> None:
         self._file.close()
+
+
+def _line(record: Record) -> bytes:
+    return json.dumps(record).encode() + b"\n"
+
+
+def _recovered(file: BinaryIO, path: Path) -> list[Record]:
+    """The records of the whole lines; a last line that was torn by a crash is cut off the file."""
+    file.seek(0)
+    content = file.read()
+    whole = content[: content.rfind(b"\n") + 1]
+    file.truncate(len(whole))
+    records = [_parsed(line, f"{path}, line {number}") for number, line in enumerate(whole.splitlines(), 1)]
+    for number, record in enumerate(records, 1):
+        if not (isinstance(record, dict) and {"method", "problem", "sample"} <= record.keys()):
+            raise InputError(f"{path}, line {number} is no record; mend or remove it, or choose another folder")
+    return records
 
 
 def _parsed(content: bytes, place: str) -> Any:

@@ -6,15 +6,12 @@ this module registers the models.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, ClassVar
 
-import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
@@ -27,6 +24,7 @@ from ets.evaluation.journal import Journal, fingerprint
 from ets.evaluation.methods import Settings, require_able, require_methods
 from ets.evaluation.paper_arguments import BENCHMARKS, ENGINE, PaperRun, read_arguments
 from ets.evaluation.proposing import Proposing, opened_pair
+from ets.evaluation.ranks import join
 from ets.evaluation.tables import ratio_lines, table
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.making import SETTINGS, policy_of
@@ -66,7 +64,7 @@ class PaperLM(LM):
         values = self.run.values
         self.settings = _settings(self.run)
         require_methods([self.run.method], values["samples"], self.settings)
-        self._join_processes()
+        self.ranks = join()  # lm-eval itself sees one process: each gets all requests, and does its share of them
         embedded = EMBEDDED[self.run.family]
         device = self._placed(arguments)
         self.checkpoint = Checkpoint(embedded.get(values["model"], values["model"]), device=device)
@@ -80,19 +78,21 @@ class PaperLM(LM):
             name = embedded.get(own.model, own.model)
             own, self.policy = opened_pair(own, self.policy, lambda: Checkpoint(name, device=device))
         self.settings = replace(self.settings, proposing=own)
-        for line in self.run.notes if self.rank == 0 else ():
-            print(f"note: {line}", file=sys.stderr)
+        for line in self.run.notes:
+            self.ranks.say(f"note: {line}", file=sys.stderr)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """One text for each request; a request that comes again gets a sample of its own."""
         texts: dict[tuple[str, int], str] = {}
         for name in dict.fromkeys(str(request.task_name) for request in requests):
             texts |= self._sampled(name, [request for request in requests if request.task_name == name])
+        if not self.ranks.first:
+            raise SystemExit(0)  # what is left, lm-eval's scores and output, is the first one's
         counts: dict[str, int] = {}
         answers = []
         for request in requests:
             problem = problem_of(request).id
-            answers.append(texts[problem, counts.get(problem, 0) % (request.repeats or 1)])  # padding comes on top
+            answers.append(texts[problem, counts.get(problem, 0) % (request.repeats or 1)])
             counts[problem] = counts.get(problem, 0) + 1
         return answers
 
@@ -108,20 +108,16 @@ class PaperLM(LM):
         problems = list({problem.id: problem for problem in map(problem_of, requests)}.values())
         repeats = requests[0].repeats or 1
         self.policy.start(problems)  # a prompt that does not fit is named before the weights are loaded
-        journal = self._journal(name, problems, repeats)
-        evaluation = Evaluation(
-            task, self.policy, problems, self.settings, journal, values["width"], values["seed"],
-            progress=self.rank == 0, repeats=repeats,
-        )  # fmt: skip
-        method = evaluation.method(self.run.method, 1 if self.run.method == "plain" else values["samples"])
-        evaluation.run(method)
-        records = evaluation.records(method)
-        journal.close()
-        gathered = self.gather_object(records)
-        if gathered is not None:
-            everyone = [record for part in gathered for record in part]
-            rows = [evaluation.row(method, everyone)]
-            print(f"{name}, graded by ets ({journal.folder}):", table(rows), *ratio_lines(rows).splitlines(), sep="\n")
+        with self._journal(name, problems, repeats) as journal:
+            evaluation = Evaluation(
+                task, self.policy, problems, self.settings, journal, values["width"], values["seed"], repeats=repeats
+            )
+            method = evaluation.method(self.run.method, 1 if self.run.method == "plain" else values["samples"])
+            evaluation.run(method)
+            records = evaluation.records(method)
+        row = evaluation.row(method, records)
+        for line in (f"{name}, graded by ets ({journal.folder}):", table([row]), *ratio_lines([row]).splitlines()):
+            self.ranks.say(line)
         drawn = {(r["problem"], r["sample"]): r["text"] for r in records}
         chains = evaluation.chains(method)
         return {(p.id, sample): drawn[p.id, sample % chains] for p in problems for sample in range(repeats)}
@@ -152,38 +148,14 @@ class PaperLM(LM):
             "placement": self.checkpoint.placement,
             "ets": __version__,
         }
-        return Journal(Path(self.run.values["folder"]) / f"{name}-{fingerprint(configuration)}", configuration)
-
-    def _join_processes(self) -> None:
-        """Take this process's place among those of `accelerate launch`."""
-        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-            return
-        from accelerate import Accelerator, InitProcessGroupKwargs
-
-        patient = InitProcessGroupKwargs(timeout=timedelta(days=30))  # ranks wait for the slowest
-        self._accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[patient])
-        self._rank, self._world_size = self._accelerator.process_index, self._accelerator.num_processes
-        self._device = self._accelerator.device
+        folder = Path(self.run.values["folder"]) / f"{name}-{fingerprint(configuration)}"
+        return Journal(folder, configuration, self.ranks)
 
     def _placed(self, arguments: Mapping[str, Any]) -> str | None:
         """The device, if it is not for the checkpoint to choose."""
-        if self.world_size > 1:
-            return str(self._device)
+        if self.ranks.size > 1:
+            return self.ranks.device
         return "cpu" if str(arguments.get("device")) == "cpu" else None  # lm-eval always says cuda:0 where nobody did
-
-    def all_gather(self, tensor: torch.Tensor) -> torch.Tensor:
-        return self._accelerator.gather(tensor) if self.world_size > 1 else tensor
-
-    def gather_object(self, obj: Any, dst: int = 0) -> list[Any] | None:
-        if self.world_size == 1:
-            return [obj]
-        gathered = [None] * self.world_size if self.rank == dst else None
-        torch.distributed.gather_object(obj, gathered, dst=dst)
-        return gathered
-
-    def barrier(self) -> None:
-        if self.world_size > 1:
-            self._accelerator.wait_for_everyone()
 
     @property
     def tokenizer_name(self) -> str:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from ets.evaluation.hosted import configuration_of, quiet, require_lm_eval
 from ets.evaluation.paper_arguments import BENCHMARKS, read_arguments
+from ets.evaluation.ranks import told_once
 from ets.exits import exit_status
 from ets.tasks import Benchmark, task_named
 from ets.tasks.data import require_hub
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run lm-eval's command; bad input ends in one line on standard error and exit status 2."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    return exit_status(lambda: _evaluate(list(sys.argv[1:] if arguments is None else arguments)))
+    return exit_status(told_once(lambda: _evaluate(list(sys.argv[1:] if arguments is None else arguments))))
 
 
 def _evaluate(arguments: list[str]) -> None:
@@ -125,21 +126,6 @@ def _checked(options: Namespace) -> EvaluatorConfig:
         raise InputError(" ".join(str(error).split())) from error
 
 
-def _require_enough(task: Any, options: EvaluatorConfig) -> None:
-    """Raise `InputError` for fewer problems than processes: one that gets none would let the others wait for ever."""
-    from lm_eval.evaluator_utils import get_sample_size
-
-    chosen = options.samples.get(task.task_name) if isinstance(options.samples, dict) else None
-    limit = get_sample_size(task, options.limit)
-    size = len(chosen) if chosen else min(len(task.eval_docs), limit or len(task.eval_docs))
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if size < processes:
-        raise InputError(
-            f"{task.task_name} has {size} problems for {processes} processes; "
-            f"raise --limit, or launch with --num_processes {size}"
-        )
-
-
 @contextmanager
 def hosting(options: EvaluatorConfig) -> Iterator[None]:
     """Give lm-eval's command line our models, our benchmarks' tasks, and those of its `--include_path`.
@@ -172,9 +158,7 @@ def hosting(options: EvaluatorConfig) -> Iterator[None]:
                 rows = {key: found[key] for key in found if key.startswith("dataset_")}
                 found = load_yaml(entry.yaml_path, resolve_func=True) | rows
             with quiet():
-                task = super()._load_spec(found)
-            _require_enough(task, options)
-            return task
+                return super()._load_spec(found)
 
     try:
         lm_eval.tasks.TaskManager = Manager

@@ -9,14 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import lm_eval.tasks
 import pytest
 from lm_eval.api.instance import Instance
-from lm_eval.config.evaluate_config import EvaluatorConfig
 
 from ets.cli import main as ets_main
 from ets.evaluation.lm_eval_models import LLaDADist, Qwen, QwenETS
-from ets.evaluation.paper_command import hosting, main, parsed
+from ets.evaluation.paper_command import main
 from ets.policies.checkpoint import Checkpoint
 from ets.types import InputError
 
@@ -243,25 +241,6 @@ def test_the_script_is_launched_inside_its_folder() -> None:
     assert "error: the model qwen-draw belongs to the reward study" in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("words", "size"),
-    [(["--limit", "3"], 3), (["--limit", "0.5"], 2), ([], 3), (["--samples", '{"gsm8k": [0, 2]}'], 2)],
-)
-def test_fewer_problems_than_processes_are_refused_before_anything_waits(
-    words: list[str], size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    line = ["--tasks", "gsm8k", "--num_fewshot", "0", "--model", "qwen-ets", "--model_args", SMALL, *words]
-    for processes in (size, size + 1):
-        monkeypatch.setenv("WORLD_SIZE", str(processes))
-        with hosting(EvaluatorConfig.from_cli(parsed(line))):
-            manager = lm_eval.tasks.TaskManager()
-            if processes == size:
-                assert manager.load(["gsm8k"])["tasks"]
-                continue
-            with pytest.raises(InputError, match=f"gsm8k has {size} problems for {processes} processes; raise --limit"):
-                manager.load(["gsm8k"])
-
-
 def test_stop_strings_of_the_command_line_are_heeded(tmp_path: Path) -> None:
     words = ("--num_fewshot", "0")
     assert run_paper(tmp_path / "own", "gsm8k", *words, model="qwen") == 0
@@ -270,10 +249,17 @@ def test_stop_strings_of_the_command_line_are_heeded(tmp_path: Path) -> None:
     assert cut == [text.split("<<")[0] for text in own] != own
 
 
-def test_two_processes_share_the_problems(tmp_path: Path) -> None:
-    words = ["torch.distributed.run", "--nproc_per_node", "2", str(ROOT / "qwen" / "eval_qwen.py"), "--tasks", "gsm8k"]
-    arguments = f"{SMALL},checkpoint_dir={tmp_path}"
-    done = launch(*words, "--limit", "3", "--model", "qwen-ets", "--model_args", arguments, folder=tmp_path)
+def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
+    """Prompts with worked examples included, so that it is one folder, and with a problem more for one of them."""
+    words = ["--tasks", "gsm8k", "--num_fewshot", "2", "--limit", "3", "--model", "qwen-ets", "--model_args"]
+    assert main([*words, f"{SMALL},checkpoint_dir={tmp_path / 'one'}"]) == 0
+    launched = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(ROOT / "qwen" / "eval_qwen.py")]
+    done = launch(*launched, *words, f"{SMALL},checkpoint_dir={tmp_path / 'two'}", folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("gsm8k, graded by ets") == 1
-    assert sorted(record["problem"] for record in records(tmp_path)) == ["gsm8k-0", "gsm8k-1", "gsm8k-2"]
+    assert done.stdout.count("gsm8k, graded by ets") == done.stdout.count("flexible-extract") == 1
+    one, two = ([path.name for path in (tmp_path / name).glob("*/*")] for name in ("one", "two"))
+    assert sorted(one) == sorted(two) == ["configuration.json", "journal.jsonl"]
+    assert [path.name for path in (tmp_path / "one").iterdir()] == [path.name for path in (tmp_path / "two").iterdir()]
+    found = [{r["problem"]: (r["text"], r["correct"]) for r in records(tmp_path / name)} for name in ("one", "two")]
+    assert found[0] == found[1] and set(found[0]) == {"gsm8k-0", "gsm8k-1", "gsm8k-2"}
+    assert len(records(tmp_path / "two")) == 3
