@@ -8,6 +8,7 @@ from typing import NoReturn
 
 from ets import __version__
 from ets.commands import eval as eval_command
+from ets.evaluation.ranks import told_once
 from ets.exits import exit_status
 from ets.types import InputError
 
@@ -23,7 +24,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; bad input ends in one line on standard error and exit status 2."""
-    return exit_status(lambda: _execute(arguments))
+    return exit_status(told_once(lambda: _execute(arguments)))
 
 
 def _execute(arguments: Sequence[str] | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -79,11 +80,14 @@ class MemoryLimit:
 
 
 def _free_bytes(device: torch.device) -> float:
-    """Memory that new tensors can take: on a GPU with what PyTorch holds in reserve; 4 GiB where nothing tells."""
+    """Memory that new tensors can take: on a GPU with what PyTorch holds in reserve; 4 GiB where nothing tells.
+
+    On a CPU it is an equal share for each of the processes that a launcher has started here.
+    """
     if device.type == "cuda":
         reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + reserve
     info = Path("/proc/meminfo")
     lines = info.read_text().splitlines() if info.exists() else []
     found = [int(line.split()[1]) * 1024.0 for line in lines if line.startswith("MemAvailable:")]
-    return found[0] if found else 4 * 2.0**30
+    return (found[0] if found else 4 * 2.0**30) / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
