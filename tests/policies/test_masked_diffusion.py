@@ -9,6 +9,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from ets.rewards import per_text
 from ets.runner import run
 from ets.testing import check_law, check_policy, kernel_law
 from ets.types import Chain, Cost, Draw, InputError, Keys, Problem
-from tests.conftest import MASKED_ALPHABET, canvas_oracle, random_llada, random_qwen3, tiny_tokenizer
+from tests.conftest import MASKED_ALPHABET, canvas_oracle, random_llada, random_qwen3, tiny_tokenizer, whole_logits
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llada"
 CANONICAL = [case for case in json.loads((GOLDEN / "generate.json").read_text()) if case["sampler"] == "canonical"]
@@ -759,3 +760,59 @@ def test_rows_of_one_canvas_are_split_where_memory_asks_for_it(
     same_draws(split.finish(split.start(START) * 30, keys(30)), draws)
     assert split.ledger.row_forwards == whole.ledger.row_forwards
     assert split.ledger.vocabulary > whole.ledger.vocabulary
+
+
+# Certainty.
+
+
+def certainty_afresh(policy: MaskedDiffusionPolicy, state: Any, logits_of: Any) -> tuple[int, float, float]:
+    """By a whole forward over the canvas before each denoising step, of the untempered law without the mask token."""
+    tokens, path, sums, drawn = np.array(state.tokens), np.array(state.path), np.zeros(2), 0
+    for step in sorted(set(path[path >= 0].tolist())):
+        canvas = tuple(np.where((path >= 0) & (path < step), tokens, MASK).tolist())
+        logits = logits_of(policy.checkpoint.model, state.prompt, canvas)
+        if s := policy.unmasking.cfg:
+            without = logits_of(policy.checkpoint.model, (MASK,) * len(state.prompt), canvas)
+            logits = without + (s + 1) * (logits - without)
+        p = logits[path == step][:, :MASK].softmax(-1).numpy()
+        sums += -(p * np.log(p)).sum(), -np.log(MASK * p).mean(-1).sum()
+        drawn += len(p)
+    return drawn, *sums
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"temperature": 0.7},
+        {"cfg": 1.5, "remasking": "margin"},
+        {"remasking": "largest", "threshold": 0.4},  # several positions a step
+        {"stop_at_end": True},  # what is filled after the end is not drawn
+    ],
+)
+def test_certainty_adds_up_over_guide_steps_and_rollouts(tiny_llada: Checkpoint, rule: dict[str, Any]) -> None:
+    """Of each position when it is revealed; rows that share a canvas reveal different ones."""
+    schedule = Schedule(6, 6, 2, 3)
+    policy = MaskedDiffusionPolicy(tiny_llada, Unmasking(**rule), schedule, certainty=True)
+    states: list[Any] = [state for state in policy.start(PROBLEMS[1:]) for _ in range(6)]
+    drawn: list[Draw] = []
+    for number, draw in enumerate((policy.extend, policy.extend, policy.finish)):
+        latest = draw(states, keys(len(states), 100 * number))
+        states = [each.state for each in latest if not each.state.done]
+        drawn += latest
+    assert len({each.state.tokens for each in drawn}) > 10
+    logits_of = cache(whole_logits)
+    for each in drawn:
+        found, expected = each.text.certainty, certainty_afresh(policy, each.state, logits_of)
+        assert found is not None and found == each.state.certainty  # type: ignore[attr-defined]
+        assert (found.tokens, found.entropy, found.self_certainty) == pytest.approx(expected, abs=1e-5)
+    assert rule.get("stop_at_end", False) == any(d.state.done and d.text.certainty.tokens < 6 for d in drawn)  # type: ignore[union-attr]
+
+
+def test_certainty_is_recorded_where_asked_and_changes_no_draw(tiny_llada: Checkpoint) -> None:
+    texts = []
+    for certainty in (False, True):
+        policy = MaskedDiffusionPolicy(tiny_llada, Unmasking(), Schedule(4, 4, 2, 2), certainty=certainty)
+        texts.append([draw.text for draw in policy.finish(policy.start(PROBLEMS) * 5, keys(15))])
+    off, on = texts
+    assert [(t.tokens, t.logp) for t in off] == [(t.tokens, t.logp) for t in on]
+    assert all(text.certainty is None for text in off) and all(text.certainty is not None for text in on)

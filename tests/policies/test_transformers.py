@@ -235,3 +235,41 @@ def test_layers_without_keys_and_values_are_refused(tiny_checkpoint: Any) -> Non
     model.config.layer_types = ["full_attention", "linear_attention"]
     with pytest.raises(InputError, match="linear_attention"):
         TransformersPolicy(Checkpoint.loaded(model, tiny_tokenizer()), Sampling(), Horizon(1, 2))
+
+
+def certainty_afresh(policy: TransformersPolicy, problem: Problem, tokens: tuple[int, ...]) -> tuple[int, float, float]:
+    """By a whole forward over each prefix, of the untempered law."""
+    oracle, sums = causal_oracle(policy), np.zeros(2)
+    for n in range(len(tokens)):
+        p = oracle.next_token(problem, tokens[:n])
+        sums += -(p * np.log(p)).sum(), -np.log(len(p) * p).mean()
+    return len(tokens), *sums
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1.0), Sampling(0.6, top_k=3, top_p=0.9)])
+def test_certainty_adds_up_over_guide_steps_and_rollouts(make_tiny: Any, sampling: Sampling) -> None:
+    """It is of the model's own law, whatever is sampled; rows end at different lengths."""
+    policy = make_tiny(sampling, max_length=6, certainty=True)
+    problems = [*PROBLEMS, dataclasses.replace(PROBLEMS[0], id="s", stop=("ab",))] * 8
+    states: list[Any] = policy.start(problems)
+    texts = []
+    for number, draw in enumerate((policy.extend, policy.extend, policy.finish)):
+        drawn = draw(states, np.arange(len(states), dtype=np.uint64) + 100 * number)
+        texts += [(each.state, each.text) for each in drawn]
+        states = [each.state for each in drawn if not each.state.done]
+    assert len({len(text.tokens) for _, text in texts}) > 4
+    for state, text in texts:
+        assert text.certainty == state.certainty
+        expected = certainty_afresh(policy, state.problem, text.tokens)
+        assert dataclasses.astuple(text.certainty) == pytest.approx(expected, abs=1e-5)
+
+
+def test_certainty_is_not_known_of_what_was_read_or_searched(make_tiny: Any) -> None:
+    policy = make_tiny(certainty=True)
+    starts = policy.start(PROBLEMS[:1])
+    (drawn,) = policy.extend(starts, np.zeros(1, np.uint64))
+    (followed,) = policy.follow(starts, [drawn.state])
+    (rollout,) = policy.finish([followed.state], np.zeros(1, np.uint64))
+    assert drawn.text.certainty is not None and rollout.text.certainty is None
+    assert policy.beam(starts, 2)[0].text.certainty is None
+    assert policy.greedy(starts, np.zeros(1, np.uint64))[0].text.certainty is not None
