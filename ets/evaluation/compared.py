@@ -24,7 +24,7 @@ VOTED = "vote"
 class Hyper:
     """What the methods share beside their sizes.
 
-    `reward` is a name in `REWARDS`; `threshold` the share of effective particles below which they are resampled;
+    `reward` is a name in `REWARDS`; `resample_below` the share of effective particles below which they are resampled;
     `alpha` the power of power sampling; `iterations` those of iterated sampling-importance-resampling.
     """
 
@@ -33,7 +33,7 @@ class Hyper:
     pool: str
     reward: str = "self-consistency"
     beams: int = 20
-    threshold: float = 0.5
+    resample_below: float = 0.5
     alpha: float = 4.0
     iterations: int = 4
 
@@ -97,18 +97,16 @@ def _ets_stopped(task: Task, hyper: Hyper, size: int) -> StepFn:
 
 
 def _retained(task: Task, hyper: Hyper, size: int) -> StepFn:
-    return baselines.retained_rollouts(
-        reward_of(task, hyper), candidates=size, rollouts=hyper.rollouts, lam=hyper.lam
-    )
+    return baselines.retained_rollouts(reward_of(task, hyper), candidates=size, rollouts=hyper.rollouts, lam=hyper.lam)
 
 
 def _lookahead(task: Task, hyper: Hyper, size: int) -> StepFn:
-    shared: dict[str, Any] = {"rollouts": hyper.rollouts, "lam": hyper.lam, "threshold": hyper.threshold}
+    shared: dict[str, Any] = {"rollouts": hyper.rollouts, "lam": hyper.lam, "threshold": hyper.resample_below}
     return baselines.lookahead(reward_of(task, hyper), particles=size, **shared)
 
 
 def _particles(task: Task, hyper: Hyper, size: int) -> StepFn:
-    shared: dict[str, Any] = {"lam": hyper.lam, "threshold": hyper.threshold}
+    shared: dict[str, Any] = {"lam": hyper.lam, "threshold": hyper.resample_below}
     return baselines.particle_filter(reward_of(task, hyper), particles=size, **shared)
 
 
@@ -121,20 +119,18 @@ GUIDED: dict[str, Guided] = {
     "ets-stopped": Guided(
         _ets_stopped, "ETS (M {size}, K {rollouts}), stopped when all agree", lambda hyper: 1.0 * hyper.rollouts
     ),
-    "retained": Guided(
-        _retained, "retained rollouts (M {size}, K {rollouts})", lambda hyper: 1.5 * hyper.rollouts
-    ),
+    "retained": Guided(_retained, "retained rollouts (M {size}, K {rollouts})", lambda hyper: 1.5 * hyper.rollouts),
     "lookahead": Guided(
         _lookahead,
         "look-ahead SMC ({size} particles, K {rollouts})",
         lambda hyper: 2.0 * hyper.rollouts,
-        options=("rollouts", "lam", "pool", "reward", "threshold"),
+        options=("rollouts", "lam", "pool", "reward", "resample_below"),
     ),
     "particles": Guided(
         _particles,
         "particle filter ({size} particles)",
         lambda hyper: 1.0,
-        options=("lam", "pool", "reward", "threshold"),
+        options=("lam", "pool", "reward", "resample_below"),
         votes=False,
     ),
     "power": Guided(
@@ -196,7 +192,7 @@ def require_compared(names: list[str], hyper: Hyper) -> None:
         raise InputError(f"reward is {hyper.reward!r}; choose from {', '.join(REWARDS)}")
     if hyper.pool not in ("step", "chain"):
         raise InputError(f"pool is {hyper.pool!r}; choose 'step' or 'chain'")
-    if not 0 <= hyper.threshold <= 1:
-        raise InputError(f"threshold is {hyper.threshold!r}; it must be a share, from 0 to 1")
+    if not 0 <= hyper.resample_below <= 1:
+        raise InputError(f"resample_below is {hyper.resample_below!r}; it must be a share, from 0 to 1")
     require_counts(rollouts=hyper.rollouts, beams=hyper.beams, iterations=hyper.iterations)
     require_positive(lam=hyper.lam, alpha=hyper.alpha)

@@ -193,10 +193,11 @@ class Comparison:
                 self.task, self.policy, problems, settings, journal, self.width, self.seed,
                 progress=self.progress, noted=self._noted,
             )  # fmt: skip
+            wanted = {(problem.id, sample) for problem in problems for sample in range(seeds)}
             for sample in range(seeds):
-                evaluation.draw(method, range(sample, sample + 1))
-            wanted = {problem.id for problem in problems}
-            return [r for r in journal.of(method.key) if r["problem"] in wanted and r["sample"] < seeds]
+                if any((method.key, problem.id, sample) not in journal.records for problem in problems):
+                    evaluation.draw(method, range(sample, sample + 1))
+            return [record for record in journal.of(method.key) if (record["problem"], record["sample"]) in wanted]
 
     def _noted(self, chain: Chain) -> dict[str, Any]:
         """What records keep beside what `Evaluation` notes."""

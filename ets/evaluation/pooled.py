@@ -72,8 +72,12 @@ class Recorded:
     """A policy whose draws are those of a record: for the one chain that they were drawn for."""
 
     draws: tuple[Draw, ...]
-    ledger: Cost = Cost()
     deterministic: bool = False
+
+    @property
+    def ledger(self) -> Cost:
+        """Nothing: what the draws cost is the record's."""
+        return Cost()
 
     def start(self, problems: Sequence[Problem]) -> list[State]:
         return [Drawn((), done=False) for _ in problems]

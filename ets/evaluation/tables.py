@@ -12,7 +12,7 @@ def table(rows: Sequence[Row]) -> str:
     forwards = any(row.row_forwards for row in rows)
     names = ("tokens", "positions", *(("row-forwards",) if forwards else ()), "seconds")
     costs = (f"{cost}/{unit(rows)}" for cost in names)
-    return _aligned([("method", score_name(rows), "95% interval", *costs), *(_cells(row, forwards) for row in rows)])
+    return aligned([("method", score_name(rows), "95% interval", *costs), *(_cells(row, forwards) for row in rows)])
 
 
 def score_name(rows: Sequence[Row]) -> str:
@@ -31,7 +31,7 @@ def score_table(rows: Sequence[Row], scorer: str) -> str:
     if not names:
         return ""
     headings = ("method", *(f"{scorer}: {name}" for name in names))
-    return _aligned([headings, *((row.label, *(f"{row.scores[name]:.1%}" for name in names)) for row in rows)])
+    return aligned([headings, *((row.label, *(f"{row.scores[name]:.1%}" for name in names)) for row in rows)])
 
 
 def ratio_lines(rows: Sequence[Row]) -> str:
@@ -55,7 +55,8 @@ def approximate_lines(reason: str) -> list[str]:
     return [f"approximate: {reason}"] if reason else []
 
 
-def _aligned(cells: Sequence[tuple[str, ...]]) -> str:
+def aligned(cells: Sequence[tuple[str, ...]]) -> str:
+    """A Markdown table of lines of cells, the first of them the headings; all columns but the first to the right."""
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     lines = [_line(line, widths) for line in cells]
     rule = "| " + " | ".join("-" * w if n == 0 else "-" * (w - 1) + ":" for n, w in enumerate(widths)) + " |"

@@ -1,0 +1,77 @@
+"""What commands that run a task on a model open first: everything that can be checked before the weights are loaded."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ets import __version__
+from ets.commands.engines import ENGINES, engine_policy, engine_settings
+
+if TYPE_CHECKING:
+    from ets.policies.checkpoint import Checkpoint
+    from ets.tasks import Task
+    from ets.types import Policy, Problem, State
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A task's problems, and the policy that samples for them; their start states have been made."""
+
+    task: Task
+    checkpoint: Checkpoint
+    policy: Policy
+    problems: Sequence[Problem]
+    starts: Sequence[State]
+
+    def configuration(self, options: argparse.Namespace) -> dict[str, Any]:
+        """What results depend on, whatever the methods: equal settings give equal values, however they were given."""
+        from ets.evaluation.hosted import conditions, digest
+
+        return {
+            **{name: getattr(options, name) for name in ("model", "temperature", "unsafe_code", "seed")},
+            **engine_settings(options),
+            **conditions(self.task),
+            "task": self.task.name,
+            "problems": f"{len(self.problems)}, {digest(self.problems)}",
+            "model_revision": self.checkpoint.revision,
+            "placement": self.checkpoint.placement,
+            "ets": __version__,
+        }
+
+
+def add_task_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """Which task or tasks, which problems, which model, and where results go."""
+
+    def add(name: str, kind: Any, text: str, **options: Any) -> None:
+        parser.add_argument(name, type=kind, help=text, required="default" not in options, **options)
+
+    tasks = "math500, gsm8k, humaneval, gpqa or aime24; arithmetic or sums, the embedded problems"
+    add("--tasks" if several else "--task", str, f"comma-separated, from {tasks}" if several else tasks)
+    add("--model", str, "a checkpoint's folder or hub name, or the engine's embedded one: embedded, embedded-small")
+    add("--count", int, "problems (default: all)", default=None)
+    add("--shots", int, "solved examples in each prompt (default: the task's own number)", default=None)
+    add("--data", Path, "the benchmark's data, a folder or a file (default: from the hub)", default=None)
+    add("--temperature", float, "of the reference policy")
+    add("--seed", int, "of all randomness")
+    add("--width", int, "problems that advance together; results depend on it by rounding errors alone")
+    add("--memory-gib", float, "limit on the cache of rows under way (default: half of the free memory)", default=None)
+    stops = "humaneval alone: completion, which ends where a function's body does (the default), or answer"
+    add("--stops", str, stops, default=None)
+    parser.add_argument("--unsafe-code", action="store_true", help="run code that a model wrote without the sandbox")
+
+
+def opened(name: str, options: argparse.Namespace, changed: Mapping[str, Any] | None = None) -> Opened:
+    """The task by this name, and what the options make of the model; `changed` are options that others replace."""
+    from ets.evaluation.hosted import opened_task
+    from ets.policies.checkpoint import Checkpoint
+
+    options = argparse.Namespace(**{**vars(options), **(changed or {})})
+    task = opened_task(name, options.data, unsafe=options.unsafe_code, stops=options.stops)
+    checkpoint = Checkpoint(ENGINES[options.engine].embedded.get(options.model, options.model))
+    policy = engine_policy(checkpoint, options)
+    problems = task.problems(options.count, options.shots)
+    return Opened(task, checkpoint, policy, problems, policy.start(problems))

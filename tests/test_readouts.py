@@ -1,0 +1,43 @@
+"""What is read off a finished chain."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ets.readouts import vote
+from ets.types import Chain, Cost, Problem, Step, Text
+
+
+def text(answer: str, log_ratio: float = 0.0) -> Text:
+    return Text((1,), answer, -1.0, True, log_ratio)
+
+
+def chain(*steps: tuple[tuple[Text, ...], ...]) -> Chain:
+    made = tuple(
+        Step(tuple(row[0] for row in rows), rows, np.zeros((len(rows), len(rows[0]))), np.zeros(len(rows)), 0, Cost())
+        for rows in steps
+    )
+    return Chain(Problem("p", "?"), 0, 0, text(""), made)
+
+
+def read(text: str) -> str | None:
+    return text or None
+
+
+def test_every_rollout_of_every_step_votes() -> None:
+    found = vote(read, chain(((text("a"), text("b")),), ((text("b"), text("c")),)))
+    assert found.answers == ("b",) and [each.text for each in found.texts] == ["b"]
+
+
+def test_ties_are_all_told() -> None:
+    assert vote(read, chain(((text("a"), text("b")),))).answers == ("a", "b")
+
+
+def test_texts_without_an_answer_do_not_vote() -> None:
+    assert vote(read, chain(((text(""), text("")),))) == vote(read, chain(((text(""),),)))
+    assert vote(read, chain(((text(""), text("")),))).answers == ()
+
+
+def test_votes_carry_the_ratios_of_a_proposal() -> None:
+    found = vote(read, chain(((text("a", -2.0), text("a", -2.0), text("b", 0.0)),)))
+    assert found.answers == ("b",)
