@@ -1,6 +1,19 @@
 """Baselines: step functions of the same type as the kernel's, so that all are run and charged alike."""
 
-from ets.baselines.completions import best_of_n, majority, one_step, plain
+from ets.baselines.completions import best_of_n, majority, one_step, plain, weighted_majority
+from ets.baselines.power import acceptance_rate, power_sampling
 from ets.baselines.search import beam, greedy, require_beam, require_greedy
 
-__all__ = ["beam", "best_of_n", "greedy", "majority", "one_step", "plain", "require_beam", "require_greedy"]
+__all__ = [
+    "acceptance_rate",
+    "beam",
+    "best_of_n",
+    "greedy",
+    "majority",
+    "one_step",
+    "plain",
+    "power_sampling",
+    "require_beam",
+    "require_greedy",
+    "weighted_majority",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
 
@@ -23,6 +24,9 @@ from ets.types import Chain, Cost, Draw, Floats, Policy, Reward, Step, StepFn, T
 
 Weigh: TypeAlias = Callable[[Chain, Sequence[Text]], tuple[Floats, Cost]]
 """Log-weights `[N]` of N complete texts, and what finding them cost."""
+
+ROUNDING = 1e-9
+"""Sums of weights that differ by less, relatively, are equal: they were added up in different orders."""
 
 
 def unweighed(chain: Chain, texts: Sequence[Text]) -> tuple[Floats, Cost]:
@@ -49,6 +53,31 @@ def majority(extract: Extract, *, samples: int) -> StepFn:
         most = max(counts.values(), default=0.0)
         winning = [counts.get(read(text.text), 0.0) == most for text in texts]
         return np.where(winning, 0.0, -np.inf), Cost()
+
+    return _among_completions(samples, weigh)
+
+
+def weighted_majority(extract: Extract, reward: Reward, *, samples: int, lam: float) -> StepFn:
+    """Weighted majority voting: each of N samples votes for its answer with the weight exp(r/λ).
+
+    For a fixed reward, the winner estimates the answer that is most probable under p* ∝ p_ref · exp(r/λ); with a
+    constant reward this is `majority`. One of the samples that give the winning answer is returned, in proportion to
+    its weight, as p* given the answer has it; so answers with equal sums are equally likely. Texts with the reward -inf
+    do not vote. If no vote has an answer, any text may be returned, in proportion to exp(r/λ); if every reward is -inf,
+    any at all, and the chain is marked invalid. For self-consistency, which is no fixed reward, there is no p*.
+    """
+    require_positive(lam=lam)
+    remembered = remembering(extract)
+
+    def weigh(chain: Chain, texts: Sequence[Text]) -> tuple[Floats, Cost]:
+        read = partial(remembered, chain.problem)
+        log_rewards, cost = score(reward, lam, chain, [[text] for text in texts])
+        log_votes = log_rewards[:, 0]
+        # A weighted vote counts like that of a text with this log-ratio.
+        counts = votes(read, [replace(text, log_ratio=vote) for text, vote in zip(texts, log_votes, strict=True)])
+        least = max(counts.values(), default=0.0) * (1 - ROUNDING)
+        winning = [counts.get(read(text.text), 0.0) >= least for text in texts]
+        return np.where(winning, log_votes, -np.inf), cost
 
     return _among_completions(samples, weigh)
 

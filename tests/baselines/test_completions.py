@@ -12,7 +12,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import pytest
 
-from ets.baselines import majority, one_step, plain
+from ets.baselines import majority, one_step, plain, weighted_majority
+from ets.rewards import likelihood, self_consistency, verifier
 from ets.runner import run
 from ets.testing import Law, TabularPolicy, check_law, optimal_law, total_variation
 from ets.types import Chain, InputError, Problem, StepFn, Text
@@ -145,10 +146,111 @@ def test_one_step_marks_a_chain_whose_samples_are_all_forbidden() -> None:
     assert set(allowed) == {True, False}
 
 
+def weighted_votes_won(drawn: tuple[Outcome, ...]) -> list[float]:
+    """exp(r/λ) for every sample whose answer has the largest sum of these; for all samples if there is no answer."""
+    sums: defaultdict[int | None, float] = defaultdict(float)
+    for outcome in drawn:
+        if answer_of(outcome) is not None:
+            sums[answer_of(outcome)] += math.exp(worth(outcome) / LAM)
+    most = max(sums.values(), default=0.0)
+    won = [math.isclose(sums.get(answer_of(outcome), 0.0), most) for outcome in drawn]
+    return [math.exp(worth(outcome) / LAM) * w for outcome, w in zip(drawn, won, strict=True)]
+
+
+@pytest.mark.parametrize("samples", [2, 3, 4])
+def test_weighted_majority_draws_from_its_exact_law_at_level_1e_4(samples: int) -> None:
+    law = exact_law(samples, weighted_votes_won)
+    others = [votes_won, lambda drawn: [math.exp(worth(outcome) / LAM) for outcome in drawn]]
+    assert min(total_variation(law, exact_law(samples, weigh)) for weigh in others) > 0.01
+    chains = chains_of(weighted_majority(first_letter, count_letters, samples=samples, lam=LAM))
+    check_law((chain.state.tokens for chain in chains), law, level=LEVEL)
+
+
+def test_weighted_majority_finds_the_answer_that_is_most_probable_under_the_optimal_law() -> None:
+    def like_b(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
+        return [float(text.tokens.count(2)) for text in rollouts]
+
+    def most_probable(law: Law) -> int | None:
+        masses: defaultdict[int | None, float] = defaultdict(float)
+        for outcome, p in law.items():
+            masses[answer_of(outcome)] += p
+        masses.pop(None)
+        return max(masses, key=lambda answer: masses[answer])
+
+    wanted = most_probable(optimal_law(REFERENCE, lambda outcome: outcome.count(2), LAM))
+    assert wanted != most_probable(REFERENCE)
+    chains = chains_of(weighted_majority(first_letter, like_b, samples=300, lam=LAM), samples=50)
+    assert {answer_of(chain.state.tokens) for chain in chains} == {wanted}
+
+
+@pytest.mark.parametrize("samples", [3, 4])
+def test_weighted_majority_by_a_constant_reward_is_majority_chain_by_chain(samples: int) -> None:
+    def constant(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
+        return [-7.0] * len(rollouts)
+
+    weighted = chains_of(weighted_majority(first_letter, constant, samples=samples, lam=LAM), samples=500)
+    counted = chains_of(majority(first_letter, samples=samples), samples=500)
+    assert [chain.state.tokens for chain in weighted] == [chain.state.tokens for chain in counted]
+
+
+def test_weighted_majority_without_any_answer_is_one_step_chain_by_chain() -> None:
+    weighted = chains_of(weighted_majority(lambda text: None, count_letters, samples=3, lam=LAM), samples=500)
+    one = chains_of(one_step(count_letters, samples=3, lam=LAM), samples=500)
+    assert [chain.state.tokens for chain in weighted] == [chain.state.tokens for chain in one]
+
+
+def test_forbidden_texts_neither_vote_nor_are_returned_unless_all_are() -> None:
+    def forbid_double(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
+        return [-np.inf if text.tokens[-1] == text.tokens[0] else 0.0 for text in rollouts]
+
+    outvoted = 0
+    for chain in chains_of(weighted_majority(first_letter, forbid_double, samples=3, lam=LAM), samples=1_000):
+        (step,) = chain.trace
+        allowed = [text.tokens for text in step.candidates if text.tokens[-1] != text.tokens[0]]
+        assert chain.valid == bool(allowed) != step.uninformed
+        assert not allowed or chain.state.tokens in allowed
+        votes = Counter(first_letter(text.text) for text in step.candidates)
+        outvoted += bool(allowed) and votes[first_letter(chain.state.text)] < max(votes.values())
+    assert outvoted > 10
+
+
+def test_sums_of_weights_tie_in_whatever_order_they_are_added() -> None:
+    """Three samples of each answer, with the weights 0.1, 0.2 and 0.3."""
+
+    def by_second(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
+        return [math.log((1 + text.tokens[-1]) / 10) for text in rollouts]
+
+    tied = 0
+    for chain in chains_of(weighted_majority(first_letter, by_second, samples=6, lam=1.0), samples=4_000):
+        (step,) = chain.trace
+        if len({text.tokens for text in step.candidates} - {(0,)}) == 6:
+            assert np.isfinite(step.log_weights).all()
+            tied += 1
+    assert tied > 5
+
+
+@pytest.mark.parametrize(
+    "reward",
+    [likelihood(), verifier(first_letter, lambda problem, answer: answer == "a"), self_consistency(first_letter)],
+    ids=["likelihood", "verifier", "self-consistency"],
+)
+def test_weighted_majority_takes_any_reward(reward: Any) -> None:
+    chains = chains_of(weighted_majority(first_letter, reward, samples=5, lam=0.5), samples=200)
+    for chain in chains:
+        answers = {first_letter(text.text): 0.0 for text in chain.trace[0].candidates}
+        for text, r in zip(chain.trace[0].candidates, reward(PROBLEM, chain.trace[0].candidates, chain), strict=True):
+            answers[first_letter(text.text)] += math.exp(r / 0.5)
+        answers.pop(None, None)
+        if answers:
+            assert answers[first_letter(chain.state.text)] == pytest.approx(max(answers.values()))
+    assert len({chain.state.tokens for chain in chains}) > 3
+
+
 STEPS: dict[str, tuple[StepFn, int]] = {
     "plain": (plain(), 1),
     "majority": (majority(first_letter, samples=3), 3),
     "one-step": (one_step(count_letters, samples=4, lam=LAM), 4),
+    "weighted majority": (weighted_majority(first_letter, count_letters, samples=3, lam=LAM), 3),
 }
 
 
@@ -177,7 +279,7 @@ def test_the_chains_costs_add_up_to_the_ledger(name: str) -> None:
 
 def test_only_texts_that_are_judged_are_charged_as_such() -> None:
     judged = {name: chains_of(step, samples=1)[0].cost.rewarded for name, (step, _) in STEPS.items()}
-    assert judged == {"plain": 0, "majority": 0, "one-step": 4}
+    assert judged == {"plain": 0, "majority": 0, "one-step": 4, "weighted majority": 3}
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, None])
@@ -192,6 +294,8 @@ def test_a_bad_number_of_samples_is_refused_before_anything_is_drawn(value: Any)
 def test_a_bad_lambda_is_refused_before_anything_is_drawn(value: float) -> None:
     with pytest.raises(InputError, match=r"^lam is "):
         one_step(count_letters, samples=2, lam=value)
+    with pytest.raises(InputError, match=r"^lam is "):
+        weighted_majority(first_letter, count_letters, samples=2, lam=value)
 
 
 def test_majority_reads_answers_that_depend_on_the_problem_as_it_reads_the_others() -> None:

@@ -1,0 +1,171 @@
+"""Power sampling: Metropolis-Hastings on p_ref^α by redrawing the ends of texts (Karan and Du, arXiv 2510.14901)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ets.randomness import Purpose, derive, uniform
+from ets.transition import require_counts, require_positive, require_variety, row_keys
+from ets.types import Chain, Cost, Floats, Keys, Policy, State, Step, StepFn, Text
+
+
+def power_sampling(*, alpha: float, moves: int) -> StepFn:
+    """Draw from p_ref^α, normalised over complete texts, by Metropolis-Hastings moves.
+
+    It is p* for the reward log p_ref and λ = 1/(α - 1), so `one_step(likelihood(), lam=1 / (alpha - 1))` has the same
+    target. Every guide step draws one more block from p_ref and then makes `moves` moves on the text x so far, which
+    has n guide steps. A move chooses one of the n boundaries before x's end, j, evenly, and draws what comes after it
+    again from p_ref, which makes x' with n' guide steps. For each j, x goes to x' with probability
+    (1/n) p_ref(x' | x_j) A, so detailed balance on p_ref^α holds with
+
+        A(x, x') = min(1, p_ref(x')^α p_ref(x | x_j) n / (p_ref(x)^α p_ref(x' | x_j) n'))
+                 = min(1, [p_ref(x') / p_ref(x)]^(α - 1) · n / n'),
+
+    because p_ref(x) = p_ref(x_j) p_ref(x | x_j): the ratio of whole texts is that of what was drawn again.
+
+    While x is open, a move stops at the boundary that x has reached, and its target is p_ref^α over the texts that are
+    open there: one that ends before is not accepted. These stages only find a good text to begin with. As soon as a
+    block ends x, the step makes its moves to the very end of the text, on p_ref^α over complete texts, and the chain is
+    done. So the last moves leave p_ref^α as it is, whatever the lengths, and from any beginning the law tends to it as
+    `moves` grows. (Stages of open and complete texts together would be left by texts that have ended and not by the
+    others.) At α = 1 the law is p_ref with any number of moves.
+
+    The paper draws again from any token on, and proposes from p_ref^α token by token; here it is p_ref from guide
+    boundaries on, which every policy can do. For masked diffusion p_ref is the law of paths: what is powered is the
+    probability of the tokens and of the order in which they were revealed, not that of a text.
+
+    In the trace a step's candidates are the text that the moves began with and those they proposed, `[1 + moves]`;
+    `log_rewards` are (α - 1) log p_ref, and `log_weights` the log-probabilities of being accepted (see
+    `acceptance_rate`), no energies. A chain keeps its states at all boundaries until it is done.
+
+    Parameters
+    ----------
+    alpha : float
+        α > 0; above 1 it sharpens p_ref.
+    moves : int
+        At each guide step, at least 1: what is drawn grows like `moves` times the square of the guide steps.
+
+    Raises
+    ------
+    InputError
+        For values out of range, and for a policy that always draws the same.
+    """
+    require_positive(alpha=alpha)
+    require_counts(moves=moves)
+
+    def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
+        require_variety(policy, 1 + moves)
+        before = [as_path(chain.state) for chain in chains]
+        keys = row_keys(chains, Purpose.CANDIDATE)
+        walks = [_Walk(*row) for row in _drawn_on(policy, before, [path.steps + 1 for path in before], keys)]
+        keys, numbers = row_keys(chains, Purpose.ROLLOUT, moves), uniform(row_keys(chains, Purpose.CHOICE, moves, 2))
+        for move in range(moves):
+            _move(policy, walks, keys[:, move], numbers[:, move], alpha)
+        return [walk.advanced(chain, alpha) for walk, chain in zip(walks, chains, strict=True)]
+
+    return step
+
+
+def acceptance_rate(trace: Sequence[Step]) -> float:
+    """The share of a power-sampling chain's moves that is accepted, in expectation: the mean of their probabilities."""
+    return float(np.mean([np.exp(step.log_weights[1:]) for step in trace]))
+
+
+@dataclass(frozen=True)
+class Path:
+    """A generation on its way with all its guide boundaries, the empty one first: `[n + 1]` states and their texts."""
+
+    states: tuple[State, ...]
+    texts: tuple[Text, ...]
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return self.states[-1].tokens
+
+    @property
+    def text(self) -> str:
+        return self.states[-1].text
+
+    @property
+    def done(self) -> bool:
+        """Never: a chain that is done has a policy's state."""
+        return False
+
+    @property
+    def ended(self) -> bool:
+        """Whether the text is complete."""
+        return self.states[-1].done
+
+    @property
+    def steps(self) -> int:
+        """Guide steps taken, n."""
+        return len(self.states) - 1
+
+    def cut(self, boundary: int) -> Path:
+        """The path up to a boundary, 0 the empty generation."""
+        return Path(self.states[: boundary + 1], self.texts[: boundary + 1])
+
+
+def as_path(state: State) -> Path:
+    """What a chain carries as a path; a policy's start state is one without guide steps."""
+    return state if isinstance(state, Path) else Path((state,), (Text(state.tokens, state.text, 0.0, state.done),))
+
+
+def log_acceptance(now: Path, proposed: Path, alpha: float) -> float:
+    """log A(x, x'), see `power_sampling`; -inf where one text is complete and the other is not."""
+    if proposed.ended != now.ended:
+        return -math.inf
+    log_ratio = proposed.texts[-1].logp - now.texts[-1].logp
+    return min(0.0, (alpha - 1) * log_ratio + math.log(now.steps / proposed.steps))
+
+
+class _Walk:
+    """The moves of one chain in one guide step."""
+
+    def __init__(self, path: Path, costs: Sequence[Cost]) -> None:
+        self.path, self.costs = path, list(costs)
+        self.limit = math.inf if path.ended else path.steps
+        self.texts, self.log_acceptances, self.choice = [path.texts[-1]], [0.0], 0
+
+    def judge(self, proposed: Path, costs: Sequence[Cost], number: float, alpha: float) -> None:
+        """Go on from a proposed path if a uniform number is below its probability of being accepted."""
+        log_accepted = log_acceptance(self.path, proposed, alpha)
+        self.texts.append(proposed.texts[-1])
+        self.log_acceptances.append(log_accepted)
+        self.costs += costs
+        if number < math.exp(log_accepted):
+            self.path, self.choice = proposed, len(self.texts) - 1
+
+    def advanced(self, chain: Chain, alpha: float) -> Chain:
+        log_rewards = np.array([[(alpha - 1) * text.logp] for text in self.texts])
+        rollouts = tuple((text,) for text in self.texts)
+        weights = np.array(self.log_acceptances)
+        step = Step(tuple(self.texts), rollouts, log_rewards, weights, self.choice, Cost.total(self.costs))
+        return chain.advance(self.path.states[-1] if self.path.ended else self.path, step)
+
+
+def _move(policy: Policy, walks: Sequence[_Walk], keys: Keys, numbers: Floats, alpha: float) -> None:
+    """One move of every chain, with its key and two uniforms `[B, 2]`: where to cut, and whether to accept."""
+    cuts = [walk.path.cut(int(where * walk.path.steps)) for walk, where in zip(walks, numbers[:, 0], strict=True)]
+    redrawn = _drawn_on(policy, cuts, [walk.limit for walk in walks], keys)
+    for walk, (proposed, costs), number in zip(walks, redrawn, numbers[:, 1].tolist(), strict=True):
+        walk.judge(proposed, costs, number, alpha)
+
+
+def _drawn_on(
+    policy: Policy, paths: Sequence[Path], limits: Sequence[float], keys: Keys
+) -> list[tuple[Path, list[Cost]]]:
+    """Paths drawn on until they end or have as many guide steps as their limits; one call for a block of each."""
+    grown, costs = list(paths), list[list[Cost]]([] for _ in paths)
+    while rows := [n for n, path in enumerate(grown) if not path.ended and path.steps < limits[n]]:
+        begun = [grown[n] for n in rows]
+        block_keys = derive(keys[rows], np.array([path.steps for path in begun]))
+        draws = policy.extend([path.states[-1] for path in begun], block_keys)
+        for n, path, draw in zip(rows, begun, draws, strict=True):
+            grown[n] = Path((*path.states, draw.state), (*path.texts, draw.text))
+            costs[n].append(draw.cost)
+    return list(zip(grown, costs, strict=True))
