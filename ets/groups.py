@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Container, Iterable, Iterator, Sequence
 from queue import SimpleQueue
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from ets.runner import distinct, run
 from ets.transition import require_counts
@@ -13,6 +13,13 @@ from ets.types import Chain, Policy, Problem, StepFn
 
 Found: TypeAlias = "SimpleQueue[Chain | BaseException | None]"
 """What threads report: chains, an error, or that they have nothing more to do."""
+
+
+@runtime_checkable
+class Interruptible(Protocol):
+    """A policy whose draws can be ended by another thread than the one that waits for them."""
+
+    def interrupt(self, thread: int) -> None: ...
 
 
 def run_in_groups(
@@ -42,7 +49,8 @@ def run_in_groups(
     Raises
     ------
     InputError
-        As `run` does; the other groups then end with the step that they are taking.
+        As `run` does; the other groups then end with the step that they are taking, or, if the policy is
+        `Interruptible`, within it. So they do when nobody takes the chains any more.
     """
     require_counts(groups=len(groups), width=width, samples=samples)
     shared, found = _Shared(problems), SimpleQueue[Chain | BaseException | None]()
@@ -64,8 +72,8 @@ def run_in_groups(
         yield from _until_all_end(found, len(threads))
     finally:
         shared.stopped = True
-        for thread in threads:
-            thread.join()
+        for thread, (policy, _) in zip(threads, groups, strict=True):
+            _end(thread, policy)
 
 
 def _until_all_end(found: Found, threads: int) -> Iterator[Chain]:
@@ -77,6 +85,13 @@ def _until_all_end(found: Found, threads: int) -> Iterator[Chain]:
             threads -= 1
         else:
             yield item
+
+
+def _end(thread: threading.Thread, policy: Policy) -> None:
+    while thread.is_alive():
+        if isinstance(policy, Interruptible) and thread.ident is not None:
+            policy.interrupt(thread.ident)
+        thread.join(timeout=0.1)  # by then it may have begun another draw
 
 
 class _Stopped(Exception):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -242,3 +242,12 @@ def make_tiny(tiny_checkpoint: Any) -> Any:
         return TransformersPolicy(tiny_checkpoint, sampling or Sampling(), Horizon(block_size, max_length), **options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def vllm_address() -> Iterator[str]:
+    """vLLM's own server with the embedded model, one for the whole session: it takes half a minute to come up."""
+    from tests.vllm_server import vllm_server
+
+    with vllm_server() as address:
+        yield address

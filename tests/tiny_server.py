@@ -38,8 +38,8 @@ class TinyServer:
         Completions that are left before it dies.
     seen : list
         The bodies of all completions that were asked for.
-    busiest : int
-        The most completions under way at once.
+    busy, busiest : int
+        The completions under way, and the most that were at once.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class TinyServer:
         self.faults: list[int | float | str] = []
         self.lives: int | None = None
         self.seen: list[dict[str, Any]] = []
-        self.busiest = self._busy = 0
+        self.busiest = self.busy = 0
         self._laws: dict[tuple[tuple[int, ...], float], Any] = {}
         self._pieces = [checkpoint.tokenizer.decode([i]) for i in range(checkpoint.config.vocab_size)]
         self._lock = threading.Lock()
@@ -89,14 +89,14 @@ class TinyServer:
     def answer(self, body: dict[str, Any], silence: float) -> dict[str, Any]:
         """A completion, drawn by the request's seed, after so many seconds."""
         with self._lock:
-            self._busy += 1
-            self.busiest = max(self.busiest, self._busy)
+            self.busy += 1
+            self.busiest = max(self.busiest, self.busy)
         try:
             time.sleep(silence)
             return {"choices": [self._choice(body)], "usage": {"prompt_tokens": len(body["prompt"])}}
         finally:
             with self._lock:
-                self._busy -= 1
+                self.busy -= 1
 
     def _choice(self, body: dict[str, Any]) -> dict[str, Any]:
         rng, stops = np.random.default_rng(body["seed"]), body.get("stop", [])

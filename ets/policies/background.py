@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -15,20 +16,36 @@ class Background:
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
+        self._awaited: dict[int, Future[Any]] = {}  # by thread
         threading.Thread(target=self._run, name=name, daemon=True).start()
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
         """What the coroutine returns or raises; it is cancelled there if the wait is interrupted here."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        self._awaited[threading.get_ident()] = future
         try:
             return future.result()
         except BaseException:
             future.cancel()
             raise
+        finally:
+            del self._awaited[threading.get_ident()]
+
+    def interrupt(self, thread: int) -> None:
+        """Cancel what the thread with this identifier waits for, if anything: it gets `CancelledError`."""
+        if future := self._awaited.get(thread):
+            future.cancel()
 
     def stop(self) -> None:
+        """End the event loop, and every wait for it."""
+        for thread in tuple(self._awaited):
+            self.interrupt(thread)
         self._loop.call_soon_threadsafe(self._loop.stop)
 
     def _run(self) -> None:
         self._loop.run_forever()
+        left = asyncio.all_tasks(self._loop)
+        for task in left:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
         self._loop.close()

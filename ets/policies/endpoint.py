@@ -124,6 +124,10 @@ class Endpoint:
             raise InputError(f"the connection to {self.name} has been closed; make another one")
         return self._background.wait(self._all(requests, sampling, end_ids))
 
+    def interrupt(self, thread: int) -> None:
+        """End the draw that the thread with this identifier waits for, if any: it raises there."""
+        self._background.interrupt(thread)
+
     async def _all(self, requests: Sequence[Request], sampling: Sampling, end_ids: Sequence[int]) -> list[Answer]:
         try:
             async with asyncio.TaskGroup() as group:

@@ -81,6 +81,10 @@ class Engine(Protocol):
         """Make ready to draw, unless it is; else the first draw does."""
         ...
 
+    def interrupt(self, thread: int) -> None:
+        """End the draw that the thread with this identifier waits for, if any: it raises there."""
+        ...
+
     def close(self) -> object:
         """End all that it has started; it draws no more."""
         ...
@@ -143,6 +147,10 @@ class RequestPolicy:
     def load(self) -> None:
         """Make the engine ready, unless it is; else the first draw does."""
         self.engine.load()
+
+    def interrupt(self, thread: int) -> None:
+        """End the draw that the thread with this identifier waits for, if any: it raises there."""
+        self.engine.interrupt(thread)
 
     def close(self) -> None:
         """Close the engine, and with it all policies over it."""

@@ -142,6 +142,11 @@ class VLLMEngine:
         params = [_params(request, sampling, end_ids) for request in requests]
         return [_answer(output) for output in self._outputs([request.tokens for request in requests], params)]
 
+    def interrupt(self, thread: int) -> None:
+        """End the draw that the thread with this identifier waits for, if any: it raises there."""
+        for loaded in self._loaded:
+            loaded.background.interrupt(thread)
+
     def score(self, sequences: Sequence[tuple[int, ...]], counts: Sequence[int]) -> list[tuple[float, int]]:
         """Of each sequence: the untempered log-probability of its last `counts` tokens, and the positions computed.
 

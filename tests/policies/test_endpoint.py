@@ -8,20 +8,15 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import socket
-import subprocess
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 
@@ -287,57 +282,32 @@ def test_what_does_not_fit_is_refused(server: TinyServer, tiny_checkpoint: Any) 
         policy.start([Problem("long", (1,) * 512)])
 
 
+def test_a_draw_can_be_ended_by_another_thread(server: TinyServer) -> None:
+    """Long before the server answers, and without ending another thread's; so does closing the endpoint."""
+    policy, beside = policy_at(server), policy_at(server)
+    beside.engine = policy.engine
+    for end in (lambda thread: policy.interrupt(thread), lambda thread: policy.close()):
+        with ThreadPoolExecutor(1) as pool:
+            server.faults = [30.0] * 20
+            waiting = pool.submit(texts, policy)
+            while server.faults:
+                time.sleep(0.01)
+            assert len(texts(beside)) == 20
+            end(next(iter(pool._threads)).ident)
+            with pytest.raises(CancelledError):
+                waiting.result()
+        assert server.busy >= 20
+
+
 def test_threads_share_an_endpoint_until_it_is_closed(server: TinyServer) -> None:
     policy = policy_at(server)
     expected = [texts(policy, salt=1), texts(policy, salt=2)]
     with ThreadPoolExecutor(2) as pool:
-        others = [EndpointPolicy(policy.engine, Sampling(), policy.horizon) for _ in range(2)]
+        others = [policy.beside(), policy.beside()]
         assert list(pool.map(texts, others, (20, 20), (1, 2))) == expected
-    policy.engine.close()
+    policy.close()
     with pytest.raises(InputError, match="has been closed"):
         texts(policy)
-
-
-SERVED = {
-    "--model": demo.model_path(),
-    "--host": "127.0.0.1",
-    "--dtype": "float32",
-    "--block-size": "32",
-    "--kv-cache-memory-bytes": "1G",
-    "--logprobs-mode": "processed_logprobs",
-    "--generation-config": "vllm",
-}
-SWITCHES = ("--enforce-eager", "--no-enable-chunked-prefill", "--enable-prompt-tokens-details")
-
-
-@pytest.fixture(scope="module")
-def vllm_address() -> Iterator[str]:
-    """vLLM's own server with the embedded model; when it is told to end, it leaves no process behind."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    module = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    options = (word for option in {**SERVED, "--port": str(port)}.items() for word in option)
-    environment = os.environ | {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-    process = subprocess.Popen([*module, *options, *SWITCHES], env=environment, stdout=subprocess.DEVNULL)
-    family = [psutil.Process(process.pid)]
-    try:
-        while process.poll() is None and not _listens(port):
-            time.sleep(0.5)
-        assert process.poll() is None, "vLLM's server has not come up; see its messages above"
-        family += family[0].children(recursive=True)
-        yield f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.terminate()
-        _, left = psutil.wait_procs(family, timeout=60)
-        for each in left:
-            each.kill()
-    assert not left
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as there:
-        return there.connect_ex(("127.0.0.1", port)) == 0
 
 
 def next_law(checkpoint: Checkpoint, tokens: Sequence[int], sampling: Sampling) -> dict[int, float]:

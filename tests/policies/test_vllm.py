@@ -46,7 +46,13 @@ def checkpoint() -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def engine(checkpoint: Checkpoint) -> Iterator[VLLMEngine]:
+def others() -> set[psutil.Process]:
+    """Processes of other files, such as those of a server that the whole session has."""
+    return set(psutil.Process().children(recursive=True))
+
+
+@pytest.fixture(scope="module")
+def engine(checkpoint: Checkpoint, others: set[psutil.Process]) -> Iterator[VLLMEngine]:
     with VLLMEngine(checkpoint, memory_gib=1, rows=1024) as engine:
         yield engine
 
@@ -268,12 +274,12 @@ def test_vllm_refuses_to_score_under_another_law(
         ImportanceSampling(reference, TransformersPolicy(checkpoint, Sampling(), Horizon(2, 8)))
 
 
-def test_closing_ends_every_process(engine: VLLMEngine, problem: Problem) -> None:
+def test_closing_ends_every_process(engine: VLLMEngine, others: set[psutil.Process], problem: Problem) -> None:
     """The last test: the engine is not there any more."""
     policy = VLLMPolicy(engine, Sampling(), Horizon(8, 32))
     state = policy.start([problem])[0]
     engine.close()
-    named = {child.pid: Path(f"/proc/{child.pid}/comm").read_text() for child in psutil.Process().children(True)}
-    assert not any("VLLM" in name for name in named.values())
+    left = set(psutil.Process().children(recursive=True)) - others
+    assert not any("VLLM" in Path(f"/proc/{child.pid}/comm").read_text() for child in left)
     with pytest.raises(InputError, match="has been closed"):
         policy.extend([state], keys(1))

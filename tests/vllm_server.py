@@ -1,0 +1,56 @@
+"""vLLM's own server with the embedded model, on the loopback address."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+
+from ets import demo
+
+OPTIONS = {
+    "--model": demo.model_path(),
+    "--host": "127.0.0.1",
+    "--dtype": "float32",
+    "--block-size": "32",
+    "--kv-cache-memory-bytes": "1G",
+    "--logprobs-mode": "processed_logprobs",
+    "--generation-config": "vllm",
+}
+SWITCHES = ("--enforce-eager", "--no-enable-chunked-prefill", "--enable-prompt-tokens-details")
+
+
+@contextmanager
+def vllm_server() -> Iterator[str]:
+    """Its address; when it is told to end, it leaves no process behind."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    module = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    options = (word for option in {**OPTIONS, "--port": str(port)}.items() for word in option)
+    environment = os.environ | {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+    process = subprocess.Popen([*module, *options, *SWITCHES], env=environment, stdout=subprocess.DEVNULL)
+    family = [psutil.Process(process.pid)]
+    try:
+        while process.poll() is None and not _listens(port):
+            time.sleep(0.5)
+        assert process.poll() is None, "vLLM's server has not come up; see its messages above"
+        family += family[0].children(recursive=True)
+        yield f"http://127.0.0.1:{port}/v1"
+    finally:
+        process.terminate()
+        _, left = psutil.wait_procs(family, timeout=60)
+        for each in left:
+            each.kill()
+    assert not left
+
+
+def _listens(port: int) -> bool:
+    with socket.socket() as there:
+        return there.connect_ex(("127.0.0.1", port)) == 0
