@@ -157,8 +157,8 @@ def _best_of_n(task: Task, hyper: Hyper, size: int) -> StepFn:
 
 
 def _iterated(task: Task, hyper: Hyper, size: int) -> StepFn:
-    """As many texts in all; the first iteration takes what does not divide."""
-    iterations = min(hyper.iterations, size)
+    """At most as many texts in all: N + (iterations - 1)(N - 1) of them, with N at least 2 where there are 2."""
+    iterations = min(hyper.iterations, max(1, size - 1))
     samples = (size + iterations - 1) // iterations
     return baselines.iterated_sir(reward_of(task, hyper), samples=samples, iterations=iterations, lam=hyper.lam)
 

@@ -14,7 +14,7 @@ from ets.evaluation.compared import CHOOSING, GUIDED, SEARCHES, VOTED, Guided, H
 from ets.evaluation.evaluate import Evaluation
 from ets.evaluation.journal import Journal, Record
 from ets.evaluation.methods import Method, Settings
-from ets.evaluation.pooled import Drawn, mean_cost_curve, noted_texts, pool, score_of_choice
+from ets.evaluation.pooled import Drawn, chosen, mean_cost_curve, noted_texts, pool
 from ets.evaluation.sizes import size_for
 from ets.readouts import vote
 from ets.tasks.task import Task
@@ -165,9 +165,10 @@ class Comparison:
         step, problems = choosing.step(self.task, self.hyper, size), {problem.id: problem for problem in self.problems}
         scored: list[Record] = []
         for record in records:
-            score, cost = score_of_choice(step, problems[record["problem"]], record, size, self.seed)
-            longest = max(len(each["tokens"]) for each in record["texts"][:size])
-            scored.append({**record, "correct": score, "cost": vars(cost), "depth": longest * self.per_token})
+            choice = chosen(step, problems[record["problem"]], record, self.seed)
+            size = choice.samples  # of iterated resampling, a little fewer
+            depth = max(len(each["tokens"]) for each in record["texts"][:size]) * self.per_token
+            scored.append({**record, "correct": choice.score, "cost": vars(choice.cost), "depth": depth})
         label = choosing.label.format(size=size)
         return Entry(index, name, "last", label, size, _scores(scored, "correct"), _means(scored))
 

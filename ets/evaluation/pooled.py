@@ -99,17 +99,25 @@ def _draw(each: dict[str, Any]) -> Draw:
     return Draw(Drawn((), text.tokens, text.text), text, each["logp"], Cost(**each["cost"]))
 
 
-def score_of_choice(step: StepFn, problem: Problem, record: Record, samples: int, seed: int) -> tuple[float, Cost]:
-    """The expected score of what a method chooses among the first N texts of a record, and what drawing them cost.
+@dataclass(frozen=True)
+class Choice:
+    """What a method makes of a record: the expected score of the text that it chooses, of how many, at what cost."""
+
+    score: float
+    samples: int
+    cost: Cost
+
+
+def chosen(step: StepFn, problem: Problem, record: Record, seed: int) -> Choice:
+    """The choice of a method, which takes as many of a record's first texts as it draws.
 
     The expectation is over the method's own randomness, so ties count fractionally.
     """
     start = Drawn((), done=False)
     chain = Chain(problem, record["sample"], chain_key(seed, problem.id, record["sample"]), start)
-    source = recorded(record)
-    taken = step(source, [chain])[0].trace[-1]
-    correct = [each["correct"] for each in record["texts"][:samples]]
-    return float(normalised(taken.log_weights) @ correct), costs_by_size(record)[samples - 1]
+    weights = normalised(step(recorded(record), [chain])[0].trace[-1].log_weights)
+    correct = [each["correct"] for each in record["texts"][: len(weights)]]
+    return Choice(float(weights @ correct), len(weights), costs_by_size(record)[len(weights) - 1])
 
 
 def costs_by_size(record: Record) -> list[Cost]:

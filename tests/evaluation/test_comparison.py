@@ -1,0 +1,143 @@
+"""Methods at equal budgets on a tiny task, over policies that can be enumerated."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ets.evaluation.compared import CHOOSING, GUIDED, Hyper, require_compared
+from ets.evaluation.comparison import Comparison, Entry, serial_depth
+from ets.kernel import energy_guided
+from ets.rewards import per_text
+from ets.runner import run
+from ets.testing import TabularMaskedDiffusion, TabularPolicy
+from ets.types import InputError, Problem
+from tests.evaluation.test_evaluate import Letters
+
+HYPER = Hyper(rollouts=2, lam=0.3, pool="chain", iterations=2)
+NAMES = ["plain", "majority", "one-step", "best-of-n", "weighted-majority", "iterated-sir", *GUIDED, "greedy"]
+
+
+MASKED_DIFFUSION = TabularMaskedDiffusion(vocabulary=3, gen_length=4, block_length=2, steps=4, guide_steps=2, seed=4)
+
+
+def comparison(folder: Path, task: Letters | None = None, **changed: Any) -> Comparison:
+    task = task or Letters()
+    policy = TabularPolicy(vocabulary=4, block_size=1, max_length=4, seed=4)
+    whole = Comparison(
+        task, policy, task.problems(12, 0), HYPER, "generated", folder, {"seed": 0}, seeds=3, width=5, seed=0,
+        progress=False,
+    )  # fmt: skip
+    return replace(whole, **changed)
+
+
+def named(entries: list[Entry], budget: int | None = 0) -> dict[tuple[str, str], Entry]:
+    return {(entry.method, entry.readout): entry for entry in entries if entry.budget == budget}
+
+
+@pytest.fixture(scope="module")
+def entries(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
+    return comparison(tmp_path_factory.mktemp("comparison")).entries(NAMES, [2, 5])
+
+
+def test_every_method_has_a_row_at_every_budget_and_searches_one_for_all(entries: list[Entry]) -> None:
+    for budget in (0, 1):
+        found = named(entries, budget)
+        assert {method for method, _ in found} == {*GUIDED, *CHOOSING}
+        assert {method for method, readout in found if readout == "vote"} == {n for n, g in GUIDED.items() if g.votes}
+    assert list(named(entries, None)) == [("greedy", "last")]
+
+
+def test_costs_are_near_the_budget(entries: list[Entry]) -> None:
+    """Sizes are whole: the nearest one is off by half a size's cost at most, and by what 12 problems vary."""
+    for budget, size in ((0, 2), (1, 5)):
+        found = named(entries, budget)
+        ets = found["ets", "last"]
+        assert ets.size == size
+        for (method, _), entry in found.items():
+            step = entry.cost["generated"] / max(1, entry.size)
+            assert abs(entry.cost["generated"] - ets.cost["generated"]) <= 0.75 * step + 1.5, method
+
+
+def test_scores_are_means_over_three_samples_of_every_problem(entries: list[Entry]) -> None:
+    for entry in entries:
+        assert len(entry.scores) == 12
+        if entry.readout == "last" and entry.method in ("ets", "retained"):
+            assert all(3 * score == pytest.approx(round(3 * score)) for score in entry.scores.values())
+
+
+class Endings(Letters):
+    """The answer is a text's last letter, which a chain does not settle before its end."""
+
+    def extract(self, problem: Problem, text: str) -> str | None:
+        return text[-1:] or None
+
+
+def test_the_readouts_of_a_method_are_rows_of_their_own_at_the_same_cost(tmp_path: Path) -> None:
+    found = named(comparison(tmp_path, Endings(), seeds=8).entries(["majority", "ets"], [2]))
+    last, vote = (found["ets", readout] for readout in ("last", "vote"))
+    assert last.cost == vote.cost and vote.label == f"{last.label}, vote"
+    assert last.scores != vote.scores
+    assert any(8 * score != pytest.approx(round(8 * score)) for score in vote.scores.values())  # ties are shared
+
+
+def test_a_comparison_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
+    names = ["plain", "majority", "ets", "lookahead"]
+    whole = comparison(tmp_path / "whole").entries(names, [3])
+    with pytest.raises(KeyboardInterrupt):
+        comparison(tmp_path / "torn", Letters(patience=40)).entries(names, [3])
+    resumed = comparison(tmp_path / "torn").entries(names, [3])
+    for expected, entry in zip(whole, resumed, strict=True):
+        assert (entry.label, entry.scores) == (expected.label, expected.scores)
+        assert {**entry.cost, "seconds": 0} == pytest.approx({**expected.cost, "seconds": 0})
+
+
+def test_every_method_and_size_has_a_journal_and_its_configuration(tmp_path: Path) -> None:
+    comparison(tmp_path).entries(["majority", "ets"], [2])
+    configuration = json.loads(
+        (tmp_path / "ets-2-rollouts=2-lam=0.3-pool=chain-reward=self-consistency")
+        .joinpath("configuration.json")
+        .read_text()
+    )
+    assert configuration == {"seed": 0, "method": "ets-2-rollouts=2-lam=0.3-pool=chain-reward=self-consistency"}
+
+
+def test_budgets_may_be_amounts(tmp_path: Path) -> None:
+    found = named(comparison(tmp_path).entries(["majority", "ets"], [30.0]))
+    assert found["ets", "last"].cost["generated"] == pytest.approx(30, abs=6)
+    assert found["majority", "last"].cost["generated"] == pytest.approx(30, abs=3)
+
+
+def test_masked_diffusion_is_compared_by_computed_positions(tmp_path: Path) -> None:
+    whole = comparison(tmp_path, policy=MASKED_DIFFUSION, currency="positions")
+    found = named(whole.entries(["majority", "ets", "retained"], [3]))
+    spent = found["ets", "last"].cost["positions"]
+    assert found["majority", "last"].cost["positions"] == pytest.approx(spent, rel=0.25)
+
+
+def test_serial_depth_counts_the_longest_rollout_of_each_step() -> None:
+    """All canvases of masked diffusion are full in the end: 4 positions from the start, 2 from the first boundary."""
+    step = energy_guided(per_text(lambda prompt, text: 0.0), candidates=3, rollouts=2, lam=1.0)
+    for policy in (MASKED_DIFFUSION, TabularPolicy(vocabulary=6, block_size=2, max_length=4, seed=5)):
+        chain = next(iter(run(policy, step, Letters().problems(1, 0), width=1, seed=0)))
+        assert [max(len(text.tokens) for row in step.rollouts for text in row) for step in chain.trace] == [4, 4]
+        assert serial_depth(chain) == 4 + 2
+
+
+@pytest.mark.parametrize(
+    ("names", "changed", "message"),
+    [
+        (["ets", "ets"], {}, "method 'ets' is named twice"),
+        (["magic"], {}, "unknown method 'magic'"),
+        (["ets"], {"reward": "praise"}, "reward is 'praise'"),
+        (["ets"], {"resample_below": 2.0}, "resample_below is 2.0"),
+        (["ets"], {"lam": 0.0}, "lam is 0.0"),
+    ],
+)
+def test_bad_settings_are_one_line(names: list[str], changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        require_compared(names, replace(HYPER, **changed))
