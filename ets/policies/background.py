@@ -31,21 +31,26 @@ class Background:
         finally:
             del self._awaited[threading.get_ident()]
 
-    def interrupt(self, thread: int) -> None:
-        """Cancel what the thread with this identifier waits for, if anything: it gets `CancelledError`."""
-        if future := self._awaited.get(thread):
-            future.cancel()
+    def interrupt(self, thread: int | None = None) -> None:
+        """Cancel what a thread waits for, by its identifier, or what all do: they get `CancelledError`."""
+        for waiting, future in tuple(self._awaited.items()):
+            if thread in (None, waiting):
+                future.cancel()
 
     def stop(self) -> None:
         """End the event loop, and every wait for it."""
-        for thread in tuple(self._awaited):
-            self.interrupt(thread)
+        self.interrupt()
         self._loop.call_soon_threadsafe(self._loop.stop)
 
     def _run(self) -> None:
         self._loop.run_forever()
-        left = asyncio.all_tasks(self._loop)
-        for task in left:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+        self._loop.run_until_complete(_cancel_all())
         self._loop.close()
+
+
+async def _cancel_all() -> None:
+    """What is still under way ends before its loop does."""
+    left = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in left:
+        task.cancel()
+    await asyncio.gather(*left, return_exceptions=True)

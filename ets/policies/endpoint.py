@@ -295,5 +295,6 @@ def _doubled(plain: Mapping[str, float], halved: Mapping[str, float]) -> bool:
 
 
 def _shut_down(server: Server, background: Background) -> None:
+    background.interrupt()  # a request whose connection is closed would be tried again
     background.wait(server.close())
     background.stop()
