@@ -19,8 +19,8 @@ def power_sampling(*, alpha: float, moves: int) -> StepFn:
     It is p* for the reward log p_ref and λ = 1/(α - 1), so `one_step(likelihood(), lam=1 / (alpha - 1))` has the same
     target. Every guide step draws one more block from p_ref and then makes `moves` moves on the text x so far, which
     has n guide steps. A move chooses one of the n boundaries before x's end, j, evenly, and draws what comes after it
-    again from p_ref, which makes x' with n' guide steps. For each j, x goes to x' with probability
-    (1/n) p_ref(x' | x_j) A, so detailed balance on p_ref^α holds with
+    again from p_ref, which makes x' with n' guide steps. By way of each j, x goes to x' with probability
+    (1/n) p_ref(x' | x_j) A, x_j being what they share, so detailed balance on p_ref^α holds with
 
         A(x, x') = min(1, p_ref(x')^α p_ref(x | x_j) n / (p_ref(x)^α p_ref(x' | x_j) n'))
                  = min(1, [p_ref(x') / p_ref(x)]^(α - 1) · n / n'),
@@ -34,9 +34,10 @@ def power_sampling(*, alpha: float, moves: int) -> StepFn:
     `moves` grows. (Stages of open and complete texts together would be left by texts that have ended and not by the
     others.) At α = 1 the law is p_ref with any number of moves.
 
-    The paper draws again from any token on, and proposes from p_ref^α token by token; here it is p_ref from guide
-    boundaries on, which every policy can do. For masked diffusion p_ref is the law of paths: what is powered is the
-    probability of the tokens and of the order in which they were revealed, not that of a text.
+    The paper draws again from any token on, and from the model at temperature 1/α; here it is from guide boundaries on,
+    and from p_ref itself, as every policy can, at the price of more rejections after long redraws. For masked diffusion
+    p_ref is the law of paths: what is powered is the probability of the tokens and of the order in which they were
+    revealed, not that of a text.
 
     In the trace a step's candidates are the text that the moves began with and those they proposed, `[1 + moves]`;
     `log_rewards` are (α - 1) log p_ref, and `log_weights` the log-probabilities of being accepted (see
@@ -47,7 +48,7 @@ def power_sampling(*, alpha: float, moves: int) -> StepFn:
     alpha : float
         α > 0; above 1 it sharpens p_ref.
     moves : int
-        At each guide step, at least 1: what is drawn grows like `moves` times the square of the guide steps.
+        At each guide step, at least 1. Where all texts have I guide steps, 1 + moves (I + 3) / 4 texts' worth is drawn.
 
     Raises
     ------

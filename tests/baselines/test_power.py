@@ -379,6 +379,12 @@ def test_a_masked_diffusion_network_goes_on_from_its_boundaries(tiny_llada: Any)
         assert sum(getattr(chain.cost, name) for chain in chains) == getattr(policy.ledger, name) > 0
 
 
+def test_it_draws_as_many_texts_as_the_docstring_says() -> None:
+    """Where all texts have I guide steps: 1 + moves (I + 3) / 4, a mean over 500 chains."""
+    chains = chains_of(CANVAS, power_sampling(alpha=2.0, moves=2), samples=500)
+    assert np.mean([chain.cost.generated for chain in chains]) == pytest.approx(3 * (1 + 2 * (3 + 3) / 4), rel=0.02)
+
+
 @pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, "2", None])
 def test_a_bad_alpha_is_refused(value: Any) -> None:
     with pytest.raises(InputError, match=r"^alpha is "):
