@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ets.commands.engines import add_engine_arguments, closed_after, require_engine_arguments
+from ets.commands.engines import add_engine_arguments, closed_after, flag, require_engine_arguments
 from ets.commands.opening import Opened, add_task_arguments, opened
 from ets.types import InputError
 
@@ -82,6 +82,9 @@ def execute(options: argparse.Namespace) -> None:
     require_compared(names, hyper)
     if (options.candidates is None) == (options.budgets is None):
         raise InputError("give either --candidates, whose cost is matched, or --budgets, amounts")
+    for scan in ("scan_rollouts", "scan_guide_steps"):
+        if getattr(options, scan) and not (options.candidates and "ets" in names):
+            raise InputError(f"{flag(scan)} needs --candidates and the method ets, whose middle budget it starts from")
     if options.against not in names:
         raise InputError(f"against is {options.against!r}, which is not among the methods; add it, or name another")
     require_counts(width=options.width, seeds=options.seeds, count=1 if options.count is None else options.count)
@@ -95,7 +98,7 @@ def _compare(name: str, names: Sequence[str], hyper: Hyper, options: argparse.Na
     from ets.report.comparison import Setting
 
     found = opened(name, options)
-    folder = _folder(found, options, fingerprint(found.configuration(options)))
+    folder = _folder(found, options, fingerprint(_configuration(found, options)))
     print(f"{found.task.name}: journals in {folder}; the same command goes on where it was interrupted")
     currency = CURRENCY.get(options.engine, "generated")
     setting = Setting(found.task.name, options.model, options.seeds, currency, options.against)
@@ -112,9 +115,14 @@ def _comparison(found: Opened, hyper: Hyper, currency: str, folder: Path, option
 
     per_token = options.steps / options.gen_length if currency == "positions" else 1.0
     return Comparison(
-        found.task, found.policy, found.problems, hyper, currency, folder, found.configuration(options),
+        found.task, found.policy, found.problems, hyper, currency, folder, _configuration(found, options),
         options.seeds, options.width, options.seed, per_token,
     )  # fmt: skip
+
+
+def _configuration(found: Opened, options: argparse.Namespace) -> dict[str, Any]:
+    """Without the problems, so that a comparison can go on with more of them: each record says what was asked."""
+    return {name: value for name, value in found.configuration(options).items() if name != "problems"}
 
 
 def _hyper(options: argparse.Namespace) -> Hyper:

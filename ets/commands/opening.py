@@ -64,14 +64,17 @@ def add_task_arguments(parser: argparse.ArgumentParser, *, several: bool = False
     parser.add_argument("--unsafe-code", action="store_true", help="run code that a model wrote without the sandbox")
 
 
-def opened(name: str, options: argparse.Namespace, changed: Mapping[str, Any] | None = None) -> Opened:
-    """The task by this name, and what the options make of the model; `changed` are options that others replace."""
+def opened(name: str, options: argparse.Namespace, changed: Mapping[str, Any] | None = None, **settings: Any) -> Opened:
+    """The task by this name, and what the options make of the model.
+
+    `changed` are options that others replace, `settings` further ones of the policy.
+    """
     from ets.evaluation.hosted import opened_task
     from ets.policies.checkpoint import Checkpoint
 
     options = argparse.Namespace(**{**vars(options), **(changed or {})})
     task = opened_task(name, options.data, unsafe=options.unsafe_code, stops=options.stops)
     checkpoint = Checkpoint(ENGINES[options.engine].embedded.get(options.model, options.model))
-    policy = engine_policy(checkpoint, options)
+    policy = engine_policy(checkpoint, options, **settings)
     problems = task.problems(options.count, options.shots)
     return Opened(task, checkpoint, policy, problems, policy.start(problems))

@@ -12,13 +12,14 @@ from typing import Any
 
 from ets.evaluation.compared import CHOOSING, GUIDED, SEARCHES, VOTED, Guided, Hyper
 from ets.evaluation.evaluate import Evaluation
+from ets.evaluation.hosted import digest
 from ets.evaluation.journal import Journal, Record
 from ets.evaluation.methods import Method, Settings
 from ets.evaluation.pooled import Drawn, chosen, mean_cost_curve, noted_texts, pool
 from ets.evaluation.sizes import size_for
 from ets.readouts import vote
 from ets.tasks.task import Task
-from ets.types import Chain, Policy, Problem, Text
+from ets.types import Chain, InputError, Policy, Problem, Text
 
 PILOT_PROBLEMS = 32
 """Sizes are found on so many problems; what is measured there is part of the results where a size is taken."""
@@ -71,7 +72,7 @@ class Comparison:
         What the budgets are counted in: `generated` tokens, or the `positions` that the model computed.
     folder : Path
     configuration : mapping
-        All that results depend on, beside the method and its own settings.
+        All that results depend on, beside the problems, the method and its own settings.
     seeds : int
         Samples of each problem, whose scores are averaged.
     width, seed : int
@@ -194,6 +195,7 @@ class Comparison:
                 self.task, self.policy, problems, settings, journal, self.width, self.seed,
                 progress=self.progress, noted=self._noted,
             )  # fmt: skip
+            _require_asked(journal, problems)
             wanted = {(problem.id, sample) for problem in problems for sample in range(seeds)}
             for sample in range(seeds):
                 if any((method.key, problem.id, sample) not in journal.records for problem in problems):
@@ -202,14 +204,25 @@ class Comparison:
 
     def _noted(self, chain: Chain) -> dict[str, Any]:
         """What records keep beside what `Evaluation` notes."""
+        asked = {"asked": digest([chain.problem])}
         if isinstance(chain.state, Drawn):
-            return noted_texts(self.task, chain)
-        return {"depth": serial_depth(chain) * self.per_token, VOTED: self._vote_score(chain)}
+            return asked | noted_texts(self.task, chain)
+        return asked | {"depth": serial_depth(chain) * self.per_token, VOTED: self._vote_score(chain)}
 
     def _vote_score(self, chain: Chain) -> float:
         """The share of right answers among those with the most votes."""
         texts = vote(self.task.extract, chain).texts
         return fmean(float(self.task.grade(chain.problem, text.text)) for text in texts) if texts else 0.0
+
+
+def _require_asked(journal: Journal, problems: Sequence[Problem]) -> None:
+    """Raise `InputError` if a record answers another problem by the same name: a journal may grow by more problems."""
+    asked = {problem.id: digest([problem]) for problem in problems}
+    for record in journal.records.values():
+        if record["asked"] != asked.get(record["problem"], record["asked"]):
+            raise InputError(
+                f"{str(journal.folder)!r} holds results of another problem {record['problem']!r}; choose another folder"
+            )
 
 
 def serial_depth(chain: Chain) -> int:
