@@ -62,10 +62,11 @@ def section(family: Family, count: int, journals: Path, pictures: Path) -> str:
     for plot in ("accuracy_by_cost", "scaling"):
         shutil.copy(folder / f"{plot}.png", pictures / f"{family.name}_{plot}.png")
     content = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+    problems = len(content["entries"][0]["scores"])
     words = " ".join(["ets", *command(family, count, Path("results/comparison"))])
     return "\n\n".join(
         [
-            f"{len(content['entries'][0]['scores'])} problems, {content['setting']['seeds']} samples of each: `{words}`",
+            f"{problems} problems, {content['setting']['seeds']} samples of each: `{words}`",
             (folder / "comparison.md").read_text(encoding="utf-8").strip(),
             f"![Accuracy against cost](results/{family.name}_accuracy_by_cost.png)",
             f"![Scaling in M, K and I](results/{family.name}_scaling.png)",
