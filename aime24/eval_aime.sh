@@ -42,6 +42,7 @@ DATA=${DATA:-}                                # the problems, a folder or a file
 SAMPLES=${SAMPLES:-}                          # N of best-of-n and majority; empty: as many as generate ETS's tokens
 SEED=${SEED:-0}
 WIDTH=${WIDTH:-16}                            # samples that advance together; results depend on it by rounding errors alone
+PROCESSES=${PROCESSES:-1}                     # transformers: processes that share the problems, each on a GPU of its own: docs/clusters.md
 MEMORY_GIB=${MEMORY_GIB:-}                    # for the cache of rows under way; empty: half of what is free; vLLM: by UTILIZATION, on a CPU 2
 GEN_DP=${GEN_DP:-1}                           # vLLM: copies of the model, each on a GPU of its own
 UTILIZATION=${UTILIZATION:-0.9}               # vLLM: the share of a GPU's memory that it may take

@@ -102,6 +102,7 @@ SAMPLES=${SAMPLES:-}                      # of the methods without guide steps; 
 REPEATS=${REPEATS:-}                      # samples of each problem that every method's score is a mean of; empty: 1
 SEED=${SEED:-0}
 WIDTH=${WIDTH:-16}                        # problems that advance together; results depend on it by rounding errors alone
+PROCESSES=${PROCESSES:-1}                 # processes that share the problems, each on a GPU of its own: docs/clusters.md
 MEMORY_GIB=${MEMORY_GIB:-}                # for the rows of one forward pass; empty: half of what is free
 STOPS=${STOPS:-}                          # of HumanEval alone, see there
 UNSAFE_CODE=${UNSAFE_CODE:-}              # 1: run HumanEval's generated code without the sandbox

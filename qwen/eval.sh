@@ -86,6 +86,7 @@ SAMPLES=${SAMPLES:-}                          # of the methods without guide ste
 REPEATS=${REPEATS:-}                          # samples of each problem that every method's score is a mean of; empty: 1
 SEED=${SEED:-0}
 WIDTH=${WIDTH:-16}                            # problems that advance together; results depend on it by rounding errors alone
+PROCESSES=${PROCESSES:-1}                     # transformers: processes that share the problems, each on a GPU of its own: docs/clusters.md
 MEMORY_GIB=${MEMORY_GIB:-}                    # for the cache of rows under way; empty: half of what is free; vLLM: by UTILIZATION, on a CPU 2
 GEN_DP=${GEN_DP:-1}                           # vLLM: copies of the model, each on a GPU of its own
 UTILIZATION=${UTILIZATION:-0.9}               # vLLM: the share of a GPU's memory that it may take

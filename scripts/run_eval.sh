@@ -4,7 +4,7 @@
 #   choose_engine                              sets ENGINE, and TRANSFORMERS, VLLM or SERVED, whichever it is
 #   choose_preset "demo math500 ..." "$@"       sets PRESET; `all` runs the script once for each but the demos,
 #                                              with the results of each in OUT/PRESET, if OUT is set
-#   run_eval ENGINE [OPTION VALUE] ...          ets eval, with the options of that engine alone
+#   run_eval ENGINE [OPTION VALUE] ...          ets eval, with the options of that engine alone; with PROCESSES, as so many
 # PRINT_ONLY=1 prints the command instead of running it.
 
 refuse() {
@@ -95,9 +95,25 @@ show() { # a command, so that it can be pasted
     echo "${line# }"
 }
 
+choose_processes() { # what launches PROCESSES of them, if more than one
+    launch=()
+    case "${PROCESSES:-1}" in
+    1) return ;;
+    *[!0-9]* | 0*) refuse "PROCESSES is '$PROCESSES'; set it to how many processes share the problems" ;;
+    esac
+    case "$1" in
+    vllm) refuse "PROCESSES is $PROCESSES, but vLLM has copies of its own; leave it out, and set GEN_DP" ;;
+    endpoint) refuse "PROCESSES is $PROCESSES, but the server has copies of its own; leave it out, and start it with --data-parallel-size" ;;
+    esac
+    launch=(-P -m torch.distributed.run --standalone --nproc-per-node "$PROCESSES" --no-python)
+    cores=$(getconf _NPROCESSORS_ONLN)
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > PROCESSES ? cores / PROCESSES : 1))} # of each
+}
+
 run_eval() {
-    local engine="$1" command unsafe=""
+    local engine="$1" command launch cores unsafe=""
     shift
+    choose_processes "$engine"
     case "${UNSAFE_CODE:-}" in
     "" | 0 | False) ;;
     1 | True) unsafe=--unsafe-code ;;
@@ -111,10 +127,10 @@ run_eval() {
         ${STOPS:+--stops "$STOPS"} $unsafe --results "$ROOT/results" ${OUT:+--out "$OUT"}
     )
     if [ -n "${PRINT_ONLY:-}" ]; then
-        show python "${command[@]}"
+        show python ${launch:+"${launch[@]}" python} "${command[@]}"
         return
     fi
     source "$ROOT/scripts/setup.sh" eval $(is_demo || echo benchmarks) $(case "$engine" in vllm | endpoint) echo "$engine" ;; esac)
     export TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
-    "$PYTHON" "${command[@]}"
+    "$PYTHON" ${launch:+"${launch[@]}" "$PYTHON"} "${command[@]}"
 }
