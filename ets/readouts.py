@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+import math
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,31 +13,44 @@ from ets.types import Chain, Text
 
 @dataclass(frozen=True)
 class Vote:
-    """The answers with the most votes among all rollouts of a chain, each with one of its texts.
+    """What the rollouts of a chain say.
 
-    More than one answer if they are tied, none if no rollout holds an answer.
+    Parameters
+    ----------
+    shares : mapping of hashable to float
+        By answer: its share of the votes, the largest first. Empty if no rollout holds an answer.
+    texts : mapping of hashable to Text
+        By answer: the first rollout that gives it.
     """
 
-    answers: tuple[Hashable, ...]
-    texts: tuple[Text, ...]
+    shares: Mapping[Hashable, float]
+    texts: Mapping[Hashable, Text]
+
+    @property
+    def winners(self) -> tuple[Hashable, ...]:
+        """The answers with the most votes: several if they are tied."""
+        most = max(self.shares.values(), default=0.0)
+        return tuple(answer for answer, share in self.shares.items() if share == most)
 
 
 def vote(extract: Extract, chain: Chain) -> Vote:
-    """The majority over every rollout of every step: an estimator, and no sample from any stated law.
+    """The votes of every rollout of every step: their majority is an estimator, and no sample from any stated law.
 
     A candidate that has ended votes K times; a rollout that a proposal drew votes with its importance ratio.
 
     Parameters
     ----------
     extract : callable
-        `text -> answer or None` or `(problem, text) -> answer or None`.
+        `text -> answer or None` or `(problem, text) -> answer or None`. Texts without an answer do not vote.
     chain : Chain
         With at least one step.
     """
     read = partial(remembering(extract), chain.problem)
     rollouts = [text for step in chain.trace for row in step.rollouts for text in row]
     counts = votes(read, rollouts)
-    most = max(counts.values(), default=0.0)
-    answers = tuple(answer for answer, count in counts.items() if count == most)
-    first = {answer: next(text for text in rollouts if read(text.text) == answer) for answer in answers}
-    return Vote(answers, tuple(first.values()))
+    total = math.fsum(counts.values())
+    shares = {answer: count / total for answer, count in sorted(counts.items(), key=lambda item: -item[1])}
+    first: dict[Hashable, Text] = {}
+    for text in rollouts:
+        first.setdefault(read(text.text), text)
+    return Vote(shares, {answer: first[answer] for answer in shares})

@@ -26,18 +26,19 @@ def read(text: str) -> str | None:
 
 def test_every_rollout_of_every_step_votes() -> None:
     found = vote(read, chain(((text("a"), text("b")),), ((text("b"), text("c")),)))
-    assert found.answers == ("b",) and [each.text for each in found.texts] == ["b"]
+    assert found.winners == ("b",) and found.texts["b"].text == "b"
+    assert found.shares == {"b": 0.5, "a": 0.25, "c": 0.25}
 
 
 def test_ties_are_all_told() -> None:
-    assert vote(read, chain(((text("a"), text("b")),))).answers == ("a", "b")
+    assert vote(read, chain(((text("a"), text("b")),))).winners == ("a", "b")
 
 
 def test_texts_without_an_answer_do_not_vote() -> None:
-    assert vote(read, chain(((text(""), text("")),))) == vote(read, chain(((text(""),),)))
-    assert vote(read, chain(((text(""), text("")),))).answers == ()
+    assert vote(read, chain(((text(""), text("a")),))).shares == {"a": 1.0}
+    assert vote(read, chain(((text(""), text("")),))).winners == ()
 
 
 def test_votes_carry_the_ratios_of_a_proposal() -> None:
     found = vote(read, chain(((text("a", -2.0), text("a", -2.0), text("b", 0.0)),)))
-    assert found.answers == ("b",)
+    assert found.winners == ("b",)

@@ -211,8 +211,9 @@ class Comparison:
 
     def _vote_score(self, chain: Chain) -> float:
         """The share of right answers among those with the most votes."""
-        texts = vote(self.task.extract, chain).texts
-        return fmean(float(self.task.grade(chain.problem, text.text)) for text in texts) if texts else 0.0
+        found = vote(self.task.extract, chain)
+        texts = [found.texts[answer].text for answer in found.winners]
+        return fmean(float(self.task.grade(chain.problem, text)) for text in texts) if texts else 0.0
 
 
 def _require_asked(journal: Journal, problems: Sequence[Problem]) -> None:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Literal
 
 from ets.rewards.lifting import Extract, ReadText, remembering
+from ets.transition import require_counts
 from ets.types import Chain, InputError, Problem, Reward, Text
 
 
@@ -32,7 +33,7 @@ def _tally(extract: ReadText, texts: Sequence[Text]) -> dict[Hashable, float]:
     return dict(counts)
 
 
-def self_consistency(extract: Extract, *, pool: Literal["step", "chain"] = "chain") -> Reward:
+def self_consistency(extract: Extract, *, pool: Literal["step", "chain"] = "chain", minimum: int = 1) -> Reward:
     """The share of the pooled rollouts that agree with a rollout's answer; 0 for a rollout without one.
 
     This reward is not a fixed function of the text, so the law p* ∝ p_ref · exp(r/λ) does not apply to it: it
@@ -51,6 +52,9 @@ def self_consistency(extract: Extract, *, pool: Literal["step", "chain"] = "chai
     pool : {"step", "chain"}
         Whose votes count: this step's rollouts, or those of all steps of the chain so far (the default, as
         in the paper: every rollout that was paid for votes).
+    minimum : int
+        Votes that an answer needs; with fewer, its rollouts have the reward 0, as those without an answer. With a
+        proposal, ratios are in terms of the largest.
 
     Returns
     -------
@@ -59,6 +63,7 @@ def self_consistency(extract: Extract, *, pool: Literal["step", "chain"] = "chai
     """
     if pool not in ("step", "chain"):
         raise InputError(f"pool is {pool!r}; choose 'step' or 'chain'")
+    require_counts(minimum=minimum)
     remembered = remembering(extract)
 
     def reward(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
@@ -67,7 +72,7 @@ def self_consistency(extract: Extract, *, pool: Literal["step", "chain"] = "chai
         read = partial(remembered, problem)
         counts = _tally(read, pooled)
         total = math.fsum(counts.values())
-        answers = [read(text.text) for text in rollouts]
-        return [counts[answer] / total if answer in counts and answer is not None else 0.0 for answer in answers]
+        shares = {a: count / total for a, count in counts.items() if a is not None and count >= minimum}
+        return [shares.get(read(text.text), 0.0) for text in rollouts]
 
     return reward

@@ -126,3 +126,12 @@ def test_the_answer_may_depend_on_the_problem() -> None:
     for answers, rewards in (({"a": 1, "b": 1}, [1.0, 1.0]), ({"a": 1}, [0.5, 0.0])):
         asked = Problem("p", "a prompt", doc={"answers": answers})
         assert reward(asked, texts("a", "b"), chain_after()) == rewards
+
+
+def test_answers_with_too_few_votes_count_as_none() -> None:
+    texts = [Text((1,), answer, -1.0, True) for answer in ("a", "a", "b", "")]
+    reward = self_consistency(lambda text: text or None, minimum=2)
+    start = Chain(Problem("p", "?"), 0, 0, texts[0])
+    assert reward(start.problem, texts, start) == [0.5, 0.5, 0.0, 0.0]
+    with pytest.raises(InputError, match="minimum is 0"):
+        self_consistency(str, minimum=0)
