@@ -11,7 +11,9 @@ import pytest
 
 from ets import demo
 from ets.cli import _parser
-from ets.commands.engines import ENGINES, closed_after, engine_settings
+from ets.commands.engines import ENGINES, closed_after, engine_settings, served_settings
+from ets.policies.making import RESOURCES
+from ets.policies.server import Server
 from ets.policies.vllm import VLLMEngine
 from ets.testing import TabularPolicy
 from tests.test_cli import PROPOSED, command, require_one_line
@@ -23,9 +25,10 @@ def test_an_option_that_engines_share_stands_once_in_the_help(capsys: pytest.Cap
     with pytest.raises(SystemExit):
         _parser().parse_args(["eval", "--help"])
     shown = capsys.readouterr().out
-    shared = shown.index("options of the engine transformers and vllm:")
+    shared = shown.index("options of the engine transformers, vllm and endpoint:")
     own = shown.index("options of the engine vllm:")
     assert shared < shown.index("--top-k TOP_K", shared) < own < shown.index("--replicas REPLICAS", own)
+    assert own < shown.index("--connections CONNECTIONS", shown.index("options of the engine endpoint:"))
 
 
 def test_results_do_not_depend_on_what_an_engine_may_use(tmp_path: Path) -> None:
@@ -34,7 +37,20 @@ def test_results_do_not_depend_on_what_an_engine_may_use(tmp_path: Path) -> None
         for given in ({}, {"replicas": "2", "utilization": "0.5", "top_p": "1"})
     ]
     assert found[0] == found[1] == {"engine": "vllm", "block_size": 16, "max_length": 32, "top_k": None, "top_p": 1.0}
-    assert set(ENGINES["vllm"].options) == {*ENGINES["transformers"].options, "replicas", "utilization"}
+    for name, resources in RESOURCES.items():
+        assert set(ENGINES[name].options) == {*ENGINES["transformers"].options, *resources}
+
+
+def test_results_do_not_depend_on_where_a_server_is(tmp_path: Path) -> None:
+    """Which model it serves, and whether it is exact, it says itself; results depend on that."""
+    reached = {"endpoint": "http://there:1/v1", "connections": "3", "key_variable": "KEY", "seconds": "9"}
+    found = [
+        engine_settings(_parser().parse_args(command(tmp_path, engine="endpoint", **given)))
+        for given in ({"endpoint": "http://here:1/v1"}, reached | {"served_model": "other"})
+    ]
+    plain = engine_settings(_parser().parse_args(command(tmp_path)))
+    assert found[0] == found[1] == plain | {"engine": "endpoint"}
+    assert served_settings(TabularPolicy()) == {}
 
 
 @needs_vllm
@@ -48,7 +64,7 @@ def test_results_do_not_depend_on_what_an_engine_may_use(tmp_path: Path) -> None
         ({"utilization": "90"}, "utilization is 90.0; it is a share, at most 1"),
         ({"memory_gib": "-1"}, "memory_gib is -1.0"),
         ({"shots": "200"}, "leaves no room for a generation of 32 in the model's context of 8192"),
-        ({"model": demo.model_path("diffusion")}, "is a masked-diffusion model, which vLLM does not have"),
+        ({"model": demo.model_path("diffusion")}, "is a masked-diffusion model, which the engine vllm does not have"),
         (PROPOSED, "the engine vllm takes no proposal"),
         ({"engine": "transformers", "replicas": "2"}, "--replicas is no option of the engine transformers"),
     ],
@@ -62,6 +78,48 @@ def test_what_vllm_does_not_do_is_one_line_before_it_is_loaded(
 ) -> None:
     monkeypatch.setattr(VLLMEngine, "load", lambda self: pytest.fail("the engine was loaded"))
     require_one_line(command(tmp_path / "run", **{"engine": "vllm", **changed}), message, capsys, monkeypatch)
+
+
+HERE = {"endpoint": "http://127.0.0.1:1/v1"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({}, "the engine endpoint needs --endpoint; see ets eval --help"),
+        ({"endpoint": "localhost:8000"}, "'localhost:8000' is no address of a server"),
+        (HERE | {"connections": "0"}, "connections is 0"),
+        (HERE | {"seconds": "0"}, "seconds is 0"),
+        (
+            HERE | {"memory_gib": "2"},
+            "memory_gib is 2.0, but the cache is the server's; say it in",
+        ),
+        (HERE | {"replicas": "2"}, "--replicas is no option of the engine endpoint; leave it out"),
+        (HERE | {"engine": "transformers"}, "--endpoint is no option of the engine transformers; leave it out"),
+        (HERE | {"engine": "vllm"}, "--endpoint is no option of the engine vllm; leave it out"),
+        (HERE | {"temperature": "-1"}, "temperature is -1"),
+        (HERE | {"model": demo.model_path("diffusion")}, "model, which the engine endpoint does not have"),
+        (HERE | PROPOSED, "the engine endpoint takes no proposal"),
+    ],
+)
+def test_what_a_server_need_not_be_asked_for_is_one_line_before_it_is(
+    changed: dict[str, str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Server, "ask", lambda *_: pytest.fail("the server was asked"))
+    require_one_line(command(tmp_path / "run", **{"engine": "endpoint", **changed}), message, capsys, monkeypatch)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_httpx2_is_one_line_that_names_the_mend(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "httpx2", None)
+    words = command(tmp_path / "run", engine="endpoint", **HERE)
+    require_one_line(words, "run `source scripts/setup.sh endpoint`", capsys, monkeypatch)
 
 
 def test_a_missing_vllm_is_one_line_that_names_the_mend(

@@ -17,12 +17,14 @@ from ets.path_weights import PathWeights
 from ets.policies.autoregressive import Horizon, Sampling
 from ets.policies.canvas_cache import Caching
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.endpoint import EndpointPolicy
 from ets.policies.levels import LEVEL_0, LEVELS, target_of
 from ets.policies.making import SETTINGS, fast_sampler_of, policy_of
 from ets.policies.masked_diffusion import MaskedDiffusionPolicy
 from ets.policies.transformers import TransformersPolicy
 from ets.policies.unmasking import Schedule, Unmasking
 from ets.types import InputError, Problem
+from tests.tiny_server import TinyServer
 
 SMALL: dict[str, Any] = {"block_size": 2, "max_length": 4, "temperature": 1.0}
 
@@ -161,8 +163,31 @@ def test_a_named_engine_refuses_a_model_of_the_other_kind(tiny_checkpoint: Check
         policy_of(lambda: tiny_llada, engine="transformers", **SMALL)
 
 
+def test_a_server_is_an_engine_whose_policy_is_asked_for_by_name(tiny_checkpoint: Checkpoint) -> None:
+    with TinyServer(tiny_checkpoint) as server:
+        reached = {"endpoint": server.address, "served_model": "tiny", "connections": 3, "seconds": None}
+        policy: Any = policy_of(lambda: tiny_checkpoint, engine="endpoint", top_k=3, **reached, **SMALL)
+    assert type(policy) is EndpointPolicy and policy.engine.model == "tiny"
+    assert (policy.sampling, policy.horizon) == (Sampling(1.0, 3), Horizon(2, 4))
+    with pytest.raises(InputError, match="endpoint is not set; give the server's address"):
+        policy_of(lambda: tiny_checkpoint, engine="endpoint", **SMALL)
+
+
+def test_what_belongs_to_another_engine_is_refused_by_name(tiny_checkpoint: Checkpoint) -> None:
+    for engine, other, name, value in (
+        ("endpoint", "vllm", "replicas", 2),
+        ("transformers", "endpoint", "connections", 3),
+        (None, "endpoint", "endpoint", "http://127.0.0.1:1/v1"),
+        ("masked-diffusion", "vllm", "utilization", 0.5),
+    ):
+        with pytest.raises(InputError, match=f"{name} is {value!r}, which the engine {other} alone has; leave it out"):
+            policy_of(lambda: tiny_checkpoint, engine=engine, **{name: value}, **SMALL)
+    with pytest.raises(TypeError, match="no setting 'tempreature'"):
+        policy_of(lambda: tiny_checkpoint, tempreature=1.0, **SMALL)
+
+
 def test_every_setting_has_its_name_in_the_list() -> None:
-    named = set(inspect.signature(policy_of).parameters) - {"checkpoint", "engine"}
+    named = set(inspect.signature(policy_of).parameters) - {"checkpoint", "engine", "resources"}
     assert set(SETTINGS) == named
 
 

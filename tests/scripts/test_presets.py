@@ -117,6 +117,7 @@ def test_the_demonstration_of_importance_sampling_is_the_other_one_with_a_small_
 
 
 VLLM = ROOT / "qwen_vllm" / "eval.sh"
+THERE = {"ENDPOINT": "http://there:8000/v1"}
 
 
 @pytest.mark.parametrize(
@@ -133,6 +134,28 @@ def test_vllm_runs_with_the_numbers_of_transformers(script: Path, other: Path, p
     assert given == found | {"replicas": 4, "utilization": 0.5, "candidates": 7}
 
 
+@pytest.mark.parametrize(("script", "preset"), [(QWEN, "demo"), (VLLM, "demo"), (VLLM, "math500"), (AIME, "")])
+def test_a_server_runs_with_the_numbers_of_transformers(script: Path, preset: str, tmp_path: Path) -> None:
+    """All but beam search; how it is reached is its own, and an API key stays in the environment."""
+    reached = {"ENDPOINT": "http://there:8000/v1", "OPENAI_API_KEY": "sk-secret"}
+    plain = options(AIME if script == AIME else QWEN, preset, tmp_path)
+    found = options(script, preset, tmp_path, **reached)
+    own = {"engine": "endpoint", "endpoint": reached["ENDPOINT"]}
+    assert found == plain | own | {"methods": str(plain["methods"]).replace("beam,", "")}
+    given = {"SERVED_MODEL": "qwen", "CONNECTIONS": "9", "ROW_SECONDS": "60", "M_CANDIDATES": "7"}
+    changed = {"served_model": "qwen", "connections": 9, "seconds": 60.0, "candidates": 7}
+    assert options(script, preset, tmp_path, **reached, **given) == found | changed
+    assert options(script, preset, tmp_path, ENGINE="endpoint", **reached) == found
+
+
+def test_a_server_needs_no_engine_here(tmp_path: Path) -> None:
+    """What is installed for a run: not vLLM."""
+    told = 'source() { case "$1" in */setup.sh) shift; echo "$@"; exit ;; *) builtin source "$@" ;; esac; }'
+    for variables, extras in ((THERE, "eval endpoint"), ({}, "eval vllm")):
+        done = bash("-c", f"{told}; export -f source; bash '{VLLM}'", folder=tmp_path, **variables)
+        assert (done.returncode, done.stdout.splitlines()[-1]) == (0, extras), done.stderr
+
+
 def test_all_runs_the_benchmarks_through_vllm(tmp_path: Path) -> None:
     found = [vars(_parser().parse_args(words)) for words in printed(VLLM, "all", tmp_path)]
     assert [(run["engine"], run["task"]) for run in found] == [("vllm", task) for task in SCRIPTS[QWEN]]
@@ -144,6 +167,17 @@ def test_all_runs_the_benchmarks_through_vllm(tmp_path: Path) -> None:
         (VLLM, "all", {"SMALL_MODEL_PATH": "x"}, "SMALL_MODEL_PATH is set, but ets-is scores the small model's texts"),
         (VLLM, "demo-is", {}, "unknown preset 'demo-is'; the presets that work are: demo, math500, gsm8k, humaneval"),
         (AIME, "aime24", {"ENGINE": "abacus"}, "ENGINE is 'abacus'; set it to transformers or vllm"),
+        (VLLM, "demo", THERE | {"GEN_DP": "4"}, "GEN_DP is set, but with ENDPOINT that belongs to the server's own"),
+        (AIME, "aime24", THERE | {"UTILIZATION": "0.5"}, "UTILIZATION is set, but with ENDPOINT that belongs to the"),
+        (
+            QWEN,
+            "gpqa",
+            THERE | {"MEMORY_GIB": "2"},
+            "MEMORY_GIB is set, but with ENDPOINT that belongs to the",
+        ),
+        (QWEN, "demo", THERE | {"SMALL_MODEL_PATH": "x"}, "SMALL_MODEL_PATH is set, but ets-is scores"),
+        (QWEN, "demo", THERE | {"ENGINE": "transformers"}, "ENDPOINT is set, but ENGINE is transformers; leave one of"),
+        (QWEN, "demo", {"ENGINE": "endpoint"}, "ENGINE is endpoint, but ENDPOINT is empty; set it to the address"),
     ],
 )
 def test_what_an_engine_does_not_do_is_one_line(
