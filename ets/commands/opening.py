@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ets import __version__
-from ets.commands.engines import ENGINES, engine_policy, engine_settings
+from ets.commands.engines import ENGINES, engine_policy, engine_settings, served_settings
 
 if TYPE_CHECKING:
     from ets.policies.checkpoint import Checkpoint
@@ -40,6 +40,7 @@ class Opened:
             "model_revision": self.checkpoint.revision,
             "placement": self.checkpoint.placement,
             "ets": __version__,
+            **served_settings(self.policy),
         }
 
 
