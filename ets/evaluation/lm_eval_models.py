@@ -20,17 +20,19 @@ from ets import __version__, demo
 from ets.evaluation.evaluate import Evaluation
 from ets.evaluation.fast import FAST, FastSampling, opened_sampler
 from ets.evaluation.hosted import digest, problem_of, versions
-from ets.evaluation.journal import Journal, fingerprint
-from ets.evaluation.methods import Settings, require_able, require_methods
-from ets.evaluation.paper_arguments import BENCHMARKS, ENGINE, PaperRun, read_arguments
+from ets.evaluation.journal import Journal, Record, fingerprint
+from ets.evaluation.methods import Method, Settings, require_able, require_methods
+from ets.evaluation.paper_arguments import BENCHMARKS, ENGINE, STUDY, PaperRun, read_arguments
 from ets.evaluation.proposing import Proposing, opened_pair
 from ets.evaluation.ranks import join
+from ets.evaluation.reward_study import draws, noted_rewards, reward_study
 from ets.evaluation.tables import ratio_lines, table
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.making import SETTINGS, policy_of
 from ets.tasks import Task, task_named
 from ets.tasks.humaneval import HumanEval
-from ets.types import InputError, Policy, Problem
+from ets.transition import require_variety
+from ets.types import Chain, InputError, Policy, Problem
 
 EMBEDDED = {
     "qwen": {"embedded": demo.model_path("reference"), "embedded-small": demo.model_path("small")},
@@ -63,14 +65,16 @@ class PaperLM(LM):
         self.run = read_arguments(self.paper_name, arguments)
         values = self.run.values
         self.settings = _settings(self.run)
-        require_methods([self.run.method], values["samples"], self.settings)
+        names = ["plain" if self.run.method == STUDY else self.run.method]
+        require_methods(names, values["samples"], self.settings)
         self.ranks = join()  # lm-eval itself sees one process: each gets all requests, and does its share of them
         embedded = EMBEDDED[self.run.family]
         device = self._placed(arguments)
         self.checkpoint = Checkpoint(embedded.get(values["model"], values["model"]), device=device)
         settings = {name: values[name] for name in SETTINGS if name in values}
+        settings["certainty"] = self.run.method == STUDY
         self.policy: Policy = policy_of(lambda: self.checkpoint, engine=ENGINE[self.run.family], **settings)
-        require_able(self.policy, [self.run.method], values["samples"], self.settings)
+        require_able(self.policy, names, values["samples"], self.settings)
         own = self.settings.proposing
         if isinstance(own, FastSampling):
             own, self.policy = opened_sampler(own, self.policy)
@@ -110,17 +114,31 @@ class PaperLM(LM):
         self.policy.start(problems)  # a prompt that does not fit is named before the weights are loaded
         with self._journal(name, problems, repeats) as journal:
             evaluation = Evaluation(
-                task, self.policy, problems, self.settings, journal, values["width"], values["seed"], repeats=repeats
-            )
-            method = evaluation.method(self.run.method, 1 if self.run.method == "plain" else values["samples"])
+                task, self.policy, problems, self.settings, journal, values["width"], values["seed"], repeats=repeats,
+                noted=self._noted,
+            )  # fmt: skip
+            method = self._method(evaluation)
             evaluation.run(method)
             records = evaluation.records(method)
-        row = evaluation.row(method, records)
-        for line in (f"{name}, graded by ets ({journal.folder}):", table([row]), *ratio_lines([row]).splitlines()):
-            self.ranks.say(line)
+        if self.ranks.first:
+            self._tell(name, evaluation, method, records)
         drawn = {(r["problem"], r["sample"]): r["text"] for r in records}
         chains = evaluation.chains(method)
         return {(p.id, sample): drawn[p.id, sample % chains] for p in problems for sample in range(repeats)}
+
+    def _method(self, evaluation: Evaluation) -> Method:
+        """What samples."""
+        return evaluation.method(self.run.method, 1 if self.run.method == "plain" else self.run.values["samples"])
+
+    def _noted(self, chain: Chain) -> Mapping[str, Any]:
+        """What a record keeps beside what all records do."""
+        return {}
+
+    def _tell(self, name: str, evaluation: Evaluation, method: Method, records: Sequence[Record]) -> None:
+        """Say what has been found."""
+        row = evaluation.row(method, records)
+        told = table([row]), *ratio_lines([row]).splitlines()
+        print(f"{name}, graded by ets ({evaluation.journal.folder}):", *told, sep="\n")
 
     def _task(self, name: str) -> Task:
         """The extraction and the grading that belong to one of lm-eval's tasks."""
@@ -220,9 +238,33 @@ class QwenETS(PaperLM):
 
 @register_model("qwen-draw")
 class QwenDraw(PaperLM):
-    """Answered by one line until the reward study exists."""
+    """The reward study: `num_samples` answers to each problem, and which rewards tell the right ones.
+
+    The results folder then holds what that of `ets study` does. lm-eval scores each problem's first answer.
+    """
 
     paper_name = "qwen-draw"
+
+    def __init__(self, **arguments: Any) -> None:
+        from ets.report.plots import require_matplotlib
+
+        super().__init__(**arguments)
+        require_matplotlib()
+        draws(self.run.values["samples"])
+        require_variety(self.policy, self.run.values["samples"])
+
+    def _method(self, evaluation: Evaluation) -> Method:
+        return draws(self.run.values["samples"])
+
+    def _noted(self, chain: Chain) -> Mapping[str, Any]:
+        return noted_rewards(chain)
+
+    def _tell(self, name: str, evaluation: Evaluation, method: Method, records: Sequence[Record]) -> None:
+        from ets.report.reward_plots import write_study
+
+        super()._tell(name, evaluation, method, records)
+        study = reward_study(evaluation.task, evaluation.problems, records, seed=evaluation.seed)
+        print(write_study(study, f"{name}: {self.run.values['model']}", evaluation.journal.folder))
 
 
 @register_model("llada_dist")

@@ -21,9 +21,13 @@ MODELS: dict[str, tuple[Family, str]] = {
     "qwen": ("qwen", "plain"),
     "qwen-beam": ("qwen", "beam"),
     "qwen-ets": ("qwen", "ets"),
+    "qwen-draw": ("qwen", "draw"),
     "llada_dist": ("llada", "ets"),
 }
 """By the paper's name of a model: the kind of arguments that it takes, and its method."""
+
+STUDY = "draw"
+"""What samples for the reward study, see `ets.evaluation.reward_study`: no method that others are compared with."""
 
 ENGINE: dict[Family, str] = {"qwen": "transformers", "llada": "masked-diffusion"}
 """What runs the models."""
@@ -55,7 +59,7 @@ class PaperRun:
     ----------
     family : {"qwen", "llada"}
     method : str
-        A key of `ets.evaluation.methods.METHODS`.
+        A key of `ets.evaluation.methods.METHODS`, or `STUDY`.
     values : mapping
         By our names, all of the family's.
     notes : tuple of str
@@ -244,8 +248,6 @@ def read_arguments(model: str, arguments: Mapping[str, Any]) -> PaperRun:
 
 
 def _model(model: str) -> tuple[Family, str]:
-    if model == "qwen-draw":
-        raise InputError("the model qwen-draw belongs to the reward study, which is not built yet; use qwen-ets")
     if model not in MODELS:
         raise InputError(f"unknown model {model!r}; choose from {', '.join(MODELS)}")
     return MODELS[model]
@@ -256,6 +258,8 @@ def _chosen(method: str, named: str | None, arguments: Mapping[str, Any]) -> str
     chosen = {name: FLAGS[name] for name in FLAGS if _flag(name, arguments.get(name, False))}
     if named is not None:
         chosen["method"] = named
+    if method == STUDY and chosen:
+        raise InputError(f"the model qwen-draw has no other method; leave {next(iter(chosen))} out, or take qwen")
     if len(set(chosen.values())) > 1:
         raise InputError(f"{' and '.join(chosen)} ask for different methods; keep one of them")
     return next(iter(chosen.values()), method)

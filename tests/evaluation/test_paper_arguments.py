@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 
 from ets.evaluation.methods import METHODS
-from ets.evaluation.paper_arguments import ARGUMENTS, BENCHMARKS, FLAGS, MODELS, OF_PROPOSALS, PaperRun, read_arguments
+from ets.evaluation.paper_arguments import (
+    ARGUMENTS,
+    BENCHMARKS,
+    FLAGS,
+    MODELS,
+    OF_PROPOSALS,
+    STUDY,
+    PaperRun,
+    read_arguments,
+)
 from ets.evaluation.paper_command import main, notes, parsed
 from ets.tasks import TASKS, Benchmark
 from ets.types import InputError
@@ -110,8 +119,8 @@ def test_a_command_line_of_the_paper_is_understood(line: str, method: str, value
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--model qwen-draw " + QWEN, "the model qwen-draw belongs to the reward study, which is not built yet"),
-        ("--model qwen-etc " + QWEN, "unknown model 'qwen-etc'; choose from qwen, qwen-beam, qwen-ets, llada_dist"),
+        ("--model qwen-draw " + QWEN + ",use_bon=True", "the model qwen-draw has no other method; leave use_bon out"),
+        ("--model qwen-etc " + QWEN, "unknown model 'qwen-etc'; choose from qwen, qwen-beam, qwen-ets, qwen-draw"),
         (QWEN, "unknown model ''; choose from qwen"),
         ("--model qwen-ets --model_args max_length=512", "the model qwen-ets needs model_path=…"),
         ("--model qwen-ets --model_args model_path=/m", "the model qwen-ets needs max_length=…"),
@@ -230,7 +239,7 @@ def test_what_belongs_to_ets_is_is_no_setting_of_another_method() -> None:
 
 
 def test_the_tables_name_what_exists() -> None:
-    assert {method for _, method in MODELS.values()} | set(FLAGS.values()) <= set(METHODS)
+    assert {method for _, method in MODELS.values()} | set(FLAGS.values()) <= {*METHODS, STUDY}
     hosted = {task.lm_eval: task.name for task in (make() for make in TASKS.values()) if isinstance(task, Benchmark)}
     assert hosted | {"humaneval": "humaneval"} == BENCHMARKS
     assert {name: argument.name for name, argument in ARGUMENTS["llada"].items() if name != argument.name} == {
