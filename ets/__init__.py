@@ -30,7 +30,7 @@ _HOMES = {
     "run": "ets.runner",
     "sample": "ets.api",
 }
-_MODULES = ("baselines", "demo", "rewards")
+_MODULES = ("baselines", "demo", "rewards", "stopping")
 
 __all__ = [
     "Caching",
@@ -55,10 +55,11 @@ __all__ = [
     "rewards",
     "run",
     "sample",
+    "stopping",
 ]
 
 if TYPE_CHECKING:
-    from ets import baselines, demo, rewards
+    from ets import baselines, demo, rewards, stopping
     from ets.api import Result, sample
     from ets.kernel import energy_guided
     from ets.policies.autoregressive import Horizon, Sampling

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from ets.proposal import Pairing
 from ets.randomness import Purpose
+from ets.stopping import Decided
 from ets.transition import (
     choice_uniforms,
     choose,
+    choose_pair,
     draw_for_chains,
     require_counts,
     require_positive,
@@ -16,8 +20,8 @@ from ets.transition import (
     row_keys,
     score,
 )
-from ets.types import Chain, Cost, Draw, InputError, Policy, Reward, Step, StepFn, rollout_log_ratios
-from ets.weights import ESTIMATORS, Estimator
+from ets.types import Chain, Cost, Draw, Floats, InputError, Policy, Reward, Step, StepFn, rollout_log_ratios
+from ets.weights import ESTIMATORS, Estimator, log_mean_exp
 
 
 def energy_guided(
@@ -29,6 +33,7 @@ def energy_guided(
     proposal: Policy | None = None,
     clip: tuple[float, float] | None = None,
     estimator: str = "plain",
+    decided: Decided | None = None,
 ) -> StepFn:
     """One guide step towards the optimal policy p* ∝ p_ref · exp(r/λ) (Algorithms 1 and 2).
 
@@ -60,6 +65,9 @@ def energy_guided(
     estimator : {"plain", "self-normalised"}
         How a candidate's weighted rollouts are averaged: `ets.weights.plain_average`, unbiased, or
         `ets.weights.self_normalised_average`. Without a proposal they are the same.
+    decided : Decided, optional
+        Asked at each step whether going on can be left out, see `ets.stopping`. Then the chain ends with one of the
+        chosen candidate's rollouts, in proportion to ratio · exp(r/λ); the candidate is chosen as always.
 
     Returns
     -------
@@ -83,7 +91,7 @@ def energy_guided(
         drawn = draw_for_chains(policy.extend, chains, Purpose.CANDIDATE, candidates)
         completed = complete(policy, chains, drawn, rollouts)
         rows = zip(chains, drawn, completed, choice_uniforms(chains), strict=True)
-        return [transition(*row, reward, lam, ESTIMATORS[estimator]) for row in rows]
+        return [transition(*row, reward, lam, ESTIMATORS[estimator], decided) for row in rows]
 
     return step
 
@@ -111,15 +119,30 @@ def transition(
     reward: Reward,
     lam: float,
     estimate: Estimator,
+    decided: Decided | None = None,
 ) -> Chain:
-    """Weigh the candidates by their estimated energies, choose one by a uniform number and go on from it."""
+    """Weigh the candidates by their estimated energies, choose one by a uniform number and go on from it.
+
+    Where it is decided, the chain ends with one of the candidate's rollouts.
+    """
     texts = tuple(tuple(draw.text for draw in row) for row in completed)
     log_rewards, reward_cost = score(reward, lam, chain, texts)
     candidates = tuple(draw.text for draw in drawn)
-    log_energies = estimate(log_rewards, rollout_log_ratios(candidates, texts))
+    log_ratios = rollout_log_ratios(candidates, texts)
     # The ratio of a candidate that a proposal drew itself multiplies its energy.
-    log_weights = log_energies + [candidate.log_ratio for candidate in candidates]
-    choice = choose(log_weights, number)
+    log_weights = estimate(log_rewards, log_ratios) + [candidate.log_ratio for candidate in candidates]
+    if decided is not None and decided(chain.problem, texts, log_rewards, chain):
+        choice, rollout = choose_pair(spread(log_weights, log_rewards + log_ratios), number)
+        state = completed[choice][rollout].state
+    else:
+        choice, rollout = choose(log_weights, number), None
+        state = drawn[choice].state
     own = {id(draw): draw.cost for row in (drawn, *completed) for draw in row}
     cost = Cost.total([*own.values(), reward_cost])
-    return chain.advance(drawn[choice].state, Step(candidates, texts, log_rewards, log_weights, choice, cost))
+    return chain.advance(state, Step(candidates, texts, log_rewards, log_weights, choice, cost, rollout))
+
+
+def spread(log_weights: Floats, log_terms: Floats) -> Floats:
+    """Each candidate's weight `[M]`, spread over its rollouts `[M, K]` in proportion to exp(log_terms)."""
+    means = log_mean_exp(log_terms, axis=1)
+    return log_terms + (log_weights - np.where(np.isneginf(means), 0.0, means))[:, None]

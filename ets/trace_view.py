@@ -134,7 +134,8 @@ def _cost_line(cost: Cost) -> str:
 def _verdict(step: Step, last: bool) -> str:
     """What was chosen and how sure the weights were, in one line."""
     count = len(step.candidates)
-    chosen = f"chose {step.choice + 1} of {count}"
+    pair = "" if step.rollout is None else f", its rollout {step.rollout + 1}"
+    chosen = f"chose {step.choice + 1} of {count}{pair}"
     if step.uninformed:
         return f"{chosen}, uniformly: every weight is zero{', so this is no sample of p*' if last else ''}"
     probability = normalised(step.log_weights)[step.choice]

@@ -218,6 +218,9 @@ class Step:
     choice : int
         The candidate that the chain went on from.
     cost : Cost
+    rollout : int, optional
+        Which of the candidate's rollouts was chosen with it, where a step chooses pairs: the one that is retained, or
+        the one that a chain ended with that stopped because it was decided (`ets.stopping`).
     """
 
     candidates: tuple[Text, ...]
@@ -226,6 +229,7 @@ class Step:
     log_weights: Floats
     choice: int
     cost: Cost
+    rollout: int | None = None
 
     @property
     def candidate_log_ratios(self) -> Floats:

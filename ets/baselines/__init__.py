@@ -2,6 +2,7 @@
 
 from ets.baselines.completions import best_of_n, majority, one_step, plain, weighted_majority
 from ets.baselines.power import acceptance_rate, power_sampling
+from ets.baselines.retained import iterated_sir, retained_rollouts
 from ets.baselines.search import beam, greedy, require_beam, require_greedy
 
 __all__ = [
@@ -9,11 +10,13 @@ __all__ = [
     "beam",
     "best_of_n",
     "greedy",
+    "iterated_sir",
     "majority",
     "one_step",
     "plain",
     "power_sampling",
     "require_beam",
     "require_greedy",
+    "retained_rollouts",
     "weighted_majority",
 ]

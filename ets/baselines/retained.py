@@ -1,0 +1,253 @@
+"""Kernels that keep what they have chosen: the optimal law, once reached, is never left again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeAlias
+
+import numpy as np
+
+from ets.randomness import Purpose
+from ets.transition import (
+    choice_uniforms,
+    choose,
+    choose_pair,
+    draw_for_chains,
+    require_counts,
+    require_positive,
+    require_variety,
+    row_keys,
+    score,
+)
+from ets.types import Chain, Cost, Draw, Floats, Keys, Policy, Reward, State, Step, StepFn
+from ets.weights import log_mean_exp, normalised
+
+Path: TypeAlias = tuple[Draw, ...]
+"""A rollout: its draws at each guide boundary after the state it began from. Empty if that one was complete."""
+
+
+@dataclass(frozen=True, eq=False)
+class RetainedState:
+    """x_s, and the rollouts from it that the next guide step begins with: the retained one, then its siblings."""
+
+    state: State
+    rollouts: tuple[Path, ...] = ()
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return self.state.tokens
+
+    @property
+    def text(self) -> str:
+        return self.state.text
+
+    @property
+    def done(self) -> bool:
+        return self.state.done
+
+
+def retained_rollouts(reward: Reward, *, candidates: int, rollouts: int, lam: float) -> StepFn:
+    """Guided sampling that keeps the chosen rollout: conditional SMC towards p* ∝ p_ref · exp(r/λ).
+
+    The first guide step draws what `ets.kernel.energy_guided` would, but chooses a (candidate, rollout) pair in
+    proportion to exp(r_mk / λ); a complete candidate stands for K equal cells. The chosen rollout is retained. The M
+    candidates of the next step are its own next block, those of its K - 1 siblings (the chosen candidate's other
+    rollouts, already paid for), and M - K fresh ones (if K > M, those of M - 1 siblings and none); a rollout
+    whose block became a candidate is one of that candidate's K, the others are fresh. Then a pair is chosen again.
+
+    Why every step after the first leaves p* invariant, at any M and K: let x_0 ~ p*(. | x_t) be retained and its
+    siblings be i.i.d. p_ref(. | x_t). Then the step's M·K rollouts have the density of M fresh candidates with K fresh
+    rollouts each, times exp(r/λ) at the retained one, over a constant; candidates and rollouts are exchangeable, so
+    the retained one might stand in any cell. Given all of them, its cell has probability proportional to exp(r_mk / λ),
+    and choosing it anew is a Gibbs step. The new x_0 again follows p*(. | x_t), and the other rollouts of its
+    candidate x_s, which chose nothing but by their own weights, are again i.i.d. p_ref(. | x_s). (The extended target
+    of particle Gibbs: Andrieu, Doucet and Holenstein, 2010; of iterated sampling-importance-resampling: Andrieu, Lee
+    and Vihola, 2018.) An invariant step never increases the total variation to its target, so the error is that of the
+    first step, of order 1/M, and does not add up over steps.
+
+    For self-consistency there is no p*, and a rollout that is kept votes in each step that it is part of.
+
+    Rollouts are drawn guide step by guide step (`extend`), which is charged as candidate positions; the states at all
+    their boundaries live until the choice, those of the retained one and its siblings until the next. Nothing is drawn
+    twice, but the reward is asked about kept rollouts again, together with the new ones. `Step.rollout` is the rollout
+    that was chosen. `ets.weights.log_run_weight` does not apply.
+
+    Parameters
+    ----------
+    reward : Reward
+    candidates, rollouts : int
+        M and K, at least 1. With M = K = 1: plain sampling.
+    lam : float
+        λ > 0, in units of the reward.
+
+    Raises
+    ------
+    InputError
+        For values out of range.
+    """
+    require_counts(candidates=candidates, rollouts=rollouts)
+    require_positive(lam=lam)
+
+    def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
+        require_variety(policy, max(candidates, rollouts))
+        begun = [c.state if isinstance(c.state, RetainedState) else RetainedState(c.state) for c in chains]
+        drawn = _candidates(policy, row_keys(chains, Purpose.CANDIDATE, candidates), begun)
+        paths = _completions(policy, row_keys(chains, Purpose.ROLLOUT, candidates, rollouts), begun, drawn)
+        rows = zip(chains, begun, drawn, paths, choice_uniforms(chains), strict=True)
+        return [_retain(*row, reward, lam) for row in rows]
+
+    return step
+
+
+def _candidates(policy: Policy, keys: Keys, begun: Sequence[RetainedState]) -> list[list[Draw]]:
+    """`[B, M]`, by keys `[B, M]`: the next blocks of the rollouts that were kept, then fresh ones."""
+    known = [[path[0] for path in state.rollouts] for state in begun]
+    rows = [(b, m) for b, row in enumerate(known) for m in range(len(row), keys.shape[1])]
+    if not rows:
+        return known
+    fresh = iter(policy.extend([begun[b].state for b, _ in rows], keys[tuple(zip(*rows, strict=True))]))
+    return [[*row, *islice(fresh, keys.shape[1] - len(row))] for row in known]
+
+
+def _completions(
+    policy: Policy, keys: Keys, begun: Sequence[RetainedState], drawn: Sequence[Sequence[Draw]]
+) -> list[list[list[Path]]]:
+    """`[B, M, K]`, by keys `[B, M, K]`: a kept rollout first, where the candidate is its block, then fresh ones."""
+    kept = [dict(enumerate(path[1:] for path in state.rollouts)) for state in begun]
+    cells = [
+        (b, m, k)
+        for b, row in enumerate(drawn)
+        for m, draw in enumerate(row)
+        for k in range(m in kept[b], keys.shape[2])
+        if not draw.state.done
+    ]
+    states = [drawn[b][m].state for b, m, _ in cells]
+    fresh = draw_paths(policy, states, np.array([keys[cell] for cell in cells], np.uint64))
+    found = dict(zip(cells, fresh, strict=True))
+    return [
+        [[found.get((b, m, k), kept[b].get(m, ())) for k in range(keys.shape[2])] for m in range(len(row))]
+        for b, row in enumerate(drawn)
+    ]
+
+
+def draw_paths(policy: Policy, states: Sequence[State], keys: Keys) -> list[Path]:
+    """x_0 ~ p_ref(. | x_s) for each row, with the states at all guide boundaries; in law, `Policy.finish`.
+
+    A row's key serves all of its guide steps: it is absorbed with the position of each number drawn.
+    """
+    paths: list[Path] = [()] * len(states)
+    rows = list(range(len(states)))
+    while rows:
+        draws = policy.extend([paths[n][-1].state if paths[n] else states[n] for n in rows], keys[rows])
+        for n, draw in zip(rows, draws, strict=True):
+            paths[n] = (*paths[n], draw)
+        rows = [n for n in rows if not paths[n][-1].state.done]
+    return paths
+
+
+def _retain(
+    chain: Chain,
+    begun: RetainedState,
+    drawn: Sequence[Draw],
+    paths: Sequence[Sequence[Path]],
+    number: float,
+    reward: Reward,
+    lam: float,
+) -> Chain:
+    """Choose a pair by a uniform number, and keep its candidate's rollouts, the chosen one first."""
+    texts = tuple(
+        tuple((path[-1] if path else draw).text for path in row) for draw, row in zip(drawn, paths, strict=True)
+    )
+    log_rewards, reward_cost = score(reward, lam, chain, texts)
+    m, k = choose_pair(log_rewards, number)
+    state, row = drawn[m].state, paths[m]
+    if not state.done:
+        # Siblings in turn from the chosen one on: by their cells, what was retained before would always come first,
+        # and where K > M leaves some out, those that stay would be no fair sample of them.
+        state = RetainedState(state, (*row[k:], *row[:k])[: len(drawn)])
+    cost = Cost.total([*_fresh_costs(begun, drawn, paths), reward_cost])
+    candidates, log_weights = tuple(draw.text for draw in drawn), log_mean_exp(log_rewards, axis=1)
+    return chain.advance(state, Step(candidates, texts, log_rewards, log_weights, m, cost, k))
+
+
+def _fresh_costs(begun: RetainedState, drawn: Sequence[Draw], paths: Sequence[Sequence[Path]]) -> list[Cost]:
+    """Of what this step drew: what was kept has been paid for."""
+    paid = {id(draw) for path in begun.rollouts for draw in path}
+    held = {id(draw): draw for row in ([drawn], *paths) for path in row for draw in path}
+    return [draw.cost for name, draw in held.items() if name not in paid]
+
+
+def iterated_sir(reward: Reward, *, samples: int, iterations: int, lam: float) -> StepFn:
+    """Iterated sampling-importance-resampling towards p* ∝ p_ref · exp(r/λ): nothing is frozen but the text kept.
+
+    Of N complete texts one is chosen in proportion to exp(r/λ); then, at each further iteration, one of it and N - 1
+    fresh ones. With one iteration: `ets.baselines.one_step`. Each iteration leaves p* invariant (Andrieu, Lee and
+    Vihola, 2018), and with w̄ the largest exp(r/λ) over its mean under p_ref, a text y follows any kept x with
+    probability at least (N - 1) p_ref(y) w_y E[1 / (w_x + w_y + Σ_{N-2} w)] ≥ δ p*(y), δ = (N - 1) / (2 w̄ + N - 2)
+    (by Jensen's inequality): the total variation to p* falls at least by the factor 1 - δ.
+
+    No draw depends on what is kept, so all N + (iterations - 1)(N - 1) texts are drawn in one batch, and the chain ends
+    in one step. The law of the text kept last is computed given all texts, and one number chooses by it: it is what
+    `Step.log_weights` holds, r/λ being in `Step.log_rewards`. `ets.weights.log_run_weight` does not apply.
+
+    Parameters
+    ----------
+    reward : Reward
+        It sees the texts of all iterations at once.
+    samples, iterations : int
+        N and the number of choices, at least 1.
+    lam : float
+        λ > 0, in units of the reward.
+
+    Raises
+    ------
+    InputError
+        For values out of range.
+    """
+    require_counts(samples=samples, iterations=iterations)
+    require_positive(lam=lam)
+    total = samples + (iterations - 1) * (samples - 1)
+
+    def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
+        require_variety(policy, total)
+        drawn = draw_for_chains(policy.finish, chains, Purpose.COMPLETION, total)
+        return [end(*row) for row in zip(chains, drawn, choice_uniforms(chains), strict=True)]
+
+    def end(chain: Chain, draws: Sequence[Draw], number: float) -> Chain:
+        texts = tuple(draw.text for draw in draws)
+        rollouts = tuple((text,) for text in texts)
+        log_rewards, reward_cost = score(reward, lam, chain, rollouts)
+        log_weights = log_law_of_last(log_rewards[:, 0], samples)
+        choice = choose(log_weights, number)
+        cost = Cost.total([*(draw.cost for draw in draws), reward_cost])
+        return chain.advance(draws[choice].state, Step(texts, rollouts, log_rewards, log_weights, choice, cost))
+
+    return step
+
+
+def log_law_of_last(log_weights: Floats, samples: int) -> Floats:
+    """log of the probability that each text is kept last, given all texts in the order in which iterations meet them.
+
+    Parameters
+    ----------
+    log_weights : array
+        `[N + (iterations - 1)(N - 1)]`, r/λ.
+    samples : int
+        N.
+
+    Returns
+    -------
+    array
+        Of the same shape; -inf throughout, where every weight is zero.
+    """
+    if np.all(np.isneginf(log_weights)):
+        return log_weights
+    law = normalised(log_weights[:samples])
+    for begin in range(samples, len(log_weights), max(1, samples - 1)):
+        fresh = log_weights[begin : begin + samples - 1]
+        moves = np.stack([normalised(np.append(fresh, kept)) for kept in log_weights[:begin]])
+        law = np.append(law * moves[:, -1], law @ moves[:, :-1])
+    with np.errstate(divide="ignore"):
+        return np.log(law)

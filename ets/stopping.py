@@ -1,0 +1,88 @@
+"""When a chain need not go on: what the rest of it would give is known, or known but for an error with a bound.
+
+Equal energies decide nothing: texts of equal reward may have different answers, and what has not been drawn yet may be
+better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
+from typing import TypeAlias
+
+import numpy as np
+
+from ets.rewards import Extract, remembering, votes
+from ets.transition import require_counts, require_positive
+from ets.types import Chain, Floats, InputError, Problem, Text
+
+Decided: TypeAlias = Callable[[Problem, Sequence[Sequence[Text]], Floats, Chain], bool]
+"""From the problem, a step's rollouts `[M, K]`, their r/λ `[M, K]` and the chain before the step: may it end here?"""
+
+
+def all_at_maximum(maximum: float, lam: float) -> Decided:
+    """Stop when every rollout of a step has the greatest reward that there is, as with a verifier's 1.
+
+    Let the reward be a fixed function of the text, without a proposal. Let x_s be the candidate that is chosen and
+    ε(x_s) the mass under p_ref(. | x_s) of texts with a smaller reward. The text returned follows p_ref(. | x_s) given
+    that its reward is the maximum; so does p*(. | x_s) on these texts, and it gives the others no more than ε(x_s). So
+    the total variation between the law returned and the exact continuation p*(. | x_s) is at most ε(x_s); to that of a
+    chain that goes on for n guide steps at finite M and K it is at most (n + 1) · ε(x_s), because one step differs from
+    p_ref by the mean shortfall of its weights at most, which is ε on average.
+
+    ε is not known. All M·K rollouts at the maximum bound its mean over the M candidates at 3 / (M·K), with
+    95% one-sided confidence: at a larger mean the step would have stopped with a probability below (1 - ε)^(M·K) < 5%.
+    Without any confidence, since stopping must happen to do harm: what a step adds to the run's total variation to the
+    exact continuation is at most max_ε ε (1 - ε)^(M·K) < 1 / (e·M·K).
+
+    Parameters
+    ----------
+    maximum : float
+        The greatest reward, exactly as the reward returns it.
+    lam : float
+        λ, as the step function was given it.
+
+    Raises
+    ------
+    InputError
+        For a maximum that is not finite, or λ out of range.
+    """
+    require_positive(lam=lam)
+    if not math.isfinite(maximum):
+        raise InputError(f"maximum is {maximum!r}; give the greatest value that the reward can take")
+    highest = np.float64(maximum) / lam
+
+    def decided(problem: Problem, rollouts: Sequence[Sequence[Text]], log_rewards: Floats, chain: Chain) -> bool:
+        return bool(np.all(log_rewards >= highest))
+
+    return decided
+
+
+def vote_decided(extract: Extract, steps: int) -> Decided:
+    """Stop when no vote to come can change the answer that has most of the chain's votes: exact, for a vote's readout.
+
+    All rollouts of a chain vote, in every guide step; a step to come has M·K votes. So once the first answer leads the
+    second by more than (I - steps so far) · M · K, it has won. The text returned need not have that answer: it is the
+    votes that are decided. With a proposal votes are importance ratios, without a bound, and nothing is decided.
+
+    Parameters
+    ----------
+    extract : callable
+        What reads answers, as for `ets.rewards.self_consistency`. A text without an answer does not vote.
+    steps : int
+        I, the guide steps that a chain takes at most.
+    """
+    require_counts(steps=steps)
+    remembered = remembering(extract)
+
+    def decided(problem: Problem, rollouts: Sequence[Sequence[Text]], log_rewards: Floats, chain: Chain) -> bool:
+        steps_so_far = [*(step.rollouts for step in chain.trace), rollouts]
+        texts = [text for cells in steps_so_far for row in cells for text in row]
+        if any(text.log_ratio for text in texts):
+            return False
+        counts: dict[Hashable, float] = votes(partial(remembered, problem), texts)
+        first, second = sorted([0.0, 0.0, *counts.values()], reverse=True)[:2]
+        return first - second > (steps - len(steps_so_far)) * log_rewards.size
+
+    return decided
