@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 import ets
 from ets.cli import main
@@ -151,6 +152,17 @@ def test_one_that_fails_alone_is_told_once_and_the_others_do_not_wait_for_it(tmp
 
 def test_a_process_that_is_alone_waits_for_nobody() -> None:
     assert join() is ALONE and ALONE.gather("a") == ["a"] and ALONE.device is None and ALONE.share([1, 2]) == [1, 2]
+
+
+@pytest.mark.parametrize(("gpus", "device"), [(0, "cpu"), (2, "cuda:1"), (8, "cuda:1"), (1, None)])
+def test_each_process_has_a_gpu_of_its_own(gpus: int, device: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    if device is not None:
+        assert Ranks(5, 8).device == device
+        return
+    with pytest.raises(InputError, match="1 GPUs for 2 or more processes on a machine; launch 1 on each"):
+        _ = Ranks(5, 8).device
 
 
 @pytest.mark.parametrize(("engine", "mend"), [("vllm", "use --replicas"), ("endpoint", "--data-parallel-size")])
