@@ -170,9 +170,10 @@ def lookahead(reward: Reward, *, particles: int, rollouts: int, lam: float, thre
     φ, whether or not the past decides when to resample; and choosing in proportion to w, times Ẑ = Σ w / N, is
     Σ w f / N on average. (Del Moral, Feynman-Kac Formulae, 2004, chapter 7; Andrieu, Doucet and Holenstein, 2010.)
 
-    The law of the chosen one tends to p* as N grows. Rewards of -inf lose some of it: a particle whose K rollouts are
-    all forbidden dies, though its text could have become an allowed one. With self-consistency a particle that ended
-    keeps the value it had then, and it votes through `pool="chain"` alone, K times at each step since.
+    So the law of the chosen one tends to p* as N grows. With rewards of -inf it does not: a particle whose K rollouts
+    are all forbidden dies, though its text could have become an allowed one, and what that loses falls with K, not with
+    N. With self-consistency a particle that ended keeps the value it had then, and it votes through `pool="chain"`
+    alone, K times at each step since.
 
     Parameters
     ----------
@@ -213,8 +214,8 @@ def log_normaliser(trace: Sequence[Step]) -> float:
     """log Ẑ of a chain of `particle_filter` or `lookahead` that has ended: of the mean of its last weights.
 
     For a fixed reward E[Ẑ] = E_ref[exp(r/λ)], so Σ Ẑ f / Σ Ẑ over independent chains estimates E_p*[f], as
-    `ets.weights.log_run_weight` does for guided sampling. Before the end, the mean of a step's weights estimates the
-    mean of the potentials that have been multiplied so far. -inf where all particles died.
+    `ets.weights.log_run_weight` does for guided sampling (not for these, whose weights are multiplied up already). Of
+    an earlier step it estimates the mean of that step's potentials. -inf where all particles died.
     """
     return float(log_mean_exp(trace[-1].log_weights, axis=0))
 
