@@ -15,9 +15,11 @@ from ets.kernel import energy_guided
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.levels import LEVEL_0
 from ets.policies.making import fast_sampler_of, policy_of, proposal_of
+from ets.readouts import Vote, vote
 from ets.rewards import Extract, Scoring, as_extract, as_reward, self_consistency
 from ets.rewards.lifting import ReadProblem
 from ets.runner import run
+from ets.stopping import Decided
 from ets.trace_view import trace_html, trace_text
 from ets.transition import require_variety
 from ets.types import Chain, Cost, InputError, Policy, Problem, Reward, Step, StepFn
@@ -46,6 +48,8 @@ class Result:
         With a proposal, or a level above 0: what its importance weights are worth.
     target : str or None
         With a faster sampler of masked diffusion: what p_ref is, in words.
+    vote : Vote or None
+        The other readout, with `extract`: what all rollouts say. Its majority is an estimator, no sample of p*.
     """
 
     text: str
@@ -55,6 +59,7 @@ class Result:
     valid: bool
     ratios: RatioSummary | None = None
     target: str | None = None
+    vote: Vote | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         return trace_text(self.text, self.answer, self.trace, self.cost, self.notes)
@@ -103,6 +108,7 @@ def sample(  # type: ignore[misc]
     proposal_top_p: float | None = None,
     clip: tuple[float, float] | None = None,
     estimator: str = "plain",
+    decided: Decided | None = None,
     certainty: bool = False,
     stop: Sequence[str] = (),
     seed: int = 0,
@@ -148,6 +154,8 @@ def sample(  # type: ignore[misc]
         Of the proposal: by default the model's temperature and no truncation. At a level the temperature alone.
     clip, estimator : (float, float), str
         Of `ets.energy_guided`: bounds on the ratio (none by default), and "plain" or "self-normalised".
+    decided : callable, optional
+        A rule of `ets.stopping` by which a chain ends as soon as going on would change nothing, or little.
     certainty : bool
         Record how certain the model is of what it draws: for the rewards `entropy` and `self_certainty`.
     stop : sequence of str
@@ -203,7 +211,8 @@ def sample(  # type: ignore[misc]
             at_level["remasking"] = "largest"
         policy = fast_sampler_of(policy, level, clip=clip, **at_level)
     numbers: dict[str, Any] = {"candidates": candidates, "rollouts": rollouts, "lam": lam, "clip": clip}
-    step = energy_guided(guide, **numbers, proposal=_proposal(policy, proposal, law), estimator=estimator)
+    rules: dict[str, Any] = {"estimator": estimator, "decided": decided}
+    step = energy_guided(guide, **numbers, proposal=_proposal(policy, proposal, law), **rules)
     require_variety(policy, candidates)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     problems = [Problem(str(number), text, tuple(stop)) for number, text in enumerate(prompts)]
@@ -251,7 +260,7 @@ def _result(
 ) -> Result:
     text, trace = chain.state.text, chain.trace
     answer, ratios = read(chain.problem, text) if read else None, ratios_of(trace) if ratios_of else None
-    return Result(text, answer, trace, chain.cost, chain.valid, ratios, target)
+    return Result(text, answer, trace, chain.cost, chain.valid, ratios, target, vote(read, chain) if read else None)
 
 
 def _proposal(policy: Policy, model: Model | None, law: dict[str, Any]) -> Policy | None:

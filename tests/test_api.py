@@ -49,6 +49,23 @@ def test_extract_alone_means_self_consistency() -> None:
     assert all(-1e-9 <= share <= 1 + 1e-9 for share in shares)
 
 
+def test_both_readouts_stand_side_by_side() -> None:
+    out = ets.sample(QUESTION, model=demo.model_path("small"), extract=Arithmetic().extract, **SMALL)
+    rollouts = [text.text for step in out.trace for row in step.rollouts for text in row]
+    answers = [Arithmetic().extract(Problem("0", QUESTION), text) for text in rollouts]
+    counted = {answer: answers.count(answer) for answer in answers if answer is not None}
+    assert out.vote is not None
+    assert out.vote.shares == pytest.approx({a: n / sum(counted.values()) for a, n in counted.items()})
+
+
+def test_a_chain_ends_when_it_is_decided() -> None:
+    """Every reward is the greatest: one step is enough, and the text is one of its rollouts."""
+    maximum = ets.stopping.all_at_maximum(1.0, lam=0.1)
+    out = ets.sample(QUESTION, model=demo.model_path("small"), reward=lambda p, t: 1.0, decided=maximum, **SMALL)
+    assert len(out.trace) == 1
+    assert out.text in [text.text for row in out.trace[0].rollouts for text in row]
+
+
 def test_prompts_of_a_list_keep_their_order_and_seed_decides() -> None:
     prompts = [problem.prompt for problem in Arithmetic().problems(3, 0)]
     model = demo.model_path("small")
