@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from ets.kernel import energy_guided, spread
-from ets.rewards import per_text, self_consistency, votes
+from ets.readouts import vote
+from ets.rewards import per_text, self_consistency
 from ets.runner import run
 from ets.stopping import Decided, all_at_maximum, vote_decided
 from ets.testing import (
@@ -244,12 +245,6 @@ def test_votes_of_earlier_steps_count_and_importance_ratios_decide_nothing() -> 
     assert not vote_decided(answer_of, 3)(PROBLEM, rollouts, np.zeros((2, 2)), before)
 
 
-def winner(chain: Chain) -> Any:
-    """The first of the most frequent answers, in their own order: ties broken alike."""
-    counts = votes(answer_of, [text for step in chain.trace for row in step.rollouts for text in row])
-    return min(counts, key=lambda answer: (-counts[answer], answer), default=None)
-
-
 @pytest.mark.parametrize("policy", [POLICY, TabularMaskedDiffusion(concentration=2.0)])
 def test_the_votes_winner_is_the_same_with_stopping_for_fewer_tokens(policy: Any) -> None:
     reward = self_consistency(answer_of)
@@ -260,7 +255,7 @@ def test_the_votes_winner_is_the_same_with_stopping_for_fewer_tokens(policy: Any
         going = {chain.sample: chain for chain in chains_of(policy, make(), 60, seed=seed)}
         for chain in stopping:
             whole = going[chain.sample]
-            assert winner(chain) == winner(whole)
+            assert vote(answer_of, whole).winners == vote(answer_of, chain).winners
             assert [step.candidates for step in chain.trace] == [
                 step.candidates for step in whole.trace[: len(chain.trace)]
             ]
