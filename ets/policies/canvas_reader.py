@@ -11,6 +11,7 @@ import torch
 from ets.policies.canvas_cache import Known, Recalling, Recording
 from ets.policies.canvases import Canvas, Ints, Memory
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.memory import cache_bytes
 from ets.types import Cost
 
 BYTES_PER_LOGIT = 48
@@ -61,9 +62,7 @@ class CanvasReader:
 
     def bytes_known(self, length: int) -> int:
         """Bytes of the keys and values of a sequence."""
-        config = self.checkpoint.config
-        heads = config.num_key_value_heads / config.num_attention_heads
-        return int(2 * config.num_hidden_layers * config.hidden_size * heads * length) * self._itemsize
+        return cache_bytes(self.checkpoint.config, self._itemsize) * length
 
     @property
     def _itemsize(self) -> int:

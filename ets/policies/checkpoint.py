@@ -102,6 +102,21 @@ class Checkpoint:
         return self.dtype or (torch.float32 if self._device == "cpu" else "auto")
 
     @property
+    def number_type(self) -> torch.dtype:
+        """What the weights are loaded as; with "auto", what the configuration says they are stored as."""
+        dtype = self._dtype if isinstance(self._dtype, torch.dtype) else self.config.get_text_config().dtype
+        return torch.float32 if dtype is None else dtype
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all parameters, from the configuration alone: nothing is loaded."""
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(self.config)
+        return sum(weight.numel() for weight in model.parameters()) * self.number_type.itemsize
+
+    @property
     def placement(self) -> str:
         """Where and in what numbers the model runs, as far as results may depend on it."""
         return f"{'cpu' if self._device == 'cpu' else 'gpu'} {str(self._dtype).removeprefix('torch.')}"

@@ -125,13 +125,15 @@ class MaskedDiffusionPolicy:
 
         Of one that neither stops at its end nor decodes in parallel: it takes no more.
         """
-        own, canvas = self._own(states), self.schedule.gen_length
-        prompt = sum(len(state.prompt) for state in own) / len(own)
-        total = 0.0
-        for step in range(self.schedule.steps):
-            first, last = self._window(step) or (0, canvas)
-            total += prompt + canvas if self.last_refresh(step) == step else last - first + self.reader.shift
-        return self.reader.passes * total
+        lengths = [len(state.prompt) + self.schedule.gen_length for state in self._own(states)]
+        mean = sum(lengths) / len(lengths)
+        return sum(self.forward_positions(step, mean) for step in range(self.schedule.steps))
+
+    def forward_positions(self, step: int, length: float) -> float:
+        """Token positions that a denoising step computes for one canvas; with its prompt it has `length` tokens."""
+        first, last = self._window(step) or (0, 0)
+        refreshed = self.last_refresh(step) == step
+        return self.reader.passes * (length if refreshed else last - first + self.reader.shift)
 
     def _window(self, step: int) -> tuple[int, int] | None:
         """The positions that a denoising step computes between refreshes; None where all are refreshes."""

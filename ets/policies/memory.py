@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,6 +15,13 @@ from ets.types import InputError
 
 S = TypeVar("S")
 T = TypeVar("T")
+
+
+def cache_bytes(config: Any, itemsize: int) -> int:
+    """Bytes that one token of one row takes in a cache: 2 · layers · key-value heads · head width · itemsize."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(2 * config.num_hidden_layers * heads * width * itemsize)
 
 
 class MemoryLimit:

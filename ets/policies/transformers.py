@@ -30,7 +30,7 @@ from ets.policies.beam_search import beam_search
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.drawing import certainty_of, pick_tokens, require_finite
 from ets.policies.kv_cache import Memory, RowCache, compact, fork
-from ets.policies.memory import MemoryLimit
+from ets.policies.memory import MemoryLimit, cache_bytes
 from ets.policies.prompts import encode_prompt
 from ets.policies.reading import Path, PathKey, Score, of_equal_length, paths_between, read_on, require_known, score
 from ets.randomness import uniform
@@ -349,9 +349,7 @@ class TransformersPolicy:
     @cached_property
     def _bytes_per_column(self) -> int:
         """Bytes that one token of one row takes in the cache."""
-        heads = getattr(self._config, "num_key_value_heads", None) or self._config.num_attention_heads
-        width = getattr(self._config, "head_dim", None) or self._config.hidden_size // self._config.num_attention_heads
-        return int(2 * self._config.num_hidden_layers * heads * width * self.checkpoint.model.dtype.itemsize)
+        return cache_bytes(self._config, self.checkpoint.model.dtype.itemsize)
 
 
 def _most_probable(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
