@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -125,6 +126,7 @@ def test_a_folder_in_use_stops_the_first_process_and_with_it_those_that_wait_for
 
 
 SCRIPT = """
+import os
 import sys
 from ets.evaluation.ranks import join, told_once
 from ets.exits import exit_status
@@ -148,6 +150,22 @@ def test_one_that_fails_alone_is_told_once_and_the_others_do_not_wait_for_it(tmp
     require_one_line(done, "the second process alone fails")
     said = [{"rank": 0, "share": "ace"}, {"rank": 1, "share": "bd"}]
     assert done.stdout.count(f"{said} cpu 2") == 1
+
+
+def test_without_a_launcher_a_process_notices_that_another_has_died(tmp_path: Path) -> None:
+    dying = SCRIPT.replace('raise InputError("the second process alone fails")', "os._exit(3)")
+    (tmp_path / "script.py").write_text(dying)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    words, pipe = [sys.executable, str(tmp_path / "script.py")], subprocess.PIPE
+    environments = [{**ENVIRONMENT, **place, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+    both = [subprocess.Popen(words, env=each, stdout=pipe, stderr=pipe, text=True) for each in environments]
+    errors = [process.communicate(timeout=240)[1] for process in both]
+    assert [process.returncode for process in both] == [2, 3]
+    assert [line for line in errors[0].splitlines() if not line.startswith("[")] == [
+        "error: another process of this command has ended; start it again, it goes on where it was interrupted"
+    ]
 
 
 def test_a_process_that_is_alone_waits_for_nobody() -> None:
