@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping
-from functools import cache
+from dataclasses import dataclass
 from itertools import product
 from typing import Any, TypeAlias
 
@@ -43,45 +43,56 @@ def retained_law(
 
     `reward` takes outcomes. `begun` is the law of the rollouts that the first step begins with; by default none.
     """
-    paths = cache(lambda outcome: path_law(oracle, problem, outcome))
-
-    def rows(node: Any, known: Path | None) -> dict[tuple[Any, Kept], float]:
-        """The law of a candidate and its rollouts `[K]`: of a fresh one, or of one that a known rollout leads to."""
-        first = oracle.extend_law(problem, node) if known is None else {known[0]: 1.0}
-        given = () if known is None else (known[1:],)
-        law = {}
-        for x, p in first.items():
-            if paths(x) == {(): 1.0}:
-                law[x, ((),) * rollouts] = p
-                continue
-            for fresh in product(paths(x), repeat=rollouts - len(given)):
-                law[x, (*given, *fresh)] = p * math.prod(paths(x)[path] for path in fresh)
-        return law
-
-    def advance(node: Any, kept: Kept) -> dict[tuple[Any, Kept], float]:
-        """One guide step: the law of what is chosen, and of the rollouts that it leaves."""
-        known = [*kept, *[None] * candidates][:candidates]
-        law: dict[tuple[Any, Kept], float] = defaultdict(float)
-        for cells in product(*(rows(node, path).items() for path in known)):
-            ends = [(x, row, k) for (x, row), _ in cells for k in range(rollouts)]
-            weights = normalised(np.array([reward((x, *row[k])[-1]) / lam for x, row, k in ends]))
-            p = math.prod(q for _, q in cells)
-            for (x, row, k), weight in zip(ends, weights.tolist(), strict=True):
-                law[x, (*row[k:], *row[:k])[:candidates]] += p * weight
-        return law
-
+    one = _GuideStep(oracle, problem, lambda outcome: reward(outcome) / lam, candidates, rollouts)
     result: dict[Any, float] = defaultdict(float)
     under_way = {(oracle.root, kept): p for kept, p in (begun or {(): 1.0}).items()}
     while under_way:
         reached: dict[tuple[Any, Kept], float] = defaultdict(float)
         for place, p in under_way.items():
-            for (x, kept), q in advance(*place).items():
+            for (x, kept), q in one.law(*place).items():
                 if kept[0] == ():
                     result[x] += p * q
                 else:
                     reached[x, kept] += p * q
         under_way = reached
     return result
+
+
+@dataclass(frozen=True)
+class _GuideStep:
+    """One guide step of `retained_rollouts`, by enumeration."""
+
+    oracle: Oracle
+    problem: Problem
+    log_reward: Callable[[Any], float]
+    candidates: int
+    rollouts: int
+
+    def law(self, node: Any, kept: Kept) -> Mapping[tuple[Any, Kept], float]:
+        """Of what is chosen, and of the rollouts that are kept."""
+        known = [*kept, *[None] * self.candidates][: self.candidates]
+        law: dict[tuple[Any, Kept], float] = defaultdict(float)
+        for cells in product(*(self.row_law(node, path).items() for path in known)):
+            ends = [(x, row, k) for (x, row), _ in cells for k in range(self.rollouts)]
+            weights = normalised(np.array([self.log_reward((x, *row[k])[-1]) for x, row, k in ends]))
+            p = math.prod(q for _, q in cells)
+            for (x, row, k), weight in zip(ends, weights.tolist(), strict=True):
+                law[x, (*row[k:], *row[:k])[: self.candidates]] += p * weight
+        return law
+
+    def row_law(self, node: Any, known: Path | None) -> dict[tuple[Any, Kept], float]:
+        """Of a candidate and its rollouts `[K]`: a fresh one, or the one that a known rollout leads to."""
+        first = self.oracle.extend_law(self.problem, node) if known is None else {known[0]: 1.0}
+        given = () if known is None else (known[1:],)
+        law: dict[tuple[Any, Kept], float] = {}
+        for x, p in first.items():
+            paths = path_law(self.oracle, self.problem, x)
+            if () in paths:  # it is complete, and fills its cells with itself
+                law[x, ((),) * self.rollouts] = p
+                continue
+            for fresh in product(paths, repeat=self.rollouts - len(given)):
+                law[x, (*given, *fresh)] = p * math.prod(paths[path] for path in fresh)
+        return law
 
 
 def iterated_sir_law(
