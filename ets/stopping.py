@@ -1,7 +1,7 @@
 """When a chain need not go on: what the rest of it would give is known, or known but for an error with a bound.
 
 Equal energies decide nothing: texts of equal reward may have different answers, and what has not been drawn yet may be
-better.
+better. What stops by its own rollouts has no proper weight (`ets.weights.log_run_weight`).
 """
 
 from __future__ import annotations
