@@ -157,7 +157,7 @@ def weighted_votes_won(drawn: tuple[Outcome, ...]) -> list[float]:
     return [math.exp(worth(outcome) / LAM) * w for outcome, w in zip(drawn, won, strict=True)]
 
 
-@pytest.mark.parametrize("samples", [2, 3, 4])
+@pytest.mark.parametrize("samples", [2, 3])
 def test_weighted_majority_draws_from_its_exact_law_at_level_1e_4(samples: int) -> None:
     law = exact_law(samples, weighted_votes_won)
     others = [votes_won, lambda drawn: [math.exp(worth(outcome) / LAM) for outcome in drawn]]

@@ -28,10 +28,10 @@ Nodes: TypeAlias = tuple[Any, ...]
 Tabular: TypeAlias = TabularPolicy | TabularMaskedDiffusion
 
 PROBLEM = Problem("p", (1,))
-LEVEL, DRAWS, ALPHA = 1e-4, 5_000, 3.0
+LEVEL, DRAWS, ALPHA = 1e-4, 4_000, 3.0
 LETTERS = TabularPolicy(concentration=0.7, seed=1)
 """15 texts of one to three tokens, which are its guide steps."""
-CANVAS = TabularMaskedDiffusion(gen_length=3, block_length=3, steps=3, guide_steps=3)
+CANVAS = TabularMaskedDiffusion(gen_length=3, block_length=3, steps=3, guide_steps=3, concentration=0.4)
 """48 paths to 8 texts."""
 
 
@@ -138,7 +138,7 @@ SHAPES: list[Any] = [
     (TabularPolicy(vocabulary=3, block_size=2, max_length=3, seed=3), 4.0, 2),
     (TabularPolicy(block_size=3), 2.0, 3),
     (CANVAS, 2.0, 2),
-    (TabularMaskedDiffusion(4, 2, 2, 2, guide_steps=2, remasking="random"), 3.0, 2),
+    (TabularMaskedDiffusion(4, 2, 2, 2, guide_steps=2, remasking="random", concentration=0.5), 3.0, 2),
 ]
 
 
@@ -293,7 +293,7 @@ def test_chains_do_not_depend_on_the_width() -> None:
             for width in (1, 64)
         )
         assert one == many
-        assert len({text for text, *_ in one.values()}) > 3
+        assert len({text for text, *_ in one.values()}) > 2  # of 8 or 15
 
 
 def test_a_chain_is_the_text_that_its_last_moves_ended_with() -> None:
