@@ -205,10 +205,10 @@ def test_a_dead_server_is_one_line(
 
 
 def test_two_groups_of_problems_share_a_server(server: TinyServer, tiny: dict[str, str], tmp_path: Path) -> None:
-    """With a width of two, each has one problem: two candidates, which are complete. One group alone asks for two."""
+    """At a width of 1 each has one problem: two candidates, which are complete. One group alone asks for two rows."""
     server.faults = [0.0, 0.0, *[0.2] * 1000]
-    options = {"--methods": "ets", "--max-length": "2", "--endpoint": server.address, "--out": str(tmp_path)}
-    assert main(words(tiny | options)) == 0
+    options = {"--methods": "ets", "--width": "1", "--max-length": "2"}
+    assert main(words(tiny | options | {"--endpoint": server.address, "--out": str(tmp_path)})) == 0
     assert server.busiest > 2
 
 
