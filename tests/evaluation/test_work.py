@@ -25,6 +25,7 @@ from ets.policies.requests import Answer, Request, RequestPolicy
 from ets.policies.transformers import TransformersPolicy
 from ets.policies.unmasking import Schedule, Unmasking
 from ets.proposal import ImportanceSampling
+from ets.randomness import derive
 from ets.rewards import per_text
 from ets.runner import run
 from ets.types import Chain, Cost, Policy, Problem, StepFn
@@ -134,8 +135,7 @@ def test_samples_and_beams_take_what_the_formula_says(ends: bool) -> None:
     steps = {
         baselines.best_of_n(REWARD, samples=5): lambda prompt: formula.samples(prompt, 5, [24]),
         baselines.greedy(): lambda prompt: formula.samples(prompt, 1, [24]),
-        baselines.beam(3): lambda prompt: formula.beams(prompt, 3),
-        baselines.beam(1): lambda prompt: formula.beams(prompt, 1),
+        **({baselines.beam(3): lambda prompt: formula.beams(prompt, 3)} if ends else {}),  # it wants an end token
     }
     for step, work in steps.items():
         for chain in chains(policy(4, 24, ends=ends), step, width=2):
@@ -145,17 +145,18 @@ def test_samples_and_beams_take_what_the_formula_says(ends: bool) -> None:
 
 
 def test_the_expected_work_is_the_mean_over_chains_that_are_not_steered() -> None:
-    """At level 1e-4: the mean of 300 chains is within 3.9 standard errors of the formula, with 2000 lengths."""
+    """At level 1e-4: the mean of 200 chains is within 3.9 standard errors of the formula, with 1000 lengths."""
     ending = policy(8, 40, ends=True)
     start = ending.start(PROBLEMS[:1])[0]
-    lengths = [len(d.text.tokens) for d in ending.finish([start] * 2000, np.arange(2000, dtype=np.uint64))]
+    keys = derive(np.array(7, np.uint64), np.arange(1000))
+    lengths = [len(draw.text.tokens) for draw in ending.finish([start] * len(keys), keys)]
     said = sum(TokenWork(8, 40).steps(len(start.prompt), 2, 2, lengths), Work())
-    found = list(run(ending, guided_nowhere(2, 2), PROBLEMS[:1], width=100, seed=1, samples=300))
+    found = list(run(ending, guided_nowhere(2, 2), PROBLEMS[:1], width=100, seed=1, samples=200))
     for name in ("generated", "candidate", "rollout"):
         taken = np.array([getattr(chain.cost, name) for chain in found], float)
         error = taken.std() * np.sqrt(1 / len(taken) + 1 / len(lengths))
         assert abs(taken.mean() - getattr(said, name)) < 3.9 * error
-        assert 3.9 * error < 0.3 * getattr(said, name)
+        assert 3.9 * error < 0.4 * getattr(said, name)
 
 
 def guided_nowhere(candidates: int, rollouts: int) -> StepFn:
