@@ -99,13 +99,14 @@ def _compare(name: str, names: Sequence[str], hyper: Hyper, options: argparse.Na
 
     found = opened(name, options)
     folder = _folder(found, options, fingerprint(_configuration(found, options)))
-    print(f"{found.task.name}: journals in {folder}; the same command goes on where it was interrupted")
+    found.ranks.say(f"{found.task.name}: journals in {folder}; the same command goes on where it was interrupted")
     currency = CURRENCY.get(options.engine, "generated")
     setting = Setting(found.task.name, options.model, options.seeds, currency, options.against)
     comparison = _comparison(found, hyper, currency, folder, options)
     with closed_after(found.policy):
         entries = comparison.entries(names, options.candidates or options.budgets)
-    _write(entries, setting, folder)
+    if found.ranks.first:
+        _write(entries, setting, folder)
     if options.scan_rollouts or options.scan_guide_steps:
         _scan(name, entries, hyper, setting, folder, options)
 
@@ -116,7 +117,7 @@ def _comparison(found: Opened, hyper: Hyper, currency: str, folder: Path, option
     per_token = options.steps / options.gen_length if currency == "positions" else 1.0
     return Comparison(
         found.task, found.policy, found.problems, hyper, currency, folder, _configuration(found, options),
-        options.seeds, options.width, options.seed, per_token,
+        options.seeds, options.width, options.seed, per_token, ranks=found.ranks,
     )  # fmt: skip
 
 
@@ -164,6 +165,7 @@ def _scan(
     """ETS alone, as one of M, K and I grows and the others stay at the middle budget's."""
     from dataclasses import replace
 
+    from ets.evaluation.ranks import join
     from ets.report.comparison import plot_scaling
 
     middle = options.candidates[len(options.candidates) // 2]
@@ -183,6 +185,8 @@ def _scan(
     if options.scan_guide_steps:
         values = sorted(options.scan_guide_steps)
         panels["I, guide steps"] = [(i, one(hyper, _with_guide_steps(i, options))) for i in values]
+    if not join().first:
+        return
     plot_scaling(panels, setting, folder / "scaling.png")
     content = {name: [[value, asdict(entry)] for value, entry in values] for name, values in panels.items()}
     (folder / "scaling.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

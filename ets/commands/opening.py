@@ -10,11 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from ets import __version__
 from ets.commands.engines import ENGINES, engine_policy, engine_settings, served_settings
+from ets.types import InputError
 
 if TYPE_CHECKING:
+    from ets.evaluation.budget import Budget
+    from ets.evaluation.ranks import Ranks
     from ets.policies.checkpoint import Checkpoint
     from ets.tasks import Task
     from ets.types import Policy, Problem, State
+
+
+COPIED_BY = {"vllm": "--replicas (GEN_DP in the scripts)", "endpoint": "the server's own --data-parallel-size"}
+"""Engines that several processes would not share; what copies their model instead."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,11 @@ class Opened:
     policy: Policy
     problems: Sequence[Problem]
     starts: Sequence[State]
+    ranks: Ranks
+
+    def budget(self, engine: str) -> Budget:
+        """What methods are compared at."""
+        return ENGINES[engine].budget(self.policy, self.starts)
 
     def configuration(self, options: argparse.Namespace) -> dict[str, Any]:
         """What results depend on, whatever the methods: equal settings give equal values, however they were given."""
@@ -68,14 +80,25 @@ def add_task_arguments(parser: argparse.ArgumentParser, *, several: bool = False
 def opened(name: str, options: argparse.Namespace, changed: Mapping[str, Any] | None = None, **settings: Any) -> Opened:
     """The task by this name, and what the options make of the model.
 
-    `changed` are options that others replace, `settings` further ones of the policy.
+    `changed` are options that others replace, `settings` further ones of the policy. A prompt that does not fit is
+    named before the weights are loaded.
     """
     from ets.evaluation.hosted import opened_task
+    from ets.evaluation.ranks import join
     from ets.policies.checkpoint import Checkpoint
 
-    options = argparse.Namespace(**{**vars(options), **(changed or {})})
+    options, ranks = argparse.Namespace(**{**vars(options), **(changed or {})}), join()
+    _require_shareable(options.engine, ranks)
     task = opened_task(name, options.data, unsafe=options.unsafe_code, stops=options.stops)
-    checkpoint = Checkpoint(ENGINES[options.engine].embedded.get(options.model, options.model))
+    checkpoint = Checkpoint(ENGINES[options.engine].embedded.get(options.model, options.model), device=ranks.device)
     policy = engine_policy(checkpoint, options, **settings)
     problems = task.problems(options.count, options.shots)
-    return Opened(task, checkpoint, policy, problems, policy.start(problems))
+    return Opened(task, checkpoint, policy, problems, policy.start(problems), ranks)
+
+
+def _require_shareable(engine: str, ranks: Ranks) -> None:
+    """Raise `InputError` for several processes with an engine that has its own ways to share its work."""
+    if ranks.size > 1 and engine in COPIED_BY:
+        raise InputError(
+            f"the engine {engine} takes one process, not {ranks.size}; for copies of the model, use {COPIED_BY[engine]}"
+        )

@@ -50,8 +50,10 @@ def execute(options: argparse.Namespace) -> None:
     require_variety(found.policy, options.samples)
     configuration = found.configuration(options)
     folder = options.out or options.results / f"study-{found.task.name}-{fingerprint(configuration)}"
-    with Journal(folder, configuration) as journal:
-        print(f"{len(journal.records)} answers drawn in {folder}; the same command goes on where it was interrupted")
+    with Journal(folder, configuration, found.ranks) as journal:
+        found.ranks.say(
+            f"{len(journal.records)} answers drawn in {folder}; the same command goes on where it was interrupted"
+        )
         unused = Settings(candidates=1, rollouts=1, lam=1.0, pool="step")
         evaluation = Evaluation(
             found.task, found.policy, found.problems, unused, journal, options.width, options.seed, noted=noted_rewards
@@ -59,6 +61,8 @@ def execute(options: argparse.Namespace) -> None:
         with closed_after(found.policy):
             evaluation.run(method)
         study = reward_study(found.task, found.problems, evaluation.records(method), seed=options.seed)
+    if not found.ranks.first:
+        return
     print(f"\n{write_study(study, f'{found.task.name}: {options.model}', folder)}\n")
     print(f"results: {folder}/ (configuration.json, journal.jsonl, summary.json, table.md, rewards.png)")
 

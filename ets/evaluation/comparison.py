@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +15,7 @@ from ets.evaluation.hosted import digest
 from ets.evaluation.journal import Journal, Record
 from ets.evaluation.methods import Method, Settings
 from ets.evaluation.pooled import Drawn, chosen, mean_cost_curve, noted_texts, pool
+from ets.evaluation.ranks import ALONE, Ranks
 from ets.evaluation.sizes import size_for
 from ets.readouts import vote
 from ets.tasks.task import Task
@@ -79,6 +79,8 @@ class Comparison:
         As for `ets.runner.run`.
     per_token : float
         Model calls in a row that a token takes: 1, or denoising steps over tokens.
+    ranks : Ranks
+        The processes that share the problems.
     """
 
     task: Task
@@ -93,6 +95,7 @@ class Comparison:
     seed: int
     per_token: float = 1.0
     progress: bool = True
+    ranks: Ranks = ALONE
 
     def entries(self, names: Sequence[str], budgets: Sequence[int] | Sequence[float]) -> list[Entry]:
         """Run every method at every budget: the candidates of ETS whose mean cost it is, or amounts of the currency.
@@ -190,7 +193,7 @@ class Comparison:
         So the samples of a problem share no work, and each is charged what it costs by itself.
         """
         settings = Settings(1, self.hyper.rollouts, self.hyper.lam, self.hyper.pool)  # type: ignore[arg-type]
-        with closing(Journal(self.folder / method.key, {**self.configuration, "method": method.key})) as journal:
+        with Journal(self.folder / method.key, {**self.configuration, "method": method.key}, self.ranks) as journal:
             evaluation = Evaluation(
                 self.task, self.policy, problems, settings, journal, self.width, self.seed,
                 progress=self.progress, noted=self._noted,
