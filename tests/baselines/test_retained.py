@@ -302,8 +302,8 @@ def test_each_iteration_leaves_the_optimal_law_invariant() -> None:
     target, law = optimum(policy), dict.fromkeys(reference(policy), 0.0)
     for kept, p in target.items():
         for fresh, q in reference(policy).items():
-            start = [math.inf, *(tilted(x) / LAM for x in (kept, fresh))]  # so that the first choice is of `kept`
-            chances = np.exp(log_law_of_last(np.array([start[1], -math.inf, start[2]]), 2))
+            met = np.array([tilted(kept) / LAM, -math.inf, tilted(fresh) / LAM])  # so that the first choice is `kept`
+            chances = np.exp(log_law_of_last(met, 2))
             law[kept] += p * q * chances[0]
             law[fresh] += p * q * chances[2]
     assert total_variation(law, target) < 1e-12
