@@ -89,3 +89,8 @@ def test_simulated_coverage_of_averaged_scores_is_95_percent_within_2(problems: 
     difficulty = rng.beta(1.2, 0.8, size=(runs, problems))  # of mean 0.6
     found = [accuracy(row, samples) for row in rng.binomial(samples, difficulty) / samples]
     assert np.mean([interval.low <= 0.6 <= interval.high for interval in found]) == pytest.approx(0.95, abs=0.02)
+
+
+def test_scores_that_are_equal_but_for_rounding_are_equal() -> None:
+    rounded = [1.0] * 99 + [0.9999999999999999]
+    assert accuracy(rounded, 4) == pytest.approx(accuracy([1.0] * 100, 4))
