@@ -44,7 +44,7 @@ FAMILIES = (
         60,
         "--engine masked-diffusion --model embedded --shots 0 --candidates 2,4,8 --rollouts 2 --lam 0.1 --cache dual "
         "--gen-length 24 --steps 24 --block-length 8 --guide-steps 4 --cfg 0 --remasking low_confidence "
-        "--temperature 2.4 --seed 0 --width 16 --seeds 4 --scan-rollouts 1,2,4 --scan-guide-steps 1,2,4",
+        "--temperature 2.4 --seed 0 --width 32 --seeds 4 --scan-rollouts 1,2,4 --scan-guide-steps 1,2,4",
     ),
 )
 """The demonstrations' settings, but for K and, in masked diffusion, the cache."""

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from ets.rewards import Extract, remembering, votes
+from ets.rewards import Extract, remembering, voters, votes
 from ets.types import Chain, Text
 
 
@@ -36,7 +36,8 @@ class Vote:
 def vote(extract: Extract, chain: Chain) -> Vote:
     """The votes of every rollout of every step: their majority is an estimator, and no sample from any stated law.
 
-    A candidate that has ended votes K times; a rollout that a proposal drew votes with its importance ratio.
+    A candidate that has ended votes K times; a rollout that is kept for later steps votes once; one that a proposal drew
+    votes with its importance ratio.
 
     Parameters
     ----------
@@ -46,7 +47,7 @@ def vote(extract: Extract, chain: Chain) -> Vote:
         With at least one step.
     """
     read = partial(remembering(extract), chain.problem)
-    rollouts = [text for step in chain.trace for row in step.rollouts for text in row]
+    rollouts = voters(step.rollouts for step in chain.trace)
     counts = votes(read, rollouts)
     total = math.fsum(counts.values())
     shares = {answer: count / total for answer, count in sorted(counts.items(), key=lambda item: -item[1])}

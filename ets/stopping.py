@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from ets.rewards import Extract, remembering, votes
+from ets.rewards import Extract, remembering, voters, votes
 from ets.transition import require_counts, require_positive
 from ets.types import Chain, Floats, InputError, Problem, Text
 
@@ -78,7 +78,7 @@ def vote_decided(extract: Extract, steps: int) -> Decided:
 
     def decided(problem: Problem, rollouts: Sequence[Sequence[Text]], log_rewards: Floats, chain: Chain) -> bool:
         steps_so_far = [*(step.rollouts for step in chain.trace), rollouts]
-        texts = [text for cells in steps_so_far for row in cells for text in row]
+        texts = voters(steps_so_far)
         if any(text.log_ratio for text in texts):
             return False
         counts: dict[Hashable, float] = votes(partial(remembered, problem), texts)

@@ -42,3 +42,9 @@ def test_texts_without_an_answer_do_not_vote() -> None:
 def test_votes_carry_the_ratios_of_a_proposal() -> None:
     found = vote(read, chain(((text("a", -2.0), text("a", -2.0), text("b", 0.0)),)))
     assert found.winners == ("b",)
+
+
+def test_a_rollout_that_is_kept_votes_once_and_a_complete_candidate_in_all_its_cells() -> None:
+    kept, complete = text("a"), text("b")
+    found = vote(read, chain(((kept, text("c")),), ((kept, text("c")), (complete, complete))))
+    assert found.shares == {"c": 0.4, "b": 0.4, "a": 0.2}

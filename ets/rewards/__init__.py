@@ -6,7 +6,7 @@ from ets.rewards.combining import Guarded, cached, guarded, weighted_sum
 from ets.rewards.lifting import Extract, Scoring, TextReward, as_extract, as_reward, per_text, remembering
 from ets.rewards.likelihood import likelihood
 from ets.rewards.reward_model import reward_model
-from ets.rewards.self_consistency import self_consistency, votes
+from ets.rewards.self_consistency import self_consistency, voters, votes
 from ets.rewards.verifier import verifier
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "self_certainty",
     "self_consistency",
     "verifier",
+    "voters",
     "votes",
     "weighted_sum",
 ]

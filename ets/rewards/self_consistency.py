@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -21,6 +21,20 @@ def votes(extract: ReadText, texts: Sequence[Text]) -> dict[Hashable, float]:
     counts = _tally(extract, texts)
     counts.pop(None, None)
     return counts
+
+
+def voters(steps: Iterable[Iterable[Sequence[Text]]]) -> list[Text]:
+    """The rollouts of some steps that vote: all cells `[M, K]` of each, but for what an earlier step has drawn.
+
+    A complete candidate fills its K cells and votes K times. What a kernel keeps from step to step votes once.
+    """
+    known: set[int] = set()
+    voting: list[Text] = []
+    for rows in steps:
+        new = [text for row in rows for text in row if id(text) not in known]
+        known.update(map(id, new))
+        voting += new
+    return voting
 
 
 def _tally(extract: ReadText, texts: Sequence[Text]) -> dict[Hashable, float]:
@@ -40,9 +54,9 @@ def self_consistency(extract: Extract, *, pool: Literal["step", "chain"] = "chai
     is the paper's heuristic. What holds instead, as M → ∞: pooling over one step draws
     `x_s ∝ p_ref(x_s | x_t) · E[exp(π_t(a)/λ) | x_s]`, with a the rollout's answer and
     `π_t(a) = P_ref(a | x_t)`; pooling over the chain replaces π_t by the mean of `π_t'` over the steps t' so
-    far, weighted by their votes. A candidate that has ended votes K times. With a proposal a rollout's vote is its
-    importance ratio (clipped, if ratios are), so that shares tend to the same π_t; at finite M one heavy rollout may
-    own the pool.
+    far, weighted by their votes. A candidate that has ended votes K times; a rollout that a kernel keeps for a later
+    step votes in the first alone. With a proposal a rollout's vote is its importance ratio (clipped, if ratios are), so
+    that shares tend to the same π_t; at finite M one heavy rollout may own the pool.
 
     Parameters
     ----------
@@ -67,8 +81,8 @@ def self_consistency(extract: Extract, *, pool: Literal["step", "chain"] = "chai
     remembered = remembering(extract)
 
     def reward(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
-        earlier = chain.trace if pool == "chain" else ()
-        pooled = [*rollouts, *(text for step in earlier for row in step.rollouts for text in row)]
+        earlier = [step.rollouts for step in chain.trace] if pool == "chain" else []
+        pooled = voters([*earlier, [rollouts]])
         read = partial(remembered, problem)
         counts = _tally(read, pooled)
         total = math.fsum(counts.values())
