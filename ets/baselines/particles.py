@@ -117,7 +117,7 @@ def particle_filter(reward: Reward, *, particles: int, lam: float, threshold: fl
     Neither holds for self-consistency, which is asked at every step about all N texts, those that have ended included:
     the last values decide, as the old ones that are divided out are those that were recorded. Early on no text has an
     answer, all potentials are 1, and nothing is selected. Use `pool="step"`: in the pool of a chain, texts without an
-    answer and those that ended early are counted once for each step.
+    answer are counted once for each step.
 
     Parameters
     ----------
@@ -172,8 +172,8 @@ def lookahead(reward: Reward, *, particles: int, rollouts: int, lam: float, thre
 
     So the law of the chosen one tends to p* as N grows. With rewards of -inf it does not: a particle whose K rollouts
     are all forbidden dies, though its text could have become an allowed one, and what that loses falls with K, not with
-    N. With self-consistency a particle that ended keeps the value it had then, and it votes through `pool="chain"`
-    alone, K times at each step since.
+    N. With self-consistency a particle that ended keeps the value it had then, and later it votes through
+    `pool="chain"` alone.
 
     Parameters
     ----------

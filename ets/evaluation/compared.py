@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from ets import baselines
@@ -106,8 +106,9 @@ def _lookahead(task: Task, hyper: Hyper, size: int) -> StepFn:
 
 
 def _particles(task: Task, hyper: Hyper, size: int) -> StepFn:
+    """Votes are those of a step: in the pool of a chain, partial texts would vote for no answer again and again."""
     shared: dict[str, Any] = {"lam": hyper.lam, "threshold": hyper.resample_below}
-    return baselines.particle_filter(reward_of(task, hyper), particles=size, **shared)
+    return baselines.particle_filter(reward_of(task, replace(hyper, pool="step")), particles=size, **shared)
 
 
 def _power(task: Task, hyper: Hyper, size: int) -> StepFn:
@@ -130,7 +131,7 @@ GUIDED: dict[str, Guided] = {
         _particles,
         "particle filter ({size} particles)",
         lambda hyper: 1.0,
-        options=("lam", "pool", "reward", "resample_below"),
+        options=("lam", "reward", "resample_below"),
         votes=False,
     ),
     "power": Guided(
