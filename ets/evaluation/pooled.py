@@ -14,7 +14,7 @@ import numpy as np
 
 from ets.evaluation.journal import Record
 from ets.randomness import Purpose, chain_key
-from ets.tasks.task import Task
+from ets.tasks.task import Slow, Task
 from ets.transition import draw_for_chains, require_counts, require_variety
 from ets.types import Chain, Cost, Draw, Floats, Keys, Policy, Problem, State, Step, StepFn, Text
 from ets.weights import normalised
@@ -53,6 +53,8 @@ def _kept(chain: Chain, draws: Sequence[Draw]) -> Chain:
 def noted_texts(task: Task, chain: Chain) -> dict[str, Any]:
     """What a pool's record keeps of each text, so that any method can choose among them later."""
     assert isinstance(chain.state, Drawn)
+    if isinstance(task, Slow):
+        task.grade_all((chain.problem, draw.text.text) for draw in chain.state.draws)  # in parallel; it remembers them
     return {
         "texts": [
             {
