@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForSequenceClassification, Qwen3Config, Qwen3ForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    Qwen3Config,
+    Qwen3ForSequenceClassification,
+)
 
 import ets
 from ets.rewards import TextReward, reward_model
@@ -73,6 +79,18 @@ def test_scores_depend_neither_on_the_batch_nor_on_padding(tmp_path: Path, paddi
     assert len({round(score, 4) for score in alone}) == len(set(TEXTS))
     for batch in (1, 2, 3, 16):
         assert scores(reward_model(folder, batch=batch), *TEXTS) == pytest.approx(alone, abs=1e-5)
+
+
+def test_padding_is_masked_for_a_model_that_looks_both_ways(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    config = BertConfig(
+        vocab_size=len(LETTERS), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=64, initializer_range=0.4, num_labels=1, pad_token_id=5,
+    )  # fmt: skip
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    tiny_tokenizer(LETTERS).save_pretrained(tmp_path)
+    alone = [scores(reward_model(tmp_path, batch=1), text)[0] for text in TEXTS]
+    assert scores(reward_model(tmp_path), *TEXTS) == pytest.approx(alone, abs=1e-5)
 
 
 def test_equal_texts_are_read_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
