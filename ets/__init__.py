@@ -27,6 +27,7 @@ _HOMES = {
     "TransformersPolicy": "ets.policies.transformers",
     "Unmasking": "ets.policies.unmasking",
     "energy_guided": "ets.kernel",
+    "generate": "ets.generation",
     "run": "ets.runner",
     "sample": "ets.api",
 }
@@ -52,6 +53,7 @@ __all__ = [
     "baselines",
     "demo",
     "energy_guided",
+    "generate",
     "rewards",
     "run",
     "sample",
@@ -61,6 +63,7 @@ __all__ = [
 if TYPE_CHECKING:
     from ets import baselines, demo, rewards, stopping
     from ets.api import Result, sample
+    from ets.generation import generate
     from ets.kernel import energy_guided
     from ets.policies.autoregressive import Horizon, Sampling
     from ets.policies.canvas_cache import Caching

@@ -177,14 +177,11 @@ def sample(  # type: ignore[misc]
         For arguments out of range, before the model is loaded; for a missing checkpoint, or a proposal with other
         tokens; for a reward that raises or returns something else than one number per text.
     """
-    if reward is None and extract is None:
-        raise InputError("neither a reward nor extract is given; pass reward=lambda prompt, text: …, or extract=…")
-    if isinstance(stop, str) or not isinstance(stop, Sequence):
-        raise InputError(f"stop is {stop!r}; pass a list of strings")
+    guide = guide_of(reward, extract)
+    stops = as_stops(stop)
     if not isinstance(prompt, str) and not (isinstance(prompt, Sequence) and all(isinstance(p, str) for p in prompt)):
         raise InputError(f"the prompt is {prompt!r}; pass text or a list of texts")
     read = None if extract is None else as_extract(extract)
-    guide = as_reward(reward) if reward is not None else self_consistency(extract)  # type: ignore[arg-type]
     fast: dict[str, Any] = {"threshold": threshold, "factor": factor, "cache": cache, "refresh": refresh}
     level = None if level is None else str(level)
     weighed = level not in (None, "0")
@@ -215,7 +212,7 @@ def sample(  # type: ignore[misc]
     step = energy_guided(guide, **numbers, proposal=_proposal(policy, proposal, law), **rules)
     require_variety(policy, candidates)
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    problems = [Problem(str(number), text, tuple(stop)) for number, text in enumerate(prompts)]
+    problems = [Problem(str(number), text, stops) for number, text in enumerate(prompts)]
     policy.start(problems)  # bad prompts are named before the weights are loaded
     with tqdm(total=len(problems), desc="prompts", disable=not progress or len(problems) < 2) as bar:
         chains = {}
@@ -224,8 +221,24 @@ def sample(  # type: ignore[misc]
             bar.update()
     target = getattr(policy, "target", LEVEL_0 if level == "0" or _given(fast) else None)
     ratios_of = partial(ratio_summary, clip=clip) if proposal is not None or weighed else None
-    results = [_result(chains[problem.id], read, ratios_of, target) for problem in problems]
+    results = [result_of(chains[problem.id], read, ratios_of, target) for problem in problems]
     return results[0] if isinstance(prompt, str) else results
+
+
+def guide_of(reward: Scoring | Reward | None, extract: Extract | None) -> Reward:
+    """The reward of `sample`'s two arguments; raises `InputError` without either, or for what is no function."""
+    if reward is not None:
+        return as_reward(reward)
+    if extract is None:
+        raise InputError("neither a reward nor extract is given; pass reward=lambda prompt, text: …, or extract=…")
+    return self_consistency(extract)
+
+
+def as_stops(stop: Sequence[str]) -> tuple[str, ...]:
+    """Stop strings as a problem has them; raises `InputError` for one string alone, whose letters they would be."""
+    if isinstance(stop, str) or not isinstance(stop, Sequence):
+        raise InputError(f"stop is {stop!r}; pass a list of strings")
+    return tuple(stop)
 
 
 def _told(step: StepFn, bar: Any) -> StepFn:
@@ -252,12 +265,13 @@ def _given(options: dict[str, Any]) -> bool:
     return any(value is not None for value in options.values())
 
 
-def _result(
+def result_of(
     chain: Chain,
     read: ReadProblem | None,
-    ratios_of: Callable[[Sequence[Step]], RatioSummary] | None,
-    target: str | None,
+    ratios_of: Callable[[Sequence[Step]], RatioSummary] | None = None,
+    target: str | None = None,
 ) -> Result:
+    """What a chain that has ended says, its answer read by `read`."""
     text, trace = chain.state.text, chain.trace
     answer, ratios = read(chain.problem, text) if read else None, ratios_of(trace) if ratios_of else None
     return Result(text, answer, trace, chain.cost, chain.valid, ratios, target, vote(read, chain) if read else None)
