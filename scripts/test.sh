@@ -7,4 +7,6 @@ export HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m mypy
-"$PYTHON" -m pytest "$@"
+# Several processes share the tests, one for each core, with one thread each: four at most, for their memory.
+export OMP_NUM_THREADS=1
+"$PYTHON" -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup "$@"

@@ -12,6 +12,15 @@ ALPHABET = ("<end>", "a", "b", "c")
 MASKED_ALPHABET = ("<end>", "a", "b", "<mask>")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Processes that share the tests take whole files, for their fixtures; one takes all that loads vLLM."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        loads_vllm = "vllm_address" in getattr(item, "fixturenames", ()) or item.path.name == "test_vllm.py"
+        item.add_marker(pytest.mark.xdist_group("vllm" if loads_vllm else str(item.path)))
+
+
 def tiny_tokenizer(alphabet: Sequence[str] = ALPHABET) -> Any:
     """One token per letter, an end token with id 0, and a mask token if the alphabet has one."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
