@@ -10,12 +10,14 @@ from ets import __version__
 from ets.commands import compare as compare_command
 from ets.commands import estimate as estimate_command
 from ets.commands import eval as eval_command
+from ets.commands import sample as sample_command
 from ets.commands import study as study_command
 from ets.evaluation.ranks import told_once
 from ets.exits import exit_status
 from ets.types import InputError
 
 COMMANDS = {
+    "sample": (sample_command, "sample one text, and show how it came about"),
     "eval": (eval_command, "measure methods on a task"),
     "compare": (compare_command, "measure many methods at equal budgets"),
     "estimate": (estimate_command, "tell what a run of eval will take"),

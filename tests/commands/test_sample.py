@@ -1,0 +1,173 @@
+"""`ets sample`: one text from the command line, the same as the library gives."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ets
+from ets import demo
+from ets.cli import main
+from ets.commands.rewards import named_reward, pattern_extract
+from ets.commands.sample import EXAMPLE, NUMBERS
+from ets.types import InputError, Problem, Text
+
+PROMPT = "Question: Tom has 5 eggs. He buys 4. How many eggs does Tom have now?\nAnswer:"
+SMALL: dict[str, Any] = {"candidates": 3, "rollouts": 2, "block_size": 16, "max_length": 48}
+OPTIONS = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+REWARD = "import math\n\ndef short(prompt, text):\n    return -len(text) / 100\n\nnumber = 3\n"
+
+
+def sampled(*words: str, prompt: bool = True) -> int:
+    return main(["sample", "--model", "embedded-small", *OPTIONS, *(("--prompt", PROMPT) if prompt else ()), *words])
+
+
+def test_it_prints_what_the_library_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "own.py").write_text(REWARD)
+    assert sampled("--reward", f"{tmp_path}/own.py:short", "--seed", "4", "--temperature", "0.8", "--top-k", "9") == 0
+    law: dict[str, Any] = {"seed": 4, "temperature": 0.8, "top_k": 9}
+    model = demo.model_path("small")
+    expected = ets.sample(PROMPT, model=model, reward=lambda prompt, text: -len(text) / 100, **SMALL, **law)
+    told = capsys.readouterr().out
+    without_time = re.compile(r"[\d.]+ s$", re.MULTILINE)
+    assert without_time.sub("", told.removesuffix("\n")) == without_time.sub("", str(expected))
+
+
+def test_answers_are_read_by_a_pattern(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sampled("--extract", "#### (-?[0-9]+)") == 0
+    told = capsys.readouterr().out
+    assert "most votes of all rollouts: " in told and "cost: " in told and "guide step 1: chose" in told
+
+
+def test_a_pattern_finds_the_last_match_and_its_first_group() -> None:
+    assert pattern_extract("#### ([0-9]+)(,0)?")("#### 1\n#### 23,0") == "23"
+    assert pattern_extract("[a-c]+")("abd ca x") == "ca"
+    assert pattern_extract("(x)?y")("y") is None and pattern_extract("z")("y") is None
+
+
+@pytest.mark.parametrize("name", ["likelihood", "likelihood-per-token", "entropy", "self-certainty"])
+def test_ready_made_rewards_have_names(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sampled("--reward", name) == 0
+    assert "effective sample size" in capsys.readouterr().out
+
+
+def test_a_module_where_the_command_is_run_can_hold_the_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_reward_module.py").write_text(REWARD)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.path", list(sys.path))
+    reward: Any = named_reward("my_reward_module:short", None)
+    text = Text((1, 2), "four", -1.0, True)
+    assert reward(Problem("0", PROMPT), [text], None) == [-0.04]
+
+
+def test_prompts_come_from_a_file_or_standard_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompt.txt").write_text(f"{PROMPT}\n")
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{PROMPT}\n"))
+    texts = []
+    for source in (["--prompt", PROMPT], ["--prompt-file", str(tmp_path / "prompt.txt")], []):
+        assert sampled("--reward", "likelihood", *source, prompt=False) == 0
+        texts.append(capsys.readouterr().out.splitlines()[0])
+    assert texts[0] == texts[1] == texts[2] != ""
+
+
+def test_masked_diffusion_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "trace.html"
+    prompt = "Question: Mia has 6 <shells>. She finds 3. Then she loses 4. How many?\nAnswer:"
+    numbers = shlex.split("--candidates 3 --rollouts 1 --block-size 12 --max-length 24 --block-length 8 --steps 12")
+    command = ["sample", "--model", "diffusion", *numbers, "--prompt", prompt, "--reward", "likelihood"]
+    assert main([*command, "--html", str(page)]) == 0
+    assert f"trace: {page}" in capsys.readouterr().out
+    written = page.read_text(encoding="utf-8")
+    assert written.startswith("<!doctype html>") and "&lt;shells&gt;" in written and written.count("guide step") >= 2
+    assert not re.search(r"<script|(src|href)\s*=|url\(", written)  # nothing comes from elsewhere
+
+
+def test_a_proposal_draws_the_rollouts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sampled("--reward", "likelihood", "--proposal", "embedded") == 0
+    assert "scored" in capsys.readouterr().out
+
+
+def test_the_defaults_that_help_states_are_those_of_the_library() -> None:
+    own = inspect.signature(ets.sample).parameters
+    for name, (kind, text) in NUMBERS.items():
+        default = own[name].default
+        assert f"(default: {'all' if default is None else kind(default)})" in text or name == "seed"
+    assert "(default: 0)" in NUMBERS["seed"][1] and own["seed"].default == 0
+
+
+def test_the_examples_of_the_help_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is piped in as printf would print it, the rest as it stands."""
+    piped, alone = re.findall(r"ets (sample (?:.*\\\n)*.*)", EXAMPLE)
+    printed = re.search(r"printf '(.*)'", EXAMPLE)
+    assert printed is not None
+    prompt = printed.group(1).replace("\\n", "\n")
+    assert prompt == PROMPT
+    monkeypatch.chdir(tmp_path)
+    Path("prompt.txt").write_text(prompt)
+    Path("rewards.py").write_text(REWARD)
+    monkeypatch.setattr("sys.stdin", io.StringIO(prompt))
+    for command in (piped, alone):
+        assert main(shlex.split(command.replace("\\\n", " "))) == 0
+    assert "trace: trace.html" in capsys.readouterr().out and Path("trace.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ([], "self-consistency compares answers; add --extract"),
+        (["--extract", "("], "no regular expression"),
+        (["--reward", "nonsense"], "the reward is 'nonsense'; give self-consistency"),
+        (["--reward", "no_such_module:f"], "cannot read the reward 'no_such_module:f': ModuleNotFoundError"),
+        (["--reward", "missing.py:f"], "cannot read the reward 'missing.py:f': FileNotFoundError"),
+        (["--reward", "own.py:missing"], "own.py has no 'missing'"),
+        (["--reward", "own.py:number"], "the reward is 3, which is no function"),
+        (["--reward", "broken.py:f"], "cannot read the reward 'broken.py:f': SyntaxError"),
+        (["--reward", "raising.py:f"], "division by zero"),
+        (["--reward", "likelihood", "--html", "nowhere/x.html"], "the folder of nowhere/x.html does not exist"),
+        (["--reward", "likelihood", "--block-size", "99"], "block_size 99 is longer"),
+        (["--reward", "likelihood", "--steps", "4"], "steps is 4"),
+        (["--reward", "likelihood", "--model", "nowhere"], "no checkpoint at 'nowhere'"),
+        (["--reward", "likelihood", "--prompt-file", "x"], "not allowed with argument --prompt"),
+        (["--candidates", "many"], "invalid int value: 'many'"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(
+    wrong: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("own.py").write_text(REWARD)
+    Path("broken.py").write_text("def f(:\n")
+    Path("raising.py").write_text("def f(prompt, text):\n    return 1 / 0\n")
+    assert sampled(*wrong) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and message in lines[0]
+
+
+@pytest.mark.parametrize(("words", "message"), [(["--prompt-file", "x"], "cannot read the prompt"), ([], "no prompt")])
+def test_a_missing_prompt_is_said(
+    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    assert sampled("--reward", "likelihood", *words, prompt=False) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_code_that_fails_when_it_is_read_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("raise RuntimeError('two\\nlines')\n")
+    with pytest.raises(InputError, match="RuntimeError: two lines; give code"):
+        named_reward(f"{tmp_path}/own.py:f", None)
