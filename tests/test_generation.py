@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,22 @@ def test_a_processor_that_contradicts_the_configuration_is_refused(loaded: tuple
     assert torch.equal(
         guided(loaded, batch, logits_processor=agreeing, temperature=0.5), guided(loaded, batch, temperature=0.5)
     )
+
+
+def test_the_documentation_runs_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
+    page = (ROOT / "docs" / "generate.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert len(blocks) == 3
+    names: dict[str, Any] = {}
+    tokens = []
+    for block in blocks:
+        exec(block.replace("path/to/this/repository", str(ROOT)), names)
+        tokens.append(names.get("tokens"))
+    assert "cost: " in capsys.readouterr().out
+    assert torch.equal(tokens[1], tokens[2])  # a folder and a bound tokenizer come to the same
 
 
 def test_masked_diffusion_is_refused() -> None:

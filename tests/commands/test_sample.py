@@ -122,6 +122,12 @@ def test_the_examples_of_the_help_run(
     assert "trace: trace.html" in capsys.readouterr().out and Path("trace.html").exists()
 
 
+def test_the_readme_has_the_example_of_the_help() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    block = next(b for b in re.findall(r"```bash\n(.*?)```", readme, flags=re.DOTALL) if "ets sample" in b)
+    assert " ".join(block.split()) in " ".join(EXAMPLE.split())
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
