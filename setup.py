@@ -11,7 +11,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["ets", "ets.*"]),
-    package_data={"ets": ["py.typed", "demo/assets/*/*"]},
+    package_data={"ets": ["py.typed", "demo/assets/*/*", "report/template.html"]},
     install_requires=[
         "numpy>=2.0,<3",
         "torch>=2.8,<3",
@@ -32,6 +32,7 @@ setup(
         "endpoint": ["httpx2>=2,<3"],
         "dev": [
             "pytest>=8",
+            "pytest-xdist>=3.8,<4",
             "hypothesis>=6.100",
             "ruff>=0.14",
             "mypy>=1.18",

@@ -12,6 +12,7 @@ from ets.commands import estimate as estimate_command
 from ets.commands import eval as eval_command
 from ets.commands import sample as sample_command
 from ets.commands import study as study_command
+from ets.commands import view as view_command
 from ets.evaluation.ranks import told_once
 from ets.exits import exit_status
 from ets.types import InputError
@@ -22,6 +23,7 @@ COMMANDS = {
     "compare": (compare_command, "measure many methods at equal budgets"),
     "estimate": (estimate_command, "tell what a run of eval will take"),
     "study": (study_command, "which rewards tell right answers from wrong ones"),
+    "view": (view_command, "show a results folder as one HTML file"),
 }
 
 

@@ -68,8 +68,8 @@ def trace_html(
         shown.append(f"<div>answer: <b>{escape(elide(str(answer), PIECE))}</b></div>")
     shown.append(_note(_cost_line(cost)))
     shown += [f"<div>{_note(escape(f'{heading}: {said}'))}</div>" for heading, said in notes.items()]
-    befores = _befores(trace)
-    shown += [_step_html(n, trace, befores[n]) for n in range(min(STEPS, len(trace)))]
+    starts = befores(trace)
+    shown += [_step_html(n, trace, starts[n]) for n in range(min(STEPS, len(trace)))]
     if len(trace) > STEPS:
         shown.append(_note(f"… {len(trace) - STEPS} more guide steps: see <code>trace</code>"))
     return f'<div class="ets-trace">{_STYLE}{"".join(shown)}</div>'
@@ -91,8 +91,8 @@ def trace_text(
         lines.append(f"answer: {elide(str(answer), PIECE)}")
     lines.append(f"cost: {_cost_line(cost)}")
     lines += [f"{heading}: {said}" for heading, said in notes.items()]
-    for n, (step, before) in enumerate(zip(trace[:STEPS], _befores(trace), strict=False)):
-        new = elide(_new_text(step.candidates[step.choice].text, before), LINE)
+    for n, (step, before) in enumerate(zip(trace[:STEPS], befores(trace), strict=False)):
+        new = elide(new_text(step.candidates[step.choice].text, before), LINE)
         lines.append(f"guide step {n + 1}: {_verdict(step, last=n == len(trace) - 1)}: {new!r}")
     if len(trace) > STEPS:
         lines.append(f"… {len(trace) - STEPS} more guide steps: see .trace")
@@ -111,12 +111,12 @@ def elide(text: str, limit: int) -> str:
     return f"{text[:head]} […{len(text) - head - tail:,} characters…] {text[-tail:]}"
 
 
-def _befores(trace: Sequence[Step]) -> list[str]:
+def befores(trace: Sequence[Step]) -> list[str]:
     """The text that each step began from: what the step before it chose."""
     return ["", *(step.candidates[step.choice].text for step in trace)]
 
 
-def _new_text(text: str, before: str) -> str:
+def new_text(text: str, before: str) -> str:
     """What a text adds to an earlier one, from where the two part: a stop string may have cut some of it off."""
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, before, strict=False)))
     return text[shared:]
@@ -145,7 +145,7 @@ def _verdict(step: Step, last: bool) -> str:
 def _step_html(number: int, trace: Sequence[Step], before: str) -> str:
     step, verdict = trace[number], _verdict(trace[number], last=number == len(trace) - 1)
     shares, shown = normalised(step.log_weights), _shown_candidates(step)
-    rows = [_candidate_row(step, m, _new_text(step.candidates[m].text, before), shares[m]) for m in shown]
+    rows = [_candidate_row(step, m, new_text(step.candidates[m].text, before), shares[m]) for m in shown]
     left_out = len(step.candidates) - len(shown)
     more = _note(f"… {left_out} more candidates, of smaller weight") if left_out else ""
     rollouts = [row for m in shown for row in _rollout_rows(step, m)]
@@ -177,7 +177,7 @@ def _rollout_rows(step: Step, m: int) -> list[str]:
         return [_row((str(m + 1), _note("nothing: it is complete"), _number(log_rewards[0])))]
     terms = log_rewards + step.log_ratios[m]
     rows = [
-        _row((str(m + 1), _piece(_new_text(rollout.text, candidate.text)), _number(value)))
+        _row((str(m + 1), _piece(new_text(rollout.text, candidate.text)), _number(value)))
         for rollout, value in zip(rollouts[:ROLLOUTS], terms, strict=False)
     ]
     left_out = len(rollouts) - len(rows)

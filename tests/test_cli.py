@@ -44,7 +44,8 @@ def test_a_run_leaves_a_folder_and_the_same_command_resumes(tmp_path: Path, caps
     assert table.strip() in capsys.readouterr().out
     assert len(table.splitlines()) == 2 + 4
     assert {path.name for path in folder.iterdir()} == {
-        "accuracy.png", "configuration.json", "journal.jsonl", "summary.json", "table.md",
+        "accuracy.png", "configuration.json", "journal.jsonl", "report.html", "summary.json", "table.md",
+        "traces.jsonl",
     }  # fmt: skip
     journal = folder / "journal.jsonl"
     lines = journal.read_text().splitlines()

@@ -96,6 +96,7 @@ def execute(options: argparse.Namespace) -> None:
 def _compare(name: str, names: Sequence[str], hyper: Hyper, options: argparse.Namespace) -> None:
     from ets.evaluation.journal import fingerprint
     from ets.report.comparison import Setting
+    from ets.report.html import write_report
 
     found = opened(name, options)
     folder = _folder(found, options, fingerprint(_configuration(found, options)))
@@ -109,6 +110,8 @@ def _compare(name: str, names: Sequence[str], hyper: Hyper, options: argparse.Na
         _write(entries, setting, folder)
     if options.scan_rollouts or options.scan_guide_steps:
         _scan(name, entries, hyper, setting, folder, options)
+    if found.ranks.first:
+        print(f"to look at: {write_report(folder)}")
 
 
 def _comparison(found: Opened, hyper: Hyper, currency: str, folder: Path, options: argparse.Namespace) -> Comparison:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ets.commands.engines import add_engine_arguments, closed_after, require_engine_arguments
 from ets.commands.opening import Opened, add_task_arguments, opened
 from ets.commands.proposals import add_proposal_arguments, proposal_pair, proposed_by, proposing_of
+from ets.types import InputError
 
 if TYPE_CHECKING:
     from ets.evaluation.evaluate import Row
@@ -46,6 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--best-by", str, best_by, default="likelihood-per-token")
     add("--samples", int, "samples of the other methods (default: as many as cost what ETS costs)", default=None)
     add("--repeats", int, "k of avg@k: samples of each problem that every method's score is a mean of", default=1)
+    traces = "problems, from the first on, whose guided chains keep their traces for the report (default: 3)"
+    add("--traces", int, traces, default=3)
     folders = "where results folders are made, named TASK-HASH by their configuration"
     add("--results", Path, folders, default=Path("results"))
     add("--out", Path, "this run's results folder instead", default=None)
@@ -65,6 +68,7 @@ def execute(options: argparse.Namespace) -> None:
     from ets.evaluation.journal import Journal, fingerprint
     from ets.evaluation.methods import require_able, require_methods
     from ets.evaluation.tables import approximate_lines
+    from ets.evaluation.traces import Traces
     from ets.report.plots import require_matplotlib
     from ets.transition import require_counts
 
@@ -72,6 +76,8 @@ def execute(options: argparse.Namespace) -> None:
     methods, settings = [name.strip() for name in options.methods.split(",")], _settings(options)
     require_methods(methods, options.samples, settings, options.repeats)
     require_counts(width=options.width, repeats=options.repeats, count=1 if options.count is None else options.count)
+    if options.traces < 0:
+        raise InputError(f"traces is {options.traces}; give a number of problems, or 0 for none")
     require_matplotlib()
     found = opened(options.task, options)
     require_able(found.policy, methods, options.samples, settings)
@@ -85,7 +91,8 @@ def execute(options: argparse.Namespace) -> None:
     configuration = found.configuration(options) | {name: getattr(options, name) for name in RESULTS_DEPEND_ON}
     approximate = str(configuration.get("approximate", ""))
     folder = options.out or options.results / f"{found.task.name}-{fingerprint(configuration)}"
-    with Journal(folder, configuration, found.ranks) as journal:
+    traced = [problem.id for problem in found.problems[: options.traces]]
+    with Journal(folder, configuration, found.ranks) as journal, Traces(folder, traced, found.ranks) as traces:
         found.ranks.say(
             f"{len(journal.records)} finished chains in {folder}; the same command goes on where it was interrupted"
         )
@@ -93,7 +100,7 @@ def execute(options: argparse.Namespace) -> None:
             found.ranks.say(line)
         evaluation = Evaluation(
             found.task, found.policy, found.problems, settings, journal, options.width, options.seed,
-            repeats=options.repeats, own=own,
+            repeats=options.repeats, own=own, kept=traces.keep,
         )  # fmt: skip
         with closed_after(found.policy):
             rows = evaluation.compare(methods, options.samples or found.budget(options.engine))
@@ -134,6 +141,7 @@ def _summary(row: Row) -> dict[str, Any]:
 
 def _write(rows: Sequence[Row], title: str, folder: Path, approximate: str) -> None:
     from ets.evaluation.tables import approximate_lines, ratio_lines, score_table, table
+    from ets.report.html import write_report
     from ets.report.plots import plot_accuracies
 
     parts = (table(rows), score_table(rows, "lm-eval"), ratio_lines(rows), *approximate_lines(approximate))
@@ -144,3 +152,4 @@ def _write(rows: Sequence[Row], title: str, folder: Path, approximate: str) -> N
     (folder / "table.md").write_text(f"{text}\n", encoding="utf-8")
     plot_accuracies(rows, title, folder / "accuracy.png")
     print(f"results: {folder}/ (configuration.json, journal.jsonl, summary.json, table.md, accuracy.png)")
+    print(f"to look at: {write_report(folder)}")

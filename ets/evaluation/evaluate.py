@@ -16,6 +16,7 @@ from ets.evaluation.journal import Journal, Record
 from ets.evaluation.methods import DETERMINISTIC, METHODS, Method, Settings, needs_samples
 from ets.evaluation.progress import Progress
 from ets.evaluation.ratios import total_ratios
+from ets.evaluation.traces import effective_sizes
 from ets.groups import run_in_groups
 from ets.rewards import likelihood
 from ets.runner import run
@@ -76,7 +77,7 @@ class Evaluation:
 
     `repeats` is the k of avg@k: every method that draws at random samples each problem so often. `own` holds, by name,
     the policies of methods that do not sample from `policy`; `noted` says what records keep of a chain beside what all
-    records do.
+    records do; `kept` is told each chain that has ended, before its record is written.
     """
 
     task: Task
@@ -90,6 +91,7 @@ class Evaluation:
     repeats: int = 1
     own: Mapping[str, Policy] = field(default_factory=dict)
     noted: Callable[[Chain], Mapping[str, Any]] = lambda chain: {}
+    kept: Callable[[Method, Chain], None] = lambda method, chain: None
 
     def compare(self, names: Sequence[str], budget: Budget | int) -> list[Row]:
         """Run the named methods, those without guide steps with the samples that cost what ETS costs.
@@ -161,6 +163,7 @@ class Evaluation:
             step = progress.told(self._prepared(method.step))
             with closing(_chains(policies, step, problems, done=known.keys() | left_out, **options)) as chains:
                 for chain in chains:
+                    self.kept(method, chain)
                     record = self._record(method, chain, len(policies))
                     self.journal.append(record)
                     progress.ended(record)
@@ -205,6 +208,7 @@ class Evaluation:
             "correct": self.task.grade(chain.problem, text),
             "valid": chain.valid,
             "guide_steps": len(chain.trace),
+            "effective": effective_sizes(chain.trace),
             "sample_tokens": fmean(len(text.tokens) for row in chain.trace[0].rollouts for text in row),
             "cost": asdict(cost),
             "scores": dict(self.task.scores(chain.problem, text)) if isinstance(self.task, Scored) else {},

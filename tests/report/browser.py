@@ -40,7 +40,8 @@ class Browser:
         self._home = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         line = f'exec "$@" 3<&{theirs_in} 4>&{theirs_out}'
         window = f"--window-size={self._size[0]},{self._size[1]}"
-        command = ["sh", "-c", line, "sh", CHROMIUM, *FLAGS, window, f"--user-data-dir={self._home.name}", "about:blank"]
+        chromium = [CHROMIUM, *FLAGS, window, f"--user-data-dir={self._home.name}", "about:blank"]
+        command = ["bash", "-c", line, "bash", *chromium]  # sh takes pipes of one digit alone
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self._process = subprocess.Popen(command, pass_fds=(theirs_in, theirs_out), **quiet)  # type: ignore[call-overload]
         os.close(theirs_in), os.close(theirs_out)

@@ -1,0 +1,237 @@
+"""A results folder as one HTML file: tables, charts and the traces that were kept, with nothing from elsewhere.
+
+What the file shows stands in the folder, so it can be made again at any time. All texts are escaped, or packed where no
+markup is read; a security policy in the file lets the browser run the viewer's own script alone, and load nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from html import escape
+from itertools import groupby
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+from ets.evaluation.comparison import Entry
+from ets.evaluation.intervals import Accuracy
+from ets.evaluation.traces import read_traces
+from ets.report.charts import Axes, Point, Series, chart
+from ets.report.comparison import COSTS, Setting, interval
+from ets.trace_view import elide
+from ets.types import InputError
+
+NAME = "report.html"
+PACKED = 700_000
+"""The most characters that the traces take, unless everything is asked for: then texts are shortened until they fit."""
+LIMITS = (20_000, 4_000, 1_000, 400, 160, 60, 24)
+"""Characters that a text may have, from the first try to the last."""
+ACCURACY = "accuracy (%) with 95% interval"
+_TEMPLATE = Path(__file__).with_name("template.html")
+
+
+def write_report(folder: Path, *, whole: bool = False) -> Path:
+    """Write `report.html` of a folder of `ets eval` or `ets compare`, and return its path.
+
+    Parameters
+    ----------
+    folder : Path
+    whole : bool
+        Whether the texts of traces stay whole, however large the file becomes.
+
+    Raises
+    ------
+    InputError
+        For a folder that holds no finished run, or a damaged one.
+    """
+    compared = (folder / "comparison.json").exists()
+    if not compared and not ((folder / "summary.json").exists() and (folder / "configuration.json").exists()):
+        raise InputError(f"{str(folder)!r} holds no finished run of ets eval or ets compare; name its results folder")
+    try:
+        page = _compared(folder, whole) if compared else _evaluated(folder, whole)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{str(folder)!r} is damaged ({error}); run its command again, it goes on there") from error
+    path = folder / NAME
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def packed(values: Any) -> str:
+    """JSON values as letters, digits, +, / and =; the same values give the same letters."""
+    content = json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode()
+    return base64.b64encode(gzip.compress(content, 6, mtime=0)).decode()
+
+
+def packed_traces(traces: Sequence[Mapping[str, Any]], *, whole: bool = False) -> str:
+    """Traces for the viewer: unless they stay whole, texts are shortened, or else traces left out, until all fit."""
+    every, cut = len(traces), any(len(text) > LIMITS[0] for trace in traces for text in trace["texts"])
+    if whole:
+        return packed({"kept": every, "limit": None, "traces": traces})
+    fewer = [(every >> halvings, LIMITS[-1]) for halvings in range(1, every.bit_length() + 1)]
+    for count, limit in [*((every, limit) for limit in LIMITS), *fewer]:
+        shown = [_shortened(trace, limit) for trace in traces[:count]]
+        told = limit if cut or limit < LIMITS[0] else None
+        found = packed({"kept": every, "limit": told, "traces": shown})
+        if len(found) <= PACKED:
+            break
+    return found
+
+
+def markdown_html(text: str) -> str:
+    """The Markdown that our tables and summaries use: headings, tables, lists and paragraphs."""
+    return "".join(html for kind, lines in groupby(text.splitlines(), _kind) for html in _block(kind, list(lines)))
+
+
+def _evaluated(folder: Path, whole: bool) -> str:
+    rows = _read(folder / "summary.json")
+    records = _records(folder / "journal.jsonl")
+    configuration = _read(folder / "configuration.json")
+    unit = "problem" if rows[0].get("repeats", 1) == 1 else "sample"
+    spent = "positions" if any(row["row_forwards"] for row in rows) else "generated"
+    points = [
+        Series(row["label"], [_share(row[spent], Accuracy(**row["accuracy"]), f"{row[spent]:,.0f} {COSTS[spent]}")])
+        for row in rows
+    ]
+    axes = Axes(f"{COSTS[spent]} per {unit} (log scale)", ACCURACY, log=True, top=100)
+    charts = {"Accuracy against cost": [chart(axes, points)], "Effective sample size": [effective_chart(records)]}
+    title = f"{configuration['task']}: {configuration['model']}"
+    return _page(title, folder, configuration, "table.md", charts, _graded(read_traces(folder), records), whole)
+
+
+def _compared(folder: Path, whole: bool) -> str:
+    content = _read(folder / "comparison.json")
+    setting, entries = Setting(**content["setting"]), [Entry(**entry) for entry in content["entries"]]
+    lines: dict[str, list[Entry]] = {}
+    for entry in entries:
+        lines.setdefault(entry.method if entry.readout == "last" else f"{entry.method}, {entry.readout}", []).append(
+            entry
+        )
+    series = [
+        Series(name, [_entry_point(e.cost[setting.currency], e, setting) for e in members], ", " in name)
+        for name, members in lines.items()
+    ]
+    axes = Axes(f"{COSTS[setting.currency]} per problem (log scale)", ACCURACY, log=True, top=100)
+    records = [record for path in sorted(folder.glob("*/journal.jsonl")) for record in _records(path)]
+    charts = {
+        "Accuracy against cost": [chart(axes, series)],
+        "Scaling": list(_scaling_charts(folder / "scaling.json", setting)),
+        "Effective sample size": [effective_chart(records)],
+    }
+    title = f"{setting.task}: {setting.model}"
+    return _page(title, folder, content["setting"], "comparison.md", charts, read_traces(folder), whole)
+
+
+def _scaling_charts(path: Path, setting: Setting) -> Iterator[str]:
+    """One for each of M, K and I that was scanned."""
+    panels = _read(path) if path.exists() else {}
+    for name, values in panels.items():
+        points = [_entry_point(value, Entry(**entry), setting) for value, entry in values]
+        yield chart(Axes(f"{name} (log scale)", ACCURACY, log=True, exact=True, top=100), [Series("ETS", points)])
+
+
+def effective_chart(records: Sequence[Mapping[str, Any]]) -> str:
+    """The weights' effective sample sizes at each guide step, median and quartiles, of methods with several steps."""
+    sizes: dict[str, dict[int, list[float]]] = {}
+    for record in records:
+        for number, size in enumerate(record.get("effective", ()), 1):
+            sizes.setdefault(record["method"], {}).setdefault(number, []).append(size)
+    series = [
+        Series(method, [_spread(number, found) for number, found in sorted(steps.items())])
+        for method, steps in sorted(sizes.items())
+        if len(steps) > 1 and max(map(max, steps.values())) > 1
+    ]
+    return chart(Axes("guide step", "effective candidates, median and quartiles", exact=True), series)
+
+
+def _spread(number: int, sizes: Sequence[float]) -> Point:
+    low, middle, high = quantiles(sizes, n=4, method="inclusive") if len(sizes) > 1 else (sizes[0],) * 3
+    return Point(number, middle, low, high, f"{len(sizes)} chains at guide step {number}")
+
+
+def _entry_point(x: float, entry: Entry, setting: Setting) -> Point:
+    note = f"{entry.label}, {entry.cost[setting.currency]:,.0f} {COSTS[setting.currency]}"
+    return _share(x, interval(entry, setting.seeds), note)
+
+
+def _share(x: float, share: Accuracy, note: str) -> Point:
+    return Point(x, 100 * share.mean, 100 * share.low, 100 * share.high, note)
+
+
+def _graded(traces: Sequence[dict[str, Any]], records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The traces whose chains have a record, with what it tells of the text."""
+    known = {(r["method"], r["problem"]): r for r in records if r["sample"] == 0}
+    told = ("answer", "correct", "valid")
+    return [
+        trace | {name: known[at][name] for name in told}
+        for trace in traces
+        if (at := (trace["method"], trace["problem"])) in known
+    ]
+
+
+def _page(
+    title: str, folder: Path, configuration: Mapping[str, Any], table: str,
+    charts: Mapping[str, Sequence[str]], traces: Sequence[Mapping[str, Any]], whole: bool,
+) -> str:  # fmt: skip
+    template = _TEMPLATE.read_text(encoding="utf-8")
+    found = re.search(r"<script>(.*?)</script>", template, flags=re.DOTALL)
+    assert found is not None
+    settings = "".join(f"<tr><td>{escape(k)}<td>{escape(_told(v))}" for k, v in sorted(configuration.items()))
+    parts = {
+        "policy": base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode(),
+        "title": escape(elide(title, 200)),
+        "tables": markdown_html((folder / table).read_text(encoding="utf-8")),
+        "charts": "".join(_figures(heading, drawn) for heading, drawn in charts.items()),
+        "settings": f"<table>{settings}</table>",
+        "traces": packed_traces(traces, whole=whole) if traces else "",
+    }
+    return re.sub(r"\[\[(\w+)\]\]", lambda place: parts[place[1]], template)
+
+
+def _figures(heading: str, charts: Sequence[str]) -> str:
+    return "".join(f"<figure><figcaption>{heading}</figcaption>{svg}</figure>" for svg in charts if svg)
+
+
+def _told(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _shortened(trace: Mapping[str, Any], limit: int) -> dict[str, Any]:
+    texts = {name: elide(str(trace[name]), 4 * limit) for name in ("answer", "prompt") if trace.get(name) is not None}
+    return {**trace, **texts, "texts": [elide(text, limit) for text in trace["texts"]]}
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_bytes())
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a journal that another process may be writing to."""
+    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def _kind(line: str) -> str:
+    kinds = {"#": "heading", "|": "table", "-": "list", "": ""}
+    return kinds.get(line[:1], "paragraph")
+
+
+def _block(kind: str, lines: Sequence[str]) -> Iterator[str]:
+    if kind == "heading":
+        yield from (f"<h3>{escape(line.lstrip('# '))}</h3>" for line in lines)
+    elif kind == "table":
+        yield _table(lines)
+    elif kind == "list":
+        yield f"<ul>{''.join(f'<li>{escape(line[2:])}' for line in lines)}</ul>"
+    elif kind == "paragraph":
+        yield from (f"<p>{escape(line)}</p>" for line in lines)
+
+
+def _table(lines: Sequence[str]) -> str:
+    cells = [[cell.strip() for cell in line[2:-2].split(" | ")] for line in lines]
+    head = "".join(f"<th>{escape(cell)}" for cell in cells[0])
+    rows = "".join(f"<tr>{''.join(f'<td>{escape(cell)}' for cell in row)}" for row in cells[2:])
+    return f'<div class="wide"><table class="numbers"><tr>{head}{rows}</table></div>'

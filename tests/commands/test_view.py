@@ -1,0 +1,62 @@
+"""`ets view`, and the traces that `ets eval` keeps for it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ets.cli import main
+
+RUN = """
+eval --task arithmetic --model embedded-small --count 3 --shots 0 --methods plain,ets --samples 2 --candidates 2
+--rollouts 2 --lam 0.1 --pool chain --block-size 16 --max-length 32 --temperature 1.0 --seed 0 --width 2
+"""
+
+
+def traced(folder: Path) -> list[str]:
+    return [json.loads(line)["problem"] for line in (folder / "traces.jsonl").read_text().splitlines() if line]
+
+
+def test_a_run_keeps_traces_of_its_first_problems_and_its_report_can_be_made_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*RUN.split(), "--out", str(tmp_path), "--traces", "2"]) == 0
+    assert f"to look at: {tmp_path / 'report.html'}" in capsys.readouterr().out
+    first = json.loads((tmp_path / "journal.jsonl").read_text().splitlines()[0])
+    assert len(traced(tmp_path)) == 2 and len(first["effective"]) == first["guide_steps"]
+    page = (tmp_path / "report.html").read_bytes()
+    (tmp_path / "report.html").unlink()
+    assert main(["view", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'report.html'}\n"
+    assert (tmp_path / "report.html").read_bytes() == page
+
+
+def test_a_run_that_goes_on_keeps_each_trace_once(tmp_path: Path) -> None:
+    assert main([*RUN.split(), "--out", str(tmp_path)]) == 0
+    kept, journal = traced(tmp_path), tmp_path / "journal.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    ets = [n for n, line in enumerate(lines) if json.loads(line)["method"] == "ets"]
+    journal.write_text("".join(line for n, line in enumerate(lines) if n != ets[-1]))
+    (tmp_path / "traces.jsonl").write_text("".join((tmp_path / "traces.jsonl").read_text().splitlines(True)[:-1]) + "{")
+    assert main([*RUN.split(), "--out", str(tmp_path)]) == 0
+    found = [line for line in (tmp_path / "traces.jsonl").read_text().splitlines() if line not in ("", "{")]
+    assert sorted(json.loads(line)["problem"] for line in found) == sorted(kept) and len(kept) == 3
+
+
+def test_without_traces_there_is_no_file(tmp_path: Path) -> None:
+    assert main([*RUN.split(), "--out", str(tmp_path), "--traces", "0"]) == 0
+    assert not (tmp_path / "traces.jsonl").exists() and (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["view", "nowhere"], "'nowhere' holds no finished run of ets eval or ets compare; name its results folder"),
+        ([*RUN.split(), "--traces", "-1"], "traces is -1; give a number of problems, or 0 for none"),
+    ],
+)
+def test_bad_input_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words) == 2
+    assert capsys.readouterr().err == f"error: {message}\n"

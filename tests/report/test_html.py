@@ -1,0 +1,208 @@
+"""The report: all that is in the folder, nothing that runs or is fetched, and small."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ets.evaluation.comparison import Entry
+from ets.evaluation.traces import compact, effective_sizes, read_traces
+from ets.report.charts import Axes, Point, Series, chart
+from ets.report.html import PACKED, effective_chart, packed_traces, write_report
+from ets.types import Cost, InputError, Step, Text
+from tests.report.browser import CHROMIUM, Browser
+
+HOSTILE = '</script><script>hurt=1</script><img src=x onerror="hurt=1">'
+READY = """new Promise((done) => {
+    const look = () => (document.querySelector(".step") ? done(true) : setTimeout(look, 20));
+    look();
+})"""
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install one, or name it in CHROMIUM")
+
+
+def text(content: str, done: bool = False) -> Text:
+    return Text((1,), content, -1.0, done)
+
+
+def guided(starts: Sequence[str], weights: Sequence[float], choice: int, rollouts: Sequence[str], end: bool) -> Step:
+    """A step whose rollouts all add the same texts to their candidates."""
+    candidates = tuple(text(start, end) for start in starts)
+    rows = tuple((c,) * len(rollouts) if end else tuple(text(c.text + r, True) for r in rollouts) for c in candidates)
+    terms = np.repeat(np.array(weights)[:, None], len(rollouts), axis=1)
+    return Step(candidates, rows, terms, np.array(weights), choice, Cost())
+
+
+TRACE = (
+    guided(["One", f"Two{HOSTILE}"], [0.0, 1.0], 1, [" x", " y"], end=False),
+    guided([f"Two{HOSTILE} a", f"Two{HOSTILE} b", f"Two{HOSTILE} c"], [0.0, 2.0, -np.inf], 0, [""], end=True),
+)
+
+
+def line(problem: str, trace: Sequence[Step] = TRACE, prompt: str = f"What?{HOSTILE}") -> dict[str, Any]:
+    return {"method": "ets", "problem": problem, "sample": 0, "prompt": prompt, **compact(trace)}
+
+
+def run_folder(folder: Path, problems: int = 2, label: str = f"ETS {HOSTILE}") -> Path:
+    """What `ets eval` leaves, as far as the report reads it."""
+    share = {"mean": 0.5, "low": 0.2, "high": 0.8}
+    row = {"label": label, "accuracy": share, "generated": 120.0, "positions": 150.0, "row_forwards": 0.0, "repeats": 1}
+    told = {"method": "ets", "sample": 0, "answer": HOSTILE, "correct": 1.0, "valid": True}
+    records = [told | {"problem": f"p{n}", "effective": effective_sizes(TRACE)} for n in range(problems)]
+    folder.mkdir(exist_ok=True)
+    (folder / "configuration.json").write_text(json.dumps({"task": "sums", "model": HOSTILE, "lam": 0.1}))
+    (folder / "summary.json").write_text(json.dumps([row, row | {"label": "plain", "generated": 30.0}]))
+    (folder / "table.md").write_text(f"| method | pass@1 |\n| --- | ---: |\n| {label} |  50.0% |\n\nnote {HOSTILE}\n")
+    (folder / "journal.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (folder / "traces.jsonl").write_text("".join(json.dumps(line(f"p{n}")) + "\n" for n in range(problems)))
+    return folder
+
+
+def unpacked(page: str) -> Any:
+    (letters,) = re.findall(r'<script id="packed" type="text/plain">(.*?)</script>', page)
+    return json.loads(gzip.decompress(base64.b64decode(letters)))
+
+
+def test_a_trace_keeps_every_text_once_and_each_as_what_it_adds() -> None:
+    found = compact(TRACE)
+    assert found["texts"] == ["One", f"Two{HOSTILE}", " x", " y", " a", " b", " c"]
+    first, last = found["steps"]
+    assert (first["texts"], first["rollouts"], first["choice"]) == ([0, 1], [[2, 3], [2, 3]], 1)
+    assert (last["texts"], last["rollouts"], last["terms"]) == ([4, 5, 6], [[], [], []], [[0.0], [2.0], [None]])
+    assert last["weights"] == [0.0, 2.0, None] and last["done"] == [1, 1, 1]
+    assert first["effective"] == pytest.approx((1 + np.e) ** 2 / (1 + np.e**2), abs=0.005)
+
+
+def test_torn_lines_are_passed_over_and_the_later_trace_counts(tmp_path: Path) -> None:
+    lines = [json.dumps(line("p10")), json.dumps(line("p2", prompt="old")), json.dumps(line("p2", prompt="new"))]
+    (tmp_path / "traces.jsonl").write_text("\n".join([*lines, lines[0][:50]]))
+    (tmp_path / "traces-1.jsonl").write_text("\n" + json.dumps(line("p3")) + "\n")
+    assert [(trace["problem"], trace["prompt"][:3]) for trace in read_traces(tmp_path)] == [
+        ("p2", "new"), ("p3", "Wha"), ("p10", "Wha"),
+    ]  # fmt: skip
+
+
+def test_the_report_holds_table_charts_settings_and_graded_traces(tmp_path: Path) -> None:
+    page = write_report(run_folder(tmp_path)).read_text()
+    assert page.count("<svg") == 2 and "tokens per problem (log scale)" in page
+    assert "<td>50.0%" in page and "<td>lam<td>0.1" in page
+    shown = unpacked(page)
+    assert (shown["kept"], shown["limit"], len(shown["traces"])) == (2, None, 2)
+    assert shown["traces"][0]["answer"] == HOSTILE and shown["traces"][0]["correct"] == 1.0
+
+
+def test_the_same_folder_gives_the_same_bytes(tmp_path: Path) -> None:
+    first = write_report(run_folder(tmp_path / "a")).read_bytes()
+    assert first == write_report(run_folder(tmp_path / "b")).read_bytes()
+    assert first == write_report(tmp_path / "a").read_bytes()
+
+
+def test_nothing_is_fetched_and_no_text_is_markup(tmp_path: Path) -> None:
+    page = write_report(run_folder(tmp_path)).read_text()
+    assert "<img" not in page and page.count("</script>") == 2
+    assert not re.search(r"<[^>&]*(?:src|href)=|url\(|@import|https?:", page)
+
+
+def test_a_hundred_long_traces_stay_below_a_megabyte_and_whole_ones_on_request(tmp_path: Path) -> None:
+    words = np.random.default_rng(0)
+
+    def sentence() -> str:
+        return " ".join(map(str, words.integers(0, 2000, 120)))
+
+    def trace() -> list[Step]:
+        return [
+            guided([sentence() for _ in range(8)], [0.0] * 8, 0, [sentence(), sentence(), sentence()], end=False)
+            for _ in range(4)
+        ]
+
+    folder = run_folder(tmp_path, problems=100)
+    lines = [json.dumps(line(f"p{n}", trace(), prompt=sentence() * 10)) for n in range(100)]
+    (folder / "traces.jsonl").write_text("\n".join(lines) + "\n")
+    page = write_report(folder).read_text()
+    assert len(page) < 1_000_000
+    shown = unpacked(page)
+    assert len(shown["traces"]) == 100 and shown["limit"] < 1000
+    whole = unpacked(write_report(folder, whole=True).read_text())
+    assert whole["limit"] is None and whole["traces"][7]["texts"] == json.loads(lines[7])["texts"]
+
+
+def test_traces_are_left_out_where_even_short_texts_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ets.report.html.PACKED", 1000)
+    traces = [line(f"{n} of many {hash((n, 1))}") for n in range(64)]
+    found = packed_traces(traces)
+    shown = json.loads(gzip.decompress(base64.b64decode(found)))
+    assert len(found) <= 1000 < PACKED and shown["kept"] == 64 and 0 < len(shown["traces"]) < 64
+
+
+def test_a_comparison_shows_its_budgets_and_scaling(tmp_path: Path) -> None:
+    cost = {"generated": 50.0, "positions": 90.0, "row_forwards": 0.0, "seconds": 0.1, "depth": 9.0}
+    entries = [
+        asdict(Entry(n, "ets", "last", f"ETS (M {n + 1})", n + 1, {"a": 1.0, "b": 0.0}, cost | {"generated": 50.0 + n}))
+        for n in range(2)
+    ]
+    setting = {"task": "sums", "model": "tiny", "seeds": 2, "currency": "generated", "against": "ets"}
+    (tmp_path / "comparison.json").write_text(json.dumps({"setting": setting, "entries": entries}))
+    (tmp_path / "comparison.md").write_text("### Budget 1\n\n| method |\n| --- |\n| ETS |\n\n- Better: ETS.\n")
+    (tmp_path / "scaling.json").write_text(json.dumps({"M, candidates": [[1, entries[0]], [2, entries[1]]]}))
+    page = write_report(tmp_path).read_text()
+    assert "<h3>Budget 1</h3>" in page and "<li>Better: ETS." in page and "M, candidates (log scale)" in page
+    assert page.count("<svg") == 2 and 'type="text/plain"></script>' in page
+
+
+def test_charts_place_points_by_their_logarithms() -> None:
+    points = [Point(x, 50, 40, 60, "note") for x in (10, 100, 1000)]
+    svg = chart(Axes("x", "y", log=True), [Series("<a>", points)])
+    at = [float(x) for x in re.findall(r'<circle cx="([\d.]+)" cy="[\d.]+" r="4" fill="[^"]+"><title>', svg)]
+    assert at[1] - at[0] == pytest.approx(at[2] - at[1], abs=0.2)
+    assert "&lt;a&gt;" in svg and "<a>" not in svg
+
+
+def test_effective_sizes_are_those_of_methods_with_several_steps() -> None:
+    records = [{"method": "ets", "effective": [2.0, 4.0]}, {"method": "plain", "effective": [1.0]}, {"method": "old"}]
+    svg = effective_chart(records)
+    assert ">ets</text>" in svg and "plain" not in svg
+    assert effective_chart(records[1:]) == ""
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '[{"label": 1}]'])
+def test_a_damaged_folder_is_one_line(tmp_path: Path, content: str) -> None:
+    (run_folder(tmp_path) / "summary.json").write_text(content)
+    with pytest.raises(InputError, match="is damaged") as error:
+        write_report(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@needs_browser
+def test_in_a_browser_texts_are_texts_and_keys_lead_through_a_trace(tmp_path: Path) -> None:
+    with Browser(write_report(run_folder(tmp_path))) as browser:
+        browser.evaluate(READY)
+        here = "document.activeElement.textContent"
+        assert browser.evaluate("[typeof hurt, document.images.length].join()") == "undefined,0"
+        assert HOSTILE in browser.evaluate("document.querySelector('h1').textContent")
+        browser.evaluate("document.querySelector('.path a').focus()")
+        browser.press("Enter")
+        assert browser.evaluate(here).startswith("► 2 · p 0.73 · log Ê 1.00Two</script>")
+        browser.press("Enter")
+        opened = browser.evaluate("document.activeElement.parentElement.querySelector('.rollouts').innerText")
+        assert "rollout 2, r/λ 1.00:  y" in opened
+        browser.press("ArrowRight")
+        assert browser.evaluate(here).startswith("2 · p 0.88 · log Ê 2.00 · ended b")
+        browser.press("ArrowDown")
+        assert browser.evaluate(here).startswith("3 · p 0.00 · log Ê −∞ · ended c")
+        browser.press("ArrowLeft")
+        assert browser.evaluate(here).startswith("► 2 · p 0.73")
+        browser.evaluate("document.querySelector('#next').focus()")
+        browser.press("Enter")
+        assert browser.evaluate("document.querySelector('#which').value") == "p1 · ets"
+        assert browser.evaluate("[typeof hurt, document.images.length].join()") == "undefined,0"
+    asked = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
+    assert asked == [(tmp_path / "report.html").absolute().as_uri()]
+    assert not [event for event in browser.events if event["method"] in ("Log.entryAdded", "Runtime.exceptionThrown")]
