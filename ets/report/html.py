@@ -16,16 +16,17 @@ from html import escape
 from itertools import groupby
 from pathlib import Path
 from statistics import quantiles
-from typing import Any
+from typing import Any, TypeAlias
 
-from ets.evaluation.comparison import Entry
-from ets.evaluation.intervals import Accuracy
+from ets.evaluation.intervals import Accuracy, accuracy
 from ets.evaluation.traces import read_traces
 from ets.report.charts import Axes, Point, Series, chart
-from ets.report.comparison import COSTS, Setting, interval
+from ets.report.comparison import COSTS
 from ets.trace_view import elide
 from ets.types import InputError
 
+Stored: TypeAlias = Mapping[str, Any]
+"""JSON values of a folder."""
 NAME = "report.html"
 PACKED = 700_000
 """The most characters that the traces take, unless everything is asked for: then texts are shortened until they fit."""
@@ -67,7 +68,7 @@ def packed(values: Any) -> str:
     return base64.b64encode(gzip.compress(content, 6, mtime=0)).decode()
 
 
-def packed_traces(traces: Sequence[Mapping[str, Any]], *, whole: bool = False) -> str:
+def packed_traces(traces: Sequence[Stored], *, whole: bool = False) -> str:
     """Traces for the viewer: unless they stay whole, texts are shortened, or else traces left out, until all fit."""
     every, cut = len(traces), any(len(text) > LIMITS[0] for trace in traces for text in trace["texts"])
     if whole:
@@ -105,36 +106,36 @@ def _evaluated(folder: Path, whole: bool) -> str:
 
 def _compared(folder: Path, whole: bool) -> str:
     content = _read(folder / "comparison.json")
-    setting, entries = Setting(**content["setting"]), [Entry(**entry) for entry in content["entries"]]
-    lines: dict[str, list[Entry]] = {}
-    for entry in entries:
-        lines.setdefault(entry.method if entry.readout == "last" else f"{entry.method}, {entry.readout}", []).append(
-            entry
-        )
+    setting, lines = content["setting"], dict[str, list[Stored]]()
+    currency = setting["currency"]
+    for entry in content["entries"]:
+        name = entry["method"] if entry["readout"] == "last" else f"{entry['method']}, {entry['readout']}"
+        lines.setdefault(name, []).append(entry)
     series = [
-        Series(name, [_entry_point(e.cost[setting.currency], e, setting) for e in members], ", " in name)
+        Series(name, [_entry_point(e["cost"][currency], e, setting) for e in members], ", " in name)
         for name, members in lines.items()
     ]
-    axes = Axes(f"{COSTS[setting.currency]} per problem (log scale)", ACCURACY, log=True, top=100)
+    axes = Axes(f"{COSTS[currency]} per problem (log scale)", ACCURACY, log=True, top=100)
     records = [record for path in sorted(folder.glob("*/journal.jsonl")) for record in _records(path)]
     charts = {
         "Accuracy against cost": [chart(axes, series)],
         "Scaling": list(_scaling_charts(folder / "scaling.json", setting)),
         "Effective sample size": [effective_chart(records)],
     }
-    title = f"{setting.task}: {setting.model}"
-    return _page(title, folder, content["setting"], "comparison.md", charts, read_traces(folder), whole)
+    title = f"{setting['task']}: {setting['model']}"
+    configuration = {name: setting[name] for name in setting if name != "told"} | setting.get("told", {})
+    return _page(title, folder, configuration, "comparison.md", charts, read_traces(folder), whole)
 
 
-def _scaling_charts(path: Path, setting: Setting) -> Iterator[str]:
+def _scaling_charts(path: Path, setting: Stored) -> Iterator[str]:
     """One for each of M, K and I that was scanned."""
     panels = _read(path) if path.exists() else {}
     for name, values in panels.items():
-        points = [_entry_point(value, Entry(**entry), setting) for value, entry in values]
+        points = [_entry_point(value, entry, setting) for value, entry in values]
         yield chart(Axes(f"{name} (log scale)", ACCURACY, log=True, exact=True, top=100), [Series("ETS", points)])
 
 
-def effective_chart(records: Sequence[Mapping[str, Any]]) -> str:
+def effective_chart(records: Sequence[Stored]) -> str:
     """The weights' effective sample sizes at each guide step, median and quartiles, of methods with several steps."""
     sizes: dict[str, dict[int, list[float]]] = {}
     for record in records:
@@ -153,16 +154,17 @@ def _spread(number: int, sizes: Sequence[float]) -> Point:
     return Point(number, middle, low, high, f"{len(sizes)} chains at guide step {number}")
 
 
-def _entry_point(x: float, entry: Entry, setting: Setting) -> Point:
-    note = f"{entry.label}, {entry.cost[setting.currency]:,.0f} {COSTS[setting.currency]}"
-    return _share(x, interval(entry, setting.seeds), note)
+def _entry_point(x: float, entry: Stored, setting: Stored) -> Point:
+    draws = entry.get("draws", setting.get("seeds", 1))
+    spent = f"{entry['cost'][setting['currency']]:,.0f} {COSTS[setting['currency']]}"
+    return _share(x, accuracy(list(entry["scores"].values()), draws), f"{entry['label']}, {spent}")
 
 
 def _share(x: float, share: Accuracy, note: str) -> Point:
     return Point(x, 100 * share.mean, 100 * share.low, 100 * share.high, note)
 
 
-def _graded(traces: Sequence[dict[str, Any]], records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _graded(traces: Sequence[dict[str, Any]], records: Sequence[Stored]) -> list[dict[str, Any]]:
     """The traces whose chains have a record, with what it tells of the text."""
     known = {(r["method"], r["problem"]): r for r in records if r["sample"] == 0}
     told = ("answer", "correct", "valid")
@@ -174,8 +176,8 @@ def _graded(traces: Sequence[dict[str, Any]], records: Sequence[Mapping[str, Any
 
 
 def _page(
-    title: str, folder: Path, configuration: Mapping[str, Any], table: str,
-    charts: Mapping[str, Sequence[str]], traces: Sequence[Mapping[str, Any]], whole: bool,
+    title: str, folder: Path, configuration: Stored, table: str,
+    charts: Mapping[str, Sequence[str]], traces: Sequence[Stored], whole: bool,
 ) -> str:  # fmt: skip
     template = _TEMPLATE.read_text(encoding="utf-8")
     found = re.search(r"<script>(.*?)</script>", template, flags=re.DOTALL)
@@ -200,7 +202,7 @@ def _told(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _shortened(trace: Mapping[str, Any], limit: int) -> dict[str, Any]:
+def _shortened(trace: Stored, limit: int) -> dict[str, Any]:
     texts = {name: elide(str(trace[name]), 4 * limit) for name in ("answer", "prompt") if trace.get(name) is not None}
     return {**trace, **texts, "texts": [elide(text, limit) for text in trace["texts"]]}
 

@@ -7,14 +7,12 @@ import gzip
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ets.evaluation.comparison import Entry
 from ets.evaluation.traces import compact, effective_sizes, read_traces
 from ets.report.charts import Axes, Point, Series, chart
 from ets.report.html import PACKED, effective_chart, packed_traces, write_report
@@ -22,10 +20,6 @@ from ets.types import Cost, InputError, Step, Text
 from tests.report.browser import CHROMIUM, Browser
 
 HOSTILE = '</script><script>hurt=1</script><img src=x onerror="hurt=1">'
-READY = """new Promise((done) => {
-    const look = () => (document.querySelector(".step") ? done(true) : setTimeout(look, 20));
-    look();
-})"""
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install one, or name it in CHROMIUM")
 
 
@@ -64,6 +58,12 @@ def run_folder(folder: Path, problems: int = 2, label: str = f"ETS {HOSTILE}") -
     (folder / "journal.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (folder / "traces.jsonl").write_text("".join(json.dumps(line(f"p{n}")) + "\n" for n in range(problems)))
     return folder
+
+
+def appears(browser: Browser, selector: str) -> None:
+    """Wait for an element, ten seconds at most."""
+    look = f"const look = () => document.querySelector({selector!r}) ? done(true) : setTimeout(look, 20); look();"
+    assert browser.evaluate(f"new Promise((done) => {{ setTimeout(() => done(false), 10000); {look} }})")
 
 
 def unpacked(page: str) -> Any:
@@ -144,10 +144,8 @@ def test_traces_are_left_out_where_even_short_texts_do_not_fit(monkeypatch: pyte
 
 def test_a_comparison_shows_its_budgets_and_scaling(tmp_path: Path) -> None:
     cost = {"generated": 50.0, "positions": 90.0, "row_forwards": 0.0, "seconds": 0.1, "depth": 9.0}
-    entries = [
-        asdict(Entry(n, "ets", "last", f"ETS (M {n + 1})", n + 1, {"a": 1.0, "b": 0.0}, cost | {"generated": 50.0 + n}))
-        for n in range(2)
-    ]
+    entry = {"method": "ets", "readout": "last", "label": "ETS", "scores": {"a": 1.0, "b": 0.0}, "draws": 2}
+    entries = [entry | {"cost": cost | {"generated": 50.0 + n}} for n in range(2)]
     setting = {"task": "sums", "model": "tiny", "seeds": 2, "currency": "generated", "against": "ets"}
     (tmp_path / "comparison.json").write_text(json.dumps({"setting": setting, "entries": entries}))
     (tmp_path / "comparison.md").write_text("### Budget 1\n\n| method |\n| --- |\n| ETS |\n\n- Better: ETS.\n")
@@ -183,7 +181,7 @@ def test_a_damaged_folder_is_one_line(tmp_path: Path, content: str) -> None:
 @needs_browser
 def test_in_a_browser_texts_are_texts_and_keys_lead_through_a_trace(tmp_path: Path) -> None:
     with Browser(write_report(run_folder(tmp_path))) as browser:
-        browser.evaluate(READY)
+        appears(browser, ".step")
         here = "document.activeElement.textContent"
         assert browser.evaluate("[typeof hurt, document.images.length].join()") == "undefined,0"
         assert HOSTILE in browser.evaluate("document.querySelector('h1').textContent")
@@ -191,6 +189,7 @@ def test_in_a_browser_texts_are_texts_and_keys_lead_through_a_trace(tmp_path: Pa
         browser.press("Enter")
         assert browser.evaluate(here).startswith("► 2 · p 0.73 · log Ê 1.00Two</script>")
         browser.press("Enter")
+        appears(browser, ".rollouts")
         opened = browser.evaluate("document.activeElement.parentElement.querySelector('.rollouts').innerText")
         assert "rollout 2, r/λ 1.00:  y" in opened
         browser.press("ArrowRight")
