@@ -9,7 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ets.commands.engines import add_engine_arguments, closed_after, flag, require_engine_arguments
+from ets.commands.engines import (
+    add_engine_arguments,
+    closed_after,
+    engine_settings,
+    flag,
+    require_engine_arguments,
+)
 from ets.commands.opening import Opened, add_task_arguments, opened
 from ets.types import InputError
 
@@ -27,6 +33,8 @@ CURRENCY = {"masked-diffusion": "positions"}
 """What budgets are counted in, by engine: a row-forward with a cache costs less than one without, so those are not
 counted. For all other engines, generated tokens."""
 
+TOLD = ("rollouts", "lam", "reward", "pool", "temperature", "seed")
+"""Settings that a comparison tells of itself, beside the engine's."""
 METHOD_NAMES = (
     "ets, ets-stopped, retained, lookahead, particles, power, plain, majority, weighted-majority, best-of-n, one-step, "
     "iterated-sir, greedy, beam"
@@ -85,6 +93,8 @@ def execute(options: argparse.Namespace) -> None:
     for scan in ("scan_rollouts", "scan_guide_steps"):
         if getattr(options, scan) and not (options.candidates and "ets" in names):
             raise InputError(f"{flag(scan)} needs --candidates and the method ets, whose middle budget it starts from")
+    for guide_steps in options.scan_guide_steps:
+        _with_guide_steps(guide_steps, options)
     if options.against not in names:
         raise InputError(f"against is {options.against!r}, which is not among the methods; add it, or name another")
     require_counts(width=options.width, seeds=options.seeds, count=1 if options.count is None else options.count)
@@ -94,18 +104,24 @@ def execute(options: argparse.Namespace) -> None:
 
 
 def _compare(name: str, names: Sequence[str], hyper: Hyper, options: argparse.Namespace) -> None:
+    from ets.baselines import require_beam, require_greedy
     from ets.evaluation.journal import fingerprint
     from ets.report.comparison import Setting
     from ets.report.html import write_report
 
     found = opened(name, options)
+    for method, require in (("greedy", require_greedy), ("beam", require_beam)):
+        if method in names:
+            require(found.policy)
     folder = _folder(found, options, fingerprint(_configuration(found, options)))
     found.ranks.say(f"{found.task.name}: journals in {folder}; the same command goes on where it was interrupted")
     currency = CURRENCY.get(options.engine, "generated")
-    setting = Setting(found.task.name, options.model, options.seeds, currency, options.against)
+    told = {name.replace("_", " "): getattr(options, name) for name in TOLD} | engine_settings(options)
+    shared = (len(found.problems), options.seeds, currency, options.against)
+    setting = Setting(found.task.name, options.model, *shared, told)
     comparison = _comparison(found, hyper, currency, folder, options)
     with closed_after(found.policy):
-        entries = comparison.entries(names, options.candidates or options.budgets)
+        entries = comparison.entries(names, options.candidates or options.budgets, options.against)
     if found.ranks.first:
         _write(entries, setting, folder)
     if options.scan_rollouts or options.scan_guide_steps:
@@ -141,7 +157,9 @@ def _names(options: argparse.Namespace) -> list[str]:
     from ets.evaluation.compared import METHODS
 
     if options.methods is None:
-        return [name for name in METHODS if name != "beam" or options.engine == "transformers"]
+        without = set() if options.engine == "transformers" else {"beam"}
+        without |= set() if options.reward == "self-consistency" else {"ets-stopped"}
+        return [name for name in METHODS if name not in without]
     return [name.strip() for name in options.methods.split(",")]
 
 
@@ -180,7 +198,7 @@ def _scan(
         own = argparse.Namespace(**{**vars(options), **changed})
         with closed_after(found.policy):
             comparison = _comparison(found, hyper, setting.currency, folder / _named(changed), own)
-            return comparison.entries(["ets"], [middle])[0]
+            return comparison.entries(["ets"], [middle], "ets")[0]
 
     if options.scan_rollouts:
         values = sorted(options.scan_rollouts)
@@ -198,7 +216,10 @@ def _scan(
 def _with_guide_steps(guide_steps: int, options: argparse.Namespace) -> dict[str, Any]:
     if options.guide_steps is not None:
         return {"guide_steps": guide_steps}
-    return {"block_size": -(-options.max_length // guide_steps)}
+    block_size = -(-options.max_length // guide_steps)
+    if -(-options.max_length // block_size) != guide_steps:
+        raise InputError(f"no block size gives {guide_steps} guide steps of {options.max_length} tokens; leave it out")
+    return {"block_size": block_size}
 
 
 def _named(changed: dict[str, Any]) -> str:
@@ -206,11 +227,17 @@ def _named(changed: dict[str, Any]) -> str:
 
 
 def _counts(text: str) -> tuple[int, ...]:
-    return tuple(_parsed(each, int) for each in text.split(","))
+    return _distinct([_parsed(each, int) for each in text.split(",")])
 
 
 def _amounts(text: str) -> tuple[float, ...]:
-    return tuple(_parsed(each, float) for each in text.split(","))
+    return _distinct([_parsed(each, float) for each in text.split(",")])
+
+
+def _distinct(values: list[Any]) -> tuple[Any, ...]:
+    if repeated := [value for value in values if values.count(value) > 1]:
+        raise argparse.ArgumentTypeError(f"{repeated[0]} is there twice")
+    return tuple(values)
 
 
 def _parsed(text: str, kind: Any) -> Any:

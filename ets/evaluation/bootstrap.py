@@ -13,22 +13,43 @@ RESAMPLES = 10_000
 """Bootstrap resamples; at so many, the ends of an interval are off by about a fiftieth of its width."""
 
 
+FEWEST = 10
+"""Problems on which two methods must differ before anything is said of which is better: with fewer, a percentile
+interval is far too narrow."""
+
+
 @dataclass(frozen=True)
 class Difference:
-    """The mean of per-problem differences of scores with its 95% interval, all in [-1, 1]."""
+    """The mean of per-problem differences of scores with its 95% interval, all in [-1, 1].
+
+    Parameters
+    ----------
+    mean, low, high : float
+    p : float
+        Of the sign-flip test that the differences are as likely to be one way as the other.
+    differing : int
+        Problems on which the two differ.
+    """
 
     mean: float
     low: float
     high: float
+    p: float
+    differing: int
 
     @property
     def significant(self) -> bool:
-        """Whether the interval leaves 0 out: at 5%, for this comparison alone, whatever else is compared."""
-        return self.low > 0 or self.high < 0
+        """Whether interval and test both leave no difference out, at 5%, and enough problems tell.
+
+        For this comparison alone, whatever else is compared.
+        """
+        return (self.low > 0 or self.high < 0) and self.p < 0.05 and self.differing >= FEWEST
 
 
 def paired_difference(scores: Mapping[str, float], others: Mapping[str, float], *, seed: int = 0) -> Difference:
-    """How much better the first method is: a percentile bootstrap over problems (Efron, 1979).
+    """How much better the first method is: a percentile bootstrap over problems (Efron, 1979), and a sign-flip test.
+
+    Near 0 and 1, where few problems differ, the bootstrap alone finds differences that are not there.
 
     Problems are what is drawn anew, so scores are first averaged over the samples of a problem. The interval covers
     what other problems of the same kind would give; that another run would draw other samples is in it too, because
@@ -50,7 +71,11 @@ def paired_difference(scores: Mapping[str, float], others: Mapping[str, float], 
         missing = sorted(scores.keys() ^ others.keys())[0]
         raise InputError(f"problem {missing!r} has a score of one method only; let the other finish first")
     differences = np.array([scores[problem] - others[problem] for problem in sorted(scores)])
+    differences[np.abs(differences) < 1e-12] = 0.0  # what rounding leaves of equal scores
     rng, count = np.random.default_rng(seed), len(differences)
     counts = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
     low, high = np.quantile(counts @ differences / count, (0.025, 0.975))
-    return Difference(float(differences.mean()), float(low), float(high))
+    flipped = rng.choice((-1.0, 1.0), size=(RESAMPLES, count)) @ differences
+    beyond = np.sum(np.abs(flipped) >= abs(differences.sum()) - 1e-12)
+    p = (1 + float(beyond)) / (1 + RESAMPLES)
+    return Difference(float(differences.mean()), float(low), float(high), p, int(np.sum(differences != 0)))

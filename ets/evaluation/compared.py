@@ -59,6 +59,8 @@ class Guided:
         The fields of `Hyper` that its results depend on.
     votes : bool
         Whether its rollouts can vote, for a row of their own.
+    at_candidates : bool
+        Whether a budget that is given as candidates of ETS is its own size, as for ETS itself.
     """
 
     step: Guide
@@ -66,6 +68,7 @@ class Guided:
     samples: Callable[[Hyper], float]
     options: tuple[str, ...] = ("rollouts", "lam", "pool", "reward")
     votes: bool = True
+    at_candidates: bool = False
 
     def labelled(self, hyper: Hyper, size: int) -> str:
         return self.label.format(size=size, **vars(hyper))
@@ -77,6 +80,9 @@ class Choosing:
 
     step: Guide
     label: str
+
+    def labelled(self, hyper: Hyper, size: int) -> str:
+        return self.label.format(size=size, **vars(hyper))
 
 
 def reward_of(task: Task, hyper: Hyper) -> Reward:
@@ -91,7 +97,7 @@ def _ets(task: Task, hyper: Hyper, size: int) -> StepFn:
 
 
 def _ets_stopped(task: Task, hyper: Hyper, size: int) -> StepFn:
-    decided = all_at_maximum(1.0, hyper.lam)
+    decided = all_at_maximum(1.0)
     shared: dict[str, Any] = {"rollouts": hyper.rollouts, "lam": hyper.lam}
     return energy_guided(reward_of(task, hyper), candidates=size, decided=decided, **shared)
 
@@ -116,9 +122,12 @@ def _power(task: Task, hyper: Hyper, size: int) -> StepFn:
 
 
 GUIDED: dict[str, Guided] = {
-    "ets": Guided(_ets, "ETS (M {size}, K {rollouts})", lambda hyper: 2.0 * hyper.rollouts),
+    "ets": Guided(_ets, "ETS (M {size}, K {rollouts})", lambda hyper: 2.0 * hyper.rollouts, at_candidates=True),
     "ets-stopped": Guided(
-        _ets_stopped, "ETS (M {size}, K {rollouts}), stopped when all agree", lambda hyper: 1.0 * hyper.rollouts
+        _ets_stopped,
+        "ETS (M {size}, K {rollouts}), stopped when all agree",
+        lambda hyper: 1.0 * hyper.rollouts,
+        at_candidates=True,
     ),
     "retained": Guided(_retained, "retained rollouts (M {size}, K {rollouts})", lambda hyper: 1.5 * hyper.rollouts),
     "lookahead": Guided(
@@ -135,7 +144,7 @@ GUIDED: dict[str, Guided] = {
         votes=False,
     ),
     "power": Guided(
-        _power, "power sampling (α {alpha:g}, {size} moves)", lambda hyper: 1.0, options=("alpha",), votes=False
+        _power, "power sampling (p_ref^{alpha:g}, {size} moves)", lambda hyper: 1.0, options=("alpha",), votes=False
     ),
 }
 """By name: methods with guide steps. Where they have M, that is their size, and K stays as it is."""
@@ -158,16 +167,20 @@ def _best_of_n(task: Task, hyper: Hyper, size: int) -> StepFn:
 
 
 def _iterated(task: Task, hyper: Hyper, size: int) -> StepFn:
-    """At most as many texts in all: N + (iterations - 1)(N - 1) of them, with N at least 2 where there are 2."""
-    iterations = min(hyper.iterations, max(1, size - 1))
-    samples = (size + iterations - 1) // iterations
+    """N + (iterations - 1)(N - 1) texts in all: with at most so many iterations, as many as fit; size or one fewer."""
+
+    def total(iterations: int) -> int:
+        return iterations * ((size - 1) // iterations) + 1
+
+    iterations = max(range(2 if size > 2 else 1, hyper.iterations + 1), key=lambda n: (total(n), n), default=1)
+    samples = (size - 1) // iterations + 1
     return baselines.iterated_sir(reward_of(task, hyper), samples=samples, iterations=iterations, lam=hyper.lam)
 
 
 CHOOSING: dict[str, Choosing] = {
     "plain": Choosing(lambda task, hyper, size: pool(size), "plain sampling (mean of {size})"),
     "majority": Choosing(_majority, "majority voting ({size})"),
-    "weighted-majority": Choosing(_weighted_majority, "majority weighted by likelihood per token ({size})"),
+    "weighted-majority": Choosing(_weighted_majority, "majority weighted by exp(logp per token / {lam:g}) ({size})"),
     "best-of-n": Choosing(_best_of_n, "best of {size}, by likelihood per token"),
     "one-step": Choosing(_one_step, "one-step ETS ({size})"),
     "iterated-sir": Choosing(_iterated, "iterated resampling ({size} in all)"),
@@ -191,6 +204,10 @@ def require_compared(names: list[str], hyper: Hyper) -> None:
         raise InputError(f"unknown method {unknown[0]!r}; choose from {', '.join(METHODS)}")
     if hyper.reward not in REWARDS:
         raise InputError(f"reward is {hyper.reward!r}; choose from {', '.join(REWARDS)}")
+    if "ets-stopped" in names and hyper.reward != "self-consistency":
+        raise InputError(
+            f"ets-stopped stops at the greatest share of votes, and reward is {hyper.reward!r}; leave it out"
+        )
     if hyper.pool not in ("step", "chain"):
         raise InputError(f"pool is {hyper.pool!r}; choose 'step' or 'chain'")
     if not 0 <= hyper.resample_below <= 1:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from ets.evaluation.compared import CHOOSING, GUIDED, SEARCHES, VOTED, Guided, Hyper
+from ets.evaluation.depth import metered
 from ets.evaluation.evaluate import Evaluation
 from ets.evaluation.hosted import digest
 from ets.evaluation.journal import Journal, Record
@@ -19,10 +22,31 @@ from ets.evaluation.ranks import ALONE, Ranks
 from ets.evaluation.sizes import size_for
 from ets.readouts import vote
 from ets.tasks.task import Task
-from ets.types import Chain, InputError, Policy, Problem, Text
+from ets.types import Chain, Floats, InputError, Policy, Problem
 
 PILOT_PROBLEMS = 32
 """Sizes are found on so many problems; what is measured there is part of the results where a size is taken."""
+
+POOLED = 1.5
+"""The largest number of complete samples costs so many times the largest budget, for rows that cost more than it."""
+
+
+@dataclass(frozen=True)
+class Rival:
+    """What an entry is compared with: another method at the same cost, or as near to it as its sizes come.
+
+    Parameters
+    ----------
+    label : str
+    cost : float
+        In the currency of the budgets.
+    scores : mapping of str to float
+        By problem.
+    """
+
+    label: str
+    cost: float
+    scores: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -41,6 +65,9 @@ class Entry:
     cost : mapping of str to float
         Means per sample: `generated`, `positions`, `row_forwards`, `seconds`, and `depth`, the tokens (for masked
         diffusion, the denoising steps) that have to be drawn one after the other however many run side by side.
+    draws : int
+        Independent samples of a problem behind its score.
+    rival : Rival, optional
     """
 
     budget: int | None
@@ -50,6 +77,14 @@ class Entry:
     size: int
     scores: Mapping[str, float]
     cost: Mapping[str, float]
+    draws: int
+    rival: Rival | None = None
+
+
+def entry_of(content: Mapping[str, Any]) -> Entry:
+    """An entry from its JSON values."""
+    rival = content["rival"]
+    return Entry(**{**content, "rival": None if rival is None else Rival(**rival)})
 
 
 @dataclass(frozen=True)
@@ -96,25 +131,35 @@ class Comparison:
     per_token: float = 1.0
     progress: bool = True
     ranks: Ranks = ALONE
+    _depths: dict[int, int] = field(default_factory=dict)
 
-    def entries(self, names: Sequence[str], budgets: Sequence[int] | Sequence[float]) -> list[Entry]:
-        """Run every method at every budget: the candidates of ETS whose mean cost it is, or amounts of the currency.
+    def entries(self, names: Sequence[str], budgets: Sequence[float], against: str = "majority") -> list[Entry]:
+        """Run every method at every budget, and set against each of them another one at equal cost.
 
-        Whole numbers are candidates, floats are amounts.
+        Parameters
+        ----------
+        names : sequence of str
+            Keys of `GUIDED`, `CHOOSING` and `SEARCHES`.
+        budgets : sequence of int or float
+            Whole numbers are candidates of ETS, whose mean cost is the budget; floats are amounts of the currency.
+        against : str
+            One of the names. A method that chooses among N samples is set against each entry with the N whose cost is
+            nearest to the entry's own; any other one at the same budget.
         """
         found: list[Entry] = []
         targets = [self._target(budget) for budget in budgets]
-        pooled = [name for name in names if name in CHOOSING]
-        sizes = self._pool_sizes(targets) if pooled else []
+        pooled = self._pool(targets) if any(name in CHOOSING for name in names) else []
         for index, (budget, target) in enumerate(zip(budgets, targets, strict=True)):
-            for name in names:
-                if name in GUIDED:
-                    own = budget if name == "ets" and isinstance(budget, int) else None
-                    found += self._guided(index, name, target, own)
-            for name in pooled:
-                found.append(self._choosing(index, name, sizes[index], max(sizes)))
+            for name in (name for name in names if name in GUIDED):
+                same = isinstance(budget, int) and GUIDED[name].at_candidates
+                found += self._guided(index, name, target, int(budget) if same else None)
+            for name in (name for name in names if name in CHOOSING and name != "plain"):
+                found.append(self._choosing(index, name, nearest(self._curve(pooled), target.mean), pooled))
+        if "plain" in names:
+            found.append(self._plain(pooled))
         found += [self._search(name) for name in names if name in SEARCHES]
-        return sorted(found, key=lambda entry: (entry.budget is None, entry.budget or 0, names.index(entry.method)))
+        ordered = sorted(found, key=lambda entry: (entry.budget is None, entry.budget or 0, names.index(entry.method)))
+        return self._against(ordered, against, pooled)
 
     def _target(self, budget: float) -> Target:
         if not isinstance(budget, int):
@@ -133,9 +178,10 @@ class Comparison:
             size = self._size(name, guided, target)
         records = self._records(self._sized(name, size), self.problems, self.seeds)
         label, cost = guided.labelled(self.hyper, size), _means(records)
-        entries = [Entry(index, name, "last", label, size, _scores(records, "correct"), cost)]
+        entries = [Entry(index, name, "last", label, size, _scores(records, "correct"), cost, self.seeds)]
         if guided.votes:
-            entries.append(Entry(index, name, VOTED, f"{label}, vote", size, _scores(records, VOTED), cost))
+            voted = _scores(records, VOTED)
+            entries.append(Entry(index, name, VOTED, f"{label}, vote", size, voted, cost, self.seeds))
         return entries
 
     def _size(self, name: str, guided: Guided, target: Target) -> int:
@@ -148,43 +194,73 @@ class Comparison:
     @cached_property
     def _single(self) -> float:
         """What a complete sample costs, in the currency."""
-        return float(mean_cost_curve(self._pilot_pool(1), self.currency)[0])
+        return float(self._curve(self._pilot_pool(1))[0])
 
     def _pilot_pool(self, samples: int) -> list[Record]:
         return self._records(_pool_method(samples), self.problems[:PILOT_PROBLEMS], 1)
 
-    def _pool_sizes(self, targets: Sequence[Target]) -> list[int]:
-        """For each budget, how many complete samples cost as much: the nearest number by the pilot's mean costs."""
-        largest = max(target.pilot for target in targets)
-        samples = max(1, round(1.3 * largest / self._single))
-        curve = mean_cost_curve(self._pilot_pool(samples), self.currency)
-        while curve[-1] < largest and samples < 16 * largest / self._single:
-            samples *= 2
-            curve = mean_cost_curve(self._pilot_pool(samples), self.currency)
-        return [int(abs(curve - target.pilot).argmin()) + 1 for target in targets]
+    def _curve(self, records: Sequence[Record]) -> Floats:
+        return mean_cost_curve(records, self.currency)
 
-    def _choosing(self, index: int, name: str, size: int, largest: int) -> Entry:
-        choosing = CHOOSING[name]
-        records = self._records(_pool_method(largest), self.problems, self.seeds)
-        step, problems = choosing.step(self.task, self.hyper, size), {problem.id: problem for problem in self.problems}
-        scored: list[Record] = []
-        for record in records:
+    def _pool(self, targets: Sequence[Target]) -> list[Record]:
+        """Complete samples of every problem, more of them than the largest budget buys: costs differ by problem."""
+        largest = POOLED * max(target.pilot for target in targets)
+        samples = max(1, round(largest / self._single))
+        while (spent := self._curve(self._pilot_pool(samples))[-1]) < largest and samples < 16 * largest / self._single:
+            samples = max(samples + 1, round(samples * largest / spent))
+        return self._records(_pool_method(samples), self.problems, self.seeds)
+
+    def _choosing(self, index: int | None, name: str, size: int, pooled: Sequence[Record]) -> Entry:
+        choosing, problems = CHOOSING[name], {problem.id: problem for problem in self.problems}
+        step, scored = choosing.step(self.task, self.hyper, size), list[Record]()
+        for record in pooled:
             choice = chosen(step, problems[record["problem"]], record, self.seed)
-            size = choice.samples  # of iterated resampling, a little fewer
+            size = choice.samples  # of iterated resampling, sometimes one fewer
             depth = max(len(each["tokens"]) for each in record["texts"][:size]) * self.per_token
             scored.append({**record, "correct": choice.score, "cost": vars(choice.cost), "depth": depth})
-        label = choosing.label.format(size=size)
-        return Entry(index, name, "last", label, size, _scores(scored, "correct"), _means(scored))
+        label = choosing.labelled(self.hyper, size)
+        return Entry(index, name, "last", label, size, _scores(scored, "correct"), _means(scored), self.seeds)
+
+    def _plain(self, pooled: Sequence[Record]) -> Entry:
+        """Single samples: the score is the mean over all of them, the cost that of the first."""
+        samples = len(pooled[0]["texts"])
+        one, all_of_them = (self._choosing(None, "plain", size, pooled) for size in (1, samples))
+        draws = samples * self.seeds
+        label = f"plain sampling (mean of {draws})"
+        return replace(one, label=label, scores=all_of_them.scores, draws=draws)
+
+    def _against(self, entries: Sequence[Entry], against: str, pooled: Sequence[Record]) -> list[Entry]:
+        """The entries, each with its rival."""
+        if against in CHOOSING:
+            curve, known = self._curve(pooled), dict[int, Entry]()
+
+            def rival_of(entry: Entry) -> Entry:
+                size = nearest(curve, entry.cost[self.currency])
+                if size not in known:
+                    known[size] = self._choosing(None, against, size, pooled)
+                return known[size]
+        else:
+
+            def rival_of(entry: Entry) -> Entry:
+                same = [e for e in entries if (e.method, e.readout) == (against, "last")]
+                return next((e for e in same if e.budget in (None, entry.budget)), same[0])
+
+        return [self._with_rival(entry, rival_of(entry), against) for entry in entries]
+
+    def _with_rival(self, entry: Entry, other: Entry, against: str) -> Entry:
+        if (entry.method, entry.readout) == (against, "last"):
+            return entry
+        return replace(entry, rival=Rival(other.label, other.cost[self.currency], other.scores))
 
     def _search(self, name: str) -> Entry:
         step, label, options = SEARCHES[name](self.hyper)
         records = self._records(Method(name, label, step, options=options), self.problems, 1)
-        return Entry(None, name, "last", label, 1, _scores(records, "correct"), _means(records))
+        return Entry(None, name, "last", label, 1, _scores(records, "correct"), _means(records), 1)
 
     def _sized(self, name: str, size: int) -> Method:
         guided = GUIDED[name]
         settings = [f"{option}={getattr(self.hyper, option)}" for option in guided.options]
-        step = guided.step(self.task, self.hyper, size)
+        step = metered(guided.step(self.task, self.hyper, size), self._depths)
         return Method(name, guided.labelled(self.hyper, size), step, options=(size, *settings))
 
     def _records(self, method: Method, problems: Sequence[Problem], seeds: int) -> list[Record]:
@@ -210,7 +286,8 @@ class Comparison:
         asked = {"asked": digest([chain.problem])}
         if isinstance(chain.state, Drawn):
             return asked | noted_texts(self.task, chain)
-        return asked | {"depth": serial_depth(chain) * self.per_token, VOTED: self._vote_score(chain)}
+        depth = self._depths.pop(chain.key, len(chain.state.tokens))  # that of a search: its text's length
+        return asked | {"depth": depth * self.per_token, VOTED: self._vote_score(chain)}
 
     def _vote_score(self, chain: Chain) -> float:
         """The share of right answers among those with the most votes."""
@@ -227,24 +304,6 @@ def _require_asked(journal: Journal, problems: Sequence[Problem]) -> None:
             raise InputError(
                 f"{str(journal.folder)!r} holds results of another problem {record['problem']!r}; choose another folder"
             )
-
-
-def serial_depth(chain: Chain) -> int:
-    """Tokens that have to be drawn one after the other: in each step, those of its longest rollout.
-
-    For masked diffusion, positions that its rollouts reveal.
-    """
-    origins = [(), *(step.candidates[step.choice].tokens for step in chain.trace)]
-    return sum(
-        max(_drawn_after(origin, text) for row in step.rollouts for text in row)
-        for origin, step in zip(origins, chain.trace, strict=False)
-    )
-
-
-def _drawn_after(origin: Sequence[int], text: Text) -> int:
-    if len(text.tokens) != len(origin):
-        return len(text.tokens) - len(origin)
-    return sum(before != after for before, after in zip(origin, text.tokens, strict=True))
 
 
 def _cost(record: Record) -> dict[str, float]:
@@ -265,6 +324,11 @@ def _scores(records: Sequence[Record], name: str) -> dict[str, float]:
     for record in records:
         scores.setdefault(record["problem"], []).append(float(record[name]))
     return {problem: fmean(values) for problem, values in scores.items()}
+
+
+def nearest(curve: Floats, cost: float) -> int:
+    """The number of samples whose cost comes nearest, from what the first 1, 2, … of them cost."""
+    return int(np.abs(curve - cost).argmin()) + 1
 
 
 def _pool_method(samples: int) -> Method:

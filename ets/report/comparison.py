@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,7 +12,6 @@ from ets.evaluation.bootstrap import Difference, paired_difference
 from ets.evaluation.comparison import Entry
 from ets.evaluation.intervals import Accuracy, accuracy
 from ets.evaluation.tables import aligned
-from ets.types import InputError
 
 COSTS = {
     "generated": "tokens",
@@ -22,17 +21,35 @@ COSTS = {
     "depth": "serial depth",
 }
 """Columns: costs per sample, and what they are called. Those that are 0 everywhere are left out."""
+UNEQUAL = 0.1
+"""Relative differences in cost that are told in words."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a comparison was run on: the task, the model, samples per problem, the currency of its budgets."""
+    """What a comparison was run on.
+
+    Parameters
+    ----------
+    task, model : str
+    problems : int
+    seeds : int
+        Samples of each problem.
+    currency : str
+        Of the budgets.
+    against : str
+        The method that others are set against.
+    told : mapping of str to value
+        The other settings that results depend on.
+    """
 
     task: str
     model: str
+    problems: int
     seeds: int
     currency: str
     against: str
+    told: Mapping[str, Any] = field(default_factory=dict)
 
 
 def at_budget(entries: Sequence[Entry], budget: int) -> list[Entry]:
@@ -40,72 +57,90 @@ def at_budget(entries: Sequence[Entry], budget: int) -> list[Entry]:
     return [entry for entry in entries if entry.budget in (budget, None)]
 
 
-def rival(entries: Sequence[Entry], setting: Setting) -> Entry:
-    """The entry that others are compared with. Raises `InputError` if there is none."""
-    found = [entry for entry in entries if (entry.method, entry.readout) == (setting.against, "last")]
-    if not found:
-        raise InputError(f"against is {setting.against!r}, which is not among the methods; add it, or name another")
-    return found[0]
-
-
 def markdown(entries: Sequence[Entry], setting: Setting) -> str:
     """Everything that can be said in words and numbers: a table and a summary for each budget."""
     budgets = sorted({entry.budget for entry in entries if entry.budget is not None})
-    return "\n\n".join(part for budget in budgets for part in _section(at_budget(entries, budget), setting, budget))
+    parts = [part for budget in budgets for part in _section(at_budget(entries, budget), setting, budget)]
+    return "\n\n".join([heading(setting), *parts, caveat(len(entries))])
+
+
+def heading(setting: Setting) -> str:
+    """What was compared on, with which settings."""
+    told = ", ".join(f"{name} {value}" for name, value in setting.told.items() if value is not None)
+    samples = "1 sample" if setting.seeds == 1 else f"{setting.seeds} samples"
+    return f"{setting.task}, model {setting.model}: {setting.problems} problems, {samples} of each. {told}"
+
+
+def caveat(comparisons: int) -> str:
+    """How to read many intervals."""
+    return (
+        f"Each interval and each verdict is at 95% for itself alone. Among about {comparisons} comparisons, one in "
+        "twenty would find a difference by chance where there is none."
+    )
 
 
 def _section(entries: Sequence[Entry], setting: Setting, budget: int) -> Iterator[str]:
-    other = rival(entries, setting)
-    spent = next((entry for entry in entries if entry.method == "ets"), other).cost[setting.currency]
+    spent = next(entry for entry in entries if entry.budget == budget).cost[setting.currency]
+    spent = next((entry.cost[setting.currency] for entry in entries if entry.method == "ets"), spent)
     yield f"### Budget {budget + 1}: about {spent:,.0f} {COSTS[setting.currency]} a problem"
-    yield budget_table(entries, other, setting)
-    yield summary(entries, other)
+    yield budget_table(entries, setting)
+    yield summary(entries, setting)
 
 
-def budget_table(entries: Sequence[Entry], other: Entry, setting: Setting) -> str:
-    """A Markdown table: accuracies with their intervals, differences from another method, costs per sample."""
+def budget_table(entries: Sequence[Entry], setting: Setting) -> str:
+    """A Markdown table: accuracies with their intervals, differences from another method at equal cost, and costs."""
     costs = {name: title for name, title in COSTS.items() if any(entry.cost[name] for entry in entries)}
-    heading = ("method", "accuracy", "95% interval", f"minus {other.method}, points", *costs.values())
-    return aligned([heading, *(_cells(entry, other, setting.seeds, list(costs)) for entry in entries)])
+    titles = ("method", "accuracy", "95% interval", f"minus {setting.against} at equal cost, points", *costs.values())
+    return aligned([titles, *(_cells(entry, list(costs)) for entry in entries)])
 
 
-def _cells(entry: Entry, other: Entry, seeds: int, costs: Sequence[str]) -> tuple[str, ...]:
-    share = interval(entry, seeds)
-    versus = "" if entry is other else points(paired_difference(entry.scores, other.scores))
+def _cells(entry: Entry, costs: Sequence[str]) -> tuple[str, ...]:
+    share = interval(entry)
     shown = (f"{entry.cost[name]:,.2f}" if name == "seconds" else f"{entry.cost[name]:,.0f}" for name in costs)
-    return entry.label, f"{share.mean:.1%}", f"{share.low:.1%} to {share.high:.1%}", versus, *shown
+    return entry.label, f"{share.mean:.1%}", f"{share.low:.1%} to {share.high:.1%}", _versus(entry), *shown
 
 
-def interval(entry: Entry, seeds: int) -> Accuracy:
-    """The mean over problems; scores that are expectations over a method's choice vary less than those of samples."""
-    return accuracy(list(entry.scores.values()), seeds)
+def _versus(entry: Entry) -> str:
+    if entry.rival is None:
+        return ""
+    return f"{points(paired_difference(entry.scores, entry.rival.scores))}, {entry.rival.label}"
+
+
+def interval(entry: Entry) -> Accuracy:
+    """Accuracy over problems; of scores that are expectations over a method's choice, a little too wide."""
+    return accuracy(list(entry.scores.values()), entry.draws)
 
 
 def points(difference: Difference) -> str:
     """In points of accuracy, with the interval."""
-    mean, low, high = (100 * value for value in (difference.mean, difference.low, difference.high))
+    # Adding 0 makes 0 of what is rounded to -0.
+    mean, low, high = (round(100 * value, 1) + 0.0 for value in (difference.mean, difference.low, difference.high))
     return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
-def summary(entries: Sequence[Entry], other: Entry) -> str:
-    """Sentences: which methods are better than another one, which worse, and for which nothing can be said."""
+def summary(entries: Sequence[Entry], setting: Setting) -> str:
+    """Sentences: which methods are better than another one at equal cost, which worse, and of which neither is shown.
+
+    Where costs are not equal within a tenth, it says so.
+    """
     verdicts: dict[str, list[str]] = {"better": [], "worse": [], "open": []}
     for entry in entries:
-        if entry is not other:
-            found = paired_difference(entry.scores, other.scores)
+        if entry.rival is not None:
+            found = paired_difference(entry.scores, entry.rival.scores)
             kind = "open" if not found.significant else "better" if found.mean > 0 else "worse"
-            verdicts[kind].append(entry.label)
+            verdicts[kind].append(f"{entry.label}{_unequal(entry, setting.currency)}")
     sentences = {
-        "better": f"Better than {other.label}",
-        "worse": f"Worse than {other.label}",
-        "open": f"Not significantly different from {other.label}",
+        "better": f"Better than {setting.against} at equal cost",
+        "worse": f"Worse than {setting.against} at equal cost",
+        "open": f"Not significantly different from {setting.against} at equal cost",
     }
     return "\n".join(f"- {sentences[kind]}: {'; '.join(labels)}." for kind, labels in verdicts.items() if labels)
 
 
-def ranking(entries: Sequence[Entry]) -> list[Entry]:
-    """The entries, best first."""
-    return sorted(entries, key=lambda entry: -fmean(entry.scores.values()))
+def _unequal(entry: Entry, currency: str) -> str:
+    assert entry.rival is not None
+    ratio = entry.cost[currency] / entry.rival.cost
+    return "" if abs(ratio - 1) <= UNEQUAL else f" (at {ratio:.2f} times its {COSTS[currency]})"
 
 
 def plot_accuracy_by_cost(entries: Sequence[Entry], setting: Setting, path: Path) -> None:
@@ -118,7 +153,7 @@ def plot_accuracy_by_cost(entries: Sequence[Entry], setting: Setting, path: Path
         costs = [entry.cost[setting.currency] for entry in members]
         name = method if readout == "last" else f"{method}, {readout}"
         style = {"marker": "osD^vP*X"[number % 8], "linestyle": "-" if readout == "last" else ":"}
-        _errorbars(axes, costs, [interval(entry, setting.seeds) for entry in members], name, style, number)
+        _errorbars(axes, costs, [interval(entry) for entry in members], name, style, number)
     axes.set_xscale("log")
     axes.set_xlabel(f"{COSTS[setting.currency]} per problem (log scale)")
     axes.set_title(f"{setting.task}: {setting.model}", parse_math=False)
@@ -131,7 +166,7 @@ def plot_scaling(panels: Mapping[str, Sequence[tuple[float, Entry]]], setting: S
     figure, axes = _figure(4 * len(panels), 4, columns=len(panels))
     for place, (name, values) in zip(axes if len(panels) > 1 else [axes], panels.items(), strict=True):
         entries = [entry for _, entry in values]
-        _errorbars(place, [value for value, _ in values], [interval(e, setting.seeds) for e in entries], None, {}, 0)
+        _errorbars(place, [value for value, _ in values], [interval(e) for e in entries], None, {}, 0)
         for value, entry in values:
             note = f"{entry.cost[setting.currency]:,.0f}"
             at = (value, 100 * fmean(entry.scores.values()))

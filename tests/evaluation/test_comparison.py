@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,11 @@ from typing import Any
 import pytest
 
 from ets.evaluation.compared import CHOOSING, GUIDED, Hyper, require_compared
-from ets.evaluation.comparison import Comparison, Entry, serial_depth
-from ets.kernel import energy_guided
-from ets.rewards import per_text
+from ets.evaluation.comparison import Comparison, Entry
+from ets.evaluation.depth import Metered, metered
 from ets.runner import run
 from ets.testing import TabularMaskedDiffusion, TabularPolicy
-from ets.types import InputError, Problem
+from ets.types import Draw, InputError, Policy, Problem, State
 from tests.evaluation.test_evaluate import Letters
 
 HYPER = Hyper(rollouts=2, lam=0.3, pool="chain", iterations=2)
@@ -47,9 +47,9 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
 def test_every_method_has_a_row_at_every_budget_and_searches_one_for_all(entries: list[Entry]) -> None:
     for budget in (0, 1):
         found = named(entries, budget)
-        assert {method for method, _ in found} == {*GUIDED, *CHOOSING}
+        assert {method for method, _ in found} == {*GUIDED, *CHOOSING} - {"plain"}
         assert {method for method, readout in found if readout == "vote"} == {n for n, g in GUIDED.items() if g.votes}
-    assert list(named(entries, None)) == [("greedy", "last")]
+    assert list(named(entries, None)) == [("plain", "last"), ("greedy", "last")]
 
 
 def test_costs_are_near_the_budget(entries: list[Entry]) -> None:
@@ -59,8 +59,48 @@ def test_costs_are_near_the_budget(entries: list[Entry]) -> None:
         ets = found["ets", "last"]
         assert ets.size == size
         for (method, _), entry in found.items():
+            if method == "ets-stopped":
+                continue
             step = entry.cost["generated"] / max(1, entry.size)
             assert abs(entry.cost["generated"] - ets.cost["generated"]) <= 0.75 * step + 1.5, method
+
+
+def test_every_row_is_set_against_majority_voting_at_its_own_cost(entries: list[Entry]) -> None:
+    for entry in entries:
+        if entry.method == "majority":
+            assert entry.rival is None
+        else:
+            assert entry.rival is not None and entry.rival.label.startswith("majority voting (")
+            one = entry.rival.cost / int(entry.rival.label.split("(")[1][:-1])
+            assert abs(entry.rival.cost - entry.cost["generated"]) <= 0.75 * one, entry.label
+
+
+def test_plain_sampling_is_one_row_that_costs_one_sample(entries: list[Entry]) -> None:
+    plain = named(entries, None)["plain", "last"]
+    assert plain.size == 1 and plain.cost["generated"] < 5 and plain.draws > 3 * 8
+
+
+def test_stopping_is_measured_at_the_candidates_of_ets(entries: list[Entry]) -> None:
+    for budget, size in ((0, 2), (1, 5)):
+        ets, stopped = (named(entries, budget)[name, "last"] for name in ("ets", "ets-stopped"))
+        assert ets.size == stopped.size == size
+        assert stopped.cost["generated"] <= ets.cost["generated"]
+    saved = [named(entries, 0)[name, "last"].cost["generated"] for name in ("ets", "ets-stopped")]
+    assert saved[1] < saved[0]  # two candidates agree more often than five
+
+
+def test_iterated_resampling_takes_the_texts_that_it_may() -> None:
+    policy = TabularPolicy(vocabulary=4, max_length=4, seed=4)
+    for size in range(1, 40):
+        step = CHOOSING["iterated-sir"].step(Letters(), replace(HYPER, iterations=4), size)
+        chain = next(iter(run(policy, step, Letters().problems(1, 0), width=1, seed=0)))
+        assert size - 1 <= len(chain.trace[0].candidates) <= size
+
+
+def test_sizes_come_from_a_pilot_that_need_not_be_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ets.evaluation.comparison.PILOT_PROBLEMS", 3)
+    for entry in comparison(tmp_path).entries(["majority", "ets", "particles"], [3]):
+        assert len(entry.scores) == 12 and (entry.rival is None or len(entry.rival.scores) == 12)
 
 
 def test_scores_are_means_over_three_samples_of_every_problem(entries: list[Entry]) -> None:
@@ -119,13 +159,36 @@ def test_masked_diffusion_is_compared_by_computed_positions(tmp_path: Path) -> N
     assert found["majority", "last"].cost["positions"] == pytest.approx(spent, rel=0.25)
 
 
-def test_serial_depth_counts_the_longest_rollout_of_each_step() -> None:
-    """All canvases of masked diffusion are full in the end: 4 positions from the start, 2 from the first boundary."""
-    step = energy_guided(per_text(lambda prompt, text: 0.0), candidates=3, rollouts=2, lam=1.0)
-    for policy in (MASKED_DIFFUSION, TabularPolicy(vocabulary=6, block_size=2, max_length=4, seed=5)):
-        chain = next(iter(run(policy, step, Letters().problems(1, 0), width=1, seed=0)))
-        assert [max(len(text.tokens) for row in step.rollouts for text in row) for step in chain.trace] == [4, 4]
-        assert serial_depth(chain) == 4 + 2
+@pytest.mark.parametrize("policy", [TabularPolicy(vocabulary=4, max_length=4, seed=4), MASKED_DIFFUSION], ids=str)
+def test_depth_adds_up_the_longest_row_of_every_call(policy: Policy) -> None:
+    """At width 1, where a call is one chain's; power sampling's moves follow each other, rollouts do not."""
+    problems = Letters().problems(4, 0)
+    for name, guided in GUIDED.items():
+        depths: dict[int, int] = {}
+        counted = Counted(policy)
+        step = metered(guided.step(Letters(), HYPER, 2), depths)
+        chains = list(run(counted, step, problems, width=1, seed=0))
+        assert sum(depths.values()) == counted.longest, name
+        if name == "power":
+            assert sum(depths.values()) == sum(chain.cost.generated for chain in chains)
+    assert power_depths(policy, width=4) == power_depths(policy, width=1)
+
+
+def power_depths(policy: Policy, width: int) -> dict[int, int]:
+    depths: dict[int, int] = {}
+    step = metered(GUIDED["power"].step(Letters(), HYPER, 2), depths)
+    list(run(policy, step, Letters().problems(4, 0), width=width, seed=0))
+    return depths
+
+
+class Counted(Metered):
+    """Another count, of whole calls."""
+
+    longest = 0
+
+    def _noted(self, states: Sequence[State], draws: list[Draw]) -> list[Draw]:
+        self.longest += max(draw.cost.generated for draw in draws)
+        return draws
 
 
 @pytest.mark.parametrize(
@@ -136,6 +199,7 @@ def test_serial_depth_counts_the_longest_rollout_of_each_step() -> None:
         (["ets"], {"reward": "praise"}, "reward is 'praise'"),
         (["ets"], {"resample_below": 2.0}, "resample_below is 2.0"),
         (["ets"], {"lam": 0.0}, "lam is 0.0"),
+        (["ets-stopped"], {"reward": "likelihood"}, "ets-stopped stops"),
     ],
 )
 def test_bad_settings_are_one_line(names: list[str], changed: dict[str, Any], message: str) -> None:

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-import pytest
+from ets.evaluation.comparison import Entry, Rival
+from ets.report.comparison import Setting, budget_table, markdown, plot_accuracy_by_cost, plot_scaling, summary
 
-from ets.evaluation.comparison import Entry
-from ets.report.comparison import Setting, budget_table, markdown, plot_accuracy_by_cost, plot_scaling, rival, summary
-from ets.types import InputError
+SETTING = Setting("letters", "a model", 200, 4, "generated", "majority", {"lam": 0.1, "top_k": None})
 
-SETTING = Setting("letters", "a model", 4, "generated", "majority")
+
+def scores(mean: float) -> dict[str, float]:
+    """200 problems, a share of which is solved: the first ones."""
+    return {f"p{n}": float(n < 200 * mean) for n in range(200)}
 
 
 def entry(method: str, mean: float, *, budget: int | None = 0, readout: str = "last", spent: float = 100.0) -> Entry:
-    """200 problems, a share of which is solved: the first ones."""
-    scores = {f"p{n}": float(n < 200 * mean) for n in range(200)}
+    """With its rival: majority voting, right in half of the problems."""
     cost = {"generated": spent, "positions": 2 * spent, "row_forwards": 0.0, "seconds": 0.5, "depth": 40.0}
-    return Entry(budget, method, readout, f"{method} of 5" + (", vote" if readout == "vote" else ""), 5, scores, cost)
+    label = f"{method} of 5" + (", vote" if readout == "vote" else "")
+    rival = None if method == "majority" else Rival("majority of 6", 100.0, scores(0.5))
+    return Entry(budget, method, readout, label, 5, scores(mean), cost, 4, rival)
 
 
 ENTRIES = [
@@ -33,28 +37,36 @@ ENTRIES = [
 
 def test_every_budget_has_its_table_and_searches_stand_in_all() -> None:
     text = markdown(ENTRIES, SETTING)
+    assert text.startswith("letters, model a model: 200 problems, 4 samples of each. lam 0.1\n")
     assert text.count("greedy of 5") == 2 * 2  # table and summary, twice
     assert "### Budget 1: about 100 tokens a problem" in text and "### Budget 2: about 210 tokens a problem" in text
+    assert "one in twenty would find a difference by chance" in text
 
 
-def test_differences_are_paired_with_the_method_that_was_named() -> None:
-    lines = budget_table(ENTRIES[:4], ENTRIES[0], SETTING).splitlines()
-    assert "minus majority, points" in lines[0] and "row-forwards" not in lines[0]
-    assert "+30.0 (+24.0 to +36.5)" in lines[3]
+def test_differences_are_paired_with_the_rival_at_equal_cost() -> None:
+    lines = budget_table(ENTRIES[:4], SETTING).splitlines()
+    assert "minus majority at equal cost, points" in lines[0] and "row-forwards" not in lines[0]
+    assert "+30.0 (+24.0 to +36.5), majority of 6" in lines[3]
     assert lines[2].split("|")[4].strip() == ""
 
 
-def test_the_summary_says_plainly_what_is_not_significant() -> None:
-    assert summary(ENTRIES[:5], ENTRIES[0]).splitlines() == [
-        "- Better than majority of 5: ets of 5; ets of 5, vote.",
-        "- Worse than majority of 5: plain of 5.",
-        "- Not significantly different from majority of 5: greedy of 5.",
+def test_the_summary_says_plainly_what_is_not_significant_and_what_costs_more() -> None:
+    assert summary([*ENTRIES[:5], entry("beam", 0.7, spent=390)], SETTING).splitlines() == [
+        "- Better than majority at equal cost: ets of 5; beam of 5 (at 3.90 times its tokens).",
+        "- Worse than majority at equal cost: plain of 5.",
+        "- Not significantly different from majority at equal cost: ets of 5, vote; greedy of 5.",
     ]
 
 
-def test_a_rival_that_did_not_run_is_one_line() -> None:
-    with pytest.raises(InputError, match="against is 'majority', which is not among the methods"):
-        rival(ENTRIES[1:3], SETTING)
+def test_nothing_is_said_of_methods_that_differ_on_few_problems() -> None:
+    """52% against 50% of 200 problems is 4 problems, all of them one way: the bootstrap alone would call it better."""
+    assert summary([ENTRIES[2]], SETTING).startswith("- Not significantly different")
+
+
+def test_what_rounding_leaves_is_no_difference() -> None:
+    close = Entry(0, "ets", "last", "ets", 1, dict.fromkeys(scores(1), 1 - 1e-16), ENTRIES[0].cost, 4)
+    rival = Rival("majority", 100.0, dict.fromkeys(scores(1), 1 + 2e-16))
+    assert "+0.0 (+0.0 to +0.0)" in budget_table([replace(close, rival=rival)], SETTING)
 
 
 def test_plots_are_written(tmp_path: Path) -> None:

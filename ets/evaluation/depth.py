@@ -1,0 +1,57 @@
+"""How many tokens a method has to draw one after the other, however many rows run side by side."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from ets.types import Chain, Cost, Draw, Keys, Policy, Problem, State, StepFn
+
+
+class Metered:
+    """A policy that adds up, by problem, the tokens of the longest row of each call."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.depths = policy, defaultdict[str, int](int)
+
+    @property
+    def ledger(self) -> Cost:
+        return self.policy.ledger
+
+    @property
+    def deterministic(self) -> bool:
+        return self.policy.deterministic
+
+    def start(self, problems: Sequence[Problem]) -> list[State]:
+        return self.policy.start(problems)
+
+    def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
+        return self._noted(states, self.policy.extend(states, keys))
+
+    def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
+        return self._noted(states, self.policy.finish(states, keys))
+
+    def _noted(self, states: Sequence[State], draws: list[Draw]) -> list[Draw]:
+        longest = defaultdict[str, int](int)
+        for state, draw in zip(states, draws, strict=True):
+            name = state.problem.id  # type: ignore[attr-defined]  # of every policy's states
+            longest[name] = max(longest[name], draw.cost.generated)
+        for name, tokens in longest.items():
+            self.depths[name] += tokens
+        return draws
+
+
+def metered(step: StepFn, depths: dict[int, int]) -> StepFn:
+    """The step function, which adds what it draws in a row to the depth of each chain, by the chain's key.
+
+    Chains that advance together must be of different problems.
+    """
+
+    def stepped(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
+        meter = Metered(policy)
+        advanced = step(meter, chains)
+        for chain in advanced:
+            depths[chain.key] = depths.get(chain.key, 0) + meter.depths[chain.problem.id]
+        return advanced
+
+    return stepped
