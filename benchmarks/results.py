@@ -36,15 +36,15 @@ FAMILIES = (
         "arithmetic",
         1000,
         "--model embedded --shots 0 --candidates 2,4,8 --rollouts 2 --lam 0.1 --block-size 16 --max-length 96 "
-        "--temperature 1.9 --seed 0 --width 64 --seeds 4 --scan-rollouts 1,2,4 --scan-guide-steps 1,2,3,6",
+        "--temperature 1.9 --seed 0 --width 64 --seeds 4 --scan-rollouts 1,2,4 --scan-guide-steps 1,3,6",
     ),
     Family(
         "masked-diffusion",
         "sums",
         60,
-        "--engine masked-diffusion --model embedded --shots 0 --candidates 2,4,8 --rollouts 2 --lam 0.1 --cache dual "
+        "--engine masked-diffusion --model embedded --shots 0 --candidates 2,3,4 --rollouts 2 --lam 0.1 --cache dual "
         "--gen-length 24 --steps 24 --block-length 8 --guide-steps 4 --cfg 0 --remasking low_confidence "
-        "--temperature 2.4 --seed 0 --width 32 --seeds 4 --scan-rollouts 1,2,4 --scan-guide-steps 1,2,4",
+        "--temperature 2.4 --seed 0 --width 60 --seeds 4 --scan-rollouts 1,2,4 --scan-guide-steps 1,2,4",
     ),
 )
 """The demonstrations' settings, but for K and, in masked diffusion, the cache."""

@@ -6,8 +6,10 @@ is what it would be by itself, their differences are paired exactly, and a small
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -55,18 +57,17 @@ def noted_texts(task: Task, chain: Chain) -> dict[str, Any]:
     assert isinstance(chain.state, Drawn)
     if isinstance(task, Slow):
         task.grade_all((chain.problem, draw.text.text) for draw in chain.state.draws)  # in parallel; it remembers them
-    return {
-        "texts": [
-            {
-                "text": draw.text.text,
-                "tokens": list(draw.text.tokens),
-                "logp": draw.text.logp,
-                "correct": float(task.grade(chain.problem, draw.text.text)),
-                "cost": {name: value for name, value in asdict(draw.cost).items() if value},
-            }
-            for draw in chain.state.draws
-        ]
-    }
+    texts = [
+        {
+            "text": draw.text.text,
+            "tokens": list(draw.text.tokens),
+            "logp": draw.text.logp,
+            "correct": float(task.grade(chain.problem, draw.text.text)),
+            "cost": {name: value for name, value in asdict(draw.cost).items() if value},
+        }
+        for draw in chain.state.draws
+    ]
+    return {"texts": texts, "correct": fmean(text["correct"] for text in texts)}
 
 
 @dataclass(frozen=True)
@@ -117,9 +118,11 @@ def chosen(step: StepFn, problem: Problem, record: Record, seed: int) -> Choice:
     """
     start = Drawn((), done=False)
     chain = Chain(problem, record["sample"], chain_key(seed, problem.id, record["sample"]), start)
+    begun = time.perf_counter()
     weights = normalised(step(recorded(record), [chain])[0].trace[-1].log_weights)
+    cost = costs_by_size(record)[len(weights) - 1] + Cost(seconds=time.perf_counter() - begun)
     correct = [each["correct"] for each in record["texts"][: len(weights)]]
-    return Choice(float(weights @ correct), len(weights), costs_by_size(record)[len(weights) - 1])
+    return Choice(min(1.0, float(weights @ correct)), len(weights), cost)
 
 
 def costs_by_size(record: Record) -> list[Cost]:
