@@ -8,6 +8,7 @@ import numpy as np
 
 from ets.proposal import Pairing
 from ets.randomness import Purpose
+from ets.rewards import Scoring, as_reward
 from ets.stopping import Decided
 from ets.transition import (
     choice_uniforms,
@@ -25,7 +26,7 @@ from ets.weights import ESTIMATORS, Estimator, log_mean_exp
 
 
 def energy_guided(
-    reward: Reward,
+    reward: Scoring | Reward,
     *,
     candidates: int,
     rollouts: int,
@@ -46,9 +47,10 @@ def energy_guided(
 
     Parameters
     ----------
-    reward : Reward
-        r. For a fixed function of (prompt, text) the chain's law tends to p* as M grows; for
-        self-consistency see `ets.rewards.self_consistency`.
+    reward : callable
+        r: `(prompt, text) -> number`, or an `ets.types.Reward` of (problem, rollouts, chain). For a fixed function of
+        (prompt, text) the chain's law tends to p* as M grows; for self-consistency see
+        `ets.rewards.self_consistency`.
     candidates : int
         M, at least 1. With M = 1 the reward has no effect: plain sampling.
     rollouts : int
@@ -83,7 +85,7 @@ def energy_guided(
     require_positive(lam=lam)
     if estimator not in ESTIMATORS:
         raise InputError(f"unknown estimator {estimator!r}; choose from {', '.join(ESTIMATORS)}")
-    paired = Pairing(proposal, clip)
+    reward, paired = as_reward(reward), Pairing(proposal, clip)
 
     def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
         require_variety(policy, candidates)
@@ -131,7 +133,7 @@ def transition(
     log_ratios = rollout_log_ratios(candidates, texts)
     # The ratio of a candidate that a proposal drew itself multiplies its energy.
     log_weights = estimate(log_rewards, log_ratios) + [candidate.log_ratio for candidate in candidates]
-    if decided is not None and decided(chain.problem, texts, log_rewards, chain):
+    if decided is not None and decided(chain.problem, texts, log_rewards * lam, chain):
         choice, rollout = choose_pair(spread(log_weights, log_rewards + log_ratios), number)
         state = completed[choice][rollout].state
     else:

@@ -14,14 +14,20 @@ from typing import TypeAlias
 import numpy as np
 
 from ets.rewards import Extract, remembering, voters, votes
-from ets.transition import require_counts, require_positive
+from ets.transition import require_counts
 from ets.types import Chain, Floats, InputError, Problem, Text
 
 Decided: TypeAlias = Callable[[Problem, Sequence[Sequence[Text]], Floats, Chain], bool]
-"""From the problem, a step's rollouts `[M, K]`, their r/λ `[M, K]` and the chain before the step: may it end here?"""
+"""From the problem, a step's rollouts `[M, K]`, their r `[M, K]` and the chain before the step: may it end here?
+
+Rewards are as the reward returned them, whatever λ is, but for rounding: they have been divided by it and multiplied.
+"""
+
+ROUNDING = 1e-12
+"""Relative: a reward that is below the maximum by no more than this has it."""
 
 
-def all_at_maximum(maximum: float, lam: float) -> Decided:
+def all_at_maximum(maximum: float) -> Decided:
     """Stop when every rollout of a step has the greatest reward that there is, as with a verifier's 1.
 
     Let the reward be a fixed function of the text, without a proposal. Let x_s be the candidate that is chosen and
@@ -39,22 +45,19 @@ def all_at_maximum(maximum: float, lam: float) -> Decided:
     Parameters
     ----------
     maximum : float
-        The greatest reward, exactly as the reward returns it.
-    lam : float
-        λ, as the step function was given it.
+        The greatest reward that there is. A reward that is less by a share of at most 1e-12 counts as the greatest.
 
     Raises
     ------
     InputError
-        For a maximum that is not finite, or λ out of range.
+        For a maximum that is no finite number.
     """
-    require_positive(lam=lam)
-    if not math.isfinite(maximum):
+    if isinstance(maximum, bool) or not isinstance(maximum, int | float | np.number) or not math.isfinite(maximum):
         raise InputError(f"maximum is {maximum!r}; give the greatest value that the reward can take")
-    highest = np.float64(maximum) / lam
+    least = maximum - ROUNDING * abs(maximum)
 
-    def decided(problem: Problem, rollouts: Sequence[Sequence[Text]], log_rewards: Floats, chain: Chain) -> bool:
-        return bool(np.all(log_rewards >= highest))
+    def decided(problem: Problem, rollouts: Sequence[Sequence[Text]], rewards: Floats, chain: Chain) -> bool:
+        return bool(np.all(rewards >= least))
 
     return decided
 
@@ -71,18 +74,29 @@ def vote_decided(extract: Extract, steps: int) -> Decided:
     extract : callable
         What reads answers, as for `ets.rewards.self_consistency`. A text without an answer does not vote.
     steps : int
-        I, the guide steps that a chain takes at most.
+        It must be I = ⌈max_length / block_size⌉, the guide steps that a chain takes at most. With fewer, votes to come
+        are overlooked, and a chain that goes on beyond them is refused; with more, chains stop late.
+
+    Raises
+    ------
+    InputError
+        For steps out of range; while sampling, at a chain that takes more steps than these.
     """
     require_counts(steps=steps)
     remembered = remembering(extract)
 
-    def decided(problem: Problem, rollouts: Sequence[Sequence[Text]], log_rewards: Floats, chain: Chain) -> bool:
+    def decided(problem: Problem, rollouts: Sequence[Sequence[Text]], rewards: Floats, chain: Chain) -> bool:
         steps_so_far = [*(step.rollouts for step in chain.trace), rollouts]
+        if len(steps_so_far) > steps:
+            raise InputError(
+                f"a chain takes guide step {len(steps_so_far)}, but vote_decided was told of {steps} in all; "
+                "give the guide steps that a chain takes at most"
+            )
         texts = voters(steps_so_far)
         if any(text.log_ratio for text in texts):
             return False
         counts: dict[Hashable, float] = votes(partial(remembered, problem), texts)
         first, second = sorted([0.0, 0.0, *counts.values()], reverse=True)[:2]
-        return first - second > (steps - len(steps_so_far)) * log_rewards.size
+        return first - second > (steps - len(steps_so_far)) * rewards.size
 
     return decided

@@ -60,7 +60,7 @@ def test_both_readouts_stand_side_by_side() -> None:
 
 def test_a_chain_ends_when_it_is_decided() -> None:
     """Every reward is the greatest: one step is enough, and the text is one of its rollouts."""
-    maximum = ets.stopping.all_at_maximum(1.0, lam=0.1)
+    maximum = ets.stopping.all_at_maximum(1.0)
     out = ets.sample(QUESTION, model=demo.model_path("small"), reward=lambda p, t: 1.0, decided=maximum, **SMALL)
     assert len(out.trace) == 1
     assert out.text in [text.text for row in out.trace[0].rollouts for text in row]

@@ -52,7 +52,7 @@ def chains_of(policy: Policy, step: StepFn, samples: int, width: int = 5000, see
     return list(run(policy, step, [PROBLEM], width=width, seed=seed, samples=samples))
 
 
-def always(problem: Problem, rollouts: Sequence[Sequence[Text]], log_rewards: Floats, chain: Chain) -> bool:
+def always(problem: Problem, rollouts: Sequence[Sequence[Text]], rewards: Floats, chain: Chain) -> bool:
     return True
 
 
@@ -127,7 +127,7 @@ def shortfall(node: tuple[int, ...]) -> float:
 
 def passed(candidates: int, rollouts: int, samples: int) -> list[Chain]:
     sizes = {"candidates": candidates, "rollouts": rollouts, "lam": LAM}
-    step = energy_guided(per_text(lambda _, text: passing(text)), **sizes, decided=all_at_maximum(1.0, LAM))
+    step = energy_guided(per_text(lambda _, text: passing(text)), **sizes, decided=all_at_maximum(1.0))
     return chains_of(EASY, step, samples)
 
 
@@ -175,7 +175,7 @@ def test_what_a_step_adds_is_below_its_bound_without_confidence(candidates: int,
 
 def test_where_all_texts_are_at_the_maximum_stopping_changes_no_law_at_level_1e_4() -> None:
     step = energy_guided(
-        per_text(lambda _, text: 0.75), candidates=3, rollouts=2, lam=0.1, decided=all_at_maximum(0.75, 0.1)
+        per_text(lambda _, text: 0.75), candidates=3, rollouts=2, lam=0.1, decided=all_at_maximum(0.75)
     )
     chains = chains_of(POLICY, step, 5_000)
     check_law((chain.state.tokens for chain in chains), POLICY.oracle.finish_law(PROBLEM, ()), level=LEVEL)
@@ -184,12 +184,26 @@ def test_where_all_texts_are_at_the_maximum_stopping_changes_no_law_at_level_1e_
 
 def test_equal_rewards_below_the_maximum_decide_nothing() -> None:
     rollouts, chain = tabled("a b a b"), Chain(PROBLEM, 0, 1, POLICY.start([PROBLEM])[0])
-    equal = np.full((2, 2), 0.5 / LAM)
-    assert not all_at_maximum(1.0, LAM)(PROBLEM, rollouts, equal, chain)
-    assert all_at_maximum(0.5, LAM)(PROBLEM, rollouts, equal, chain)
+    equal = np.full((2, 2), 0.5)
+    assert not all_at_maximum(1.0)(PROBLEM, rollouts, equal, chain)
+    assert all_at_maximum(0.5)(PROBLEM, rollouts, equal, chain)
     below = equal.copy()
     below[1, 0] -= 1e-9
-    assert not all_at_maximum(0.5, LAM)(PROBLEM, rollouts, below, chain)
+    assert not all_at_maximum(0.5)(PROBLEM, rollouts, below, chain)
+
+
+@pytest.mark.parametrize("lam", [0.07, 0.1, 0.3, 3.7, 1e-9, 1e9])
+@pytest.mark.parametrize("maximum", [1.0, 1 / 3, -0.7, 0.0, 123.456])
+def test_a_rule_knows_no_lam_and_rewards_at_the_maximum_reach_it_at_any(lam: float, maximum: float) -> None:
+    """Dividing by λ and multiplying rounds; what is below the maximum stays below."""
+
+    def stops(value: float) -> bool:
+        sizes = {"candidates": 2, "rollouts": 1, "lam": lam}
+        step = energy_guided(lambda _, text: value, **sizes, decided=all_at_maximum(maximum))
+        return any(guide.rollout is not None for chain in chains_of(POLICY, step, 3) for guide in chain.trace)
+
+    assert stops(maximum)
+    assert not stops(maximum - 1e-6)
 
 
 def tabled(answers: str) -> list[list[Text]]:
@@ -206,7 +220,7 @@ def test_equal_energies_with_different_answers_are_not_stopped() -> None:
     """Two votes for a, two for b, all of equal reward: nothing is decided while votes are to come."""
     decided, chain = vote_decided(answer_of, 2), Chain(PROBLEM, 0, 1, POLICY.start([PROBLEM])[0])
     assert not decided(PROBLEM, tabled("a b b a"), np.zeros((2, 2)), chain)
-    assert not all_at_maximum(1.0, LAM)(PROBLEM, tabled("a b b a"), np.zeros((2, 2)), chain)
+    assert not all_at_maximum(1.0)(PROBLEM, tabled("a b b a"), np.zeros((2, 2)), chain)
     step = energy_guided(
         per_text(lambda _, text: 0.0), candidates=2, rollouts=2, lam=1.0, decided=vote_decided(answer_of, STEPS)
     )
@@ -245,6 +259,14 @@ def test_votes_of_earlier_steps_count_and_importance_ratios_decide_nothing() -> 
     assert not vote_decided(answer_of, 3)(PROBLEM, rollouts, np.zeros((2, 2)), before)
 
 
+def test_a_chain_that_goes_beyond_the_steps_it_was_to_have_is_refused() -> None:
+    """All texts tie, for none has an answer: nothing is decided, and the third step is one too many."""
+    reward = per_text(lambda _, text: 0.0)
+    step = energy_guided(reward, candidates=2, rollouts=1, lam=1.0, decided=vote_decided(lambda text: None, 2))
+    with pytest.raises(InputError, match=r"^a chain takes guide step 3, but vote_decided was told of 2 in all; give"):
+        chains_of(POLICY, step, 20)
+
+
 @pytest.mark.parametrize("policy", [POLICY, TabularMaskedDiffusion(concentration=2.0)])
 def test_the_votes_winner_is_the_same_with_stopping_for_fewer_tokens(policy: Any) -> None:
     reward = self_consistency(answer_of)
@@ -266,7 +288,7 @@ def test_the_votes_winner_is_the_same_with_stopping_for_fewer_tokens(policy: Any
 
 def test_stopping_depends_neither_on_the_width_nor_costs_it_anything() -> None:
     policy = TabularPolicy(vocabulary=3, block_size=1, max_length=3, seed=4)
-    step = verified(all_at_maximum(1.0, LAM), 2, 2)
+    step = verified(all_at_maximum(1.0), 2, 2)
     together = chains_of(policy, step, 60, width=64)
     spent = policy.ledger.generated
     assert Cost.total(chain.cost for chain in together).generated == spent
@@ -296,9 +318,7 @@ def test_a_real_network_stops_too_and_its_trace_tells_so(sampler: str, make_tiny
 
 def test_values_out_of_range_are_named() -> None:
     with pytest.raises(InputError, match=r"^maximum is inf"):
-        all_at_maximum(math.inf, 1.0)
-    with pytest.raises(InputError, match=r"^lam is 0"):
-        all_at_maximum(1.0, 0)
+        all_at_maximum(math.inf)
     with pytest.raises(InputError, match=r"^steps is 0"):
         vote_decided(answer_of, 0)
     with pytest.raises(InputError, match=r"^extract is 3"):

@@ -1,4 +1,7 @@
-"""Baselines that draw complete generations at once and keep one of them."""
+"""Baselines that draw complete generations at once and keep one of them.
+
+A reward is one of `ets.rewards`, or any function of (prompt, text): `ets.rewards.as_reward`.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 
 from ets.randomness import Purpose
-from ets.rewards import Extract, remembering, votes
+from ets.rewards import Extract, Scoring, as_reward, remembering, votes
 from ets.transition import (
     choice_uniforms,
     choose,
@@ -57,7 +60,7 @@ def majority(extract: Extract, *, samples: int) -> StepFn:
     return _among_completions(samples, weigh)
 
 
-def weighted_majority(extract: Extract, reward: Reward, *, samples: int, lam: float) -> StepFn:
+def weighted_majority(extract: Extract, reward: Scoring | Reward, *, samples: int, lam: float) -> StepFn:
     """Weighted majority voting: each of N samples votes for its answer with the weight exp(r/λ).
 
     For a fixed reward, the winner estimates the answer that is most probable under p* ∝ p_ref · exp(r/λ); with a
@@ -67,7 +70,7 @@ def weighted_majority(extract: Extract, reward: Reward, *, samples: int, lam: fl
     any at all, and the chain is marked invalid. For self-consistency, which is no fixed reward, there is no p*.
     """
     require_positive(lam=lam)
-    remembered = remembering(extract)
+    reward, remembered = as_reward(reward), remembering(extract)
 
     def weigh(chain: Chain, texts: Sequence[Text]) -> tuple[Floats, Cost]:
         read = partial(remembered, chain.problem)
@@ -82,12 +85,13 @@ def weighted_majority(extract: Extract, reward: Reward, *, samples: int, lam: fl
     return _among_completions(samples, weigh)
 
 
-def one_step(reward: Reward, *, samples: int, lam: float) -> StepFn:
+def one_step(reward: Scoring | Reward, *, samples: int, lam: float) -> StepFn:
     """ETS with one guide step (I = 1): one of N samples in proportion to exp(r/λ), a softmax best-of-N.
 
     For a fixed reward it has the same target p* as guided sampling, and tends to it as N grows.
     """
     require_positive(lam=lam)
+    reward = as_reward(reward)
 
     def weigh(chain: Chain, texts: Sequence[Text]) -> tuple[Floats, Cost]:
         log_rewards, cost = score(reward, lam, chain, [[text] for text in texts])
@@ -96,12 +100,13 @@ def one_step(reward: Reward, *, samples: int, lam: float) -> StepFn:
     return _among_completions(samples, weigh)
 
 
-def best_of_n(reward: Reward, *, samples: int) -> StepFn:
+def best_of_n(reward: Scoring | Reward, *, samples: int) -> StepFn:
     """The sample with the highest reward among N: ETS with one guide step and λ → 0.
 
     Samples with equal rewards are equally likely to be returned. If every reward is -inf, any of them may be, and
     the chain is marked invalid.
     """
+    reward = as_reward(reward)
 
     def weigh(chain: Chain, texts: Sequence[Text]) -> tuple[Floats, Cost]:
         rewards, cost = score(reward, 1.0, chain, [[text] for text in texts])

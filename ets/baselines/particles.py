@@ -16,6 +16,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from ets.randomness import Purpose, uniform
+from ets.rewards import Scoring, as_reward
 from ets.transition import choose, require_counts, require_positive, require_variety, row_keys, score
 from ets.types import Chain, Cost, Draw, Floats, InputError, Keys, Policy, Reward, State, Step, StepFn, Text
 from ets.weights import effective_sample_size, log_mean_exp, normalised, pick
@@ -104,7 +105,7 @@ Potential: TypeAlias = Callable[[Policy, Sequence[Chain], Sequence[Population], 
 """Judges particles that have just moved; those that it leaves out keep their potentials."""
 
 
-def particle_filter(reward: Reward, *, particles: int, lam: float, threshold: float = 0.5) -> StepFn:
+def particle_filter(reward: Scoring | Reward, *, particles: int, lam: float, threshold: float = 0.5) -> StepFn:
     """Sequential Monte Carlo towards p* ∝ p_ref · exp(r/λ), by the reward of the partial texts.
 
     After each guide step a particle's potential is exp(r(text so far)/λ), 1 for the empty text, so that its increments
@@ -121,8 +122,8 @@ def particle_filter(reward: Reward, *, particles: int, lam: float, threshold: fl
 
     Parameters
     ----------
-    reward : Reward
-        r, of partial texts too. For masked diffusion, of what has been revealed.
+    reward : callable
+        r, as in `ets.kernel.energy_guided`, of partial texts too. For masked diffusion, of what has been revealed.
     particles : int
         N, at least 1. With N = 1 the reward has no effect: plain sampling.
     lam : float
@@ -144,6 +145,7 @@ def particle_filter(reward: Reward, *, particles: int, lam: float, threshold: fl
         For values out of range.
     """
     require_positive(lam=lam)
+    reward = as_reward(reward)
 
     def potential(
         policy: Policy, chains: Sequence[Chain], populations: Sequence[Population], moves: Sequence[Moves]
@@ -154,7 +156,7 @@ def particle_filter(reward: Reward, *, particles: int, lam: float, threshold: fl
     return _sequential(potential, particles, threshold)
 
 
-def lookahead(reward: Reward, *, particles: int, rollouts: int, lam: float, threshold: float = 0.5) -> StepFn:
+def lookahead(reward: Scoring | Reward, *, particles: int, rollouts: int, lam: float, threshold: float = 0.5) -> StepFn:
     """Look-ahead sequential Monte Carlo: a particle's potential is its estimated energy Ê, of K rollouts.
 
     Its weight is multiplied by Ê_new / Ê_parent, with Ê_root = 1; the energy of a particle that has ended is exact,
@@ -194,6 +196,7 @@ def lookahead(reward: Reward, *, particles: int, rollouts: int, lam: float, thre
     """
     require_counts(rollouts=rollouts)
     require_positive(lam=lam)
+    reward = as_reward(reward)
 
     def potential(
         policy: Policy, chains: Sequence[Chain], populations: Sequence[Population], moves: Sequence[Moves]

@@ -10,6 +10,7 @@ from typing import TypeAlias
 import numpy as np
 
 from ets.randomness import Purpose
+from ets.rewards import Scoring, as_reward
 from ets.transition import (
     choice_uniforms,
     choose,
@@ -48,7 +49,7 @@ class RetainedState:
         return self.state.done
 
 
-def retained_rollouts(reward: Reward, *, candidates: int, rollouts: int, lam: float) -> StepFn:
+def retained_rollouts(reward: Scoring | Reward, *, candidates: int, rollouts: int, lam: float) -> StepFn:
     """Guided sampling that keeps the chosen rollout: conditional SMC towards p* ∝ p_ref · exp(r/λ).
 
     The first guide step draws what `ets.kernel.energy_guided` would, but chooses a (candidate, rollout) pair in
@@ -76,7 +77,8 @@ def retained_rollouts(reward: Reward, *, candidates: int, rollouts: int, lam: fl
 
     Parameters
     ----------
-    reward : Reward
+    reward : callable
+        r, as in `ets.kernel.energy_guided`.
     candidates, rollouts : int
         M and K, at least 1. With M = K = 1: plain sampling.
     lam : float
@@ -89,6 +91,7 @@ def retained_rollouts(reward: Reward, *, candidates: int, rollouts: int, lam: fl
     """
     require_counts(candidates=candidates, rollouts=rollouts)
     require_positive(lam=lam)
+    reward = as_reward(reward)
 
     def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
         require_variety(policy, max(candidates, rollouts))
@@ -179,7 +182,7 @@ def _fresh_costs(begun: RetainedState, drawn: Sequence[Draw], paths: Sequence[Se
     return [draw.cost for name, draw in held.items() if name not in paid]
 
 
-def iterated_sir(reward: Reward, *, samples: int, iterations: int, lam: float) -> StepFn:
+def iterated_sir(reward: Scoring | Reward, *, samples: int, iterations: int, lam: float) -> StepFn:
     """Iterated sampling-importance-resampling towards p* ∝ p_ref · exp(r/λ): nothing is frozen but the text kept.
 
     Of N complete texts one is chosen in proportion to exp(r/λ); then, at each further iteration, one of it and N - 1
@@ -194,8 +197,8 @@ def iterated_sir(reward: Reward, *, samples: int, iterations: int, lam: float) -
 
     Parameters
     ----------
-    reward : Reward
-        It sees the texts of all iterations at once.
+    reward : callable
+        r, as in `ets.kernel.energy_guided`. It sees the texts of all iterations at once.
     samples, iterations : int
         N and the number of choices, at least 1.
     lam : float
@@ -208,6 +211,7 @@ def iterated_sir(reward: Reward, *, samples: int, iterations: int, lam: float) -
     """
     require_counts(samples=samples, iterations=iterations)
     require_positive(lam=lam)
+    reward = as_reward(reward)
     total = samples + (iterations - 1) * (samples - 1)
 
     def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
