@@ -28,11 +28,14 @@ def weighted_sum(*terms: tuple[float, Scoring | Reward]) -> Reward:
     Raises
     ------
     InputError
-        For no terms, or a weight that is not a finite number.
+        For no terms, one that is no pair, or a weight that is not a finite number.
     """
     if not terms:
         raise InputError("a weighted sum of no rewards; give (weight, reward) pairs")
-    for weight, _ in terms:
+    for term in terms:
+        if not isinstance(term, tuple | list) or len(term) != 2:
+            raise InputError(f"a term of the weighted sum is {term!r}; give (weight, reward) pairs")
+        weight = term[0]
         if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
             raise InputError(f"a weight is {weight!r}; it must be a finite number")
     parts = [(weight, as_reward(part)) for weight, part in terms]

@@ -53,6 +53,12 @@ def test_weights_must_be_finite_numbers(weight: Any) -> None:
         weighted_sum()
 
 
+@pytest.mark.parametrize("term", [(1,), likelihood(), (1, length, 2), "ab"])
+def test_terms_must_be_pairs(term: Any) -> None:
+    with pytest.raises(InputError, match=r"^a term of the weighted sum is .*; give \(weight, reward\) pairs$"):
+        weighted_sum((1, length), term)
+
+
 def test_a_part_that_gives_too_few_numbers_is_an_error() -> None:
     with pytest.raises(RewardError, match="shape"):
         values(weighted_sum((1, lambda problem, rollouts, chain: [0.0])), "a", "b")
