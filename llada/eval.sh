@@ -14,6 +14,7 @@
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 source "$ROOT/scripts/run_eval.sh"
+if [ -n "${ENDPOINT:-}" ]; then refuse "ENDPOINT is set, but no server runs masked diffusion; leave it out, or use qwen_vllm/eval.sh"; fi
 choose_preset "demo demo-is math500 gsm8k humaneval gpqa" "$@"
 
 if [ "$PRESET" = demo-is ]; then IS_ACCELERATE_AVAILABLE=${IS_ACCELERATE_AVAILABLE:-True}; fi # all else is as in demo

@@ -177,6 +177,8 @@ def test_all_runs_the_benchmarks_through_vllm(tmp_path: Path) -> None:
         ),
         (QWEN, "demo", THERE | {"SMALL_MODEL_PATH": "x"}, "SMALL_MODEL_PATH is set, but ets-is scores"),
         (QWEN, "demo", THERE | {"ENGINE": "transformers"}, "ENDPOINT is set, but ENGINE is transformers; leave one of"),
+        (LLADA, "demo", THERE, "ENDPOINT is set, but no server runs masked diffusion; leave it out"),
+        (LLADA, "all", THERE, "ENDPOINT is set, but no server runs masked diffusion; leave it out"),
         (QWEN, "demo", {"ENGINE": "endpoint"}, "ENGINE is endpoint, but ENDPOINT is empty; set it to the address"),
     ],
 )
