@@ -57,7 +57,7 @@ def noted_texts(task: Task, chain: Chain) -> dict[str, Any]:
     assert isinstance(chain.state, Drawn)
     if isinstance(task, Slow):
         task.grade_all((chain.problem, draw.text.text) for draw in chain.state.draws)  # in parallel; it remembers them
-    texts = [
+    texts: list[dict[str, Any]] = [
         {
             "text": draw.text.text,
             "tokens": list(draw.text.tokens),
