@@ -36,8 +36,8 @@ class Vote:
 def vote(extract: Extract, chain: Chain) -> Vote:
     """The votes of every rollout of every step: their majority is an estimator, and no sample from any stated law.
 
-    A candidate that has ended votes K times; a rollout that is kept for later steps votes once; one that a proposal drew
-    votes with its importance ratio.
+    A candidate that has ended votes K times; a rollout that is kept for later steps votes once; one that a proposal
+    drew votes with its importance ratio.
 
     Parameters
     ----------
