@@ -24,7 +24,7 @@ TRACED = ("ets", "ets-is")
 
 
 class Traces:
-    """Keeps the traces of some problems' first chains. A context; each of several processes writes a file of its own.
+    """Keeps the traces of some problems' first chains. A context, which several processes enter and leave together.
 
     Parameters
     ----------
@@ -36,10 +36,12 @@ class Traces:
     """
 
     def __init__(self, folder: Path, problems: Iterable[str], ranks: Ranks = ALONE) -> None:
-        self._problems = frozenset(problems)
+        self._folder, self._problems, self._ranks = folder, frozenset(problems), ranks
         self._path = folder / ("traces.jsonl" if ranks.first else f"traces-{ranks.rank}.jsonl")
 
     def __enter__(self) -> Traces:
+        self._take_in_parts()
+        self._ranks.wait()  # before others write to theirs again
         self._file = self._path.open("ab") if self._problems else None
         if self._file and self._file.tell():
             self._file.write(b"\n")  # ends a line that was torn; an empty one is no trace
@@ -48,6 +50,16 @@ class Traces:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if self._file:
             self._file.close()
+        if kind is None:
+            self._ranks.wait()
+            self._take_in_parts()
+
+    def _take_in_parts(self) -> None:
+        """The first process takes in what the others have written, now or before they were killed."""
+        for path in sorted(self._folder.glob("traces-*.jsonl")) if self._ranks.first else ():
+            with self._path.open("ab") as file:
+                file.write(b"\n" + path.read_bytes())
+            path.unlink()
 
     def keep(self, method: Method, chain: Chain) -> None:
         """Write the chain's trace, if it is one to keep."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ets.cli import main
+from ets.evaluation.traces import Traces, read_traces
 
 RUN = """
 eval --task arithmetic --model embedded-small --count 3 --shots 0 --methods plain,ets --samples 2 --candidates 2
@@ -43,6 +44,14 @@ def test_a_run_that_goes_on_keeps_each_trace_once(tmp_path: Path) -> None:
     assert main([*RUN.split(), "--out", str(tmp_path)]) == 0
     found = [line for line in (tmp_path / "traces.jsonl").read_text().splitlines() if line not in ("", "{")]
     assert sorted(json.loads(line)["problem"] for line in found) == sorted(kept) and len(kept) == 3
+
+
+def test_what_killed_processes_have_kept_is_taken_in(tmp_path: Path) -> None:
+    (tmp_path / "traces.jsonl").write_text('{"torn')
+    (tmp_path / "traces-1.jsonl").write_text('{"method": "ets", "problem": "b"}\n')
+    with Traces(tmp_path, ["a"]):
+        assert [trace["problem"] for trace in read_traces(tmp_path)] == ["b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["traces.jsonl"]
 
 
 def test_without_traces_there_is_no_file(tmp_path: Path) -> None:
