@@ -19,7 +19,7 @@ import torch
 
 import ets
 from ets.cli import main
-from ets.commands.eval import _require_shareable
+from ets.commands.opening import _require_shareable
 from ets.evaluation.journal import Journal, Record
 from ets.evaluation.ranks import ALONE, Ranks, join
 from ets.types import InputError
