@@ -17,6 +17,7 @@ from ets.types import InputError
 if TYPE_CHECKING:
     from ets.evaluation.estimate import Estimate, Estimation
     from ets.evaluation.methods import Settings
+    from ets.policies.checkpoint import Checkpoint
 
 EXAMPLE = """the options are those of ets eval: put estimate in the place of eval. Example:
   ets estimate --task arithmetic --model embedded --count 200 --shots 0 --methods plain,majority,ets \\
@@ -70,6 +71,29 @@ def _estimation(found: Opened, methods: Sequence[str], settings: Settings, optio
     return Estimation(found.task, found.policy, found.problems, prompts, settings, own=own, **shared)
 
 
+def _limit(models: Sequence[Checkpoint], options: argparse.Namespace) -> tuple[float, str]:
+    """Bytes that rows under way may take in the run, and by what; weights that a calibration has not loaded count."""
+    import torch
+
+    from ets.policies.memory import free_bytes
+
+    if options.memory_gib is not None:
+        return options.memory_gib * 2.0**30, "--memory-gib"
+    free = free_bytes(torch.device("cpu" if models[0].placement.startswith("cpu") else "cuda"))
+    to_load = 0 if options.calibrate else sum(model.weight_bytes for model in models)
+    return max(0.0, free - to_load) / 2, "half of what is free beside the weights"
+
+
+def _memory_line(worst: float, limit: float, why: str) -> str:
+    """Whether the rows of a method may have to be split."""
+    from ets.evaluation.estimate import size
+
+    said = f"the limit of the rows' cache is {size(limit)} ({why})"
+    if worst <= limit:
+        return f"{said}; the largest, {size(worst)}, is within it"
+    return f"{said}; the largest, {size(worst)}, exceeds it: its rows are split, and take less at once and more time"
+
+
 def _print(estimates: Sequence[Estimate], estimation: Estimation, options: argparse.Namespace) -> None:
     from ets.evaluation.estimate import models_of, size, table
 
@@ -79,7 +103,9 @@ def _print(estimates: Sequence[Estimate], estimation: Estimation, options: argpa
     models = models_of([estimation.policy, *estimation.own.values()])
     weights = ", ".join(f"{model.name}: {size(model.weight_bytes)} ({model.number_type})" for model in models)
     print(f"weights of {weights}".replace("torch.", ""))
-    print("rows whose cache is over the limit (--memory-gib) are split, and take less at once and more time")
+    worst = max((estimate.cache for estimate in estimates if estimate.cache is not None), default=None)
+    if worst is not None:
+        print(_memory_line(worst, *_limit(models, options)))
     if options.calibrate:
         said = "expected numbers are those of real guide steps on some problems, and times those of this machine"
         print(f"{said} as it was then; loading, grading and plots come on top")

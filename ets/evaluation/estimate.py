@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from ets import baselines
 from ets.evaluation.methods import DETERMINISTIC, METHODS, Method, Settings, needs_samples
+from ets.evaluation.sizes import PILOTS, size_for
 from ets.evaluation.tables import aligned
 from ets.evaluation.work import CanvasWork, TokenWork, Work, formula_of
 from ets.path_weights import PathWeights
@@ -21,6 +23,7 @@ from ets.policies.memory import cache_bytes
 from ets.policies.requests import RequestPolicy
 from ets.proposal import ImportanceSampling
 from ets.randomness import derive
+from ets.rewards import likelihood
 from ets.runner import run
 from ets.tasks.task import Task
 from ets.types import Chain, Cost, Policy, Problem
@@ -111,7 +114,7 @@ class Estimation:
         lengths = self._pilot(share) if seconds and isinstance(self._formula, TokenWork) else []
         for name in sorted(names, key=lambda name: name != "ets"):
             if samples is None and needs_samples(name, self.repeats):
-                samples = self._matching(found["ets"], lengths)
+                samples = self._matching(found["ets"], lengths, share)
             estimation = self._of(name, samples or 1)
             found[name] = estimation.estimate(lengths, estimation.measured(share) if seconds else None)
         return [found[name] for name in names]
@@ -142,14 +145,32 @@ class Estimation:
         method = METHODS[name](self.task, self.settings, number)
         return _Estimation(self, method, 1 if name == "greedy" else number)
 
-    def _matching(self, ets: Estimate, lengths: Sequence[int]) -> int:
+    def _matching(self, ets: Estimate, lengths: Sequence[int], seconds: float) -> int:
         """How many samples cost what ETS costs, as far as is known: in positions or in tokens, as `ets eval` counts."""
         spent, chains = ets.expected or ets.most, len(self.problems) * self.repeats
         formula = self._formula
-        if isinstance(formula, CanvasWork):
-            one = fmean(formula.samples(prompt, 1).positions for prompt in self.prompts)
-            return max(1, round(spent.positions / chains / one))
-        return max(1, round(spent.generated / chains / fmean(lengths or [formula.longest])))
+        if isinstance(formula, TokenWork):
+            return max(1, round(spent.generated / chains / fmean(lengths or [formula.longest])))
+        one = fmean(formula.samples(prompt, 1).positions for prompt in self.prompts)
+        first = max(1, round(spent.positions / chains / one))
+        return self._sharing(spent.positions, first, seconds) if seconds else first
+
+    def _sharing(self, positions: float, first: int, seconds: float) -> int:
+        """How many samples of each problem are expected to take so many positions in all, from a first guess.
+
+        Measured, as canvases that are equal go through the model once: a sample among others costs less than one alone.
+        Once the time is up, costs are in proportion to the number.
+        """
+        known, begun = dict[int, float](), time.perf_counter()
+
+        def share_of(number: int) -> float:
+            if known and time.perf_counter() - begun > seconds:
+                return known[max(known)] * number / max(known)
+            pilot = _Estimation(self, Method("pilot", "", baselines.best_of_n(likelihood(), samples=number)), number)
+            known[number] = pilot.expected((), pilot.measured(seconds / PILOTS)).positions / positions
+            return known[number]
+
+        return size_for(share_of, first)[0]
 
 
 @dataclass(frozen=True)
@@ -186,11 +207,19 @@ class _Estimation:
         most = self._total(None)
         if measured is None:
             return Estimate(self.method.label, most, self._cache())
-        cost, by_length = measured.cost, isinstance(self.formula, TokenWork) and self.method.name != "beam"
-        drawn = measured.lengths if self.method.name in OWN_LENGTHS else lengths
-        expected = self._total(drawn) if by_length else _scaled(most, cost, self._most_of(measured))
-        share = expected.generated / cost.generated if by_length else expected.positions / cost.positions
+        cost, expected = measured.cost, self.expected(lengths, measured)
+        share = expected.generated / cost.generated if self._by_length else expected.positions / cost.positions
         return Estimate(self.method.label, most, self._cache(), expected, measured.seconds * share)
+
+    def expected(self, lengths: Sequence[int], measured: Measured) -> Work:
+        """By the lengths of texts, or by the share of the bound that was needed of what was measured."""
+        if self._by_length:
+            return self._total(measured.lengths if self.method.name in OWN_LENGTHS else lengths)
+        return _scaled(self._total(None), measured.cost, self._most_of(measured))
+
+    @property
+    def _by_length(self) -> bool:
+        return isinstance(self.formula, TokenWork) and self.method.name != "beam"
 
     def measured(self, seconds: float) -> Measured:
         """Take guide steps on some problems, at the run's own width, until the time is up."""

@@ -75,7 +75,7 @@ class MemoryLimit:
 
     def _limit(self) -> float:
         if self._bytes is None:
-            self._bytes = _free_bytes(self._device()) / 2
+            self._bytes = free_bytes(self._device()) / 2
         return self._bytes
 
     def _halve(self, used: float) -> None:
@@ -86,7 +86,7 @@ class MemoryLimit:
         self._halved, self._bytes = True, used / 2
 
 
-def _free_bytes(device: torch.device) -> float:
+def free_bytes(device: torch.device) -> float:
     """Memory that new tensors can take: on a GPU with what PyTorch holds in reserve; 4 GiB where nothing tells.
 
     On a CPU it is an equal share for each of the processes that a launcher has started here.

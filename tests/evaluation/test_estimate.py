@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from ets.cli import main
 from ets.evaluation import estimate
 from ets.evaluation.estimate import Estimate, Estimation
+from ets.policies import memory
 from ets.policies.checkpoint import Checkpoint
 from tests.test_cli import FAST, PROPOSED, command, diffusion_command
 
@@ -27,8 +29,9 @@ def estimated(words: list[str], monkeypatch: pytest.MonkeyPatch, seconds: str = 
         found.extend(method(self, *given))
         return found
 
-    monkeypatch.setattr(Estimation, "estimates", kept)
-    assert main(["estimate", *words[1:], "--calibrate", seconds]) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(Estimation, "estimates", kept)
+        assert main(["estimate", *words[1:], "--calibrate", seconds]) == 0
     return found
 
 
@@ -76,6 +79,41 @@ def test_a_masked_diffusion_run_takes_what_was_measured(
             assert line.expected is not None
             assert getattr(line.expected, kind) == pytest.approx(amount)
             assert amount <= getattr(line.most, kind)
+
+
+def test_as_many_canvases_are_sampled_as_the_run_finds_to_cost_what_ets_costs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Samples share the canvases that are equal, so that more of them fit than by what one takes."""
+    words = diffusion_command(tmp_path, methods="ets,majority", count="2", width="1")
+    by_one, once, measured = (
+        int(re.findall(r"\d+", estimated(words, monkeypatch, seconds)[-1].label)[0]) for seconds in ("0", "1e-9", LONG)
+    )
+    assert main(words) == 0
+    assert f"majority voting ({measured} samples)" in (tmp_path / "table.md").read_text()
+    assert by_one < once <= measured
+
+
+@pytest.mark.parametrize(("gib", "said"), [("100", "is within it"), ("0.00001", "exceeds it: its rows are split")])
+def test_the_memory_line_tells_the_limit_and_whether_the_worst_case_exceeds_it(
+    gib: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    worst = max(line.cache or 0 for line in estimated(command(tmp_path, memory_gib=gib), monkeypatch, "0"))
+    limit = estimate.size(float(gib) * 2**30)
+    line = f"the limit of the rows' cache is {limit} (--memory-gib); the largest, {estimate.size(worst)}, {said}"
+    assert line in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("calibrated", ["0", "0.01"])
+def test_without_a_limit_it_is_half_of_what_the_weights_leave(
+    calibrated: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Loaded weights are in what is free already."""
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2.0**30)
+    estimated(command(tmp_path, methods="ets"), monkeypatch, calibrated)
+    shown = capsys.readouterr().out
+    limit = "512 MiB" if calibrated != "0" else "511 MiB"
+    assert f"the limit of the rows' cache is {limit} (half of what is free beside the weights)" in shown
 
 
 def test_without_a_calibration_no_weights_are_loaded(
