@@ -32,6 +32,8 @@ PILOT = 128
 """Plain samples whose lengths are looked at, each of another problem."""
 PILOT_ROWS = 32
 """As many of them are drawn together."""
+SHARING = 4
+"""Problems that advance together where numbers of samples are tried: few, so that several numbers are."""
 OWN_LENGTHS = ("greedy", "ets-is")
 """Methods whose texts are not drawn as plain samples are."""
 
@@ -162,11 +164,12 @@ class Estimation:
         Once the time is up, costs are in proportion to the number.
         """
         known, begun = dict[int, float](), time.perf_counter()
+        plan = replace(self, width=min(self.width, SHARING))
 
         def share_of(number: int) -> float:
             if known and time.perf_counter() - begun > seconds:
                 return known[max(known)] * number / max(known)
-            pilot = _Estimation(self, Method("pilot", "", baselines.best_of_n(likelihood(), samples=number)), number)
+            pilot = _Estimation(plan, Method("pilot", "", baselines.best_of_n(likelihood(), samples=number)), number)
             known[number] = pilot.expected((), pilot.measured(seconds / PILOTS)).positions / positions
             return known[number]
 
