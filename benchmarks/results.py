@@ -7,7 +7,6 @@ larger --count adds problems to what is there.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -56,22 +55,19 @@ def command(family: Family, count: int, folder: Path) -> list[str]:
     return ["compare", *given, *family.options.split()]
 
 
+PLOTS = {"accuracy_by_cost": "Accuracy against cost", "scaling": "Scaling in M, K and I"}
+
+
 def section(family: Family, count: int, journals: Path, pictures: Path) -> str:
-    """A family's part of the page; its plots are copied beside it."""
+    """A family's part of the page; its plots, as far as they were reached, are copied beside it."""
     folder = journals / family.name / family.task
-    for plot in ("accuracy_by_cost", "scaling"):
-        shutil.copy(folder / f"{plot}.png", pictures / f"{family.name}_{plot}.png")
-    content = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
-    problems = len(content["entries"][0]["scores"])
     words = " ".join(["ets", *command(family, count, Path("results/comparison"))])
-    return "\n\n".join(
-        [
-            f"{problems} problems, {content['setting']['seeds']} samples of each: `{words}`",
-            (folder / "comparison.md").read_text(encoding="utf-8").strip(),
-            f"![Accuracy against cost](results/{family.name}_accuracy_by_cost.png)",
-            f"![Scaling in M, K and I](results/{family.name}_scaling.png)",
-        ]
-    )
+    parts = [f"`{words}`", (folder / "comparison.md").read_text(encoding="utf-8").strip()]
+    for plot, title in PLOTS.items():
+        if (folder / f"{plot}.png").exists():
+            shutil.copy(folder / f"{plot}.png", pictures / f"{family.name}_{plot}.png")
+            parts.append(f"![{title}](results/{family.name}_{plot}.png)")
+    return "\n\n".join(parts)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -80,10 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for family in FAMILIES:
         parser.add_argument(f"--{family.name}-count", type=int, default=family.count, help="problems")
     parser.add_argument("--journals", type=Path, default=ROOT / "results" / "comparison")
+    parser.add_argument("--page-only", action="store_true", help="write the page from what the last runs reached")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results.md")
     options = parser.parse_args(arguments)
     counts = {family.name: getattr(options, f"{family.name}_count".replace("-", "_")) for family in FAMILIES}
-    for family in FAMILIES:
+    for family in () if options.page_only else FAMILIES:
         if status := ets(command(family, counts[family.name], options.journals)):
             return status
     pictures = options.page.parent / "results"
