@@ -172,6 +172,7 @@ def plot_scaling(panels: Mapping[str, Sequence[tuple[float, Entry]]], setting: S
             at = (value, 100 * fmean(entry.scores.values()))
             place.annotate(note, at, xytext=(4, -12), textcoords="offset points", fontsize="x-small")
         place.set_xscale("log", base=2)
+        place.set_xticks([value for value, _ in values], [f"{value:g}" for value, _ in values])
         place.set_xlabel(f"{name} (beside the points: {COSTS[setting.currency]} per problem)", fontsize="small")
     figure.savefig(path, dpi=150)
 
