@@ -225,11 +225,14 @@ def test_an_interrupted_command_waits_for_no_row(
             time.sleep(0.01)
         os.kill(os.getpid(), number)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     threading.Thread(target=interrupt, daemon=True).start()
     try:
         ended = main(words(options))
     except SystemExit as exit:
         ended = int(exit.code or 0)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended == status and server.busy >= 4
     assert (tmp_path / "journal.jsonl").exists()
 
@@ -286,4 +289,4 @@ def test_a_key_goes_to_the_server_and_nowhere_else(
         assert main(command) == 0
     shown = capfd.readouterr()
     written = [path.read_text() for path in tmp_path.iterdir() if path.suffix != ".png"]
-    assert len(written) == 4 and not any("sk-" in text for text in (refused, shown.out, shown.err, *written))
+    assert len(written) == 6 and not any("sk-" in text for text in (refused, shown.out, shown.err, *written))

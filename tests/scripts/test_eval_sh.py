@@ -131,5 +131,5 @@ def test_the_script_works_inside_its_folder_and_shows_no_traceback() -> None:
 
 @pytest.mark.parametrize("option", ["--candidates", "--rollouts", "--lam", "--temperature"])
 def test_hyper_parameters_stand_in_the_scripts_alone(option: str) -> None:
-    command = (ROOT / "ets" / "commands" / "eval.py").read_text()
+    command = "".join((ROOT / "ets" / "commands" / f"{name}.py").read_text() for name in ("eval", "opening"))
     assert re.search(rf'add\("{option}", \w+, "[^"]*"\)', command)
