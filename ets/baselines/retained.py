@@ -68,7 +68,7 @@ def retained_rollouts(reward: Scoring | Reward, *, candidates: int, rollouts: in
     and Vihola, 2018.) An invariant step never increases the total variation to its target, so the error is that of the
     first step, of order 1/M, and does not add up over steps.
 
-    For self-consistency there is no p*, and a rollout that is kept votes in each step that it is part of.
+    For self-consistency there is no p*; a rollout that is kept is scored again, but votes in the pool of a chain once.
 
     Rollouts are drawn guide step by guide step (`extend`), which is charged as candidate positions; the states at all
     their boundaries live until the choice, those of the retained one and its siblings until the next. Nothing is drawn

@@ -113,13 +113,14 @@ def _compare(name: str, names: Sequence[str], hyper: Hyper, options: argparse.Na
     for method, require in (("greedy", require_greedy), ("beam", require_beam)):
         if method in names:
             require(found.policy)
-    folder = _folder(found, options, fingerprint(_configuration(found, options)))
+    configuration = _configuration(found, options)
+    folder = _folder(found, options, fingerprint(configuration))
     found.ranks.say(f"{found.task.name}: journals in {folder}; the same command goes on where it was interrupted")
     currency = CURRENCY.get(options.engine, "generated")
     told = {name.replace("_", " "): getattr(options, name) for name in TOLD} | engine_settings(options)
     shared = (len(found.problems), options.seeds, currency, options.against)
     setting = Setting(found.task.name, options.model, *shared, told)
-    comparison = _comparison(found, hyper, currency, folder, options)
+    comparison = _comparison(found, configuration, hyper, currency, folder, options)
     with closed_after(found.policy):
         entries = comparison.entries(names, options.candidates or options.budgets, options.against)
     if found.ranks.first:
@@ -130,12 +131,19 @@ def _compare(name: str, names: Sequence[str], hyper: Hyper, options: argparse.Na
         print(f"to look at: {write_report(folder)}")
 
 
-def _comparison(found: Opened, hyper: Hyper, currency: str, folder: Path, options: argparse.Namespace) -> Comparison:
+def _comparison(
+    found: Opened,
+    configuration: dict[str, Any],
+    hyper: Hyper,
+    currency: str,
+    folder: Path,
+    options: argparse.Namespace,
+) -> Comparison:
     from ets.evaluation.comparison import Comparison
 
     per_token = options.steps / options.gen_length if currency == "positions" else 1.0
     return Comparison(
-        found.task, found.policy, found.problems, hyper, currency, folder, _configuration(found, options),
+        found.task, found.policy, found.problems, hyper, currency, folder, configuration,
         options.seeds, options.width, options.seed, per_token, ranks=found.ranks,
     )  # fmt: skip
 
@@ -197,7 +205,8 @@ def _scan(
         found = opened(name, options, changed)
         own = argparse.Namespace(**{**vars(options), **changed})
         with closed_after(found.policy):
-            comparison = _comparison(found, hyper, setting.currency, folder / _named(changed), own)
+            configuration = _configuration(found, own)
+            comparison = _comparison(found, configuration, hyper, setting.currency, folder / _named(changed), own)
             return comparison.entries(["ets"], [middle], "ets")[0]
 
     if options.scan_rollouts:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ets.commands import eval as eval_command
 from ets.commands.engines import closed_after, require_engine_arguments
 from ets.commands.opening import Opened, opened
-from ets.commands.proposals import proposal_pair, proposing_of
+from ets.commands.proposals import proposal_pair
 from ets.types import InputError
 
 if TYPE_CHECKING:
@@ -40,15 +40,14 @@ def execute(options: argparse.Namespace) -> None:
     InputError
         As for `ets eval`, or for a calibration that is no time.
     """
-    from ets.evaluation.methods import Settings, require_able, require_methods
+    from ets.evaluation.methods import require_able, require_methods
     from ets.transition import require_counts
 
     if not 0 <= options.calibrate < math.inf:
         raise InputError(f"calibrate is {options.calibrate}; give seconds, or 0 for none")
     require_engine_arguments(options)
     methods = [name.strip() for name in options.methods.split(",")]
-    own = {name: getattr(options, name) for name in ("candidates", "rollouts", "lam", "pool", "beams", "best_by")}
-    settings = Settings(**own, proposing=proposing_of(options))
+    settings = eval_command.settings_of(options)
     require_methods(methods, options.samples, settings, options.repeats)
     require_counts(width=options.width, repeats=options.repeats, count=1 if options.count is None else options.count)
     found = opened(options.task, options)

@@ -73,7 +73,7 @@ def execute(options: argparse.Namespace) -> None:
     from ets.transition import require_counts
 
     require_engine_arguments(options)
-    methods, settings = [name.strip() for name in options.methods.split(",")], _settings(options)
+    methods, settings = [name.strip() for name in options.methods.split(",")], settings_of(options)
     require_methods(methods, options.samples, settings, options.repeats)
     require_counts(width=options.width, repeats=options.repeats, count=1 if options.count is None else options.count)
     if options.traces < 0:
@@ -108,7 +108,8 @@ def execute(options: argparse.Namespace) -> None:
         _write(rows, f"{found.task.name}: {options.model}", folder, approximate)
 
 
-def _settings(options: argparse.Namespace) -> Settings:
+def settings_of(options: argparse.Namespace) -> Settings:
+    """The methods' settings, as the options give them."""
     from ets.evaluation.methods import Settings
 
     own = {name: getattr(options, name) for name in ("candidates", "rollouts", "lam", "pool", "beams", "best_by")}

@@ -55,10 +55,10 @@ class ComputedPositions:
         def share_of(number: int) -> float:
             records = pilot(number)
             known = {record["problem"] for record in records}
-            spent = fmean(_positions(record) for record in guided if record["problem"] in known)
-            return fmean(map(_positions, records)) / spent
+            spent = fmean(positions_of(record) for record in guided if record["problem"] in known)
+            return fmean(map(positions_of, records)) / spent
 
-        number, share = size_for(share_of, max(1, round(fmean(map(_positions, guided)) / self.sample)))
+        number, share = size_for(share_of, max(1, round(fmean(map(positions_of, guided)) / self.sample)))
         if abs(1 - share) > TOLERANCE:
             warnings.warn(
                 f"{number} samples cost {share:.0%} of what ETS costs; to compare others, set samples", stacklevel=2
@@ -66,5 +66,6 @@ class ComputedPositions:
         return number
 
 
-def _positions(record: Record) -> float:
+def positions_of(record: Record) -> float:
+    """Token positions that a record's chain computed in all."""
     return float(sum(record["cost"][kind] for kind in ("prompt", "candidate", "rollout", "scored")))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ets.evaluation.budget import positions_of
 from ets.evaluation.compared import CHOOSING, GUIDED, SEARCHES, VOTED, Guided, Hyper
 from ets.evaluation.depth import metered
 from ets.evaluation.evaluate import Evaluation
@@ -307,10 +308,8 @@ def _require_asked(journal: Journal, problems: Sequence[Problem]) -> None:
 
 
 def _cost(record: Record) -> dict[str, float]:
-    cost = record["cost"]
-    positions = cost["prompt"] + cost["candidate"] + cost["rollout"] + cost["scored"]
-    named = {name: cost[name] for name in ("generated", "row_forwards", "seconds")}
-    return {**named, "positions": positions, "depth": record["depth"]}
+    named = {name: record["cost"][name] for name in ("generated", "row_forwards", "seconds")}
+    return {**named, "positions": positions_of(record), "depth": record["depth"]}
 
 
 def _means(records: Sequence[Record]) -> dict[str, float]:
