@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 import warnings
@@ -118,6 +119,8 @@ def join() -> Ranks:
     except ValueError as error:
         raise InputError(f"WORLD_SIZE is set, but {error}; launch with torchrun, or unset WORLD_SIZE") from error
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
+    # Its threads must end before the interpreter does: one that wants the interpreter afterwards aborts the process.
+    atexit.register(distributed.destroy_process_group)
     if _local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(_local_rank())
     if rank:  # the first one tells for all
