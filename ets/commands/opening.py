@@ -62,7 +62,7 @@ def add_task_arguments(parser: argparse.ArgumentParser, *, several: bool = False
     def add(name: str, kind: Any, text: str, **options: Any) -> None:
         parser.add_argument(name, type=kind, help=text, required="default" not in options, **options)
 
-    tasks = "math500, gsm8k, humaneval, gpqa or aime24; arithmetic or sums, the embedded problems"
+    tasks = "math500, gsm8k, humaneval, gpqa or aime24; arithmetic or sums, the embedded problems; or file.py:name"
     add("--tasks" if several else "--task", str, f"comma-separated, from {tasks}" if several else tasks)
     add("--model", str, "a checkpoint's folder or hub name, or the engine's embedded one: embedded, embedded-small")
     add("--count", int, "problems (default: all)", default=None)

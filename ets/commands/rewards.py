@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import re
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ets.own_code import named_object
 from ets.types import InputError
 
 if TYPE_CHECKING:
@@ -61,30 +58,6 @@ def pattern_extract(pattern: str) -> Callable[[str], str | None]:
 
 def _function(name: str) -> Any:
     """The function that `module:function` or `file.py:function` names; its module is executed."""
-    place, _, attribute = name.rpartition(":")
-    if not place:
+    if ":" not in name:
         raise InputError(f"the reward is {name!r}; give {', '.join(NAMES)}, module:function or file.py:function")
-    try:
-        module = _file_module(Path(place).expanduser()) if place.endswith(".py") else _module(place)
-    except Exception as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise InputError(f"cannot read the reward {name!r}: {said}; give code that can be imported") from error
-    if not hasattr(module, attribute):
-        raise InputError(f"{place} has no {attribute!r}; name a function of (prompt, text) that is in it")
-    return getattr(module, attribute)
-
-
-def _module(name: str) -> Any:
-    """A module that is installed, or lies where the command is run."""
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    return importlib.import_module(name)
-
-
-def _file_module(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None  # its name ends in .py
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses, for one, look their module up
-    spec.loader.exec_module(module)
-    return module
+    return named_object(name, "reward")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ets.code_answers import stops_named
+from ets.own_code import code_digest
 from ets.tasks import Benchmark, Task, task_named
 from ets.tasks.data import task_file
 from ets.tasks.humaneval import HumanEval
@@ -193,10 +194,12 @@ def problem_of(instance: Any) -> Problem:
 
 
 def conditions(task: Task) -> dict[str, Any]:
-    """What else results depend on: where code ends, or the versions of the packages that ask and grade."""
+    """What else results depend on: where code ends, the packages that ask and grade, or the code of one's own task."""
     if isinstance(task, HumanEval):
         return {"stops": list(task.stop)}
-    return versions(task.task) if isinstance(task, Hosted) else {}
+    if isinstance(task, Hosted):
+        return versions(task.task)
+    return {} if type(task).__module__.startswith("ets.") else {"task_code": code_digest(task)}
 
 
 def versions(task: Task) -> dict[str, str]:

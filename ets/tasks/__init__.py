@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 
+from ets.own_code import named_object
 from ets.tasks.aime24 import Aime24
 from ets.tasks.arithmetic import Arithmetic, Sums
 from ets.tasks.gpqa import Gpqa
@@ -33,7 +34,29 @@ __all__ = ["TASKS", "Aime24", "Arithmetic", "Benchmark", "Gpqa", "Gsm8k", "Math5
 
 
 def task_named(name: str) -> Task:
-    """Raises `InputError` for a name that is not in `TASKS`."""
+    """A benchmark by its name in `TASKS`, or one's own by `module:name` or `file.py:name`: an object or its class.
+
+    Raises
+    ------
+    InputError
+        For another name, code that raises when it is read, or what is no task.
+    """
+    if ":" in name:
+        return _own(name)
     if name not in TASKS:
-        raise InputError(f"unknown task {name!r}; choose from {', '.join(TASKS)}")
+        raise InputError(f"unknown task {name!r}; choose from {', '.join(TASKS)}, or name your own as file.py:name")
     return TASKS[name]()
+
+
+def _own(name: str) -> Task:
+    found = named_object(name, "task")
+    try:
+        task = found() if isinstance(found, type) else found
+    except TypeError as error:
+        mend = "give an object, or a class without arguments"
+        raise InputError(f"the task {name!r} cannot be made: {error}; {mend}") from error
+    if missing := [part for part in ("name", "problems", "extract", "grade") if not hasattr(task, part)]:
+        raise InputError(f"the task {name!r} has no {missing[0]!r}; a task has name, problems, extract and grade")
+    if isinstance(task, Benchmark):
+        raise InputError(f"the task {name!r} has its problems from lm-eval, for which it must be in ets.tasks.TASKS")
+    return task

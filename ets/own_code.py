@@ -1,0 +1,61 @@
+"""Code of one's own that a command line names: `module:name` or `file.py:name`."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+from ets.types import InputError
+
+
+def named_object(name: str, what: str) -> Any:
+    """What stands under a name in a module or a file, which is executed.
+
+    Parameters
+    ----------
+    name : str
+        `module:name`, of a module that is installed or lies where the command is run, or `file.py:name`.
+    what : str
+        What it is to be, for errors: "reward".
+
+    Raises
+    ------
+    InputError
+        For code that raises when it is read, or a name that is not in it.
+    """
+    place, _, attribute = name.rpartition(":")
+    try:
+        module = _file_module(Path(place).expanduser()) if place.endswith(".py") else _module(place)
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"cannot read the {what} {name!r}: {said}; give code that can be imported") from error
+    if not hasattr(module, attribute):
+        raise InputError(f"{place} has no {attribute!r}; name a {what} that is in it")
+    return getattr(module, attribute)
+
+
+def code_digest(thing: object) -> str:
+    """Which code an object's class has: 16 hexadecimal digits of a hash of its file."""
+    file = inspect.getfile(sys.modules[type(thing).__module__])
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+
+
+def _module(name: str) -> Any:
+    """A module that is installed, or lies where the command is run."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    return importlib.import_module(name)
+
+
+def _file_module(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None  # its name ends in .py
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # dataclasses, for one, look their module up
+    spec.loader.exec_module(module)
+    return module

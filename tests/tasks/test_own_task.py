@@ -1,0 +1,83 @@
+"""A task of one's own, named on the command line as `file.py:name`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ets.cli import main
+from ets.evaluation.hosted import conditions, opened_task
+from ets.tasks import task_named
+from ets.types import InputError
+from tests.test_cli import command
+
+CODE = """
+from ets.types import Problem
+
+
+class Echo:
+    name = "echo"
+
+    def problems(self, count=None, shots=None):
+        return [Problem(f"echo-{n}", f"Question: Tom has {n} eggs.\\nAnswer:", doc={"n": n}) for n in range(count or 9)]
+
+    def extract(self, problem, text):
+        return text.split()[-1] if text.split() else None
+
+    def grade(self, problem, text):
+        return str(problem.doc["n"]) in text
+
+
+task = Echo()
+number = 3
+
+
+class Needy(Echo):
+    def __init__(self, size): ...
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "echoing.py"
+    path.write_text(CODE)
+    return path
+
+
+@pytest.mark.parametrize("attribute", ["Echo", "task"])
+def test_a_class_or_an_object_is_evaluated_under_its_own_name(attribute: str, file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert main(command(folder, task=f"{file}:{attribute}", count="2", methods="ets")) == 0
+    assert json.loads((folder / "configuration.json").read_text())["task"] == "echo"
+    records = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+    assert sorted(record["problem"] for record in records) == ["echo-0", "echo-1"]
+
+
+def test_results_depend_on_its_code(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Other code may read other answers out of the same texts: it does not go on in the same folder."""
+    before = conditions(opened_task(f"{file}:Echo"))
+    assert before == conditions(opened_task(f"{file}:task"))
+    words = command(tmp_path / "run", task=f"{file}:Echo", count="1", methods="ets")
+    assert main(words) == 0
+    file.write_text(CODE.replace("[-1]", "[0]"))
+    assert conditions(opened_task(f"{file}:Echo")) != before
+    assert main(words) == 2
+    assert "task_code" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("{file}:Nothing", "has no 'Nothing'; name a task that is in it"),
+        ("{file}:number", "has no 'name'; a task has name, problems, extract and grade"),
+        ("{file}:Needy", "cannot be made: .*size.*; give an object, or a class without arguments"),
+        ("{folder}/missing.py:Echo", "cannot read the task .*FileNotFoundError"),
+        ("ets.tasks.gsm8k:Gsm8k", "has its problems from lm-eval"),
+    ],
+)
+def test_what_is_no_task_is_one_line(name: str, message: str, file: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        task_named(name.format(file=file, folder=tmp_path))
+    assert "\n" not in str(caught.value)
