@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from ets.commands.engines import (
     require_engine_arguments,
 )
 from ets.commands.opening import Opened, add_task_arguments, opened
+from ets.commands.traces import add_traces_argument, require_traces, traces_of
 from ets.types import InputError
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--iterations", int, "of iterated resampling (default: 4)", default=4)
     add("--scan-rollouts", _counts, "further runs of ETS with so many rollouts, for the plot of scaling", default=())
     add("--scan-guide-steps", _counts, "further runs of ETS with so many guide steps", default=())
+    add_traces_argument(parser)
     add("--results", Path, "where results folders are made, named compare-TASK-HASH", default=Path("results"))
     add("--out", Path, "results folder instead, in which each task has its own", default=None)
     add_engine_arguments(parser)
@@ -97,6 +99,7 @@ def execute(options: argparse.Namespace) -> None:
         _with_guide_steps(guide_steps, options)
     if options.against not in names:
         raise InputError(f"against is {options.against!r}, which is not among the methods; add it, or name another")
+    require_traces(options)
     require_counts(width=options.width, seeds=options.seeds, count=1 if options.count is None else options.count)
     require_matplotlib()
     for name in (name.strip() for name in options.tasks.split(",")):
@@ -121,7 +124,8 @@ def _compare(name: str, names: Sequence[str], hyper: Hyper, options: argparse.Na
     shared = (len(found.problems), options.seeds, currency, options.against)
     setting = Setting(found.task.name, options.model, *shared, told)
     comparison = _comparison(found, configuration, hyper, currency, folder, options)
-    with closed_after(found.policy):
+    with closed_after(found.policy), traces_of(found, folder, options) as traces:
+        comparison = replace(comparison, kept=traces.keep)
         entries = comparison.entries(names, options.candidates or options.budgets, options.against)
     if found.ranks.first:
         _write(entries, setting, folder)
@@ -192,8 +196,6 @@ def _scan(
     name: str, entries: Sequence[Entry], hyper: Hyper, setting: Setting, folder: Path, options: argparse.Namespace
 ) -> None:
     """ETS alone, as one of M, K and I grows and the others stay at the middle budget's."""
-    from dataclasses import replace
-
     from ets.evaluation.ranks import join
     from ets.report.comparison import plot_scaling
 

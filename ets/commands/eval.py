@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from ets.commands.engines import add_engine_arguments, closed_after, require_engine_arguments
 from ets.commands.opening import Opened, add_task_arguments, opened
 from ets.commands.proposals import add_proposal_arguments, proposal_pair, proposed_by, proposing_of
-from ets.types import InputError
+from ets.commands.traces import add_traces_argument, require_traces, traces_of
 
 if TYPE_CHECKING:
     from ets.evaluation.evaluate import Row
@@ -47,8 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--best-by", str, best_by, default="likelihood-per-token")
     add("--samples", int, "samples of the other methods (default: as many as cost what ETS costs)", default=None)
     add("--repeats", int, "k of avg@k: samples of each problem that every method's score is a mean of", default=1)
-    traces = "problems, from the first on, whose guided chains keep their traces for the report (default: 3)"
-    add("--traces", int, traces, default=3)
+    add_traces_argument(parser)
     folders = "where results folders are made, named TASK-HASH by their configuration"
     add("--results", Path, folders, default=Path("results"))
     add("--out", Path, "this run's results folder instead", default=None)
@@ -68,7 +67,6 @@ def execute(options: argparse.Namespace) -> None:
     from ets.evaluation.journal import Journal, fingerprint
     from ets.evaluation.methods import require_able, require_methods
     from ets.evaluation.tables import approximate_lines
-    from ets.evaluation.traces import Traces
     from ets.report.plots import require_matplotlib
     from ets.transition import require_counts
 
@@ -76,8 +74,7 @@ def execute(options: argparse.Namespace) -> None:
     methods, settings = [name.strip() for name in options.methods.split(",")], settings_of(options)
     require_methods(methods, options.samples, settings, options.repeats)
     require_counts(width=options.width, repeats=options.repeats, count=1 if options.count is None else options.count)
-    if options.traces < 0:
-        raise InputError(f"traces is {options.traces}; give a number of problems, or 0 for none")
+    require_traces(options)
     require_matplotlib()
     found = opened(options.task, options)
     require_able(found.policy, methods, options.samples, settings)
@@ -91,8 +88,7 @@ def execute(options: argparse.Namespace) -> None:
     configuration = found.configuration(options) | {name: getattr(options, name) for name in RESULTS_DEPEND_ON}
     approximate = str(configuration.get("approximate", ""))
     folder = options.out or options.results / f"{found.task.name}-{fingerprint(configuration)}"
-    traced = [problem.id for problem in found.problems[: options.traces]]
-    with Journal(folder, configuration, found.ranks) as journal, Traces(folder, traced, found.ranks) as traces:
+    with Journal(folder, configuration, found.ranks) as journal, traces_of(found, folder, options) as traces:
         found.ranks.say(
             f"{len(journal.records)} finished chains in {folder}; the same command goes on where it was interrupted"
         )

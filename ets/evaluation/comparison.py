@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -69,6 +69,8 @@ class Entry:
     draws : int
         Independent samples of a problem behind its score.
     rival : Rival, optional
+    key : str
+        The method and its settings among records, which is its journal's name too.
     """
 
     budget: int | None
@@ -80,6 +82,7 @@ class Entry:
     cost: Mapping[str, float]
     draws: int
     rival: Rival | None = None
+    key: str = ""
 
 
 def entry_of(content: Mapping[str, Any]) -> Entry:
@@ -117,6 +120,8 @@ class Comparison:
         Model calls in a row that a token takes: 1, or denoising steps over tokens.
     ranks : Ranks
         The processes that share the problems.
+    kept : callable
+        Is told each chain that has ended, before its record is written.
     """
 
     task: Task
@@ -132,6 +137,7 @@ class Comparison:
     per_token: float = 1.0
     progress: bool = True
     ranks: Ranks = ALONE
+    kept: Callable[[Method, Chain], None] = lambda method, chain: None
     _depths: dict[int, int] = field(default_factory=dict)
 
     def entries(self, names: Sequence[str], budgets: Sequence[float], against: str = "majority") -> list[Entry]:
@@ -177,12 +183,12 @@ class Comparison:
         guided = GUIDED[name]
         if size is None:
             size = self._size(name, guided, target)
-        records = self._records(self._sized(name, size), self.problems, self.seeds)
-        label, cost = guided.labelled(self.hyper, size), _means(records)
-        entries = [Entry(index, name, "last", label, size, _scores(records, "correct"), cost, self.seeds)]
+        method = self._sized(name, size)
+        records = self._records(method, self.problems, self.seeds)
+        label, cost, own = method.label, _means(records), (self.seeds, None, method.key)
+        entries = [Entry(index, name, "last", label, size, _scores(records, "correct"), cost, *own)]
         if guided.votes:
-            voted = _scores(records, VOTED)
-            entries.append(Entry(index, name, VOTED, f"{label}, vote", size, voted, cost, self.seeds))
+            entries.append(Entry(index, name, VOTED, f"{label}, vote", size, _scores(records, VOTED), cost, *own))
         return entries
 
     def _size(self, name: str, guided: Guided, target: Target) -> int:
@@ -273,7 +279,7 @@ class Comparison:
         with Journal(self.folder / method.key, {**self.configuration, "method": method.key}, self.ranks) as journal:
             evaluation = Evaluation(
                 self.task, self.policy, problems, settings, journal, self.width, self.seed,
-                progress=self.progress, noted=self._noted,
+                progress=self.progress, noted=self._noted, kept=self.kept,
             )  # fmt: skip
             _require_asked(journal, problems)
             wanted = {(problem.id, sample) for problem in problems for sample in range(seeds)}

@@ -55,7 +55,7 @@ class Row:
     with avg@k (`repeats`), means over the k uses. Seconds are one process's, however many share the problems. `scores`
     are further scores beside our own accuracy, their means over all samples; `ratios` sums up the importance ratios of
     a method that has any, and `target` is the law that its draws are weighed towards, if not the policy's.
-    `row_forwards` are those of masked diffusion.
+    `row_forwards` are those of masked diffusion; `key` is the method's name among the records.
     """
 
     method: str
@@ -69,6 +69,7 @@ class Row:
     ratios: RatioSummary | None = None
     row_forwards: float = 0.0
     target: str = ""
+    key: str = ""
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ class Evaluation:
         further = {name: fmean(r["scores"][name] for r in records) for name in records[0].get("scores", {})}
         costs = each("generated"), positions, each("seconds")
         ratios = total_ratios([record["ratios"] for record in records]) if method.ratios else None
-        own = each("row_forwards"), method.target
+        own = each("row_forwards"), method.target, method.key
         return Row(method.name, method.label, mean, *costs, further, self.repeats, ratios, *own)
 
 

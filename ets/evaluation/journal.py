@@ -13,8 +13,8 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -28,6 +28,15 @@ Record = dict[str, Any]
 def fingerprint(configuration: Mapping[str, Any]) -> str:
     """Eight hexadecimal digits of a hash of the whole configuration."""
     return hashlib.sha256(_canonical(configuration).encode()).hexdigest()[:8]
+
+
+@contextmanager
+def written_to(folder: Path) -> Iterator[None]:
+    """What the system says against writing to a folder becomes an `InputError`."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write results to {str(folder)!r}: {error.strerror}; choose another folder") from error
 
 
 def _canonical(value: Mapping[str, Any]) -> str:
@@ -62,12 +71,8 @@ class Journal:
         self.records: dict[tuple[str, str, int], Record] = {}
         if not ranks.first:
             ranks.wait()  # until the first one has the folder, with all that was left there
-        try:
+        with written_to(folder):
             self._open(configuration)
-        except OSError as error:
-            raise InputError(
-                f"cannot write results to {str(folder)!r}: {error.strerror}; choose another folder"
-            ) from error
         if ranks.first:
             ranks.wait()
         self._own = list(self.records.values())

@@ -13,14 +13,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from ets.evaluation.journal import written_to
 from ets.evaluation.methods import Method
 from ets.evaluation.ranks import ALONE, Ranks
 from ets.trace_view import befores, new_text
 from ets.types import Chain, Step
 from ets.weights import effective_sample_size
 
-TRACED = ("ets", "ets-is")
-"""The methods that traces are kept of."""
+TRACED = ("ets", "ets-is", "ets-stopped", "retained", "lookahead", "particles")
+"""The methods whose guide steps weigh candidates: those that traces are kept of."""
 
 
 class Traces:
@@ -29,10 +30,15 @@ class Traces:
     Parameters
     ----------
     folder : Path
-        The results folder.
+        The results folder, made if there is none.
     problems : iterable of str
         The ids of the problems whose traces are kept; without any, there is no file.
     ranks : Ranks
+
+    Raises
+    ------
+    InputError
+        When it is entered, if nothing can be written there.
     """
 
     def __init__(self, folder: Path, problems: Iterable[str], ranks: Ranks = ALONE) -> None:
@@ -40,9 +46,11 @@ class Traces:
         self._path = folder / ("traces.jsonl" if ranks.first else f"traces-{ranks.rank}.jsonl")
 
     def __enter__(self) -> Traces:
-        self._take_in_parts()
-        self._ranks.wait()  # before others write to theirs again
-        self._file = self._path.open("ab") if self._problems else None
+        with written_to(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._take_in_parts()
+            self._ranks.wait()  # before others write to theirs again
+            self._file = self._path.open("ab") if self._problems else None
         if self._file and self._file.tell():
             self._file.write(b"\n")  # ends a line that was torn; an empty one is no trace
         return self
@@ -91,7 +99,8 @@ def compact(trace: Sequence[Step]) -> dict[str, Any]:
     dict
         `texts`, and `steps`, each with `choice` and `rollout`; by candidate `weights` (log Ê, None for -inf), `done`,
         `texts` (numbers of texts) and `effective`, the weights' effective sample size; and by candidate and rollout
-        `rollouts` (numbers of texts; none for a complete candidate) and `terms` (r/λ and log-ratio together).
+        `rollouts` (numbers of texts; none for a candidate that is complete, or is judged itself) and `terms` (r/λ and
+        log-ratio together).
     """
     texts: dict[str, int] = {}
 
@@ -110,6 +119,7 @@ def effective_sizes(trace: Sequence[Step]) -> list[float]:
 def _compact_step(step: Step, before: str, number: Callable[[str, str], int]) -> dict[str, Any]:
     rows = list(zip(step.candidates, step.rollouts, strict=True))
     terms = step.log_rewards + step.log_ratios
+    itself = [all(rollout.tokens == candidate.tokens for rollout in row) for candidate, row in rows]
     return {
         "choice": step.choice,
         "rollout": step.rollout,
@@ -117,8 +127,11 @@ def _compact_step(step: Step, before: str, number: Callable[[str, str], int]) ->
         "weights": _rounded(step.log_weights.tolist()),
         "done": [int(candidate.done) for candidate in step.candidates],
         "texts": [number(candidate.text, before) for candidate in step.candidates],
-        "rollouts": [[] if c.done else [number(rollout.text, c.text) for rollout in row] for c, row in rows],
-        "terms": [_rounded(row[:1] if c.done else row) for (c, _), row in zip(rows, terms.tolist(), strict=True)],
+        "rollouts": [
+            [] if judged else [number(rollout.text, candidate.text) for rollout in row]
+            for (candidate, row), judged in zip(rows, itself, strict=True)
+        ],
+        "terms": [_rounded(row[:1] if judged else row) for judged, row in zip(itself, terms.tolist(), strict=True)],
     }
 
 

@@ -13,6 +13,8 @@ WIDTH, HEIGHT, LEFT, BOTTOM, TOP, LINE = 560, 300, 52, 44, 12, 18
 Place: TypeAlias = Callable[[float], float]
 """From a value to where it stands, in pixels."""
 COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#b83280", "#6b46c1", "#975a16", "#0987a0", "#c53030", "#718096", "#65830f")
+SHORT = 34
+"""Characters of a name; where none is longer, a long legend has two columns."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Series:
-    """Points that belong together, in the order of x."""
+    """Points that belong together, in the order of x; `look` numbers colour and shape, by default its place."""
 
     name: str
     points: Sequence[Point]
     dashed: bool = False
+    look: int | None = None
 
 
 @dataclass(frozen=True)
@@ -48,21 +51,28 @@ class Axes:
 
 
 def chart(axes: Axes, series: Sequence[Series]) -> str:
-    """An SVG element with a line, points, intervals and a line of the legend for each series; empty without points."""
+    """An SVG element with a line, points, intervals and a name in the legend for each series; empty without points.
+
+    Each series is a group with its name, so that a page's style can let the others fade where the pointer rests on one.
+    """
     points = [point for each in series for point in each.points]
     if not points:
         return ""
     across, down, marks = _scales(axes, points)
-    height = HEIGHT + LINE * len(series)
-    lines = [_line(each, COLOURS[n % len(COLOURS)], across, down) for n, each in enumerate(series)]
-    legend = [_legend(each.name, n) for n, each in enumerate(series)]
+    columns = 2 if len(series) > 6 and max(len(each.name) for each in series) <= SHORT else 1
+    looks = [_Look(n if each.look is None else each.look, each.dashed) for n, each in enumerate(series)]
+    groups = [
+        f'<g class="series">{_line(each, look, across, down)}{_legend(each.name, look, n, columns)}</g>'
+        for n, (each, look) in enumerate(zip(series, looks, strict=True))
+    ]
+    height = HEIGHT + LINE * -(-len(series) // columns)
     label = escape(f"{axes.y} against {axes.x}")
     middle = (HEIGHT - BOTTOM) / 2
     titles = (
         f'<text class="t" x="{LEFT + (WIDTH - LEFT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(axes.x)}</text>'
         f'<text class="t" transform="translate(12 {middle}) rotate(-90)" text-anchor="middle">{escape(axes.y)}</text>'
     )
-    body = "".join([*marks, titles, *lines, *legend])
+    body = "".join([*marks, titles, *groups])
     return f'<svg role="img" aria-label="{label}" viewBox="0 0 {WIDTH} {height}">{body}</svg>'
 
 
@@ -96,25 +106,42 @@ def _y_mark(at: float, value: float) -> str:
     )
 
 
-def _line(series: Series, colour: str, across: Place, down: Place) -> str:
+@dataclass(frozen=True)
+class _Look:
+    """How a series is drawn: after the last colour the first one comes again, with another shape."""
+
+    number: int
+    dashed: bool
+
+    @property
+    def colour(self) -> str:
+        return COLOURS[self.number % len(COLOURS)]
+
+    def marker(self, x: float, y: float, title: str = "") -> str:
+        """A shape around a place, hollow where lines are dashed; with a title it is a point."""
+        place, body = f"{x:.1f}", f"<title>{title}</title>" if title else ""
+        fill = f'class="hollow" stroke="{self.colour}"' if self.dashed else f'fill="{self.colour}"'
+        if self.number < len(COLOURS):
+            return f'<circle cx="{place}" cy="{y:.1f}" r="4" {fill}>{body}</circle>'
+        return f'<path d="M{place} {y - 5:.1f}l5 5l-5 5l-5-5z" {fill}>{body}</path>'
+
+
+def _line(series: Series, look: _Look, across: Place, down: Place) -> str:
     at = [(across(point.x), down(point.y), point) for point in series.points]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in at)
-    dashes = ' stroke-dasharray="4 3"' if series.dashed else ""
-    drawn = [f'<polyline points="{path}" fill="none" stroke="{colour}"{dashes}/>'] if len(at) > 1 else []
+    dashes = ' stroke-dasharray="4 3"' if look.dashed else ""
+    drawn = [f'<polyline points="{path}" fill="none" stroke="{look.colour}"{dashes}/>'] if len(at) > 1 else []
     for x, y, point in at:
         told = escape(f"{series.name}: {point.y:,.4g} ({point.low:,.4g} to {point.high:,.4g}); {point.note}")
-        drawn.append(
-            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{down(point.low):.1f}" y2="{down(point.high):.1f}" '
-            f'stroke="{colour}"/><circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"><title>{told}</title></circle>'
-        )
+        ends = f'x1="{x:.1f}" x2="{x:.1f}" y1="{down(point.low):.1f}" y2="{down(point.high):.1f}"'
+        drawn.append(f'<line class="i" {ends} stroke="{look.colour}"/>{look.marker(x, y, told)}')
     return "".join(drawn)
 
 
-def _legend(name: str, number: int) -> str:
-    y = HEIGHT + 10 + LINE * number
-    colour = COLOURS[number % len(COLOURS)]
-    dot = f'<circle cx="{LEFT + 14}" cy="{y - 4}" r="4" fill="{colour}"/>'
-    return f'{dot}<text x="{LEFT + 26}" y="{y}">{escape(name)}</text>'
+def _legend(name: str, look: _Look, number: int, columns: int) -> str:
+    row, column = divmod(number, columns)
+    x, y = LEFT + 14 + column * (WIDTH - LEFT) // 2, HEIGHT + 10 + LINE * row
+    return f'{look.marker(x, y - 4)}<text x="{x + 12}" y="{y}">{escape(name)}</text>'
 
 
 def _ticks(low: float, high: float) -> list[float]:

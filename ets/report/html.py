@@ -19,7 +19,7 @@ from statistics import quantiles
 from typing import Any, TypeAlias
 
 from ets.evaluation.intervals import Accuracy, accuracy
-from ets.evaluation.traces import read_traces
+from ets.evaluation.traces import TRACED, read_traces
 from ets.report.charts import Axes, Point, Series, chart
 from ets.report.comparison import COSTS
 from ets.trace_view import elide
@@ -32,7 +32,7 @@ PACKED = 700_000
 """The most characters that the traces take, unless everything is asked for: then texts are shortened until they fit."""
 LIMITS = (20_000, 4_000, 1_000, 400, 160, 60, 24)
 """Characters that a text may have, from the first try to the last."""
-ACCURACY = "accuracy (%) with 95% interval"
+ACCURACY, EFFECTIVE = "accuracy (%) with 95% interval", "Effective sample size"
 _TEMPLATE = Path(__file__).with_name("template.html")
 
 
@@ -99,32 +99,61 @@ def _evaluated(folder: Path, whole: bool) -> str:
         for row in rows
     ]
     axes = Axes(f"{COSTS[spent]} per {unit} (log scale)", ACCURACY, log=True, top=100)
-    charts = {"Accuracy against cost": [chart(axes, points)], "Effective sample size": [effective_chart(records)]}
+    keys = sorted({record["method"] for record in records})
+    guided = _guided(rows) or {key: key for key in keys if key.startswith("ets")}  # in older folders
+    charts = {"Accuracy against cost": [chart(axes, points)], EFFECTIVE: [effective_chart(records, guided)]}
     title = f"{configuration['task']}: {configuration['model']}"
-    return _page(title, folder, configuration, "table.md", charts, _graded(read_traces(folder), records), whole)
+    return _page(title, folder, configuration, "table.md", charts, _shown_traces(folder, records, guided), whole)
 
 
 def _compared(folder: Path, whole: bool) -> str:
     content = _read(folder / "comparison.json")
-    setting, lines = content["setting"], dict[str, list[Stored]]()
-    currency = setting["currency"]
-    for entry in content["entries"]:
-        name = entry["method"] if entry["readout"] == "last" else f"{entry['method']}, {entry['readout']}"
-        lines.setdefault(name, []).append(entry)
-    series = [
-        Series(name, [_entry_point(e["cost"][currency], e, setting) for e in members], ", " in name)
-        for name, members in lines.items()
-    ]
-    axes = Axes(f"{COSTS[currency]} per problem (log scale)", ACCURACY, log=True, top=100)
-    records = [record for path in sorted(folder.glob("*/journal.jsonl")) for record in _records(path)]
+    setting, entries = content["setting"], content["entries"]
+    guided = _guided(entries)
+    paths = [folder / key / "journal.jsonl" for key in guided]
+    records = [record for path in paths if path.exists() for record in _records(path)]
+    axes = Axes(f"{COSTS[setting['currency']]} per problem (log scale)", ACCURACY, log=True, top=100)
     charts = {
-        "Accuracy against cost": [chart(axes, series)],
+        "Accuracy against cost": [chart(axes, _by_method(entries, setting))],
         "Scaling": list(_scaling_charts(folder / "scaling.json", setting)),
-        "Effective sample size": [effective_chart(records)],
+        **_effective_by_budget(entries, records),
     }
     title = f"{setting['task']}: {setting['model']}"
     configuration = {name: setting[name] for name in setting if name != "told"} | setting.get("told", {})
-    return _page(title, folder, configuration, "comparison.md", charts, read_traces(folder), whole)
+    return _page(title, folder, configuration, "comparison.md", charts, _shown_traces(folder, records, guided), whole)
+
+
+def _guided(rows: Sequence[Stored]) -> dict[str, str]:
+    """What methods whose guide steps weigh candidates are called, by their names among records.
+
+    Rows from before they told that name are left out.
+    """
+    last = [row for row in rows if row.get("readout", "last") == "last"]
+    return {row["key"]: row["label"] for row in last if row.get("key") and row["method"] in TRACED}
+
+
+def _by_method(entries: Sequence[Stored], setting: Stored) -> list[Series]:
+    """A line for each method and readout; both readouts of a method look alike but for dashes."""
+    lines: dict[tuple[str, str], list[Stored]] = {}
+    for entry in entries:
+        lines.setdefault((entry["method"], entry["readout"]), []).append(entry)
+    methods = list(dict.fromkeys(method for method, _ in lines))
+    return [
+        Series(
+            method if readout == "last" else f"{method}, {readout}",
+            [_entry_point(entry["cost"][setting["currency"]], entry, setting) for entry in members],
+            dashed=readout != "last",
+            look=methods.index(method),
+        )
+        for (method, readout), members in lines.items()
+    ]
+
+
+def _effective_by_budget(entries: Sequence[Stored], records: Sequence[Stored]) -> dict[str, list[str]]:
+    """A chart for each budget, by its heading."""
+    budgets = sorted({entry["budget"] for entry in entries if entry.get("budget") is not None})
+    members = {budget: [entry for entry in entries if entry["budget"] == budget] for budget in budgets}
+    return {f"{EFFECTIVE}, budget {b + 1}": [effective_chart(records, _guided(members[b]))] for b in budgets}
 
 
 def _scaling_charts(path: Path, setting: Stored) -> Iterator[str]:
@@ -135,18 +164,25 @@ def _scaling_charts(path: Path, setting: Stored) -> Iterator[str]:
         yield chart(Axes(f"{name} (log scale)", ACCURACY, log=True, exact=True, top=100), [Series("ETS", points)])
 
 
-def effective_chart(records: Sequence[Stored]) -> str:
-    """The weights' effective sample sizes at each guide step, median and quartiles, of methods with several steps."""
-    sizes: dict[str, dict[int, list[float]]] = {}
-    for record in records:
+def effective_chart(records: Sequence[Stored], labels: Mapping[str, str]) -> str:
+    """The weights' effective sample sizes at each guide step, median and quartiles, of methods with several steps.
+
+    Parameters
+    ----------
+    records : sequence of mapping
+    labels : mapping of str to str
+        The methods that are shown, by their names among records, and what they are called.
+    """
+    sizes: dict[str, dict[int, list[float]]] = {key: {} for key in labels}
+    for record in (record for record in records if record["method"] in labels):
         for number, size in enumerate(record.get("effective", ()), 1):
-            sizes.setdefault(record["method"], {}).setdefault(number, []).append(size)
+            sizes[record["method"]].setdefault(number, []).append(size)
     series = [
-        Series(method, [_spread(number, found) for number, found in sorted(steps.items())])
-        for method, steps in sorted(sizes.items())
+        Series(labels[key], [_spread(number, found) for number, found in sorted(steps.items())])
+        for key, steps in sizes.items()
         if len(steps) > 1 and max(map(max, steps.values())) > 1
     ]
-    return chart(Axes("guide step", "effective candidates, median and quartiles", exact=True), series)
+    return chart(Axes("guide step", "effective candidates, quartiles", exact=True), series)
 
 
 def _spread(number: int, sizes: Sequence[float]) -> Point:
@@ -164,14 +200,15 @@ def _share(x: float, share: Accuracy, note: str) -> Point:
     return Point(x, 100 * share.mean, 100 * share.low, 100 * share.high, note)
 
 
-def _graded(traces: Sequence[dict[str, Any]], records: Sequence[Stored]) -> list[dict[str, Any]]:
-    """The traces whose chains have a record, with what it tells of the text."""
+def _shown_traces(folder: Path, records: Sequence[Stored], labels: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The traces of these methods whose chains have a record, in the order of the labels, with what it tells."""
     known = {(r["method"], r["problem"]): r for r in records if r["sample"] == 0}
-    told = ("answer", "correct", "valid")
+    traces = [trace for trace in read_traces(folder) if trace["method"] in labels]
+    places = {key: place for place, key in enumerate(labels)}
     return [
-        trace | {name: known[at][name] for name in told}
-        for trace in traces
-        if (at := (trace["method"], trace["problem"])) in known
+        trace | {name: record[name] for name in ("answer", "correct", "valid")} | {"label": labels[trace["method"]]}
+        for trace in sorted(traces, key=lambda trace: places[trace["method"]])
+        if (record := known.get((trace["method"], trace["problem"])))
     ]
 
 

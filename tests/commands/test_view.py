@@ -9,6 +9,7 @@ import pytest
 
 from ets.cli import main
 from ets.evaluation.traces import Traces, read_traces
+from ets.types import InputError
 
 RUN = """
 eval --task arithmetic --model embedded-small --count 3 --shots 0 --methods plain,ets --samples 2 --candidates 2
@@ -52,6 +53,12 @@ def test_what_killed_processes_have_kept_is_taken_in(tmp_path: Path) -> None:
     with Traces(tmp_path, ["a"]):
         assert [trace["problem"] for trace in read_traces(tmp_path)] == ["b"]
     assert [path.name for path in tmp_path.iterdir()] == ["traces.jsonl"]
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"cannot write results to '.*file/run': Not a directory; choose another"):
+        Traces(tmp_path / "file" / "run", ["a"]).__enter__()
 
 
 def test_without_traces_there_is_no_file(tmp_path: Path) -> None:

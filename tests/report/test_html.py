@@ -24,7 +24,7 @@ needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: instal
 
 
 def text(content: str, done: bool = False) -> Text:
-    return Text((1,), content, -1.0, done)
+    return Text(tuple(map(ord, content)), content, -1.0, done)
 
 
 def guided(starts: Sequence[str], weights: Sequence[float], choice: int, rollouts: Sequence[str], end: bool) -> Step:
@@ -48,15 +48,43 @@ def line(problem: str, trace: Sequence[Step] = TRACE, prompt: str = f"What?{HOST
 def run_folder(folder: Path, problems: int = 2, label: str = f"ETS {HOSTILE}") -> Path:
     """What `ets eval` leaves, as far as the report reads it."""
     share = {"mean": 0.5, "low": 0.2, "high": 0.8}
-    row = {"label": label, "accuracy": share, "generated": 120.0, "positions": 150.0, "row_forwards": 0.0, "repeats": 1}
+    row = {"method": "ets", "label": label, "accuracy": share, "repeats": 1, "key": "ets"}
+    row |= {"generated": 120.0, "positions": 150.0, "row_forwards": 0.0}
     told = {"method": "ets", "sample": 0, "answer": HOSTILE, "correct": 1.0, "valid": True}
     records = [told | {"problem": f"p{n}", "effective": effective_sizes(TRACE)} for n in range(problems)]
     folder.mkdir(exist_ok=True)
     (folder / "configuration.json").write_text(json.dumps({"task": "sums", "model": HOSTILE, "lam": 0.1}))
-    (folder / "summary.json").write_text(json.dumps([row, row | {"label": "plain", "generated": 30.0}]))
+    (folder / "summary.json").write_text(json.dumps([row, row | {"method": "plain", "label": "plain", "key": "plain"}]))
     (folder / "table.md").write_text(f"| method | pass@1 |\n| --- | ---: |\n| {label} |  50.0% |\n\nnote {HOSTILE}\n")
     (folder / "journal.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (folder / "traces.jsonl").write_text("".join(json.dumps(line(f"p{n}")) + "\n" for n in range(problems)))
+    return folder
+
+
+COST = {"generated": 50.0, "positions": 90.0, "row_forwards": 0.0, "seconds": 0.1, "depth": 9.0}
+
+
+def comparison_folder(folder: Path, problems: int = 2, **changed: Any) -> Path:
+    """What `ets compare` leaves of ETS at two budgets, as far as the report reads it; 8 candidates were a pilot."""
+    ids = [f"p{n}" for n in range(problems)]
+    entry = {"method": "ets", "readout": "last", "scores": dict.fromkeys(ids, 0.5), "draws": 2} | changed
+    entries = [
+        entry | {"budget": n, "label": f"ETS (M {m})", "key": f"ets-{m}", "cost": COST | {"generated": 50.0 * m}}
+        for n, m in enumerate((2, 4))
+    ]
+    vote = entries[0] | {"readout": "vote", "label": "ETS (M 2), vote"}
+    setting = {"task": "sums", "model": "tiny", "seeds": 2, "currency": "generated", "against": "ets"}
+    (folder / "comparison.json").write_text(json.dumps({"setting": setting, "entries": [*entries, vote]}))
+    (folder / "comparison.md").write_text("### Budget 1\n\n| method |\n| --- |\n| ETS |\n\n- Better: ETS.\n")
+    (folder / "scaling.json").write_text(json.dumps({"M, candidates": [[1, entries[0]], [2, entries[1]]]}))
+    lines = []
+    for key in ("ets-2", "ets-4", "ets-8"):
+        (folder / key).mkdir()
+        told = {"method": key, "sample": 0, "answer": "5", "correct": 1.0, "valid": True}
+        records = [told | {"problem": id, "effective": effective_sizes(TRACE)} for id in ids]
+        (folder / key / "journal.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+        lines += [json.dumps(line(id) | {"method": key}) for id in ids]
+    (folder / "traces.jsonl").write_text("\n".join(lines) + "\n")
     return folder
 
 
@@ -97,6 +125,14 @@ def test_the_report_holds_table_charts_settings_and_graded_traces(tmp_path: Path
     shown = unpacked(page)
     assert (shown["kept"], shown["limit"], len(shown["traces"])) == (2, None, 2)
     assert shown["traces"][0]["answer"] == HOSTILE and shown["traces"][0]["correct"] == 1.0
+
+
+def test_a_run_from_before_rows_had_keys_shows_its_traces(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    rows = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps([{n: row[n] for n in row if n != "key"} for row in rows]))
+    page = write_report(folder).read_text()
+    assert [trace["label"] for trace in unpacked(page)["traces"]] == ["ets", "ets"] and page.count("<svg") == 2
 
 
 def test_the_same_folder_gives_the_same_bytes_at_any_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,17 +179,36 @@ def test_traces_are_left_out_where_even_short_texts_do_not_fit(monkeypatch: pyte
     assert len(found) <= 1000 < PACKED and shown["kept"] == 64 and 0 < len(shown["traces"]) < 64
 
 
-def test_a_comparison_shows_its_budgets_and_scaling(tmp_path: Path) -> None:
-    cost = {"generated": 50.0, "positions": 90.0, "row_forwards": 0.0, "seconds": 0.1, "depth": 9.0}
-    entry = {"method": "ets", "readout": "last", "label": "ETS", "scores": {"a": 1.0, "b": 0.0}, "draws": 2}
-    entries = [entry | {"cost": cost | {"generated": 50.0 + n}} for n in range(2)]
-    setting = {"task": "sums", "model": "tiny", "seeds": 2, "currency": "generated", "against": "ets"}
-    (tmp_path / "comparison.json").write_text(json.dumps({"setting": setting, "entries": entries}))
-    (tmp_path / "comparison.md").write_text("### Budget 1\n\n| method |\n| --- |\n| ETS |\n\n- Better: ETS.\n")
-    (tmp_path / "scaling.json").write_text(json.dumps({"M, candidates": [[1, entries[0]], [2, entries[1]]]}))
-    page = write_report(tmp_path).read_text()
+def test_a_comparison_shows_its_budgets_scaling_and_effective_sizes(tmp_path: Path) -> None:
+    page = write_report(comparison_folder(tmp_path)).read_text()
     assert "<h3>Budget 1</h3>" in page and "<li>Better: ETS." in page and "M, candidates (log scale)" in page
-    assert page.count("<svg") == 2 and 'type="text/plain"></script>' in page
+    assert "Effective sample size, budget 2" in page and page.count("<svg") == 4
+    assert ">ETS (M 4)</text>" in page and "M 8" not in page and "ets-2" not in page
+
+
+def test_a_comparison_shows_traces_of_the_sizes_in_its_table_with_their_grades(tmp_path: Path) -> None:
+    shown = unpacked(write_report(comparison_folder(tmp_path)).read_text())["traces"]
+    assert [(trace["label"], trace["problem"]) for trace in shown] == [
+        (f"ETS (M {m})", problem) for m in (2, 4) for problem in ("p0", "p1")
+    ]
+    assert {(trace["answer"], trace["correct"]) for trace in shown} == {("5", 1.0)}
+
+
+def test_traces_of_a_comparison_keep_to_the_same_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ets.report.html.PACKED", 1000)
+    shown = unpacked(write_report(comparison_folder(tmp_path, problems=100)).read_text())
+    assert shown["kept"] == 200 > len(shown["traces"]) > 0
+
+
+def test_a_comparison_without_traces_or_from_before_they_were_kept_has_a_report(tmp_path: Path) -> None:
+    folder = comparison_folder(tmp_path)
+    (folder / "traces.jsonl").unlink()
+    page = write_report(folder).read_text()
+    assert 'type="text/plain"></script>' in page and page.count("<svg") == 4
+    content = json.loads((folder / "comparison.json").read_text())
+    old = [{name: value for name, value in entry.items() if name != "key"} for entry in content["entries"]]
+    (folder / "comparison.json").write_text(json.dumps(content | {"entries": old}))
+    assert write_report(folder).read_text().count("<svg") == 2
 
 
 def test_charts_place_points_by_their_logarithms() -> None:
@@ -164,11 +219,28 @@ def test_charts_place_points_by_their_logarithms() -> None:
     assert "&lt;a&gt;" in svg and "<a>" not in svg
 
 
-def test_effective_sizes_are_those_of_methods_with_several_steps() -> None:
-    records = [{"method": "ets", "effective": [2.0, 4.0]}, {"method": "plain", "effective": [1.0]}, {"method": "old"}]
-    svg = effective_chart(records)
-    assert ">ets</text>" in svg and "plain" not in svg
-    assert effective_chart(records[1:]) == ""
+def test_effective_sizes_are_those_of_named_methods_with_several_steps() -> None:
+    records = [{"method": name, "effective": [2.0, 4.0]} for name in ("ets", "power")]
+    records += [{"method": "plain", "effective": [1.0]}, {"method": "old"}]
+    svg = effective_chart(records, {"ets": "ETS (M 4)", "plain": "plain", "old": "old"})
+    assert ">ETS (M 4)</text>" in svg and "plain" not in svg and "power" not in svg and "old" not in svg
+    assert effective_chart(records, {"plain": "plain"}) == ""
+
+
+def test_series_beyond_the_colours_have_another_shape_and_dashed_ones_are_hollow() -> None:
+    one = [Point(1, 50, 40, 60)]
+    svg = chart(Axes("x", "y"), [Series(f"s{n}", one, dashed=n == 1) for n in range(11)])
+    first, last = (re.search(rf"<(\w+) [^>]*>(?:<title>s{n}:)", svg) for n in (0, 10))
+    assert first and last and (first[1], last[1]) == ("circle", "path")
+    assert svg.count('class="hollow"') == 2  # its point, and its mark in the legend
+    rows = re.findall(r'<text x="[\d.]+" y="(\d+)">s\d+</text>', svg)
+    assert len(rows) == 11 and len(set(rows)) == 6  # two columns
+
+
+def test_what_is_judged_as_it_is_has_no_rollouts_to_show() -> None:
+    partial = Step((text("so far"),), ((text("so far"),),), np.array([[2.0]]), np.array([3.0]), 0, Cost())
+    (step,) = compact([partial])["steps"]
+    assert (step["rollouts"], step["terms"], step["done"]) == ([[]], [[2.0]], [0])
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '[{"label": 1}]'])
@@ -201,8 +273,23 @@ def test_in_a_browser_texts_are_texts_and_keys_lead_through_a_trace(tmp_path: Pa
         assert browser.evaluate(here).startswith("► 2 · p 0.73")
         browser.evaluate("document.querySelector('#next').focus()")
         browser.press("Enter")
-        assert browser.evaluate("document.querySelector('#which').value") == "p1 · ets"
+        assert browser.evaluate("document.querySelector('#which').value") == f"p1 · ETS {HOSTILE}"
         assert browser.evaluate("[typeof hurt, document.images.length].join()") == "undefined,0"
     asked = [e["params"]["request"]["url"] for e in browser.events if e["method"] == "Network.requestWillBeSent"]
     assert asked == [(tmp_path / "report.html").absolute().as_uri()]
+    assert not [event for event in browser.events if event["method"] in ("Log.entryAdded", "Runtime.exceptionThrown")]
+
+
+@needs_browser
+def test_in_a_browser_a_comparison_leads_from_method_to_method(tmp_path: Path) -> None:
+    folder = comparison_folder(tmp_path)
+    with Browser(write_report(folder)) as browser:
+        appears(browser, ".step")
+        named = browser.evaluate("[...document.querySelectorAll('#which option')].map((o) => o.textContent).join()")
+        assert named == "p0 · ETS (M 2),p1 · ETS (M 2),p0 · ETS (M 4),p1 · ETS (M 4)"
+        assert not browser.evaluate("document.querySelector('.rollouts')")
+        browser.evaluate("document.querySelector('.chosen summary').click()")
+        appears(browser, ".rollouts")
+        assert browser.evaluate("document.querySelectorAll('.chosen').length") == 2
+        assert browser.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert not [event for event in browser.events if event["method"] in ("Log.entryAdded", "Runtime.exceptionThrown")]
