@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
@@ -14,7 +15,7 @@ from ets.commands import sample as sample_command
 from ets.commands import study as study_command
 from ets.commands import view as view_command
 from ets.evaluation.ranks import told_once
-from ets.exits import exit_status
+from ets.exits import KEPT, NOTHING_KEPT, exit_status
 from ets.types import InputError
 
 COMMANDS = {
@@ -25,6 +26,8 @@ COMMANDS = {
     "study": (study_command, "which rewards tell right answers from wrong ones"),
     "view": (view_command, "show a results folder as one HTML file"),
 }
+JOURNALLED = ("eval", "compare", "study")
+"""Commands that go on where they were interrupted."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -36,10 +39,12 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; bad input ends in one line on standard error and exit status 2."""
-    return exit_status(told_once(lambda: _execute(arguments)))
+    words = sys.argv[1:] if arguments is None else arguments
+    goes_on = len(words) > 0 and words[0] in JOURNALLED
+    return exit_status(told_once(lambda: _execute(words)), KEPT if goes_on else NOTHING_KEPT)
 
 
-def _execute(arguments: Sequence[str] | None) -> None:
+def _execute(arguments: Sequence[str]) -> None:
     options = _parser().parse_args(arguments)
     options.execute(options)
 
