@@ -1,28 +1,18 @@
-"""ETS through vLLM against one plain call of vLLM, and what it computes: `python benchmarks/engines.py`
-
-The plain way is one `LLM.generate` call that draws as many tokens: every row to the full length, nothing that waits for
-anything else, no seeds and no log-probabilities. ETS ends each guide step with its slowest rollout; with two groups of
-problems over one engine, the other group uses it meanwhile. The weights are random and a row ends with probability 1/80
-at each token, so lengths differ. All ways run in turn in each repeat.
-
-Positions are compared with what is needed: each prompt and each drawn token read once (the minimum), and, since vLLM
-shares whole cache blocks only, each row's tokens after its last whole block again.
-"""
+"""ETS through vLLM against one plain call of vLLM, and what it computes."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from statistics import median
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
-from measuring import machine, markdown, rounds, write_page
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from floor import Floor, Forward, Shape
+from measuring import Conditions, Row, Table
+from random_models import described, random_checkpoint
 
-from ets import demo
 from ets.groups import run_in_groups
 from ets.kernel import energy_guided
 from ets.policies.autoregressive import Horizon, Sampling
@@ -31,42 +21,58 @@ from ets.policies.vllm import VLLMEngine, VLLMPolicy, engine_arguments
 from ets.rewards import per_text
 from ets.types import Chain, Problem, StepFn
 
-VOCABULARY, ENDS = 8_000, 100
-PROMPT = 200
+ABOUT = """\
+Compared with one `LLM.generate` call that draws as many tokens: every row to the full length, nothing that waits for
+anything else, no seeds and no log-probabilities. ETS ends each guide step with its slowest rollout; with two groups of
+problems over one engine, the other group uses it meanwhile. A row ends with probability {ends} at each token, so
+lengths differ; seconds are per 1,000 tokens drawn. Positions of one run, by vLLM's own metrics, are compared with what
+is needed: each prompt and each drawn token read once (the minimum), and, since vLLM shares whole cache blocks only,
+each row's tokens after its last whole block again. The floor is of the minimum, with the weights read
+for each token of the chain that draws most one after the other."""
 MEMORY_GIB = 2.0
-DEFAULTS = {
-    "problems": 24,
-    "width": 12,
-    "candidates": 4,
-    "rollouts": 2,
-    "block_size": 32,
-    "max_length": 96,
-    "repeats": 3,
-}
 
 
-def save_checkpoint(folder: str) -> int:
-    """Random weights of at least 50M parameters; returns how many."""
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=512,
-        intermediate_size=1536,
-        num_hidden_layers=16,
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=64,
-        tie_word_embeddings=True,
-        max_position_embeddings=2048,
-        eos_token_id=list(range(ENDS)),
-        bos_token_id=None,
-    )
-    model = Qwen3ForCausalLM(config)
-    model.save_pretrained(folder)
-    tokenizer = Checkpoint(demo.model_path()).tokenizer
-    tokenizer.add_tokens([f"<{n}>" for n in range(VOCABULARY - len(tokenizer))])
-    tokenizer.save_pretrained(folder)
-    return model.num_parameters()
+@dataclass(frozen=True)
+class Setting:
+    """What is sampled: `problems`, `width` of them at a time, of whose prompts each has `prompt` tokens.
+
+    Parameters
+    ----------
+    model : Qwen3Config
+    ends : int
+        Tokens of the vocabulary that end a text, the first ones.
+    """
+
+    model: Any
+    ends: int
+    prompt: int
+    problems: int
+    width: int
+    candidates: int
+    rollouts: int
+    block: int
+    length: int
+
+    def __str__(self) -> str:
+        return (
+            f"Prompts: {self.problems} of {self.prompt} tokens, {self.width} at a time. M {self.candidates}, "
+            f"K {self.rollouts}, block {self.block}, length {self.length}."
+        )
+
+    def problem(self, call: int, number: int) -> Problem:
+        """Another prompt for every call, so that no cache of prompts helps."""
+        ids = np.random.default_rng((call, number)).integers(self.ends, self.model.vocab_size, self.prompt)
+        return Problem(f"{call} {number}", tuple(ids.tolist()))
+
+
+def saved_checkpoint(setting: Setting, folder: str) -> tuple[Shape, str]:
+    """Random weights in a folder; returns their shape, and it in words."""
+    checkpoint = random_checkpoint(setting.model, torch.device("cpu"), torch.float32)
+    checkpoint.model.config.eos_token_id = checkpoint.model.generation_config.eos_token_id = list(range(setting.ends))
+    checkpoint.tokenizer.eos_token = "<0>"  # vLLM takes no end token that the model cannot draw
+    checkpoint.model.save_pretrained(folder)
+    checkpoint.tokenizer.save_pretrained(folder)
+    return Shape.of(checkpoint.model), described(checkpoint.model)
 
 
 @dataclass
@@ -74,27 +80,22 @@ class Way:
     """ETS over an engine, in a number of groups with a thread each; every call draws afresh."""
 
     engine: VLLMEngine
-    options: argparse.Namespace
+    setting: Setting
     groups: int
     generated: list[int] = field(default_factory=list)
     chains: Sequence[Chain] = ()
 
     def __call__(self) -> None:
-        problems = [_problem(len(self.generated), number) for number in range(self.options.problems)]
+        problems = [self.setting.problem(len(self.generated), number) for number in range(self.setting.problems)]
         groups = [self._group() for _ in range(self.groups)]
-        self.chains = list(run_in_groups(groups, problems, width=self.options.width, seed=self.groups))
+        self.chains = list(run_in_groups(groups, problems, width=self.setting.width, seed=self.groups))
         self.generated.append(sum(chain.cost.generated for chain in self.chains))
 
     def _group(self) -> tuple[VLLMPolicy, StepFn]:
-        options = self.options
-        policy = VLLMPolicy(self.engine, Sampling(), Horizon(options.block_size, options.max_length))
+        setting = self.setting
+        policy = VLLMPolicy(self.engine, Sampling(), Horizon(setting.block, setting.length))
         reward = per_text(lambda _, text: len(text) % 7)
-        return policy, energy_guided(reward, candidates=options.candidates, rollouts=options.rollouts, lam=1.0)
-
-
-def _problem(call: int, number: int) -> Problem:
-    ids = np.random.default_rng((call, number)).integers(ENDS, VOCABULARY, PROMPT)
-    return Problem(f"{call} {number}", tuple(ids.tolist()))
+        return policy, energy_guided(reward, candidates=setting.candidates, rollouts=setting.rollouts, lam=1.0)
 
 
 class Plain:
@@ -108,14 +109,15 @@ class Plain:
     def __call__(self) -> None:
         from vllm import SamplingParams
 
-        tokens, length, problems = self.like.generated[-1], self.like.options.max_length, self.like.options.problems
-        rows = [length] * (tokens // length) + [tokens % length] * (tokens % length > 0)
-        prompts = [_problem(1000 + len(self.like.generated), number % problems).prompt for number in range(len(rows))]
+        tokens, setting = self.like.generated[-1], self.like.setting
+        rows = [setting.length] * (tokens // setting.length) + [tokens % setting.length] * (tokens % setting.length > 0)
+        call = 1000 + len(self.like.generated)
+        prompts = [setting.problem(call, number % setting.problems).prompt for number in range(len(rows))]
         params = [SamplingParams(max_tokens=room, ignore_eos=True) for room in rows]
         self.llm.generate([{"prompt_token_ids": list(ids)} for ids in prompts], params, use_tqdm=False)
 
 
-def needed(chains: Sequence[Chain], block: int) -> tuple[int, int]:
+def needed(chains: Sequence[Chain], prompt: int, block: int) -> tuple[int, int]:
     """Positions at least, and what whole cache blocks add to that.
 
     A request reads what lies after the last whole block before its last token, and every token that it draws but the
@@ -123,7 +125,7 @@ def needed(chains: Sequence[Chain], block: int) -> tuple[int, int]:
     """
     minimum = requested = 0
     for chain in chains:
-        prompt, before = PROMPT, 0
+        before = 0
         minimum += prompt
         requested += block * ((prompt - 1) // block)
         for step in chain.trace:
@@ -142,6 +144,24 @@ def _request(length: int, drawn: int, block: int) -> int:
     return length - block * ((length - 1) // block) + drawn - 1
 
 
+def serial_tokens(chain: Chain) -> int:
+    """Tokens that a chain draws one after the other: in each guide step, its longest row's."""
+    drawn, before = 0, 0
+    for step in chain.trace:
+        drawn += max(len(text.tokens) for row in step.rollouts for text in row) - before
+        before = len(step.candidates[step.choice].tokens)
+    return drawn
+
+
+def floor_of(chains: Sequence[Chain], minimum: int, setting: Setting, shape: Shape, conditions: Conditions) -> Floor:
+    """At least: a position looks at its prompt, and every pass reads the weights."""
+    prompts = len(chains) * setting.prompt
+    pairs = len(chains) * setting.prompt * (setting.prompt + 1) // 2 + (minimum - prompts) * setting.prompt
+    passes = max(map(serial_tokens, chains))
+    each = Forward(minimum // passes, pairs // passes, 0, sum(chain.cost.generated for chain in chains) // passes)
+    return Floor.of(conditions.peak, shape, [each] * passes)
+
+
 def computed(engine: VLLMEngine, way: Way) -> float:
     """Positions of one call by vLLM's own metrics, prefix-cache hits subtracted; a request's last token is not read."""
     before = engine.metrics()
@@ -154,50 +174,34 @@ def computed(engine: VLLMEngine, way: Way) -> float:
     return read["vllm:prompt_tokens"] - read["vllm:prefix_cache_hits"] + read["vllm:generation_tokens"] - requests
 
 
-def measure(folder: str, options: argparse.Namespace) -> str:
-    """The two tables: positions first, because a second engine begins vLLM's metrics anew."""
-    with VLLMEngine(Checkpoint(folder, device="cpu"), memory_gib=MEMORY_GIB) as engine:
-        ways = [Way(engine, options, 1), Way(engine, options, 2)]
-        positions = computed(engine, ways[0])
-        minimum, partial = needed(ways[0].chains, engine.block)
-        for way in ways:
-            way()  # warm up
-        plain = Plain(engine, ways[0])
-        plain()
-        seconds = rounds((*ways, plain), options.repeats)
-    tokens = [[*counts, counts[0]] for counts in zip(*(way.generated[-options.repeats :] for way in ways), strict=True)]
-    speeds = np.array(tokens) / np.array(seconds)
-    names = ("ETS, one group", "ETS, two groups", "plain")
-    rows = [
-        [name, f"{median(speeds[:, n]):.0f}", f"{median(ratios):.2f}", f"{min(ratios):.2f} to {max(ratios):.2f}"]
-        for n, name in enumerate(names)
-        for ratios in [(speeds[:, n] / speeds[:, 2]).tolist()]
-    ]
-    counts = [f"{minimum:,}", f"{partial:,}", f"{positions:,.0f}", f"{positions / (minimum + partial):.3f}"]
-    headings = ["minimum", "partial cache blocks", "computed", "computed / (minimum + partial)"]
-    return (
-        markdown(["", "generated tokens per second", "of plain", "spread"], rows)
-        + f"\n\nOne run, cache blocks of {engine.block} tokens:\n\n"
-        + markdown(["tokens drawn", *headings], [[f"{ways[0].generated[0]:,}", *counts]])
-    )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in DEFAULTS.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
-    options = parser.parse_args()
+def against_plain(setting: Setting, conditions: Conditions) -> Table:
+    """One group and two groups; positions are read first, because a second engine begins vLLM's metrics anew."""
     with TemporaryDirectory() as folder:
-        parameters = save_checkpoint(folder) / 1e6
-        tables = measure(folder, options)
-    setting = ", ".join(f"{name} {value}" for name, value in vars(options).items())
-    write_page(
-        "engines",
-        f"# ETS through vLLM against one plain call\n\n{(__doc__ or '').split(chr(10), 1)[1].strip()}\n\n"
-        f"Random weights, {parameters:.0f}M parameters, prompts of {PROMPT} tokens; {setting}. "
-        f"Medians over the repeats. Machine: {machine()}.\n\n{tables}\n",
-    )
+        shape, words = saved_checkpoint(setting, folder)
+        with VLLMEngine(Checkpoint(folder, device="cpu"), memory_gib=MEMORY_GIB) as engine:
+            ways = [Way(engine, setting, groups) for groups in (1, 2)]
+            positions = computed(engine, ways[0])
+            chains, drawn = ways[0].chains, ways[0].generated[0]
+            for way in ways:
+                way()  # warms up
+            plain = Plain(engine, ways[0])
+            plain()
+            *ours, other = conditions.rounds((*ways, plain))
+            minimum, partial = needed(chains, setting.prompt, engine.block)
+    found = floor_of(chains, minimum, setting, shape, conditions)
+    share = 1000 / drawn
+    floor = Floor(found.operations * share, found.bytes * share, found.seconds * share)
+    against = _per_1000(other, ways[0].generated)
+    rows = [
+        Row(f"{way.groups} group{'s' * (way.groups > 1)}", _per_1000(seconds, way.generated), against, {}, floor)
+        for way, seconds in zip(ways, ours, strict=True)
+    ]
+    counts = {"drawn": drawn, "minimum": minimum, "partial cache blocks": partial, "computed": int(positions)}
+    rows[0].counts.update(counts | {"computed / (minimum + partial)": f"{positions / (minimum + partial):.3f}"})
+    about = ABOUT.format(ends=f"{setting.ends}/{setting.model.vocab_size}")
+    return Table("engines", "vLLM: ETS", about, f"{words} {setting}", rows)
 
 
-if __name__ == "__main__":
-    main()
+def _per_1000(seconds: Sequence[float], generated: Sequence[int]) -> list[float]:
+    """Seconds per 1,000 tokens of the last runs."""
+    return [1000 * s / tokens for s, tokens in zip(seconds, generated[-len(seconds) :], strict=True)]

@@ -1,34 +1,33 @@
-"""Exact and cached samplers of masked diffusion in one run: `python benchmarks/masked_diffusion.py --compare fast`
-
-Each sampler draws one completion from the empty canvas, and one ETS sample of M candidates and K completions a guide
-step (Level 0: the sampler is p_ref, its weight exactly 1). The last row weighs a guided sample's paths at Level 1, with
-as many exact forwards as it had steps on a stale cache. The caches are refreshed at each block's first step. The
-weights are random; the head is scaled so that largest probabilities lie on both sides of 0.9, and how many steps the
-threshold leaves out depends on that scale: read its row as an example. Vocabulary work, the same for all but the last,
-weighs more here than in LLaDA-8B, whose body is 13 times its head.
-"""
+"""Exact and cached samplers of masked diffusion, and what Level 1 costs."""
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from statistics import median
 
 import numpy as np
-from measuring import machine, markdown, rounds, times_faster, write_page
+from floor import Floor, Forward, Recorder, Shape
+from masked_diffusion import Setting
+from measuring import Conditions, Row, Table
+from random_models import described, random_checkpoint
 
-from ets.kernel import energy_guided
 from ets.policies.canvas_cache import Caching
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.levels import weighed_sampler
 from ets.policies.masked_diffusion import MaskedDiffusionPolicy
-from ets.policies.unmasking import Schedule, Unmasking
-from ets.rewards import per_text
+from ets.policies.unmasking import Unmasking
 from ets.runner import run
-from ets.types import Cost, Problem
+from ets.types import Cost
 
+ABOUT = """\
+Each sampler draws one completion from the empty canvas, and one guided sample by ETS (Level 0: the sampler is p_ref,
+its weight exactly 1), compared with the exact sampler's. The last row weighs a guided sample's paths at Level 1, with
+as many exact forwards as it had steps on a stale cache. Caches are refreshed at each block's first step. The head is
+scaled so that largest probabilities lie on both sides of 0.9, and how many steps the threshold leaves out depends on
+that scale: read its row as an example. The floor is that of each row's own law, counted from its forward passes."""
+SPREAD = 7.24
+"""Standard deviation of the logits."""
 SAMPLERS: dict[str, tuple[Unmasking, Caching | None]] = {
     "exact": (Unmasking(), None),
     "prefix cache": (Unmasking(), Caching("prefix")),
@@ -39,70 +38,72 @@ WEIGHED = "dual cache, threshold 0.9"
 """The sampler that is measured at Level 1 too."""
 
 
-def compare(checkpoint: Checkpoint, schedule: Schedule, options: argparse.Namespace) -> None:
-    """Measure all samplers in turn and write the page."""
-    prompt = tuple(np.random.default_rng(0).integers(2, options.vocabulary, options.prompt).tolist())
-    problem, costs = Problem("p", prompt), dict[str, tuple[Cost, Cost]]()
-    step = energy_guided(
-        per_text(lambda _, text: len(text) % 7), candidates=options.candidates, rollouts=options.rollouts, lam=1.0
-    )
+class Ways:
+    """What each sampler does, by label."""
 
-    def completion(name: str) -> Callable[[], None]:
-        def work() -> None:
-            policy = policy_of(name, checkpoint, replace(schedule, guide_steps=1))
-            policy.finish(policy.start([problem]), np.zeros(1, np.uint64))
-            costs[name] = policy.ledger, Cost()
+    def __init__(self, setting: Setting, checkpoint: Checkpoint) -> None:
+        self.setting, self.checkpoint = setting, checkpoint
 
-        return work
+    def completion(self, name: str) -> Cost:
+        policy = self._policy(name, guide_steps=1)
+        policy.finish(policy.start([self.setting.problem]), np.zeros(1, np.uint64))
+        return policy.ledger
 
-    def guided(name: str) -> Callable[[], None]:
-        def work() -> None:
-            policy = policy_of(name, checkpoint, schedule)
-            list(run(policy, step, [problem], width=1, seed=0))
-            costs[name] = costs[name][0], policy.ledger
+    def guided(self, name: str) -> Cost:
+        policy = self._policy(name)
+        list(run(policy, self.setting.step, [self.setting.problem], width=1, seed=0))
+        return policy.ledger
 
-        return work
-
-    def at_level_1() -> None:
-        fast, exact = (policy_of(name, checkpoint, schedule) for name in (WEIGHED, "exact"))
+    def at_level_1(self, name: str) -> Cost:
+        fast, exact = self._policy(name), self._policy("exact")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of random weights, a stale cache says little
-            list(run(weighed_sampler(exact, fast, "1"), step, [problem], width=1, seed=0))
-        costs["level 1"] = Cost(), fast.ledger + exact.ledger
+            list(run(weighed_sampler(exact, fast, "1"), self.setting.step, [self.setting.problem], width=1, seed=0))
+        return fast.ledger + exact.ledger
 
-    checkpoint.model.get_output_embeddings().weight.data.mul_(options.sharpness)
-    works = [*(way(name) for name in SAMPLERS for way in (completion, guided)), at_level_1]
-    measured = rounds(works, options.repeats)
-    rows = []
-    for n, name in enumerate(SAMPLERS):
-        cells = [name, f"{costs[name][0].forwards:.0f}"]
-        for way in (0, 1):
-            ratio, spread = times_faster(measured, slow=way, fast=2 * n + way)
-            seconds = median(row[2 * n + way] for row in measured)
-            cells += [f"{costs[name][way].positions:,}", f"{seconds:.1f}", f"**{ratio:.2f}** ({spread})"]
-        rows.append(cells)
-    ratio, spread = times_faster(measured, slow=1, fast=-1)
-    seconds = median(row[-1] for row in measured)
-    positions = f"{costs['level 1'][1].positions:,}"
-    rows.append([f"{WEIGHED}, Level 1", "", "", "", "", positions, f"{seconds:.1f}", f"**{ratio:.2f}** ({spread})"])
-    headings = ["", "steps", *["positions", "s per completion", "times faster"]]
-    headings += ["positions", "s per guided sample", "times faster"]
-    write_page("fast_diffusion", _page(checkpoint, schedule, options, markdown(headings, rows)))
+    def _policy(self, name: str, guide_steps: int | None = None) -> MaskedDiffusionPolicy:
+        unmasking, caching = SAMPLERS[name]
+        schedule = replace(self.setting.schedule, guide_steps=guide_steps or self.setting.schedule.guide_steps)
+        return MaskedDiffusionPolicy(self.checkpoint, unmasking, schedule, caching=caching)
+
+    def by_label(self) -> dict[str, Callable[[], Cost]]:
+        """Completions, then guided samples; the exact sampler's are each kind's first."""
+        kinds = {"one completion": self.completion, "guided sample": self.guided}
+        ways = {f"{kind}, {name}": _bound(way, name) for kind, way in kinds.items() for name in SAMPLERS}
+        return ways | {f"guided sample, {WEIGHED}, Level 1": _bound(self.at_level_1, WEIGHED)}
 
 
-def policy_of(name: str, checkpoint: Checkpoint, schedule: Schedule) -> MaskedDiffusionPolicy:
-    unmasking, caching = SAMPLERS[name]
-    return MaskedDiffusionPolicy(checkpoint, unmasking, schedule, caching=caching)
+def _bound(way: Callable[[str], Cost], name: str) -> Callable[[], Cost]:
+    return lambda: way(name)
 
 
-def _page(checkpoint: Checkpoint, schedule: Schedule, options: argparse.Namespace, table: str) -> str:
-    config = checkpoint.config
-    return (
-        "# Fast samplers of masked diffusion\n\n`python benchmarks/masked_diffusion.py --compare fast`\n\n"
-        f"{(__doc__ or '').split(chr(10), 1)[1].strip()}\n\n"
-        f"Random weights: width {config.d_model}, {config.n_layers} layers, MLP {config.mlp_hidden_size}, vocabulary "
-        f"{options.vocabulary:,}, {checkpoint.model.num_parameters() / 1e6:.0f}M parameters. Prompt {options.prompt}, "
-        f"gen_length {schedule.gen_length}, block {schedule.block_length}, {schedule.steps} denoising steps at most; "
-        f"M {options.candidates}, K {options.rollouts}, I {schedule.guide_steps}; repeats: {options.repeats}. "
-        f"Machine: {machine()}.\n\n{table}\n\nThe spread over the repeats stands in brackets.\n"
+def compare(setting: Setting, conditions: Conditions) -> Table:
+    """All samplers in turn."""
+    checkpoint = random_checkpoint(setting.model, conditions.device, conditions.dtype)
+    checkpoint.model.get_output_embeddings().weight.data.mul_(
+        SPREAD / setting.model.init_std / setting.model.d_model**0.5
     )
+    ways, shape = Ways(setting, checkpoint), Shape.of(checkpoint.model)
+    ways.completion(WEIGHED)  # warms up
+    recorded = {label: _Recorded(way, setting.length, checkpoint) for label, way in ways.by_label().items()}
+    seconds = dict(zip(recorded, conditions.rounds(list(recorded.values())), strict=True))
+    rows = []
+    for label, way in recorded.items():
+        exact = seconds[f"{label.split(',')[0]}, exact"]
+        counts: dict[str, int | float | str] = {"forwards": int(way.cost.forwards), "positions": way.cost.positions}
+        rows.append(Row(label, seconds[label], exact, counts, Floor.of(conditions.peak, shape, way.forwards)))
+    described_setting = f"{described(checkpoint.model)} {setting}"
+    return Table("fast_diffusion", "Masked diffusion: fast samplers", ABOUT, described_setting, rows)
+
+
+class _Recorded:
+    """A way that notes what it cost and its forward passes whenever it runs."""
+
+    def __init__(self, way: Callable[[], Cost], length: int, checkpoint: Checkpoint) -> None:
+        self.way, self.length, self.checkpoint = way, length, checkpoint
+        self.cost, self.forwards = Cost(), list[Forward]()
+
+    def __call__(self) -> None:
+        with Recorder(self.checkpoint.model, self.length) as recorder:
+            self.cost = self.way()
+        self.forwards = recorder.forwards

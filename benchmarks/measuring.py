@@ -1,53 +1,124 @@
-"""What the benchmarks share: seconds, ratios repeat by repeat, the machine, and the page that is committed."""
+"""How the benchmarks measure: on which device and for how long, and what the tables are made of."""
 
 from __future__ import annotations
 
-import os
-import platform
+import math
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import dataclass, field
 from statistics import median
 
 import torch
-
-PAGES = Path(__file__).parents[1] / "docs" / "benchmarks"
-
-
-def rounds(works: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:
-    """Seconds `[repeats, works]`; each repeat runs all works in turn, so that a slow minute slows all of them."""
-    return [[_seconds(work) for work in works] for _ in range(repeats)]
+from floor import Floor, Peak, seconds_of
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    work()
-    return time.perf_counter() - begun
+@dataclass(frozen=True)
+class Conditions:
+    """Where and for how long something is measured.
+
+    Parameters
+    ----------
+    device : torch.device
+    dtype : torch.dtype
+    peak : Peak
+        Of the device, in this dtype.
+    repeats : int
+    deadline : float
+        On the clock of `time.perf_counter`: no repeat begins of which the last one says that it would end later.
+    threads : int
+        Of the CPU, when the run begins.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+    peak: Peak
+    repeats: int
+    deadline: float = math.inf
+    threads: int = field(default_factory=torch.get_num_threads)
+
+    def rounds(self, works: Sequence[Callable[[], object]]) -> list[list[float]]:
+        """Seconds `[works][repeats]`; each repeat runs all works in turn, so that a slow minute slows all of them."""
+        repeats: list[list[float]] = []
+        while len(repeats) < self.repeats and (not repeats or self._fits(sum(repeats[-1]))):
+            repeats.append([seconds_of(work) for work in works])
+        return [list(column) for column in zip(*repeats, strict=True)]
+
+    def _fits(self, seconds: float) -> bool:
+        return time.perf_counter() + seconds <= self.deadline
 
 
-def times_faster(measured: Sequence[Sequence[float]], slow: int, fast: int) -> tuple[float, str]:
-    """The median over repeats of one work's seconds over another's, and the spread."""
-    ratios = sorted(row[slow] / row[fast] for row in measured)
-    return median(ratios), f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+@dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    Parameters
+    ----------
+    label : str
+    seconds : list of float
+        Ours, by repeat.
+    against : list of float
+        Those of what it is compared with, by repeat; empty where there is nothing.
+    counts : dict
+        What was counted, by heading.
+    floor : Floor, optional
+        What the law needs.
+    """
+
+    label: str
+    seconds: list[float]
+    against: list[float] = field(default_factory=list)
+    counts: dict[str, int | float | str] = field(default_factory=dict)
+    floor: Floor | None = None
+
+    @property
+    def ratios(self) -> list[float]:
+        """Times faster, repeat by repeat."""
+        return [other / ours for ours, other in zip(self.seconds, self.against, strict=True)] if self.against else []
+
+    def cells(self) -> dict[str, str]:
+        """By heading."""
+        cells = {"seconds": f"{median(self.seconds):.3g}"}
+        if self.ratios:
+            low, high = min(self.ratios), max(self.ratios)
+            cells = {"compared (s)": f"{median(self.against):.3g}", "ours (s)": cells["seconds"]}
+            cells |= {"times faster": f"**{median(self.ratios):.2f}**", "spread": f"{low:.2f} to {high:.2f}"}
+        cells |= {name: value if isinstance(value, str) else f"{value:,}" for name, value in self.counts.items()}
+        if self.floor:
+            cells |= {"needs TFLOP": f"{self.floor.operations / 1e12:.3g}", "needs GB": f"{self.floor.bytes / 1e9:.3g}"}
+            cells |= {"floor (s)": f"{self.floor.seconds:.3g}"}
+            cells |= {"times the floor": f"{median(self.seconds) / self.floor.seconds:.1f}"}
+        return cells
 
 
-def machine() -> str:
-    name = platform.processor() or platform.machine()
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            name = line.split(":")[1].strip()
-            break
-    return f"{name}, {os.cpu_count()} cores, torch {torch.__version__} with {torch.get_num_threads()} threads, float32"
+@dataclass(frozen=True)
+class Table:
+    """What one benchmark found.
 
+    Parameters
+    ----------
+    name, title, about : str
+        About says what is measured, and what it is compared with.
+    shape : str
+        Of the model and of the setting.
+    rows : list of Row
+    """
 
-def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table whose first column is text and whose others are numbers."""
-    rule = ["---", *["---:"] * (len(headings) - 1)]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (headings, rule, *rows))
+    name: str
+    title: str
+    about: str
+    shape: str
+    rows: list[Row]
 
+    def markdown(self) -> str:
+        """The table with its heading; a column for whatever any row has, numbers on the right."""
+        rows = [{"": row.label, **row.cells()} for row in self.rows]
+        headings = list(dict.fromkeys(heading for cells in rows for heading in cells))
+        lines = [headings, ["---", *["---:"] * (len(headings) - 1)]]
+        lines += [[cells.get(heading, "") for heading in headings] for cells in rows]
+        table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        return f"## {self.title}\n\n{self.about}\n\n{self.shape}{self._repeats()}\n\n{table}\n"
 
-def write_page(name: str, text: str) -> None:
-    """Print a page and put it into `docs/benchmarks/`."""
-    print(text)
-    PAGES.mkdir(parents=True, exist_ok=True)
-    (PAGES / f"{name}.md").write_text(text, encoding="utf-8")
+    def _repeats(self) -> str:
+        """How often the ways were compared."""
+        counts = sorted({len(row.seconds) for row in self.rows if row.against})
+        return f" Repeats: {' to '.join(map(str, counts))}." if counts else ""
