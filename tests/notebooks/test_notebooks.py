@@ -7,9 +7,38 @@ from pathlib import Path
 import nbformat
 import pytest
 from nbclient import NotebookClient
+from nbformat.v4 import new_code_cell
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 SECONDS = 300
+OWN_REWARD = """
+from math import comb
+
+LEVEL = 0.05  # of each one-sided sign test over the problems, every one of which has a seed of its own
+
+
+def rises(better, worse):
+    wins = sum(a > b for a, b in zip(better, worse, strict=True))
+    decided = wins + sum(a < b for a, b in zip(better, worse, strict=True))
+    return sum(comb(decided, n) for n in range(wins, decided + 1)) / 2**decided < LEVEL
+
+
+def liked_of(results):
+    return [likes(result.text) for result in results]
+
+
+assert rises(rewards_of(guided, LAM), rewards_of(alone, LAM))
+assert rises(rewards_of(unmasked, LAM), rewards_of(unmasked_alone, LAM))
+assert rises(liked_of(found["reward model"]), liked_of(alone))
+assert rises(liked_of(found["both"]), liked_of(alone))
+assert rises([checked(p, r.text) for p, r in zip(prompts, found["both"], strict=True)], rewards_of(alone, LAM))
+assert scores[liked_of(alone) == np.ones(len(alone))].mean() > scores.mean()
+assert rewards_of(few, LAM).mean() < weighted <= 1
+assert both.failures == 0
+assert all(result.text.strip() for results in (*found.values(), unmasked) for result in results)
+"""
+CHECKS = {"own_reward": OWN_REWARD}
+"""What runs after a notebook's own cells, and may not fail."""
 
 
 def test_there_are_notebooks() -> None:
@@ -21,6 +50,7 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     notebook = nbformat.read(path, as_version=4)
+    notebook.cells.append(new_code_cell(CHECKS.get(path.stem, "")))
     resources = {"metadata": {"path": str(tmp_path)}}  # a working directory far from the repository
     NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", resources=resources).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
