@@ -115,7 +115,7 @@ def _compared(folder: Path, whole: bool) -> str:
     axes = Axes(f"{COSTS[setting['currency']]} per problem (log scale)", ACCURACY, log=True, top=100)
     charts = {
         "Accuracy against cost": [chart(axes, _by_method(entries, setting))],
-        "Scaling": list(_scaling_charts(folder / "scaling.json", setting)),
+        **_scaling_charts(folder / "scaling.json", setting),
         **_effective_by_budget(entries, records),
     }
     title = f"{setting['task']}: {setting['model']}"
@@ -156,12 +156,14 @@ def _effective_by_budget(entries: Sequence[Stored], records: Sequence[Stored]) -
     return {f"{EFFECTIVE}, budget {b + 1}": [effective_chart(records, _guided(members[b]))] for b in budgets}
 
 
-def _scaling_charts(path: Path, setting: Stored) -> Iterator[str]:
-    """One for each of M, K and I that was scanned."""
-    panels = _read(path) if path.exists() else {}
-    for name, values in panels.items():
+def _scaling_charts(path: Path, setting: Stored) -> dict[str, list[str]]:
+    """One for each of M, K and I that was scanned, by its heading."""
+    charts = {}
+    for name, values in (_read(path) if path.exists() else {}).items():
         points = [_entry_point(value, entry, setting) for value, entry in values]
-        yield chart(Axes(f"{name} (log scale)", ACCURACY, log=True, exact=True, top=100), [Series("ETS", points)])
+        axes = Axes(f"{name} (log scale)", ACCURACY, log=True, exact=True, top=100)
+        charts[f"Scaling in {name}"] = [chart(axes, [Series("ETS", points)])]
+    return charts
 
 
 def effective_chart(records: Sequence[Stored], labels: Mapping[str, str]) -> str:

@@ -181,7 +181,7 @@ def test_traces_are_left_out_where_even_short_texts_do_not_fit(monkeypatch: pyte
 
 def test_a_comparison_shows_its_budgets_scaling_and_effective_sizes(tmp_path: Path) -> None:
     page = write_report(comparison_folder(tmp_path)).read_text()
-    assert "<h3>Budget 1</h3>" in page and "<li>Better: ETS." in page and "M, candidates (log scale)" in page
+    assert "<h3>Budget 1</h3>" in page and "<li>Better: ETS." in page and "Scaling in M, candidates" in page
     assert "Effective sample size, budget 2" in page and page.count("<svg") == 4
     assert ">ETS (M 4)</text>" in page and "M 8" not in page and "ets-2" not in page
 
