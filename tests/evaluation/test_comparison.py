@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from ets.evaluation.compared import CHOOSING, GUIDED, Hyper, require_compared
 from ets.evaluation.comparison import Comparison, Entry
 from ets.evaluation.depth import Metered, metered
+from ets.evaluation.pooled import chosen
 from ets.runner import run
 from ets.testing import TabularMaskedDiffusion, TabularPolicy
 from ets.types import Draw, InputError, Policy, Problem, State
@@ -110,6 +113,22 @@ def test_scores_are_means_over_three_samples_of_every_problem(entries: list[Entr
             assert all(3 * score == pytest.approx(round(3 * score)) for score in entry.scores.values())
 
 
+@pytest.mark.parametrize("name", ["weighted-majority", "one-step", "iterated-sir"])
+def test_lam_is_how_far_a_likely_text_outweighs_two_that_agree(name: str) -> None:
+    """One right text with 1 nat per token more than two wrong ones: at a small λ it counts alone."""
+    problem = Letters().problems(1, 0)[0]
+    texts = [
+        {"text": text, "tokens": [1], "logp": logp, "correct": float(text == "a"), "cost": {}}
+        for text, logp in (("a", -1.0), ("b", -2.0), ("b", -2.0))
+    ]
+    record = {"problem": problem.id, "sample": 0, "texts": texts, "cost": {"seconds": 0.0}}
+    for lam in (0.05, 20.0):
+        hyper = replace(HYPER, lam=lam, reward="likelihood-per-token", iterations=1)
+        share = 1 / (1 + 2 * math.exp(-1 / lam))
+        expected = float(share > 0.5) if name == "weighted-majority" else share
+        assert chosen(CHOOSING[name].step(Letters(), hyper, 3), problem, record, 0).score == pytest.approx(expected)
+
+
 class Endings(Letters):
     """The answer is a text's last letter, which a chain does not settle before its end."""
 
@@ -157,6 +176,21 @@ def test_masked_diffusion_is_compared_by_computed_positions(tmp_path: Path) -> N
     found = named(whole.entries(["majority", "ets", "retained"], [3]))
     spent = found["ets", "last"].cost["positions"]
     assert found["majority", "last"].cost["positions"] == pytest.approx(spent, rel=0.25)
+
+
+def test_serial_depth_is_of_the_longest_text_and_in_calls_per_token(tmp_path: Path) -> None:
+    whole, half = (
+        comparison(tmp_path / str(calls), per_token=calls).entries(["majority", "ets", "greedy"], [2])
+        for calls in (1.0, 0.5)
+    )
+    for one, other in zip(whole, half, strict=True):
+        assert other.cost["depth"] == pytest.approx(one.cost["depth"] / 2), one.label
+    size = named(whole)["majority", "last"].size
+    pools = max((tmp_path / "1.0").glob("pool-*"), key=lambda path: int(path.name.split("-")[1]))
+    records = [json.loads(line) for line in (pools / "journal.jsonl").read_text().splitlines()]
+    lengths = [[len(each["tokens"]) for each in record["texts"][:size]] for record in records]
+    assert size > 1 and any(max(row) > row[0] for row in lengths)
+    assert named(whole)["majority", "last"].cost["depth"] == pytest.approx(fmean(map(max, lengths)))
 
 
 @pytest.mark.parametrize("policy", [TabularPolicy(vocabulary=4, max_length=4, seed=4), MASKED_DIFFUSION], ids=str)
