@@ -40,12 +40,13 @@ def check_policy(
     views = (oracle,) if oracle.by_path is oracle else (oracle, oracle.by_path)
     assert oracle.outcome(start) == oracle.root and start.text == "" and not start.done
     middle = _likely_unfinished(policy.extend([start] * 64, _keys(64, 1)))
-    for number, (state, method) in enumerate(product((start, middle), ("extend", "finish"))):
+    states = ((start, 0.0), (middle.state, middle.text.logp))
+    for number, ((state, so_far), method) in enumerate(product(states, ("extend", "finish"))):
         drawn = getattr(policy, method)([state] * draws, _keys(draws, 2 + number))
         for view in views:
             law, what = getattr(view, f"{method}_law")(problem, view.outcome(state)), f"{method} from {state.tokens}"
             check_law((view.outcome(draw.state) for draw in drawn), law, level=level / 4 / len(views), what=what)
-        _check_log_probabilities(drawn, oracle.by_path, law, what)
+        _check_log_probabilities(drawn, oracle.by_path, law, so_far, what)
     _check_independence(policy, oracle.by_path, problems)
     _check_costs(policy, problems)
 
@@ -54,18 +55,20 @@ def _keys(count: int, salt: int) -> Keys:
     return derive(np.arange(count, dtype=np.uint64), salt)
 
 
-def _likely_unfinished(draws: Sequence[Draw]) -> State:
-    open_states = [draw.state for draw in draws if not draw.state.done]
-    assert open_states, "no extension is unfinished: choose a smaller block or a longer max_length"
-    commonest = Counter(state.tokens for state in open_states).most_common(1)[0][0]
-    return next(state for state in open_states if state.tokens == commonest)
+def _likely_unfinished(draws: Sequence[Draw]) -> Draw:
+    unfinished = [draw for draw in draws if not draw.state.done]
+    assert unfinished, "no extension is unfinished: choose a smaller block or a longer max_length"
+    commonest = Counter(draw.state.tokens for draw in unfinished).most_common(1)[0][0]
+    return next(draw for draw in unfinished if draw.state.tokens == commonest)
 
 
-def _check_log_probabilities(draws: Sequence[Draw], oracle: Oracle, law: Law, what: str) -> None:
+def _check_log_probabilities(draws: Sequence[Draw], oracle: Oracle, law: Law, so_far: float, what: str) -> None:
+    """Of what was drawn in this call, and of the whole text, where that before the call is `so_far`."""
     for outcome, draw in {oracle.outcome(draw.state): draw for draw in draws}.items():
         state, text, expected = draw.state, draw.text, np.log(law[outcome])
         assert text.tokens == state.tokens and text.done == state.done and text.text == state.text
         assert abs(draw.logp - expected) < 1e-4, f"{what}: logp {draw.logp} for {outcome}, {expected} expected"
+        assert abs(text.logp - so_far - expected) < 1e-4, f"{what}: the text's logp {text.logp} is not since the prompt"
 
 
 def _check_independence(policy: Policy, oracle: Oracle, problems: Sequence[Problem]) -> None:
