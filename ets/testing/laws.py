@@ -99,6 +99,7 @@ def total_variation(law: Law, other: Law) -> float:
 
 
 def frequencies(outcomes: Iterable[Hashable]) -> Law:
+    """The share of each outcome among those that were drawn."""
     counts = Counter(outcomes)
     return {outcome: n / counts.total() for outcome, n in counts.items()}
 
