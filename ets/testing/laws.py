@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -128,16 +128,27 @@ def kernel_law(
     and outcome, to see what a wrong one does. Where the proposal draws the candidates too, p(x) is its law, and a
     candidate's own ratio is a factor of its z's.
     """
-    draws_candidates = proposal if proposal and proposed_candidates else oracle
+    draws_candidates, draws_rollouts = proposal if proposal and proposed_candidates else oracle, proposal or oracle
+
+    def tilted(x: Any, own: float) -> _Tilted:
+        wanted, drawn = oracle.finish_law(problem, x), draws_rollouts.finish_law(problem, x)
+        complete = set(drawn) == {x}
+        if log_ratio is None or complete:
+            ratios = [_log_ratio(wanted.get(end, 0.0), q) for end, q in drawn.items()]
+        else:
+            ratios = [log_ratio(x, end) for end in drawn]
+        log_z = np.array([reward(end) / lam for end in drawn]) + ratios + own
+        return _Tilted(np.array(list(drawn.values())), log_z, 1 if complete else rollouts)
 
     @cache  # several paths may lead to one node
     def from_node(node: Any) -> dict[Any, float]:
-        oracles = (oracle, draws_candidates, proposal or oracle)
-        step = _step_law(*oracles, log_ratio, problem, reward, node, lam, candidates, rollouts)
-        if set(step) == {node}:
+        wanted, drawn = oracle.extend_law(problem, node), draws_candidates.extend_law(problem, node)
+        if set(drawn) == {node}:
             return {node: 1.0}
+        tilts = [tilted(x, _log_ratio(wanted.get(x, 0.0), q)) for x, q in drawn.items()]
         law: dict[Any, float] = {}
-        for x, p in step.items():
+        chosen = _choice_law(np.array(list(drawn.values())), tilts, candidates)
+        for x, p in zip(drawn, chosen.tolist(), strict=True):
             for outcome, q in from_node(x).items():
                 law[outcome] = law.get(outcome, 0.0) + p * q
         return law
@@ -149,52 +160,37 @@ def _log_ratio(p: float, q: float) -> float:
     return float(np.log(p / q)) if p > 0 else -np.inf
 
 
-def _step_law(
-    oracle: Oracle,
-    draws_candidates: Oracle,
-    proposal: Oracle,
-    log_ratio: Callable[[Any, Any], float] | None,
-    problem: Problem,
-    reward: Callable[[Any], float],
-    node: Any,
-    lam: float,
-    m: int,
-    k: int,
-) -> dict[Any, float]:
-    wanted_candidates, prior = oracle.extend_law(problem, node), draws_candidates.extend_law(problem, node)
-    tilts = []  # of each candidate: its rollouts' probabilities [outcomes], log z [outcomes], and its K
-    for x in prior:
-        wanted, drawn = oracle.finish_law(problem, x), proposal.finish_law(problem, x)
-        probabilities = np.array(list(drawn.values()))
-        if log_ratio is None or set(drawn) == {x}:
-            ratios = [_log_ratio(wanted.get(end, 0.0), q) for end, q in drawn.items()]
-        else:
-            ratios = [log_ratio(x, end) for end in drawn]
-        own = _log_ratio(wanted_candidates.get(x, 0.0), prior[x])
-        log_z = np.array([reward(end) / lam for end in drawn]) + ratios + own
-        tilts.append((probabilities, log_z, 1 if set(drawn) == {x} else k))
-    finite = np.concatenate([log_z for _, log_z, _ in tilts])
-    finite = finite[np.isfinite(finite)]
-    if not len(finite):
-        return dict(prior)
-    # s = e^t on a grid over which the integrand falls from its plateau to nothing; the trapezoidal rule is
-    # exponentially accurate for such an integrand.
-    largest = float(finite.max())
-    t = np.arange(-35.0, np.log(60 * k) + largest - float(finite.min()), 0.02)
-    s = np.exp(t)
-    psi, slope, none = [], [], []
-    for probabilities, log_z, copies in tilts:
-        z = np.exp(log_z - largest) / copies
+class _Tilted(NamedTuple):
+    """A candidate: the probabilities `[outcomes]` of its rollouts, their log z `[outcomes]`, and how many are drawn."""
+
+    probabilities: Floats
+    log_z: Floats
+    copies: int
+
+    def transforms(self, s: Floats, largest: float) -> tuple[Floats, Floats, float]:
+        """ψ^K `[s]` of z / exp(largest), minus its derivative `[s]`, and the probability that all K are 0."""
+        z = np.exp(self.log_z - largest) / self.copies
         decay = np.exp(-np.outer(s, z))
-        one = decay @ probabilities
-        psi.append(one**copies)
-        slope.append(copies * (decay @ (probabilities * z)) * one ** (copies - 1))
-        none.append(float(probabilities[z == 0].sum()) ** copies)
-    p = np.array(list(prior.values()))
-    rest = (p @ np.array(psi)) ** (m - 1)
-    integrals = np.array([np.trapezoid(g * rest * s, t) for g in slope])
-    all_zero = p * np.array(none) * float(p @ np.array(none)) ** (m - 1)
-    return dict(zip(prior, (m * p * integrals + all_zero).tolist(), strict=True))
+        one = decay @ self.probabilities
+        slope = self.copies * (decay @ (self.probabilities * z)) * one ** (self.copies - 1)
+        return one**self.copies, slope, float(self.probabilities[z == 0].sum()) ** self.copies
+
+
+def _choice_law(drawn: Floats, tilts: Sequence[_Tilted], m: int) -> Floats:
+    """The probability `[candidates]` that each is chosen, of M that are drawn with these probabilities.
+
+    s = e^t on a grid over which the integrand falls from its plateau to nothing; the trapezoidal rule is exponentially
+    accurate for such an integrand.
+    """
+    finite = np.concatenate([tilt.log_z[np.isfinite(tilt.log_z)] for tilt in tilts])
+    if not len(finite):
+        return drawn
+    largest, copies = float(finite.max()), max(tilt.copies for tilt in tilts)
+    t = np.arange(-35.0, np.log(60 * copies) + largest - float(finite.min()), 0.02)
+    s = np.exp(t)
+    psi, slope, none = map(np.array, zip(*(tilt.transforms(s, largest) for tilt in tilts), strict=True))
+    rest = (drawn @ psi) ** (m - 1)
+    return m * drawn * np.trapezoid(slope * rest * s, t) + drawn * none * (drawn @ none) ** (m - 1)
 
 
 def self_consistency_law(

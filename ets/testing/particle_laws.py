@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise, product
@@ -51,56 +51,68 @@ def particle_law(
     For a fixed reward, of outcomes (of partial ones too, without rollouts), and few particles: all populations are
     listed, and for each all ways in which systematic resampling can end.
     """
-    extend = cache(lambda node: oracle.extend_law(problem, node))
-    finish = cache(lambda node: oracle.finish_law(problem, node))
-
-    def ended(node: Any) -> bool:
-        return set(extend(node)) == {node}
-
-    @cache
-    def potentials(node: Any) -> dict[float, float]:
-        """Probabilities of the potential of a particle that comes to a node."""
-        copies = 1 if rollouts is None or ended(node) else rollouts
-        drawn = {node: 1.0} if rollouts is None else finish(node)
-        law: dict[float, float] = defaultdict(float)
-        for texts in product(drawn, repeat=copies):
-            law[math.fsum(math.exp(reward(x) / lam) for x in texts) / copies] += math.prod(drawn[x] for x in texts)
-        return law
-
-    def moves(particle: Placed, goes: bool) -> Iterator[tuple[Placed, float]]:
-        if not goes:
-            yield particle, 1.0
-            return
-        for x, p in extend(particle.node).items():
-            for potential, q in potentials(x).items():
-                weight = particle.weight * potential / particle.potential if particle.weight else 0.0
-                yield Placed(x, potential, weight), p * q
-
+    one = _GuideStep(oracle, problem, lambda outcome: reward(outcome) / lam, rollouts)
     chosen: dict[Any, float] = defaultdict(float)
     weighted: dict[Any, float] = defaultdict(float)
-    populations: dict[Placements, float] = {(Placed(oracle.root, 1.0, 1.0),) * particles: 1.0}
-    while populations:
-        following: dict[Placements, float] = defaultdict(float)
-        for population, p in populations.items():
-            for rows in product(
-                *(list(moves(*row)) for row in zip(population, _going(population, ended), strict=True))
-            ):
-                after, q = tuple(particle for particle, _ in rows), p * math.prod(q for _, q in rows)
-                if any(_going(after, ended)):
+    under_way: Mapping[Placements, float] = {(Placed(oracle.root, 1.0, 1.0),) * particles: 1.0}
+    while under_way:
+        reached: dict[Placements, float] = defaultdict(float)
+        for before, p in under_way.items():
+            for after, q in one.law(before):
+                if any(one.going(after)):
                     for copies, share in _resampled(after, threshold):
-                        following[copies] += q * share
+                        reached[copies] += p * q * share
                     continue
                 for particle, share in zip(after, _shares(after), strict=True):
-                    chosen[particle.node] += q * share
-                    weighted[particle.node] += q * particle.weight / particles
-        populations = following
+                    chosen[particle.node] += p * q * share
+                    weighted[particle.node] += p * q * particle.weight / particles
+        under_way = reached
     return ParticleLaw(dict(chosen), dict(weighted))
 
 
-def _going(population: Placements, ended: Callable[[Any], bool]) -> list[bool]:
-    """Who goes on: whoever has not ended, the dead only if all are."""
-    lost = not any(particle.weight for particle in population)
-    return [(lost or particle.weight > 0) and not ended(particle.node) for particle in population]
+class _GuideStep:
+    """How a population moves and is weighed in one guide step, by enumeration; what was enumerated is remembered."""
+
+    def __init__(
+        self, oracle: Oracle, problem: Problem, log_reward: Callable[[Any], float], rollouts: int | None
+    ) -> None:
+        self._extend = cache(lambda node: oracle.extend_law(problem, node))
+        self._finish = cache(lambda node: oracle.finish_law(problem, node))
+        self._log_reward, self._rollouts = log_reward, rollouts
+        self._potentials = cache(self._potential_law)
+
+    def law(self, population: Placements) -> Iterator[tuple[Placements, float]]:
+        """All that it may become, with probabilities."""
+        rows = [list(self._moves(*row)) for row in zip(population, self.going(population), strict=True)]
+        for moved in product(*rows):
+            yield tuple(particle for particle, _ in moved), math.prod(q for _, q in moved)
+
+    def going(self, population: Placements) -> list[bool]:
+        """Who goes on: whoever has not ended, the dead only if all are."""
+        lost = not any(particle.weight for particle in population)
+        return [(lost or particle.weight > 0) and not self._ended(particle.node) for particle in population]
+
+    def _ended(self, node: Any) -> bool:
+        return set(self._extend(node)) == {node}
+
+    def _potential_law(self, node: Any) -> Mapping[float, float]:
+        """Probabilities of the potential of a particle that comes to a node."""
+        copies = 1 if self._rollouts is None or self._ended(node) else self._rollouts
+        drawn = {node: 1.0} if self._rollouts is None else self._finish(node)
+        law: dict[float, float] = defaultdict(float)
+        for texts in product(drawn, repeat=copies):
+            mean = math.fsum(math.exp(self._log_reward(x)) for x in texts) / copies
+            law[mean] += math.prod(drawn[x] for x in texts)
+        return law
+
+    def _moves(self, particle: Placed, goes: bool) -> Iterator[tuple[Placed, float]]:
+        if not goes:
+            yield particle, 1.0
+            return
+        for x, p in self._extend(particle.node).items():
+            for potential, q in self._potentials(x).items():
+                weight = particle.weight * potential / particle.potential if particle.weight else 0.0
+                yield Placed(x, potential, weight), p * q
 
 
 def _shares(population: Placements) -> list[float]:
