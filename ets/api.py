@@ -178,51 +178,59 @@ def sample(  # type: ignore[misc]
         tokens; for a reward that raises or returns something else than one number per text.
     """
     guide = guide_of(reward, extract)
-    stops = as_stops(stop)
-    if not isinstance(prompt, str) and not (isinstance(prompt, Sequence) and all(isinstance(p, str) for p in prompt)):
-        raise InputError(f"the prompt is {prompt!r}; pass text or a list of texts")
     read = None if extract is None else as_extract(extract)
-    fast: dict[str, Any] = {"threshold": threshold, "factor": factor, "cache": cache, "refresh": refresh}
+    problems = _problems(prompt, as_stops(stop))
     level = None if level is None else str(level)
     weighed = level not in (None, "0")
     _require_used(clip, estimator, proposal is not None or weighed)
+    length: dict[str, Any] = {"block_size": block_size, "max_length": max_length}
+    law: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    canvas: dict[str, Any] = {"steps": steps, "block_length": block_length, "cfg": cfg, "remasking": remasking}
+    fast: dict[str, Any] = {"threshold": threshold, "factor": factor, "cache": cache, "refresh": refresh}
+    other: dict[str, Any] = {"temperature": proposal_temperature, "top_k": proposal_top_k, "top_p": proposal_top_p}
     policy: Policy = policy_of(
         lambda: _checkpoint(model),
-        block_size=block_size,
-        max_length=max_length,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        steps=steps,
-        block_length=block_length,
-        cfg=cfg,
-        remasking=remasking,
+        **length,
+        **law,
+        **canvas,
         stop_at_end=stop_at_end,
         certainty=certainty,
         **({} if weighed else fast),
     )
-    law: dict[str, Any] = {"temperature": proposal_temperature, "top_k": proposal_top_k, "top_p": proposal_top_p}
     if level is not None:
-        at_level: dict[str, Any] = {"temperature": law.pop("temperature"), **fast} if weighed else {}
+        at_level = {"temperature": other.pop("temperature"), **fast} if weighed else {}
         if level in ("1", "2") and remasking is None:
             at_level["remasking"] = "largest"
         policy = fast_sampler_of(policy, level, clip=clip, **at_level)
     numbers: dict[str, Any] = {"candidates": candidates, "rollouts": rollouts, "lam": lam, "clip": clip}
     rules: dict[str, Any] = {"estimator": estimator, "decided": decided}
-    step = energy_guided(guide, **numbers, proposal=_proposal(policy, proposal, law), **rules)
+    step = energy_guided(guide, **numbers, proposal=_proposal(policy, proposal, other), **rules)
     require_variety(policy, candidates)
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    problems = [Problem(str(number), text, stops) for number, text in enumerate(prompts)]
     policy.start(problems)  # bad prompts are named before the weights are loaded
+    chains = _chains(policy, step, problems, width=width, seed=seed, progress=progress)
+    target = getattr(policy, "target", LEVEL_0 if level == "0" or _given(fast) else None)
+    ratios_of = partial(ratio_summary, clip=clip) if proposal is not None or weighed else None
+    results = [result_of(chain, read, ratios_of, target) for chain in chains]
+    return results[0] if isinstance(prompt, str) else results
+
+
+def _problems(prompt: str | Sequence[str], stops: tuple[str, ...]) -> list[Problem]:
+    """One for each prompt, named after its place."""
+    if not isinstance(prompt, str) and not (isinstance(prompt, Sequence) and all(isinstance(p, str) for p in prompt)):
+        raise InputError(f"the prompt is {prompt!r}; pass text or a list of texts")
+    return [Problem(str(n), text, stops) for n, text in enumerate([prompt] if isinstance(prompt, str) else prompt)]
+
+
+def _chains(
+    policy: Policy, step: StepFn, problems: Sequence[Problem], *, width: int, seed: int, progress: bool
+) -> list[Chain]:
+    """A chain of each problem, in their order; with a progress bar if there are several."""
+    chains: dict[str, Chain] = {}
     with tqdm(total=len(problems), desc="prompts", disable=not progress or len(problems) < 2) as bar:
-        chains = {}
         for chain in run(policy, _told(step, bar), problems, width=width, seed=seed):
             chains[chain.problem.id] = chain
             bar.update()
-    target = getattr(policy, "target", LEVEL_0 if level == "0" or _given(fast) else None)
-    ratios_of = partial(ratio_summary, clip=clip) if proposal is not None or weighed else None
-    results = [result_of(chains[problem.id], read, ratios_of, target) for problem in problems]
-    return results[0] if isinstance(prompt, str) else results
+    return [chains[problem.id] for problem in problems]
 
 
 def guide_of(reward: Scoring | Reward | None, extract: Extract | None) -> Reward:
