@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
 
 import pytest
 
 ALPHABET = ("<end>", "a", "b", "c")
 MASKED_ALPHABET = ("<end>", "a", "b", "<mask>")
+Refused: TypeAlias = Callable[[list[str], str], None]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -260,3 +261,18 @@ def vllm_address() -> Iterator[str]:
 
     with vllm_server() as address:
         yield address
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Refused:
+    """`refused(words, message)`: the command ends in one line, which holds the message, and loads no weights."""
+    from ets.cli import main
+    from ets.policies.checkpoint import Checkpoint
+
+    def require(words: list[str], message: str) -> None:
+        monkeypatch.setattr(Checkpoint, "model", property(lambda self: pytest.fail("the weights were loaded")))
+        assert main(words) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+
+    return require

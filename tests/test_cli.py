@@ -9,7 +9,7 @@ import pytest
 
 from ets import demo
 from ets.cli import main
-from ets.policies.checkpoint import Checkpoint
+from tests.conftest import Refused
 
 BASE = {
     "--task": "arithmetic",
@@ -187,24 +187,9 @@ def test_a_truncated_proposal_tells_the_mass_that_it_misses(tmp_path: Path) -> N
     ],
 )
 def test_bad_input_is_one_line_before_any_weights_are_loaded(
-    changed: dict[str, str],
-    message: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    changed: dict[str, str], message: str, tmp_path: Path, refused: Refused
 ) -> None:
-    require_one_line(command(tmp_path / "run", **changed), message, capsys, monkeypatch)
-
-
-def require_one_line(
-    words: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Checkpoint, "model", property(lambda self: pytest.fail("the weights were loaded")))
-    assert main(words) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert error.count("\n") == 1
-    assert message in error
+    refused(command(tmp_path / "run", **changed), message)
 
 
 DIFFUSION = {
@@ -325,13 +310,9 @@ def test_masked_diffusion_is_measured_at_equal_positions(tmp_path: Path) -> None
     ],
 )
 def test_bad_input_for_masked_diffusion_is_one_line_too(
-    changed: dict[str, str | None],
-    message: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    changed: dict[str, str | None], message: str, tmp_path: Path, refused: Refused
 ) -> None:
-    require_one_line(diffusion_command(tmp_path / "run", **changed), message, capsys, monkeypatch)
+    refused(diffusion_command(tmp_path / "run", **changed), message)
 
 
 def test_help_and_version_work(capsys: pytest.CaptureFixture[str]) -> None:

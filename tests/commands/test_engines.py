@@ -16,7 +16,8 @@ from ets.policies.making import RESOURCES
 from ets.policies.server import Server
 from ets.policies.vllm import VLLMEngine
 from ets.testing import TabularPolicy
-from tests.test_cli import PROPOSED, command, require_one_line
+from tests.conftest import Refused
+from tests.test_cli import PROPOSED, command
 
 needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here; `source scripts/setup.sh vllm`")
 
@@ -70,14 +71,10 @@ def test_results_do_not_depend_on_where_a_server_is(tmp_path: Path) -> None:
     ],
 )
 def test_what_vllm_does_not_do_is_one_line_before_it_is_loaded(
-    changed: dict[str, str],
-    message: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    changed: dict[str, str], message: str, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(VLLMEngine, "load", lambda self: pytest.fail("the engine was loaded"))
-    require_one_line(command(tmp_path / "run", **{"engine": "vllm", **changed}), message, capsys, monkeypatch)
+    refused(command(tmp_path / "run", **{"engine": "vllm", **changed}), message)
 
 
 HERE = {"endpoint": "http://127.0.0.1:1/v1"}
@@ -103,32 +100,28 @@ HERE = {"endpoint": "http://127.0.0.1:1/v1"}
     ],
 )
 def test_what_a_server_need_not_be_asked_for_is_one_line_before_it_is(
-    changed: dict[str, str],
-    message: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    changed: dict[str, str], message: str, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Server, "ask", lambda *_: pytest.fail("the server was asked"))
-    require_one_line(command(tmp_path / "run", **{"engine": "endpoint", **changed}), message, capsys, monkeypatch)
+    refused(command(tmp_path / "run", **{"engine": "endpoint", **changed}), message)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_missing_httpx2_is_one_line_that_names_the_mend(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "httpx2", None)
     words = command(tmp_path / "run", engine="endpoint", **HERE)
-    require_one_line(words, "run `source scripts/setup.sh endpoint`", capsys, monkeypatch)
+    refused(words, "run `source scripts/setup.sh endpoint`")
 
 
 def test_a_missing_vllm_is_one_line_that_names_the_mend(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "vllm.platforms", None)
     monkeypatch.setitem(sys.modules, "vllm", None)
     words = command(tmp_path / "run", engine="vllm")
-    require_one_line(words, "run `source scripts/setup.sh vllm`", capsys, monkeypatch)
+    refused(words, "run `source scripts/setup.sh vllm`")
     assert not (tmp_path / "run").exists()
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ets.cli import main
-from ets.policies.checkpoint import Checkpoint
+from tests.conftest import Refused
 
 BASE = {
     "task": "arithmetic",
@@ -101,16 +101,9 @@ def test_a_masked_diffusion_model_is_studied_alike(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_one_line_before_any_weights_are_loaded(
-    changed: dict[str, str],
-    message: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    changed: dict[str, str], message: str, tmp_path: Path, refused: Refused
 ) -> None:
-    monkeypatch.setattr(Checkpoint, "model", property(lambda self: pytest.fail("the weights were loaded")))
-    assert main(command(tmp_path / "run", **changed)) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+    refused(command(tmp_path / "run", **changed), message)
 
 
 def test_a_length_that_is_missing_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
