@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
 
 import numpy as np
 import pytest
@@ -22,30 +21,20 @@ from ets.testing import (
 )
 from ets.types import Chain, Floats, InputError, Problem, Text
 from ets.weights import plain_average
+from tests.enumerable import PROBLEM, Tabular, lifted, liking, reference
 
-Tabular: TypeAlias = TabularPolicy | TabularMaskedDiffusion
-
-PROBLEM = Problem("p", (1,))
 LAM = 0.5
 
 
-def liking(text: str) -> float:
-    return 0.3 * text.count("a") - 0.5 * text.count("b")
-
-
 def sampled(policy: Tabular, candidates: int, *, rollouts: int = 1, lam: float = LAM, draws: int) -> Law:
-    step = energy_guided(per_text(lambda _, text: liking(text)), candidates=candidates, rollouts=rollouts, lam=lam)
+    step = energy_guided(lifted(liking), candidates=candidates, rollouts=rollouts, lam=lam)
     chains = run(policy, step, [PROBLEM], width=5000, seed=0, samples=draws)
     return frequencies(chain.state.tokens for chain in chains)
 
 
-def reference(policy: Tabular) -> Law:
-    return policy.oracle.finish_law(PROBLEM, policy.oracle.root)
-
-
 def test_one_candidate_is_plain_sampling() -> None:
     policy = TabularPolicy()
-    step = energy_guided(per_text(lambda _, text: liking(text)), candidates=1, rollouts=2, lam=LAM)
+    step = energy_guided(lifted(liking), candidates=1, rollouts=2, lam=LAM)
     chains = run(policy, step, [PROBLEM], width=5000, seed=0, samples=20_000)
     check_law((c.state.tokens for c in chains), reference(policy), level=1e-4)
 
@@ -83,7 +72,7 @@ def test_a_complete_candidate_is_not_rolled_out_and_fills_its_cells() -> None:
 
 
 def test_the_trace_explains_the_chain() -> None:
-    step = energy_guided(per_text(lambda _, text: liking(text)), candidates=3, rollouts=2, lam=LAM)
+    step = energy_guided(lifted(liking), candidates=3, rollouts=2, lam=LAM)
     for chain in run(TabularPolicy(), step, [PROBLEM], width=8, seed=1, samples=8):
         assert chain.trace[-1].candidates[chain.trace[-1].choice].tokens == chain.state.tokens
         for before, after in zip(chain.trace, chain.trace[1:], strict=False):

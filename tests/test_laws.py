@@ -8,17 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
 from ets import kernel
 from ets.kernel import energy_guided
-from ets.rewards import per_text, self_consistency
+from ets.rewards import self_consistency
 from ets.runner import run
 from ets.testing import (
-    Law,
     TabularMaskedDiffusion,
     TabularPolicy,
     check_law,
@@ -28,18 +27,12 @@ from ets.testing import (
     self_consistency_law,
     total_variation,
 )
-from ets.types import Chain, Floats, Problem
+from ets.types import Chain, Floats
 from ets.weights import ESTIMATORS, Estimator, log_mean_exp, log_run_weight
+from tests.enumerable import PROBLEM, Tabular, lifted, liking, reference, spelled
 
-Tabular: TypeAlias = TabularPolicy | TabularMaskedDiffusion
-
-PROBLEM = Problem("p", (1,))
 LAM, LEVEL, DRAWS = 0.5, 1e-4, 20_000
 POOLS: tuple[Literal["step", "chain"], ...] = ("step", "chain")
-
-
-def liking(text: str) -> float:
-    return 0.3 * text.count("a") - 0.5 * text.count("b")
 
 
 def forbidding(text: str) -> float:
@@ -47,18 +40,10 @@ def forbidding(text: str) -> float:
     return -math.inf if "a" in text else float(len(text))
 
 
-def spelled(policy: Tabular, function: Callable[[str], Any]) -> Callable[[tuple[int, ...]], Any]:
-    return lambda outcome: function(policy.spelled(outcome))
-
-
-def reference(policy: Tabular) -> Law:
-    return policy.oracle.finish_law(PROBLEM, policy.oracle.root)
-
-
 def chains(
     policy: Tabular, reward: Callable[[str], float], candidates: int, rollouts: int, draws: int = DRAWS
 ) -> list[Chain]:
-    step = energy_guided(per_text(lambda _, text: reward(text)), candidates=candidates, rollouts=rollouts, lam=LAM)
+    step = energy_guided(lifted(reward), candidates=candidates, rollouts=rollouts, lam=LAM)
     return list(run(policy, step, [PROBLEM], width=5000, seed=0, samples=draws))
 
 

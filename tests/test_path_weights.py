@@ -21,10 +21,10 @@ from ets.rewards import per_text
 from ets.runner import run
 from ets.testing import TabularMaskedDiffusion, check_law, kernel_law, total_variation
 from ets.testing.masked_levels import TabularWeigher
-from ets.types import Chain, Cost, InputError, Problem, Step, Text
+from ets.types import Chain, Cost, InputError, Step, Text
 from ets.weights import log_run_weight
+from tests.enumerable import PROBLEM, lifted, liking
 
-PROBLEM = Problem("p", (1,))
 LAM, LEVEL = 0.5, 1e-4
 
 
@@ -118,12 +118,8 @@ def test_a_hard_threshold_on_drawn_tokens_loses_support() -> None:
     assert total == pytest.approx(0.26, abs=0.01)
 
 
-def liking(text: str) -> float:
-    return 0.3 * text.count("a") - 0.5 * text.count("b")
-
-
 def chains(pair: TabularWeigher, candidates: int, rollouts: int, draws: int) -> list[Chain]:
-    step = energy_guided(per_text(lambda _, text: liking(text)), candidates=candidates, rollouts=rollouts, lam=LAM)
+    step = energy_guided(lifted(liking), candidates=candidates, rollouts=rollouts, lam=LAM)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         policy = PathWeights(pair.fast, pair)

@@ -20,7 +20,7 @@ from ets import proposal as pairs
 from ets.kernel import energy_guided
 from ets.proposal import ImportanceSampling
 from ets.randomness import derive
-from ets.rewards import per_text, self_consistency
+from ets.rewards import self_consistency
 from ets.runner import run
 from ets.testing import (
     TabularMaskedDiffusion,
@@ -34,8 +34,8 @@ from ets.testing import (
 )
 from ets.types import Chain, Cost, InputError, Problem, Scored
 from ets.weights import log_run_weight
+from tests.enumerable import PROBLEM, lifted, liking
 
-PROBLEM = Problem("p", (1,))
 LAM, LEVEL, DRAWS = 0.5, 1e-4, 5_000
 REFERENCE = {"block_size": 1, "max_length": 3}
 PROPOSALS = {"other weights": {"seed": 1}, "other temperature": {"temperature": 2.0}}
@@ -49,15 +49,11 @@ def another(name: str) -> TabularPolicy:
     return TabularPolicy(**REFERENCE | PROPOSALS[name])
 
 
-def liking(text: str) -> float:
-    return 0.3 * text.count("a") - 0.5 * text.count("b")
-
-
 def of_outcome(tokens: tuple[int, ...]) -> float:
     return liking(TabularPolicy.spelled(tokens))
 
 
-REWARD = per_text(lambda _, text: liking(text))
+REWARD = lifted(liking)
 
 
 def chains(proposal: Any, candidates: int, rollouts: int, draws: int = DRAWS, **options: Any) -> list[Chain]:

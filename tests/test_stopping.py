@@ -32,8 +32,8 @@ from ets.testing import (
 from ets.trace_view import trace_text
 from ets.types import Chain, Cost, Floats, InputError, Policy, Problem, StepFn, Text
 from ets.weights import ESTIMATORS
+from tests.enumerable import PROBLEM, lifted
 
-PROBLEM = Problem("p", (1,))
 LAM, LEVEL = 0.5, 1e-4
 POLICY = TabularPolicy(vocabulary=3, block_size=1, max_length=3, seed=4)
 STEPS = 3
@@ -44,7 +44,7 @@ def right(text: str) -> float:
 
 
 def verified(decided: Decided | None = None, candidates: int = 2, rollouts: int = 1, **options: Any) -> StepFn:
-    reward = per_text(lambda _, text: right(text))
+    reward = lifted(right)
     return energy_guided(reward, candidates=candidates, rollouts=rollouts, lam=LAM, decided=decided, **options)
 
 
@@ -127,7 +127,7 @@ def shortfall(node: tuple[int, ...]) -> float:
 
 def passed(candidates: int, rollouts: int, samples: int) -> list[Chain]:
     sizes = {"candidates": candidates, "rollouts": rollouts, "lam": LAM}
-    step = energy_guided(per_text(lambda _, text: passing(text)), **sizes, decided=all_at_maximum(1.0))
+    step = energy_guided(lifted(passing), **sizes, decided=all_at_maximum(1.0))
     return chains_of(EASY, step, samples)
 
 

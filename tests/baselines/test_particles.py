@@ -15,7 +15,7 @@ import pytest
 
 from ets.baselines import log_normaliser, lookahead, particle_filter, particles
 from ets.baselines.particles import Particle, Population, systematic
-from ets.rewards import per_text, self_consistency
+from ets.rewards import self_consistency
 from ets.runner import run
 from ets.testing import (
     Law,
@@ -30,12 +30,11 @@ from ets.testing.particle_laws import ParticleLaw, particle_law
 from ets.types import Chain, Cost, Draw, InputError, Keys, Policy, Problem, Reward, State, Step, StepFn, Text
 from ets.weights import normalised
 from tests.conftest import causal_oracle
+from tests.enumerable import PROBLEM, Tabular, lifted, reference, spelled
 
-Tabular: TypeAlias = TabularPolicy | TabularMaskedDiffusion
 Method: TypeAlias = tuple[int, float, int | None]
 """Particles, threshold and rollouts; a particle filter has no rollouts."""
 
-PROBLEM = Problem("p", (1,))
 LAM, LEVEL, DRAWS = 0.5, 1e-4, 3_000
 SHORT, LONG, WIDE = TabularPolicy(max_length=2), TabularPolicy(), TabularPolicy(block_size=2)
 MASKED, BLOCKS = TabularMaskedDiffusion(), TabularMaskedDiffusion(2, 4, 2, 4, guide_steps=2, levels=2)
@@ -69,18 +68,6 @@ def chains_of(step: StepFn, policy: Policy, samples: int = DRAWS, width: int = 5
     return list(run(policy, step, [PROBLEM], width=width, seed=0, samples=samples))
 
 
-def reading(function: Callable[[str], float]) -> Reward:
-    return per_text(lambda _, text: function(text))
-
-
-def spelled(policy: Tabular, function: Callable[[str], Any]) -> Callable[[tuple[int, ...]], Any]:
-    return lambda outcome: function(policy.spelled(outcome))
-
-
-def reference(policy: Tabular) -> Law:
-    return policy.oracle.finish_law(PROBLEM, policy.oracle.root)
-
-
 @cache
 def law_of(place: int, reward: Callable[[str], float], method: Method) -> ParticleLaw:
     policy, (count, threshold, rollouts) = POLICIES[place], method
@@ -111,7 +98,7 @@ def test_the_chosen_particle_follows_its_exact_law(place: int, reward: Callable[
     assert sum(law.values()) == pytest.approx(1)
     assert total_variation(law, reference(POLICIES[place])) > 0.05  # so that plain sampling would fail
     draws = 4 * DRAWS if reward is brief else DRAWS  # its faults are small
-    drawn = [chain.state.tokens for chain in chains_of(step_of(method, reading(reward)), POLICIES[place], draws)]
+    drawn = [chain.state.tokens for chain in chains_of(step_of(method, lifted(reward)), POLICIES[place], draws)]
     check_law(drawn, law, level=LEVEL)
 
 
@@ -135,7 +122,7 @@ def test_lookahead_loses_allowed_texts_whose_rollouts_are_all_forbidden_less_wit
 
 def largest_error(policy: Tabular, method: Method) -> float:
     """The largest |z| over outcomes x of: mean of Ẑ · 1{chosen = x} against p_ref(x) · exp(r(x)/λ); rare x as one."""
-    results = chains_of(step_of(method, reading(liking)), policy, 3_000)
+    results = chains_of(step_of(method, lifted(liking)), policy, 3_000)
     weights = np.array([math.exp(log_normaliser(chain.trace)) for chain in results])
     exact = {x: p * math.exp(spelled(policy, liking)(x) / LAM) for x, p in reference(policy).items()}
     rare = {x for x, p in reference(policy).items() if p < 0.05}
@@ -181,7 +168,7 @@ def test_a_fault_turns_the_law_red(fault: Any, monkeypatch: pytest.MonkeyPatch) 
     else:
         monkeypatch.setattr(particles, "_resampled", fault)
     method = (3, 1.0, None)
-    drawn = [chain.state.tokens for chain in chains_of(step_of(method, reading(liking)), WIDE)]
+    drawn = [chain.state.tokens for chain in chains_of(step_of(method, lifted(liking)), WIDE)]
     with pytest.raises(AssertionError, match="exact law"):
         check_law(drawn, law_of(POLICIES.index(WIDE), liking, method).chosen, level=LEVEL)
 
@@ -192,7 +179,7 @@ def strongly(text: str) -> float:
 
 @pytest.mark.parametrize("rollouts", [None, 2])
 def test_one_particle_is_plain_sampling(rollouts: int | None) -> None:
-    drawn = [chain.state.tokens for chain in chains_of(step_of((1, 1.0, rollouts), reading(liking)), SHORT)]
+    drawn = [chain.state.tokens for chain in chains_of(step_of((1, 1.0, rollouts), lifted(liking)), SHORT)]
     check_law(drawn, reference(SHORT), level=LEVEL)
 
 
@@ -200,7 +187,7 @@ def at_the_end(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list
     return [liking(text.text) if text.done else 0.0 for text in rollouts]
 
 
-@pytest.mark.parametrize("reward", [at_the_end, reading(liking)])
+@pytest.mark.parametrize("reward", [at_the_end, lifted(liking)])
 def test_a_filter_that_never_resamples_has_the_law_of_one_step(reward: Reward) -> None:
     """Whatever the partial texts are worth: their rewards cancel."""
     whole = TabularPolicy(block_size=LONG.max_length)
@@ -224,7 +211,7 @@ def test_total_variation_to_the_optimal_law_falls_with_particles(rollouts: int |
     """At N = 64, 150 chains have 9,600 particles on 7 outcomes: with half of them effective, a noise floor of 0.02."""
     optimal = optimal_law(reference(SHORT), spelled(SHORT, liking), LAM)
     distances = [
-        total_variation(expected_law(chains_of(step_of((n, 0.5, rollouts), reading(liking)), SHORT, draws)), optimal)
+        total_variation(expected_law(chains_of(step_of((n, 0.5, rollouts), lifted(liking)), SHORT, draws)), optimal)
         for n, draws in ((1, 2_000), (4, 1_000), (64, 150))
     ]
     assert distances[0] > 1.5 * distances[1] > 3 * distances[2]
@@ -239,7 +226,7 @@ def described(chains: Sequence[Chain]) -> list[Any]:
 @pytest.mark.parametrize("policy", [LONG, BLOCKS])
 @pytest.mark.parametrize("rollouts", [None, 2])
 def test_chains_are_the_same_at_width_1_and_64(policy: Tabular, rollouts: int | None) -> None:
-    step = step_of((4, 0.9, rollouts), reading(liking))
+    step = step_of((4, 0.9, rollouts), lifted(liking))
     alone, together = (described(chains_of(step, policy, 64, width)) for width in (1, 64))
     assert alone == together and len({tokens for tokens, _ in alone}) > 3
 
@@ -247,7 +234,7 @@ def test_chains_are_the_same_at_width_1_and_64(policy: Tabular, rollouts: int | 
 @pytest.mark.parametrize("method", [(4, 0.0, None), (4, 0.9, None), (4, 0.9, 2)])
 def test_costs_are_those_of_the_policy_and_no_token_is_drawn_twice(method: Method) -> None:
     policy = TabularPolicy()
-    chains = chains_of(step_of(method, reading(liking)), policy, 50)
+    chains = chains_of(step_of(method, lifted(liking)), policy, 50)
     spent = Cost.total([chain.cost for chain in chains])
     for part in ("candidate", "rollout", "generated"):
         assert getattr(spent, part) == getattr(policy.ledger, part)
@@ -295,7 +282,7 @@ class Counting(TabularPolicy):
 def test_all_particles_of_all_chains_move_in_one_call_and_copies_share_their_state() -> None:
     policy = Counting()
     problems = [Problem(str(n), f"prompt {n}") for n in range(3)]
-    step = step_of((8, 1.0, None), reading(strongly))
+    step = step_of((8, 1.0, None), lifted(strongly))
     chains = list(run(policy, step, problems, width=3, seed=0))
     assert policy.rows[0] == (24, 3) and len(policy.rows) == max(len(chain.trace) for chain in chains) == 3
     assert policy.rows[1][1] < policy.rows[1][0] <= 24
@@ -303,7 +290,7 @@ def test_all_particles_of_all_chains_move_in_one_call_and_copies_share_their_sta
 
 @pytest.mark.parametrize("rollouts", [None, 2])
 def test_the_dead_are_neither_extended_nor_chosen_and_a_chain_without_living_is_invalid(rollouts: int | None) -> None:
-    chains = chains_of(step_of((2, 0.0, rollouts), reading(forbidding)), LONG, 500)
+    chains = chains_of(step_of((2, 0.0, rollouts), lifted(forbidding)), LONG, 500)
     for chain in chains:
         lost = [np.isneginf(step.log_weights) for step in chain.trace]
         assert chain.valid == (not chain.trace[-1].uninformed) == (not lost[-1].all())
@@ -318,7 +305,7 @@ def test_the_dead_are_neither_extended_nor_chosen_and_a_chain_without_living_is_
 
 
 def test_the_trace_follows_the_chosen_particles_forebears_and_the_chain_ends_with_its_state() -> None:
-    for chain in chains_of(step_of((4, 1.0, 2), reading(strongly)), LONG, 200):
+    for chain in chains_of(step_of((4, 1.0, 2), lifted(strongly)), LONG, 200):
         line = [step.candidates[step.choice].tokens for step in chain.trace]
         assert line[-1] == chain.state.tokens and not isinstance(chain.state, Population)
         assert all(after[: len(before)] == before for before, after in pairwise(line))
@@ -328,7 +315,7 @@ def test_the_trace_follows_the_chosen_particles_forebears_and_the_chain_ends_wit
 
 @pytest.mark.parametrize("rollouts", [None, 3])
 def test_a_weight_that_was_never_reset_is_the_mean_over_its_rollouts(rollouts: int | None) -> None:
-    for chain in chains_of(step_of((3, 0.0, rollouts), reading(liking)), LONG, 50):
+    for chain in chains_of(step_of((3, 0.0, rollouts), lifted(liking)), LONG, 50):
         for step in chain.trace:
             np.testing.assert_allclose(step.log_weights, np.log(np.mean(np.exp(step.log_rewards), axis=1)), atol=1e-12)
 
@@ -365,7 +352,7 @@ def test_a_real_transformer_follows_the_exact_law(make_tiny: Any, rollouts: int 
         threshold=0.9,
         rollouts=rollouts,
     )
-    step = step_of((2, 0.9, rollouts), reading(lambda text: float(text.count("a"))))
+    step = step_of((2, 0.9, rollouts), lifted(lambda text: float(text.count("a"))))
     chains = chains_of(step, policy, 3_000, 1_000)
     check_law((chain.state.tokens for chain in chains), law.chosen, level=LEVEL)
     assert sum(chain.cost.positions for chain in chains) == policy.ledger.positions
@@ -385,7 +372,7 @@ def test_a_real_transformer_follows_the_exact_law(make_tiny: Any, rollouts: int 
 )
 def test_values_out_of_range_are_named(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
-        lookahead(reading(liking), **({"particles": 2, "rollouts": 1, "lam": 1.0} | wrong))
+        lookahead(lifted(liking), **({"particles": 2, "rollouts": 1, "lam": 1.0} | wrong))
     if "rollouts" not in wrong:
         with pytest.raises(InputError, match=said):
-            particle_filter(reading(liking), **({"particles": 2, "lam": 1.0} | wrong))
+            particle_filter(lifted(liking), **({"particles": 2, "lam": 1.0} | wrong))

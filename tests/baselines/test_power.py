@@ -22,12 +22,11 @@ from ets.testing import Law, TabularMaskedDiffusion, TabularPolicy, check_law, t
 from ets.testing.tabular import TabularState
 from ets.types import Chain, InputError, Policy, Problem, StepFn, Text
 from tests.conftest import causal_oracle
+from tests.enumerable import PROBLEM, Tabular
 
 Nodes: TypeAlias = tuple[Any, ...]
 """A text as the outcomes at all its guide boundaries, the root first."""
-Tabular: TypeAlias = TabularPolicy | TabularMaskedDiffusion
 
-PROBLEM = Problem("p", (1,))
 LEVEL, DRAWS, ALPHA = 1e-4, 4_000, 3.0
 LETTERS = TabularPolicy(concentration=0.7, seed=1)
 """15 texts of one to three tokens, which are its guide steps."""

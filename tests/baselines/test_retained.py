@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +18,6 @@ from ets.kernel import energy_guided
 from ets.policies.masked_diffusion import MaskedDiffusionPolicy
 from ets.policies.unmasking import Schedule, Unmasking
 from ets.randomness import chain_key, derive
-from ets.rewards import per_text
 from ets.runner import run
 from ets.testing import (
     Law,
@@ -30,36 +29,18 @@ from ets.testing import (
     total_variation,
 )
 from ets.testing.retained_laws import iterated_sir_law, path_law, retained_law
-from ets.types import Chain, Cost, InputError, Policy, Problem, Reward, StepFn
+from ets.types import Chain, Cost, InputError, Policy, Problem, StepFn
+from tests.enumerable import PROBLEM, Tabular, lifted, liking, reference, spelled
 
-Tabular: TypeAlias = TabularPolicy | TabularMaskedDiffusion
-
-PROBLEM = Problem("p", (1,))
 LAM, LEVEL, DRAWS = 0.2, 1e-4, 3_000
 DEEP = TabularPolicy(vocabulary=2, block_size=1, max_length=3)
 WIDE = TabularPolicy(vocabulary=3, block_size=1, max_length=3)
 CANVAS = TabularMaskedDiffusion(gen_length=2, block_length=2, steps=2, guide_steps=2, remasking="random")
 
 
-def liking(text: str) -> float:
-    return 0.3 * text.count("a") - 0.5 * text.count("b")
-
-
 def forbidding(text: str) -> float:
     """Forbids every text with an a: whole steps may have no weight at all."""
     return -math.inf if "a" in text else 0.2 * len(text)
-
-
-def lifted(reward: Callable[[str], float]) -> Reward:
-    return per_text(lambda _, text: reward(text))
-
-
-def spelled(policy: Tabular, reward: Callable[[str], float]) -> Callable[[Any], float]:
-    return lambda outcome: reward(policy.spelled(outcome))
-
-
-def reference(policy: Tabular) -> Law:
-    return policy.oracle.finish_law(PROBLEM, policy.oracle.root)
 
 
 def optimum(policy: Tabular, reward: Callable[[str], float] = liking) -> Law:

@@ -24,8 +24,8 @@ from ets.testing import (
     total_variation,
 )
 from ets.types import Cost, InputError, Problem
+from tests.enumerable import PROBLEM
 
-PROBLEM = Problem("p", (1,))
 RULES = ("low_confidence", "random", "margin", "entropy", "largest")
 SHAPES: list[dict[str, Any]] = [
     {"vocabulary": 3, "gen_length": 4, "block_length": 4, "steps": 3, "guide_steps": 3, "temperature": 0.7},
