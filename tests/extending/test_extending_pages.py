@@ -173,25 +173,25 @@ def test_the_benchmark_is_evaluated_by_the_command_as_printed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (source,) = blocks("benchmark")
-    (tmp_path / "doubling.py").write_text(source)
+    (tmp_path / "jars.py").write_text(source)
     monkeypatch.chdir(tmp_path)
     assert main(command("benchmark")) == 0
     told = capsys.readouterr().out
     (folder,) = (tmp_path / "results").iterdir()
-    assert folder.name.startswith("doubling-") and f"results: results/{folder.name}/" in told
+    assert folder.name.startswith("jars-") and f"results: results/{folder.name}/" in told
     assert [row["method"] for row in json.loads((folder / "summary.json").read_text())] == ["plain", "ets"]
-    assert "doubling" in (folder / "report.html").read_text()
+    assert "jars" in (folder / "report.html").read_text()
     records = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
-    assert {record["problem"] for record in records} == {"doubling-3", "doubling-4"}
+    assert {record["problem"] for record in records} == {"jars-3", "jars-4"}
     assert any(record["answer"] is not None for record in records)
 
 
 def test_the_benchmark_finds_and_grades_answers() -> None:
-    task = executed("benchmark")["Doubling"]()
+    task = executed("benchmark")["Jars"]()
     first, *_ = problems = task.problems()
     assert len({problem.id for problem in problems}) == len(problems) == 20
-    assert [task.extract(first, text) for text in ("#### 6", "####  -6 eggs", "six", "")] == [6, -6, None, None]
-    assert [task.grade(first, text) for text in ("3+3=6\n#### 6", "#### 7", "6")] == [True, False, False]
+    assert [task.extract(first, text) for text in ("#### 15", "####  -6 eggs", "six", "")] == [15, -6, None, None]
+    assert [task.grade(first, text) for text in ("3+12=15\n#### 15", "#### 16", "15")] == [True, False, False]
 
 
 # A reward.
