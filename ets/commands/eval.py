@@ -95,7 +95,7 @@ def execute(options: argparse.Namespace) -> None:
         for line in (*_targets(settings, methods), *approximate_lines(approximate)):
             found.ranks.say(line)
         evaluation = Evaluation(
-            found.task, found.policy, found.problems, settings, journal, options.width, options.seed,
+            found.task, found.policy, found.problems, journal, options.width, options.seed, settings,
             repeats=options.repeats, own=own, kept=traces.keep,
         )  # fmt: skip
         with closed_after(found.policy):

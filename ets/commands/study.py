@@ -35,7 +35,6 @@ def execute(options: argparse.Namespace) -> None:
     """
     from ets.evaluation.evaluate import Evaluation
     from ets.evaluation.journal import Journal, fingerprint
-    from ets.evaluation.methods import Settings
     from ets.evaluation.reward_study import draws, noted_rewards, reward_study
     from ets.report.plots import require_matplotlib
     from ets.report.reward_plots import write_study
@@ -54,9 +53,8 @@ def execute(options: argparse.Namespace) -> None:
         found.ranks.say(
             f"{len(journal.records)} answers drawn in {folder}; the same command goes on where it was interrupted"
         )
-        unused = Settings(candidates=1, rollouts=1, lam=1.0, pool="step")
         evaluation = Evaluation(
-            found.task, found.policy, found.problems, unused, journal, options.width, options.seed, noted=noted_rewards
+            found.task, found.policy, found.problems, journal, options.width, options.seed, noted=noted_rewards
         )
         with closed_after(found.policy):
             evaluation.run(method)

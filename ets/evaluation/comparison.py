@@ -17,7 +17,7 @@ from ets.evaluation.depth import metered
 from ets.evaluation.evaluate import Evaluation
 from ets.evaluation.hosted import digest
 from ets.evaluation.journal import Journal, Record
-from ets.evaluation.methods import Method, Settings
+from ets.evaluation.methods import Method
 from ets.evaluation.pooled import Drawn, chosen, mean_cost_curve, noted_texts, pool
 from ets.evaluation.ranks import ALONE, Ranks
 from ets.evaluation.sizes import size_for
@@ -275,10 +275,9 @@ class Comparison:
 
         So the samples of a problem share no work, and each is charged what it costs by itself.
         """
-        settings = Settings(1, self.hyper.rollouts, self.hyper.lam, self.hyper.pool)  # type: ignore[arg-type]
         with Journal(self.folder / method.key, {**self.configuration, "method": method.key}, self.ranks) as journal:
             evaluation = Evaluation(
-                self.task, self.policy, problems, settings, journal, self.width, self.seed,
+                self.task, self.policy, problems, journal, self.width, self.seed,
                 progress=self.progress, noted=self._noted, kept=self.kept,
             )  # fmt: skip
             _require_asked(journal, problems)

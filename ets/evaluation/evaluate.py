@@ -74,7 +74,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One run: what is asked, of whom, and where its results go. The rest of the settings are the methods'.
+    """One run: what is asked, of whom, and where its results go; the settings are those of `METHODS`, if it uses them.
 
     `repeats` is the k of avg@k: every method that draws at random samples each problem so often. `own` holds, by name,
     the policies of methods that do not sample from `policy`; `noted` says what records keep of a chain beside what all
@@ -84,10 +84,10 @@ class Evaluation:
     task: Task
     policy: Policy
     problems: Sequence[Problem]
-    settings: Settings
     journal: Journal
     width: int
     seed: int
+    settings: Settings | None = None
     progress: bool = True
     repeats: int = 1
     own: Mapping[str, Policy] = field(default_factory=dict)
@@ -115,6 +115,7 @@ class Evaluation:
 
     def method(self, name: str, samples: int) -> Method:
         """A key of `METHODS`, with so many samples if it has no guide steps."""
+        assert self.settings is not None
         if self.repeats == 1 or name in DETERMINISTIC:
             return METHODS[name](self.task, self.settings, samples)
         if name == "plain":  # which is a mean over samples in any case

@@ -114,7 +114,7 @@ class PaperLM(LM):
         self.policy.start(problems)  # a prompt that does not fit is named before the weights are loaded
         with self._journal(name, problems, repeats) as journal:
             evaluation = Evaluation(
-                task, self.policy, problems, self.settings, journal, values["width"], values["seed"], repeats=repeats,
+                task, self.policy, problems, journal, values["width"], values["seed"], self.settings, repeats=repeats,
                 noted=self._noted,
             )  # fmt: skip
             method = self._method(evaluation)

@@ -74,7 +74,7 @@ def compared(
     journal = Journal(folder, {"seed": 0})
     try:
         evaluation = Evaluation(
-            task, policy, task.problems(COUNT, 0), SETTINGS, journal, width=5, seed=0, progress=False,
+            task, policy, task.problems(COUNT, 0), journal, 5, 0, SETTINGS, progress=False,
             own={"ets-is": pair()},
         )  # fmt: skip
         rows = replace(evaluation, **options).compare(names, budget or GeneratedTokens())

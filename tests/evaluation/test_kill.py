@@ -73,7 +73,7 @@ def evaluate(folder, bytes, ending):
     settings = Settings(candidates=3, rollouts=2, lam=0.2, pool="chain", beams=2, proposing=proposing)
     budget = GeneratedTokens()
     own = {"ets-is": ImportanceSampling(policy, TabularPolicy(vocabulary=4, block_size=1, max_length=4, seed=5))}
-    run = Evaluation(Letters(), policy, problems, settings, journal, width=5, seed=0, progress=False, own=own)
+    run = Evaluation(Letters(), policy, problems, journal, 5, 0, settings, progress=False, own=own)
     run.compare(list(METHODS), budget)
 
 
