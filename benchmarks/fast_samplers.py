@@ -26,7 +26,7 @@ its weight exactly 1), compared with the exact sampler's. The last row weighs a 
 as many exact forwards as it had steps on a stale cache. Caches are refreshed at each block's first step. The head is
 scaled so that largest probabilities lie on both sides of 0.9, and how many steps the threshold leaves out depends on
 that scale: read its row as an example. The floor is that of each row's own law, counted from its forward passes."""
-SPREAD = 7.24
+SPREAD = 10.0
 """Standard deviation of the logits."""
 SAMPLERS: dict[str, tuple[Unmasking, Caching | None]] = {
     "exact": (Unmasking(), None),

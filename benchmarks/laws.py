@@ -68,8 +68,8 @@ def _verdict(test: Callable[[], None]) -> str:
 
 def tests(device: torch.device, draws: int) -> dict[str, Callable[[], None]]:
     """By label."""
-    causal, causal_law = _causal(device, 0)
-    proposal, proposal_law = _causal(device, 1, spread=0.25)
+    causal, causal_law = _causal(device)
+    proposal, proposal_law = _causal(device, temperature=1.5)
     canvas, canvas_law = _canvas(device)
     return {
         "autoregressive": lambda: check_policy(causal, causal_law, PROBLEMS, draws=draws, level=LEVEL),
@@ -80,22 +80,22 @@ def tests(device: torch.device, draws: int) -> dict[str, Callable[[], None]]:
     }
 
 
-def _causal(device: torch.device, seed: int, spread: float = SPREAD) -> tuple[TransformersPolicy, AutoregressiveOracle]:
+def _causal(device: torch.device, temperature: float = 1.0) -> tuple[TransformersPolicy, AutoregressiveOracle]:
     """A policy and its laws by full forward passes."""
     config = qwen3(2, 16, 2, 1, 8, 32, 4, tied=False)
-    config.initializer_range, config.eos_token_id = spread, END
-    checkpoint = random_checkpoint(config, device, torch.float32, seed)
+    config.initializer_range, config.eos_token_id = SPREAD, END
+    checkpoint = random_checkpoint(config, device, torch.float32)
     exact = _on_the_cpu(checkpoint)
 
     @cache
     def of(ids: tuple[int, ...]) -> Floats:
-        return exact(ids)[-1].softmax(-1).numpy()
+        return (exact(ids)[-1] / temperature).softmax(-1).numpy()
 
     horizon = Horizon(block_size=2, max_length=4)
     oracle = AutoregressiveOracle(
         lambda problem, tokens: of((*problem.prompt, *tokens)), lambda _, tokens: END in tokens, 2, 4
     )
-    return TransformersPolicy(checkpoint, Sampling(), horizon), oracle
+    return TransformersPolicy(checkpoint, Sampling(temperature), horizon), oracle
 
 
 def _canvas(device: torch.device) -> tuple[MaskedDiffusionPolicy, MaskedDiffusionOracle]:

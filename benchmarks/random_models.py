@@ -45,9 +45,9 @@ def llada(layers: int, width: int, heads: int, mlp: int, vocabulary: int) -> LLa
     )
 
 
-def random_checkpoint(config: Any, device: torch.device, dtype: torch.dtype, seed: int = 0) -> Checkpoint:
+def random_checkpoint(config: Any, device: torch.device, dtype: torch.dtype) -> Checkpoint:
     """The weights are drawn on the device, so that no copy of them stands on the host."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     with device:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     return Checkpoint.loaded(model, numbered_tokenizer(config.vocab_size))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import sys
 import time
 import traceback
@@ -89,7 +90,7 @@ def _require_device(options: argparse.Namespace) -> None:
 
 
 def _conditions(options: argparse.Namespace, begun: float) -> Conditions:
-    """A dry run takes any device, and fewer repeats."""
+    """A dry run takes any device, fewer repeats, and as long as it takes."""
     import torch
     from floor import measured_peak
     from measuring import Conditions
@@ -99,7 +100,8 @@ def _conditions(options: argparse.Namespace, begun: float) -> Conditions:
     device = torch.device("cuda" if options.suite == "gpu" and torch.cuda.is_available() else "cpu")
     peak = measured_peak(device, suite.dtype, dry=options.dry_run)
     repeats = options.repeats or (2 if options.dry_run else 3)
-    return Conditions(device, suite.dtype, peak, repeats, begun + 60 * suite.minutes)
+    minutes = math.inf if options.dry_run else suite.minutes
+    return Conditions(device, suite.dtype, peak, repeats, begun + 60 * minutes)
 
 
 def _measure(benchmark: Benchmark, outcome: Outcome) -> None:

@@ -92,7 +92,7 @@ BENCHMARKS = (
         "fast_diffusion",
         "cached samplers, against the exact one",
         lambda s, c: fast_samplers.compare(s.canvas_fast, c),
-        60,
+        45,
     ),
     Benchmark(
         "engines",
@@ -129,7 +129,7 @@ DRY = Sizes(
 _QWEN3_54M = qwen3(12, 512, 8, 4, 64, 1536, 32_000, tied=True)
 _QUARTER = qwen3(3, 128, 2, 1, 64, 384, 32_000, tied=True)
 CPU = Sizes(
-    20_000,
+    10_000,
     autoregressive.Setting(_QWEN3_54M, _QUARTER, (200, 1000), 1, 8, 3, 32, 128),
     autoregressive.Setting(_QWEN3_54M, _QUARTER, (200,), 1, 8, 3, 32, 128),
     masked_diffusion.Setting(llada(4, 256, 4, 768, 32_768), 16, 15, 3, Schedule(16, 16, 8, 4)),
@@ -141,7 +141,7 @@ _QWEN3_8B = qwen3(36, 4096, 32, 8, 128, 12288, 151_936, tied=False)
 _QWEN3_1_7B = qwen3(28, 2048, 16, 8, 128, 6144, 151_936, tied=True)
 _LLADA_8B = llada(32, 4096, 32, 12288, 126_464)
 GPU = Sizes(
-    20_000,
+    10_000,
     autoregressive.Setting(_QWEN3_8B, _QWEN3_1_7B, (200, 1000), 2, 8, 3, 32, 128),
     autoregressive.Setting(_QWEN3_8B, _QWEN3_1_7B, (200,), 2, 8, 3, 32, 128),
     masked_diffusion.Setting(_LLADA_8B, 200, 4, 2, Schedule(64, 64, 32, 4)),

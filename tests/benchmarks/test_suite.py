@@ -6,6 +6,8 @@ import importlib
 import json
 import math
 import os
+import re
+import shlex
 import subprocess
 import sys
 import warnings
@@ -131,7 +133,7 @@ def test_a_benchmark_is_left_out_by_name(load: Any) -> None:
 
 def test_a_wrong_law_is_red(load: Any) -> None:
     laws = load("laws")
-    policy, law = laws._causal(CPU, 0)
+    policy, law = laws._causal(CPU)
     policy.sampling = Sampling(temperature=1.5)
     check = lambda: check_policy(policy, law, laws.PROBLEMS, draws=2000, level=laws.LEVEL)  # noqa: E731
     assert laws._verdict(check).startswith("red: extend from ()")
@@ -177,6 +179,13 @@ def test_a_machine_stands_in_the_index_once(load: Any, conditions: Any, tmp_path
         outcome.write(tmp_path)
     line = f"- [{outcome.device}]({outcome.slug}.md): the cpu suite"
     assert index.read_text() == f"# Benchmarks\n\n## Machines\n\n{line}\n"
+
+
+def test_the_commands_of_the_page_are_commands(load: Any) -> None:
+    page = (ROOT / "docs" / "benchmarks" / "index.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^python benchmarks/run.py (.*?)(?: +#.*)?$", page, flags=re.MULTILINE)
+    found = [load("run")._options(shlex.split(command)) for command in commands]
+    assert [(options.suite, options.dry_run) for options in found] == [("cpu", False), ("gpu", False), ("gpu", True)]
 
 
 def test_the_gpu_suite_without_a_gpu_ends_in_one_line() -> None:
