@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands."""
+"""The README's Python runs as it stands, and so does that of the first steps."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+
+from tests.documentation import ROOT, blocks
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
@@ -26,6 +28,19 @@ def test_python_blocks_run_in_order(capsys: pytest.CaptureFixture[str]) -> None:
     for block in BLOCKS:
         exec(block, names)
     assert "Cost(" in capsys.readouterr().out
+
+
+def test_the_python_of_the_first_steps_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for block in blocks(ROOT / "docs" / "getting_started.md"):
+        if block.file:
+            (tmp_path / block.file).write_text(block.text, encoding="utf-8")
+        elif block.language == "python":
+            exec(block.text, {})
+    said = capsys.readouterr().out
+    assert "#### 42" in said and "\ncost: " in said and "\nguide step 1: " in said
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))
