@@ -103,3 +103,14 @@ def test_guide_steps_pay_where_the_reward_is_earned_on_the_way_and_lambda_is_sma
             closest.setdefault((name, row["lam"]), {})[row["guide_steps"]] = row["distance"]
     best = {setting: min(distances, key=distances.__getitem__) for setting, distances in closest.items()}
     assert {setting for setting, steps in best.items() if steps > 1} == {("graded", 0.05)}
+
+
+def test_what_the_page_says_of_the_demonstration_is_in_its_numbers() -> None:
+    demo = json.loads(COMMITTED.read_text())["demo"]
+    for question in ("pairs", "steps"):
+        for name in {row["reward"] for row in demo[question]}:
+            rows = [row for row in demo[question] if row["reward"] == name]
+            assert max(row["low"] for row in rows) < min(row["high"] for row in rows)
+            if question == "pairs":
+                assert max(rows, key=lambda row: row["right"])["candidates"] > 2
+    assert all(row["tokens"] == pytest.approx(row["formula"], rel=0.05) for row in demo["steps"])
