@@ -165,6 +165,19 @@ def test_every_method_and_size_has_a_journal_and_its_configuration(tmp_path: Pat
     assert configuration == {"seed": 0, "method": "ets-2-rollouts=2-lam=0.3-pool=chain-reward=self-consistency"}
 
 
+def test_journals_keep_their_names_so_that_old_ones_go_on(entries: list[Entry]) -> None:
+    guided = "rollouts=2-lam=0.3-pool=chain-reward=self-consistency"
+    keys = {e.method: e.key.replace(f"{e.method}-{e.size}-", f"{e.method}-N-") for e in entries if e.key}
+    assert keys == {
+        "ets": f"ets-N-{guided}",
+        "ets-stopped": f"ets-stopped-N-{guided}",
+        "retained": f"retained-N-{guided}",
+        "lookahead": f"lookahead-N-{guided}-resample_below=0.5",
+        "particles": "particles-N-lam=0.3-reward=self-consistency-resample_below=0.5",
+        "power": "power-N-alpha=4.0",
+    }
+
+
 def test_budgets_may_be_amounts(tmp_path: Path) -> None:
     found = named(comparison(tmp_path).entries(["majority", "ets"], [30.0]))
     assert found["ets", "last"].cost["generated"] == pytest.approx(30, abs=6)
