@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 from ets.transition import require_counts
 from ets.types import Certainty, Cost, Draw, InputError, Problem, State, Text
 
+FEW = 512
+"""Tokens that are sorted first, to find those that top-p keeps."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -62,14 +65,34 @@ class Sampling:
         probabilities = scaled.softmax(-1)
         if self.top_p is None or self.top_p == 1:
             return probabilities
-        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-        beyond = ordered.cumsum(-1) - ordered >= self.top_p
-        kept = probabilities.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), 0.0)
+        kept = torch.zeros_like(probabilities).scatter_(-1, *_nucleus(probabilities, self.top_p))
         return kept / kept.sum(-1, keepdim=True)
 
     def support(self, logits: torch.Tensor) -> NDArray[np.int64]:
         """The tokens that can be drawn at all, from logits `[V]`."""
         return self.probabilities(logits).nonzero()[:, 0].cpu().numpy()
+
+
+def _nucleus(probabilities: torch.Tensor, mass: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The smallest sets of most probable tokens whose mass reaches `mass`: `[..., n]` tokens, and probabilities.
+
+    Those beyond a set are given probability 0. Equal tokens come in the vocabulary's order. The whole vocabulary is
+    sorted only where the first few tokens do not settle it.
+    """
+    if probabilities.shape[-1] > FEW:
+        tokens = probabilities.topk(FEW, dim=-1).indices.sort(dim=-1).values
+        ordered, order = probabilities.gather(-1, tokens).sort(dim=-1, descending=True, stable=True)
+        kept = _until(ordered, mass)
+        # The least probable of the few may have equals among the rest: then none of them must be in the set.
+        if not bool(((ordered == ordered[..., -1:]) & (kept > 0)).any()):
+            return tokens.gather(-1, order), kept
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    return order, _until(ordered, mass)
+
+
+def _until(ordered: torch.Tensor, mass: float) -> torch.Tensor:
+    """Probabilities in falling order, 0 from where those before reach `mass`."""
+    return ordered.masked_fill(ordered.cumsum(-1) - ordered >= mass, 0.0)
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
 from ets.types import InputError, Problem
+
+TOGETHER = {"cpu": 2**20, "elsewhere": 2**26}
+"""Float64 numbers of a tensor over the vocabulary that are worked on together, by the kind of device."""
+
+
+def rows_together(vocabularies: torch.Tensor) -> int:
+    """How many rows of `[R, ..., V]` to work on together: on a CPU what stays in its cache, in memory used before."""
+    most = TOGETHER.get(vocabularies.device.type, TOGETHER["elsewhere"])
+    return max(1, most // max(1, vocabularies[:1].numel()))
+
+
+def in_slices(work: Callable[..., tuple[torch.Tensor, ...]], *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """What `work` makes of tensors `[R, ...]`, the first of which is over the vocabulary, some rows at a time."""
+    size = rows_together(tensors[0])
+    parts = [work(*rows) for rows in zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)]
+    return parts[0] if len(parts) == 1 else tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
 def pick_tokens(probabilities: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

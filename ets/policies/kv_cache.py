@@ -7,8 +7,9 @@ stands left of them is masked. So rows of different lengths advance in one batch
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -163,8 +164,14 @@ def _gather(
     if min(lengths) < longest:
         gathered[:, :, :longest] = 0  # what is masked must still be finite
     for tensor, end, pairs in parts:
-        to, of = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        width = max(lengths[row] for row in to)
-        columns = tensor[:, :, end - width : end]
-        gathered[to, :, longest - width : longest] = columns[of]
+        width = max(lengths[to] for to, _ in pairs)
+        for to, of, count in _runs(pairs):
+            gathered[to : to + count, :, longest - width : longest] = tensor[of, :, end - width : end]
     return gathered
+
+
+def _runs(pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
+    """Where neighbouring rows have one source: the first of them, the source, and how many they are."""
+    for (of, _), run in groupby(enumerate(pairs), key=lambda item: (item[1][1], item[1][0] - item[0])):
+        first, *others = [to for _, (to, _) in run]
+        yield first, of, 1 + len(others)

@@ -21,7 +21,7 @@ from ets.policies.canvas_cache import Caching
 from ets.policies.canvas_reader import BYTES_PER_LOGIT, CanvasReader
 from ets.policies.canvases import Canvas, CanvasState, Ints, Memory, Rows, alike, canvas_before, equally_masked
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.drawing import certainty_of, require_finite
+from ets.policies.drawing import certainty_of, require_finite, rows_together
 from ets.policies.memory import MemoryLimit
 from ets.policies.prompts import encode_prompt
 from ets.policies.rules import for_rows
@@ -245,8 +245,16 @@ class MaskedDiffusionPolicy:
             yield replace(canvas, rows=canvas.rows[begin : begin + size])
 
     def _denoise(self, canvases: Sequence[Canvas], rows: Rows, rule: Callable[..., Revealed]) -> None:
-        """One denoising step of the canvases' rows."""
+        """One denoising step of the canvases' rows; of a large vocabulary, some canvases at a time."""
         logits = self.reader.logits(canvases)
+        size = rows_together(logits)
+        for part in (slice(first, first + size) for first in range(0, len(canvases), size)):
+            self._denoise_from(logits[part], canvases[part], rows, rule)
+
+    def _denoise_from(
+        self, logits: torch.Tensor, canvases: Sequence[Canvas], rows: Rows, rule: Callable[..., Revealed]
+    ) -> None:
+        """One denoising step of the canvases' rows, from the guided logits `[U, n, V]`."""
         index = np.array([row for canvas in canvases for row in canvas.rows])
         of = np.repeat(np.arange(len(canvases)), [len(canvas.rows) for canvas in canvases])
         masked = np.stack([canvas.masked for canvas in canvases])[of]

@@ -16,7 +16,7 @@ import torch
 
 from ets.policies.canvases import Canvas, CanvasState, Ints, Memory, alike, canvas_before, equally_masked
 from ets.policies.masked_diffusion import MaskedDiffusionPolicy
-from ets.policies.rules import RULES, for_rows
+from ets.policies.rules import RULES, at_tokens
 from ets.policies.unmasking import Turn
 from ets.types import Cost, Floats, InputError
 
@@ -174,8 +174,7 @@ def _score(
     tokens = torch.zeros(chosen.shape, dtype=torch.int64)
     tokens[chosen] = torch.tensor([token for row in rows for token in row.step.tokens])
     chosen, tokens, canvas = (tensor.to(p.device) for tensor in (chosen, tokens, torch.from_numpy(of)))
-    places = torch.arange(chosen.shape[1], device=p.device)
-    logps = p[canvas[:, None], places, tokens].log().masked_fill(~chosen, 0.0).sum(-1)
+    logps = at_tokens(p, canvas, tokens).log().masked_fill(~chosen, 0.0).sum(-1)
     terms = _terms(policy, logits, p, canvas, tokens, chosen, rows) if positions else torch.zeros_like(logps)
     for row, logp, term in zip(rows, logps.tolist(), terms.tolist(), strict=True):
         found[row.path][row.number] = logp, term
@@ -198,5 +197,5 @@ def _terms(
     quota = torch.tensor([min(policy.schedule.quota(row.step.step), n) for row in rows], device=p.device)
     unused = torch.zeros(chosen.shape, dtype=torch.float64, device=p.device)
     turn = Turn(logits, policy.mask_id, canvas, quota, unused, unused)
-    drawn = turn.drawn(for_rows(p, canvas), tokens, policy.unmasking)
+    drawn = turn.drawn(p, tokens, policy.unmasking)
     return RULES[policy.unmasking.remasking].term(drawn, chosen)

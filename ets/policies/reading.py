@@ -14,6 +14,7 @@ from typing import TypeAlias
 import torch
 
 from ets.policies.autoregressive import TokenState
+from ets.policies.drawing import rows_together
 from ets.policies.kv_cache import Memory, RowCache, fork
 from ets.types import InputError, State
 
@@ -27,8 +28,6 @@ COLUMNS = 16
 """Rows are read at least so many columns further, if that is not beyond the longest: what is padding is charged."""
 LOGIT_BYTES = 2**29
 """Of the logits of one slice."""
-PROBABILITIES = 2**24
-"""Probabilities that are computed at once, in float64."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +125,7 @@ def _add(
     """Count the tokens from number `at` on, whose logits are `[rows, columns, V]`; beyond a path lies padding."""
     tokens = [paths[n].tokens[at : at + logits.shape[1]] for n in rows]
     where = [(r, column) for r, part in enumerate(tokens) for column in range(len(part))]
-    size = max(1, PROBABILITIES // logits.shape[-1])
+    size = rows_together(logits[0])
     for begin in range(0, len(where), size):
         part = where[begin : begin + size]
         probabilities = law(logits[tuple(torch.tensor(part, device=logits.device).unbind(-1))])

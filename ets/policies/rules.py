@@ -9,11 +9,13 @@ Shape letters: R rows, U different canvases among them, n masked positions of th
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+
+from ets.policies.drawing import rows_together
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Drawn:
     canvas : tensor
         `[R]`, which of the U each row has. Where R = U, it is 0, 1, 2, ….
     probabilities : tensor
-        `[R, n, V]` in float64, the law of each row's draws.
+        `[U, n, V]` in float64, the law of each canvas's draws.
     tokens : tensor
         `[R, n]`, what was drawn.
     orders : tensor
@@ -63,8 +65,7 @@ class Drawn:
 
 def _low_confidence(drawn: Drawn) -> torch.Tensor:
     """LLaDA's rule: the confidence of the drawn token."""
-    log_q = for_rows(drawn.log_confidences, drawn.canvas)
-    return log_q.gather(-1, drawn.tokens[..., None])[..., 0]
+    return at_tokens(drawn.log_confidences, drawn.canvas, drawn.tokens)
 
 
 def _largest(drawn: Drawn) -> torch.Tensor:
@@ -91,9 +92,12 @@ def _orders(drawn: Drawn) -> torch.Tensor:
 def _of_draws(drawn: Drawn, scores: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """S stands if its scores reach their bars and every other draw j scores too low: Σ log F_j."""
     held = _reach(scores.masked_fill(~positions, -math.inf), drawn.bars) == positions.sum(-1)
-    log_q = for_rows(drawn.log_confidences, drawn.canvas)
-    lost = _lost(log_q, drawn.probabilities, scores, positions, drawn.bars)
-    return torch.where(held, lost, -math.inf)
+    log_q, p = drawn.log_confidences, drawn.probabilities
+    lost = [
+        _lost(log_q[of], p[of], scores[rows], positions[rows], drawn.bars[rows])
+        for rows, of in row_slices(p, drawn.canvas)
+    ]
+    return torch.where(held, torch.cat(lost), -math.inf)
 
 
 def _lost(
@@ -199,6 +203,20 @@ def best(scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
     order = scores.argsort(dim=-1, descending=True, stable=True)
     ranks = torch.arange(order.shape[-1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(-1, order, ranks) < counts[:, None]
+
+
+def at_tokens(of_canvases: torch.Tensor, canvas: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """What `[U, n, V]` says of each row's tokens `[R, n]`."""
+    places = torch.arange(tokens.shape[1], device=tokens.device)
+    return of_canvases[canvas[:, None], places, tokens]
+
+
+def row_slices(of_canvases: torch.Tensor, canvas: torch.Tensor) -> Iterator[tuple[slice, slice | torch.Tensor]]:
+    """Some rows at a time, and their canvases among `[U, n, V]`: a slice where no two rows share a canvas."""
+    size = rows_together(of_canvases)
+    for begin in range(0, len(canvas), size):
+        rows = slice(begin, begin + size)
+        yield rows, rows if len(canvas) == len(of_canvases) else canvas[rows]
 
 
 def for_rows(of_canvases: torch.Tensor, canvas: torch.Tensor) -> torch.Tensor:

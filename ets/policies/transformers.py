@@ -1,7 +1,7 @@
 """Autoregressive models through transformers, computing nothing twice.
 
 The prompt is read once per problem; candidates fork its cache, rollouts continue their candidate's, and the
-next guide step continues the chosen one's. Rows that have ended leave the batch at once.
+next guide step continues the chosen one's. Rows that have ended leave the batch at the next look.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ets.models import MASKED_DIFFUSION
 from ets.policies.autoregressive import (
@@ -26,9 +27,9 @@ from ets.policies.autoregressive import (
     draw_of,
     require_same_tokens,
 )
-from ets.policies.beam_search import beam_search
+from ets.policies.beam_search import Ended, beam_search
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.drawing import certainty_of, pick_tokens, require_finite
+from ets.policies.drawing import certainty_of, in_slices, pick_tokens, require_finite
 from ets.policies.kv_cache import Memory, RowCache, compact, fork
 from ets.policies.memory import MemoryLimit, cache_bytes
 from ets.policies.prompts import encode_prompt
@@ -39,6 +40,9 @@ from ets.types import Certainty, Cost, Draw, Followed, InputError, Keys, Policy,
 
 Pick: TypeAlias = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """From logits `[R, V]` and uniforms `[R]` to tokens `[R]` and their log-probabilities `[R]`."""
+
+LOOK_EVERY = 8
+"""Tokens between two looks at what has ended, where looking means waiting for another device."""
 
 
 class TransformersPolicy:
@@ -59,6 +63,10 @@ class TransformersPolicy:
     certainty : bool
         Record `Text.certainty` of what is drawn token by token, which beam search does not: a pass over the vocabulary
         for each token more.
+    look_every : int, optional
+        Tokens that rows draw between two looks at which of them have ended. What an ended row reads until then is
+        charged, and changes no result. By default 1 on a CPU, so that nothing is wasted; elsewhere `LOOK_EVERY`,
+        because each look waits for the device.
 
     Raises
     ------
@@ -75,6 +83,7 @@ class TransformersPolicy:
         memory_gib: float | None = None,
         end_ids: Collection[int] | None = None,
         certainty: bool = False,
+        look_every: int | None = None,
     ) -> None:
         self._config = checkpoint.config.get_text_config()
         if self._config.model_type in MASKED_DIFFUSION:
@@ -91,6 +100,8 @@ class TransformersPolicy:
         ends = checkpoint.end_ids if end_ids is None else end_ids
         self.endings = Endings(checkpoint.tokenizer, ends, self._config.vocab_size)
         self.ledger, self.memory_gib, self.certainty = Cost(), memory_gib, certainty
+        require_counts(look_every=1 if look_every is None else look_every)
+        self._look_every = look_every or (1 if checkpoint.model.device.type == "cpu" else LOOK_EVERY)
         self._memory = MemoryLimit(memory_gib, lambda: checkpoint.model.device)
 
     @property
@@ -258,77 +269,68 @@ class TransformersPolicy:
         pick: Pick,
         prompts: dict[Memory, int],
     ) -> list[Draw]:
-        """Draw up to `block` tokens for each row; rows that end leave the batch at once."""
+        """Draw up to `block` tokens for each row; rows that have ended leave the batch when they are looked at."""
         states, keys = [state for state, _ in batch], np.array([key for _, key in batch], np.uint64)
-        tokens, memories = [list(state.tokens) for state in states], [state.memory for state in states]
-        logits, device = torch.stack([memory.logits for memory in memories]), self.checkpoint.model.device
-        room = min(block, self.horizon.max_length - min(map(len, tokens)))
-        positions = np.array([len(t) for t in tokens])[:, None] + np.arange(room)
-        uniforms = torch.from_numpy(uniform(keys[:, None], positions)).to(device)
-        logps = torch.zeros(len(states), dtype=torch.float64, device=device)
-        sure = torch.zeros(len(states), 2, dtype=torch.float64, device=device)
-        supports = {n: list(state.supports) for n, state in enumerate(states) if state.supports is not None}
-        cache, rows = fork(memories, room), list(range(len(states)))
-        for column in range(room):
-            drawn, logp = pick(logits, uniforms[rows, column])
-            logps[rows] += logp
-            if self.certainty:
-                sure[rows] += certainty_of(logits)
-            for r, n in enumerate(rows if supports else ()):
-                supports[n].append(self.sampling.support(logits[r]))
-            for n, token in zip(rows, drawn.tolist(), strict=True):
-                tokens[n].append(token)
-            going = [r for r, n in enumerate(rows) if not self._ended(states[n], tokens[n])]
+        memories, drawn = [state.memory for state in states], _Tally(states)
+        logits = torch.stack([memory.logits for memory in memories])
+        room = min(block, self.horizon.max_length - min(map(len, drawn.tokens)))
+        positions = np.array([len(tokens) for tokens in drawn.tokens])[:, None] + np.arange(room)
+        uniforms = torch.from_numpy(uniform(keys[:, None], positions)).to(logits.device)
+        cache, rows, column = fork(memories, room), list(range(len(states))), 0
+        while rows and column < room:
+            left = min(self.horizon.max_length - len(drawn.tokens[n]) for n in rows)
+            columns = [self._column(logits, uniforms[rows, column], pick, drawn)]
+            for at in range(column + 1, column + min(self._look_every, room - column, left)):
+                logits = self._forward(cache, columns[-1].tokens[:, None])[:, -1]
+                columns.append(self._column(logits, uniforms[rows, at], pick, drawn))
+            column += len(columns)
+            going = drawn.take(rows, columns, self._ended)
             if len(going) < len(rows):
                 rows = [rows[r] for r in cache.keep(going)]
-            if not rows:
-                break
-            logits = self._forward(cache, [tokens[n][-1:] for n in rows])[:, -1]
-        require_finite([state.problem for state in states], logps.tolist())
+            if rows:
+                logits = self._forward(cache, [drawn.tokens[n][-1:] for n in rows])[:, -1]
+        require_finite([state.problem for state in states], drawn.numbers[:, 0].tolist())
         reached = {n: Memory(cache, r, logits[r]) for r, n in enumerate(rows)}
-        costs = self._costs(states, [len(t) for t in tokens], reached, kind, prompts)
-        certainties = self._certainties(states, costs, sure.tolist())
-        return [
-            draw_of(state, tuple(tokens[n]), logp, reached.get(n), costs[n], self.endings, supports.get(n), certainty)
-            for n, (state, logp, certainty) in enumerate(zip(states, logps.tolist(), certainties, strict=True))
-        ]
+        return self._draws(states, drawn, reached, self._costs(drawn, reached, kind, prompts))
 
-    @staticmethod
-    def _certainties(
-        states: Sequence[TokenState], costs: Sequence[Cost], sums: Sequence[Sequence[float]]
-    ) -> list[Certainty | None]:
-        """Of each row since its prompt, where that of its state is known, by the sums over the tokens drawn now."""
-        return [
-            state.certainty and state.certainty + Certainty(cost.generated, *new)
-            for state, cost, new in zip(states, costs, sums, strict=True)
-        ]
+    def _column(self, logits: torch.Tensor, uniforms: torch.Tensor, pick: Pick, drawn: _Tally) -> _Column:
+        """One token for each row, left on the device."""
+        tokens, logps = in_slices(pick, logits, uniforms)
+        sure = certainty_of(logits) if self.certainty else logps.new_zeros(len(logps), 2)
+        return _Column(tokens, logps, sure, [self.sampling.support(row) for row in logits if drawn.supports])
+
+    def _draws(
+        self, states: Sequence[TokenState], drawn: _Tally, reached: dict[int, Memory], costs: Sequence[Cost]
+    ) -> list[Draw]:
+        """What became of rows; those with a memory have not ended."""
+        draws = []
+        for n, (state, cost) in enumerate(zip(states, costs, strict=True)):
+            logp, *sums = drawn.numbers[n].tolist()
+            sure = state.certainty and state.certainty + Certainty(cost.generated, *sums)
+            tokens, supports = tuple(drawn.tokens[n]), drawn.supports.get(n)
+            draws.append(draw_of(state, tokens, logp, reached.get(n), cost, self.endings, supports, sure))
+        return draws
 
     def _ended(self, state: TokenState, tokens: list[int]) -> bool:
         return len(tokens) >= self.horizon.max_length or self.endings.reached(tokens, state.problem.stop)
 
     @staticmethod
-    def _costs(
-        states: Sequence[TokenState],
-        lengths: Sequence[int],
-        reached: dict[int, Memory],
-        kind: str,
-        prompts: dict[Memory, int],
-    ) -> list[Cost]:
-        """Each row's cost: the model reads every drawn token but the last of a row that ended.
+    def _costs(drawn: _Tally, reached: dict[int, Memory], kind: str, prompts: dict[Memory, int]) -> list[Cost]:
+        """Each row's cost: the model reads every drawn token but the last of a row that ended, and what is unseen.
 
         A prompt that was read in this call is charged to the first of its rows, and taken out of `prompts`.
         """
         costs = []
-        for n, (state, length) in enumerate(zip(states, lengths, strict=True)):
-            drawn = length - len(state.tokens)
-            counts = {"prompt": prompts.pop(state.memory, 0), "generated": drawn, kind: drawn - (n not in reached)}
-            costs.append(Cost(**counts))
+        for n, (state, tokens) in enumerate(zip(drawn.states, drawn.tokens, strict=True)):
+            new = len(tokens) - len(state.tokens)
+            positions = new - (n not in reached) + int(drawn.unseen[n])
+            costs.append(Cost(**{"prompt": prompts.pop(state.memory, 0), "generated": new, kind: positions}))
         return costs
 
-    def _forward(self, cache: RowCache, tokens: Sequence[Sequence[int]], last: int = 1) -> torch.Tensor:
+    def _forward(self, cache: RowCache, tokens: Sequence[Sequence[int]] | torch.Tensor, last: int = 1) -> torch.Tensor:
         """Read tokens `[rows, columns]` after what is in the cache; the logits `[rows, last, V]` after its end."""
         model = self.checkpoint.model
-        ids = torch.tensor(tokens, device=model.device)
+        ids = torch.as_tensor(tokens, device=model.device)
         begin = torch.tensor(cache.lengths, device=model.device)
         logits = model(
             input_ids=ids,
@@ -355,3 +357,43 @@ class TransformersPolicy:
 def _most_probable(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     tokens = logits.argmax(-1)
     return tokens, logits.double().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+
+
+@dataclass(frozen=True)
+class _Column:
+    """One token for each of R rows: tokens `[R]`, log-probabilities `[R]`, certainties `[R, 2]`, supports if kept."""
+
+    tokens: torch.Tensor
+    logps: torch.Tensor
+    sure: torch.Tensor
+    supports: Sequence[NDArray[np.int64]]
+
+
+class _Tally:
+    """What rows have drawn, brought to the host some columns at a time.
+
+    `unseen` counts what was drawn, and read, for a row between its end and the look that found it.
+    """
+
+    def __init__(self, states: Sequence[TokenState]) -> None:
+        self.states = states
+        self.tokens = [list(state.tokens) for state in states]
+        self.unseen = np.zeros(len(states), np.int64)
+        self.numbers = np.zeros((len(states), 3))  # sums of log-probabilities, entropies, self-certainties
+        self.supports = {n: list(state.supports) for n, state in enumerate(states) if state.supports is not None}
+
+    def take(self, rows: Sequence[int], columns: Sequence[_Column], ended: Ended) -> list[int]:
+        """Add columns for these rows; returns the places of those that go on."""
+        tokens = torch.stack([column.tokens for column in columns]).tolist()
+        numbers = torch.stack([torch.cat((column.logps[:, None], column.sure), -1) for column in columns]).cpu().numpy()
+        going = list(range(len(rows)))
+        for at, column in enumerate(columns):
+            own = [rows[r] for r in going]
+            self.numbers[own] += numbers[at, going]
+            for r, n in zip(going, own, strict=True):
+                self.tokens[n].append(tokens[at][r])
+                if n in self.supports:
+                    self.supports[n].append(column.supports[r])
+            going = [r for r in going if not ended(self.states[rows[r]], self.tokens[rows[r]])]
+            self.unseen[list(set(rows) - {rows[r] for r in going})] += at + 1 < len(columns)
+        return going

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from ets.policies.drawing import pick_tokens
-from ets.policies.rules import RULES, Drawn, for_rows
+from ets.policies.rules import RULES, Drawn, at_tokens, for_rows, row_slices
 from ets.transition import require_counts, require_positive
 from ets.types import InputError
 
@@ -264,9 +264,12 @@ class Revealed:
 
 def denoise(turn: Turn, unmasking: Unmasking) -> Revealed:
     """One denoising step."""
-    probabilities = for_rows(unmasking.probabilities(turn.logits, turn.mask_id), turn.canvas)
-    tokens, logp = pick_tokens(probabilities.flatten(0, 1), turn.uniforms.flatten())
-    tokens, logp = tokens.view(turn.uniforms.shape), logp.view(turn.uniforms.shape)
+    probabilities = unmasking.probabilities(turn.logits, turn.mask_id)
+    parts = [
+        pick_tokens(probabilities[of].flatten(0, 1), turn.uniforms[rows].flatten())
+        for rows, of in row_slices(probabilities, turn.canvas)
+    ]
+    tokens, logp = (torch.cat(part).view(turn.uniforms.shape) for part in zip(*parts, strict=True))
     return _reveal(turn.drawn(probabilities, tokens, unmasking), logp, unmasking)
 
 
@@ -274,9 +277,9 @@ def denoise_greedily(turn: Turn, unmasking: Unmasking) -> Revealed:
     """What `denoise` does at temperature 0, with the log-probability that temperature 1 gives to it."""
     untempered = replace(unmasking, temperature=1.0)
     best_tokens = replace(unmasking, temperature=0.0).probabilities(turn.logits, turn.mask_id).argmax(-1)
-    probabilities = for_rows(untempered.probabilities(turn.logits, turn.mask_id), turn.canvas)
+    probabilities = untempered.probabilities(turn.logits, turn.mask_id)
     tokens = for_rows(best_tokens, turn.canvas)
-    logp = probabilities.gather(-1, tokens[..., None])[..., 0].log()
+    logp = at_tokens(probabilities, turn.canvas, tokens).log()
     return _reveal(turn.drawn(probabilities, tokens, untempered), logp, untempered)
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from ets import demo
+from ets.policies import autoregressive
 from ets.policies.autoregressive import Endings, Horizon, Sampling
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.drawing import pick_tokens
@@ -67,6 +70,22 @@ def test_top_p_keeps_the_token_that_reaches_the_mass_and_stable_ties() -> None:
     assert Sampling(top_p=0.51).probabilities(logits)[0].tolist() == pytest.approx([0.625, 0.375, 0])
     equal = torch.zeros(1, 4)
     assert Sampling(top_p=0.5).probabilities(equal)[0].tolist() == pytest.approx([0.5, 0.5, 0, 0])
+
+
+@pytest.mark.parametrize("few", [1, 3, 40])
+def test_top_p_finds_the_same_set_however_few_are_sorted_first(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With and without ties, which go to the lower token, across the border of what is sorted first."""
+    monkeypatch.setattr(autoregressive, "FEW", few)
+    logits = 2 * torch.randn(60, 40, generator=torch.Generator().manual_seed(0))
+    logits[30:] = logits[30:].round()
+    for top_k, top_p in itertools.product((None, 5), (0.1, 0.5, 0.9, 0.999)):
+        found = Sampling(top_k=top_k, top_p=top_p).probabilities(logits)
+        for row, p in zip(found, Sampling(top_k=top_k).probabilities(logits), strict=True):
+            order = np.argsort(-p.numpy(), kind="stable")
+            kept = order[: int(np.searchsorted(np.cumsum(p.numpy()[order]), top_p)) + 1]
+            expected = torch.zeros_like(p)
+            expected[kept] = p[kept] / p[kept].sum()
+            torch.testing.assert_close(row, expected)
 
 
 @pytest.fixture(scope="module")

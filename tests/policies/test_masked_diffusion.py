@@ -19,7 +19,7 @@ import torch
 
 from ets.kernel import energy_guided
 from ets.models import LLaDAModelLM
-from ets.policies import masked_diffusion, rules, unmasking
+from ets.policies import drawing, masked_diffusion, rules, unmasking
 from ets.policies.canvas_cache import Caching
 from ets.policies.canvas_reader import BYTES_PER_LOGIT
 from ets.policies.canvases import PADDING, Memory
@@ -816,3 +816,22 @@ def test_certainty_is_recorded_where_asked_and_changes_no_draw(tiny_llada: Check
     off, on = texts
     assert [(t.tokens, t.logp) for t in off] == [(t.tokens, t.logp) for t in on]
     assert all(text.certainty is None for text in off) and all(text.certainty is not None for text in on)
+
+
+@pytest.mark.parametrize("remasking", ["low_confidence", "entropy"])
+@pytest.mark.parametrize("draw", ["finish", "greedy"])
+def test_working_on_few_rows_at_a_time_changes_no_bit(
+    large_vocabulary: Checkpoint, remasking: str, draw: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows share canvases first, and do not later; the head reads all canvases of a batch together either way."""
+
+    def drawn() -> tuple[list[Any], list[tuple[int, ...]]]:
+        policy = make(large_vocabulary, remasking=remasking)
+        with watching(large_vocabulary) as seen:
+            candidates = [draw.state for draw in policy.extend(policy.start(PROBLEMS) * 3, keys(9))]
+            draws = getattr(policy, draw)([state for state in candidates for _ in range(2)], keys(18, 100))
+        return [(each.state.tokens, each.state.path, each.logp, each.cost) for each in draws], seen.head
+
+    expected = drawn()
+    monkeypatch.setitem(drawing.TOGETHER, "cpu", 1)
+    assert drawn() == expected

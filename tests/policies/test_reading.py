@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ets.kernel import energy_guided
-from ets.policies import reading
+from ets.policies import drawing, reading
 from ets.policies import transformers as transformers_policy
 from ets.policies.autoregressive import Horizon, Sampling
 from ets.policies.checkpoint import Checkpoint
@@ -139,7 +139,7 @@ def test_chunks_change_no_ratio(make_pair: Any, chunk: str, monkeypatch: pytest.
     if chunk == "columns":
         monkeypatch.setattr(reading, "LOGIT_BYTES", 1)
     if chunk == "probabilities":
-        monkeypatch.setattr(reading, "PROBABILITIES", 1)
+        monkeypatch.setitem(drawing.TOGETHER, "cpu", 1)
     np.testing.assert_allclose(ratios(), expected, atol=1e-9)
 
 

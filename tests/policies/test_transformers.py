@@ -273,3 +273,52 @@ def test_certainty_is_not_known_of_what_was_read_or_searched(make_tiny: Any) -> 
     assert drawn.text.certainty is not None and rollout.text.certainty is None
     assert policy.beam(starts, 2)[0].text.certainty is None
     assert policy.greedy(starts, np.zeros(1, np.uint64))[0].text.certainty is not None
+
+
+@pytest.mark.parametrize("look_every", [2, 3, 100])
+def test_looking_less_often_changes_no_draw_and_charges_all_that_is_read(make_tiny: Any, look_every: int) -> None:
+    """Prompts of three lengths, of which one has a stop string; blocks of five tokens, then rollouts to the end."""
+    problems = [*PROBLEMS, dataclasses.replace(PROBLEMS[0], id="s", stop=("ab",))] * 10
+    policies = [make_tiny(block_size=5, max_length=9, certainty=True, look_every=n) for n in (None, look_every)]
+    states, keys = [policy.start(problems) for policy in policies], np.arange(40, dtype=np.uint64)
+    ended, positions = 0, [0, 0]
+    for draw in ("extend", "finish"):
+        often, seldom = ([*getattr(p, draw)(s, keys)] for p, s in zip(policies, states, strict=True))
+        for one, other in zip(often, seldom, strict=True):
+            assert one.state.tokens == other.state.tokens and one.state.done == other.state.done
+            assert other.logp == pytest.approx(one.logp, abs=1e-5)
+            assert dataclasses.astuple(other.text.certainty) == pytest.approx(
+                dataclasses.astuple(one.text.certainty), abs=1e-5
+            )
+            ended += one.state.done and len(one.state.tokens) < 9
+        room, begun = (5, 0) if draw == "extend" else (4, 5)
+        for row in often:
+            new = len(row.state.tokens) - begun
+            positions[0] += new - row.state.done
+            positions[1] += min(-(-new // look_every) * look_every, room) - row.state.done
+        going = [n for n, row in enumerate(often) if not row.state.done]
+        states, keys = [[rows[n].state for n in going] for rows in (often, seldom)], keys[going]
+    assert ended > 10
+    assert [policy.ledger.candidate + policy.ledger.rollout for policy in policies] == positions
+    assert positions[1] > positions[0]
+
+
+def test_what_the_model_reads_of_ended_rows_is_in_the_ledger(make_tiny: Any) -> None:
+    policy, seen = make_tiny(max_length=9, look_every=4), []
+    policy.checkpoint.model.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    policy.finish(policy.start(PROBLEMS[:1]) * 30, np.arange(30, dtype=np.uint64))
+    assert sum(seen) == policy.ledger.positions
+    assert policy.ledger.rollout > policy.ledger.generated - 30
+
+
+def test_rows_that_are_looked_at_less_often_keep_their_supports(make_tiny: Any) -> None:
+    def supports(look_every: int) -> list[Any]:
+        policy = make_tiny(Sampling(top_k=2), max_length=6, look_every=look_every)
+        (start,) = policy.start(PROBLEMS[:1])
+        draws = policy.finish([dataclasses.replace(start, supports=())] * 20, np.arange(20, dtype=np.uint64))
+        assert all(len(draw.state.supports) == len(draw.state.tokens) for draw in draws)
+        return [[kept.tolist() for kept in draw.state.supports] for draw in draws]
+
+    assert supports(1) == supports(4)
