@@ -30,7 +30,7 @@ def liked_of(results):
 assert rises(rewards_of(guided, LAM), rewards_of(alone, LAM))
 assert rises(rewards_of(unmasked, LAM), rewards_of(unmasked_alone, LAM))
 assert rises(liked_of(found["reward model"]), liked_of(alone))
-assert rises(liked_of(found["both"]), liked_of(alone))
+assert rises(rewards_of(found["both"], LAM), rewards_of(alone, LAM) + 0.2 * scores)
 assert rises([checked(p, r.text) for p, r in zip(prompts, found["both"], strict=True)], rewards_of(alone, LAM))
 assert scores[liked_of(alone) == np.ones(len(alone))].mean() > scores.mean()
 assert rewards_of(few, LAM).mean() < weighted <= 1
