@@ -101,7 +101,7 @@ class TransformersPolicy:
         self.endings = Endings(checkpoint.tokenizer, ends, self._config.vocab_size)
         self.ledger, self.memory_gib, self.certainty = Cost(), memory_gib, certainty
         require_counts(look_every=1 if look_every is None else look_every)
-        self._look_every = look_every or (1 if checkpoint.model.device.type == "cpu" else LOOK_EVERY)
+        self._look_every = look_every
         self._memory = MemoryLimit(memory_gib, lambda: checkpoint.model.device)
 
     @property
@@ -276,11 +276,12 @@ class TransformersPolicy:
         room = min(block, self.horizon.max_length - min(map(len, drawn.tokens)))
         positions = np.array([len(tokens) for tokens in drawn.tokens])[:, None] + np.arange(room)
         uniforms = torch.from_numpy(uniform(keys[:, None], positions)).to(logits.device)
+        look_every = self._look_every or (1 if logits.device.type == "cpu" else LOOK_EVERY)
         cache, rows, column = fork(memories, room), list(range(len(states))), 0
         while rows and column < room:
             left = min(self.horizon.max_length - len(drawn.tokens[n]) for n in rows)
             columns = [self._column(logits, uniforms[rows, column], pick, drawn)]
-            for at in range(column + 1, column + min(self._look_every, room - column, left)):
+            for at in range(column + 1, column + min(look_every, room - column, left)):
                 logits = self._forward(cache, columns[-1].tokens[:, None])[:, -1]
                 columns.append(self._column(logits, uniforms[rows, at], pick, drawn))
             column += len(columns)
