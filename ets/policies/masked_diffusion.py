@@ -245,16 +245,27 @@ class MaskedDiffusionPolicy:
             yield replace(canvas, rows=canvas.rows[begin : begin + size])
 
     def _denoise(self, canvases: Sequence[Canvas], rows: Rows, rule: Callable[..., Revealed]) -> None:
-        """One denoising step of the canvases' rows; of a large vocabulary, some canvases at a time."""
+        """One denoising step of the canvases' rows; of a large vocabulary, some canvases at a time.
+
+        Nothing is placed before all is drawn: where memory runs out, all of these rows are drawn again.
+        """
         logits = self.reader.logits(canvases)
         size = rows_together(logits)
-        for part in (slice(first, first + size) for first in range(0, len(canvases), size)):
-            self._denoise_from(logits[part], canvases[part], rows, rule)
+        parts = [slice(first, first + size) for first in range(0, len(canvases), size)]
+        drawn = [self._reveal(logits[part], canvases[part], rows, rule) for part in parts]
+        for part, (index, masked, revealed, sure) in zip(parts, drawn, strict=True):
+            self._place(rows, index, masked, revealed)
+            if sure is not None:
+                rows.certainty[index] += sure.cpu().numpy()
+            self._charge(rows, canvases[part])
 
-    def _denoise_from(
+    def _reveal(
         self, logits: torch.Tensor, canvases: Sequence[Canvas], rows: Rows, rule: Callable[..., Revealed]
-    ) -> None:
-        """One denoising step of the canvases' rows, from the guided logits `[U, n, V]`."""
+    ) -> tuple[Ints, Ints, Revealed, torch.Tensor | None]:
+        """What a step reveals of the canvases' rows, from the guided logits `[U, n, V]`, and how certainly if asked.
+
+        First the rows' numbers `[R]` and their masked positions `[R, n]`.
+        """
         index = np.array([row for canvas in canvases for row in canvas.rows])
         of = np.repeat(np.arange(len(canvases)), [len(canvas.rows) for canvas in canvases])
         masked = np.stack([canvas.masked for canvas in canvases])[of]
@@ -265,9 +276,11 @@ class MaskedDiffusionPolicy:
         arrays = (of, np.minimum(quotas, masked.shape[1]), numbers, orders)
         turn = Turn(logits, self.mask_id, *(torch.from_numpy(array).to(logits.device) for array in arrays))
         revealed = rule(turn, self.unmasking)
-        self._place(rows, index, masked, revealed)
-        if self.certainty:
-            self._record_certainty(rows, index, turn, revealed.positions)
+        sure = self._certainty_of(turn, revealed.positions) if self.certainty else None
+        return index, masked, revealed, sure
+
+    def _charge(self, rows: Rows, canvases: Sequence[Canvas]) -> None:
+        """Note what the canvases cost, to the first of their rows, and what their caches hold for the next step."""
         for canvas in canvases:
             rows.costs[canvas.rows[0]] += (canvas.positions, canvas.row_forwards, len(canvas.masked))
             for row in canvas.rows:
@@ -283,11 +296,11 @@ class MaskedDiffusionPolicy:
         rows.step_logps[index, step] = torch.stack((revealed.token_logp, revealed.position_logp), -1).cpu().numpy()
         rows.step[index] = self.schedule.step_after(step, revealed.positions.all(-1).cpu().numpy())
 
-    def _record_certainty(self, rows: Rows, index: Ints, turn: Turn, revealed: torch.Tensor) -> None:
-        """How certain the model was at the positions `[R, n]` that were revealed of the rows `index`."""
+    def _certainty_of(self, turn: Turn, revealed: torch.Tensor) -> torch.Tensor:
+        """`[R, 3]`: how many positions `[R, n]` were revealed, and how certain the model was there."""
         each = for_rows(certainty_of(turn.logits, without=self.mask_id), turn.canvas)
         sums = each.masked_fill(~revealed[..., None], 0.0).sum(1)
-        rows.certainty[index] += torch.cat((revealed.sum(-1, keepdim=True), sums), -1).cpu().numpy()
+        return torch.cat((revealed.sum(-1, keepdim=True), sums), -1)
 
     def _fill_after_end(self, rows: Rows, going: Ints) -> None:
         """End the rows whose last finished block holds an end token: nothing after it is part of their text."""

@@ -835,3 +835,27 @@ def test_working_on_few_rows_at_a_time_changes_no_bit(
     expected = drawn()
     monkeypatch.setitem(drawing.TOGETHER, "cpu", 1)
     assert drawn() == expected
+
+
+@pytest.mark.parametrize(("module", "name"), [(unmasking, "pick_tokens"), (masked_diffusion, "certainty_of")])
+def test_rows_that_run_out_of_memory_between_two_slices_are_drawn_once(
+    large_vocabulary: Checkpoint, module: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later slice of a step fails, while tokens are drawn or certainty is told: the first ones are drawn again."""
+    monkeypatch.setitem(drawing.TOGETHER, "cpu", 1)
+
+    def drawn() -> list[Any]:
+        policy = MaskedDiffusionPolicy(large_vocabulary, Unmasking(), Schedule(6, 6, 6, 2), certainty=True)
+        draws = policy.extend(policy.start(PROBLEMS) * 3, keys(9))
+        return [(draw.state.tokens, draw.state.path, draw.logp, draw.text.certainty, draw.cost) for draw in draws]
+
+    expected, right, calls = drawn(), getattr(module, name), iter(range(10**6))
+
+    def fails_once(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == 12:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return right(*args, **kwargs)
+
+    monkeypatch.setattr(module, name, fails_once)
+    with pytest.warns(UserWarning, match="out of memory"):
+        assert drawn() == expected
