@@ -28,7 +28,7 @@ problems over one engine, the other group uses it meanwhile. A row ends with pro
 lengths differ; seconds are per 1,000 tokens drawn. Positions of one run, by vLLM's own metrics, are compared with what
 is needed: each prompt and each drawn token read once (the minimum), and, since vLLM shares whole cache blocks only,
 each row's tokens after its last whole block again. The floor is of the minimum, with the weights read
-for each token of the chain that draws most one after the other."""
+as often as the chain whose tokens follow each other longest needs them."""
 MEMORY_GIB = 2.0
 
 
@@ -144,20 +144,20 @@ def _request(length: int, drawn: int, block: int) -> int:
     return length - block * ((length - 1) // block) + drawn - 1
 
 
-def serial_tokens(chain: Chain) -> int:
-    """Tokens that a chain draws one after the other: in each guide step, its longest row's."""
-    drawn, before = 0, 0
+def serial_passes(chain: Chain) -> int:
+    """Passes that follow each other: of the prompt, and in each guide step of the longest row's tokens but the last."""
+    passes, before = 1, 0
     for step in chain.trace:
-        drawn += max(len(text.tokens) for row in step.rollouts for text in row) - before
+        passes += max(len(text.tokens) for row in step.rollouts for text in row) - before - 1
         before = len(step.candidates[step.choice].tokens)
-    return drawn
+    return passes
 
 
 def floor_of(chains: Sequence[Chain], minimum: int, setting: Setting, shape: Shape, conditions: Conditions) -> Floor:
     """At least: a position looks at its prompt, and every pass reads the weights."""
     prompts = len(chains) * setting.prompt
     pairs = len(chains) * setting.prompt * (setting.prompt + 1) // 2 + (minimum - prompts) * setting.prompt
-    passes = max(map(serial_tokens, chains))
+    passes = max(map(serial_passes, chains))
     each = Forward(minimum // passes, pairs // passes, 0, sum(chain.cost.generated for chain in chains) // passes)
     return Floor.of(conditions.peak, shape, [each] * passes)
 

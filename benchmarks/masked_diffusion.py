@@ -78,14 +78,22 @@ class Plain:
     @torch.inference_mode()
     def __call__(self) -> None:
         self.row_forwards = self.vocabulary = 0
-        schedule, prompt = self.setting.schedule, list(self.setting.problem.prompt)
-        rows = torch.tensor([prompt + [self.mask] * schedule.gen_length], device=self.model.device)
+        schedule, rows = self.setting.schedule, self._empty()
         each = schedule.steps_per_guide_step
         for first in range(0, schedule.steps, each):
             candidates = self._denoise(rows.repeat(self.setting.candidates, 1), range(first, first + each))
             rest = range(first + each, schedule.steps)
             self._denoise(candidates.repeat_interleave(self.setting.rollouts, 0), rest)
             rows = candidates[:1]
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """One denoising step of a batch, so that no repeat pays for what is made once."""
+        self._denoise(self._empty().repeat(self.setting.candidates, 1), range(1))
+
+    def _empty(self) -> torch.Tensor:
+        canvas = [self.mask] * self.setting.schedule.gen_length
+        return torch.tensor([[*self.setting.problem.prompt, *canvas]], device=self.model.device)
 
     def _denoise(self, rows: torch.Tensor, steps: range) -> torch.Tensor:
         return torch.cat([self._denoise_batch(batch, steps) for batch in rows.split(self.setting.candidates)])
@@ -117,6 +125,7 @@ def against_plain(setting: Setting, conditions: Conditions) -> Table:
     """One guided sample of ETS against one of the plain way."""
     checkpoint = random_checkpoint(setting.model, conditions.device, conditions.dtype)
     plain = Plain(setting, checkpoint)
+    plain.warm_up()
     with Recorder(checkpoint.model, setting.length) as recorder:
         cost = ets(setting, checkpoint).ledger  # warms up, too
     ours, other = conditions.rounds((lambda: ets(setting, checkpoint), plain))

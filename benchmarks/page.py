@@ -44,8 +44,10 @@ class Outcome:
 
     @property
     def lawful(self) -> bool:
-        """Whether no law test is red."""
-        return all(row.counts.get("law", "passes") == "passes" for table in self.tables for row in table.rows)
+        """Whether no law test is red, or could not be run to its end."""
+        return "laws" not in self.failed and all(
+            row.counts.get("law", "passes") == "passes" for table in self.tables for row in table.rows
+        )
 
     @property
     def device(self) -> str:
@@ -82,7 +84,7 @@ class Outcome:
             "Medians over repeats, in each of which all ways run in turn; `times faster` and its spread are of the "
             "ratios, repeat by repeat. The floor: what the law's forward passes need, at the most that this "
             f"device was seen to do: {peak.operations / 1e12:.3g} TFLOP/s in a matrix product, {peak.bytes / 1e9:.3g} "
-            "GB/s in a copy."
+            "GB/s in a copy or read."
         )
 
     def as_json(self) -> dict[str, Any]:

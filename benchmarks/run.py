@@ -111,7 +111,7 @@ def _measure(benchmark: Benchmark, outcome: Outcome) -> None:
     conditions = outcome.conditions
     reason = benchmark.why_not(outcome.suite, conditions.deadline - time.perf_counter())
     if reason or not outcome.lawful:
-        outcome.left_out[benchmark.name] = reason or "a law does not hold on this device"
+        outcome.left_out[benchmark.name] = reason or "the laws do not hold on this device, or could not be tested"
         return
     print(f"{benchmark.name}: {benchmark.what} …", file=sys.stderr)
     try:

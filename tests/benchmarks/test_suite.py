@@ -20,8 +20,13 @@ import torch
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from ets.policies.autoregressive import Sampling
+from ets.kernel import energy_guided
+from ets.policies.autoregressive import Horizon, Sampling
+from ets.policies.transformers import TransformersPolicy
+from ets.rewards import per_text
+from ets.runner import run
 from ets.testing import check_policy
+from ets.types import Problem
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "run.py"
@@ -68,6 +73,15 @@ def test_the_floor_takes_the_slower_of_operations_and_bytes_pass_by_pass(load: A
     assert found.seconds == pytest.approx(works[0].bytes / 8 + works[1].operations / 10)
 
 
+def test_the_peak_is_the_faster_of_a_copy_and_a_read(load: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy reads and writes each of 4 MiB; a product with a vector reads them."""
+    floor = load("floor")
+    for copy, read, expected in ((1.0, 1.0, 2 * 2**22), (1.0, 0.25, 4 * 2**22)):
+        seconds = iter((copy, read, 0.5))
+        monkeypatch.setattr(floor, "_least_seconds", lambda work, seconds=seconds: (work(), next(seconds))[1])
+        assert floor.measured_peak(CPU, torch.float32, dry=True) == floor.Peak(4 * 256**3, expected)
+
+
 def test_the_weights_that_are_counted_are_the_model_s(load: Any) -> None:
     models, floor, sizes = load("random_models"), load("floor"), load("suite").DRY
     for config in (sizes.causal.model, sizes.causal_is.proposal, sizes.canvas.model):
@@ -94,6 +108,16 @@ def test_the_passes_that_are_needed_are_those_that_ets_makes(load: Any) -> None:
     assert positions(benchmark.needed(setting, 12)) == 2 * (12 + 2 * 7 + 4 * 3)
     sides = benchmark.needed_with_a_proposal(setting, 12)
     assert [cost.positions for cost in way.ets_is()] == [positions(passes) for passes in sides]
+
+
+def test_an_engine_s_passes_that_follow_each_other_are_as_many(load: Any) -> None:
+    """One for the prompt, seven in the first guide step, where rollouts go on to the end, and three in the second."""
+    benchmark, setting = load("autoregressive"), load("suite").DRY.causal
+    model = load("random_models").random_checkpoint(setting.model, CPU, torch.float32)
+    policy = TransformersPolicy(model, Sampling(), Horizon(setting.block, setting.length))
+    step = energy_guided(per_text(lambda _, text: float(len(text) % 7)), candidates=2, rollouts=2, lam=1.0)
+    (chain,) = run(policy, step, [Problem("p", (1,) * 12)], width=1, seed=0)
+    assert load("engines").serial_passes(chain) == len(benchmark.needed(setting, 12)) == 1 + 7 + 3
 
 
 def test_recorded_canvases_are_those_that_masked_diffusion_needs(load: Any) -> None:
@@ -161,7 +185,13 @@ def test_where_a_law_is_red_nothing_is_timed(load: Any, run_with: Any) -> None:
     red = measuring.Table("laws", "", "", "", [measuring.Row("one", [1.0], counts={"law": "red: too hot"})])
     status, found = run_with(laws=lambda: red, speed=lambda: pytest.fail("it was timed"))
     assert status == 1 and [table["name"] for table in found["tables"]] == ["laws"]
-    assert found["left_out"] == {"speed": "a law does not hold on this device"}
+    assert found["left_out"] == {"speed": "the laws do not hold on this device, or could not be tested"}
+
+
+def test_where_the_laws_cannot_be_tested_nothing_is_timed(run_with: Any) -> None:
+    status, found = run_with(laws=lambda: 1 / 0, speed=lambda: pytest.fail("it was timed"))
+    assert status == 1 and found["tables"] == []
+    assert found["left_out"]["laws"] == "it failed: division by zero" and "law" in found["left_out"]["speed"]
 
 
 def test_a_benchmark_that_fails_leaves_the_others_their_tables(load: Any, run_with: Any) -> None:
