@@ -118,11 +118,11 @@ def test_lam_is_how_far_a_likely_text_outweighs_two_that_agree(name: str) -> Non
     """One right text with 1 nat per token more than two wrong ones: at a small λ it counts alone."""
     problem = Letters().problems(1, 0)[0]
     texts = [
-        {"text": text, "tokens": [1], "logp": logp, "correct": float(text == "a"), "cost": {}}
+        {"text": text, "tokens": [1, 2], "logp": 2 * logp, "correct": float(text == "a"), "cost": {}}
         for text, logp in (("a", -1.0), ("b", -2.0), ("b", -2.0))
     ]
     record = {"problem": problem.id, "sample": 0, "texts": texts, "cost": {"seconds": 0.0}}
-    for lam in (0.05, 20.0):
+    for lam in (0.05, 2.0, 20.0):  # with 2 nats per text it would win the vote at 2, too
         hyper = replace(HYPER, lam=lam, reward="likelihood-per-token", iterations=1)
         share = 1 / (1 + 2 * math.exp(-1 / lam))
         expected = float(share > 0.5) if name == "weighted-majority" else share

@@ -138,7 +138,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
 def test_the_ends_of_the_interval_are_those_of_resampled_problems() -> None:
     """Twenty problems where the right answer has the higher reward and twenty where it has the lower one: both AUCs of
     a resample are its share of the former, a binomial number of 40 over 40, whose quantiles at 2.5% and 97.5% are 14
-    and 26. (At 1% and 5% the lower ones are 13 and 15; ten thousand resamples miss by chance 1 time in 2000.)"""
+    and 26. (At 1% and 5% the lower ones are 13 and 15; ten thousand resamples miss by chance 1 time in 15,000.)"""
     values = [[(float(n % 2), True, ""), (float(1 - n % 2), False, "")] for n in range(40)]
     each = reward_study(Letters(), problems(40), records_of(values)).separations[0]
     for area in (each.pooled, each.within):
