@@ -11,6 +11,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from html import unescape
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from pathlib import Path
@@ -78,11 +79,15 @@ def parsed(folder: Path) -> Iterator[tuple[str, Page]]:
             yield str(path.relative_to(folder)), page
 
 
-def navigation(entries: list[Any]) -> Iterator[str]:
-    """The pages that a list of entries names, those of its sections included."""
-    for entry in entries:
-        for value in entry.values():
-            yield from navigation(value) if isinstance(value, list) else [value]
+def navigation() -> Iterator[tuple[str, str]]:
+    """The title and the built page of every entry, those of sections included."""
+    entries = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]["nav"]
+    while entries:
+        ((title, value),) = entries.pop(0).items()
+        if isinstance(value, list):
+            entries = value + entries
+        else:
+            yield title, built(value)
 
 
 def built(page: str) -> str:
@@ -99,12 +104,19 @@ def test_the_build_finds_nothing_to_warn_of(site: Site) -> None:
 
 def test_the_navigation_leads_to_every_page_there_is(site: Site) -> None:
     """But for the tables of single machines, which the page of the benchmarks leads to."""
-    entries = tomllib.loads((ROOT / "zensical.toml").read_text(encoding="utf-8"))["project"]["nav"]
-    named = [built(page) for page in navigation(entries)]
+    named = [page for _, page in navigation()]
     assert len(named) == len(set(named))
     benchmarks = {f"benchmarks/{address}" for _, address in site.pages["benchmarks/index.html"].addresses}
     assert set(named) <= set(site.pages) <= set(named) | benchmarks
     assert set(site.pages) == {built(str(path.relative_to(ROOT / "docs"))) for path in (ROOT / "docs").rglob("*.md")}
+
+
+def test_the_sidebar_names_every_page_by_its_entry(site: Site) -> None:
+    """With `navigation.indexes` the benchmarks' page would stand for its section, and have no name there."""
+    text = (site.folder / "index.html").read_text(encoding="utf-8")
+    links = re.findall(r'<a href="(?:\./)?([^"]+)" class="md-nav__link[^>]*>(.*?)</a>', text, flags=re.DOTALL)
+    shown = {(" ".join(unescape(re.sub("<[^>]+>", "", label)).split()), address) for address, label in links}
+    assert [entry for entry in navigation() if entry not in shown] == []
 
 
 def test_every_link_leads_somewhere(site: Site) -> None:
