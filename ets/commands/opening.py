@@ -93,6 +93,8 @@ def opened(name: str, options: argparse.Namespace, changed: Mapping[str, Any] | 
     checkpoint = Checkpoint(ENGINES[options.engine].embedded.get(options.model, options.model), device=ranks.device)
     policy = engine_policy(checkpoint, options, **settings)
     problems = task.problems(options.count, options.shots)
+    if not problems:
+        raise InputError(f"the task {name!r} gave no problems; its problems(count, shots) must give at least one")
     return Opened(task, checkpoint, policy, problems, policy.start(problems), ranks)
 
 

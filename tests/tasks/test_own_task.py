@@ -11,6 +11,7 @@ from ets.cli import main
 from ets.evaluation.hosted import conditions, opened_task
 from ets.tasks import task_named
 from ets.types import InputError
+from tests.conftest import Refused
 from tests.test_cli import command
 
 CODE = """
@@ -81,3 +82,10 @@ def test_what_is_no_task_is_one_line(name: str, message: str, file: Path, tmp_pa
     with pytest.raises(InputError, match=message) as caught:
         task_named(name.format(file=file, folder=tmp_path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_task_without_problems_is_refused(file: Path, tmp_path: Path, refused: Refused) -> None:
+    file.write_text(
+        CODE + "\n\nclass Empty(Echo):\n    def problems(self, count=None, shots=None):\n        return []\n"
+    )
+    refused(command(tmp_path / "run", task=f"{file}:Empty", methods="ets"), "gave no problems")
