@@ -30,7 +30,7 @@ FEWSHOT_SEED = 1234
 def require_lm_eval() -> None:
     """Raise `InputError` if lm-eval is not installed."""
     if find_spec("lm_eval") is None:
-        raise InputError("lm-eval is not installed; install it with: pip install -e 'ets-sampling[benchmarks]'")
+        raise InputError("lm-eval is not installed; install it with: pip install 'ets-sampling[benchmarks]'")
 
 
 class Hosted:
