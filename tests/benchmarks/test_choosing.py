@@ -96,6 +96,18 @@ def test_at_the_same_tokens_rollouts_pay_for_a_rare_pass_and_not_at_a_large_lamb
     assert all(row["rollouts"] == 1 for (_, lam), row in closest.items() if lam == 0.5)
 
 
+def test_the_tables_differ_on_rollouts_for_a_graded_reward_at_a_small_lambda(script: Any) -> None:
+    exact, closest = script.choosing_laws, []
+    for seed in range(3):
+        distances = {}
+        for rollouts in (1, 2):
+            candidates = round(exact.SHARED / exact.tokens(1, rollouts, exact.GUIDE_STEPS))
+            laws = exact._laws(exact.graded, 0.05, candidates, rollouts, exact.GUIDE_STEPS, seed)
+            distances[rollouts] = exact.total_variation(*laws[1:])
+        closest.append(min(distances, key=distances.__getitem__))
+    assert closest == [2, 1, 1]
+
+
 def test_guide_steps_pay_where_the_reward_is_earned_on_the_way_and_lambda_is_small(laws: dict[str, Any]) -> None:
     closest = {}
     for name, of in laws.items():
