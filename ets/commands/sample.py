@@ -105,7 +105,7 @@ def execute(options: argparse.Namespace) -> None:
 def _prompt(options: argparse.Namespace) -> str:
     if options.prompt is not None:
         return str(options.prompt)
-    if options.prompt_file is None and sys.stdin.isatty():
+    if options.prompt_file is None and (sys.stdin is None or sys.stdin.isatty()):  # None: closed
         raise InputError("no prompt is given; add --prompt or --prompt-file, or pipe it in")
     try:
         read = sys.stdin.read() if options.prompt_file is None else options.prompt_file.read_text(encoding="utf-8")
