@@ -53,9 +53,10 @@ def _module(name: str) -> Any:
 
 
 def _file_module(path: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    name = f"ets_own_{path.stem}"  # a file may be called random.py or numpy.py, which others import
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # its name ends in .py
     module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # dataclasses, for one, look their module up
+    sys.modules[name] = module  # dataclasses, for one, look their module up
     spec.loader.exec_module(module)
     return module

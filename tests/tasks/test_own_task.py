@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -89,3 +91,8 @@ def test_a_task_without_problems_is_refused(file: Path, tmp_path: Path, refused:
         CODE + "\n\nclass Empty(Echo):\n    def problems(self, count=None, shots=None):\n        return []\n"
     )
     refused(command(tmp_path / "run", task=f"{file}:Empty", methods="ets"), "gave no problems")
+
+
+def test_a_file_called_as_a_module_leaves_the_module_alone(file: Path) -> None:
+    assert task_named(f"{file.rename(file.with_name('random.py'))}:Echo").name == "echo"
+    assert sys.modules["random"] is random
