@@ -26,7 +26,7 @@ Columns = dict[str, Callable[[dict[str, Any]], str]]
 
 
 def _right(row: dict[str, Any]) -> str:
-    return f"{row['right']:.0%} ({row['low']:.0%} to {row['high']:.0%})"
+    return f"{row['right']:.1%} ({row['low']:.0%} to {row['high']:.0%})"
 
 
 def _distances(symbol: str, values: Sequence[int]) -> Columns:
@@ -40,7 +40,7 @@ SHARED = _distances("K", choosing_laws.ROLLOUTS)
 LAM: Columns = {
     "reward": lambda row: row["reward"],
     "λ": lambda row: f"{row['lam']:g}",
-    "mean reward": lambda row: f"{row['mean']:.2f}",
+    "mean reward": lambda row: f"{row['mean']:.3f}",
     "right answers": _right,
     "effective / M": lambda row: f"{row['effective']:.2f}",
 }
@@ -58,7 +58,7 @@ STEPS: Columns = {
     "candidates M": lambda row: f"{row['candidates']}",
     "tokens, by formula": lambda row: f"{row['formula']:,.0f}",
     "tokens": lambda row: f"{row['tokens']:,.0f}",
-    "mean reward": lambda row: f"{row['mean']:.2f}",
+    "mean reward": lambda row: f"{row['mean']:.3f}",
     "right answers": _right,
 }
 

@@ -26,9 +26,11 @@ def named_object(name: str, what: str) -> Any:
     Raises
     ------
     InputError
-        For code that raises when it is read, or a name that is not in it.
+        For a file that is not there, code that raises when it is read, or a name that is not in it.
     """
     place, _, attribute = name.rpartition(":")
+    if place.endswith(".py") and not Path(place).expanduser().is_file():
+        raise InputError(f"cannot read the {what} {name!r}: there is no file {place}")
     try:
         module = _file_module(Path(place).expanduser()) if place.endswith(".py") else _module(place)
     except Exception as error:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
 from importlib import import_module
+from pathlib import Path
+from traceback import extract_tb
+from typing import Any
 
 from ets.own_code import named_object
 from ets.tasks.aime24 import Aime24
@@ -39,13 +43,17 @@ def task_named(name: str) -> Task:
     Raises
     ------
     InputError
-        For another name, code that raises when it is read, or what is no task.
+        For another name, code that raises when it is read, or what is no task; and from its functions where they raise.
     """
     if ":" in name:
         return _own(name)
     if name not in TASKS:
         raise InputError(f"unknown task {name!r}; choose from {', '.join(TASKS)}, or name your own as file.py:name")
     return TASKS[name]()
+
+
+OWN_PARTS = ("problems", "extract", "grade", "extract_all", "grade_all", "scores")
+"""What evaluation calls of a task."""
 
 
 def _own(name: str) -> Task:
@@ -59,4 +67,24 @@ def _own(name: str) -> Task:
         raise InputError(f"the task {name!r} has no {missing[0]!r}; a task has name, problems, extract and grade")
     if isinstance(task, Benchmark):
         raise InputError(f"the task {name!r} has its problems from lm-eval, for which it must be in ets.tasks.TASKS")
+    for part in OWN_PARTS:
+        if hasattr(task, part):
+            object.__setattr__(task, part, _told(f"{part} of the task {name!r}", getattr(task, part)))
     return task
+
+
+def _told(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, whose errors are one line and say where they came from."""
+
+    @wraps(function)
+    def called(*arguments: Any, **options: Any) -> Any:
+        try:
+            return function(*arguments, **options)
+        except InputError:
+            raise
+        except Exception as error:
+            place = extract_tb(error.__traceback__)[-1]
+            said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise InputError(f"{what} raised {said} ({Path(place.filename).name}, line {place.lineno})") from error
+
+    return called

@@ -135,7 +135,7 @@ def test_the_readme_has_the_example_of_the_help() -> None:
         (["--extract", "("], "no regular expression"),
         (["--reward", "nonsense"], "the reward is 'nonsense'; give self-consistency"),
         (["--reward", "no_such_module:f"], "cannot read the reward 'no_such_module:f': ModuleNotFoundError"),
-        (["--reward", "missing.py:f"], "cannot read the reward 'missing.py:f': FileNotFoundError"),
+        (["--reward", "missing.py:f"], "cannot read the reward 'missing.py:f': there is no file missing.py"),
         (["--reward", "own.py:missing"], "own.py has no 'missing'"),
         (["--reward", "own.py:number"], "the reward is 3, which is no function"),
         (["--reward", "broken.py:f"], "cannot read the reward 'broken.py:f': SyntaxError"),

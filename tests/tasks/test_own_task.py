@@ -76,7 +76,7 @@ def test_results_depend_on_its_code(file: Path, tmp_path: Path, capsys: pytest.C
         ("{file}:Nothing", "has no 'Nothing'; name a task that is in it"),
         ("{file}:number", "has no 'name'; a task has name, problems, extract and grade"),
         ("{file}:Needy", "cannot be made: .*size.*; give an object, or a class without arguments"),
-        ("{folder}/missing.py:Echo", "cannot read the task .*FileNotFoundError"),
+        ("{folder}/missing.py:Echo", "cannot read the task .*: there is no file .*missing.py"),
         ("ets.tasks.gsm8k:Gsm8k", "has its problems from lm-eval"),
     ],
 )
@@ -91,6 +91,15 @@ def test_a_task_without_problems_is_refused(file: Path, tmp_path: Path, refused:
         CODE + "\n\nclass Empty(Echo):\n    def problems(self, count=None, shots=None):\n        return []\n"
     )
     refused(command(tmp_path / "run", task=f"{file}:Empty", methods="ets"), "gave no problems")
+
+
+@pytest.mark.parametrize("part", ["problems", "extract", "grade"])
+def test_its_functions_fail_in_one_line(part: str, file: Path) -> None:
+    file.write_text(CODE + f"\n\nclass Failing(Echo):\n    def {part}(self, *_):\n        return {{}}['forgotten']\n")
+    failing, place = task_named(f"{file}:Failing"), f"echoing.py, line {len(CODE.splitlines()) + 5}"
+    with pytest.raises(InputError, match=f"{part} of the task .* raised KeyError: 'forgotten' [(]{place}[)]") as caught:
+        getattr(failing, part)("problem", "text")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_file_called_as_a_module_leaves_the_module_alone(file: Path) -> None:
