@@ -33,7 +33,7 @@ from ets.testing import (
     kernel_law,
 )
 from ets.testing.masked_laws import StepLaw
-from ets.types import Floats, Policy, Problem
+from ets.types import Floats, Policy, Problem, one_line
 
 ABOUT = """\
 Real networks with four tokens, in float32 on the device; their laws are enumerated from the same weights in float64 on
@@ -62,7 +62,7 @@ def _verdict(test: Callable[[], None]) -> str:
     try:
         test()
     except AssertionError as error:
-        return f"red: {' '.join(str(error).split())[:200]}"
+        return f"red: {one_line(error)}"
     return "passes"
 
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # so that the package need not be installed
 
 from ets.exits import NOTHING_KEPT, exit_status  # noqa: E402
-from ets.types import InputError  # noqa: E402
+from ets.types import InputError, one_line  # noqa: E402
 
 if TYPE_CHECKING:
     from measuring import Conditions
@@ -118,7 +118,7 @@ def _measure(benchmark: Benchmark, outcome: Outcome) -> None:
         outcome.tables.append(benchmark.measure(DRY if outcome.dry else SUITES[outcome.suite].sizes, conditions))
     except Exception as error:
         traceback.print_exc()
-        outcome.failed[benchmark.name] = f"it failed: {' '.join(str(error).split())[:200]}"
+        outcome.failed[benchmark.name] = f"it failed: {one_line(error)}"
     _free_memory()
 
 

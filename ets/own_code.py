@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ets.types import InputError
+from ets.types import InputError, one_line
 
 
 def named_object(name: str, what: str) -> Any:
@@ -34,7 +34,7 @@ def named_object(name: str, what: str) -> Any:
     try:
         module = _file_module(Path(place).expanduser()) if place.endswith(".py") else _module(place)
     except Exception as error:
-        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        said = one_line(f"{type(error).__name__}: {error}")
         raise InputError(f"cannot read the {what} {name!r}: {said}; give code that can be imported") from error
     if not hasattr(module, attribute):
         raise InputError(f"{place} has no {attribute!r}; name a {what} that is in it")

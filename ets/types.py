@@ -23,6 +23,11 @@ class InputError(ValueError):
     """Bad input: one line that names the value, the problem and the mend."""
 
 
+def one_line(said: object) -> str:
+    """What an error says, to stand within an `InputError`: without line breaks, and its first 200 characters."""
+    return " ".join(str(said).split())[:200]
+
+
 @dataclass(frozen=True)
 class Problem:
     """What is asked.

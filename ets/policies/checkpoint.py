@@ -14,7 +14,7 @@ import torch
 import ets.models  # noqa: F401 (registers the model families that transformers does not have)
 from ets.hub import require_checkpoint
 from ets.policies.attention import use_grouped_sdpa
-from ets.types import InputError
+from ets.types import InputError, one_line
 
 
 @dataclass
@@ -128,8 +128,9 @@ class Checkpoint:
         except (torch.OutOfMemoryError, KeyboardInterrupt):
             raise
         except Exception as error:
-            line = " ".join(str(error).split())[:200]
-            raise InputError(f"cannot load the {what} of {self.name!r}: {line}; give a complete checkpoint") from error
+            raise InputError(
+                f"cannot load the {what} of {self.name!r}: {one_line(error)}; give a complete checkpoint"
+            ) from error
 
     @cached_property
     def generation_config(self) -> Any:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from ets.types import InputError
+from ets.types import InputError, one_line
 
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds between one attempt and the next."""
@@ -111,7 +111,7 @@ class Server:
 
     def _line(self, text: str) -> str:
         """One line of a server's words, which may repeat the key."""
-        return " ".join((text.replace(self._key, "***") if self._key else text).split())[:200]
+        return one_line(text.replace(self._key, "***") if self._key else text)
 
 
 @dataclass(frozen=True)

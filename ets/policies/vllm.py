@@ -24,7 +24,7 @@ from ets.policies.checkpoint import Checkpoint
 from ets.policies.reading import paths_between
 from ets.policies.requests import Answer, Request, RequestPolicy
 from ets.transition import require_counts, require_positive
-from ets.types import Cost, InputError, Policy, Scored, State
+from ets.types import Cost, InputError, Policy, Scored, State, one_line
 
 CPU_BLOCK = 32
 """Tokens per cache block on a CPU: the smallest that works, so that the least is computed twice."""
@@ -361,4 +361,4 @@ def _answer(output: Any) -> Answer:
 
 
 def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return one_line(error) or type(error).__name__

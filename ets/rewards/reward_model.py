@@ -11,7 +11,7 @@ from typing import Any
 from ets.hub import require_checkpoint
 from ets.rewards.lifting import TextReward
 from ets.transition import require_counts
-from ets.types import InputError, Problem
+from ets.types import InputError, Problem, one_line
 
 
 def reward_model(
@@ -150,5 +150,6 @@ class _RewardModel:
         try:
             return getattr(transformers, kind).from_pretrained(self.name, trust_remote_code=False, **options)
         except Exception as error:
-            line = " ".join(str(error).split())[:200]
-            raise InputError(f"cannot load the reward model {self.name!r}: {line}; give a complete one") from error
+            raise InputError(
+                f"cannot load the reward model {self.name!r}: {one_line(error)}; give a complete one"
+            ) from error

@@ -16,7 +16,7 @@ from ets.tasks.gpqa import Gpqa
 from ets.tasks.gsm8k import Gsm8k
 from ets.tasks.math500 import Math500
 from ets.tasks.task import Benchmark, Task
-from ets.types import InputError
+from ets.types import InputError, one_line
 
 
 def _humaneval() -> Task:
@@ -84,7 +84,7 @@ def _told(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
             raise
         except Exception as error:
             place = extract_tb(error.__traceback__)[-1]
-            said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            said = one_line(f"{type(error).__name__}: {error}")
             raise InputError(f"{what} raised {said} ({Path(place.filename).name}, line {place.lineno})") from error
 
     return called
