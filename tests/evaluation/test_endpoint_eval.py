@@ -221,7 +221,7 @@ def test_an_interrupted_command_waits_for_no_row(
     options = tiny | {"--endpoint": server.address, "--out": str(tmp_path), "--seconds": "100"}
 
     def interrupt() -> None:
-        while server.busy < 4:
+        while len(server.faults) > 996:  # until four rows have met the silence, however slow this machine is
             time.sleep(0.01)
         os.kill(os.getpid(), number)
 
