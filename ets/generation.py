@@ -49,7 +49,10 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("cache_implementation", "prefill_chunk_size", "compile_config"), (None,)),
 }
 """Settings that transformers honours without a processor, or when do_sample is set alone: the values to be left at."""
-PREPARED = ("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position")
+PREPARED = (
+    *("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position"),
+    "cache_params",  # of recurrent layers, which the policy refuses by name
+)
 """What transformers hands over for the model beside the prompts."""
 
 

@@ -192,3 +192,13 @@ def test_masked_diffusion_is_refused() -> None:
     rules: dict[str, Any] = {"logits_processor": [], "stopping_criteria": [], "generation_config": config}
     with pytest.raises(InputError, match="not autoregressive"):
         ets.generate(model, ids, tokenizer=tiny_tokenizer(), reward=short, **rules)
+
+
+def test_recurrent_layers_are_refused_by_name(loaded: tuple[Any, Any], batch: Any) -> None:
+    """transformers hands over a cache for them, which nobody has given."""
+    from transformers import MambaConfig, MambaForCausalLM
+
+    size = {"vocab_size": len(loaded[1]), "hidden_size": 8, "num_hidden_layers": 1}
+    model = MambaForCausalLM(MambaConfig(**size, eos_token_id=0, pad_token_id=0))
+    with pytest.raises(InputError, match="layers of the type linear_attention; only attention layers"):
+        guided((model, loaded[1]), batch, custom_generate=partial(ets.generate, tokenizer=loaded[1]))
