@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from functools import cache
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,10 +20,11 @@ from ets.policies.canvas_cache import Caching
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.levels import LEVELS, weighed_sampler
 from ets.policies.masked_diffusion import MaskedDiffusionPolicy
-from ets.policies.path_probability import path_steps
+from ets.policies.path_probability import PathStep, path_steps
 from ets.rewards import per_text
 from ets.runner import run
 from ets.testing import check_law, kernel_law
+from ets.testing.masked_laws import MaskedPathOracle
 from ets.types import Cost, InputError
 from tests.conftest import canvas_oracle, whole_logits
 from tests.policies.test_masked_diffusion import MASK, PROBLEMS, keys, make, watching
@@ -33,8 +36,8 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "1, a cache and a threshold": ("1", LARGEST, LARGEST | {"caching": Caching("prefix"), "threshold": 0.4}),
     "1, another temperature": ("1", {"remasking": "random"}, {"remasking": "random", "temperature": 1.5}),
     "1F, a cache": ("1F", {}, {"caching": Caching("dual")}),
-    "1F, another temperature": ("1F", {}, {"temperature": 1.5}),
-    "2, a threshold": ("2", LARGEST, LARGEST | {"threshold": 0.4}),
+    "1F, another temperature": ("1F", {}, {"temperature": 2.0}),
+    "2, a threshold and another temperature": ("2", LARGEST, LARGEST | {"threshold": 0.4, "temperature": 2.0}),
 }
 
 
@@ -49,11 +52,17 @@ def weighed(checkpoint: Checkpoint, name: str, **options: Any) -> PathWeights:
     return policy
 
 
-def exact_tokens(policy: MaskedDiffusionPolicy, prompt: Any, canvas: Any, positions: Any, tokens: Any) -> float:
-    """log Π p_i(v_i | x) by the whole model, canvas by canvas."""
+@cache
+def exact_logps(policy: MaskedDiffusionPolicy, prompt: tuple[int, ...], canvas: tuple[int, ...]) -> Any:
+    """log p_i(v | x) `[L, V]` by the whole model."""
     logits = whole_logits(policy.checkpoint.model, prompt, canvas) / policy.unmasking.temperature
     logits[:, MASK] = -np.inf
-    return float(logits.log_softmax(-1)[list(positions), list(tokens)].sum())
+    return logits.log_softmax(-1)
+
+
+def exact_tokens(policy: MaskedDiffusionPolicy, prompt: Any, canvas: Any, positions: Any, tokens: Any) -> float:
+    """log Π p_i(v_i | x), canvas by canvas."""
+    return float(exact_logps(policy, tuple(prompt), tuple(canvas))[list(positions), list(tokens)].sum())
 
 
 def wanted(level: str, exact: MaskedDiffusionPolicy, problem: Any, step: Any) -> float:
@@ -92,27 +101,51 @@ def test_ratios_are_of_what_each_step_did_and_candidates_carry_their_own(tiny_ll
     assert np.std([ratio for ratio in spread if np.isfinite(ratio)]) > 1e-3
 
 
-def target_law(name: str, policy: PathWeights, checkpoint: Checkpoint) -> dict[Any, float]:
-    """Of canvases: at level 1F the exact sampler's; at 1, its tokens where the largest stand, one each step."""
-    exact: Any = policy.weigher.exact  # type: ignore[attr-defined]
-    return dict(canvas_oracle(checkpoint, exact.schedule, exact.unmasking).finish_law(PROBLEMS[0], (MASK,) * 4))
+def target_law(name: str, policy: PathWeights) -> dict[Any, float]:
+    """Of (canvas, path): at level 1F the exact sampler's; at 1 and 2 the fast one's positions with exact tokens."""
+    level, exact, fast = CASES[name][0], policy.weigher.exact, policy.sampler  # type: ignore[attr-defined]
+    if level == "1F":
+        law = canvas_oracle(exact.checkpoint, exact.schedule, exact.unmasking).by_path
+        return dict(law.finish_law(PROBLEMS[0], law.root))
+    drawn_by = canvas_oracle(fast.checkpoint, fast.schedule, fast.unmasking, fast.caching).by_path  # type: ignore[attr-defined]
+    prompt = exact.start(PROBLEMS[:1])[0].prompt
+
+    def step_law(problem: Any, canvas: Any, path: Any) -> Any:
+        shares: dict[Any, float] = {}
+        for (positions, _), p in drawn_by.step_law(problem, canvas, path).items():
+            shares[positions] = shares.get(positions, 0.0) + p
+        steps = [
+            PathStep(prompt, canvas, 0, positions, tokens)
+            for positions in shares
+            for tokens in product(range(MASK), repeat=len(positions))
+        ]
+        return {
+            (s.positions, s.tokens): shares[s.positions] * math.exp(wanted(level, exact, problem, s)) for s in steps
+        }
+
+    law = MaskedPathOracle(step_law, drawn_by.schedule, MASK)
+    return dict(law.finish_law(PROBLEMS[0], law.root))
 
 
-@pytest.mark.parametrize("name", ["1F, a cache", "1F, another temperature", "1, another temperature"])
-def test_weights_are_proper_towards_the_exact_sampler(tiny_llada: Checkpoint, name: str) -> None:
-    """E_q[w · 1{x_0}] = target(x_0), the exact sampler: the 8 likeliest, |z| below 4.5 at level 1e-4 in all.
+@pytest.mark.parametrize("name", CASES)
+def test_weights_are_proper_towards_the_target(tiny_llada: Checkpoint, name: str) -> None:
+    """E_q[w · 1{x_0}] = target(x_0) for the 8 likeliest texts: |z| below 4.5, at level 1e-4 in all; w = 1 is far off.
 
     (Every outcome, and the total, by enumeration: tests/test_path_weights.py.)
-
-    At level 1 with positions in random order, both sides choose positions alike.
     """
     policy = weighed(tiny_llada, name)
     rollouts = policy.finish(policy.start(PROBLEMS[:1]) * 4_000, keys(4_000))
-    texts, weights = [draw.state.tokens for draw in rollouts], np.exp([draw.text.log_ratio for draw in rollouts])
-    law = target_law(name, policy, tiny_llada)
-    for outcome in sorted(law, key=lambda x: -law[x])[:8]:
-        terms = weights * [text == outcome for text in texts]
-        assert abs(terms.mean() - law[outcome]) / (terms.std() / math.sqrt(len(terms))) < 4.5
+    canvases, weights = [draw.state.tokens for draw in rollouts], np.exp([draw.text.log_ratio for draw in rollouts])
+    law: dict[Any, float] = {}
+    for (canvas, _), p in target_law(name, policy).items():
+        law[canvas] = law.get(canvas, 0.0) + p
+    assert sum(law.values()) == pytest.approx(1, abs=1e-9)
+
+    def largest_error(weights: Any) -> float:
+        terms = {x: weights * [canvas == x for canvas in canvases] for x in sorted(law, key=lambda x: -law[x])[:8]}
+        return max(abs(t.mean() - law[x]) / (t.std() / math.sqrt(len(t))) for x, t in terms.items())
+
+    assert largest_error(weights) < 4.5 < largest_error(np.ones(len(weights)))
 
 
 def test_the_kernel_follows_its_exact_law_on_a_tiny_network(tiny_llada: Checkpoint) -> None:
