@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from ets.diagnostics import RatioSummary, ratio_summary
 from ets.kernel import energy_guided
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.levels import LEVEL_0
+from ets.policies.levels import target_of
 from ets.policies.making import fast_sampler_of, policy_of, proposal_of
 from ets.readouts import Vote, vote
 from ets.rewards import Extract, Scoring, as_extract, as_reward, self_consistency
@@ -47,7 +47,7 @@ class Result:
     ratios : RatioSummary or None
         With a proposal, or a level above 0: what its importance weights are worth.
     target : str or None
-        With a faster sampler of masked diffusion: what p_ref is, in words.
+        With a faster sampler of masked diffusion: what p_ref is, in words, and its level.
     vote : Vote or None
         The other readout, with `extract`: what all rollouts say. Its majority is an estimator, no sample of p*.
     """
@@ -208,7 +208,8 @@ def sample(  # type: ignore[misc]
     require_variety(policy, candidates)
     policy.start(problems)  # bad prompts are named before the weights are loaded
     chains = _chains(policy, step, problems, width=width, seed=seed, progress=progress)
-    target = getattr(policy, "target", LEVEL_0 if level == "0" or _given(fast) else None)
+    at = "0" if level is None and _given(fast) else level
+    target = None if at is None else f"{target_of(at)} (level {at})"
     ratios_of = partial(ratio_summary, clip=clip) if proposal is not None or weighed else None
     results = [result_of(chain, read, ratios_of, target) for chain in chains]
     return results[0] if isinstance(prompt, str) else results

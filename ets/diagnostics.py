@@ -40,6 +40,8 @@ class RatioSummary:
     candidates_effective : float
         Where the proposal drew the candidates too: the effective sample size of their own ratios over M, a mean over
         steps.
+    candidates_clipped : float
+        There, the share of their own ratios that stand at a bound of the clip.
     missed : float
         Of a truncated proposal: the reference policy's probability of what it cannot draw, per token drawn.
     complete_drawn, complete_chosen : float
@@ -54,6 +56,7 @@ class RatioSummary:
     impossible: float
     clipped: float
     candidates_effective: float
+    candidates_clipped: float
     missed: float
     complete_drawn: float
     complete_chosen: float
@@ -70,6 +73,7 @@ class RatioSummary:
             _told("mean ratio {:.2f}", self.mean),
             _told("{:.1%} impossible under the model", self.impossible or math.nan),
             _told("{:.1%} clipped", self.clipped or math.nan),
+            _told("{:.1%} of candidates clipped", self.candidates_clipped or math.nan),
             _told("the proposal's truncation misses {:.2%} a token", self.missed or math.nan),
         ]
         return "; ".join(filter(None, parts))
@@ -93,7 +97,7 @@ def ratio_summary(steps: Iterable[Step], clip: tuple[float, float] | None = None
     ratios = [row for step in steps for row in _open(step, step.log_ratios)]
     rows = [row for step in steps for row in _open(step, step.rollouts)]
     flat = np.concatenate([np.array([]), *ratios])
-    own = [step.candidate_log_ratios for step in steps]
+    own = [ratios for ratios in (step.candidate_log_ratios for step in steps) if np.any(ratios)]
     mixed = [step for step in steps if 0 < sum(c.done for c in step.candidates) < len(step.candidates)]
     return RatioSummary(
         rollouts=len(flat),
@@ -102,7 +106,8 @@ def ratio_summary(steps: Iterable[Step], clip: tuple[float, float] | None = None
         spread=_spread([np.concatenate([np.array([]), *_open(step, step.log_ratios)]) for step in steps]),
         impossible=_mean(np.isneginf(flat).tolist()),
         clipped=_mean(_at(flat, clip)) if clip else 0.0,
-        candidates_effective=_mean([_effective(row) for row in own if np.any(row)]),
+        candidates_effective=_mean([_effective(row) for row in own]),
+        candidates_clipped=_mean([at for row in own for at in _at(row, clip)]) if clip else 0.0,
         missed=_mean([text.missed for row in rows for text in row]),
         complete_drawn=_mean([sum(c.done for c in step.candidates) / len(step.candidates) for step in mixed]),
         complete_chosen=_mean([float(step.candidates[step.choice].done) for step in mixed]),

@@ -151,8 +151,9 @@ def test_a_level_weighs_a_fast_sampler_and_says_towards_what() -> None:
     out = ets.sample(QUESTION, model=model, reward=short, level="1", cache="dual", **CANVAS)
     assert out.ratios is not None and out.cost.scored > 0
     assert "that the fast model chose" in str(out.target) and "p_ref: the exact model's token" in str(out)
+    assert str(out.target).endswith("(level 1)") and "(level 1)" in out._repr_html_()
     fast = ets.sample(QUESTION, model=model, reward=short, **rule, **CANVAS)
-    assert "every weight is exactly 1" in str(fast.target) and fast.ratios is None
+    assert "every weight is exactly 1 (level 0)" in str(fast.target) and fast.ratios is None
     assert fast.text == ets.sample(QUESTION, model=model, reward=short, level="0", **rule, **CANVAS).text
     exact = ets.sample(QUESTION, model=model, reward=short, **CANVAS)
     assert exact.target is None

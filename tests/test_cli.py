@@ -113,8 +113,8 @@ def test_ets_is_joins_a_folder_and_tells_what_its_ratios_were(
     ets, guided = json.loads((folder / "summary.json").read_text())
     assert "ratios" not in ets
     assert set(guided["ratios"]) == {
-        "rollouts", "effective", "mean", "spread", "wide", "impossible", "clipped", "candidates_effective", "missed",
-        "complete_drawn", "complete_chosen",
+        "rollouts", "effective", "mean", "spread", "wide", "impossible", "clipped", "candidates_effective",
+        "candidates_clipped", "missed", "complete_drawn", "complete_chosen",
     }  # fmt: skip
     assert guided["ratios"]["clipped"] > 0  # at 0.5 and 2
     assert guided["ratios"]["rollouts"] > 0 and guided["positions"] > guided["generated"]

@@ -44,6 +44,16 @@ def test_clipped_ratios_are_counted_at_the_bounds() -> None:
     assert ratio_summary([step([text(done=False)], [[text(0.0)]], 0)], clip=(0, 10)).clipped == 0
 
 
+def test_clipped_ratios_of_candidates_are_counted_apart() -> None:
+    """A rollout's text carries its candidate's ratio too, which may be at a bound where its own part is not."""
+    low, candidates = math.log(0.1), [text(math.log(0.1), done=False), text(0.5), text(0.7, done=False)]
+    rollouts = [[text(low + 1), text(low + low)], [candidates[1]] * 2, [text(0.7), text(0.7)]]
+    found = ratio_summary([step(candidates, rollouts, 0)], clip=(0.1, 10))
+    assert found.candidates_clipped == pytest.approx(1 / 3) and found.clipped == pytest.approx(1 / 4)
+    assert "25.0% clipped; 33.3% of candidates clipped" in str(found)
+    assert ratio_summary([step(candidates, rollouts, 0)]).candidates_clipped == 0
+
+
 def test_the_ratio_of_a_drawn_candidate_is_not_its_rollouts() -> None:
     own = 2.0
     found = ratio_summary([step([text(own, done=False)], [[text(own), text(own + 1)]], 0)])

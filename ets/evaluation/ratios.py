@@ -11,6 +11,7 @@ from ets.diagnostics import RatioSummary, ratio_summary
 from ets.types import Step
 
 _PER_ROLLOUT = ("effective", "mean", "impossible", "clipped", "missed")
+_PER_STEP = ("candidates_effective", "candidates_clipped")
 _PER_MIXED_STEP = ("complete_drawn", "complete_chosen")
 
 
@@ -30,8 +31,8 @@ def total_ratios(records: Sequence[Mapping[str, Any]]) -> RatioSummary:
     return RatioSummary(
         rollouts=sum(r["rollouts"] for r in records),
         spread=math.sqrt(_weighted(list(zip(variances, finite, strict=True)))),
-        candidates_effective=_weighted([(r["candidates_effective"], r["steps"]) for r in records]),
         **{name: _weighted([(r[name], r["rollouts"]) for r in records]) for name in _PER_ROLLOUT},
+        **{name: _weighted([(r.get(name), r["steps"]) for r in records]) for name in _PER_STEP},
         **{name: _weighted([(r[name], r["mixed_steps"]) for r in records]) for name in _PER_MIXED_STEP},
     )
 
