@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 import threading
-from functools import lru_cache
+import time
+from collections.abc import Callable
+from functools import cache, lru_cache
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
 
 from ets.types import InputError
 
 SECONDS = 5
-"""Time for reading an answer, and for a comparison."""
+"""Time for reading an answer, and for a comparison: the processor's, so that a busy machine calls no answer wrong."""
+LOADING_SECONDS = 600
+"""Time for math-verify's first reading and comparison together, which load what they need."""
 LONGEST = 400
 """Longer answers are compared as they are written."""
 
@@ -20,6 +24,8 @@ _ORDINAL = re.compile(r"\^\{?(?:\\(?:text|mathrm|textrm)\s*)?\{?(?:st|nd|rd|th)\
 _REPEATING = re.compile(r"(-?)(\d*)\.(\d*)\\overline\{(\d+)\}")
 _WRAPPED = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*[\d(][^{}]*)\}")
 _BASE = re.compile(r"_\{?(\d+)\}?$")
+
+T = TypeVar("T")
 
 
 class Expression(str):
@@ -97,14 +103,14 @@ def _kind(latex: str) -> str:
 def _read(latex: str) -> tuple[Any, ...]:
     """math-verify's readings of an answer; none for one that takes too long to read or to compare with a number."""
     require_math_verify()
-    from math_verify import parse
     from math_verify.errors import TimeoutException
     from sympy import Rational
 
     if len(latex) > LONGEST:
         return ()
+    parse, _ = _math_verify()
     try:
-        found = parse(rf"\boxed{{{latex}}}", parsing_timeout=_seconds(), raise_on_error=True)
+        found = _limited(lambda limit: parse(rf"\boxed{{{latex}}}", parsing_timeout=limit, raise_on_error=True))
     except (Exception, TimeoutException):
         return ()
     return tuple(found) if _verified((Rational(7, 11),), tuple(found)) is not None else ()
@@ -112,23 +118,44 @@ def _read(latex: str) -> tuple[Any, ...]:
 
 def _verified(gold: tuple[Any, ...], answer: tuple[Any, ...]) -> bool | None:
     """math-verify's judgement; None if it takes too long."""
-    from math_verify import verify
     from math_verify.errors import TimeoutException
 
+    _, verify = _math_verify()
     try:
-        return verify(
-            list(gold),
-            list(answer),
-            allow_set_relation_comp=True,
-            timeout_seconds=_seconds(),
-            raise_on_error=True,
-        )
+        options = {"allow_set_relation_comp": True, "raise_on_error": True}
+        return _limited(lambda limit: verify(list(gold), list(answer), timeout_seconds=limit, **options))
     except TimeoutException:
         return None
     except Exception:  # what cannot be compared is not equal
         return False
 
 
-def _seconds() -> int | None:
+@cache
+def _math_verify() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """math-verify's `parse` and `verify`, used once: the seconds that they take to load count for no answer."""
+    from math_verify import parse, verify
+
+    limit = _heard(LOADING_SECONDS)
+    half = parse(r"\boxed{\frac{1}{2}}", parsing_timeout=limit, raise_on_error=True)
+    verify(half, half, timeout_seconds=limit, raise_on_error=True)
+    return parse, verify
+
+
+def _limited(work: Callable[[int | None], T]) -> T:
+    """What some work of math-verify's gives; its limit is of the clock, so it gets more while it was hardly run."""
+    from math_verify.errors import TimeoutException
+
+    limit = SECONDS
+    while True:
+        begun = time.thread_time()
+        try:
+            return work(_heard(limit))
+        except TimeoutException:
+            if time.thread_time() - begun >= 0.8 * SECONDS:
+                raise
+            limit *= 2
+
+
+def _heard(limit: int) -> int | None:
     """math-verify's limit works by signals, which reach the main thread alone; elsewhere nothing interrupts it."""
-    return SECONDS if threading.current_thread() is threading.main_thread() else None
+    return limit if threading.current_thread() is threading.main_thread() else None
