@@ -7,6 +7,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# By default an example that takes 0.2 s, or data that take 1 s, are failures: on a busy machine, any may.
+settings.register_profile("patient", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 ALPHABET = ("<end>", "a", "b", "c")
 MASKED_ALPHABET = ("<end>", "a", "b", "<mask>")

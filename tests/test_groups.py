@@ -38,7 +38,7 @@ def test_groups_draw_the_chains_of_one_run() -> None:
 
 def test_groups_are_under_way_at_once() -> None:
     """Each group's first step waits until the other one has begun its own."""
-    both = threading.Barrier(2, timeout=20)
+    both = threading.Barrier(2, timeout=120)
 
     def meeting(policy: Policy, step: StepFn) -> tuple[Policy, StepFn]:
         waited = iter([both.wait])

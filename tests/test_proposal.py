@@ -253,7 +253,7 @@ def test_a_warning_tells_once_that_the_correction_is_noise(monkeypatch: pytest.M
     step = energy_guided(REWARD, candidates=4, rollouts=4, lam=LAM, proposal=another("other weights"))
     with pytest.warns(UserWarning, match="are effective: the correction is mostly noise") as caught:
         list(run(reference(), step, [PROBLEM], width=8, seed=0, samples=64))
-    assert len(caught) == 1
+    assert sum("are effective" in str(each.message) for each in caught) == 1
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 import threading
-import time
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 
+from tests.ports import kept_port
+
 HANG_UP = "hang up"
-"""A fault: the connection is closed in the middle of an answer. Others: a status, or seconds (float) of silence."""
+"""A fault: the connection is closed in the middle of an answer."""
+FOREVER = float("inf")
+"""A fault: silence until the server dies."""
+Fault: TypeAlias = int | float | str | Callable[[], object] | None
+"""`HANG_UP`, a status, seconds (float) of silence, what to wait for before the answer, or none."""
 
 
 class TinyServer:
@@ -28,7 +34,7 @@ class TinyServer:
     key : str
         The API key that it wants, if any; what it says of a wrong one repeats that.
     port : int
-        0 for any that is free.
+        0 for any that is free, which is kept when it dies.
 
     Attributes
     ----------
@@ -46,16 +52,16 @@ class TinyServer:
         self, checkpoint: Any, *, tempered: bool = True, text_only: bool = False, key: str = "", port: int = 0
     ) -> None:
         self.checkpoint, self.tempered, self.text_only, self.key = checkpoint, tempered, text_only, key
-        self.faults: list[int | float | str] = []
+        self.faults: list[Fault] = []
         self.lives: int | None = None
         self.seen: list[dict[str, Any]] = []
         self.busiest = self.busy = 0
         self._laws: dict[tuple[tuple[int, ...], float], Any] = {}
         self._pieces = [checkpoint.tokenizer.decode([i]) for i in range(checkpoint.config.vocab_size)]
-        self._lock = threading.Lock()
-        self.dead = False
-        self._http = _Listener(("127.0.0.1", port), _handler(self))
-        self.port = self._http.server_address[1]
+        self._lock, self._end = threading.Lock(), threading.Event()
+        self._kept = None if port else kept_port()
+        self.port = port if self._kept is None else self._kept.getsockname()[1]
+        self._http = _Listener(("127.0.0.1", self.port), _handler(self))
         threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
@@ -67,14 +73,20 @@ class TinyServer:
 
     def __exit__(self, *_: object) -> None:
         self.die()
+        if self._kept is not None:
+            self._kept.close()
+
+    @property
+    def dead(self) -> bool:
+        return self._end.is_set()
 
     def die(self) -> None:
         if not self.dead:
-            self.dead = True
+            self._end.set()
             self._http.shutdown()
             self._http.server_close()
 
-    def meets(self, body: dict[str, Any]) -> int | float | str | None:
+    def meets(self, body: dict[str, Any]) -> Fault:
         """Whether a completion meets a fault."""
         with self._lock:
             self.seen.append(body)
@@ -86,13 +98,16 @@ class TinyServer:
             self.die()
         return fault
 
-    def answer(self, body: dict[str, Any], silence: float) -> dict[str, Any]:
-        """A completion, drawn by the request's seed, after so many seconds."""
+    def answer(self, body: dict[str, Any], fault: Fault) -> dict[str, Any]:
+        """A completion, drawn by the request's seed, after so many seconds, or after what is to be waited for."""
         with self._lock:
             self.busy += 1
             self.busiest = max(self.busiest, self.busy)
         try:
-            time.sleep(silence)
+            if callable(fault):
+                fault()
+            elif fault and self._end.wait(None if fault == FOREVER else float(fault)):
+                raise ConnectionAbortedError
             return {"choices": [self._choice(body)], "usage": {"prompt_tokens": len(body["prompt"])}}
         finally:
             with self._lock:
@@ -163,7 +178,7 @@ def _handler(server: TinyServer) -> type[BaseHTTPRequestHandler]:
             elif len(body.get("stop", [])) > 4:
                 self._say(400, {"error": {"message": "at most 4 stop strings"}})
             else:
-                self._say(200, server.answer(body, fault or 0.0))
+                self._say(200, server.answer(body, fault))
 
         def _welcome(self) -> bool:
             given = self.headers.get("authorization", "")

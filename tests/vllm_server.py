@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import psutil
 
 from ets import demo
+from tests.ports import kept_port
 
 OPTIONS = {
     "--model": demo.model_path(),
@@ -29,9 +30,8 @@ SWITCHES = ("--enforce-eager", "--no-enable-chunked-prefill", "--enable-prompt-t
 @contextmanager
 def vllm_server() -> Iterator[str]:
     """Its address; when it is told to end, it leaves no process behind."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    kept = kept_port()
+    port = kept.getsockname()[1]
     module = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     options = (word for option in {**OPTIONS, "--port": str(port)}.items() for word in option)
     environment = os.environ | {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
@@ -44,8 +44,9 @@ def vllm_server() -> Iterator[str]:
         family += family[0].children(recursive=True)
         yield f"http://127.0.0.1:{port}/v1"
     finally:
+        kept.close()
         process.terminate()
-        _, left = psutil.wait_procs(family, timeout=60)
+        _, left = psutil.wait_procs(family, timeout=300)
         for each in left:
             each.kill()
     assert not left

@@ -234,7 +234,7 @@ def test_another_dataset_than_the_task_s_is_refused(tmp_path: Path) -> None:
 def launch(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", *words]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=1200)
 
 
 def test_the_script_is_launched_inside_its_folder() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -54,8 +55,8 @@ def test_tokens_count_from_the_start_of_the_bar_and_show_before_a_chain_has_ende
 ) -> None:
     policy = TabularPolicy()
     policy.ledger = Cost(generated=10**6)
-    clock = iter(range(0, 1000, 10))
-    monkeypatch.setattr(progress.time, "monotonic", lambda: float(next(clock)))
+    clock = SimpleNamespace(monotonic=map(float, range(0, 1000, 10)).__next__)
+    monkeypatch.setattr(progress, "time", clock)
 
     def step(policy: Any, chains: Sequence[Chain]) -> list[Chain]:
         policy.ledger += Cost(generated=5000)

@@ -67,7 +67,7 @@ def test_an_interrupted_run_leaves_no_thread_and_goes_on(tmp_path: Path, graded:
     before = set(threading.enumerate())
     with pytest.raises(KeyboardInterrupt):
         compared(tmp_path / "cut", task=Letters(patience=graded), policy=Shared())
-    assert set(threading.enumerate()) == before
+    assert set(threading.enumerate()) <= before
     again = Letters()
     _, records = compared(tmp_path / "cut", task=again, policy=Shared())
     assert timeless(records) == timeless(compared(tmp_path / "whole")[1])

@@ -10,7 +10,7 @@ from nbclient import NotebookClient
 from nbformat.v4 import new_code_cell
 
 NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
-SECONDS = 300
+SECONDS = 1800
 OWN_REWARD = """
 from math import comb
 
@@ -52,7 +52,8 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     notebook = nbformat.read(path, as_version=4)
     notebook.cells.append(new_code_cell(CHECKS.get(path.stem, "")))
     resources = {"metadata": {"path": str(tmp_path)}}  # a working directory far from the repository
-    NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", resources=resources).execute()
+    limits = {"timeout": SECONDS, "startup_timeout": SECONDS, "iopub_timeout": SECONDS}
+    NotebookClient(notebook, kernel_name="python3", resources=resources, **limits).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     assert any("image/png" in output.get("data", {}) for output in outputs)
 

@@ -35,7 +35,7 @@ from ets.tasks.arithmetic import Arithmetic
 from ets.testing import check_law, check_policy, judge_law
 from ets.types import InputError, Keys, Problem
 from tests.conftest import causal_oracle, random_qwen3, tiny_tokenizer
-from tests.tiny_server import HANG_UP, TinyServer
+from tests.tiny_server import FOREVER, HANG_UP, TinyServer
 
 PROBLEMS = [Problem("p", "abc"), Problem("q", (1, 3, 3, 2, 1)), Problem("r", "b")]
 LEVEL = 1e-4
@@ -140,15 +140,17 @@ def test_a_fifth_stop_string_and_one_across_a_guide_step_are_cut_by_us(server: T
 
 
 @pytest.mark.parametrize(
-    "faults", [[500, 500], [429, 503], [HANG_UP, HANG_UP], [1.0, 500]], ids=["500", "429", "hang up", "slow"]
+    "faults", [[500, 500], [429, 503], [HANG_UP, HANG_UP], [FOREVER, 500]], ids=["500", "429", "hang up", "slow"]
 )
 def test_faults_that_pass_are_tried_again_and_change_nothing(server: TinyServer, faults: list[Any]) -> None:
     undisturbed = texts(policy_at(server))
-    policy = policy_at(server, seconds=0.5)
+    policy = policy_at(server, **({"seconds": 2.0} if FOREVER in faults else {}))
     asked, server.faults = len(server.seen), list(faults)
     begun = time.monotonic()
     assert texts(policy) == undisturbed
-    assert not server.faults and len(server.seen) == asked + 20 + len(faults)
+    again = len(server.seen) - asked - 20
+    assert not server.faults and again >= len(faults)
+    assert again == len(faults) or FOREVER in faults  # then what a busy machine is slow to answer is asked again, too
     if 429 in faults:  # which said how long to wait
         assert time.monotonic() - begun >= 0.3
 
@@ -157,12 +159,12 @@ def test_faults_that_pass_are_tried_again_and_change_nothing(server: TinyServer,
     ("fault", "said"),
     [
         (500, r"answers 500 \(as told\); tried 3 times"),
-        (0.6, r"has not answered within 0\.2 seconds"),
+        (FOREVER, "has not answered within 1 seconds"),
         (HANG_UP, "cannot be reached"),
     ],
 )
 def test_faults_that_stay_are_one_line_with_the_address(server: TinyServer, fault: Any, said: str) -> None:
-    policy = policy_at(server, seconds=0.2)
+    policy = policy_at(server, **({"seconds": 1.0} if fault == FOREVER else {}))
     server.faults = [fault] * 100
     with pytest.raises(InputError, match=said) as error:
         texts(policy)
@@ -232,7 +234,7 @@ def test_a_server_without_token_ids_is_approximate_and_says_so_once(tiny_checkpo
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             draws = policy.finish(policy.start(PROBLEMS[:1]) * 50, keys(50))
-    assert len(warned) == 1 and policy.approximate == TEXT_ONLY
+    assert sum("is approximate" in str(each.message) for each in warned) == 1 and policy.approximate == TEXT_ONLY
     exact = causal_oracle(policy, 0.7).finish_law(PROBLEMS[0], ())
     for draw in draws:  # a letter is a token, so nothing is lost here
         assert draw.logp == pytest.approx(np.log(exact[draw.state.tokens]), abs=1e-6)
@@ -288,7 +290,7 @@ def test_a_draw_can_be_ended_by_another_thread(server: TinyServer) -> None:
     beside.engine = policy.engine
     for end in (lambda thread: policy.interrupt(thread), lambda thread: policy.close()):
         with ThreadPoolExecutor(1) as pool:
-            server.faults = [30.0] * 20
+            server.faults = [FOREVER] * 20
             waiting = pool.submit(texts, policy)
             while server.faults:
                 time.sleep(0.01)

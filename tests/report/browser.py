@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -46,13 +47,13 @@ class Browser:
         self._process = subprocess.Popen(command, pass_fds=(theirs_in, theirs_out), **quiet)  # type: ignore[call-overload]
         os.close(theirs_in), os.close(theirs_out)
         self._to, self._from = os.fdopen(ours_out, "wb", buffering=0), os.fdopen(ours_in, "rb")
-        page = next(t for t in self.ask("Target.getTargets")["targetInfos"] if t["type"] == "page")
-        attached = self.ask("Target.attachToTarget", targetId=page["targetId"], flatten=True)
+        attached = self.ask("Target.attachToTarget", targetId=self._page(), flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.ask(f"{domain}.enable")
-        self.ask("Page.navigate", url=self._address)
-        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+        self.ask("Page.setLifecycleEventsEnabled", enabled=True)
+        loaded = {"loaderId": self.ask("Page.navigate", url=self._address)["loaderId"], "name": "load"}
+        while not any(loaded.items() <= event["params"].items() for event in self._lives()):
             self._read()
         return self
 
@@ -90,6 +91,18 @@ class Browser:
         """A PNG of the whole page."""
         found = self.ask("Page.captureScreenshot", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(found["data"]))
+
+    def _page(self) -> str:
+        """The identifier of the first page, once there is one."""
+        while True:
+            for target in self.ask("Target.getTargets")["targetInfos"]:
+                if target["type"] == "page":
+                    return str(target["targetId"])
+            time.sleep(0.01)
+
+    def _lives(self) -> list[dict[str, Any]]:
+        """What has happened to documents: the empty one that a page begins with has a loader of its own."""
+        return [event for event in self.events if event["method"] == "Page.lifecycleEvent"]
 
     def _read(self) -> Any:
         letters = bytearray()

@@ -21,7 +21,7 @@ from ets.types import InputError, Problem
 
 ROOT = Path(__file__).parents[2]
 LOCAL = ROOT / "tests" / "data"
-SIZES = {"math500": 4, "gsm8k": 3, "gpqa": 5, "aime24": 3}
+SIZES = {"math500": 4, "gsm8k": 3, "gpqa": 6, "aime24": 3}
 
 
 def loaded(folder: Path, name: str) -> Any:
@@ -211,7 +211,7 @@ def test_without_a_hub_and_a_path_one_line_says_what_to_download(
     began = time.monotonic()
     with pytest.raises(InputError) as caught:
         task_file(name, tmp_path / "task")
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 20  # the hub's own client would try again and again
     message, source = str(caught.value), SOURCES[name]
     assert "\n" not in message and source.dataset in message and "DATA=FOLDER" in message and "--data" in message
     assert all(f"{word}.jsonl" in message for word in source.words.values())
@@ -318,9 +318,9 @@ def test_a_path_that_is_not_there_and_a_file_of_another_kind_are_named(tmp_path:
 def test_more_worked_examples_than_there_are_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="shots is 5, but lm-eval has 4 worked examples for math500"):
         task_file("math500", tmp_path, LOCAL, shots=5)
-    with pytest.raises(InputError, match="gpqa has 5 rows to take 5 worked examples from"):
-        task_file("gpqa", tmp_path, LOCAL, shots=5)
-    task_file("gpqa", tmp_path, LOCAL, shots=4)
+    with pytest.raises(InputError, match="gpqa has 6 rows to take 6 worked examples from"):
+        task_file("gpqa", tmp_path, LOCAL, shots=6)
+    task_file("gpqa", tmp_path, LOCAL, shots=5)
 
 
 def test_a_missing_lm_eval_is_one_line_that_says_what_to_install(
