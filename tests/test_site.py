@@ -124,6 +124,12 @@ def test_every_link_leads_somewhere(site: Site) -> None:
     assert dead == []
 
 
+def test_every_picture_stands_on_a_page(site: Site) -> None:
+    images = {(os.path.dirname(name), a) for name, page in site.pages.items() for tag, a in page.addresses if tag == "img"}
+    shown = {os.path.normpath(os.path.join(folder, unquote(address))) for folder, address in images}
+    assert {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.png")} <= shown
+
+
 def dead_links(site: Site, name: str, page: Page) -> Iterator[str]:
     """The addresses of a page that no file of the site has, or no anchor of the page that they name."""
     for _, address in page.addresses:
