@@ -125,7 +125,9 @@ def test_every_link_leads_somewhere(site: Site) -> None:
 
 
 def test_every_picture_stands_on_a_page(site: Site) -> None:
-    images = {(os.path.dirname(name), a) for name, page in site.pages.items() for tag, a in page.addresses if tag == "img"}
+    images = {
+        (os.path.dirname(name), a) for name, page in site.pages.items() for tag, a in page.addresses if tag == "img"
+    }
     shown = {os.path.normpath(os.path.join(folder, unquote(address))) for folder, address in images}
     assert {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.png")} <= shown
 
