@@ -219,7 +219,7 @@ def test_an_interrupted_command_waits_for_no_row(
     server: TinyServer, tiny: dict[str, str], tmp_path: Path, number: int, status: int
 ) -> None:
     """It ends while the server is silent, with both groups' requests under way; and goes on later."""
-    server.faults = [None] * 40 + [FOREVER] * 1000
+    server.faults = [None] * 40 + [120.0] * 1000
     options = tiny | {"--endpoint": server.address, "--out": str(tmp_path)}
 
     def interrupt() -> None:

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -226,17 +225,30 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+MORTAL = """
+import os, signal, sys
+from ets.cli import main
+from ets.evaluation.journal import Journal
+
+enough, append = float(sys.argv[1]), Journal.append
+
+def append_or_die(journal, record):
+    append(journal, record)
+    if os.fstat(journal._file.fileno()).st_size >= enough:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Journal.append = append_or_die
+main(sys.argv[2:])
+"""
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_ets_eval_with_the_embedded_model_can_be_killed(embedded: Path, tmp_path: Path, seed: int) -> None:
-    size = (embedded / "journal.jsonl").stat().st_size
+    size, journal = (embedded / "journal.jsonl").stat().st_size, tmp_path / "journal.jsonl"
     enough = np.random.default_rng(seed).uniform(0.05, 0.6) * size
-    journal, environment = tmp_path / "journal.jsonl", os.environ | {"HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "ets", *COMMAND, str(tmp_path)]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-        while process.poll() is None and not (journal.exists() and journal.stat().st_size >= enough):
-            time.sleep(0.001)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(Path(ets.__file__).parents[1])}
+    command = [sys.executable, "-c", MORTAL, str(enough), *COMMAND, str(tmp_path)]
+    assert subprocess.run(command, env=environment, capture_output=True).returncode == -signal.SIGKILL
     assert enough <= journal.stat().st_size < size
     assert main([*COMMAND, str(tmp_path)]) == 0
     assert journal_of(tmp_path) == journal_of(embedded)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,13 @@ from ets.evaluation.journal import Journal, Record
 from ets.evaluation.ranks import ALONE, Ranks, join
 from ets.types import InputError
 from tests.evaluation.test_kill import journal_of
+from tests.ports import kept_port
 
 TWO = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
 ENVIRONMENT |= {"PYTHONPATH": str(Path(ets.__file__).parents[1]), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+SECONDS = 1200
+"""A command that takes longer hangs; it takes a tenth of that where two processes share a slow machine."""
 SHARED = """--shots 0 --methods plain,majority,ets --candidates 2 --rollouts 2 --lam 0.1 --pool chain
     --temperature 1.0 --seed 0"""
 AUTOREGRESSIVE = f"eval --task arithmetic --model embedded-small {SHARED} --count 5 --block-size 16 --max-length 48"
@@ -40,7 +43,7 @@ def command(words: str, folder: Path, width: int = 2) -> list[str]:
 
 
 def launched(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*TWO, *words], env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+    return subprocess.run([*TWO, *words], env=ENVIRONMENT, capture_output=True, text=True, timeout=SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -90,20 +93,37 @@ def problems(path: Path) -> set[str]:
     return {json.loads(line)["problem"] for line in whole.splitlines()}
 
 
+HALTING = """
+import sys, time
+from ets.cli import main
+from ets.evaluation.journal import Journal
+
+append = Journal.append
+Journal.append = lambda *record: (append(*record), time.sleep(600))
+main(sys.argv[1:])
+"""
+
+
 def test_one_process_goes_on_where_two_were_killed(alone: Path, tmp_path: Path) -> None:
-    journal, part = tmp_path / "journal.jsonl", tmp_path / "journal-1.jsonl"
-    words, quiet = [*TWO, "-m", "ets", *command(AUTOREGRESSIVE, tmp_path, width=1)], subprocess.DEVNULL
+    """Each of the two has written a line, and writes no other."""
+    folder, script, quiet = tmp_path / "run", tmp_path / "halting.py", subprocess.DEVNULL
+    journal, part = folder / "journal.jsonl", folder / "journal-1.jsonl"
+    script.write_text(HALTING)
+    words = [*TWO, str(script), *command(AUTOREGRESSIVE, folder, width=1)]
     with subprocess.Popen(words, env=ENVIRONMENT, stdout=quiet, stderr=quiet) as launcher:
         while launcher.poll() is None and not (problems(journal) and problems(part)):
-            time.sleep(0.001)
+            time.sleep(0.01)
         processes = [psutil.Process(launcher.pid), *psutil.Process(launcher.pid).children(recursive=True)]
         for process in processes:
-            process.kill()
-        psutil.wait_procs(processes[1:], timeout=20)
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+    for path in (journal, part):
+        with path.open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # until the process that wrote it is gone
     assert len(processes) >= 3 and problems(part) and not problems(journal) & problems(part)
-    assert main(command(AUTOREGRESSIVE, tmp_path)) == 0
-    assert journal_of(tmp_path) == journal_of(alone)
-    assert names(tmp_path) == names(alone)
+    assert main(command(AUTOREGRESSIVE, folder)) == 0
+    assert journal_of(folder) == journal_of(alone)
+    assert names(folder) == names(alone)
 
 
 def require_one_line(done: subprocess.CompletedProcess[str], message: str) -> None:
@@ -160,13 +180,12 @@ def test_one_that_fails_alone_is_told_once_and_the_others_do_not_wait_for_it(tmp
 def test_without_a_launcher_a_process_notices_that_another_has_died(tmp_path: Path) -> None:
     dying = SCRIPT.replace('raise InputError("the second process alone fails")', "os._exit(3)")
     (tmp_path / "script.py").write_text(dying)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     words, pipe = [sys.executable, str(tmp_path / "script.py")], subprocess.PIPE
-    environments = [{**ENVIRONMENT, **place, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
-    both = [subprocess.Popen(words, env=each, stdout=pipe, stderr=pipe, text=True) for each in environments]
-    errors = [process.communicate(timeout=240)[1] for process in both]
+    with kept_port() as kept:
+        place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(kept.getsockname()[1])}
+        environments = [{**ENVIRONMENT, **place, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
+        both = [subprocess.Popen(words, env=each, stdout=pipe, stderr=pipe, text=True) for each in environments]
+        errors = [process.communicate(timeout=SECONDS)[1] for process in both]
     assert [process.returncode for process in both] == [2, 3]
     assert [line for line in errors[0].splitlines() if not line.startswith("[")] == [
         "error: another process of this command has ended; start it again, it goes on where it was interrupted"

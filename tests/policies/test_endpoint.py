@@ -290,7 +290,7 @@ def test_a_draw_can_be_ended_by_another_thread(server: TinyServer) -> None:
     beside.engine = policy.engine
     for end in (lambda thread: policy.interrupt(thread), lambda thread: policy.close()):
         with ThreadPoolExecutor(1) as pool:
-            server.faults = [FOREVER] * 20
+            server.faults = [120.0] * 20
             waiting = pool.submit(texts, policy)
             while server.faults:
                 time.sleep(0.01)

@@ -98,7 +98,7 @@ def test_a_call_out_of_time_is_abandoned_and_the_next_one_does_not_wait() -> Non
         threads.append(threading.current_thread())
         if text == "slow":
             begun.set()
-            release.wait(600)
+            release.wait(120)
         return 1.0
 
     reward = guarded(scoring, seconds=0.2, on_error=-1.0)
@@ -108,7 +108,7 @@ def test_a_call_out_of_time_is_abandoned_and_the_next_one_does_not_wait() -> Non
     assert values(guarded(scoring, seconds=60), "quick") == [1.0]
     assert threads[1] is not threads[0] and reward.failures == 1
     with pytest.raises(TimeoutError):
-        values(guarded(lambda prompt, text: release.wait(600) or 1.0, seconds=0.05), "a")
+        values(guarded(lambda prompt, text: release.wait(120) or 1.0, seconds=0.05), "a")
     release.set()
     threads[0].join(60)
 
