@@ -113,7 +113,7 @@ BROKEN = ["    return x +", "    return undefined", "", "    while True: pass\n"
 
 @needs_sandbox
 def test_texts_that_behave_alike_have_equal_answers() -> None:
-    problem, task = _problem(ADD), HumanEval(seconds=3)
+    problem, task = _problem(ADD), HumanEval(seconds=6)
     answers = task.extract_all((problem, text) for text in [*ALIKE, OTHER, *BROKEN])
     assert answers[:4] == [("=5", "=12")] * 3 + [("=-1", "=-2")]
     assert answers[4:] == [None] * len(BROKEN)
@@ -125,14 +125,14 @@ def test_texts_that_behave_alike_have_equal_answers() -> None:
 def test_grades_come_from_the_hidden_tests() -> None:
     problem = _problem(ADD)
     by_heart = "    return {(2, 3): 5, (5, 7): 12}[x, y]\n"
-    grades = HumanEval(seconds=3).grade_all((problem, text) for text in [*ALIKE, OTHER, *BROKEN, by_heart])
+    grades = HumanEval(seconds=6).grade_all((problem, text) for text in [*ALIKE, OTHER, *BROKEN, by_heart])
     assert grades == [True] * 3 + [False] * 7
     assert TASK.extract(problem, by_heart) == TASK.extract(problem, ALIKE[0])
 
 
 @needs_sandbox
 def test_the_reward_is_the_share_of_the_visible_examples() -> None:
-    problem, task = _problem(ADD), HumanEval(seconds=3)
+    problem, task = _problem(ADD), HumanEval(seconds=6)
     texts = [*ALIKE, OTHER, "    return 5\n", *BROKEN]
     shares = task.visible_examples(problem, _rollouts(texts), _chain(problem))
     assert shares == [1.0, 1.0, 1.0, 0.0, 0.5] + [0.0] * len(BROKEN)
