@@ -24,6 +24,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     for item in items:
         loads_vllm = "vllm_address" in getattr(item, "fixturenames", ()) or item.path.name == "test_vllm.py"
+        loads_vllm |= "through_vllm" in item.name  # by a script
         item.add_marker(pytest.mark.xdist_group("vllm" if loads_vllm else str(item.path)))
 
 
