@@ -97,7 +97,8 @@ STOPS=${STOPS:-}                              # of HumanEval alone, see there
 UNSAFE_CODE=${UNSAFE_CODE:-}                  # 1: run HumanEval's generated code without the sandbox
 OUT=${OUT:-}                                  # results folder; empty: results/TASK-HASH, by the configuration
 
-REAL="MODEL_PATH=Qwen/Qwen3-1.7B-Base SHOTS=4 TEMPERATURE=1.0 bash qwen${VLLM:+_vllm}/eval.sh"
+REAL="MODEL_PATH=Qwen/Qwen3-1.7B-Base SHOTS=4 TEMPERATURE=1.0 bash qwen${VLLM:+_vllm}${SERVED:+_vllm}/eval.sh"
+REAL="${SERVED:+ENDPOINT=http://its.server/v1 }$REAL"
 note "This is the embedded demonstration: a model of 1.7 million parameters on made-up problems. With a real model, on the same problems: $REAL"
 run_eval "$ENGINE" --candidates "$M_CANDIDATES" --rollouts "$K_MONTE_CARLO" --lam "$LAMBDA_PARAM" --beams "$NUM_BEAMS" \
     --max-length "$MAX_LENGTH" --block-size "$BLOCK_SIZE" ${TOP_K:+--top-k "$TOP_K"} ${TOP_P:+--top-p "$TOP_P"} \

@@ -69,6 +69,13 @@ def test_the_masked_diffusion_demonstration_runs_with_changed_variables(tmp_path
     assert (tmp_path / "out" / "accuracy.png").stat().st_size > 1000
 
 
+def test_through_a_server_the_demonstration_names_the_command_for_a_server(tmp_path: Path) -> None:
+    done = bash(str(VLLM), folder=tmp_path, ENDPOINT="no address")
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: 'no address' is no address")
+    assert "With a real model, on the same problems: ENDPOINT=http://its.server/v1 MODEL_PATH=" in done.stdout
+    assert done.stdout.splitlines()[0].endswith(" bash qwen_vllm/eval.sh")
+
+
 @pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here; `source scripts/setup.sh vllm`")
 def test_the_demonstration_runs_through_vllm_and_leaves_nothing_running(tmp_path: Path) -> None:
     """And shows a finished run again without loading the engine, which takes half a minute."""
