@@ -2,6 +2,9 @@
 
 Rows are aligned on the right: a row with n tokens fills the n columns before the common end, and whatever
 stands left of them is masked. So rows of different lengths advance in one batch, and write in one column.
+
+What several rows begin with need not stand in each of them: a `Prefix` names the rows of another cache that they go on
+from, which `ets.policies.attention` reads once for all of them.
 """
 
 from __future__ import annotations
@@ -10,10 +13,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
+
+SHORTEST = 128
+"""Columns in common from which reading them once pays; below, one fused attention over copies is faster."""
 
 
 class _RowLayer(CacheLayerMixin):
@@ -53,23 +59,35 @@ class _RowLayer(CacheLayerMixin):
 
 
 class RowCache(Cache):
-    """The cache of a batch of rows; `lengths[r]` tokens of row r are in it."""
+    """The cache of a batch of rows; row r has read `lengths[r]` tokens, those of its prefix among them.
 
-    def __init__(self, layers: int, capacity: int, lengths: Sequence[int]) -> None:
+    `attended` counts the layers whose attention was given this cache, and so can read a prefix.
+    """
+
+    def __init__(self, layers: int, capacity: int, lengths: Sequence[int], prefix: Prefix | None = None) -> None:
         super().__init__(layers=[_RowLayer(capacity) for _ in range(layers)])
-        self.lengths = list(lengths)
+        self.lengths, self.prefix, self.attended = list(lengths), prefix, 0
 
     @property
     def length(self) -> int:
         """Columns in use."""
         return int(self.layers[0].get_seq_length())
 
+    @property
+    def own_lengths(self) -> list[int]:
+        """Tokens of each row that stand in these columns, not in the prefix."""
+        if self.prefix is None:
+            return self.lengths
+        return [n - begun for n, begun in zip(self.lengths, self.prefix.lengths, strict=True)]
+
+    def segments(self, row: int) -> list[Segment]:
+        """Where the tokens of a row stand: in its prefix, if it has one, then in its own columns."""
+        own = Segment(self, row, self.length - self.own_lengths[row], self.length)
+        return [own] if self.prefix is None else [*self.prefix.cache.segments(self.prefix.rows[row]), own]
+
     def mask(self, queries: int, device: torch.device) -> torch.Tensor | None:
         """`[rows, length + queries]`, 1 where a row may look; None where no row has padding."""
-        if min(self.lengths) == self.length:
-            return None
-        padding = torch.tensor([self.length - n for n in self.lengths], device=device)
-        return (torch.arange(self.length + queries, device=device) >= padding[:, None]).long()
+        return _mask(self.own_lengths, self.length, queries, device)
 
     def advance(self, columns: int) -> None:
         """Note that every row has read `columns` more tokens."""
@@ -93,12 +111,79 @@ class RowCache(Cache):
         for gap, mover in zip(gaps, movers, strict=True):
             order[gap] = mover
         self.lengths = [self.lengths[row] for row in order]
+        if self.prefix is not None:
+            begun = [self.prefix.rows[row] for row in order]
+            self.prefix = Prefix.of(self.prefix.cache, begun) if begun else None
         if gaps:
             for layer in self.layers:
                 assert layer.keys is not None and layer.values is not None
                 layer.keys[gaps] = layer.keys[movers]
                 layer.values[gaps] = layer.values[movers]
         return order
+
+
+class Segment(NamedTuple):
+    """Columns `begin` to `end` of a row."""
+
+    cache: RowCache
+    row: int
+    begin: int
+    end: int
+
+    @property
+    def columns(self) -> int:
+        return self.end - self.begin
+
+
+class Prefix:
+    """What groups of rows go on from: rows of another cache, each stored and read once for its group.
+
+    Parameters
+    ----------
+    cache : RowCache
+        Without a prefix of its own.
+    rows : sequence of int
+        For each of R rows the one of `cache` that it goes on from.
+
+    Attributes
+    ----------
+    groups, places : Tensor
+        `[R]`: which group a row belongs to, and which of its rows it is.
+    most : int
+        Rows of the largest group.
+    mask : Tensor or None
+        `[groups, 1, 1, columns]`, true where a group may look; None where it may look everywhere.
+    """
+
+    def __init__(self, cache: RowCache, rows: Sequence[int]) -> None:
+        keys = cache.layers[0].keys
+        assert keys is not None
+        self.cache, self.rows, self.lengths = cache, list(rows), [cache.lengths[row] for row in rows]
+        self._span = slice(min(rows), max(rows) + 1)
+        seen: dict[int, int] = defaultdict(int)
+        places = []
+        for row in rows:
+            places.append(seen[row])
+            seen[row] += 1
+        self.most = max(seen.values())
+        self.groups = torch.tensor(rows, device=keys.device) - min(rows)
+        self.places = torch.tensor(places, device=keys.device)
+        mask = _mask(cache.lengths[self._span], cache.length, 0, keys.device)
+        self.mask = None if mask is None else mask.bool()[:, None, None]
+
+    @classmethod
+    def of(cls, cache: RowCache, rows: Sequence[int]) -> Prefix:
+        """As the constructor, of a smaller copy where half of the cache's rows or more would be read for nobody."""
+        live = sorted(set(rows))
+        if 2 * len(live) > live[-1] + 1 - live[0]:
+            return cls(cache, rows)
+        return cls(_gather([cache.segments(row) for row in live], room=0), [live.index(row) for row in rows])
+
+    def keys_and_values(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[groups, heads, columns, width]`, each."""
+        kept = self.cache.layers[layer]
+        assert kept.keys is not None and kept.values is not None
+        return kept.keys[self._span, :, : self.cache.length], kept.values[self._span, :, : self.cache.length]
 
 
 @dataclass(eq=False)
@@ -116,6 +201,11 @@ class Memory:
     def length(self) -> int:
         """Tokens in the cache."""
         return 0 if self.cache is None else self.cache.lengths[self.row]
+
+    def segments(self) -> list[Segment]:
+        """Where its tokens stand."""
+        assert self.cache is not None
+        return self.cache.segments(self.row)
 
 
 def compact(memories: Sequence[Memory]) -> None:
@@ -137,41 +227,85 @@ def compact(memories: Sequence[Memory]) -> None:
 
 def fork(memories: Sequence[Memory], room: int) -> RowCache:
     """A cache with one row per memory, with room for more columns; the memories stay as they are."""
-    lengths = [memory.length for memory in memories]
-    longest = max(lengths)
-    sources: dict[RowCache, list[tuple[int, int]]] = defaultdict(list)
-    for row, memory in enumerate(memories):
-        assert memory.cache is not None
-        sources[memory.cache].append((row, memory.row))
-    forked = RowCache(len(next(iter(sources)).layers), longest + room, lengths)
-    for number, layer in enumerate(forked.layers):
+    return _gather([memory.segments() for memory in memories], room)
+
+
+def share(memories: Sequence[Memory], room: int) -> RowCache:
+    """As `fork`, but what rows have in common at their beginning, if `in_common` finds it, is not copied for each.
+
+    Where they begin in several caches, one copy of each beginning is made, so that all stand in one.
+    """
+    segments, common = [memory.segments() for memory in memories], in_common(memories)
+    if not common:
+        return _gather(segments, room)
+    rests = [own[len(begin) :] for own, begin in zip(segments, common, strict=True)]
+    cache, rows = common[0][0].cache, [begin[0].row for begin in common]
+    if len({begin[0].cache for begin in common}) > 1:
+        distinct = list(dict.fromkeys(common))
+        cache, rows = _gather(distinct, room=0), [distinct.index(begin) for begin in common]
+    return _gather(rests, room, Prefix.of(cache, rows))
+
+
+def in_common(memories: Sequence[Memory]) -> list[tuple[Segment, ...]]:
+    """What each of these rows begins with, where at least two, on average, begin alike with `SHORTEST` columns or more.
+
+    Where all begin in one cache, that is a row of it; where not, all that a memory holds. Empty where sharing that
+    would not pay.
+    """
+    segments = [tuple(memory.segments()) for memory in memories]
+    if len({begin.cache for begin, *_ in segments}) == 1:
+        segments = [own[:1] for own in segments]
+    columns = sum(part.columns for own in segments for part in own) / len(segments)
+    pays = columns >= SHORTEST and 2 * len(set(segments)) <= len(segments)
+    return segments if pays else []
+
+
+def columns_each(memories: Sequence[Memory], room: int) -> float:
+    """Columns that a row takes when these are shared with so much room, its part of what is in common included."""
+    common, longest = in_common(memories), max(memory.length for memory in memories)
+    if not common:
+        return longest + room
+    once = sum(part.columns for begin in set(common) for part in begin) / len(memories)
+    return once + longest - min(sum(part.columns for part in begin) for begin in common) + room
+
+
+def _gather(rows: Sequence[Sequence[Segment]], room: int, prefix: Prefix | None = None) -> RowCache:
+    """A cache whose rows are copied together from segments, aligned on the right, with room for more columns."""
+    lengths = [sum(part.columns for part in row) for row in rows]
+    longest, copies = max(lengths), list(_copies(rows, max(lengths)))
+    source = rows[0][0].cache if prefix is None else prefix.cache
+    total = lengths if prefix is None else [n + begun for n, begun in zip(lengths, prefix.lengths, strict=True)]
+    gathered = RowCache(len(source), longest + room, total, prefix)
+    for number, layer in enumerate(gathered.layers):
         for name in ("keys", "values"):
-            parts = [(getattr(cache.layers[number], name), cache.length, pairs) for cache, pairs in sources.items()]
-            setattr(layer, name, _gather(parts, lengths, longest, room))
+            sample = getattr(source.layers[number], name)
+            tensor = sample.new_empty(len(rows), sample.shape[1], longest + room, sample.shape[3])
+            if min(lengths) < longest:
+                tensor[:, :, :longest] = 0  # what is masked must still be finite
+            for first, count, end, part in copies:
+                copied = getattr(part.cache.layers[number], name)[part.row, :, part.begin : part.end]
+                tensor[first : first + count, :, end - part.columns : end] = copied
+            setattr(layer, name, tensor)
         layer.is_initialized, layer.length = True, longest
-    return forked
-
-
-def _gather(
-    parts: Sequence[tuple[torch.Tensor, int, Sequence[tuple[int, int]]]],
-    lengths: Sequence[int],
-    longest: int,
-    room: int,
-) -> torch.Tensor:
-    """Copy rows from several tensors `[rows, heads, capacity, width]` into one, aligned on the right."""
-    sample = parts[0][0]
-    gathered = sample.new_empty(len(lengths), sample.shape[1], longest + room, sample.shape[3])
-    if min(lengths) < longest:
-        gathered[:, :, :longest] = 0  # what is masked must still be finite
-    for tensor, end, pairs in parts:
-        width = max(lengths[to] for to, _ in pairs)
-        for to, of, count in _runs(pairs):
-            gathered[to : to + count, :, longest - width : longest] = tensor[of, :, end - width : end]
     return gathered
 
 
-def _runs(pairs: Sequence[tuple[int, int]]) -> Iterator[tuple[int, int, int]]:
-    """Where neighbouring rows have one source: the first of them, the source, and how many they are."""
-    for (of, _), run in groupby(enumerate(pairs), key=lambda item: (item[1][1], item[1][0] - item[0])):
-        first, *others = [to for _, (to, _) in run]
-        yield first, of, 1 + len(others)
+def _copies(rows: Sequence[Sequence[Segment]], longest: int) -> Iterator[tuple[int, int, int, Segment]]:
+    """What goes where: first row, rows, end column, segment. Neighbours that begin alike take one copy."""
+    placed: dict[tuple[int, Segment], list[int]] = defaultdict(list)
+    for number, row in enumerate(rows):
+        end = longest
+        for part in reversed(row):
+            placed[end, part].append(number)
+            end -= part.columns
+    for (end, part), own in placed.items():
+        for _, run in groupby(enumerate(own), key=lambda item: item[1] - item[0]):
+            first, *others = [number for _, number in run]
+            yield first, 1 + len(others), end, part
+
+
+def _mask(lengths: Sequence[int], length: int, queries: int, device: torch.device) -> torch.Tensor | None:
+    if min(lengths) == length:
+        return None
+    padding = torch.tensor([length - n for n in lengths], device=device)
+    return (torch.arange(length + queries, device=device) >= padding[:, None]).long()

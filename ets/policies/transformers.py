@@ -6,6 +6,7 @@ next guide step continues the chosen one's. Rows that have ended leave the batch
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
@@ -30,7 +31,7 @@ from ets.policies.autoregressive import (
 from ets.policies.beam_search import Ended, beam_search
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.drawing import certainty_of, in_slices, pick_tokens, require_finite
-from ets.policies.kv_cache import Memory, RowCache, compact, fork
+from ets.policies.kv_cache import Memory, RowCache, columns_each, compact, fork, share
 from ets.policies.memory import MemoryLimit, cache_bytes
 from ets.policies.prompts import encode_prompt
 from ets.policies.reading import Path, PathKey, Score, of_equal_length, paths_between, read_on, require_known, score
@@ -103,6 +104,7 @@ class TransformersPolicy:
         require_counts(look_every=1 if look_every is None else look_every)
         self._look_every = look_every
         self._memory = MemoryLimit(memory_gib, lambda: checkpoint.model.device)
+        self._shares = False  # known when a prompt has been read
 
     @property
     def deterministic(self) -> bool:
@@ -231,9 +233,10 @@ class TransformersPolicy:
         own = as_token_states(states)
         compact([state.memory for state in own])
         prompts, rows = self._read_prompts(own), list(zip(own, keys, strict=True))
-        bytes_each = self._bytes_per_row(own)
+        memories, room = [state.memory for state in own], self._room(own, block)
+        columns = columns_each(memories, room) if self._shares else max(memory.length for memory in memories) + room
         chunks = self._memory.in_chunks(
-            rows, bytes_each, lambda chunk: self._advance(chunk, block, kind, pick, prompts)
+            rows, columns * self._bytes_per_column, lambda chunk: self._advance(chunk, block, kind, pick, prompts)
         )
         draws = [draw for chunk in chunks for draw in chunk]
         self.ledger += Cost.total(draw.cost for draw in draws)
@@ -258,6 +261,7 @@ class TransformersPolicy:
     def _read(self, states: Sequence[TokenState]) -> None:
         cache = RowCache(self._config.num_hidden_layers, len(states[0].prompt), [0] * len(states))
         logits = self._forward(cache, [state.prompt for state in states])[:, -1]
+        self._shares = cache.attended == self._config.num_hidden_layers
         for row, state in enumerate(states):
             state.memory.cache, state.memory.row, state.memory.logits = cache, row, logits[row]
 
@@ -273,11 +277,12 @@ class TransformersPolicy:
         states, keys = [state for state, _ in batch], np.array([key for _, key in batch], np.uint64)
         memories, drawn = [state.memory for state in states], _Tally(states)
         logits = torch.stack([memory.logits for memory in memories])
-        room = min(block, self.horizon.max_length - min(map(len, drawn.tokens)))
+        room = self._room(states, block)
         positions = np.array([len(tokens) for tokens in drawn.tokens])[:, None] + np.arange(room)
         uniforms = torch.from_numpy(uniform(keys[:, None], positions)).to(logits.device)
         look_every = self._look_every or (1 if logits.device.type == "cpu" else LOOK_EVERY)
-        cache, rows, column = fork(memories, room), list(range(len(states))), 0
+        begin = share if self._shares else fork
+        cache, rows, column = begin(memories, room), list(range(len(states))), 0
         while rows and column < room:
             left = min(self.horizon.max_length - len(drawn.tokens[n]) for n in rows)
             columns = [self._column(logits, uniforms[rows, column], pick, drawn)]
@@ -340,14 +345,25 @@ class TransformersPolicy:
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=last,
+            **({"row_cache": cache} if self._takes_more else {}),
         ).logits
         cache.advance(ids.shape[1])
         self.ledger += Cost(forwards=1)
         return logits
 
+    def _room(self, states: Sequence[TokenState], block: int) -> int:
+        """Tokens that the shortest of these states can go on for."""
+        return min(block, self.horizon.max_length - min(len(state.tokens) for state in states))
+
     def _bytes_per_row(self, states: Sequence[TokenState]) -> int:
         """Bytes that one of these rows takes in the cache, at most."""
         return (max(len(state.prompt) for state in states) + self.horizon.max_length) * self._bytes_per_column
+
+    @cached_property
+    def _takes_more(self) -> bool:
+        """Whether the model hands arguments that it does not know on to its attention."""
+        parameters = inspect.signature(self.checkpoint.model.forward).parameters.values()
+        return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
 
     @cached_property
     def _bytes_per_column(self) -> int:

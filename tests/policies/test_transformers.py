@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +12,12 @@ import pytest
 import torch
 
 from ets.kernel import energy_guided
+from ets.policies import kv_cache
 from ets.policies import transformers as transformers_policy
 from ets.policies.autoregressive import Horizon, Sampling
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.drawing import pick_tokens
-from ets.policies.kv_cache import RowCache
+from ets.policies.kv_cache import Prefix, RowCache
 from ets.policies.transformers import TransformersPolicy
 from ets.rewards import per_text
 from ets.runner import run
@@ -30,6 +32,12 @@ LEVEL = 1e-4
 
 def counts_of_b(text: str) -> float:
     return 0.5 * text.count("b") - 0.25 * len(text)
+
+
+@pytest.fixture
+def _sharing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefixes are shared, however short they are."""
+    monkeypatch.setattr(kv_cache, "SHORTEST", 1)
 
 
 def test_laws_hold_on_a_tiny_network(make_tiny: Any) -> None:
@@ -47,6 +55,31 @@ def test_a_wrong_temperature_turns_the_laws_red(make_tiny: Any) -> None:
     policy = make_tiny(Sampling(temperature=0.85))
     with pytest.raises(AssertionError, match="exact law"):
         check_policy(policy, causal_oracle(policy, 0.8), PROBLEMS, draws=DRAWS, level=LEVEL)
+
+
+@pytest.mark.usefixtures("_sharing")
+def test_laws_hold_where_prefixes_are_shared(make_tiny: Any) -> None:
+    policy = make_tiny(Sampling(temperature=0.8))
+    check_policy(policy, causal_oracle(policy, 0.8), PROBLEMS, draws=DRAWS, level=LEVEL)
+
+
+@pytest.mark.usefixtures("_sharing")
+@pytest.mark.parametrize("fault", ["mask", "groups"])
+def test_a_prefix_read_wrongly_turns_the_laws_red(make_tiny: Any, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    """Its padding unmasked, or one row's taken for another's."""
+
+    class Faulty(Prefix):
+        def __init__(self, cache: RowCache, rows: Sequence[int]) -> None:
+            super().__init__(cache, rows)
+            if fault == "mask":
+                self.mask = None
+            else:
+                self.groups = self.groups.flip(0)
+
+    monkeypatch.setattr(kv_cache, "Prefix", Faulty)
+    policy = make_tiny()
+    with pytest.raises(AssertionError):
+        check_policy(policy, causal_oracle(policy), PROBLEMS, draws=2_000, level=LEVEL)
 
 
 def test_unmasked_padding_turns_the_laws_red(make_tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
