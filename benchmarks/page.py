@@ -63,7 +63,8 @@ class Outcome:
 
     @property
     def command(self) -> str:
-        return f"python benchmarks/run.py --suite {self.suite}{' --dry-run' if self.dry else ''}"
+        dryness = " --dry-run" if self.dry else ""
+        return f"python benchmarks/run.py --suite {self.suite}{dryness} --repeats {self.conditions.repeats}"
 
     def markdown(self) -> str:
         """The page."""

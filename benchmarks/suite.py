@@ -133,7 +133,7 @@ CPU = Sizes(
     autoregressive.Setting(_QWEN3_54M, _QUARTER, (200, 1000), 1, 8, 3, 32, 128),
     autoregressive.Setting(_QWEN3_54M, _QUARTER, (200,), 1, 8, 3, 32, 128),
     masked_diffusion.Setting(llada(4, 256, 4, 768, 32_768), 16, 15, 3, Schedule(16, 16, 8, 4)),
-    masked_diffusion.Setting(llada(4, 384, 6, 1152, 126_464), 700, 2, 1, Schedule(128, 32, 32, 2)),
+    masked_diffusion.Setting(llada(6, 512, 8, 1536, 126_464), 700, 2, 1, Schedule(256, 64, 32, 2)),
     engines.Setting(qwen3(16, 512, 8, 4, 64, 1536, 8_000, tied=True), 100, 200, 16, 8, 4, 2, 32, 96),
 )
 

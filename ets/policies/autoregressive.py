@@ -76,10 +76,10 @@ class Sampling:
 def _nucleus(probabilities: torch.Tensor, mass: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The smallest sets of most probable tokens whose mass reaches `mass`: `[..., n]` tokens, and probabilities.
 
-    Those beyond a set are given probability 0. Equal tokens come in the vocabulary's order. The whole vocabulary is
-    sorted only where the first few tokens do not settle it.
+    Those beyond a set are given probability 0. Equal tokens come in the vocabulary's order. On a CPU the whole
+    vocabulary is sorted only where the first few tokens do not settle it; elsewhere that question waits for the device.
     """
-    if probabilities.shape[-1] > FEW:
+    if probabilities.device.type == "cpu" and probabilities.shape[-1] > FEW:
         tokens = probabilities.topk(FEW, dim=-1).indices.sort(dim=-1).values
         ordered, order = probabilities.gather(-1, tokens).sort(dim=-1, descending=True, stable=True)
         kept = _until(ordered, mass)
