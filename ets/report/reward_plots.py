@@ -55,5 +55,5 @@ def _panel(axes: Any, separation: Separation) -> None:
     axes.set_title(f"{separation.reward}: AUC {pooled.auc:.3f}, within a problem {within.auc:.3f}", fontsize=11)
     axes.set_xlabel(LABELS[separation.reward])
     axes.set_ylabel("density")
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper left")
     axes.spines[["top", "right"]].set_visible(False)
