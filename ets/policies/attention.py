@@ -3,7 +3,7 @@
 transformers' own SDPA path repeats the keys and values of the whole cache for every query head as soon as there is a
 mask, in each layer and for each token. With one query per row, the heads of a group can stand in the place of queries
 instead: the same sums, and the cache is read where it is. The rows of one prompt can stand there too: their queries
-meet its keys and values in one product, and what they find is added to what they find in their own columns.
+meet its keys and values in one product, and what they find is averaged with what they find in their own columns.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def grouped_sdpa(
     rows, heads, queries, width = query.shape
     groups = key.shape[1]
     if row_cache is not None:
-        row_cache.attended += _can_share(attention_mask, **kwargs)
+        row_cache.attended += _can_share(row_cache, module, key, attention_mask, **kwargs)
     if row_cache is not None and row_cache.prefix is not None:
         folded = query.reshape(rows, groups, heads // groups, width)
         out = attend_shared(folded, key, value, attention_mask, row_cache.prefix, module.layer_idx, scaling)
@@ -49,9 +49,19 @@ def grouped_sdpa(
     return out.reshape(rows, 1, heads, -1), None
 
 
-def _can_share(mask: torch.Tensor | None, sliding_window: int | None = None, **kwargs: Any) -> bool:
-    """Whether this layer looks at all that came before, with no weight but what queries and keys say."""
-    return sliding_window is None and (mask is None or mask.dtype == torch.bool)
+def _can_share(
+    cache: RowCache,
+    module: Any,
+    key: torch.Tensor,
+    mask: torch.Tensor | None,
+    sliding_window: int | None = None,
+    position_bias: torch.Tensor | None = None,
+    **_: Any,
+) -> bool:
+    """Whether this layer looks at all that came before, as it stands in the cache, with no weight but what keys say."""
+    plain = sliding_window is None and position_bias is None and (mask is None or mask.dtype == torch.bool)
+    number = getattr(module, "layer_idx", None)
+    return plain and number is not None and cache.layers[number].keys.data_ptr() == key.data_ptr()
 
 
 def attend_shared(
@@ -65,42 +75,51 @@ def attend_shared(
 ) -> torch.Tensor:
     """Attention `[rows, groups, heads, width]` of such queries over a prefix and `[rows, groups, columns, width]`.
 
-    Each part gives sums weighted by exp(score - its largest score), and the sum of the weights; the two add up when
-    both are brought to the same largest score.
+    Each part gives an average of values and the logarithm of its weights' sum: as much as it counts for.
     """
-    query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-    keys, values = prefix.keys_and_values(layer)
-    own = _partial(query, key, value, mask)
-    shared = [part[prefix.groups, prefix.places] for part in _partial_of_groups(query, keys, values, prefix)]
-    largest = torch.maximum(own[2], shared[2])
-    scales = [(part[2] - largest).exp() for part in (own, shared)]
-    sums, weights = (own[i] * scales[0] + shared[i] * scales[1] for i in (0, 1))
-    return (sums / weights).to(query.dtype)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    own, own_log = _part(query, key, value, mask, scaling)
+    common, common_log = _part_of_groups(query, *prefix.keys_and_values(layer), prefix, scaling)
+    share = (own_log - common_log).sigmoid()
+    return (own * share + common * (1 - share)).to(query.dtype)
 
 
-def _partial_of_groups(
-    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, prefix: Prefix
+def _part_of_groups(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, prefix: Prefix, scaling: float
 ) -> list[torch.Tensor]:
-    """What `_partial` finds for the rows of each prefix together, `[prefixes, rows of one, groups, heads, ...]`."""
+    """What `_part` finds in a prefix, the rows of each group together: `[rows, groups, heads, ...]`."""
     _, groups, heads, width = query.shape
+    where = tuple(number.to(query.device) for number in (prefix.groups, prefix.places))  # a layer may be elsewhere
     stacked = query.new_zeros(len(keys), prefix.most, groups, heads, width)
-    stacked[prefix.groups, prefix.places] = query
+    stacked[where] = query
     folded = stacked.transpose(1, 2).reshape(len(keys), groups, -1, width)
-    parts = _partial(folded, keys, values, prefix.mask)
-    return [part.view(len(keys), groups, prefix.most, heads, -1).transpose(1, 2) for part in parts]
+    mask = None if prefix.mask is None else prefix.mask.to(query.device)
+    parts = _part(folded, keys, values, mask, scaling)
+    return [part.view(len(keys), groups, prefix.most, heads, -1).transpose(1, 2)[where] for part in parts]
 
 
-def _partial(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Sums of values weighted by exp(score - largest), the weights' sums, the largest scores; at least in float32."""
-    scores = query @ key.transpose(-1, -2)
-    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+def _part(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Averages of values, and the logarithms of the sums of exp(score), at least in float32.
+
+    Weights are normalised before they meet the values: a sum over thousands of columns may be beyond float16.
+    """
+    scores = _scores(query, key).mul_(scaling)
     if mask is not None:
         scores.masked_fill_(~mask, -torch.inf)
     largest = scores.amax(-1, keepdim=True)
     weights = scores.sub_(largest).exp_()
-    return (weights.to(value.dtype) @ value).to(weights.dtype), weights.sum(-1, keepdim=True), largest
+    total = weights.sum(-1, keepdim=True)
+    return weights.div_(total).to(value.dtype) @ value, largest + total.log()
+
+
+def _scores(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Products of queries and keys, at least in float32: bfloat16 has no number between 128 and 129."""
+    key, precise = key.transpose(-1, -2), torch.promote_types(query.dtype, torch.float32)
+    if query.is_cuda and query.dtype != precise:  # without a copy of the keys
+        return torch.bmm(query.flatten(0, 1), key.flatten(0, 1), precise).unflatten(0, query.shape[:2])
+    return query.to(precise) @ key.to(precise)
 
 
 AttentionInterface.register(NAME, grouped_sdpa)

@@ -211,7 +211,7 @@ class Memory:
 def compact(memories: Sequence[Memory]) -> None:
     """Move these memories out of caches of which they use but a few rows, so that the rest can be freed.
 
-    After a guide step, one candidate's memory is all that is needed of a cache of M.
+    After a guide step, one candidate's memory is all that is needed of a cache of M. Where more go on, they share on.
     """
     by_cache: dict[RowCache, list[Memory]] = defaultdict(list)
     for memory in set(memories):
@@ -219,7 +219,7 @@ def compact(memories: Sequence[Memory]) -> None:
             by_cache[memory.cache].append(memory)
     for cache, own in by_cache.items():
         if len(own) < len(cache.lengths):
-            smaller = fork(own, room=0)
+            smaller = share(own, room=0)
             for row, memory in enumerate(own):
                 assert memory.logits is not None
                 memory.cache, memory.row, memory.logits = smaller, row, memory.logits.clone()
@@ -262,11 +262,10 @@ def in_common(memories: Sequence[Memory]) -> list[tuple[Segment, ...]]:
 
 def columns_each(memories: Sequence[Memory], room: int) -> float:
     """Columns that a row takes when these are shared with so much room, its part of what is in common included."""
-    common, longest = in_common(memories), max(memory.length for memory in memories)
-    if not common:
-        return longest + room
-    once = sum(part.columns for begin in set(common) for part in begin) / len(memories)
-    return once + longest - min(sum(part.columns for part in begin) for begin in common) + room
+    common = in_common(memories) or [()] * len(memories)
+    begun = [sum(part.columns for part in begin) for begin in common]
+    own = max(memory.length - columns for memory, columns in zip(memories, begun, strict=True))
+    return max(begun) * len(set(common)) / len(memories) + own + room
 
 
 def _gather(rows: Sequence[Sequence[Segment]], room: int, prefix: Prefix | None = None) -> RowCache:

@@ -345,7 +345,7 @@ class TransformersPolicy:
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=last,
-            **({"row_cache": cache} if self._takes_more else {}),
+            **({"row_cache": cache} if self._may_share else {}),
         ).logits
         cache.advance(ids.shape[1])
         self.ledger += Cost(forwards=1)
@@ -360,10 +360,14 @@ class TransformersPolicy:
         return (max(len(state.prompt) for state in states) + self.horizon.max_length) * self._bytes_per_column
 
     @cached_property
-    def _takes_more(self) -> bool:
-        """Whether the model hands arguments that it does not know on to its attention."""
-        parameters = inspect.signature(self.checkpoint.model.forward).parameters.values()
-        return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+    def _may_share(self) -> bool:
+        """Whether the model looks at all that came before, takes positions as they are given, and hands arguments on.
+
+        Where it counts positions by the columns of a cache, or has a window in its mask alone, attention cannot tell.
+        """
+        parameters = inspect.signature(self.checkpoint.model.forward).parameters
+        hands_on = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+        return hands_on and "position_ids" in parameters and not getattr(self._config, "sliding_window", None)
 
     @cached_property
     def _bytes_per_column(self) -> int:
