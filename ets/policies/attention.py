@@ -42,7 +42,7 @@ def grouped_sdpa(
         folded = query.reshape(rows, groups, heads // groups, width)
         out = attend_shared(folded, key, value, attention_mask, row_cache.prefix, module.layer_idx, scaling)
         return out.reshape(rows, 1, heads, -1), None
-    if queries > 1 or groups == heads:
+    if queries > 1 or groups == heads or kwargs.get("position_bias") is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
     folded = query.reshape(rows, groups, heads // groups, width)
     out = torch.nn.functional.scaled_dot_product_attention(folded, key, value, attn_mask=attention_mask, scale=scaling)

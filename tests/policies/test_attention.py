@@ -14,6 +14,7 @@ from ets.policies import attention, kv_cache
 from ets.policies.attention import NAME, attend_shared, grouped_sdpa, use_grouped_sdpa
 from ets.policies.autoregressive import Horizon, Sampling
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.kv_cache import Prefix, RowCache
 from ets.policies.transformers import TransformersPolicy
 from ets.rewards import per_text
 from ets.runner import run
@@ -38,6 +39,49 @@ def test_grouped_attention_is_sdpa(queries: int, groups: int, masked: bool) -> N
     torch.testing.assert_close(found, expected)
 
 
+def test_a_bias_for_positions_is_added_to_grouped_queries() -> None:
+    torch.manual_seed(0)
+    module = torch.nn.Module()
+    module.num_key_value_groups = 3
+    query, key, value, bias = (
+        torch.randn(4, *sizes).double() for sizes in ((6, 1, 8), (2, 9, 8), (2, 9, 8), (6, 1, 9))
+    )
+    expected, _ = sdpa_attention_forward(module, query, key, value, None, position_bias=bias)
+    torch.testing.assert_close(grouped_sdpa(module, query, key, value, None, position_bias=bias)[0], expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_two_parts_are_as_exact_as_one_in_low_precision(dtype: torch.dtype) -> None:
+    """Scores of about 100, which such numbers round by 0.06 or 0.5, and values whose sum is beyond float16."""
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(4, 2, n, 64) for n in (3, 4000, 4000))
+    query[..., 0], key[..., 0] = 20, 40
+    key[1:, :, :3000], value = key[0, :, :3000], value + 40
+    value[1:, :, :3000] = value[0, :, :3000]
+    query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    begun, sdpa = RowCache(1, 3000, [3000]), torch.nn.functional.scaled_dot_product_attention
+    begun.layers[0].update(key[:1, :, :3000], value[:1, :, :3000])
+    found = attend_shared(query, key[:, :, 3000:], value[:, :, 3000:], None, Prefix(begun, [0] * 4), 0)
+    exact = sdpa(query.double(), key.double(), value.double())
+    assert (found - exact).norm() < 2 * (sdpa(query, key, value) - exact).norm()
+
+
+REASONS = {"none": True, "sliding_window": False, "position_bias": False, "float mask": False, "key": False}
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_a_layer_shares_if_it_looks_at_all_that_stands_in_the_cache(reason: str) -> None:
+    cache, module = RowCache(2, 4, [0]), torch.nn.Module()
+    module.num_key_value_groups, module.layer_idx = 2, 1
+    kept = [layer.update(torch.ones(1, 2, 4, 8), torch.ones(1, 2, 4, 8)) for layer in cache.layers]
+    key, value = kept[0 if reason == "key" else 1]
+    mask = torch.zeros(1, 1, 4, 4) if reason == "float mask" else None
+    more: dict[str, Any] = {"sliding_window": 3, "position_bias": torch.zeros(1, 4, 4, 4)}
+    more = {name: given for name, given in more.items() if name == reason}
+    grouped_sdpa(module, torch.ones(1, 4, 4, 8), key, value, mask, row_cache=cache, **more)
+    assert cache.attended == REASONS[reason]
+
+
 def test_only_sdpa_is_switched() -> None:
     model = random_qwen3(4, end=0)
     assert Checkpoint.loaded(model, tiny_tokenizer()).model.config._attn_implementation == NAME
@@ -50,17 +94,28 @@ def test_only_sdpa_is_switched() -> None:
 FAMILIES = {
     "cohere": True, "gemma": True, "glm": True, "gpt2": True, "gpt_neox": True, "granite": True, "llama": True,
     "olmo2": True, "opt": True, "phi3": True, "qwen2": True, "qwen3": True,
-    "bloom": False, "gemma2": False, "gemma3_text": False, "mistral": False, "mpt": False, "stablelm": False,
+    "bart": False, "bloom": False, "gemma2": False, "gemma3_text": False, "hrm_text": False, "jetmoe": False,
+    "mistral": False, "mpt": False, "phimoe": False, "stablelm": False,
 }  # fmt: skip
-"""Whether its attention may read a prefix: not with a sliding window, a bias for distance, or attention of its own."""
+"""Whether its attention may read a prefix: not with a sliding window (phimoe's is in its mask alone), a bias for
+distance or attention of its own, nor where keys change behind the cache (hrm_text, jetmoe) or its columns count as
+positions (bart)."""
 
 
 def random_network(family: str) -> Any:
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-    others = {"vocab_size": 8, "intermediate_size": 32, "max_position_embeddings": 64, "head_dim": 4}
+    others = {
+        "vocab_size": 8,
+        "intermediate_size": 32,
+        "max_position_embeddings": 64,
+        "head_dim": 4,
+        "decoder_layers": 2,
+    }
     ids = {"eos_token_id": 0, "bos_token_id": None, "pad_token_id": None}
+    ids |= {"sliding_window": 4} if family == "phimoe" else {}
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes, **others, **ids)).double().eval()
+    config = AutoConfig.for_model(family, **sizes, **others, **ids)
+    model = AutoModelForCausalLM.from_config(config, experts_implementation="eager").double().eval()
     for parameter in model.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
     return model

@@ -9,7 +9,7 @@ import torch
 
 from ets.policies import kv_cache
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.kv_cache import Memory, RowCache, columns_each, fork, share
+from ets.policies.kv_cache import Memory, Prefix, RowCache, columns_each, compact, fork, share
 from tests.conftest import random_qwen3, tiny_tokenizer
 
 
@@ -160,3 +160,44 @@ def test_a_cache_with_a_prefix_can_be_forked_whole(model: Any) -> None:
     flat = fork([rows[1][0], prompts[0][0]], room=1)
     assert flat.prefix is None
     Family(model, flat, [rows[1][1], prompts[0][1]]).read([[3], [1]])
+
+
+@pytest.mark.parametrize("chosen", [[2], [3, 0, 2]])
+def test_chosen_rows_leave_the_others_and_share_on_where_that_pays(model: Any, chosen: list[int]) -> None:
+    prompts = Family.begun(model, [[1, 2, 3]])
+    rows = shared(model, [prompts[0]] * 4, room=1)
+    rows.read([[1], [2], [3], [0]])
+    kept = [rows[row] for row in chosen]
+    for memory, _ in kept:
+        memory.logits = torch.zeros(4)
+    compact([memory for memory, _ in kept])
+    assert {len(memory.cache.lengths) for memory, _ in kept if memory.cache} == {len(chosen)}
+    assert all((memory.cache.prefix is not None) == (len(chosen) > 1) for memory, _ in kept if memory.cache)
+    again = shared(model, [row for row in kept for _ in range(2)], room=1)
+    again.read([[row % 4] for row in range(2 * len(chosen))])
+
+
+def test_columns_are_counted_as_they_are_stored(model: Any) -> None:
+    """Prompts of different lengths, together in one copy, with their padding."""
+    short, long = Family.begun(model, [[1, 2]]), Family.begun(model, [[2, 1, 3, 1, 2]])
+    begun = [family[0] for family in (short, long) for _ in range(3)]
+    rows = shared(model, begun, room=2)
+    assert rows.cache.prefix is not None
+    stored = [cache.layers[0].keys.shape for cache in (rows.cache, rows.cache.prefix.cache)]
+    assert [shape[::2] for shape in stored] == [(6, 2), (2, 5)]
+    assert columns_each([memory for memory, _ in begun], room=2) == 2 + 2 * 5 / 6
+
+
+@pytest.mark.parametrize(("rows", "copied"), [([3, 1, 1, 2], False), ([3, 1, 1], False), ([0, 3, 3, 0], True)])
+def test_a_prefix_is_copied_where_half_of_it_would_be_read_for_nobody(
+    model: Any, rows: list[int], copied: bool
+) -> None:
+    """Three rows of which two are read are left where they are, two of four are not."""
+    prompts = Family.begun(model, [[1, 2], [3, 3], [2, 1], [1, 1]])
+    prefix = Prefix.of(prompts.cache, rows)
+    assert (prefix.cache is not prompts.cache) == copied
+    keys, values = prefix.keys_and_values(1)
+    assert len(keys) == (2 if copied else 3) and prefix.most == 2
+    whole = prompts.cache.layers[1]
+    torch.testing.assert_close(keys[prefix.groups], whole.keys[rows])
+    torch.testing.assert_close(values[prefix.groups], whole.values[rows])
