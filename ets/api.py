@@ -13,8 +13,10 @@ from tqdm.auto import tqdm
 from ets.diagnostics import RatioSummary, ratio_summary
 from ets.kernel import energy_guided
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.endpoint import Endpoint
 from ets.policies.levels import target_of
 from ets.policies.making import fast_sampler_of, policy_of, proposal_of
+from ets.policies.vllm import VLLMEngine
 from ets.readouts import Vote, vote
 from ets.rewards import Extract, Scoring, as_extract, as_reward, self_consistency
 from ets.rewards.lifting import ReadProblem
@@ -24,7 +26,10 @@ from ets.trace_view import trace_html, trace_text
 from ets.transition import require_variety
 from ets.types import Chain, Cost, InputError, Policy, Problem, Reward, Step, StepFn
 
-Model: TypeAlias = str | Path | tuple[Any, Any] | Checkpoint
+Local: TypeAlias = str | Path | tuple[Any, Any] | Checkpoint
+"""A model that transformers runs in this process."""
+Model: TypeAlias = Local | VLLMEngine | Endpoint
+"""One of these, or one that is served already; its owner closes it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +55,8 @@ class Result:
         With a faster sampler of masked diffusion: what p_ref is, in words, and its level.
     vote : Vote or None
         The other readout, with `extract`: what all rollouts say. Its majority is an estimator, no sample of p*.
+    approximate : str
+        Why the draws are not exactly those of p_ref, with a server that returns text alone; else empty.
     """
 
     text: str
@@ -60,6 +67,7 @@ class Result:
     ratios: RatioSummary | None = None
     target: str | None = None
     vote: Vote | None = field(default=None, repr=False)
+    approximate: str = ""
 
     def __str__(self) -> str:
         return trace_text(self.text, self.answer, self.trace, self.cost, self.notes)
@@ -70,7 +78,8 @@ class Result:
     @property
     def notes(self) -> dict[str, str]:
         """What is to be said beside the trace, by heading."""
-        said = {"p_ref": self.target, "proposal": None if self.ratios is None else str(self.ratios)}
+        proposal = None if self.ratios is None else str(self.ratios)
+        said = {"p_ref": self.target, "proposal": proposal, "approximate": self.approximate}
         return {heading: note for heading, note in said.items() if note}
 
 
@@ -102,7 +111,7 @@ def sample(  # type: ignore[misc]
     cache: str | None = None,
     refresh: int | None = None,
     level: str | None = None,
-    proposal: Model | None = None,
+    proposal: Local | None = None,
     proposal_temperature: float | None = None,
     proposal_top_k: int | None = None,
     proposal_top_p: float | None = None,
@@ -121,8 +130,10 @@ def sample(  # type: ignore[misc]
     ----------
     prompt : str or sequence of str
         Used as it is, without a chat template. For several, results come in the same order.
-    model : str, Path, (model, tokenizer) or Checkpoint
-        A checkpoint's folder or hub name, or a loaded pair. The last two checkpoints named stay loaded.
+    model : str, Path, (model, tokenizer), Checkpoint, VLLMEngine or Endpoint
+        A checkpoint's folder or hub name, or a loaded pair. The last two checkpoints named stay loaded. Or a model that
+        is served already: a `VLLMEngine` of `ets.policies.vllm` or an `Endpoint` of `ets.policies.endpoint`, which
+        calls may share and which stays open. Those tell no certainty and take no proposal.
     reward : callable, optional
         `(prompt, text) -> number`, or an `ets.types.Reward` of (problem, rollouts, chain).
     extract : callable, optional
@@ -161,7 +172,8 @@ def sample(  # type: ignore[misc]
     stop : sequence of str
         Strings that end a generation; they are cut off its text.
     seed : int
-        Results are a function of it, the prompt's place in the list, and the arguments above.
+        Results are a function of it, the prompt's place in the list, and the arguments above; through a `VLLMEngine` or
+        an `Endpoint` up to rounding, which may change a text.
     width : int
         Prompts that advance together.
     progress : bool
@@ -188,8 +200,8 @@ def sample(  # type: ignore[misc]
     canvas: dict[str, Any] = {"steps": steps, "block_length": block_length, "cfg": cfg, "remasking": remasking}
     fast: dict[str, Any] = {"threshold": threshold, "factor": factor, "cache": cache, "refresh": refresh}
     other: dict[str, Any] = {"temperature": proposal_temperature, "top_k": proposal_top_k, "top_p": proposal_top_p}
-    policy: Policy = policy_of(
-        lambda: _checkpoint(model),
+    policy: Policy = _policy(
+        model,
         **length,
         **law,
         **canvas,
@@ -211,7 +223,8 @@ def sample(  # type: ignore[misc]
     at = "0" if level is None and _given(fast) else level
     target = None if at is None else f"{target_of(at)} (level {at})"
     ratios_of = partial(ratio_summary, clip=clip) if proposal is not None or weighed else None
-    results = [result_of(chain, read, ratios_of, target) for chain in chains]
+    approximate = model.approximate if isinstance(model, Endpoint) else ""
+    results = [result_of(chain, read, ratios_of, target, approximate) for chain in chains]
     return results[0] if isinstance(prompt, str) else results
 
 
@@ -279,29 +292,40 @@ def result_of(
     read: ReadProblem | None,
     ratios_of: Callable[[Sequence[Step]], RatioSummary] | None = None,
     target: str | None = None,
+    approximate: str = "",
 ) -> Result:
     """What a chain that has ended says, its answer read by `read`."""
     text, trace = chain.state.text, chain.trace
     answer, ratios = read(chain.problem, text) if read else None, ratios_of(trace) if ratios_of else None
-    return Result(text, answer, trace, chain.cost, chain.valid, ratios, target, vote(read, chain) if read else None)
+    votes = vote(read, chain) if read else None
+    return Result(text, answer, trace, chain.cost, chain.valid, ratios, target, votes, approximate)
 
 
-def _proposal(policy: Policy, model: Model | None, law: dict[str, Any]) -> Policy | None:
+def _policy(model: Model, **settings: Any) -> Policy:
+    if isinstance(model, VLLMEngine | Endpoint):
+        return policy_of(lambda: model.checkpoint, engine=model, **settings)
+    return policy_of(lambda: _checkpoint(model), **settings)
+
+
+def _proposal(policy: Policy, model: Local | None, law: dict[str, Any]) -> Policy | None:
     if model is None:
         if given := [name for name, value in law.items() if value is not None]:
             raise InputError(f"proposal_{given[0]} is {law[given[0]]!r}, but there is no proposal; name one")
         return None
-    return proposal_of(policy, lambda: _checkpoint(model), **law)
+    return proposal_of(policy, lambda: _checkpoint(model, "proposal"), **law)
 
 
-def _checkpoint(model: Model) -> Checkpoint:
+def _checkpoint(model: Local, name: str = "model") -> Checkpoint:
     if isinstance(model, Checkpoint):
         return model
     if isinstance(model, tuple) and len(model) == 2:
         return Checkpoint.loaded(*model)
     if isinstance(model, str | Path):
         return _last_checkpoint(str(model))
-    raise InputError(f"model is {model!r}; pass a checkpoint's folder or name, or a (model, tokenizer) pair")
+    raise InputError(
+        f"{name} is {model!r}; pass a checkpoint's folder or name, a Checkpoint or a (model, tokenizer) pair "
+        "(a VLLMEngine or an Endpoint may be the model alone)"
+    )
 
 
 @lru_cache(maxsize=2)

@@ -26,6 +26,12 @@ COMMANDS = {
     "study": (study_command, "which rewards tell right answers from wrong ones"),
     "view": (view_command, "show a results folder as one HTML file"),
 }
+EXAMPLE = """examples:
+  ets sample --model embedded --extract '#### (-?[0-9]+)' --block-size 16 --max-length 96 \\
+      --prompt 'Question: Tom has 5 eggs. He buys 4. How many eggs does Tom have now?
+Answer:'
+  ets eval --help    # what a command takes, and an example of it
+"""
 JOURNALLED = ("eval", "compare", "study")
 """Commands that go on where they were interrupted."""
 
@@ -50,11 +56,12 @@ def _execute(arguments: Sequence[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="ets", description="Energy-guided test-time scaling.")
+    layout = argparse.RawDescriptionHelpFormatter
+    text = "Energy-guided test-time scaling."
+    parser = _Parser(prog="ets", description=text, epilog=EXAMPLE, formatter_class=layout)
     parser.add_argument("--version", action="version", version=f"ets {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="command")
     for name, (module, text) in COMMANDS.items():
-        layout = argparse.RawDescriptionHelpFormatter
         command = commands.add_parser(name, help=text, description=text, epilog=module.EXAMPLE, formatter_class=layout)
         module.add_arguments(command)
         command.set_defaults(execute=module.execute)

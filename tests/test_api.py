@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -10,8 +11,11 @@ import ets
 from ets import demo
 from ets.api import _last_checkpoint
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.endpoint import TEXT_ONLY, Endpoint
 from ets.tasks import Arithmetic
 from ets.types import InputError, Problem
+from tests.documentation import ROOT, blocks
+from tests.tiny_server import TinyServer
 
 QUESTION = Arithmetic().problems(1, 0)[0].prompt
 SMALL: dict[str, Any] = {"candidates": 3, "rollouts": 2, "block_size": 16, "max_length": 48}
@@ -194,3 +198,111 @@ def test_a_model_as_its_own_proposal_changes_nothing() -> None:
 def test_what_is_wrong_with_a_proposal_is_said_before_weights_are_loaded(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         ets.sample(QUESTION, model=demo.model_path("reference"), reward=short, **SMALL, **wrong)
+
+
+SERVED: dict[str, Any] = {
+    "candidates": 4, "rollouts": 2, "block_size": 2, "max_length": 6, "temperature": 2.0, "progress": False,
+}  # fmt: skip
+
+
+@pytest.fixture
+def server(tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> Iterator[TinyServer]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with TinyServer(tiny_checkpoint) as server:
+        yield server
+
+
+@pytest.fixture
+def endpoint(server: TinyServer) -> Iterator[Endpoint]:
+    with Endpoint(server.address, server.checkpoint) as endpoint:
+        yield endpoint
+
+
+def liking_b(prompt: str, text: str) -> float:
+    return text.count("b") / 10
+
+
+def drawn(out: Any) -> list[str]:
+    """The texts of all its rollouts."""
+    return [text.text for step in out.trace for row in step.rollouts for text in row]
+
+
+def test_a_served_model_takes_what_one_of_this_process_takes(endpoint: Endpoint) -> None:
+    """Results in order, with answers, votes, traces and costs; stop strings are cut; the connection stays open."""
+    prompts, options = ["ab", "abba", "b"], {"reward": liking_b, "extract": lambda text: text[:1]}
+    outs, stopped = (ets.sample(prompts, model=endpoint, stop=stop, **options, **SERVED) for stop in ([], ["bb"]))
+    for prompt, out in zip(prompts, outs, strict=True):
+        assert out.valid and out.answer == out.text[:1] and out.vote is not None and not out.notes
+        assert 1 <= len(out.trace) <= 3 and all(step.log_rewards.shape == (4, 2) for step in out.trace)
+        scaled = [value for step in out.trace for value in step.log_rewards.ravel()]
+        assert scaled == pytest.approx([text.count("b") for text in drawn(out)]) and any(scaled)  # λ is 0.1
+        assert out.cost.prompt >= len(prompt) and out.cost.generated > 0 and out.cost.seconds > 0
+    assert len({out.text for out in outs}) > 1
+    with_b, without = ([text for out in each for text in drawn(out) if "bb" in text] for each in (outs, stopped))
+    assert with_b and not without
+    assert endpoint.close.alive
+
+
+def test_the_law_and_the_lengths_reach_the_server(server: TinyServer, endpoint: Endpoint) -> None:
+    begun = len(server.seen)
+    law = {"temperature": 0.7, "top_k": 3, "top_p": 0.9}
+    ets.sample("ab", model=endpoint, reward=liking_b, stop=["cc"], **SERVED | law)
+    asked = server.seen[begun:]
+    sent = {(body["temperature"], body["top_k"], body["top_p"], *body["stop"]) for body in asked}
+    assert sent == {(0.7, 3, 0.9, "cc")} and max(body["max_tokens"] for body in asked) <= 6
+
+
+def test_texts_of_a_served_model_follow_the_seed_and_not_the_width(endpoint: Endpoint) -> None:
+    def texts(**options: Any) -> list[str]:
+        outs = ets.sample(["ab", "abba", "b"], model=endpoint, reward=liking_b, **SERVED, **options)
+        return [text for out in outs for text in drawn(out)]
+
+    assert texts() == texts(width=1) != texts(seed=1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"certainty": True}, "the engine endpoint does not tell how certain the model is of its tokens"),
+        ({"steps": 4}, "steps is 4, but .* is an autoregressive model, which has none; leave it out"),
+        ({"cache": "dual"}, "cache is 'dual', but .* is an autoregressive model, which has none; leave it out"),
+        ({"level": "0"}, "EndpointPolicy has no faster sampler; leave the level out"),
+        ({"proposal": demo.model_path("small")}, "EndpointPolicy takes no proposal; leave it out, or use transf"),
+        ({"temperature": 0.001}, "samples at 0 and at 0.01 to 2; choose one of these"),
+        ({"max_length": 600}, "leaves no room"),
+    ],
+)
+def test_what_a_served_model_cannot_do_is_one_line(endpoint: Endpoint, wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        ets.sample("ab", model=endpoint, reward=liking_b, **SERVED | wrong)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_served_model_is_no_proposal(endpoint: Endpoint, tiny_checkpoint: Checkpoint) -> None:
+    with pytest.raises(InputError, match=r"proposal is <.*Endpoint .*may be the model alone"):
+        ets.sample("ab", model=tiny_checkpoint, proposal=endpoint, reward=liking_b, **SERVED)  # type: ignore[call-overload]
+
+
+def test_a_result_tells_that_its_server_is_approximate(
+    tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with TinyServer(tiny_checkpoint, text_only=True) as server:
+        with pytest.warns(UserWarning, match="is approximate"):
+            endpoint = Endpoint(server.address, tiny_checkpoint)
+        with endpoint:
+            out = ets.sample("ab", model=endpoint, reward=liking_b, **SERVED)
+    assert out.approximate == TEXT_ONLY
+    assert f"approximate: {TEXT_ONLY}" in str(out) and "approximate: text only" in out._repr_html_()
+
+
+def test_the_server_of_the_documentation_is_sampled_from(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (block,) = [
+        b.text for b in blocks(ROOT / "docs" / "engines.md") if b.language == "python" and "Endpoint(" in b.text
+    ]
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with TinyServer(Checkpoint(demo.model_path(), device="cpu")) as server:
+        exec(block.replace("http://localhost:8000/v1", server.address), {})
+    assert "\ncost: " in capsys.readouterr().out

@@ -53,7 +53,7 @@ def policy_of(
     refresh: int | None = None,
     memory_gib: float | None = None,
     certainty: bool = False,
-    engine: str | None = None,
+    engine: str | VLLMEngine | Endpoint | None = None,
     **resources: Any,
 ) -> TransformersPolicy | RequestPolicy | MaskedDiffusionPolicy:
     """A policy of a checkpoint, which is opened once what can be checked without it has been.
@@ -78,8 +78,9 @@ def policy_of(
         Limit on the cache of rows under way; by default half of the free memory.
     certainty : bool
         Record `Text.certainty`, which engines that draw by themselves (vllm, endpoint) do not tell.
-    engine : {"transformers", "vllm", "endpoint", "masked-diffusion"}, optional
-        What runs the model; by default the checkpoint's architecture decides.
+    engine : {"transformers", "vllm", "endpoint", "masked-diffusion"}, VLLMEngine or Endpoint, optional
+        What runs the model; by default the checkpoint's architecture decides. One that is there already holds this
+        checkpoint, may be shared, and has its resources.
     **resources
         Names in `RESOURCES`, None for the default: of `VLLMEngine`, or of `Endpoint`, whose address `endpoint` is.
 
@@ -94,11 +95,12 @@ def policy_of(
     unmasking = Unmasking(temperature, **_given(rule))
     caching = _caching(cache, refresh)
     resources = _given(resources)
-    _require_own(engine, resources)
-    if certainty and engine in RESOURCES:
-        raise InputError(f"the engine {engine} does not tell how certain the model is of its tokens; use transformers")
+    named = _name_of(engine)
+    _require_own(named, resources)
+    if certainty and named in RESOURCES:
+        raise InputError(f"the engine {named} does not tell how certain the model is of its tokens; use transformers")
     opened = checkpoint()
-    if (engine or _engine_for(opened)) != "masked-diffusion":
+    if (named or _engine_for(opened)) != "masked-diffusion":
         only = {"guide_steps": guide_steps, "steps": steps, "block_length": block_length, **rule, "cache": cache}
         _require_unset(opened, "an autoregressive", only)
         shared = _given({"memory_gib": memory_gib, "certainty": certainty or None})
@@ -141,7 +143,9 @@ def proposal_of(
         For values out of range, or models that do not fit each other.
     """
     if not isinstance(reference, TransformersPolicy):
-        raise InputError(f"a {type(reference).__name__} takes no proposal; leave it out (LLaDA has levels instead)")
+        masked = isinstance(reference, MaskedDiffusionPolicy)
+        mend = "leave it out (LLaDA has levels instead)" if masked else "leave it out, or use transformers"
+        raise InputError(f"{type(reference).__name__} takes no proposal; {mend}")
     sampling = Sampling(reference.sampling.temperature if temperature is None else temperature, top_k, top_p)
     proposal = TransformersPolicy(
         checkpoint(), sampling, reference.horizon, memory_gib=reference.memory_gib, end_ids=reference.endings.end_ids
@@ -184,7 +188,7 @@ def fast_sampler_of(
         For values out of range, or a pair that has no ratio at this level.
     """
     if not isinstance(exact, MaskedDiffusionPolicy):
-        raise InputError(f"a {type(exact).__name__} has no faster sampler; leave the level out")
+        raise InputError(f"{type(exact).__name__} has no faster sampler; leave the level out")
     if level == "0" and clip is not None:
         raise InputError(f"clip is {clip!r}, but at level 0 every weight is exactly 1; leave it out")
     changed = _given({"temperature": temperature, "remasking": remasking})
@@ -221,46 +225,60 @@ def _require_own(engine: str | None, resources: Mapping[str, Any]) -> None:
             raise InputError(f"{name} is {value!r}, which the engine {owners[0]} alone has; leave it out")
 
 
+def _name_of(engine: str | VLLMEngine | Endpoint | None) -> str | None:
+    if isinstance(engine, VLLMEngine):
+        return "vllm"
+    return "endpoint" if isinstance(engine, Endpoint) else engine
+
+
 def _autoregressive(
-    checkpoint: Checkpoint, engine: str | None, sampling: Sampling, horizon: Horizon | None, **resources: Any
+    checkpoint: Checkpoint,
+    engine: str | VLLMEngine | Endpoint | None,
+    sampling: Sampling,
+    horizon: Horizon | None,
+    **resources: Any,
 ) -> TransformersPolicy | RequestPolicy:
     if horizon is None:
         raise InputError("block_size is not set; set it to the tokens of a guide step")
-    if engine not in RESOURCES:
+    named = _name_of(engine)
+    if named not in RESOURCES:
         return TransformersPolicy(checkpoint, sampling, horizon, **resources)
     if checkpoint.config.model_type in MASKED_DIFFUSION:
         raise InputError(
-            f"{checkpoint.name!r} is a masked-diffusion model, which the engine {engine} does not have; "
+            f"{checkpoint.name!r} is a masked-diffusion model, which the engine {named} does not have; "
             "see llada/eval.sh"
         )
-    make = _in_vllm if engine == "vllm" else _at_endpoint
-    return make(checkpoint, sampling, horizon, **resources)
+    ready = _ready(engine, checkpoint, **resources)
+    if isinstance(ready, VLLMEngine):
+        return VLLMPolicy(ready, sampling, horizon)
+    return EndpointPolicy(ready, sampling, horizon)
 
 
-def _in_vllm(checkpoint: Checkpoint, sampling: Sampling, horizon: Horizon, **resources: Any) -> RequestPolicy:
-    """Over an engine of its own, which is loaded when it first draws."""
-    return VLLMPolicy(VLLMEngine(checkpoint, **resources), sampling, horizon)
+def _ready(
+    engine: str | VLLMEngine | Endpoint | None, checkpoint: Checkpoint, **resources: Any
+) -> VLLMEngine | Endpoint:
+    """The engine that is there already, or one of the policy's own: vLLM is loaded later, a connection is made now."""
+    if not isinstance(engine, VLLMEngine | Endpoint):
+        return VLLMEngine(checkpoint, **resources) if engine == "vllm" else _connection(checkpoint, **resources)
+    for name, value in resources.items():
+        raise InputError(f"{name} is {value!r}, but the engine is there already; say it where the engine is made")
+    return engine
 
 
-def _at_endpoint(
+def _connection(
     checkpoint: Checkpoint,
-    sampling: Sampling,
-    horizon: Horizon,
     *,
     endpoint: str = "",
     served_model: str | None = None,
     key_variable: str = "OPENAI_API_KEY",
     memory_gib: float | None = None,
     **limits: Any,
-) -> RequestPolicy:
-    """Over a connection of its own, which is made now."""
+) -> Endpoint:
     if not endpoint:
         raise InputError("endpoint is not set; give the server's address, such as http://localhost:8000/v1")
     if memory_gib is not None:
         raise InputError(f"memory_gib is {memory_gib}, but the cache is the server's; say it in the server's command")
-    return EndpointPolicy(
-        Endpoint(endpoint, checkpoint, model=served_model, key=key_variable, **limits), sampling, horizon
-    )
+    return Endpoint(endpoint, checkpoint, model=served_model, key=key_variable, **limits)
 
 
 def _engine_for(checkpoint: Checkpoint) -> str:

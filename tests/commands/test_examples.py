@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ets.cli import COMMANDS, _parser, main
+from ets.cli import COMMANDS, EXAMPLE, _parser, main
 
 SMALL = "--count 1 --candidates 2 --rollouts 1 --max-length 32 --samples 1"
 
@@ -28,6 +28,19 @@ def test_every_command_shows_an_example_that_it_can_read(name: str, capsys: pyte
     for words in examples(name):
         assert _parser().parse_args(words).execute is COMMANDS[name][0].execute
         assert f"ets {' '.join(words[:4])}" in shown
+
+
+def test_the_examples_of_the_whole_program_run(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert EXAMPLE in capsys.readouterr().out
+    found = re.split(r"^  ets ", EXAMPLE, flags=re.MULTILINE)[1:]
+    sampled, shown = (shlex.split(words.replace("\\\n", " "), comments=True) for words in found)
+    assert main(sampled) == 0
+    assert "most votes of all rollouts: " in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        main(shown)
+    assert end.value.code == 0 and COMMANDS[shown[0]][0].EXAMPLE in capsys.readouterr().out
 
 
 def test_the_example_of_eval_leaves_a_folder_that_the_one_of_view_shows(

@@ -17,7 +17,7 @@ from ets.path_weights import PathWeights
 from ets.policies.autoregressive import Horizon, Sampling
 from ets.policies.canvas_cache import Caching
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.endpoint import EndpointPolicy
+from ets.policies.endpoint import Endpoint, EndpointPolicy
 from ets.policies.levels import LEVEL_0, LEVELS, target_of
 from ets.policies.making import SETTINGS, fast_sampler_of, policy_of
 from ets.policies.masked_diffusion import MaskedDiffusionPolicy
@@ -126,7 +126,7 @@ def test_a_pair_that_does_not_work_is_refused(
 
 
 def test_an_autoregressive_model_has_no_faster_sampler(tiny_checkpoint: Checkpoint) -> None:
-    with pytest.raises(InputError, match="a TransformersPolicy has no faster sampler; leave the level out"):
+    with pytest.raises(InputError, match="TransformersPolicy has no faster sampler; leave the level out"):
         fast_sampler_of(policy_of(lambda: tiny_checkpoint, **SMALL))
 
 
@@ -171,6 +171,25 @@ def test_a_server_is_an_engine_whose_policy_is_asked_for_by_name(tiny_checkpoint
     assert (policy.sampling, policy.horizon) == (Sampling(1.0, 3), Horizon(2, 4))
     with pytest.raises(InputError, match="endpoint is not set; give the server's address"):
         policy_of(lambda: tiny_checkpoint, engine="endpoint", **SMALL)
+
+
+def test_an_engine_that_is_there_is_shared_and_has_its_resources(tiny_checkpoint: Checkpoint) -> None:
+    with TinyServer(tiny_checkpoint) as server, Endpoint(server.address, tiny_checkpoint) as endpoint:
+        policies: list[Any] = [policy_of(lambda: tiny_checkpoint, engine=endpoint, top_k=k, **SMALL) for k in (2, 3)]
+        assert all(type(policy) is EndpointPolicy and policy.engine is endpoint for policy in policies)
+        assert [policy.sampling.top_k for policy in policies] == [2, 3]
+        with pytest.raises(InputError, match="memory_gib is 1, but the engine is there already; say it where"):
+            policy_of(lambda: tiny_checkpoint, engine=endpoint, memory_gib=1, **SMALL)
+
+
+def test_an_engine_that_holds_masked_diffusion_is_refused(tiny_llada: Checkpoint) -> None:
+    message = "is a masked-diffusion model, which the engine endpoint does not have"
+    with (
+        TinyServer(tiny_llada) as server,
+        Endpoint(server.address, tiny_llada) as endpoint,
+        pytest.raises(InputError, match=message),
+    ):
+        policy_of(lambda: tiny_llada, engine=endpoint, **SMALL)
 
 
 def test_what_belongs_to_another_engine_is_refused_by_name(tiny_checkpoint: Checkpoint) -> None:
