@@ -118,7 +118,7 @@ def _scores(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """Products of queries and keys, at least in float32: bfloat16 has no number between 128 and 129."""
     key, precise = key.transpose(-1, -2), torch.promote_types(query.dtype, torch.float32)
     if query.is_cuda and query.dtype != precise:  # without a copy of the keys
-        return torch.bmm(query.flatten(0, 1), key.flatten(0, 1), precise).unflatten(0, query.shape[:2])
+        return torch.bmm(query.flatten(0, 1), key.flatten(0, 1), precise).view(*query.shape[:-1], -1)
     return query.to(precise) @ key.to(precise)
 
 
