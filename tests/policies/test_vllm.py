@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from importlib.util import find_spec
 from typing import Any
 
@@ -16,6 +17,7 @@ import psutil
 import pytest
 import torch
 
+import ets
 from ets import demo
 from ets.kernel import energy_guided
 from ets.policies import vllm as vllm_policy
@@ -31,6 +33,7 @@ from ets.tasks.arithmetic import Arithmetic
 from ets.testing import check_law, judge_law
 from ets.types import InputError, Keys, Problem
 from tests.conftest import ALPHABET, random_qwen3, tiny_tokenizer
+from tests.documentation import ROOT, blocks
 
 pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here; `source scripts/setup.sh vllm`")
 
@@ -205,6 +208,26 @@ def test_ets_solves_a_problem_through_vllm(engine: VLLMEngine) -> None:
     assert chain.cost.positions == policy.ledger.positions and chain.cost.generated == policy.ledger.generated
     assert all(step.log_rewards.shape == (4, 2) for step in chain.trace)
     assert task.extract(chain.problem, chain.state.text) is not None
+
+
+def test_sample_takes_an_engine_as_the_page_says_and_leaves_it_open(engine: VLLMEngine) -> None:
+    """The page's code over the engine of this file; what an engine does not do is refused."""
+    (block,) = [b.text for b in blocks(ROOT / "docs" / "engines.md") if b.language == "python" and "VLLM" in b.text]
+    of_its_own = "VLLMEngine(ets.Checkpoint(ets.demo.model_path()), memory_gib=1)"
+    assert block.count(of_its_own) == 1
+    names: dict[str, Any] = {"__name__": "__main__", "ours": nullcontext(engine)}
+    exec(block.replace(of_its_own, "ours"), names)
+    out = names["out"]
+    assert out.valid and all(step.log_rewards.shape == (4, 2) for step in out.trace) and out.cost.generated > 0
+    task, short = Arithmetic(), {"candidates": 3, "rollouts": 2, "block_size": 16, "max_length": 48, "progress": False}
+    prompts = [problem.prompt for problem in task.problems(2)]
+    outs = ets.sample(prompts, model=engine, extract=task.extract, stop=["\n"], **short)
+    texts = [text.text for out in outs for step in out.trace for row in step.rollouts for text in row]
+    assert len(outs) == 2 and len(set(texts)) > 1 and not any("\n" in text for text in texts)
+    for wrong, message in (({"certainty": True}, "the engine vllm does not tell"), ({"steps": 4}, "steps is 4, but")):
+        with pytest.raises(InputError, match=message):
+            ets.sample(prompts, model=engine, extract=task.extract, **short, **wrong)
+    assert engine.close.alive
 
 
 def test_a_proposal_in_vllm_is_weighed_by_transformers(
