@@ -67,6 +67,7 @@ class RowCache(Cache):
     def __init__(self, layers: int, capacity: int, lengths: Sequence[int], prefix: Prefix | None = None) -> None:
         super().__init__(layers=[_RowLayer(capacity) for _ in range(layers)])
         self.lengths, self.prefix, self.attended = list(lengths), prefix, 0
+        self._there: tuple[torch.Tensor, torch.Tensor | None] | None = None  # lengths and padding, on the device
 
     @property
     def length(self) -> int:
@@ -85,17 +86,30 @@ class RowCache(Cache):
         own = Segment(self, row, self.length - self.own_lengths[row], self.length)
         return [own] if self.prefix is None else [*self.prefix.cache.segments(self.prefix.rows[row]), own]
 
+    def positions(self, queries: int, device: torch.device) -> torch.Tensor:
+        """`[rows, queries]` of the tokens that the rows read next."""
+        return self._on(device)[0][:, None] + torch.arange(queries, device=device)
+
     def mask(self, queries: int, device: torch.device) -> torch.Tensor | None:
         """`[rows, length + queries]`, 1 where a row may look; None where no row has padding."""
-        return _mask(self.own_lengths, self.length, queries, device)
+        padding = self._on(device)[1]
+        return None if padding is None else _mask(padding, self.length + queries)
+
+    def _on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Brought to the device when rows have changed, not with every token: another device is waited for."""
+        if self._there is None:
+            self._there = torch.tensor(self.lengths, device=device), _padding(self.own_lengths, self.length, device)
+        return self._there
 
     def advance(self, columns: int) -> None:
         """Note that every row has read `columns` more tokens."""
         self.lengths = [n + columns for n in self.lengths]
+        if self._there is not None:
+            self._there = self._there[0] + columns, self._there[1]
 
     def drop_last_column(self) -> None:
         """Forget the last token of every row."""
-        self.lengths = [n - 1 for n in self.lengths]
+        self.lengths, self._there = [n - 1 for n in self.lengths], None
         for layer in self.layers:
             layer.length -= 1
 
@@ -110,7 +124,7 @@ class RowCache(Cache):
         order = list(range(count))
         for gap, mover in zip(gaps, movers, strict=True):
             order[gap] = mover
-        self.lengths = [self.lengths[row] for row in order]
+        self.lengths, self._there = [self.lengths[row] for row in order], None
         if self.prefix is not None:
             begun = [self.prefix.rows[row] for row in order]
             self.prefix = Prefix.of(self.prefix.cache, begun) if begun else None
@@ -168,8 +182,8 @@ class Prefix:
         self.most = max(seen.values())
         self.groups = torch.tensor(rows, device=keys.device) - min(rows)
         self.places = torch.tensor(places, device=keys.device)
-        mask = _mask(cache.lengths[self._span], cache.length, 0, keys.device)
-        self.mask = None if mask is None else mask.bool()[:, None, None]
+        padding = _padding(cache.lengths[self._span], cache.length, keys.device)
+        self.mask = None if padding is None else _mask(padding, cache.length).bool()[:, None, None]
 
     @classmethod
     def of(cls, cache: RowCache, rows: Sequence[int]) -> Prefix:
@@ -303,8 +317,11 @@ def _copies(rows: Sequence[Sequence[Segment]], longest: int) -> Iterator[tuple[i
             yield first, 1 + len(others), end, part
 
 
-def _mask(lengths: Sequence[int], length: int, queries: int, device: torch.device) -> torch.Tensor | None:
-    if min(lengths) == length:
-        return None
-    padding = torch.tensor([length - n for n in lengths], device=device)
-    return (torch.arange(length + queries, device=device) >= padding[:, None]).long()
+def _padding(lengths: Sequence[int], length: int, device: torch.device) -> torch.Tensor | None:
+    """Columns `[rows]` before each row's first token; None where no row has any."""
+    return None if min(lengths) == length else torch.tensor([length - n for n in lengths], device=device)
+
+
+def _mask(padding: torch.Tensor, columns: int) -> torch.Tensor:
+    """`[rows, columns]`, 1 from the first token on."""
+    return (torch.arange(columns, device=padding.device) >= padding[:, None]).long()

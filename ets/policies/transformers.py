@@ -285,10 +285,11 @@ class TransformersPolicy:
         cache, rows, column = begin(memories, room), list(range(len(states))), 0
         while rows and column < room:
             left = min(self.horizon.max_length - len(drawn.tokens[n]) for n in rows)
-            columns = [self._column(logits, uniforms[rows, column], pick, drawn)]
+            own = uniforms[rows]
+            columns = [self._column(logits, own[:, column], pick, drawn)]
             for at in range(column + 1, column + min(look_every, room - column, left)):
                 logits = self._forward(cache, columns[-1].tokens[:, None])[:, -1]
-                columns.append(self._column(logits, uniforms[rows, at], pick, drawn))
+                columns.append(self._column(logits, own[:, at], pick, drawn))
             column += len(columns)
             going = drawn.take(rows, columns, self._ended)
             if len(going) < len(rows):
@@ -337,11 +338,13 @@ class TransformersPolicy:
         """Read tokens `[rows, columns]` after what is in the cache; the logits `[rows, last, V]` after its end."""
         model = self.checkpoint.model
         ids = torch.as_tensor(tokens, device=model.device)
-        begin = torch.tensor(cache.lengths, device=model.device)
+        mask = cache.mask(ids.shape[1], ids.device)
+        if mask is not None and self._shares and ids.shape[1] == 1:
+            mask = mask.bool()[:, None, None]  # as attention takes it: transformers would look at it, and wait for it
         logits = model(
             input_ids=ids,
-            attention_mask=cache.mask(ids.shape[1], ids.device),
-            position_ids=begin[:, None] + torch.arange(ids.shape[1], device=ids.device),
+            attention_mask=mask,
+            position_ids=cache.positions(ids.shape[1], ids.device),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=last,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ets.kernel import energy_guided
 from ets.policies import kv_cache
@@ -355,3 +356,34 @@ def test_rows_that_are_looked_at_less_often_keep_their_supports(make_tiny: Any) 
         return [[kept.tolist() for kept in draw.state.supports] for draw in draws]
 
     assert supports(1) == supports(4)
+
+
+WAITING = {getattr(torch.ops.aten, name).default for name in ("is_nonzero", "item", "_local_scalar_dense", "nonzero")}
+
+
+class _Waits(TorchDispatchMode):
+    """Counts what makes the host wait for a device: numbers and positions that are asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += function in WAITING
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("shortest", [1, 1000])
+def test_between_two_looks_no_token_is_waited_for(
+    make_tiny: Any, monkeypatch: pytest.MonkeyPatch, shortest: int
+) -> None:
+    """Rows of different lengths, whether they share their prompts or are padded."""
+    monkeypatch.setattr(kv_cache, "SHORTEST", shortest)
+    counts = []
+    for length in (8, 64):
+        policy = make_tiny(max_length=length, end_ids=[], look_every=1000)
+        states = [state for state in policy.start(PROBLEMS) for _ in range(2)]
+        with _Waits() as waits:
+            policy.finish(states, np.arange(len(states), dtype=np.uint64))
+        counts.append(waits.count)
+    assert counts[0] == counts[1]
