@@ -52,18 +52,25 @@ def test_a_bias_for_positions_is_added_to_grouped_queries() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_two_parts_are_as_exact_as_one_in_low_precision(dtype: torch.dtype) -> None:
-    """Scores of about 100, which such numbers round by 0.06 or 0.5, and values whose sum is beyond float16."""
+    """Scores of about 100, which such numbers round by 0.03 or 0.25."""
     torch.manual_seed(0)
     query, key, value = (torch.randn(4, 2, n, 64) for n in (3, 4000, 4000))
     query[..., 0], key[..., 0] = 20, 40
-    key[1:, :, :3000], value = key[0, :, :3000], value + 40
-    value[1:, :, :3000] = value[0, :, :3000]
+    key[1:, :, :3000], value[1:, :, :3000] = key[0, :, :3000], value[0, :, :3000]
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     begun, sdpa = RowCache(1, 3000, [3000]), torch.nn.functional.scaled_dot_product_attention
     begun.layers[0].update(key[:1, :, :3000], value[:1, :, :3000])
     found = attend_shared(query, key[:, :, 3000:], value[:, :, 3000:], None, Prefix(begun, [0] * 4), 0)
     exact = sdpa(query.double(), key.double(), value.double())
     assert (found - exact).norm() < 2 * (sdpa(query, key, value) - exact).norm()
+
+
+def test_many_large_values_stay_within_float16() -> None:
+    """Their sum, 80,000, is beyond it."""
+    begun, key = RowCache(1, 2000, [2000]), torch.zeros(1, 1, 2000, 8, dtype=torch.float16)
+    begun.layers[0].update(key, key + 40)
+    found = attend_shared(key[:, :, :1], key, key + 40, None, Prefix(begun, [0]), 0)
+    torch.testing.assert_close(found, key[:, :, :1] + 40)
 
 
 REASONS = {"none": True, "sliding_window": False, "position_bias": False, "float mask": False, "key": False}

@@ -67,6 +67,17 @@ def test_a_fork_leaves_its_source_as_it_was() -> None:
     torch.testing.assert_close(read(model, source, [[3]])[0], uncached(model, [1, 2, 3]))
 
 
+def test_what_is_masked_is_finite_whatever_was_in_memory() -> None:
+    source = RowCache(1, 3, [3, 1])
+    source.layers[0].update(torch.ones(2, 1, 3, 2), torch.ones(2, 1, 3, 2))
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        layer = fork([Memory(source, 0), Memory(source, 1)], room=1).layers[0]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert layer.keys[:, :, :3].isfinite().all() and layer.values[:, :, :3].isfinite().all()
+
+
 def test_keeping_all_or_none_moves_nothing() -> None:
     cache = RowCache(1, 2, [1, 2, 3])
     assert cache.keep([0, 1, 2]) == [0, 1, 2]
