@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from ets import baselines, demo
 from ets.evaluation.work import TokenWork, Work, formula_of
@@ -18,6 +17,7 @@ from ets.policies import kv_cache
 from ets.policies.autoregressive import Horizon, Sampling
 from ets.policies.canvas_cache import Caching
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.kv_cache import RowCache
 from ets.policies.making import fast_sampler_of
 from ets.policies.masked_diffusion import MaskedDiffusionPolicy
 from ets.policies.memory import cache_bytes
@@ -215,16 +215,17 @@ def test_samples_of_canvases_share_the_first_forward(options: dict[str, Any]) ->
 
 
 class _Alive:
-    """Bytes of the tensors that caches have been forked to."""
+    """Bytes of the keys and values that caches have been forked to."""
 
     def __init__(self) -> None:
         self.now = self.most = 0
 
-    def note(self, tensor: torch.Tensor) -> torch.Tensor:
-        self.now += tensor.nbytes
+    def note(self, cache: RowCache) -> RowCache:
+        for tensor in (kept for layer in cache.layers for kept in (layer.keys, layer.values)):
+            self.now += tensor.nbytes
+            weakref.finalize(tensor, self._gone, tensor.nbytes)
         self.most = max(self.most, self.now)
-        weakref.finalize(tensor, self._gone, tensor.nbytes)
-        return tensor
+        return cache
 
     def _gone(self, size: int) -> None:
         self.now -= size
