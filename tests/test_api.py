@@ -205,14 +205,14 @@ SERVED: dict[str, Any] = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def server(tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> Iterator[TinyServer]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with TinyServer(tiny_checkpoint) as server:
+@pytest.fixture(scope="module")
+def server(tiny_checkpoint: Checkpoint) -> Iterator[TinyServer]:
+    with pytest.MonkeyPatch.context() as patched, TinyServer(tiny_checkpoint) as server:
+        patched.setenv("NO_PROXY", "127.0.0.1")
         yield server
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def endpoint(server: TinyServer) -> Iterator[Endpoint]:
     with Endpoint(server.address, server.checkpoint) as endpoint:
         yield endpoint

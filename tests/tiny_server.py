@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import traceback
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeAlias
@@ -178,7 +179,19 @@ def _handler(server: TinyServer) -> type[BaseHTTPRequestHandler]:
             elif len(body.get("stop", [])) > 4:
                 self._say(400, {"error": {"message": "at most 4 stop strings"}})
             else:
-                self._say(200, server.answer(body, fault))
+                self._answer(body, fault)
+
+        def _answer(self, body: dict[str, Any], fault: Fault) -> None:
+            """What went wrong here is told to the client, whose error then says it, and shown."""
+            try:
+                answer = server.answer(body, fault)
+            except ConnectionAbortedError:
+                raise
+            except Exception as error:
+                traceback.print_exc()
+                self._say(500, {"error": {"message": f"the test's server failed: {error!r}"}})
+            else:
+                self._say(200, answer)
 
         def _welcome(self) -> bool:
             given = self.headers.get("authorization", "")
