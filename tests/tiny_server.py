@@ -143,7 +143,10 @@ class TinyServer:
         with self._lock, torch.inference_mode():
             if (tokens, temperature) not in self._laws:
                 logits = self.checkpoint.model(torch.tensor([tokens])).logits[0, -1].double()
-                self._laws[tokens, temperature] = (logits / (temperature or 1.0)).log_softmax(-1).numpy()
+                law = (logits / (temperature or 1.0)).log_softmax(-1).numpy()
+                if not np.isclose(np.exp(law).sum(), 1):  # it would be answered again and again
+                    raise ArithmeticError(f"the logits after {tokens} are {logits.tolist()}")
+                self._laws[tokens, temperature] = law
             return self._laws[tokens, temperature]
 
 
