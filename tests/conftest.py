@@ -98,12 +98,31 @@ def random_llada(
     return LLaDAModelLM(config).double()
 
 
+SHARED: list[Any] = []
+"""The checkpoints that all tests of a process use."""
+
+
+def shared(model: Any, tokenizer: Any) -> Any:
+    from ets.policies.checkpoint import Checkpoint
+
+    SHARED.append(Checkpoint.loaded(model, tokenizer))
+    return SHARED[-1]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    """A hook on a shared network would act in whichever tests this process takes next: they fail by chance."""
+    yield
+    if SHARED:
+        from tests.hooks import left_on
+
+        assert not any(left_on(checkpoint.model) for checkpoint in SHARED), "this test left a hook on a shared network"
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint() -> Any:
     """A checkpoint of four tokens, small enough to enumerate."""
-    from ets.policies.checkpoint import Checkpoint
-
-    return Checkpoint.loaded(random_qwen3(len(ALPHABET), end=0), tiny_tokenizer())
+    return shared(random_qwen3(len(ALPHABET), end=0), tiny_tokenizer())
 
 
 def causal_oracle(policy: Any, temperature: float = 1.0) -> Any:
@@ -151,9 +170,7 @@ def best_of_beams(oracle: Any, problem: Any, beams: int) -> tuple[int, ...]:
 @pytest.fixture(scope="session")
 def tiny_llada() -> Any:
     """A masked-diffusion checkpoint of three tokens and the mask token."""
-    from ets.policies.checkpoint import Checkpoint
-
-    return Checkpoint.loaded(random_llada(len(MASKED_ALPHABET), end=0), tiny_tokenizer(MASKED_ALPHABET))
+    return shared(random_llada(len(MASKED_ALPHABET), end=0), tiny_tokenizer(MASKED_ALPHABET))
 
 
 def canvas_oracle(checkpoint: Any, schedule: Any, unmasking: Any, caching: Any = None) -> Any:

@@ -17,6 +17,7 @@ from ets.runner import run
 from ets.testing import TabularMaskedDiffusion, TabularPolicy
 from ets.types import Chain, GreedySearcher, InputError, Policy, Problem
 from tests.conftest import canvas_oracle, causal_oracle
+from tests.hooks import what_is_read
 
 PROBLEMS = [
     Problem("p", "abc"),
@@ -65,13 +66,14 @@ def test_a_network_does_so_whatever_it_samples_and_tells_the_untempered_log_prob
 
 
 def test_a_network_is_charged_for_what_it_computed(make_tiny: Any) -> None:
-    policy, seen = make_tiny(), []
-    hook = policy.checkpoint.model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
+    policy = make_tiny()
+    with what_is_read(policy.checkpoint.model) as seen:
+        chains = chains_of(policy, PROBLEMS)
+    assert (
+        sum(rows * columns for rows, columns in seen)
+        == policy.ledger.positions
+        == sum(chain.cost.positions for chain in chains)
     )
-    chains = chains_of(policy, PROBLEMS)
-    hook.remove()
-    assert sum(seen) == policy.ledger.positions == sum(chain.cost.positions for chain in chains)
     assert len(seen) == policy.ledger.forwards
     assert policy.ledger.prompt == 3 + 5 + 1 + 3
     assert policy.ledger.generated == sum(len(chain.state.tokens) for chain in chains)

@@ -17,6 +17,7 @@ from ets.policies.transformers import TransformersPolicy
 from ets.runner import run
 from ets.types import Draw, InputError, Problem
 from tests.conftest import ALPHABET, best_of_beams, causal_oracle, random_qwen3, tiny_tokenizer
+from tests.hooks import what_is_read
 
 LENGTH, COUNT = 5, 10
 STOP = ("ab", "cc")
@@ -86,12 +87,9 @@ def test_a_beam_for_every_prefix_finds_the_most_probable_text(
 
 def test_every_position_that_the_model_reads_is_charged(make_tiny: Any) -> None:
     """Prompts once; then `beams` rows for each problem until the last search is over."""
-    policy, seen, asked = make_tiny(max_length=LENGTH), [], problems()
-    hook = policy.checkpoint.model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
-    )
-    chains = list(run(policy, beam(3), asked, width=COUNT, seed=0, samples=2))
-    hook.remove()
+    policy, asked = make_tiny(max_length=LENGTH), problems()
+    with what_is_read(policy.checkpoint.model) as seen:
+        chains = list(run(policy, beam(3), asked, width=COUNT, seed=0, samples=2))
     assert sum(rows * columns for rows, columns in seen) == policy.ledger.positions
     assert sum(chain.cost.positions for chain in chains) == policy.ledger.positions
     assert sum(chain.cost.generated for chain in chains) == policy.ledger.generated == policy.ledger.rollout

@@ -33,6 +33,7 @@ from ets.runner import run
 from ets.testing import check_law, check_policy, kernel_law
 from ets.types import Chain, Cost, Draw, InputError, Keys, Problem
 from tests.conftest import MASKED_ALPHABET, canvas_oracle, random_llada, random_qwen3, tiny_tokenizer, whole_logits
+from tests.hooks import hooked
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llada"
 CANONICAL = [case for case in json.loads((GOLDEN / "generate.json").read_text()) if case["sampler"] == "canonical"]
@@ -106,16 +107,11 @@ def watching(checkpoint: Checkpoint) -> Iterator[Seen]:
         seen.columns.append(ids.shape[1])
         seen.lengths.append([ids.shape[1]] * len(ids) if mask is None else mask.sum(-1).tolist())
 
-    model = checkpoint.model
-    hooks = [
-        model.base_model.register_forward_pre_hook(body),
-        model.get_output_embeddings().register_forward_pre_hook(lambda _, args: seen.head.append(args[0].shape[:-1])),
-    ]
-    try:
+    def head(module: Any, args: tuple[Any, ...]) -> None:
+        seen.head.append(args[0].shape[:-1])
+
+    with hooked(checkpoint.model.base_model, body), hooked(checkpoint.model.get_output_embeddings(), head):
         yield seen
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def assert_ledger_equals(ledger: Cost, seen: Seen) -> None:
@@ -294,11 +290,8 @@ def test_a_dropped_position_term_turns_the_laws_red(tiny_llada: Checkpoint, monk
 
 
 def test_unmasked_padding_turns_the_laws_red(tiny_llada: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny_llada.model
-    hook = model.base_model.register_forward_pre_hook(lambda _, args: (args[0], None))
-    with pytest.raises(AssertionError):
+    with hooked(tiny_llada.model.base_model, lambda _, args: (args[0], None)), pytest.raises(AssertionError):
         check_tiny(tiny_llada, draws=2_000)
-    hook.remove()
 
 
 # Batches.
@@ -490,15 +483,10 @@ def test_running_out_of_memory_halves_the_rows_and_says_so_once(tiny_llada: Chec
 
     expected = twin.finish(twin.start(START) * 40, keys(40))
     model = tiny_llada.model
-    hook = (model.base_model if where == "model" else model.get_output_embeddings()).register_forward_pre_hook(
-        small_card
-    )
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            drawn = policy.finish(policy.start(START) * 40, keys(40))
-    finally:
-        hook.remove()
+    module = model.base_model if where == "model" else model.get_output_embeddings()
+    with hooked(module, small_card), warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        drawn = policy.finish(policy.start(START) * 40, keys(40))
     assert [str(warning.message)[:13] for warning in caught] == ["out of memory"]
     same_draws(drawn, expected)
     assert policy.ledger.forwards >= twin.ledger.forwards
@@ -531,12 +519,9 @@ def test_a_single_row_that_is_too_much_is_refused_in_one_line(tiny_llada: Checkp
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     policy = make(tiny_llada)
-    hook = tiny_llada.model.base_model.register_forward_pre_hook(no_card)
-    try:
-        with pytest.raises(InputError, match="out of memory with one row") as caught:
-            policy.finish(policy.start(START), keys(1))
-    finally:
-        hook.remove()
+    refused = pytest.raises(InputError, match="out of memory with one row")
+    with hooked(tiny_llada.model.base_model, no_card), refused as caught:
+        policy.finish(policy.start(START), keys(1))
     assert "\n" not in str(caught.value)
 
 

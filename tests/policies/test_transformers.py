@@ -25,6 +25,7 @@ from ets.runner import run
 from ets.testing import check_policy, frequencies, optimal_law, total_variation
 from ets.types import InputError, Problem
 from tests.conftest import ALPHABET, causal_oracle, random_qwen3, tiny_tokenizer
+from tests.hooks import what_is_read
 
 PROBLEMS = [Problem("p", "abc"), Problem("q", (1, 3, 3, 2, 1)), Problem("r", "b")]
 DRAWS = 30_000
@@ -162,12 +163,10 @@ def never_ending(prompt_length: int) -> tuple[TransformersPolicy, Problem]:
 def test_nothing_is_computed_twice(length: int) -> None:
     """Positions that the model really saw, for M 8, K 3, block 32, length 128: at most 1.02 times the minimum."""
     policy, problem = never_ending(length)
-    seen = []
-    policy.checkpoint.model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
-    )
     step = energy_guided(per_text(lambda _, text: text.count("a")), candidates=8, rollouts=3, lam=1.0)
-    (chain,) = run(policy, step, [problem], width=1, seed=0)
+    with what_is_read(policy.checkpoint.model) as shapes:
+        (chain,) = run(policy, step, [problem], width=1, seed=0)
+    seen = [rows * columns for rows, columns in shapes]
     minimum = length + sum(8 * 32 + 8 * 3 * (128 - 32 * (i + 1)) for i in range(4))
     assert sum(seen) <= 1.02 * minimum
     assert sum(seen) == policy.ledger.positions == chain.cost.positions
@@ -338,12 +337,10 @@ def test_looking_less_often_changes_no_draw_and_charges_all_that_is_read(make_ti
 
 
 def test_what_the_model_reads_of_ended_rows_is_in_the_ledger(make_tiny: Any) -> None:
-    policy, seen = make_tiny(max_length=9, look_every=4), []
-    policy.checkpoint.model.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
-    )
-    policy.finish(policy.start(PROBLEMS[:1]) * 30, np.arange(30, dtype=np.uint64))
-    assert sum(seen) == policy.ledger.positions
+    policy = make_tiny(max_length=9, look_every=4)
+    with what_is_read(policy.checkpoint.model) as shapes:
+        policy.finish(policy.start(PROBLEMS[:1]) * 30, np.arange(30, dtype=np.uint64))
+    assert sum(rows * columns for rows, columns in shapes) == policy.ledger.positions
     assert policy.ledger.rollout > policy.ledger.generated - 30
 
 
