@@ -36,8 +36,8 @@ def grouped_sdpa(
     """
     rows, heads, queries, width = query.shape
     groups = key.shape[1]
-    if row_cache is not None:
-        row_cache.attended += _can_share(row_cache, module, key, attention_mask, **kwargs)
+    if row_cache is not None and not row_cache.shares and _can_share(row_cache, module, key, attention_mask, **kwargs):
+        row_cache.attended |= {module.layer_idx}
     if row_cache is not None and row_cache.prefix is not None:
         folded = query.reshape(rows, groups, heads // groups, width)
         out = attend_shared(folded, key, value, attention_mask, row_cache.prefix, module.layer_idx, scaling)

@@ -61,18 +61,25 @@ class _RowLayer(CacheLayerMixin):
 class RowCache(Cache):
     """The cache of a batch of rows; row r has read `lengths[r]` tokens, those of its prefix among them.
 
-    `attended` counts the layers whose attention was given this cache, and so can read a prefix.
+    `attended` holds the layers whose attention could read a prefix: when it was given this cache, or the one that this
+    was made from.
     """
 
     def __init__(self, layers: int, capacity: int, lengths: Sequence[int], prefix: Prefix | None = None) -> None:
         super().__init__(layers=[_RowLayer(capacity) for _ in range(layers)])
-        self.lengths, self.prefix, self.attended = list(lengths), prefix, 0
+        self.lengths, self.prefix = list(lengths), prefix
+        self.attended: frozenset[int] = frozenset()
         self._there: tuple[torch.Tensor, torch.Tensor | None] | None = None  # lengths and padding, on the device
 
     @property
     def length(self) -> int:
         """Columns in use."""
         return int(self.layers[0].get_seq_length())
+
+    @property
+    def shares(self) -> bool:
+        """Whether every layer can read a prefix."""
+        return len(self.attended) == len(self.layers)
 
     @property
     def own_lengths(self) -> list[int]:
@@ -264,9 +271,11 @@ def in_common(memories: Sequence[Memory]) -> list[tuple[Segment, ...]]:
     """What each of these rows begins with, where at least two, on average, begin alike with `SHORTEST` columns or more.
 
     Where all begin in one cache, that is a row of it; where not, all that a memory holds. Empty where sharing that
-    would not pay.
+    would not pay, or the network could not read it.
     """
     segments = [tuple(memory.segments()) for memory in memories]
+    if not segments[0][0].cache.shares:
+        return []
     if len({begin.cache for begin, *_ in segments}) == 1:
         segments = [own[:1] for own in segments]
     columns = sum(part.columns for own in segments for part in own) / len(segments)
@@ -275,7 +284,7 @@ def in_common(memories: Sequence[Memory]) -> list[tuple[Segment, ...]]:
 
 
 def columns_each(memories: Sequence[Memory], room: int) -> float:
-    """Columns that a row takes when these are shared with so much room, its part of what is in common included."""
+    """Columns that a row takes in `share`, its part of what is in common included."""
     common = in_common(memories) or [()] * len(memories)
     begun = [sum(part.columns for part in begin) for begin in common]
     own = max(memory.length - columns for memory, columns in zip(memories, begun, strict=True))
@@ -289,6 +298,7 @@ def _gather(rows: Sequence[Sequence[Segment]], room: int, prefix: Prefix | None 
     source = rows[0][0].cache if prefix is None else prefix.cache
     total = lengths if prefix is None else [n + begun for n, begun in zip(lengths, prefix.lengths, strict=True)]
     gathered = RowCache(len(source), longest + room, total, prefix)
+    gathered.attended = source.attended
     for number, layer in enumerate(gathered.layers):
         for name in ("keys", "values"):
             sample = getattr(source.layers[number], name)

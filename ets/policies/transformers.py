@@ -104,7 +104,6 @@ class TransformersPolicy:
         require_counts(look_every=1 if look_every is None else look_every)
         self._look_every = look_every
         self._memory = MemoryLimit(memory_gib, lambda: checkpoint.model.device)
-        self._shares = False  # known when a prompt has been read
 
     @property
     def deterministic(self) -> bool:
@@ -233,11 +232,9 @@ class TransformersPolicy:
         own = as_token_states(states)
         compact([state.memory for state in own])
         prompts, rows = self._read_prompts(own), list(zip(own, keys, strict=True))
-        memories, room = [state.memory for state in own], self._room(own, block)
-        columns = columns_each(memories, room) if self._shares else max(memory.length for memory in memories) + room
-        chunks = self._memory.in_chunks(
-            rows, columns * self._bytes_per_column, lambda chunk: self._advance(chunk, block, kind, pick, prompts)
-        )
+        bytes_each = columns_each([state.memory for state in own], self._room(own, block)) * self._bytes_per_column
+        advance = partial(self._advance, block=block, kind=kind, pick=pick, prompts=prompts)
+        chunks = self._memory.in_chunks(rows, bytes_each, advance)
         draws = [draw for chunk in chunks for draw in chunk]
         self.ledger += Cost.total(draw.cost for draw in draws)
         return draws
@@ -261,7 +258,6 @@ class TransformersPolicy:
     def _read(self, states: Sequence[TokenState]) -> None:
         cache = RowCache(self._config.num_hidden_layers, len(states[0].prompt), [0] * len(states))
         logits = self._forward(cache, [state.prompt for state in states])[:, -1]
-        self._shares = cache.attended == self._config.num_hidden_layers
         for row, state in enumerate(states):
             state.memory.cache, state.memory.row, state.memory.logits = cache, row, logits[row]
 
@@ -281,8 +277,7 @@ class TransformersPolicy:
         positions = np.array([len(tokens) for tokens in drawn.tokens])[:, None] + np.arange(room)
         uniforms = torch.from_numpy(uniform(keys[:, None], positions)).to(logits.device)
         look_every = self._look_every or (1 if logits.device.type == "cpu" else LOOK_EVERY)
-        begin = share if self._shares else fork
-        cache, rows, column = begin(memories, room), list(range(len(states))), 0
+        cache, rows, column = share(memories, room), list(range(len(states))), 0
         while rows and column < room:
             left = min(self.horizon.max_length - len(drawn.tokens[n]) for n in rows)
             own = uniforms[rows]
@@ -339,7 +334,7 @@ class TransformersPolicy:
         model = self.checkpoint.model
         ids = torch.as_tensor(tokens, device=model.device)
         mask = cache.mask(ids.shape[1], ids.device)
-        if mask is not None and self._shares and ids.shape[1] == 1:
+        if mask is not None and cache.shares and ids.shape[1] == 1:
             mask = mask.bool()[:, None, None]  # as attention takes it: transformers would look at it, and wait for it
         logits = model(
             input_ids=ids,
