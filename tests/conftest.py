@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# The tests' servers stand at the loopback address and want no key, whatever proxy and key this machine has.
+os.environ["no_proxy"] = "127.0.0.1"
+os.environ.pop("OPENAI_API_KEY", None)
 
 # By default an example that takes 0.2 s, or data that take 1 s, are failures: on a busy machine, any may.
 settings.register_profile("patient", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -207,8 +207,7 @@ SERVED: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def server(tiny_checkpoint: Checkpoint) -> Iterator[TinyServer]:
-    with pytest.MonkeyPatch.context() as patched, TinyServer(tiny_checkpoint) as server:
-        patched.setenv("NO_PROXY", "127.0.0.1")
+    with TinyServer(tiny_checkpoint) as server:
         yield server
 
 
@@ -283,10 +282,7 @@ def test_a_served_model_is_no_proposal(endpoint: Endpoint, tiny_checkpoint: Chec
         ets.sample("ab", model=tiny_checkpoint, proposal=endpoint, reward=liking_b, **SERVED)  # type: ignore[call-overload]
 
 
-def test_a_result_tells_that_its_server_is_approximate(
-    tiny_checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+def test_a_result_tells_that_its_server_is_approximate(tiny_checkpoint: Checkpoint) -> None:
     with TinyServer(tiny_checkpoint, text_only=True) as server:
         with pytest.warns(UserWarning, match="is approximate"):
             endpoint = Endpoint(server.address, tiny_checkpoint)
@@ -296,13 +292,10 @@ def test_a_result_tells_that_its_server_is_approximate(
     assert f"approximate: {TEXT_ONLY}" in str(out) and "approximate: text only" in out._repr_html_()
 
 
-def test_the_server_of_the_documentation_is_sampled_from(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_server_of_the_documentation_is_sampled_from(capsys: pytest.CaptureFixture[str]) -> None:
     (block,) = [
         b.text for b in blocks(ROOT / "docs" / "engines.md") if b.language == "python" and "Endpoint(" in b.text
     ]
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with TinyServer(Checkpoint(demo.model_path(), device="cpu")) as server:
         exec(block.replace("http://localhost:8000/v1", server.address), {})
     assert "\ncost: " in capsys.readouterr().out

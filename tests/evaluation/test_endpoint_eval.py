@@ -67,12 +67,6 @@ def rows_of(folder: Path) -> dict[str, Any]:
     return {row["method"]: row for row in json.loads((folder / "summary.json").read_text())}
 
 
-@pytest.fixture(autouse=True)
-def _without_proxy_or_key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-
-
 @pytest.fixture
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three attempts within a moment; by default there are seven within a minute."""

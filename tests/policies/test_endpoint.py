@@ -43,12 +43,6 @@ DRAWS = 400
 QUICK = (0.01, 0.02)
 
 
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-
-
 @pytest.fixture
 def server(tiny_checkpoint: Any) -> Iterator[TinyServer]:
     with TinyServer(tiny_checkpoint) as server:
