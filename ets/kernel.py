@@ -20,6 +20,7 @@ from ets.transition import (
     require_variety,
     row_keys,
     score,
+    shared_out,
 )
 from ets.types import Chain, Cost, Draw, Floats, InputError, Policy, Reward, Step, StepFn, rollout_log_ratios
 from ets.weights import ESTIMATORS, Estimator, log_mean_exp
@@ -89,11 +90,13 @@ def energy_guided(
 
     def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
         require_variety(policy, candidates)
+        before = paired.passes
         policy, chains = paired(policy, chains)
         drawn = draw_for_chains(policy.extend, chains, Purpose.CANDIDATE, candidates)
         completed = complete(policy, chains, drawn, rollouts)
         rows = zip(chains, drawn, completed, choice_uniforms(chains), strict=True)
-        return [transition(*row, reward, lam, ESTIMATORS[estimator], decided) for row in rows]
+        advanced = [transition(*row, reward, lam, ESTIMATORS[estimator], decided) for row in rows]
+        return shared_out(advanced, Cost(forwards=paired.passes - before))
 
     return step
 

@@ -81,6 +81,8 @@ class PathWeights:
         self.sampler, self.weigher, self._clip = sampler, weigher, Clip(clip)
         self._warn_of_noise = NoiseWarning()
 
+    weighed = True  # `ets.transition.require_unweighed`
+
     @property
     def target(self) -> str:
         """The law that weighed draws follow, in words."""

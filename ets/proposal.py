@@ -83,6 +83,8 @@ class ImportanceSampling:
         self._starts: WeakKeyDictionary[State, State] = WeakKeyDictionary()
         self._warn_of_noise = NoiseWarning()
 
+    weighed = True  # `ets.transition.require_unweighed`
+
     @property
     def ledger(self) -> Cost:
         return self.reference.ledger + self.proposal.ledger
@@ -157,6 +159,11 @@ class Pairing:
         self.proposal, self.clip = proposal, clip
         self._pair: ImportanceSampling | None = None
         Clip(clip)  # out of order is named now
+
+    @property
+    def passes(self) -> float:
+        """Forward passes of the proposal so far, which the ledger of the policy that is given does not hold."""
+        return 0 if self.proposal is None else self.proposal.ledger.forwards
 
     def __call__(self, policy: Policy, chains: Sequence[Chain]) -> tuple[Policy, Sequence[Chain]]:
         """The policy, and the chains at its states."""

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Container, Iterable, Iterator, Sequence
-from dataclasses import replace
 from itertools import islice
 
 from ets.randomness import chain_key
-from ets.transition import require_counts
+from ets.transition import require_counts, shared_out
 from ets.types import Chain, Cost, InputError, Policy, Problem, State, StepFn
 
 
@@ -94,16 +93,4 @@ def _timed(policy: Policy, step: StepFn, chains: Sequence[Chain]) -> list[Chain]
     before, begun = policy.ledger, time.perf_counter()
     advanced = step(policy, chains)
     seconds, forwards = time.perf_counter() - begun, policy.ledger.forwards - before.forwards
-    positions = [chain.trace[-1].cost.positions for chain in advanced]
-    total = sum(positions)
-    shares = [p / total if total else 1 / len(advanced) for p in positions]
-    return [
-        replace(
-            c,
-            trace=(
-                *c.trace[:-1],
-                replace(c.trace[-1], cost=c.trace[-1].cost + Cost(forwards=forwards * s, seconds=seconds * s)),
-            ),
-        )
-        for c, s in zip(advanced, shares, strict=True)
-    ]
+    return shared_out(advanced, Cost(forwards=forwards, seconds=seconds))

@@ -112,6 +112,26 @@ def require_counts(**values: int) -> None:
             raise InputError(f"{name} is {value!r}; it must be a whole number of at least 1")
 
 
+def shared_out(chains: Sequence[Chain], cost: Cost) -> list[Chain]:
+    """The chains, their last steps charged with shares, by token positions, of the passes and seconds of all."""
+    positions = [chain.trace[-1].cost.positions for chain in chains]
+    total = sum(positions)
+    shares = [p / total if total else 1 / len(chains) for p in positions]
+    return [
+        chain.charged(Cost(forwards=cost.forwards * share, seconds=cost.seconds * share))
+        for chain, share in zip(chains, shares, strict=True)
+    ]
+
+
+def require_unweighed(policy: Policy) -> None:
+    """Raise `InputError` for a policy whose draws carry importance ratios, for methods that do not reckon with any."""
+    if getattr(policy, "weighed", False):
+        raise InputError(
+            f"the draws of {type(policy).__name__} carry importance ratios, which this method would leave out; "
+            "use energy_guided, or the policy itself"
+        )
+
+
 def require_variety(policy: Policy, draws: int) -> None:
     """Raise `InputError` if several draws from a state are asked of a policy whose draws are all the same."""
     if draws > 1 and policy.deterministic:

@@ -42,12 +42,21 @@ class Problem:
         Strings that end a generation as soon as they appear in it; they are cut off its text.
     doc : mapping
         Whatever a reward or a grader wants to know, for example the true answer.
+
+    Raises
+    ------
+    InputError
+        For an id that is no text.
     """
 
     id: str
     prompt: str | tuple[int, ...]
     stop: tuple[str, ...] = ()
     doc: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.id, str):
+            raise InputError(f"the id of a problem is {self.id!r}; it must be text, such as {str(self.id)!r}")
 
 
 class State(Protocol):
@@ -283,6 +292,11 @@ class Chain:
 
     def advance(self, state: State, step: Step) -> Chain:
         return replace(self, state=state, trace=(*self.trace, step))
+
+    def charged(self, cost: Cost) -> Chain:
+        """The chain, whose last step cost so much more."""
+        last = replace(self.trace[-1], cost=self.trace[-1].cost + cost)
+        return replace(self, trace=(*self.trace[:-1], last))
 
     @property
     def cost(self) -> Cost:

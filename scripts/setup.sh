@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes the virtual environment of this repository and installs what is missing. Every entry point calls it:
-#   source scripts/setup.sh [EXTRA ...]     extras of setup.py, for example: eval dev
+# Makes the virtual environment of this repository and installs what is missing: bash scripts/setup.sh [EXTRA ...]
+# The extras are those of setup.py, for example: eval dev. Every entry point sources it.
 # The extra vllm is vLLM for the GPU or for the CPU, as the machine has it.
 # It sets PYTHON to the environment's interpreter. A second call with nothing to do takes no time.
 ETS_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -96,4 +96,4 @@ ets_setup() {
     for extra in core "$@"; do echo "$wanted" >"$VENV/.ets-$extra"; done
 }
 
-ets_setup "$@" || { echo "error: the set-up failed; see the lines above" >&2; exit 1; }
+ets_setup "$@" || { echo "error: the set-up failed; see the lines above" >&2; return 1 2>/dev/null || exit 1; }

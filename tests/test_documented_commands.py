@@ -63,7 +63,7 @@ READ = {
 @pytest.mark.parametrize("page", RUN)
 def test_the_shell_blocks_of_a_page_run_in_order(page: str, tmp_path: Path) -> None:
     if page == "docs/paper.md" and HEAVY:
-        pytest.skip(f"no {' and '.join(HEAVY)} here; `source scripts/setup.sh benchmarks`")
+        pytest.skip(f"no {' and '.join(HEAVY)} here; `bash scripts/setup.sh benchmarks`")
     for block in BLOCKS[page]:
         if block.file:
             (tmp_path / block.file).write_text(block.text, encoding="utf-8")
@@ -136,7 +136,7 @@ def read_ets(words: list[str]) -> None:
 def read_paper_form(words: list[str]) -> None:
     """The command of lm-eval's form, and the arguments of its model."""
     if HEAVY:
-        pytest.skip(f"no {' and '.join(HEAVY)} here; `source scripts/setup.sh benchmarks`")
+        pytest.skip(f"no {' and '.join(HEAVY)} here; `bash scripts/setup.sh benchmarks`")
     from ets.evaluation.paper_arguments import read_arguments
     from ets.evaluation.paper_command import parsed
 

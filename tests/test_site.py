@@ -26,7 +26,7 @@ from tests.documentation import ROOT
 
 pytestmark = pytest.mark.skipif(
     any(find_spec(name) is None for name in ("zensical", "mkdocstrings")),
-    reason="the extra docs is not installed; `source scripts/setup.sh docs`",
+    reason="the extra docs is not installed; `bash scripts/setup.sh docs`",
 )
 
 FETCHED = {"script", "img", "link", "iframe", "source", "video", "audio", "embed", "object"}

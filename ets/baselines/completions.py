@@ -20,6 +20,7 @@ from ets.transition import (
     draw_for_chains,
     require_counts,
     require_positive,
+    require_unweighed,
     require_variety,
     score,
 )
@@ -120,6 +121,7 @@ def _among_completions(samples: int, weigh: Weigh) -> StepFn:
     require_counts(samples=samples)
 
     def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
+        require_unweighed(policy)
         require_variety(policy, samples)
         drawn = draw_for_chains(policy.finish, chains, Purpose.COMPLETION, samples)
         rows = zip(chains, drawn, choice_uniforms(chains), strict=True)

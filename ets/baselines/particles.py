@@ -17,7 +17,15 @@ import numpy as np
 
 from ets.randomness import Purpose, uniform
 from ets.rewards import Scoring, as_reward
-from ets.transition import choose, require_counts, require_positive, require_variety, row_keys, score
+from ets.transition import (
+    choose,
+    require_counts,
+    require_positive,
+    require_unweighed,
+    require_variety,
+    row_keys,
+    score,
+)
 from ets.types import Chain, Cost, Draw, Floats, InputError, Keys, Policy, Reward, State, Step, StepFn, Text
 from ets.weights import effective_sample_size, log_mean_exp, normalised, pick
 
@@ -235,6 +243,7 @@ def _sequential(potential: Potential, particles: int, threshold: float) -> StepF
     _require_share(threshold=threshold)
 
     def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
+        require_unweighed(policy)
         require_variety(policy, particles)
         populations = [_population(chain, particles) for chain in chains]
         moves = _move(policy, chains, populations)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ets.randomness import Purpose, derive, uniform
-from ets.transition import require_counts, require_positive, require_variety, row_keys
+from ets.transition import require_counts, require_positive, require_unweighed, require_variety, row_keys
 from ets.types import Chain, Cost, Floats, Keys, Policy, State, Step, StepFn, Text
 
 
@@ -59,6 +59,7 @@ def power_sampling(*, alpha: float, moves: int) -> StepFn:
     require_counts(moves=moves)
 
     def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
+        require_unweighed(policy)
         require_variety(policy, 1 + moves)
         before = [as_path(chain.state) for chain in chains]
         keys = row_keys(chains, Purpose.CANDIDATE)

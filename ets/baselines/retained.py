@@ -18,6 +18,7 @@ from ets.transition import (
     draw_for_chains,
     require_counts,
     require_positive,
+    require_unweighed,
     require_variety,
     row_keys,
     score,
@@ -94,6 +95,7 @@ def retained_rollouts(reward: Scoring | Reward, *, candidates: int, rollouts: in
     reward = as_reward(reward)
 
     def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
+        require_unweighed(policy)
         require_variety(policy, max(candidates, rollouts))
         begun = [c.state if isinstance(c.state, RetainedState) else RetainedState(c.state) for c in chains]
         drawn = _candidates(policy, row_keys(chains, Purpose.CANDIDATE, candidates), begun)
@@ -215,6 +217,7 @@ def iterated_sir(reward: Scoring | Reward, *, samples: int, iterations: int, lam
     total = samples + (iterations - 1) * (samples - 1)
 
     def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
+        require_unweighed(policy)
         require_variety(policy, total)
         drawn = draw_for_chains(policy.finish, chains, Purpose.COMPLETION, total)
         return [end(*row) for row in zip(chains, drawn, choice_uniforms(chains), strict=True)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -256,6 +257,6 @@ def _parsed(text: str, kind: Any) -> Any:
         value = kind(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
-    if value <= 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not above zero")
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above zero and finite")
     return value

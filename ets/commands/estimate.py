@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ets.commands import eval as eval_command
 from ets.commands.engines import closed_after, require_engine_arguments
-from ets.commands.opening import Opened, opened
+from ets.commands.opening import Opened, method_names, opened
 from ets.commands.proposals import proposal_pair
 from ets.types import InputError
 
@@ -46,7 +46,7 @@ def execute(options: argparse.Namespace) -> None:
     if not 0 <= options.calibrate < math.inf:
         raise InputError(f"calibrate is {options.calibrate}; give seconds, or 0 for none")
     require_engine_arguments(options)
-    methods = [name.strip() for name in options.methods.split(",")]
+    methods = method_names(options)
     settings = eval_command.settings_of(options)
     require_methods(methods, options.samples, settings, options.repeats)
     require_counts(width=options.width, repeats=options.repeats, count=1 if options.count is None else options.count)
@@ -90,7 +90,7 @@ def _memory_line(worst: float, limit: float, why: str) -> str:
     said = f"the limit of the rows' cache is {size(limit)} ({why})"
     if worst <= limit:
         return f"{said}; the largest, {size(worst)}, is within it"
-    return f"{said}; the largest, {size(worst)}, exceeds it: its rows are split, and take less at once and more time"
+    return f"{said}; the largest, {size(worst)}, exceeds it: its rows may be split, which takes more time"
 
 
 def _print(estimates: Sequence[Estimate], estimation: Estimation, options: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ets.commands.engines import add_engine_arguments, closed_after, require_engine_arguments
-from ets.commands.opening import Opened, add_task_arguments, opened
+from ets.commands.opening import Opened, add_task_arguments, method_names, opened
 from ets.commands.proposals import add_proposal_arguments, proposal_pair, proposed_by, proposing_of
 from ets.commands.traces import add_traces_argument, require_traces, traces_of
 
@@ -71,7 +71,7 @@ def execute(options: argparse.Namespace) -> None:
     from ets.transition import require_counts
 
     require_engine_arguments(options)
-    methods, settings = [name.strip() for name in options.methods.split(",")], settings_of(options)
+    methods, settings = method_names(options), settings_of(options)
     require_methods(methods, options.samples, settings, options.repeats)
     require_counts(width=options.width, repeats=options.repeats, count=1 if options.count is None else options.count)
     require_traces(options)

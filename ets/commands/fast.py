@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from ets.commands.engines import flag
+from ets.commands.opening import method_names
 from ets.evaluation.fast import FAST, FastSampling, opened_sampler
 from ets.types import InputError, Policy
 
@@ -42,7 +43,7 @@ def fast_of(options: argparse.Namespace) -> FastSampling | None:
     named = [name for name in (*OPTIONS, *SHARED) if getattr(options, name) is not None]
     settings = {name: getattr(options, f"fast_{name}") for name in FAST}
     if all(value is None for value in settings.values()):
-        wanting = "the method ets-is" if "ets-is" in options.methods.split(",") else named and flag(named[0])
+        wanting = "the method ets-is" if "ets-is" in method_names(options) else named and flag(named[0])
         if wanting:
             raise InputError(f"{wanting} needs a fast sampler; say what makes it fast, such as --fast-cache dual")
         return None

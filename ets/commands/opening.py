@@ -77,6 +77,11 @@ def add_task_arguments(parser: argparse.ArgumentParser, *, several: bool = False
     parser.add_argument("--unsafe-code", action="store_true", help="run code that a model wrote without the sandbox")
 
 
+def method_names(options: argparse.Namespace) -> list[str]:
+    """The methods that a list names."""
+    return [name.strip() for name in options.methods.split(",")]
+
+
 def opened(name: str, options: argparse.Namespace, changed: Mapping[str, Any] | None = None, **settings: Any) -> Opened:
     """The task by this name, and what the options make of the model.
 

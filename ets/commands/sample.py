@@ -83,6 +83,8 @@ def execute(options: argparse.Namespace) -> None:
     reward = named_reward(options.reward, extract)
     if options.html is not None and not options.html.absolute().parent.is_dir():
         raise InputError(f"the folder of {options.html} does not exist; make it, or name another file")
+    if options.html is not None and options.html.is_dir():
+        raise InputError(f"{options.html} is a folder; name a file")
     from ets.api import sample
 
     given = {name: getattr(options, name) for name in (*NUMBERS, *CANVAS, "stop", "proposal")}
@@ -98,7 +100,10 @@ def execute(options: argparse.Namespace) -> None:
         for answer in result.vote.winners:
             print(f"most votes of all rollouts: {answer} ({result.vote.shares[answer]:.0%})")
     if options.html is not None:
-        options.html.write_text(_page(prompt, result), encoding="utf-8")
+        try:
+            options.html.write_text(_page(prompt, result), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write {options.html}: {error.strerror}; name another file") from None
         print(f"trace: {options.html}")
 
 

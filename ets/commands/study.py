@@ -35,7 +35,8 @@ def execute(options: argparse.Namespace) -> None:
     """
     from ets.evaluation.evaluate import Evaluation
     from ets.evaluation.journal import Journal, fingerprint
-    from ets.evaluation.reward_study import draws, noted_rewards, reward_study
+    from ets.evaluation.reward_study import OF_CERTAINTY, draws, noted_rewards, reward_study
+    from ets.policies.making import RESOURCES
     from ets.report.plots import require_matplotlib
     from ets.report.reward_plots import write_study
     from ets.transition import require_counts, require_variety
@@ -45,7 +46,14 @@ def execute(options: argparse.Namespace) -> None:
     method, count = draws(options.samples), 1 if options.count is None else options.count
     require_counts(width=options.width, count=count)
     require_matplotlib()
-    found = opened(options.task, options, certainty=True)
+    certainty = options.engine not in RESOURCES
+    if not certainty:
+        unknown = " and ".join(OF_CERTAINTY)
+        print(
+            f"note: without {unknown}: the engine {options.engine} does not tell how certain a model is",
+            file=sys.stderr,
+        )
+    found = opened(options.task, options, certainty=certainty)
     require_variety(found.policy, options.samples)
     configuration = found.configuration(options)
     folder = options.out or options.results / f"study-{found.task.name}-{fingerprint(configuration)}"

@@ -129,7 +129,7 @@ class Estimation:
     def _pilot(self, seconds: float) -> list[int]:
         """Lengths of plain samples, one of each of a few problems."""
         problems, lengths, begun = self.spread(PILOT)[:PILOT], list[int](), time.perf_counter()
-        keys = derive(np.array(self.seed, np.uint64), np.arange(len(problems)))
+        keys = derive(np.array(self.seed % 2**64, np.uint64), np.arange(len(problems)))
         for at in range(0, len(problems), PILOT_ROWS):
             states = self.policy.start(problems[at : at + PILOT_ROWS])
             draws = self.policy.finish(states, keys[at : at + PILOT_ROWS])

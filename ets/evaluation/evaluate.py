@@ -207,7 +207,7 @@ class Evaluation:
             "problem": chain.problem.id,
             "sample": chain.sample,
             "answer": self.task.extract(chain.problem, text),
-            "correct": self.task.grade(chain.problem, text),
+            "correct": bool(self.task.grade(chain.problem, text)),
             "valid": chain.valid,
             "guide_steps": len(chain.trace),
             "effective": effective_sizes(chain.trace),
@@ -230,17 +230,23 @@ class Evaluation:
         def each(name: str) -> float:
             return float(sum(record["cost"][name] for record in records)) / uses
 
-        # Samples share the reading of their prompt; a run that was interrupted may have read it again.
-        prompts: dict[str, int] = {}
-        for record in records:
-            prompts[record["problem"]] = max(prompts.get(record["problem"], 0), record["cost"]["prompt"])
-        positions = sum(prompts.values()) / count + sum(each(name) for name in ("candidate", "rollout", "scored"))
+        apart = isinstance(self.own.get(method.name, self.policy), Shareable)  # each row pays for what it reads
+        prompt = each("prompt") if apart else _read_once(records) / count
+        positions = prompt + sum(each(name) for name in ("candidate", "rollout", "scored"))
         mean = accuracy([fmean(values) for values in scores.values()], self.chains(method))
         further = {name: fmean(r["scores"][name] for r in records) for name in records[0].get("scores", {})}
         costs = each("generated"), positions, each("seconds")
         ratios = total_ratios([record["ratios"] for record in records]) if method.ratios else None
         own = each("row_forwards"), method.target, method.key
         return Row(method.name, method.label, mean, *costs, further, self.repeats, ratios, *own)
+
+
+def _read_once(records: Sequence[Record]) -> int:
+    """Tokens of all prompts: a problem's samples share the reading, which an interrupted run may have done again."""
+    prompts: dict[str, int] = {}
+    for record in records:
+        prompts[record["problem"]] = max(prompts.get(record["problem"], 0), record["cost"]["prompt"])
+    return sum(prompts.values())
 
 
 def _chains(

@@ -147,7 +147,8 @@ class Journal:
 
 
 def _line(record: Record) -> bytes:
-    return json.dumps(record).encode() + b"\n"
+    """An answer may be anything hashable: what JSON does not have is written as text."""
+    return json.dumps(record, default=str).encode() + b"\n"
 
 
 def _recovered(file: BinaryIO, path: Path) -> list[Record]:

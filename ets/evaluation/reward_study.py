@@ -33,6 +33,8 @@ OF_A_TEXT: Mapping[str, Reward] = {
     "self-certainty": self_certainty(),
 }
 """Rewards of one text by itself, which are recorded as it is drawn."""
+OF_CERTAINTY = ("negative-entropy", "self-certainty")
+"""Those of how certain the model was, which engines that draw by themselves (vllm, endpoint) do not tell."""
 AGREEMENT = "self-consistency"
 """The share of a problem's answers that agree with an answer: known when all are drawn."""
 
@@ -102,9 +104,11 @@ def draws(samples: int) -> Method:
 
 
 def noted_rewards(chain: Chain) -> dict[str, Any]:
-    """What a record keeps of an answer that has been drawn: its rewards, as far as they are its own."""
+    """What a record keeps of an answer that has been drawn: its own rewards, as far as they can be known."""
     texts = chain.trace[0].candidates
-    return {"rewards": {name: reward(chain.problem, texts, chain)[0] for name, reward in OF_A_TEXT.items()}}
+    unknown = OF_CERTAINTY if texts[0].certainty is None else ()
+    known = {name: reward for name, reward in OF_A_TEXT.items() if name not in unknown}
+    return {"rewards": {name: reward(chain.problem, texts, chain)[0] for name, reward in known.items()}}
 
 
 def reward_study(task: Task, problems: Sequence[Problem], records: Sequence[Record], *, seed: int = 0) -> RewardStudy:
@@ -125,7 +129,9 @@ def reward_study(task: Task, problems: Sequence[Problem], records: Sequence[Reco
         by_problem[record["problem"]].append(record)
     groups = list(by_problem.values())
     right = [np.array([record["correct"] for record in group], bool) for group in groups]
-    scores = {name: [np.array([r["rewards"][name] for r in group]) for group in groups] for name in OF_A_TEXT}
+    scores = {
+        name: [np.array([r["rewards"][name] for r in group]) for group in groups] for name in groups[0][0]["rewards"]
+    }
     scores[AGREEMENT] = [
         agreement(task, problem, [record["text"] for record in by_problem[problem.id]]) for problem in problems
     ]
@@ -170,7 +176,7 @@ def wins(scores: Sequence[Floats], right: Sequence[NDArray[np.bool_]]) -> Floats
 
 def _resampled(problems: int, seed: int) -> Floats:
     """How often `[1 + RESAMPLES, P]` each problem counts: once, and as often as a resample holds it."""
-    counts = np.random.default_rng(seed).multinomial(problems, np.full(problems, 1 / problems), size=RESAMPLES)
+    counts = np.random.default_rng(seed % 2**64).multinomial(problems, np.full(problems, 1 / problems), size=RESAMPLES)
     return np.vstack((np.ones(problems), counts))
 
 

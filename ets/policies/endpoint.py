@@ -192,8 +192,8 @@ class Endpoint:
     def _choice(self, said: Any) -> dict[str, Any]:
         try:
             (choice,) = said["choices"]
-            if not choice["logprobs"]["token_logprobs"]:
-                raise KeyError
+            if not isinstance(choice["logprobs"]["token_logprobs"], list):  # empty where a row ended at once
+                raise TypeError
         except (KeyError, TypeError, ValueError):
             raise InputError(f"{self.name} reports no log-probabilities; start it so that it does") from None
         return dict(choice)

@@ -114,15 +114,20 @@ def path_probabilities(
         raise InputError("at temperature 0 a path has probability 0 or 1, and no ratio exists; raise the temperature")
     items = [_Item(path, n, step) for path, steps in enumerate(paths) for n, step in enumerate(steps)]
     canvases = list(_distinct(policy, items, positions))
-    for batch in alike(canvases):
-        policy.memory_limit.in_chunks(batch, max(map(policy.reader.bytes_to_read, batch)), policy.reader.read)
     found = [np.zeros((len(steps), 2)) for steps in paths]
     costs = [Cost() for _ in paths]
-    for batch in equally_masked(canvases):
-        copies = max(len(canvas.rows) for canvas in batch) if positions else 1
-        bytes_each = policy.reader.bytes_of_logits(batch[0], copies)
-        score = partial(_score, policy=policy, items=items, positions=positions, found=found, costs=costs)
-        policy.memory_limit.in_chunks(batch, bytes_each, score)
+    score = partial(_score, policy=policy, items=items, positions=positions, found=found, costs=costs)
+
+    def read_and_score(chunk: Sequence[Canvas]) -> None:
+        policy.reader.read(chunk)
+        for batch in equally_masked(chunk):
+            copies = max(len(canvas.rows) for canvas in batch) if positions else 1
+            policy.memory_limit.in_chunks(batch, policy.reader.bytes_of_logits(batch[0], copies), score)
+        for canvas in chunk:
+            canvas.memory.hidden = None  # of all canvases together it would be gigabytes
+
+    for batch in alike(canvases):
+        policy.memory_limit.in_chunks(batch, max(map(policy.reader.bytes_to_read, batch)), read_and_score)
     policy.reader.ledger += Cost.total(costs)
     return [PathProbability(logps[:, 0], logps[:, 1], cost) for logps, cost in zip(found, costs, strict=True)]
 

@@ -136,4 +136,5 @@ def _add(
             found.logp += logp
             if supports := getattr(path.end, "supports", None):
                 kept = torch.from_numpy(supports[at + column]).to(logits.device)
+                kept = kept[kept < logits.shape[-1]]  # what the proposal's head has beyond ours, nobody else draws
                 found.missed += float(1 - probabilities[number, kept].sum()) / len(path.tokens)

@@ -53,7 +53,7 @@ class Server:
         try:
             import httpx2
         except ImportError as error:
-            raise InputError("httpx2 cannot be imported; run `source scripts/setup.sh endpoint`") from error
+            raise InputError("httpx2 cannot be imported; run `bash scripts/setup.sh endpoint`") from error
         self._room = asyncio.Semaphore(connections)
         self._failures = httpx2.TransportError
         self._timeouts = httpx2.TimeoutException

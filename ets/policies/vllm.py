@@ -151,8 +151,18 @@ class VLLMEngine:
         """Of each sequence: the untempered log-probability of its last `counts` tokens, and the positions computed.
 
         vLLM tells log-probabilities of a prompt's tokens only where it computes the whole prompt again.
+
+        Raises
+        ------
+        InputError
+            If the engine cannot be loaded, has stopped, or has no room for a sequence and the token that it draws then.
         """
         self.load()
+        longest = max(map(len, sequences), default=0) + 1
+        if self.context is not None and longest > self.context:
+            raise InputError(
+                f"scoring a row takes {longest} tokens, and vLLM has room for {self.context}; shorten max_length"
+            )
         outputs = self._outputs(sequences, [_scoring() for _ in sequences])
         rows = zip(sequences, counts, outputs, strict=True)
         return [(_logp_of_last(*row), len(row[0]) - (row[2].num_cached_tokens or 0)) for row in rows]
@@ -248,7 +258,7 @@ def engine_arguments(
     try:
         from vllm.platforms import current_platform
     except ImportError as error:
-        raise InputError(f"vLLM cannot be imported ({_line(error)}); run `source scripts/setup.sh vllm`") from error
+        raise InputError(f"vLLM cannot be imported ({_line(error)}); run `bash scripts/setup.sh vllm`") from error
     options: dict[str, Any] = {
         "model": checkpoint.name,
         "dtype": checkpoint.placement.split()[1],

@@ -35,9 +35,10 @@ def plot_rewards(study: RewardStudy, title: str, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 7), layout="constrained")
+    rows = len(study.separations) // 2  # four rewards, or two where certainty is unknown
+    figure = Figure(figsize=(10, 3.5 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, separation in zip(figure.subplots(2, 2).flat, study.separations, strict=True):
+    for axes, separation in zip(figure.subplots(rows, 2).flat, study.separations, strict=True):
         _panel(axes, separation)
     counts = f"{study.samples} answers to each of {study.problems} problems, {study.accuracy.mean:.1%} right"
     figure.suptitle(f"{title}\n{counts}", parse_math=False)

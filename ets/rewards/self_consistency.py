@@ -18,9 +18,8 @@ def votes(extract: ReadText, texts: Sequence[Text]) -> dict[Hashable, float]:
 
     Texts without an answer do not vote. Ratios are in terms of the largest, so that none overflows.
     """
-    counts = _tally(extract, texts)
-    counts.pop(None, None)
-    return counts
+    read = [(extract(text.text), text) for text in texts]
+    return _counted([(answer, text) for answer, text in read if answer is not None])
 
 
 def voters(steps: Iterable[Iterable[Sequence[Text]]]) -> list[Text]:
@@ -37,13 +36,13 @@ def voters(steps: Iterable[Iterable[Sequence[Text]]]) -> list[Text]:
     return voting
 
 
-def _tally(extract: ReadText, texts: Sequence[Text]) -> dict[Hashable, float]:
-    """The same, with the votes for no answer."""
-    largest = max((text.log_ratio for text in texts), default=0.0)
+def _counted(answered: Sequence[tuple[Hashable, Text]]) -> dict[Hashable, float]:
+    """The votes of texts for their answers, of which None is one here."""
+    largest = max((text.log_ratio for _, text in answered), default=0.0)
     counts: defaultdict[Hashable, float] = defaultdict(float)
-    for text in texts:
+    for answer, text in answered:
         if text.log_ratio > -math.inf:
-            counts[extract(text.text)] += math.exp(text.log_ratio - largest)
+            counts[answer] += math.exp(text.log_ratio - largest)
     return dict(counts)
 
 
@@ -84,7 +83,7 @@ def self_consistency(extract: Extract, *, pool: Literal["step", "chain"] = "chai
         earlier = [step.rollouts for step in chain.trace] if pool == "chain" else []
         pooled = voters([*earlier, [rollouts]])
         read = partial(remembered, problem)
-        counts = _tally(read, pooled)
+        counts = _counted([(read(text.text), text) for text in pooled])
         total = math.fsum(counts.values())
         shares = {a: count / total for a, count in counts.items() if a is not None and count >= minimum}
         return [shares.get(read(text.text), 0.0) for text in rollouts]

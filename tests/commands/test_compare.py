@@ -70,7 +70,9 @@ def test_a_comparison_that_kept_no_traces_goes_on_and_is_shown(tmp_path: Path) -
     [
         (("--methods", "majority,ets"), "give either --candidates, whose cost is matched, or --budgets, amounts"),
         (("--methods", "ets", "--candidates", "2"), "against is 'majority', which is not among the methods"),
-        (("--methods", "majority,ets", "--candidates", "0"), "'0' is not above zero"),
+        (("--methods", "majority,ets", "--candidates", "0"), "'0' is not above zero and finite"),
+        (("--methods", "majority,ets", "--budgets", "nan"), "'nan' is not above zero and finite"),
+        (("--methods", "majority,ets", "--budgets", "100,inf"), "'inf' is not above zero and finite"),
         (("--methods", "majority,magic", "--candidates", "2"), "unknown method 'magic'"),
         (("--methods", "majority,ets", "--candidates", "2", "--seeds", "0"), "seeds is 0"),
         (("--methods", "majority,ets", "--candidates", "2", "--traces", "-1"), "traces is -1"),

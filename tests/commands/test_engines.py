@@ -19,7 +19,7 @@ from ets.testing import TabularPolicy
 from tests.conftest import Refused
 from tests.test_cli import PROPOSED, command
 
-needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here; `source scripts/setup.sh vllm`")
+needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here; `bash scripts/setup.sh vllm`")
 
 
 def test_an_option_that_engines_share_stands_once_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,7 +112,7 @@ def test_a_missing_httpx2_is_one_line_that_names_the_mend(
 ) -> None:
     monkeypatch.setitem(sys.modules, "httpx2", None)
     words = command(tmp_path / "run", engine="endpoint", **HERE)
-    refused(words, "run `source scripts/setup.sh endpoint`")
+    refused(words, "run `bash scripts/setup.sh endpoint`")
 
 
 def test_a_missing_vllm_is_one_line_that_names_the_mend(
@@ -121,7 +121,7 @@ def test_a_missing_vllm_is_one_line_that_names_the_mend(
     monkeypatch.setitem(sys.modules, "vllm.platforms", None)
     monkeypatch.setitem(sys.modules, "vllm", None)
     words = command(tmp_path / "run", engine="vllm")
-    refused(words, "run `source scripts/setup.sh vllm`")
+    refused(words, "run `bash scripts/setup.sh vllm`")
     assert not (tmp_path / "run").exists()
 
 

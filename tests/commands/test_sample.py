@@ -141,6 +141,7 @@ def test_the_readme_has_the_example_of_the_help() -> None:
         (["--reward", "broken.py:f"], "cannot read the reward 'broken.py:f': SyntaxError"),
         (["--reward", "raising.py:f"], "division by zero"),
         (["--reward", "likelihood", "--html", "nowhere/x.html"], "the folder of nowhere/x.html does not exist"),
+        (["--reward", "likelihood", "--html", "."], ". is a folder; name a file"),
         (["--reward", "likelihood", "--block-size", "99"], "block_size 99 is longer"),
         (["--reward", "likelihood", "--steps", "4"], "steps is 4"),
         (["--reward", "likelihood", "--model", "nowhere"], "no checkpoint at 'nowhere'"),

@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 
+from ets import demo
 from ets.cli import main
+from ets.policies.checkpoint import Checkpoint
 from tests.conftest import Refused
+from tests.tiny_server import TinyServer
 
 BASE = {
     "task": "arithmetic",
@@ -86,6 +89,19 @@ def test_a_masked_diffusion_model_is_studied_alike(tmp_path: Path) -> None:
         assert likelihood < 0 and entropy < 0 < certainty
 
 
+def test_a_served_model_is_studied_by_what_is_known_of_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    with TinyServer(Checkpoint(demo.model_path("small"), device="cpu")) as server:
+        words = command(folder, count="2", samples="2", engine="endpoint", endpoint=server.address)
+        assert main(words) == 0
+    assert "note: without negative-entropy and self-certainty: the engine endpoint does not" in capsys.readouterr().err
+    summary = json.loads((folder / "summary.json").read_text())
+    assert list(summary["rewards"]) == ["likelihood-per-token", "self-consistency"]
+    for record in lines_of(folder):
+        assert list(record["rewards"]) == ["likelihood-per-token"] and record["rewards"]["likelihood-per-token"] < 0
+    assert (folder / "rewards.png").stat().st_size > 10_000
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -96,7 +112,6 @@ def test_a_masked_diffusion_model_is_studied_alike(tmp_path: Path) -> None:
         ({"width": "0"}, "width is 0"),
         ({"count": "0"}, "count is 0"),
         ({"model": "./nowhere"}, "no checkpoint at './nowhere'"),
-        ({"engine": "vllm"}, "the engine vllm does not tell how certain the model is of its tokens"),
         ({"engine": "masked-diffusion"}, "the engine masked-diffusion needs --gen-length"),
     ],
 )

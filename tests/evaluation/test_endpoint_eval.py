@@ -74,7 +74,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(Endpoint.__init__.__kwdefaults__, "waits", (0.01, 0.02))
 
 
-@pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here; `source scripts/setup.sh vllm`")
+@pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here; `bash scripts/setup.sh vllm`")
 def test_the_demonstration_through_vllms_server_agrees_with_transformers(vllm_address: str, tmp_path: Path) -> None:
     """Each method's accuracy at a level of 1e-4; that some samples share a problem makes |z| smaller, not larger."""
     served, here = tmp_path / "served", tmp_path / "here"

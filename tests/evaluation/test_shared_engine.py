@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from ets.evaluation import evaluate
 from ets.testing import TabularPolicy
-from ets.types import Chain, Problem
+from ets.types import Chain, Cost, Problem
 from tests.evaluation.test_evaluate import COUNT, Letters, compared, timeless
 
 
@@ -25,11 +26,18 @@ class Shared(TabularPolicy):
         self.loads += 1
 
     def beside(self) -> Shared:
-        return Shared(self.threads)
+        return type(self)(self.threads)
 
     def finish(self, *asked: Any) -> Any:
         self.threads.add(threading.get_ident())
         return super().finish(*asked)
+
+
+class Apart(Shared):
+    """An engine that charges each row for its prompt."""
+
+    def finish(self, *asked: Any) -> Any:
+        return [dataclasses.replace(draw, cost=draw.cost + Cost(prompt=7)) for draw in super().finish(*asked)]
 
 
 class Unhurried(Letters):
@@ -45,6 +53,14 @@ def test_results_are_those_of_one_policy(tmp_path: Path) -> None:
         assert [row.accuracy.mean, row.generated, row.positions] == pytest.approx(
             [other.accuracy.mean, other.generated, other.positions]
         )
+
+
+def test_every_row_of_such_an_engine_pays_for_its_prompt(tmp_path: Path) -> None:
+    rows, records = compared(tmp_path, ["plain", "majority"], budget=5, policy=Apart())
+    for row in rows:
+        costs = [Cost(**record["cost"]) for record in records.values() if record["method"] == row.key]
+        assert row.positions == pytest.approx(sum(cost.positions for cost in costs) / COUNT)
+        assert sum(cost.prompt for cost in costs) == 7 * 5 * COUNT
 
 
 def test_the_engine_is_loaded_only_for_what_is_missing(tmp_path: Path) -> None:

@@ -312,7 +312,7 @@ def next_law(checkpoint: Checkpoint, tokens: Sequence[int], sampling: Sampling) 
     return dict(enumerate(sampling.probabilities(logits).tolist()))
 
 
-@pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here; `source scripts/setup.sh vllm`")
+@pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here; `bash scripts/setup.sh vllm`")
 def test_ets_through_vllms_server(vllm_address: str) -> None:
     """The law of a token (2,000 draws, level 1e-4), log-probabilities, greedy texts, costs, and a few problems."""
     checkpoint, task, sampling = Checkpoint(demo.model_path(), device="cpu"), Arithmetic(), Sampling(0.7, top_k=40)

@@ -107,6 +107,23 @@ def test_each_different_canvas_is_read_once_and_charged_as_scored(tiny_llada: Ch
     assert all((path.positions == 0).all() for path in found) == (not positions)
 
 
+def test_what_was_read_of_a_canvas_is_let_go_when_it_is_scored(
+    tiny_llada: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fast, exact = make(tiny_llada, 6, 6, 3, 3), make(tiny_llada, 6, 6, 3, 3, memory_gib=1e-4)
+    canvases, held, read = list[Any](), list[int](), exact.reader.read
+
+    def reading(chunk: Any) -> None:
+        read(chunk)
+        canvases.extend(chunk)
+        held.append(sum(canvas.memory.hidden is not None for canvas in canvases) - len(chunk))
+
+    monkeypatch.setattr(exact.reader, "read", reading)
+    scored(exact, drawn(fast, copies=20))
+    assert len(held) > 1 and not any(held)
+    assert all(canvas.memory.hidden is None for canvas in canvases)
+
+
 def test_both_ways_of_reading_give_the_same_token_probabilities(tiny_llada: Checkpoint) -> None:
     policy = make(tiny_llada, 6, 4, 3, 2)
     pairs = drawn(policy)

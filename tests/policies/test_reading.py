@@ -124,6 +124,20 @@ def test_nothing_is_read_twice(make_pair: Any) -> None:
     assert Cost.total(draw.cost for draw in (*drawn, *rollouts)).positions == pair.ledger.positions
 
 
+def test_the_passes_of_both_models_are_charged_however_the_proposal_is_given(make_pair: Any) -> None:
+    numbers: dict[str, Any] = {"candidates": 3, "rollouts": 2, "lam": LAM}
+    reward, found = per_text(lambda _, text: text.count("a")), []
+    for apart in (True, False):
+        pair = make_pair()
+        policy, given = (pair.reference, {"proposal": pair.proposal}) if apart else (pair, {})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            chains = list(run(policy, energy_guided(reward, **numbers, **given), PROBLEMS, width=2, seed=0))
+        found.append(sum(chain.cost.forwards for chain in chains))
+        assert found[-1] == pytest.approx(pair.ledger.forwards)
+    assert found[0] == pytest.approx(found[1])
+
+
 @pytest.mark.parametrize("chunk", ["rows", "columns", "probabilities"])
 def test_chunks_change_no_ratio(make_pair: Any, chunk: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def ratios() -> list[float]:
@@ -281,6 +295,9 @@ def test_a_token_beyond_the_models_own_has_weight_zero_and_one_beyond_the_propos
     beyond = [max(r.state.tokens) >= len(ALPHABET) for r in rollouts]
     assert 0 < sum(beyond) < 40
     assert [r.text.log_ratio == -math.inf for r in rollouts] == beyond
+    truncated = ImportanceSampling(narrow, TransformersPolicy(padded, Sampling(top_k=5), Horizon(2, 4)))
+    state = next(d.state for d in truncated.extend(truncated.start([PROBLEM]) * 8, keys(8)) if not d.state.done)
+    assert all(0 <= r.text.missed < 1 for r in quietly(truncated, [state] * 40, keys(40, 1)))
     other = ImportanceSampling(wide, narrow)
     drawn = wide.extend([other.start([PROBLEM])[0].reference] * 40, keys(40))  # type: ignore[attr-defined]
     unknown = next(d.state for d in drawn if max(d.state.tokens) >= len(ALPHABET) and not d.state.done)

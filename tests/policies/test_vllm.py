@@ -35,7 +35,7 @@ from ets.types import InputError, Keys, Problem
 from tests.conftest import ALPHABET, random_qwen3, tiny_tokenizer
 from tests.documentation import ROOT, blocks
 
-pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here; `source scripts/setup.sh vllm`")
+pytestmark = pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here; `bash scripts/setup.sh vllm`")
 
 DRAWS = 6_000
 LEVEL = 1e-4

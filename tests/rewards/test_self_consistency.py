@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,14 @@ def chain_after(*steps: Sequence[Sequence[Text]]) -> Chain:
 
 def test_texts_without_an_answer_do_not_vote() -> None:
     assert votes(extract, texts("xa", "a", "", "b", "")) == {"a": 2, "b": 1}
+
+
+def test_a_text_without_an_answer_takes_no_weight_from_the_votes_however_large_its_ratio() -> None:
+    heavy, light, lighter = (
+        dataclasses.replace(text, log_ratio=ratio)
+        for text, ratio in zip(texts("", "xa", "b"), (0.0, -1000.0, -1000.0 - np.log(2)), strict=True)
+    )
+    assert votes(extract, [heavy, light, lighter]) == pytest.approx({"a": 1, "b": 0.5})
 
 
 def test_a_reward_is_the_share_of_the_pool_that_gives_the_same_answer() -> None:

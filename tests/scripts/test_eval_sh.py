@@ -76,7 +76,7 @@ def test_through_a_server_the_demonstration_names_the_command_for_a_server(tmp_p
     assert done.stdout.splitlines()[0].endswith(" bash qwen_vllm/eval.sh")
 
 
-@pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here; `source scripts/setup.sh vllm`")
+@pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here; `bash scripts/setup.sh vllm`")
 def test_the_demonstration_runs_through_vllm_and_leaves_nothing_running(tmp_path: Path) -> None:
     """And shows a finished run again without loading the engine, which takes half a minute."""
     small = {"NUM_PROBLEMS": "4", "M_CANDIDATES": "3", "K_MONTE_CARLO": "2", "BLOCK_SIZE": "32", "MEMORY_GIB": "1"}

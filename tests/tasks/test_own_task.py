@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import sys
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,37 @@ def test_a_task_without_problems_is_refused(file: Path, tmp_path: Path, refused:
         CODE + "\n\nclass Empty(Echo):\n    def problems(self, count=None, shots=None):\n        return []\n"
     )
     refused(command(tmp_path / "run", task=f"{file}:Empty", methods="ets"), "gave no problems")
+
+
+ODD = """
+
+from fractions import Fraction
+
+import numpy as np
+
+
+class Odd(Echo):
+    def extract(self, problem, text):
+        return Fraction(len(text), 3)
+
+    def grade(self, problem, text):
+        return np.isclose(len(text), 4)
+"""
+
+
+def test_answers_may_be_anything_hashable_and_grades_numpys(file: Path, tmp_path: Path) -> None:
+    file.write_text(CODE + ODD)
+    words = command(tmp_path / "run", task=f"{file}:Odd", count="2", methods="majority,ets")
+    assert main(words) == main(words) == 0  # the second time from the folder
+    for line in (tmp_path / "run" / "journal.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        assert record["answer"] == str(Fraction(len(record["text"]), 3))
+        assert record["correct"] is (len(record["text"]) == 4)
+
+
+def test_an_id_that_is_no_text_is_one_line(file: Path, tmp_path: Path, refused: Refused) -> None:
+    file.write_text(CODE.replace('f"echo-{n}"', "n"))
+    refused(command(tmp_path / "run", task=f"{file}:Echo", methods="ets"), "the id of a problem is 0; it must be text")
 
 
 @pytest.mark.parametrize("part", ["problems", "extract", "grade"])
