@@ -10,9 +10,16 @@ from ets.evaluation.hosted import Hosted, conditions, configuration_of, digest, 
 from ets.evaluation.paper_arguments import BENCHMARKS
 from ets.tasks import expressions
 from ets.types import InputError, Problem
+from tests.sandboxed import needs_sandbox
 
 DATA = Path(__file__).parents[1] / "data"
 MINERVA = "so it is $\\frac34$.\nFinal Answer: The final answer is ${}$. I hope it is correct."
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _warm() -> None:
+    """lm-eval's limit on math-verify is one of the clock, of which its first reading takes most on a busy machine."""
+    assert expressions.equal("1", "1")
 
 
 def first(name: str, count: int = 1, shots: int | None = None) -> tuple[Hosted, Problem]:
@@ -142,6 +149,7 @@ def test_a_missing_math_verify_is_named_at_once(monkeypatch: pytest.MonkeyPatch)
         opened_task("math500", DATA)
 
 
+@needs_sandbox
 def test_humaneval_runs_in_lm_eval_without_the_hub() -> None:
     configuration = configuration_of("humaneval")
     row = configuration["custom_dataset"](model_path="whatever lm-eval passes on")["test"][0]
@@ -159,6 +167,7 @@ def test_a_digest_tells_problems_apart() -> None:
     assert digest([problem]) == digest([Problem("a", "prompt", ("stop",), {"answer": 1})])
 
 
+@needs_sandbox
 def test_answers_that_take_time_are_found_in_parallel_and_count_alike() -> None:
     """With HumanEval, whose answers are what code does on the visible examples."""
     from ets.evaluation.methods import agreement

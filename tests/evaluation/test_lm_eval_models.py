@@ -17,6 +17,7 @@ from ets.evaluation.lm_eval_models import LLaDADist, Qwen, QwenETS
 from ets.evaluation.paper_command import main
 from ets.policies.checkpoint import Checkpoint
 from ets.types import InputError
+from tests.sandboxed import needs_sandbox
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
@@ -90,6 +91,7 @@ def test_ets_is_of_the_paper_s_form_samples_what_ets_eval_samples(
     assert ours[0]["method"].startswith("ets-is-embedded-small@")
 
 
+@needs_sandbox
 def test_humaneval_is_judged_in_the_sandbox(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_paper(tmp_path, "humaneval", "--confirm_run_unsafe_code", model="qwen") == 0
     assert "pass@1" in capsys.readouterr().out

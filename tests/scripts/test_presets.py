@@ -13,6 +13,7 @@ import pytest
 from ets.cli import _parser, main
 from ets.commands import fast
 from ets.commands.proposals import OPTIONS
+from tests.sandboxed import needs_sandbox
 from tests.scripts.test_eval_sh import ROOT, bash
 
 QWEN, LLADA, AIME = ROOT / "qwen" / "eval.sh", ROOT / "llada" / "eval.sh", ROOT / "aime24" / "eval_aime.sh"
@@ -340,7 +341,14 @@ SCORED = {
 }
 
 
-@pytest.mark.parametrize(("script", "preset"), [(script, preset) for script in SCRIPTS for preset in SCRIPTS[script]])
+@pytest.mark.parametrize(
+    ("script", "preset"),
+    [
+        pytest.param(script, preset, marks=needs_sandbox if preset == "humaneval" else ())
+        for script in SCRIPTS
+        for preset in SCRIPTS[script]
+    ],
+)
 def test_a_preset_runs_offline_with_every_method(
     script: Path, preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -365,6 +373,7 @@ def test_a_preset_runs_offline_with_every_method(
     assert ("lm-eval: exact_match" in table) == bool(SCORED[preset])
 
 
+@needs_sandbox
 def test_a_benchmark_runs_from_its_script_with_one_method(tmp_path: Path) -> None:
     """A checkpoint that was trained with RL is compared by greedy decoding alone."""
     done = bash(str(QWEN), "humaneval", folder=tmp_path, **{**TINY, "DATA": ""}, METHODS="greedy")
