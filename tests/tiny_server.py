@@ -32,6 +32,8 @@ class TinyServer:
         Whether log-probabilities are those of the sampled distribution, as with `--logprobs-mode processed_logprobs`.
     text_only : bool
         Whether token ids are kept back.
+    silent_end : bool
+        Whether the token that ends a row is in no list.
     key : str
         The API key that it wants, if any; what it says of a wrong one repeats that.
     port : int
@@ -50,9 +52,17 @@ class TinyServer:
     """
 
     def __init__(
-        self, checkpoint: Any, *, tempered: bool = True, text_only: bool = False, key: str = "", port: int = 0
+        self,
+        checkpoint: Any,
+        *,
+        tempered: bool = True,
+        text_only: bool = False,
+        silent_end: bool = False,
+        key: str = "",
+        port: int = 0,
     ) -> None:
         self.checkpoint, self.tempered, self.text_only, self.key = checkpoint, tempered, text_only, key
+        self.silent_end = silent_end
         self.faults: list[Fault] = []
         self.lives: int | None = None
         self.seen: list[dict[str, Any]] = []
@@ -131,6 +141,8 @@ class TinyServer:
             if token in body["stop_token_ids"] or any(stop in self._text(tokens) for stop in stops):
                 reason = "stop"
         shown = tokens[:-1] if tokens[-1] in body["stop_token_ids"] else tokens
+        if self.silent_end:
+            logprobs = {name: values[: len(shown)] for name, values in logprobs.items()}
         text = self._text(shown)
         text = text[: min([len(text), *(text.find(stop) for stop in stops if stop in text)])]
         ids = {} if self.text_only else {"token_ids": tokens}

@@ -186,6 +186,8 @@ class Endpoint:
         bodies = [self._body(Request((0,), 0, PROBED), Sampling(t), (), logprobs=PROBED) for t in (1.0, 0.5)]
         plain, halved = (self._choice(self._background.wait(self._server.ask("completions", body))) for body in bodies)
         for choice in (plain, halved):
+            if not choice["logprobs"]["token_logprobs"]:
+                raise self._without_logps()
             self._require_our_tokenizer(choice)
         return "" if plain.get("token_ids") else TEXT_ONLY, _doubled(_first_logps(plain), _first_logps(halved))
 
@@ -195,8 +197,11 @@ class Endpoint:
             if not isinstance(choice["logprobs"]["token_logprobs"], list):  # empty where a row ended at once
                 raise TypeError
         except (KeyError, TypeError, ValueError):
-            raise InputError(f"{self.name} reports no log-probabilities; start it so that it does") from None
+            raise self._without_logps() from None
         return dict(choice)
+
+    def _without_logps(self) -> InputError:
+        return InputError(f"{self.name} reports no log-probabilities; start it so that it does")
 
     def _require_our_tokenizer(self, choice: Mapping[str, Any]) -> None:
         tokens, text = choice.get("token_ids") or [], choice.get("text", "")

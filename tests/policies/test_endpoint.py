@@ -235,6 +235,15 @@ def test_a_server_without_token_ids_is_approximate_and_says_so_once(tiny_checkpo
     assert any(draw.state.tokens[-1] == 0 for draw in draws)
 
 
+def test_a_row_that_ends_at_once_may_come_without_any_log_probability(tiny_checkpoint: Any) -> None:
+    with TinyServer(tiny_checkpoint, text_only=True, silent_end=True) as server:
+        with pytest.warns(UserWarning, match="is approximate"):
+            policy = policy_at(server, max_length=4)
+        draws = policy.finish(policy.start(PROBLEMS[:1]) * 50, keys(50))
+    ended = [draw for draw in draws if draw.state.tokens == (0,)]
+    assert ended and all(draw.logp == 0 and draw.state.done for draw in ended)
+
+
 def test_a_proposal_behind_a_server_is_weighed_by_transformers(server: TinyServer, make_tiny: Any) -> None:
     """The same model at another temperature: each ratio is that of the exact laws. An approximate one is refused."""
     reference, proposal = make_tiny(Sampling(0.7)), policy_at(server, Sampling(1.3))
