@@ -266,6 +266,15 @@ def test_what_vllm_cannot_do_is_refused(engine: VLLMEngine) -> None:
         policy.start([Problem("long", (1,) * engine.context)])
 
 
+def test_a_row_that_leaves_no_room_to_be_scored_is_refused(engine: VLLMEngine) -> None:
+    """vLLM draws a token after what it scores."""
+    context = engine.context
+    assert context is not None
+    assert len(engine.score([(1,) * (context - 1)], [1])) == 1
+    with pytest.raises(InputError, match=f"scoring a row takes {context + 1} tokens, and vLLM has room for {context}"):
+        engine.score([(1,) * context], [1])
+
+
 def test_vllm_scores_a_proposal_as_transformers_does(
     engine: VLLMEngine, checkpoint: Checkpoint, problem: Problem
 ) -> None:
