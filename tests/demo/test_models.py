@@ -64,7 +64,7 @@ def test_one_problem_at_a_time_gives_the_texts_of_32_in_float64() -> None:
 
 
 def test_one_problem_at_a_time_gives_the_texts_of_32_in_float32() -> None:
-    """A sum in another order may move a token over a CDF edge: 1% of the texts may differ."""
+    """A sum in another order may move a token over a CDF edge, then a choice: two problems may go another way."""
     alone, together = texts_at_width(1, torch.float32, 32), texts_at_width(32, torch.float32, 32)
-    pairs = [pair for problem in alone for pair in zip(alone[problem], together[problem], strict=True)]
-    assert sum(one == other for one, other in pairs) >= 0.99 * len(pairs)
+    assert len(alone) == len(together) == 32
+    assert sum(together[problem] == texts for problem, texts in alone.items()) >= 30
