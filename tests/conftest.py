@@ -13,6 +13,9 @@ from hypothesis import HealthCheck, settings
 # The tests' servers stand at the loopback address and want no key, whatever proxy and key this machine has.
 os.environ["no_proxy"] = "127.0.0.1"
 os.environ.pop("OPENAI_API_KEY", None)
+# Nor are they one of several processes that something launched, or shown in a terminal of any width.
+for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "COLUMNS", "LINES"):
+    os.environ.pop(name, None)
 
 # By default an example that takes 0.2 s, or data that take 1 s, are failures: on a busy machine, any may.
 settings.register_profile("patient", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -114,14 +117,20 @@ def shared(model: Any, tokenizer: Any) -> Any:
     return SHARED[-1]
 
 
+def left_on_shared() -> set[Any]:
+    if not SHARED:
+        return set()
+    from tests.hooks import left_on
+
+    return {(number, *left) for number, checkpoint in enumerate(SHARED) for left in left_on(checkpoint.model)}
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """A hook on a shared network would act in whichever tests this process takes next: they fail by chance."""
+    before = left_on_shared()
     yield
-    if SHARED:
-        from tests.hooks import left_on
-
-        assert not any(left_on(checkpoint.model) for checkpoint in SHARED), "this test left a hook on a shared network"
+    assert left_on_shared() <= before, "this test left a hook on a shared network, or left it in training"
 
 
 @pytest.fixture(scope="session")

@@ -18,10 +18,14 @@ ROOT = Path(__file__).parents[2]
 EVAL = ROOT / "qwen" / "eval.sh"
 LLADA = ROOT / "llada" / "eval.sh"
 VLLM = ROOT / "qwen_vllm" / "eval.sh"
+READERS = (ROOT / "scripts" / "run_eval.sh", EVAL, LLADA, VLLM, ROOT / "aime24" / "eval_aime.sh")
+READ = {name for script in READERS for name in re.findall(r"\$\{([A-Z][A-Z0-9_]*)", script.read_text())}
+"""The variables that the scripts read, hyper-parameters for the most part: tests alone set them."""
 
 
 def bash(*words: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "ETS_VENV": sys.prefix, "HF_HUB_OFFLINE": "1", **variables}
+    inherited = {name: value for name, value in os.environ.items() if name not in READ - {"OMP_NUM_THREADS"}}
+    environment = {**inherited, "ETS_VENV": sys.prefix, "HF_HUB_OFFLINE": "1", **variables}
     return subprocess.run(["bash", *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=3600)
 
 
