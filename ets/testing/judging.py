@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ets.testing.laws import Law
-from ets.types import Floats
+from ets.types import Floats, InputError
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,15 @@ def judge_law(outcomes: Iterable[Hashable], law: Law, *, level: float = 1e-4, se
     Two statistics, each at half the level: G sees one wrong cell, total variation sees a fault spread over
     many. Cells with an expectation below 5 are pooled. Their distributions under the law are simulated, so
     the level is exact at any number of draws; p-values above 0.05 are rough.
+
+    Raises
+    ------
+    InputError
+        If the law does not add up to 1 within 1e-6: a factor in it would cancel, unseen.
     """
+    total = math.fsum(law.values())
+    if not abs(total - 1) <= 1e-6:
+        raise InputError(f"a law adds up to {total:.9g}; list every outcome, with probabilities that add up to 1")
     counts = Counter(outcomes)
     draws = counts.total()
     cells = sorted(law, key=lambda outcome: law[outcome], reverse=True)
@@ -74,6 +83,14 @@ def _simulated_p_values(
 
 
 def check_law(outcomes: Iterable[Hashable], law: Law, *, level: float = 1e-4, what: str = "the draws") -> None:
-    """Raise AssertionError if drawn outcomes do not follow an exact law (see `judge_law`)."""
+    """Whether drawn outcomes follow an exact law, as `judge_law` finds.
+
+    Raises
+    ------
+    AssertionError
+        If they do not.
+    InputError
+        If the law does not add up to 1.
+    """
     verdict = judge_law(outcomes, law, level=level)
     assert verdict.passed, f"{what} do not follow the exact law: {verdict}"
