@@ -13,7 +13,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -210,27 +209,36 @@ def test_two_groups_of_problems_share_a_server(server: TinyServer, tiny: dict[st
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 128 + signal.SIGTERM)])
 def test_an_interrupted_command_waits_for_no_row(
-    server: TinyServer, tiny: dict[str, str], tmp_path: Path, number: int, status: int
+    server: TinyServer, tiny: dict[str, str], undisturbed: Any, tmp_path: Path, number: int, status: int
 ) -> None:
-    """It ends while the server is silent, with both groups' requests under way; and goes on later."""
-    server.faults = [None] * 40 + [120.0] * 1000
+    """It ends while the server is silent, with both groups' requests under way; and goes on later.
+
+    Each group draws two chains whole, twice, and meets the other both times: none is ahead when the silence begins.
+    """
+    server.faults = [None, None, *[threading.Barrier(4, timeout=60).wait] * 8, *[120.0] * 1000]
     options = tiny | {"--endpoint": server.address, "--out": str(tmp_path)}
+    journal, over = tmp_path / "journal.jsonl", threading.Event()
 
     def interrupt() -> None:
-        while len(server.faults) > 996 or server.busy < 4:  # until four rows are in the silence, however slowly
-            time.sleep(0.01)
-        os.kill(os.getpid(), number)
+        while not over.wait(0.01):
+            if len(server.faults) <= 996 and server.busy >= 4 and len(journal.read_bytes().splitlines()) == 8:
+                os.kill(os.getpid(), number)
+                return
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    threading.Thread(target=interrupt, daemon=True).start()
+    watching = threading.Thread(target=interrupt, daemon=True)
+    watching.start()
     try:
-        ended = main(words(options))
+        ended = main(words(options | {"--methods": "plain"}))
     except SystemExit as exit:
         ended = int(exit.code or 0)
     finally:
+        over.set()
+        watching.join()
         signal.signal(signal.SIGINT, before)
     assert ended == status and server.busy >= 4
-    assert (tmp_path / "journal.jsonl").exists()
+    server.faults = []
+    assert main(words(options)) == 0 and journal_of(tmp_path) == undisturbed[0]
 
 
 def test_an_approximate_server_is_named_wherever_results_are(
