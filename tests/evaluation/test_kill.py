@@ -108,7 +108,9 @@ class Server:
 
     def _line(self) -> str:
         assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
+        line = self.process.stdout.readline()
+        assert line, f"the process that runs evaluations has ended with {self.process.wait(60)}"
+        return line.strip()
 
     def run(self, folder: Path | None = None, **order: Any) -> dict[str, Any]:
         """How the run ended, and what it said before, if anything."""

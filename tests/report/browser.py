@@ -6,8 +6,10 @@ import base64
 import itertools
 import json
 import os
+import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,6 +20,8 @@ NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chro
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
 """The browser: what the environment variable names, or what is installed."""
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe")
+SECONDS = 300
+"""How long the browser may be silent while it is asked something."""
 
 
 class Browser:
@@ -34,8 +38,18 @@ class Browser:
     def __init__(self, path: Path, size: tuple[int, int] = (1400, 1000)) -> None:
         self._address, self._size, self._numbers = path.absolute().as_uri(), size, itertools.count(1)
         self.events: list[dict[str, Any]] = []
+        self._unread = b""
 
     def __enter__(self) -> Browser:
+        self._start()
+        try:
+            self._open()
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
+        return self
+
+    def _start(self) -> None:
         assert CHROMIUM is not None
         (theirs_in, ours_out), (ours_in, theirs_out) = os.pipe(), os.pipe()
         self._home = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
@@ -46,7 +60,9 @@ class Browser:
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         self._process = subprocess.Popen(command, pass_fds=(theirs_in, theirs_out), **quiet)  # type: ignore[call-overload]
         os.close(theirs_in), os.close(theirs_out)
-        self._to, self._from = os.fdopen(ours_out, "wb", buffering=0), os.fdopen(ours_in, "rb")
+        self._to, self._from = os.fdopen(ours_out, "wb", buffering=0), os.fdopen(ours_in, "rb", buffering=0)
+
+    def _open(self) -> None:
         attached = self.ask("Target.attachToTarget", targetId=self._page(), flatten=True)
         self._session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Network", "Log"):
@@ -55,7 +71,6 @@ class Browser:
         loaded = {"loaderId": self.ask("Page.navigate", url=self._address)["loaderId"], "name": "load"}
         while not any(loaded.items() <= event["params"].items() for event in self._lives()):
             self._read()
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._process.kill()
@@ -105,11 +120,14 @@ class Browser:
         return [event for event in self.events if event["method"] == "Page.lifecycleEvent"]
 
     def _read(self) -> Any:
-        letters = bytearray()
-        while (letter := self._from.read(1)) != b"\0":
-            assert letter, "the browser has ended"
-            letters += letter
-        message = json.loads(letters)
+        while b"\0" not in self._unread:
+            ready, _, _ = select.select([self._from], [], [], SECONDS)
+            assert ready, f"the browser has said nothing for {SECONDS} seconds"
+            letters = self._from.read(2**16)
+            assert letters, "the browser has ended"
+            self._unread += letters
+        line, _, self._unread = self._unread.partition(b"\0")
+        message = json.loads(line)
         if "method" in message:
             self.events.append(message)
         return message
