@@ -31,6 +31,7 @@ def what_is_read(model: torch.nn.Module) -> Iterator[list[tuple[int, int]]]:
         yield seen
 
 
-def left_on(model: torch.nn.Module) -> list[str]:
-    """The names of the modules of a model that still have a hook before their forward pass."""
-    return [name for name, module in model.named_modules() if module._forward_pre_hooks]
+def left_on(model: torch.nn.Module) -> set[tuple[str, str]]:
+    """What may be left on a model: the names of its modules, each with the hook that it has or that it is training."""
+    kinds = ("_forward_pre_hooks", "_forward_hooks", "training")
+    return {(name, kind) for name, module in model.named_modules() for kind in kinds if getattr(module, kind)}
