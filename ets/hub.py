@@ -37,9 +37,9 @@ def require_checkpoint(name: str) -> None:
 
 def _reachable(address: str) -> bool:
     """Whether a direct connection succeeds; with a proxy, whether it leads there is left to the download."""
-    if getproxies():
-        return True
     parts = urlsplit(address)
+    if getproxies().keys() & {parts.scheme, "all"}:  # it also holds "no", what needs none
+        return True
     try:
         socket.create_connection((parts.hostname or "", parts.port or 443), timeout=HUB_SECONDS).close()
     except OSError:
