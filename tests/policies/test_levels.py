@@ -33,11 +33,11 @@ SHAPE = (4, 4, 4, 2)  # gen_length, block_length, steps, guide_steps
 LARGEST = {"remasking": "largest"}
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "1, a cache": ("1", LARGEST, LARGEST | {"caching": Caching("dual")}),
-    "1, a cache and a threshold": ("1", LARGEST, LARGEST | {"caching": Caching("prefix"), "threshold": 0.4}),
+    "1, a cache and a threshold": ("1", LARGEST, LARGEST | {"caching": Caching("prefix"), "threshold": 0.3}),
     "1, another temperature": ("1", {"remasking": "random"}, {"remasking": "random", "temperature": 1.5}),
     "1F, a cache": ("1F", {}, {"caching": Caching("dual")}),
     "1F, another temperature": ("1F", {}, {"temperature": 2.0}),
-    "2, a threshold and another temperature": ("2", LARGEST, LARGEST | {"threshold": 0.4, "temperature": 2.0}),
+    "2, a threshold and another temperature": ("2", LARGEST, LARGEST | {"threshold": 0.3, "temperature": 2.0}),
 }
 
 
