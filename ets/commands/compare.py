@@ -17,7 +17,7 @@ from ets.commands.engines import (
     flag,
     require_engine_arguments,
 )
-from ets.commands.opening import Opened, add_task_arguments, opened
+from ets.commands.opening import Opened, add_task_arguments, method_names, opened
 from ets.commands.traces import add_traces_argument, require_traces, traces_of
 from ets.types import InputError
 
@@ -173,7 +173,7 @@ def _names(options: argparse.Namespace) -> list[str]:
         without = set() if options.engine == "transformers" else {"beam"}
         without |= set() if options.reward == "self-consistency" else {"ets-stopped"}
         return [name for name in METHODS if name not in without]
-    return [name.strip() for name in options.methods.split(",")]
+    return method_names(options)
 
 
 def _folder(found: Opened, options: argparse.Namespace, digits: str) -> Path:
