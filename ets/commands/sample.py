@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--prompt", help="used as it is, without a chat template")
     source.add_argument("--prompt-file", type=Path, help="without its last line break; default: standard input")
     own = f"{', '.join(NAMES)}; or module:function or file.py:function of (prompt, text)"
-    parser.add_argument("--reward", default="self-consistency", help=f"{own} (default: self-consistency)")
+    parser.add_argument("--reward", default="majority", help=f"{own} (default: majority, the paper's)")
     text = "a regular expression that finds answers: the last match counts, its first group if it has one"
     parser.add_argument("--extract", metavar="REGEX", help=text)
     for name, (kind, text) in NUMBERS.items():
