@@ -14,16 +14,16 @@ import numpy as np
 
 from ets import kernel
 from ets.kernel import energy_guided
-from ets.rewards import per_text, self_consistency
+from ets.rewards import agreement_share, per_text
 from ets.runner import run
 from ets.testing import (
     Law,
     TabularPolicy,
+    agreement_share_law,
     frequencies,
     judge_law,
     kernel_law,
     optimal_law,
-    self_consistency_law,
     total_variation,
 )
 from ets.types import Floats, Problem
@@ -199,11 +199,11 @@ def voting(draws: int = 4_000) -> str:
 
     oracle, rows = policy(4, 2).oracle, []
     limits = {
-        pool: self_consistency_law(oracle, PROBLEM, spelled(answer), lam=LAM, pool=pool)  # type: ignore[arg-type]
+        pool: agreement_share_law(oracle, PROBLEM, spelled(answer), lam=LAM, pool=pool)  # type: ignore[arg-type]
         for pool in ("step", "chain")
     }
     for pool in ("step", "chain"):
-        step = energy_guided(self_consistency(answer, pool=pool), candidates=64, rollouts=2, lam=LAM)  # type: ignore[arg-type]
+        step = energy_guided(agreement_share(answer, pool=pool), candidates=64, rollouts=2, lam=LAM)  # type: ignore[arg-type]
         chains = run(policy(4, 2), step, [PROBLEM], width=1000, seed=0, samples=draws)
         seen = frequencies(chain.state.tokens for chain in chains)
         cells = [f"{total_variation(seen, limit):.4f}" for limit in limits.values()]

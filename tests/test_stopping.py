@@ -16,7 +16,7 @@ import pytest
 
 from ets.kernel import energy_guided, spread
 from ets.readouts import vote
-from ets.rewards import per_text, self_consistency
+from ets.rewards import agreement_share, per_text
 from ets.runner import run
 from ets.stopping import Decided, all_at_maximum, vote_decided
 from ets.testing import (
@@ -269,7 +269,7 @@ def test_a_chain_that_goes_beyond_the_steps_it_was_to_have_is_refused() -> None:
 
 @pytest.mark.parametrize("policy", [POLICY, TabularMaskedDiffusion(concentration=2.0)])
 def test_the_votes_winner_is_the_same_with_stopping_for_fewer_tokens(policy: Any) -> None:
-    reward = self_consistency(answer_of)
+    reward = agreement_share(answer_of)
     make = partial(energy_guided, reward, candidates=3, rollouts=2, lam=0.3)
     saved = 0
     for seed in range(5):

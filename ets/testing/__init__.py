@@ -11,10 +11,10 @@ from ets.testing.laws import (
     AutoregressiveOracle,
     Law,
     Oracle,
+    agreement_share_law,
     frequencies,
     kernel_law,
     optimal_law,
-    self_consistency_law,
     total_variation,
 )
 from ets.testing.masked_laws import (
@@ -37,6 +37,7 @@ __all__ = [
     "TabularMaskedDiffusion",
     "TabularPolicy",
     "Verdict",
+    "agreement_share_law",
     "check_law",
     "check_policy",
     "closed_form_step",
@@ -47,6 +48,5 @@ __all__ = [
     "optimal_law",
     "position_term",
     "scores_of",
-    "self_consistency_law",
     "total_variation",
 ]

@@ -193,7 +193,7 @@ def _choice_law(drawn: Floats, tilts: Sequence[_Tilted], m: int) -> Floats:
     return m * drawn * np.trapezoid(slope * rest * s, t) + drawn * none * (drawn @ none) ** (m - 1)
 
 
-def self_consistency_law(
+def agreement_share_law(
     oracle: Oracle,
     problem: Problem,
     answer: Callable[[Any], Hashable | None],
@@ -201,7 +201,7 @@ def self_consistency_law(
     lam: float,
     pool: Literal["step", "chain"],
 ) -> Law:
-    """What ETS with `ets.rewards.self_consistency` tends to as M → ∞, at any K.
+    """What ETS with `ets.rewards.agreement_share` tends to as M → ∞, at any K.
 
     From x_t it goes to x_s ∝ p_ref(x_s | x_t) · E[exp(π(a)/λ) | x_s], a the answer of the rollout, where π is
     π_t(a) = P_ref(a | x_t) for votes of this step alone, and the mean of π_t' over the steps t' so far for

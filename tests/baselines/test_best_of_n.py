@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ets.baselines import best_of_n, majority
-from ets.rewards import likelihood, self_consistency
+from ets.rewards import agreement_share, likelihood
 from ets.runner import run
 from ets.testing import Law, TabularPolicy, check_law, total_variation
 from ets.transition import RewardError
@@ -71,7 +71,7 @@ def test_ties_are_broken_evenly_at_level_1e_4() -> None:
 
 
 def test_by_self_consistency_it_is_majority_voting_chain_by_chain() -> None:
-    reward = self_consistency(first_letter, pool="step")
+    reward = agreement_share(first_letter, pool="step")
     best, voted = (chains_of(s, 500) for s in (best_of_n(reward, samples=5), majority(first_letter, samples=5)))
     assert [chain.state.tokens for chain in best] == [chain.state.tokens for chain in voted]
     assert len({chain.state.tokens for chain in best}) > 3

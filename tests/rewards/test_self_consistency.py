@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ets.rewards import self_consistency, votes
+from ets.rewards import agreement_share, votes
 from ets.testing import TabularPolicy
 from ets.types import Chain, Cost, InputError, Problem, Step, Text
 
@@ -48,48 +48,48 @@ def test_a_text_without_an_answer_takes_no_weight_from_the_votes_however_large_i
 
 
 def test_a_reward_is_the_share_of_the_pool_that_gives_the_same_answer() -> None:
-    reward = self_consistency(extract, pool="step")
+    reward = agreement_share(extract, pool="step")
     assert reward(PROBLEM, texts("xa", "b", "ya", "za"), chain_after()) == [0.75, 0.25, 0.75, 0.75]
 
 
 def test_texts_without_an_answer_get_zero_and_count_in_the_pool() -> None:
-    reward = self_consistency(extract, pool="step")
+    reward = agreement_share(extract, pool="step")
     assert reward(PROBLEM, texts("a", "", "a", "", "b"), chain_after()) == [0.4, 0.0, 0.4, 0.0, 0.2]
     assert reward(PROBLEM, texts("", ""), chain_after()) == [0.0, 0.0]
 
 
 def test_an_answer_that_is_false_still_votes() -> None:
-    reward = self_consistency(lambda text: int(text) if text else None, pool="step")
+    reward = agreement_share(lambda text: int(text) if text else None, pool="step")
     assert reward(PROBLEM, texts("0", "00", "1", ""), chain_after()) == [0.5, 0.5, 0.25, 0.0]
 
 
 def test_a_candidate_that_has_ended_votes_once_for_each_cell_that_it_fills() -> None:
     ended, [other] = texts("a")[0], texts("b")
-    assert self_consistency(extract)(PROBLEM, [ended, ended, ended, other], chain_after()) == [0.75] * 3 + [0.25]
+    assert agreement_share(extract)(PROBLEM, [ended, ended, ended, other], chain_after()) == [0.75] * 3 + [0.25]
 
 
 EARLIER = chain_after([texts("a", "b"), texts("", "b")], [texts("b", "c"), texts("a", "a")])
 
 
 def test_the_pool_of_a_step_forgets_the_earlier_steps() -> None:
-    assert self_consistency(extract, pool="step")(PROBLEM, texts("a", "c"), EARLIER) == [0.5, 0.5]
+    assert agreement_share(extract, pool="step")(PROBLEM, texts("a", "c"), EARLIER) == [0.5, 0.5]
 
 
 def test_the_pool_of_the_chain_adds_every_rollout_of_its_trace() -> None:
-    rewards = self_consistency(extract, pool="chain")(PROBLEM, texts("a", "c", "d", ""), EARLIER)
+    rewards = agreement_share(extract, pool="chain")(PROBLEM, texts("a", "c", "d", ""), EARLIER)
     assert rewards == [4 / 12, 2 / 12, 1 / 12, 0.0]
 
 
 def test_the_whole_chain_votes_by_default() -> None:
     rollouts = texts("a", "c")
-    assert self_consistency(extract)(PROBLEM, rollouts, EARLIER) == [0.4, 0.2]
+    assert agreement_share(extract)(PROBLEM, rollouts, EARLIER) == [0.4, 0.2]
 
 
 @settings(derandomize=True, max_examples=100)
 @given(st.lists(st.sampled_from(["", "a", "b", "c"]), min_size=1, max_size=12), st.booleans())
 def test_rewards_summed_over_one_text_per_answer_are_the_answered_share(contents: list[str], chain: bool) -> None:
     before = chain_after([texts(*contents)]) if chain else chain_after()
-    rewards = self_consistency(extract)(PROBLEM, texts(*contents), before)
+    rewards = agreement_share(extract)(PROBLEM, texts(*contents), before)
     by_answer = dict(zip(contents, rewards, strict=True))
     answered = sum(content != "" for content in contents)
     assert sum(by_answer.values()) == pytest.approx(answered / len(contents))
@@ -102,7 +102,7 @@ def test_an_answer_is_extracted_once_per_distinct_text() -> None:
         asked.append(text)
         return extract(text)
 
-    reward = self_consistency(counting)
+    reward = agreement_share(counting)
     for _ in range(3):
         reward(PROBLEM, texts("a", "xa", "a", ""), EARLIER)
     assert sorted(asked) == ["", "a", "b", "c", "xa"]
@@ -111,7 +111,7 @@ def test_an_answer_is_extracted_once_per_distinct_text() -> None:
 @pytest.mark.parametrize("pool", ["steps", "", None, "CHAIN"])
 def test_an_unknown_pool_is_refused(pool: Any) -> None:
     with pytest.raises(InputError, match=r"choose 'step' or 'chain'") as caught:
-        self_consistency(extract, pool=pool)
+        agreement_share(extract, pool=pool)
     assert repr(pool) in str(caught.value)
 
 
@@ -126,12 +126,12 @@ class Rounded(float):
 
 
 def test_answers_that_are_equal_vote_together_however_they_are_written() -> None:
-    reward = self_consistency(Rounded, pool="step")
+    reward = agreement_share(Rounded, pool="step")
     assert reward(PROBLEM, texts("1", "1.2", "2", "0.9"), chain_after()) == [0.75, 0.75, 0.25, 0.75]
 
 
 def test_the_answer_may_depend_on_the_problem() -> None:
-    reward = self_consistency(lambda problem, text: problem.doc["answers"].get(text), pool="step")
+    reward = agreement_share(lambda problem, text: problem.doc["answers"].get(text), pool="step")
     for answers, rewards in (({"a": 1, "b": 1}, [1.0, 1.0]), ({"a": 1}, [0.5, 0.0])):
         asked = Problem("p", "a prompt", doc={"answers": answers})
         assert reward(asked, texts("a", "b"), chain_after()) == rewards
@@ -139,8 +139,8 @@ def test_the_answer_may_depend_on_the_problem() -> None:
 
 def test_answers_with_too_few_votes_count_as_none() -> None:
     texts = [Text((1,), answer, -1.0, True) for answer in ("a", "a", "b", "")]
-    reward = self_consistency(lambda text: text or None, minimum=2)
+    reward = agreement_share(lambda text: text or None, minimum=2)
     start = Chain(Problem("p", "?"), 0, 0, texts[0])
     assert reward(start.problem, texts, start) == [0.5, 0.5, 0.0, 0.0]
     with pytest.raises(InputError, match="minimum is 0"):
-        self_consistency(str, minimum=0)
+        agreement_share(str, minimum=0)
