@@ -11,7 +11,6 @@ from ets.testing.laws import (
     AutoregressiveOracle,
     Law,
     Oracle,
-    agreement_share_law,
     frequencies,
     kernel_law,
     optimal_law,
@@ -27,6 +26,7 @@ from ets.testing.masked_laws import (
 )
 from ets.testing.masked_tabular import TabularMaskedDiffusion
 from ets.testing.tabular import TabularPolicy
+from ets.testing.voting_laws import agreement_share_law, majority_law, majority_limit_law
 
 __all__ = [
     "AutoregressiveOracle",
@@ -45,6 +45,8 @@ __all__ = [
     "frequencies",
     "judge_law",
     "kernel_law",
+    "majority_law",
+    "majority_limit_law",
     "optimal_law",
     "position_term",
     "scores_of",
