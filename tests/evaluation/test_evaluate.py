@@ -18,7 +18,7 @@ from ets.evaluation.budget import Budget, GeneratedTokens, Pilot
 from ets.evaluation.evaluate import Evaluation, Row
 from ets.evaluation.intervals import accuracy
 from ets.evaluation.journal import Journal, Record
-from ets.evaluation.methods import BEST_BY, METHODS, Settings, require_able, require_methods
+from ets.evaluation.methods import METHODS, REWARDS, Base, Settings, require_able, require_methods
 from ets.evaluation.proposing import Proposing
 from ets.evaluation.ratios import total_ratios
 from ets.evaluation.tables import ratio_lines, table
@@ -234,7 +234,7 @@ class SlowLetters(Letters):
         return found
 
 
-@pytest.mark.parametrize("best_by", ["self-consistency", "likelihood"])
+@pytest.mark.parametrize("best_by", ["majority", "likelihood"])
 def test_a_slow_task_finds_and_grades_answers_together(tmp_path: Path, best_by: str) -> None:
     """All texts that a step ended with, and all samples that vote; and nothing is different but the time."""
     task, settings = SlowLetters(), replace(SETTINGS, best_by=best_by)
@@ -242,7 +242,7 @@ def test_a_slow_task_finds_and_grades_answers_together(tmp_path: Path, best_by: 
     _, records = compared(tmp_path / "slow", names, budget=4, task=task, settings=settings)
     assert max(task.together) == 5  # the width: complete samples end together
     assert sum(task.together) == 2 * COUNT
-    assert task.extracted.count(4) == COUNT * (2 if best_by == "self-consistency" else 1)
+    assert task.extracted.count(4) == COUNT * (2 if best_by == "majority" else 1)
     _, expected = compared(tmp_path / "plain", names, budget=4, settings=settings)
     assert timeless(records) == timeless(expected)
 
@@ -351,7 +351,7 @@ def test_the_progress_bar_counts_chains_and_shows_the_accuracy(
 @pytest.mark.parametrize(
     ("names", "samples", "changes", "found"),
     [
-        (["ets", "best"], None, {}, "unknown method 'best'; choose from plain, majority, one-step, ets"),
+        (["ets", "best"], None, {}, "unknown method 'best'; choose from base, plain, majority, one-step, ets"),
         (["plain", "majority"], None, {}, "add it, or set samples"),
         (["plain"], 0, {}, "samples is 0"),
         (["ets"], None, {"candidates": 0}, "candidates is 0"),
@@ -370,8 +370,13 @@ def test_the_progress_bar_counts_chains_and_shows_the_accuracy(
             ["best-of-n", "ets"],
             None,
             {"best_by": "taste"},
-            "best_by is 'taste'; choose from likelihood, likelihood-per",
+            "best_by is 'taste'; choose from majority, share, likelihood, likelihood-per",
         ),
+        (["ets"], None, {"reward": "taste"}, "reward is 'taste'; choose from majority, share, likelihood"),
+        (["ets"], None, {"minimum": 0}, "minimum is 0"),
+        (["ets"], None, {"sizes": {"ets": 3}}, "sizes names the method 'ets', which draws no N samples; choose from"),
+        (["ets"], None, {"sizes": {"best": 3}}, "sizes names the method 'best', which draws no N samples"),
+        (["ets"], None, {"sizes": {"plain": 0}}, "the size of plain is 0"),
     ],
 )
 def test_bad_methods_and_settings_are_named_before_anything_runs(
@@ -407,10 +412,10 @@ def test_searches_take_one_chain_for_each_problem_and_need_no_budget(tmp_path: P
 def test_best_of_n_takes_as_many_samples_as_the_others_and_says_by_what(undisturbed: Run, tmp_path: Path) -> None:
     samples = undisturbed[0][1].label.removeprefix("majority voting (").removesuffix(" samples)")
     found = {}
-    for reward in BEST_BY:
+    for reward in REWARDS:
         settings = replace(SETTINGS, best_by=reward)
         (_, row), records = compared(tmp_path / reward, ["ets", "best-of-n"], settings=settings)
         assert row.label == f"best of {samples} samples, by {reward}"
         found[reward] = {r["problem"]: r["text"] for r in of(records, "best-of-n")}
-    assert found["self-consistency"] == {r["problem"]: r["text"] for r in of(undisturbed[1], "majority")}
+    assert found["majority"] == {r["problem"]: r["text"] for r in of(undisturbed[1], "majority")}
     assert len({str(texts) for texts in found.values()}) == 3
