@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ets.evaluation.methods import Base, Settings
     from ets.types import Policy
 
+
 def _or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
     """Reads a number, or the word "none"."""
 
