@@ -97,7 +97,8 @@ def execute(options: argparse.Namespace) -> None:
     result = sample(prompt, model=model, reward=reward, extract=extract, **settings)
     print(result)
     if result.vote is not None:
-        for answer in result.vote.winners:
+        answer = result.vote.winner
+        if answer is not None:
             print(f"most votes of all rollouts: {answer} ({result.vote.shares[answer]:.0%})")
     if options.html is not None:
         try:
