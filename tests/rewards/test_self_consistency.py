@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ets.rewards import agreement_share, votes
+from ets.kernel import energy_guided
+from ets.rewards import agreement_share, majority, votes, winner
+from ets.runner import run
 from ets.testing import TabularPolicy
 from ets.types import Chain, Cost, InputError, Problem, Step, Text
 
@@ -33,6 +36,60 @@ def chain_after(*steps: Sequence[Sequence[Text]]) -> Chain:
         for rows in steps
     )
     return Chain(PROBLEM, 0, 1, TabularPolicy().start([PROBLEM])[0], trace)
+
+
+def weighed(**log_ratios: float) -> list[Text]:
+    """A text for each answer, with its log-ratio; `b_2` is a second text that answers b."""
+    return [Text((1,), name[0], -1.0, True, ratio) for name, ratio in log_ratios.items()]
+
+
+def test_the_majority_gets_1_and_every_other_answer_0() -> None:
+    rollouts = texts("xa", "b", "ya", "", "c")
+    assert majority(extract)(PROBLEM, rollouts, chain_after()) == [1.0, 0.0, 1.0, 0.0, 0.0]
+
+
+def test_texts_without_an_answer_are_never_the_majority() -> None:
+    assert majority(extract)(PROBLEM, texts("", "", "", "b"), chain_after()) == [0.0, 0.0, 0.0, 1.0]
+    assert majority(extract)(PROBLEM, texts("", ""), chain_after()) == [0.0, 0.0]
+    assert winner(extract, texts("", "")) is None and winner(extract, []) is None
+
+
+@pytest.mark.parametrize(
+    ("contents", "best"), [("ab", "a"), ("abba", "b"), ("abab", "a"), ("abcbca", "b"), ("cabba", "b"), ("ba", "b")]
+)
+def test_of_equals_the_answer_that_reached_the_count_first_wins(contents: str, best: str) -> None:
+    assert winner(extract, texts(*contents)) == best
+    rewards = majority(extract)(PROBLEM, texts(*contents), chain_after())
+    assert rewards == [float(letter == best) for letter in contents]
+
+
+def test_ties_go_by_step_then_candidate_then_rollout() -> None:
+    reward = energy_guided(recording := Recording(), candidates=2, rollouts=2, lam=1.0)
+    (chain,) = run(TabularPolicy(), reward, [PROBLEM], width=1, seed=0)
+    cells = [[id(text) for row in step.rollouts for text in row] for step in chain.trace]
+    assert [[id(text) for text in rollouts] for rollouts in recording.seen] == cells
+    earlier = chain_after([texts("a"), texts("a")])  # with b, b a tie, whose first answer is a
+    assert majority(extract)(PROBLEM, texts("b", "b"), earlier) == [0.0, 0.0]
+    assert majority(extract)(PROBLEM, texts("b", "b", "b"), earlier) == [1.0, 1.0, 1.0]
+    assert majority(extract, pool="step")(PROBLEM, texts("b", "b"), earlier) == [1.0, 1.0]
+
+
+class Recording:
+    """A reward that keeps the rollouts in the order in which it is asked about them."""
+
+    def __init__(self) -> None:
+        self.seen: list[Sequence[Text]] = []
+
+    def __call__(self, problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
+        self.seen.append(rollouts)
+        return [0.0] * len(rollouts)
+
+
+def test_the_majority_counts_the_rollouts_of_all_steps_unless_its_pool_is_the_step() -> None:
+    """The earlier steps hold a, b, none, b and b, c, a, a: b has reached 3 before a."""
+    assert majority(extract)(PROBLEM, texts("c", "b", "a"), EARLIER) == [0.0, 1.0, 0.0]
+    assert majority(extract)(PROBLEM, texts("a", "b", "c"), EARLIER) == [1.0, 0.0, 0.0]  # a has reached 4 first
+    assert majority(extract, pool="step")(PROBLEM, texts("c", "b", "a"), EARLIER) == [1.0, 0.0, 0.0]
 
 
 def test_texts_without_an_answer_do_not_vote() -> None:
@@ -111,7 +168,7 @@ def test_an_answer_is_extracted_once_per_distinct_text() -> None:
 @pytest.mark.parametrize("pool", ["steps", "", None, "CHAIN"])
 def test_an_unknown_pool_is_refused(pool: Any) -> None:
     with pytest.raises(InputError, match=r"choose 'step' or 'chain'") as caught:
-        agreement_share(extract, pool=pool)
+        majority(extract, pool=pool)
     assert repr(pool) in str(caught.value)
 
 
@@ -137,10 +194,70 @@ def test_the_answer_may_depend_on_the_problem() -> None:
         assert reward(asked, texts("a", "b"), chain_after()) == rewards
 
 
+def test_an_ended_candidate_votes_k_times_and_a_rollout_that_is_kept_once() -> None:
+    [ended, other, kept] = texts("a", "b", "b")
+    assert majority(extract)(PROBLEM, [ended, ended, other, kept], chain_after()) == [1.0, 1.0, 0.0, 0.0]
+    before = chain_after([[kept, *texts("c")]])
+    assert majority(extract)(PROBLEM, [kept, *texts("a", "a")], before) == [0.0, 1.0, 1.0]  # b 1, c 1, a 2
+    assert majority(extract)(PROBLEM, [*texts("b"), *texts("a", "a")], before) == [1.0, 0.0, 0.0]  # b 2 before a
+
+
+def test_a_vote_weighs_its_ratio() -> None:
+    rollouts = weighed(a=0.0, b=-0.1, b_2=-2.0, c=-math.inf, c_2=-math.inf, c_3=-math.inf)
+    assert winner(extract, rollouts[:2]) == "a"
+    assert winner(extract, weighed(a=0.0, b=-0.5, b_2=-0.6)) == "b"  # exp(-0.5) + exp(-0.6) > 1
+    assert winner(extract, weighed(a=0.0, b=-0.8, b_2=-0.9)) == "a"
+    assert majority(extract)(PROBLEM, rollouts, chain_after()) == [0.0, 1.0, 1.0, 0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("shift", [-5000.0, 0.0, 5000.0])
+def test_ratios_neither_underflow_nor_overflow(shift: float) -> None:
+    assert winner(extract, weighed(a=shift, b=shift - 0.5, b_2=shift - 0.6)) == "b"
+    assert winner(extract, weighed(b=shift - 4000, b_2=shift - 4000, a=shift)) == "a"
+
+
+def test_impossible_texts_neither_win_nor_are_counted() -> None:
+    assert winner(extract, weighed(a=-math.inf, a_2=-math.inf)) is None
+    assert winner(extract, weighed(a=0.0, a_2=-math.inf), minimum=2) is None
+
+
+def test_minimum_2_rewards_nothing_while_no_answer_occurs_twice() -> None:
+    reward = majority(extract, minimum=2)
+    assert reward(PROBLEM, texts("a", "b", "", ""), chain_after()) == [0.0] * 4
+    assert reward(PROBLEM, texts("a", "b", "b", ""), chain_after()) == [0.0, 1.0, 1.0, 0.0]
+    assert reward(PROBLEM, texts("b", "c"), chain_after([texts("b")])) == [1.0, 0.0]
+
+
+def test_the_minimum_counts_rollouts_whatever_their_ratios() -> None:
+    """Two rollouts of a whose ratios differ weigh 1.9 times the larger: still the answer occurs twice."""
+    rollouts = weighed(a=0.0, a_2=-0.1, b=-0.2)
+    assert majority(extract, minimum=2)(PROBLEM, rollouts, chain_after()) == [1.0, 1.0, 0.0]
+    shares = agreement_share(extract, minimum=2)(PROBLEM, rollouts, chain_after())
+    assert shares[0] == shares[1] > 0.5 and shares[2] == 0
+
+
+def test_a_value_that_is_not_equal_to_itself_is_rewarded_as_it_is_counted() -> None:
+    """A dictionary finds the same object; `==` would not."""
+    nan = float("nan")
+    assert majority(lambda text: nan if text == "n" else text)(PROBLEM, texts("n", "b", "n"), chain_after()) == [
+        1,
+        0,
+        1,
+    ]
+
+
+@pytest.mark.parametrize("make", [majority, agreement_share])
+def test_answers_with_equal_values_are_one_answer(make: Any) -> None:
+    reward = make(lambda text: {"1": 1, "1.0": 1.0, "one": True}.get(text, text))
+    found = reward(PROBLEM, texts("2", "2", "1", "1.0", "one"), chain_after())
+    assert found[2] == found[3] == found[4] > found[0] == found[1]
+
+
 def test_answers_with_too_few_votes_count_as_none() -> None:
     texts = [Text((1,), answer, -1.0, True) for answer in ("a", "a", "b", "")]
     reward = agreement_share(lambda text: text or None, minimum=2)
     start = Chain(Problem("p", "?"), 0, 0, texts[0])
     assert reward(start.problem, texts, start) == [0.5, 0.5, 0.0, 0.0]
-    with pytest.raises(InputError, match="minimum is 0"):
-        agreement_share(str, minimum=0)
+    for make in (majority, agreement_share):
+        with pytest.raises(InputError, match="minimum is 0"):
+            make(str, minimum=0)
