@@ -71,7 +71,7 @@ def sampled(
     model = policy(guide_steps, temperature=temperature)
     reward = per_text(lambda _, text: liking(text))
     step = energy_guided(reward, candidates=candidates, rollouts=rollouts, lam=LAM)
-    return [c.state.tokens for c in run(model, step, [PROBLEM], width=5000, seed=0, samples=draws)]  # type: ignore[misc]
+    return [c.state.tokens for c in run(model, step, [PROBLEM], width=5000, seed=0, samples=draws)]
 
 
 def noise_floor(law: Law, draws: int) -> float:
@@ -209,7 +209,7 @@ STEADY, TURNING = policy(4, 5), policy(4, 9)
 
 def guided(model: TabularPolicy, reward: Reward, candidates: int, rollouts: int, draws: int) -> list[tuple[int, ...]]:
     step = energy_guided(reward, candidates=candidates, rollouts=rollouts, lam=LAM)
-    return [chain.state.tokens for chain in run(model, step, [PROBLEM], width=1000, seed=0, samples=draws)]  # type: ignore[misc]
+    return [chain.state.tokens for chain in run(model, step, [PROBLEM], width=1000, seed=0, samples=draws)]
 
 
 def majority_at_finite_size(draws: int = 3_000) -> str:

@@ -85,8 +85,8 @@ def majority_law(
     the pool, decide the majority answer â, and candidate m is chosen in proportion to mean_k exp(1[a_mk = â] / λ). With
     a proposal q, p(x_0 | x_m) is replaced by q(x_0 | x_m), and each rollout's vote and term carry the ratio p / q.
 
-    The work of a step is ((candidates) · (answers)^K)^M for each tally of earlier votes: for M·K up to 4 on tables of
-    15 outcomes some seconds.
+    A step takes (C · A^K)^M turns for each tally of earlier votes, with C different candidates and A answers: with
+    M·K ≤ 4, tables of 15 outcomes and 4 answers a second or two. With a proposal A counts pairs of answer and ratio.
 
     Parameters
     ----------
