@@ -57,6 +57,7 @@ refuse_server_options() { # what is said where the server is started
         if [ -n "${!variable:-}" ]; then refuse "$variable is set, but with ENDPOINT that belongs to the server's own command ($option); leave it out"; fi
     done <<'OPTIONS'
 GEN_DP --data-parallel-size of vLLM's
+GEN_TP --tensor-parallel-size of vLLM's
 UTILIZATION --gpu-memory-utilization of vLLM's
 MEMORY_GIB --kv-cache-memory-bytes of vLLM's
 OPTIONS

@@ -91,7 +91,8 @@ ENGINES = {
     "vllm": replace(
         _AUTOREGRESSIVE,
         resources={
-            "replicas": (int, "copies of the model, each on a GPU of its own: vLLM's data parallelism (default: 1)"),
+            "replicas": (int, "copies of the model, on GPUs of their own: vLLM's data parallelism (default: 1)"),
+            "tensor_parallel": (int, "GPUs that share each copy: vLLM's tensor parallelism (default: 1)"),
             "utilization": (float, "share of a GPU's memory that vLLM may take (default: 0.9)"),
         },
     ),

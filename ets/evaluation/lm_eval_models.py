@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,13 +23,21 @@ from ets.evaluation.fast import FAST, FastSampling, opened_sampler
 from ets.evaluation.hosted import digest, problem_of, versions
 from ets.evaluation.journal import Journal, Record, fingerprint
 from ets.evaluation.methods import Method, Settings, require_able, require_methods
-from ets.evaluation.paper_arguments import BENCHMARKS, ENGINE, STUDY, PaperRun, read_arguments
+from ets.evaluation.paper_arguments import (
+    BENCHMARKS,
+    CHECKPOINT,
+    RESOURCES,
+    STUDY,
+    PaperRun,
+    read_arguments,
+)
 from ets.evaluation.proposing import Proposing, opened_pair
-from ets.evaluation.ranks import join
+from ets.evaluation.ranks import join, require_shareable
 from ets.evaluation.reward_study import draws, noted_rewards, reward_study
 from ets.evaluation.tables import ratio_lines, table
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.making import SETTINGS, policy_of
+from ets.readouts import vote
 from ets.tasks import Task, task_named
 from ets.tasks.humaneval import HumanEval
 from ets.transition import require_variety
@@ -38,7 +47,8 @@ EMBEDDED = {
     "qwen": {"embedded": demo.model_path("reference"), "embedded-small": demo.model_path("small")},
     "llada": {"embedded": demo.model_path("diffusion")},
 }
-NOT_RESULTS = ("folder", "width", "memory_gib")
+TRUNCATION = ("top_k", "top_p")
+NOT_RESULTS = ("folder", "width", "memory_gib", *RESOURCES)
 """Arguments that the results do not depend on."""
 
 
@@ -68,19 +78,24 @@ class PaperLM(LM):
         names = ["plain" if self.run.method == STUDY else self.run.method]
         require_methods(names, values["samples"], self.settings)
         self.ranks = join()  # lm-eval itself sees one process: each gets all requests, and does its share of them
+        require_shareable(values["engine"], self.ranks)
         embedded = EMBEDDED[self.run.family]
         device = self._placed(arguments)
         self.checkpoint = Checkpoint(embedded.get(values["model"], values["model"]), device=device)
-        settings = {name: values[name] for name in SETTINGS if name in values}
+        self.run = _truncated(self.run, self.checkpoint)
+        values = self.run.values
+        settings = {name: values[name] for name in (*SETTINGS, *RESOURCES) if name in values}
         settings["certainty"] = self.run.method == STUDY
-        self.policy: Policy = policy_of(lambda: self.checkpoint, engine=ENGINE[self.run.family], **settings)
+        self.policy: Policy = policy_of(lambda: self.checkpoint, engine=values["engine"], **settings)
         require_able(self.policy, names, values["samples"], self.settings)
         own = self.settings.proposing
         if isinstance(own, FastSampling):
             own, self.policy = opened_sampler(own, self.policy)
         elif own is not None:
-            name = embedded.get(own.model, own.model)
-            own, self.policy = opened_pair(own, self.policy, lambda: Checkpoint(name, device=device))
+            small = Checkpoint(embedded.get(own.model, own.model), device=device)
+            self.run = _truncated(self.run, small, "proposal_")
+            law = {name: self.run.values[f"proposal_{name}"] for name in TRUNCATION}
+            own, self.policy = opened_pair(replace(own, **law), self.policy, lambda: small)
         self.settings = replace(self.settings, proposing=own)
         for line in self.run.notes:
             self.ranks.say(f"note: {line}", file=sys.stderr)
@@ -115,14 +130,14 @@ class PaperLM(LM):
         with self._journal(name, problems, repeats) as journal:
             evaluation = Evaluation(
                 task, self.policy, problems, journal, values["width"], values["seed"], self.settings, repeats=repeats,
-                noted=self._noted,
+                noted=partial(self._noted, task),
             )  # fmt: skip
             method = self._method(evaluation)
             evaluation.run(method)
             records = evaluation.records(method)
         if self.ranks.first:
             self._tell(name, evaluation, method, records)
-        drawn = {(r["problem"], r["sample"]): r["text"] for r in records}
+        drawn = {(r["problem"], r["sample"]): self._returned(r)["text"] for r in records}
         chains = evaluation.chains(method)
         return {(p.id, sample): drawn[p.id, sample % chains] for p in problems for sample in range(repeats)}
 
@@ -130,14 +145,26 @@ class PaperLM(LM):
         """What samples."""
         return evaluation.method(self.run.method, 1 if self.run.method == "plain" else self.run.values["samples"])
 
-    def _noted(self, chain: Chain) -> Mapping[str, Any]:
-        """What a record keeps beside what all records do."""
-        return {}
+    def _noted(self, task: Task, chain: Chain) -> Mapping[str, Any]:
+        """Further entries of a chain's record: the first rollout with the majority answer, if that is the readout."""
+        if self.run.readout != "vote":
+            return {}
+        found = vote(task.extract, chain)
+        text = found.texts[found.winners[0]] if found.winners else chain.trace[0].rollouts[0][0]
+        answer, correct = task.extract(chain.problem, text.text), task.grade(chain.problem, text.text)
+        return {"vote": {"correct": bool(correct), "text": text.text, "answer": answer}}
+
+    def _returned(self, record: Record) -> Mapping[str, Any]:
+        """The part of a record with the text that lm-eval gets."""
+        return dict(record["vote"] if self.run.readout == "vote" else record)
 
     def _tell(self, name: str, evaluation: Evaluation, method: Method, records: Sequence[Record]) -> None:
         """Say what has been found."""
-        row = evaluation.row(method, records)
-        told = table([row]), *ratio_lines([row]).splitlines()
+        rows = [evaluation.row(method, records)]
+        if self.run.readout == "vote":
+            voted = [record | {"correct": self._returned(record)["correct"]} for record in records]
+            rows.append(evaluation.row(replace(method, label=f"{method.label}, vote", ratios=None), voted))
+        told = table(rows), *ratio_lines(rows).splitlines()
         print(f"{name}, graded by ets ({evaluation.journal.folder}):", *told, sep="\n")
 
     def _task(self, name: str) -> Task:
@@ -189,6 +216,15 @@ class PaperLM(LM):
         )
 
 
+def _truncated(run: PaperRun, checkpoint: Checkpoint, prefix: str = "") -> PaperRun:
+    """The run with the checkpoint's own truncation where `top_k` and `top_p` ask for it, and a line that shows it."""
+    asked = [f"{prefix}{name}" for name in TRUNCATION if run.values.get(f"{prefix}{name}") == CHECKPOINT]
+    found = {name: checkpoint.truncation[name.removeprefix(prefix)] for name in asked}
+    shown = ", ".join(f"{name} {value}" for name, value in found.items() if value is not None)
+    note = f"{shown}: of the checkpoint's generation_config, as in the paper; {prefix}top_k=0,{prefix}top_p=1 for none"
+    return replace(run, values={**run.values, **found}, notes=(*run.notes, *([note] if shown else [])))
+
+
 def _settings(run: PaperRun) -> Settings:
     values = run.values
     names = ("candidates", "rollouts", "lam", "pool", "beams", "best_by")
@@ -208,8 +244,6 @@ def _proposing(run: PaperRun) -> Proposing | FastSampling | None:
         candidates=values["candidates"],
         block_size=values["block_size"],
         temperature=values["temperature"] if temperature is None else temperature,
-        top_k=values["proposal_top_k"],
-        top_p=values["proposal_top_p"],
         clip=values["clip"],
         estimator=values["estimator"],
     )
@@ -217,7 +251,7 @@ def _proposing(run: PaperRun) -> Proposing | FastSampling | None:
 
 @register_model("qwen")
 class Qwen(PaperLM):
-    """The paper's baselines: plain sampling, or what `use_bon`, `use_beam_search` or `is_rl` ask for."""
+    """The paper's Base row; with `use_bon`, `use_beam_search` or `is_rl`, another baseline."""
 
     paper_name = "qwen"
 
@@ -256,7 +290,7 @@ class QwenDraw(PaperLM):
     def _method(self, evaluation: Evaluation) -> Method:
         return draws(self.run.values["samples"])
 
-    def _noted(self, chain: Chain) -> Mapping[str, Any]:
+    def _noted(self, task: Task, chain: Chain) -> Mapping[str, Any]:
         return noted_rewards(chain)
 
     def _tell(self, name: str, evaluation: Evaluation, method: Method, records: Sequence[Record]) -> None:
@@ -269,6 +303,6 @@ class QwenDraw(PaperLM):
 
 @register_model("llada_dist")
 class LLaDADist(PaperLM):
-    """Energy-guided sampling with a masked-diffusion model."""
+    """A masked-diffusion model: plain sampling, or energy-guided where `use_vanilla` asks for it."""
 
     paper_name = "llada_dist"

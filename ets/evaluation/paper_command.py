@@ -30,20 +30,30 @@ if TYPE_CHECKING:
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run lm-eval's command; bad input ends in one line on standard error and exit status 2."""
+def main(arguments: Sequence[str] | None = None, engine: str | None = None) -> int:
+    """Run lm-eval's command; bad input ends in one line on standard error and exit status 2.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        The words of the command line; by default this process's own.
+    engine : str, optional
+        What runs the model where `--model_args` names no engine.
+    """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    return exit_status(told_once(lambda: _evaluate(list(sys.argv[1:] if arguments is None else arguments))))
+    return exit_status(told_once(lambda: _evaluate(list(sys.argv[1:] if arguments is None else arguments), engine)))
 
 
-def _evaluate(arguments: list[str]) -> None:
+def _evaluate(arguments: list[str], engine: str | None) -> None:
     require_lm_eval()
     from lm_eval.utils import setup_logging
 
     setup_logging(logging.ERROR)
     options = parsed(arguments)
     if hasattr(options, "model_args"):
+        if engine is not None:
+            options.model_args = {"engine": engine} | (options.model_args or {})
         configuration = _checked(options)
         if os.environ.get("RANK", "0") == "0":
             print("".join(f"note: {line}\n" for line in notes(options)), end="", file=sys.stderr)

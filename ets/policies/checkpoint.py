@@ -134,7 +134,7 @@ class Checkpoint:
 
     @cached_property
     def generation_config(self) -> Any:
-        """Read for its end tokens only; None if there is none."""
+        """Read for its end tokens and, where `truncation` is asked for, for that; None if there is none."""
         from transformers import GenerationConfig
 
         try:
@@ -148,6 +148,12 @@ class Checkpoint:
         named = [getattr(s, "eos_token_id", None) for s in (self.tokenizer, self.config, self.generation_config)]
         lists = [ids if isinstance(ids, list) else [ids] for ids in named if ids is not None]
         return frozenset(i for ids in lists for i in ids)
+
+    @property
+    def truncation(self) -> dict[str, Any]:
+        """`top_k` and `top_p` of the generation configuration: None for all tokens."""
+        top_k, top_p = (getattr(self.generation_config, name, None) for name in ("top_k", "top_p"))
+        return {"top_k": top_k or None, "top_p": None if top_p == 1 else top_p}
 
     @property
     def context(self) -> int | None:
