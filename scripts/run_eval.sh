@@ -31,6 +31,15 @@ run_one_of_all() { # in a shell of its own: what is changed here holds for this 
     bash "$0" "$preset"
 }
 
+preset_of() { # lm-eval's name of a task, or a dataset's: the preset
+    case "$1" in
+    minerva_math500 | math) echo math500 ;;
+    gpqa_diamond_generative_n_shot | gpqa_diamond) echo gpqa ;;
+    aime) echo aime24 ;;
+    *) echo "$1" ;;
+    esac
+}
+
 choose_engine() { # with ENDPOINT, the address of a server, it is the engine endpoint
     TRANSFORMERS="" VLLM="" SERVED=""
     if [ -n "${ENDPOINT:-}" ]; then

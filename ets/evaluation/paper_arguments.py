@@ -357,7 +357,7 @@ def _require_agreement(known: Mapping[str, Argument], read: Mapping[str, Any]) -
         other = first.setdefault(known[name].name, name)
         if read[other] != value:
             raise InputError(
-                f"{other} and {name} are two names of one setting, but {read[other]} and {value}; keep one"
+                f"{other} and {name} name one setting, but are {read[other]} and {value}; keep one of them"
             )
 
 

@@ -291,7 +291,7 @@ def engine_arguments(
 
 
 def _require_gpus(replicas: int, tensor_parallel: int, gpus: int) -> None:
-    """Raise `InputError` for copies that take more GPUs than there are; on a CPU (no GPUs) for more than one process."""
+    """Raise `InputError` for copies that take more GPUs than there are, or, on a CPU, for more than one process."""
     needed = replicas * tensor_parallel
     if needed > max(1, gpus):
         there = f"there {'is' if gpus == 1 else 'are'} {gpus}" if gpus else "vLLM runs on the CPU here, as one copy"
