@@ -18,7 +18,7 @@ from ets.policies.levels import target_of
 from ets.policies.making import fast_sampler_of, policy_of, proposal_of
 from ets.policies.vllm import VLLMEngine
 from ets.readouts import Vote, vote
-from ets.rewards import Extract, Scoring, as_extract, as_reward, self_consistency
+from ets.rewards import Extract, Scoring, as_extract, as_reward, majority
 from ets.rewards.lifting import ReadProblem
 from ets.runner import run
 from ets.stopping import Decided
@@ -138,7 +138,7 @@ def sample(  # type: ignore[misc]
         `(prompt, text) -> number`, or an `ets.types.Reward` of (problem, rollouts, chain).
     extract : callable, optional
         `text -> answer or None`, or `(problem, text) -> answer or None`. Without a reward, the reward is
-        `ets.rewards.self_consistency(extract)`.
+        `ets.rewards.majority(extract)`, the paper's.
     candidates, rollouts, lam : int, int, float
         M, K and λ. M·K rollouts are scored in each guide step; λ is in units of the reward.
     block_size, max_length : int
@@ -253,7 +253,7 @@ def guide_of(reward: Scoring | Reward | None, extract: Extract | None) -> Reward
         return as_reward(reward)
     if extract is None:
         raise InputError("neither a reward nor extract is given; pass reward=lambda prompt, text: …, or extract=…")
-    return self_consistency(extract)
+    return majority(extract)
 
 
 def as_stops(stop: Sequence[str]) -> tuple[str, ...]:

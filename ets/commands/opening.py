@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ets import __version__
-from ets.commands.engines import ENGINES, engine_policy, engine_settings, served_settings
+from ets.commands.engines import ENGINES, engine_policy, engine_settings, served_settings, truncation_of
 from ets.types import InputError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Opened:
         return {
             **{name: getattr(options, name) for name in ("model", "temperature", "unsafe_code", "seed")},
             **engine_settings(options),
+            **truncation_of(self.policy, options),
             **conditions(self.task),
             "task": self.task.name,
             "problems": f"{len(self.problems)}, {digest(self.problems)}",
@@ -96,4 +97,7 @@ def opened(name: str, options: argparse.Namespace, changed: Mapping[str, Any] | 
     problems = task.problems(options.count, options.shots)
     if not problems:
         raise InputError(f"the task {name!r} gave no problems; its problems(count, shots) must give at least one")
+    if truncation := truncation_of(policy, options):
+        cut = ", ".join(f"{name} {value}" for name, value in truncation.items())
+        ranks.say(f"p_ref has the checkpoint's {cut} (its generation_config, as transformers' generate reads it)")
     return Opened(task, checkpoint, policy, problems, policy.start(problems), ranks)

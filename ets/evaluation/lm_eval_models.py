@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -37,7 +36,6 @@ from ets.evaluation.reward_study import draws, noted_rewards, reward_study
 from ets.evaluation.tables import ratio_lines, table
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.making import SETTINGS, policy_of
-from ets.readouts import vote
 from ets.tasks import Task, task_named
 from ets.tasks.humaneval import HumanEval
 from ets.transition import require_variety
@@ -130,14 +128,14 @@ class PaperLM(LM):
         with self._journal(name, problems, repeats) as journal:
             evaluation = Evaluation(
                 task, self.policy, problems, journal, values["width"], values["seed"], self.settings, repeats=repeats,
-                noted=partial(self._noted, task),
+                noted=self._noted,
             )  # fmt: skip
             method = self._method(evaluation)
             evaluation.run(method)
             records = evaluation.records(method)
         if self.ranks.first:
             self._tell(name, evaluation, method, records)
-        drawn = {(r["problem"], r["sample"]): self._returned(r)["text"] for r in records}
+        drawn = {(r["problem"], r["sample"]): self._returned(r) for r in records}
         chains = evaluation.chains(method)
         return {(p.id, sample): drawn[p.id, sample % chains] for p in problems for sample in range(repeats)}
 
@@ -145,25 +143,17 @@ class PaperLM(LM):
         """What samples."""
         return evaluation.method(self.run.method, 1 if self.run.method == "plain" else self.run.values["samples"])
 
-    def _noted(self, task: Task, chain: Chain) -> Mapping[str, Any]:
-        """Further entries of a chain's record: the first rollout with the majority answer, if that is the readout."""
-        if self.run.readout != "vote":
-            return {}
-        found = vote(task.extract, chain)
-        text = found.texts[found.winners[0]] if found.winners else chain.trace[0].rollouts[0][0]
-        answer, correct = task.extract(chain.problem, text.text), task.grade(chain.problem, text.text)
-        return {"vote": {"correct": bool(correct), "text": text.text, "answer": answer}}
+    def _noted(self, chain: Chain) -> Mapping[str, Any]:
+        """What a record keeps beside what all records do."""
+        return {}
 
-    def _returned(self, record: Record) -> Mapping[str, Any]:
-        """The part of a record with the text that lm-eval gets."""
-        return dict(record["vote"] if self.run.readout == "vote" else record)
+    def _returned(self, record: Record) -> str:
+        """The text that lm-eval gets."""
+        return str(record["vote"]["text"] if self.run.readout == "vote" else record["text"])
 
     def _tell(self, name: str, evaluation: Evaluation, method: Method, records: Sequence[Record]) -> None:
         """Say what has been found."""
-        rows = [evaluation.row(method, records)]
-        if self.run.readout == "vote":
-            voted = [record | {"correct": self._returned(record)["correct"]} for record in records]
-            rows.append(evaluation.row(replace(method, label=f"{method.label}, vote", ratios=None), voted))
+        rows = evaluation.rows(method, records)
         told = table(rows), *ratio_lines(rows).splitlines()
         print(f"{name}, graded by ets ({evaluation.journal.folder}):", *told, sep="\n")
 
@@ -227,7 +217,7 @@ def _truncated(run: PaperRun, checkpoint: Checkpoint, prefix: str = "") -> Paper
 
 def _settings(run: PaperRun) -> Settings:
     values = run.values
-    names = ("candidates", "rollouts", "lam", "pool", "beams", "best_by")
+    names = ("candidates", "rollouts", "lam", "pool", "reward", "minimum", "beams", "best_by")
     return Settings(**{name: values[name] for name in names}, proposing=_proposing(run))
 
 
@@ -290,7 +280,7 @@ class QwenDraw(PaperLM):
     def _method(self, evaluation: Evaluation) -> Method:
         return draws(self.run.values["samples"])
 
-    def _noted(self, task: Task, chain: Chain) -> Mapping[str, Any]:
+    def _noted(self, chain: Chain) -> Mapping[str, Any]:
         return noted_rewards(chain)
 
     def _tell(self, name: str, evaluation: Evaluation, method: Method, records: Sequence[Record]) -> None:

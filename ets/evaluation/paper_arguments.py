@@ -147,8 +147,9 @@ def _engine(family: Family) -> Callable[[str, Any], str]:
 
 
 def _method(name: str, value: Any) -> str:
-    if value not in METHODS:
-        raise InputError(f"{name} is {value!r}; choose from {', '.join(METHODS)}")
+    methods = [method for method in METHODS if method != "base"]  # that is the model qwen
+    if value not in methods:
+        raise InputError(f"{name} is {value!r}; choose from {', '.join(methods)}")
     return str(value)
 
 
@@ -159,7 +160,8 @@ _SHARED = {
     "model_path": Argument("model", _text),
     "dataset": Argument("benchmark", _benchmark, None),
     "task": Argument("benchmark", _benchmark, None),
-    "best_by": Argument("best_by", _text, "self-consistency"),
+    "reward": Argument("reward", _text, "majority"),
+    "best_by": Argument("best_by", _text, "majority"),
     "num_samples": Argument("samples", _whole, None),
     "unsafe_code": Argument("unsafe_code", _flag, False),
     "checkpoint_dir": Argument("folder", _text, "results"),

@@ -134,7 +134,7 @@ class Checkpoint:
 
     @cached_property
     def generation_config(self) -> Any:
-        """Read for its end tokens and, where `truncation` is asked for, for that; None if there is none."""
+        """Read for its end tokens, and for `truncation`; None if there is none."""
         from transformers import GenerationConfig
 
         try:
@@ -151,8 +151,16 @@ class Checkpoint:
 
     @property
     def truncation(self) -> dict[str, Any]:
-        """`top_k` and `top_p` of the generation configuration: None for all tokens."""
+        """`top_k` and `top_p` as `model.generate(do_sample=True)` applies them: None where nothing is cut off.
+
+        The values are those of the checkpoint's generation configuration, or transformers' default, which is 50 for
+        `top_k`: the reference policy of code that leaves both to `generate`, as the paper's does.
+        """
+        from transformers import GenerationConfig
+
         top_k, top_p = (getattr(self.generation_config, name, None) for name in ("top_k", "top_p"))
+        default = GenerationConfig._get_default_generation_params()
+        top_k, top_p = default["top_k"] if top_k is None else top_k, default["top_p"] if top_p is None else top_p
         return {"top_k": top_k or None, "top_p": None if top_p == 1 else top_p}
 
     @property

@@ -6,15 +6,18 @@ import shlex
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ets.evaluation.methods import METHODS
+from ets.evaluation.methods import METHODS, Base
 from ets.evaluation.paper_arguments import (
     ARGUMENTS,
+    BASE,
     BENCHMARKS,
+    CHECKPOINT,
     FLAGS,
     MODELS,
     OF_PROPOSALS,
@@ -106,7 +109,7 @@ def test_what_a_line_leaves_out_is_the_default_of_the_paper_s_constructor(model:
         (
             "--tasks gsm8k --model qwen-ets " + QWEN + ",use_bon=True,m_candidates=7",
             "best-of-n",
-            {"samples": 7, "best_by": "self-consistency"},
+            {"samples": 7, "best_by": "majority"},
         ),
         ("--tasks aime24 --include_path aime24 --model qwen " + QWEN + ",use_beam_search=True", "beam", {"beams": 5}),
         ("--tasks gsm8k --model qwen-ets " + QWEN + ",method=plain,temperature=1.5", "plain", {"temperature": 1.5}),
@@ -132,7 +135,7 @@ def test_what_a_line_leaves_out_is_the_default_of_the_paper_s_constructor(model:
         (
             "--tasks humaneval --model llada_dist " + LLADA + ",use_bon=True,num_candidates=6",
             "best-of-n",
-            {"samples": 6, "best_by": "self-consistency", "minimum": 2},
+            {"samples": 6, "best_by": "majority", "minimum": 2},
         ),
         ("--tasks gsm8k --model llada_dist " + LLADA + ",use_beam_search=True,num_candidates=6", "beam", {"beams": 6}),
         (
@@ -371,6 +374,7 @@ def test_the_tables_name_what_exists() -> None:
     flags = {method for own in FLAGS.values() for method in own.values()}
     assert {method for _, method in MODELS.values()} | flags <= {*METHODS, STUDY}
     assert set(RESOURCES) == set(making.RESOURCES["vllm"])
+    assert (CHECKPOINT, BASE) == (making.CHECKPOINT, asdict(Base()))
     hosted = {task.lm_eval: task.name for task in (make() for make in TASKS.values()) if isinstance(task, Benchmark)}
     assert hosted | {"humaneval": "humaneval"} == BENCHMARKS
     assert {name: argument.name for name, argument in ARGUMENTS["llada"].items() if name != argument.name} == {
