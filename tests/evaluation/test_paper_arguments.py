@@ -374,7 +374,7 @@ def test_the_tables_name_what_exists() -> None:
     flags = {method for own in FLAGS.values() for method in own.values()}
     assert {method for _, method in MODELS.values()} | flags <= {*METHODS, STUDY}
     assert set(RESOURCES) == set(making.RESOURCES["vllm"])
-    assert (CHECKPOINT, BASE) == (making.CHECKPOINT, asdict(Base()))
+    assert (making.CHECKPOINT, asdict(Base())) == (CHECKPOINT, BASE)
     hosted = {task.lm_eval: task.name for task in (make() for make in TASKS.values()) if isinstance(task, Benchmark)}
     assert hosted | {"humaneval": "humaneval"} == BENCHMARKS
     assert {name: argument.name for name, argument in ARGUMENTS["llada"].items() if name != argument.name} == {
