@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ets.evaluation.hosted import configuration_of, quiet, require_lm_eval
 from ets.evaluation.paper_arguments import BENCHMARKS, read_arguments
 from ets.evaluation.ranks import told_once
-from ets.exits import exit_status
+from ets.exits import exit_status, exiting_at_sigterm
 from ets.tasks import Benchmark, task_named
 from ets.tasks.data import require_hub
 from ets.types import InputError
@@ -52,12 +52,13 @@ def _evaluate(arguments: list[str], engine: str | None) -> None:
     setup_logging(logging.ERROR)
     options = parsed(arguments)
     if hasattr(options, "model_args"):
-        if engine is not None:
-            options.model_args = {"engine": engine} | (options.model_args or {})
+        if engine is not None:  # the last argument: lm-eval names its output by the first
+            options.model_args = options.model_args or {}
+            options.model_args.setdefault("engine", engine)
         configuration = _checked(options)
         if os.environ.get("RANK", "0") == "0":
             print("".join(f"note: {line}\n" for line in notes(options)), end="", file=sys.stderr)
-        with hosting(configuration):
+        with hosting(configuration), exiting_at_sigterm():  # vLLM's processes would outlive this one
             options.func(options)
     else:
         options.func(options)
