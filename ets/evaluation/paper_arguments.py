@@ -297,7 +297,10 @@ _BEAM: dict[Family, str] = {
         "beam search is deterministic here: the most probable text of num_beams beams; the paper's is sampled wherever "
         "the checkpoint's generation_config has do_sample"
     ),
-    "llada": "beam search keeps num_candidates beams by the log-probability of their denoising paths",
+    "llada": (
+        "beam search keeps num_candidates denoising paths by their log-probability at temperature 1, and reveals, as "
+        "the paper's, one position a step: by default the one with the most probable token (largest)"
+    ),
 }
 
 
@@ -330,6 +333,9 @@ def read_arguments(model: str, arguments: Mapping[str, Any]) -> PaperRun:
         *((_BEAM[family],) if method == "beam" else ()),
     ]
     given = {known[name].name for name in read}
+    if (family, method) == ("llada", "beam"):
+        values["steps"] = values["max_length"]
+        values["remasking"] = values["remasking"] if "remasking" in given else "largest"
     readout: Literal["last", "vote"] = "last"
     if family == "llada" and method in ("ets", "ets-is") and values["pool"] == "chain":
         readout = "vote"

@@ -128,6 +128,7 @@ MASKED = (
         ("", "plain sampling (mean of 1)"),
         (",use_vanilla=True", "ETS (M 2, K 1)"),
         (",use_bon=True", "best of 2 samples, by majority"),
+        (",use_beam_search=True", "beam search (2 beams)"),
         (",is_accelerate_available=True", "ETS-IS at level 0 (M 2, K 1)"),
     ],
 )
@@ -295,8 +296,8 @@ def test_likelihoods_are_refused(tmp_path: Path) -> None:
         (QwenETS, {**PROPOSED, "small_model_path": "./nowhere"}, "no checkpoint at './nowhere'"),
         (LLaDADist, {"model_path": "embedded", "gen_length": 16, "max_length": None, "block_length": 32},
          "no multiple of block_length 32"),
-        (LLaDADist, {"model_path": "embedded", "gen_length": 32, "max_length": None, "use_beam_search": True},
-         "MaskedDiffusionPolicy has no beam search"),
+        (LLaDADist, {"model_path": "embedded", "gen_length": 32, "max_length": None, "use_beam_search": True,
+                     "remasking": "random"}, "remasking 'random' draws positions, which beam search cannot do"),
     ],
 )  # fmt: skip
 def test_bad_values_are_one_line_before_any_weights_are_loaded(

@@ -137,7 +137,16 @@ def test_what_a_line_leaves_out_is_the_default_of_the_paper_s_constructor(model:
             "best-of-n",
             {"samples": 6, "best_by": "majority", "minimum": 2},
         ),
-        ("--tasks gsm8k --model llada_dist " + LLADA + ",use_beam_search=True,num_candidates=6", "beam", {"beams": 6}),
+        (
+            "--tasks gsm8k --model llada_dist " + LLADA + ",use_beam_search=True,num_candidates=6,steps=64",
+            "beam",
+            {"beams": 6, "steps": 256, "remasking": "largest"},
+        ),
+        (
+            "--tasks gsm8k --model llada_dist " + LLADA + ",use_beam_search=True,remasking=low_confidence",
+            "beam",
+            {"beams": 3, "remasking": "low_confidence"},
+        ),
         (
             "--tasks gsm8k --model llada_dist " + LLADA + ",use_vanilla=True,cache=prefix,refresh=2,threshold=0.9",
             "ets",
@@ -319,7 +328,10 @@ def test_an_argument_of_llada_without_effect_is_answered_by_one_line(argument: s
     [
         (f"--model llada_dist {LLADA},is_accelerate_available=True", "both come from the sampler with the dual cache"),
         (f"--model llada_dist {LLADA},is_accelerate_available=True,level=1", None),
-        (f"--model llada_dist {LLADA},use_beam_search=True", "keeps num_candidates beams by the log-probability of"),
+        (
+            f"--model llada_dist {LLADA},use_beam_search=True",
+            "keeps num_candidates denoising paths by their log-probability",
+        ),
         (f"--model llada_dist {LLADA},use_vanilla=True", None),
         (f"--model qwen-beam {QWEN}", "beam search is deterministic here"),
         (f"--model qwen-beam {QWEN},engine=vllm", "the method beam runs through transformers, as in the paper"),
