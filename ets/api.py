@@ -99,8 +99,8 @@ def sample(  # type: ignore[misc]
     block_size: int = 64,
     max_length: int = 512,
     temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
+    top_k: int | str | None = None,
+    top_p: float | str | None = None,
     steps: int | None = None,
     block_length: int | None = None,
     cfg: float | None = None,
@@ -144,7 +144,8 @@ def sample(  # type: ignore[misc]
     block_size, max_length : int
         Tokens per guide step, and in all: I = ⌈max_length / block_size⌉ guide steps at most.
     temperature, top_k, top_p : float, int, float
-        What p_ref is. A checkpoint's generation_config is not applied. Masked diffusion has no top_k and top_p.
+        The law of p_ref. A checkpoint's generation_config is applied where top_k or top_p is "checkpoint", and then as
+        `model.generate` applies it. Masked diffusion has no top_k and top_p.
     steps, block_length, cfg, remasking, stop_at_end : int, int, float, str, bool
         For masked diffusion (LLaDA) alone: denoising steps (by default one per token), tokens of a block (by default
         the model family's, or the whole canvas where that does not divide max_length), and the guidance, the rule and
