@@ -66,7 +66,7 @@ def test_two_processes_give_the_journal_and_the_table_of_one(alone: Path, tmp_pa
     """An odd number of problems; the others' number of samples is what ETS costs over all of them."""
     done = launched("-m", "ets", *command(AUTOREGRESSIVE, tmp_path / "two"))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("0 finished chains") == done.stdout.count("\n| ETS (M 2, K 2)") == 1
+    assert done.stdout.count("0 finished chains") == done.stdout.count("\n| ETS (M 2, K 2) ") == 1
     assert "ETS (M 2, K 2), process 1 of 2" in done.stderr and "3/3 problems" in done.stderr
     assert "process 2" not in done.stderr and "5 problems" not in done.stderr
     assert journal_of(tmp_path / "two") == journal_of(alone)
