@@ -73,10 +73,10 @@ def _truth(text: str) -> bool:
     return text == "True"
 
 
-_CHECKPOINT = "checkpoint: the value that transformers' generate takes for it from the generation configuration"
+CHECKPOINT = "checkpoint: the value that transformers' generate takes for it from the generation configuration"
 
 
-def _or_checkpoint(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+def or_checkpoint(kind: Callable[[str], Any]) -> Callable[[str], Any]:
     """Reads a number, or the word "checkpoint"."""
 
     def read(text: str) -> Any:
@@ -94,10 +94,10 @@ _AUTOREGRESSIVE = Engine(
         "max_length": (int, "tokens in all"),
     },
     takes={
-        "top_k": (_or_checkpoint(int), f"sample from the k most probable tokens; {_CHECKPOINT}", None),
+        "top_k": (or_checkpoint(int), f"sample from the k most probable tokens; {CHECKPOINT}", None),
         "top_p": (
-            _or_checkpoint(float),
-            f"sample from the most probable tokens whose mass reaches p; {_CHECKPOINT}",
+            or_checkpoint(float),
+            f"sample from the most probable tokens whose mass reaches p; {CHECKPOINT}",
             1.0,
         ),
     },

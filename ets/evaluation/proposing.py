@@ -26,7 +26,7 @@ class Proposing:
     block_size : int
         Tokens per guide step.
     temperature, top_k, top_p : float, int, float
-        Of the proposal; untruncated by default.
+        Of the proposal; untruncated by default. "checkpoint" as for `ets.policies.making.policy_of`.
     clip : (float, float), optional
         Bounds on the ratio.
     estimator : str
@@ -39,8 +39,8 @@ class Proposing:
     candidates: int
     block_size: int
     temperature: float
-    top_k: int | None = None
-    top_p: float | None = None
+    top_k: int | str | None = None
+    top_p: float | str | None = None
     clip: tuple[float, float] | None = None
     estimator: str = "plain"
     revision: str = ""

@@ -92,7 +92,7 @@ def policy_of(
     InputError
         For values out of range, or that the checkpoint's kind of model does not have.
     """
-    _sampling(temperature, top_k, top_p, {"top_k": None, "top_p": None})  # out of range: before anything is opened
+    _sampling(temperature, top_k, top_p, None)  # values out of range are refused before anything is opened
     horizon = None if block_size is None else Horizon(block_size, max_length)
     rule = {"cfg": cfg, "remasking": remasking, "stop_at_end": stop_at_end, "threshold": threshold, "factor": factor}
     unmasking = Unmasking(temperature, **_given(rule))
@@ -107,7 +107,7 @@ def policy_of(
         only = {"guide_steps": guide_steps, "steps": steps, "block_length": block_length, **rule, "cache": cache}
         _require_unset(opened, "an autoregressive", only)
         shared = _given({"memory_gib": memory_gib, "certainty": certainty or None})
-        sampling = _sampling(temperature, top_k, top_p, opened.truncation)
+        sampling = _sampling(temperature, top_k, top_p, opened)
         return _autoregressive(opened, engine, sampling, horizon, **shared, **resources)
     _require_unset(opened, "a masked-diffusion", {"top_k": top_k, "top_p": top_p})
     schedule = Schedule(
@@ -142,8 +142,8 @@ def proposal_of(
     checkpoint: Callable[[], Checkpoint],
     *,
     temperature: float | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
+    top_k: int | str | None = None,
+    top_p: float | str | None = None,
 ) -> TransformersPolicy:
     """A proposal for a policy: another model (or the same one) with the policy's guide steps, length and endings.
 
@@ -154,8 +154,8 @@ def proposal_of(
     checkpoint : callable
         Opens the proposal's.
     temperature, top_k, top_p : float, int, float
-        Of the proposal. By default the policy's temperature, and no truncation: what a proposal cannot draw is missing
-        from every energy.
+        Of the proposal, "checkpoint" as for `policy_of`. By default the policy's temperature, and no truncation: what a
+        proposal cannot draw is missing from every energy.
 
     Raises
     ------
@@ -166,10 +166,12 @@ def proposal_of(
         masked = isinstance(reference, MaskedDiffusionPolicy)
         mend = "leave it out (LLaDA has levels instead)" if masked else "leave it out, or use transformers"
         raise InputError(f"{type(reference).__name__} takes no proposal; {mend}")
-    sampling = Sampling(reference.sampling.temperature if temperature is None else temperature, top_k, top_p)
-    proposal = TransformersPolicy(
-        checkpoint(), sampling, reference.horizon, memory_gib=reference.memory_gib, end_ids=reference.endings.end_ids
-    )
+    warmth = reference.sampling.temperature if temperature is None else temperature
+    _sampling(warmth, top_k, top_p, None)  # values out of range are refused before anything is opened
+    opened = checkpoint()
+    law = _sampling(warmth, top_k, top_p, opened)
+    shared: dict[str, Any] = {"memory_gib": reference.memory_gib, "end_ids": reference.endings.end_ids}
+    proposal = TransformersPolicy(opened, law, reference.horizon, **shared)
     ImportanceSampling(reference, proposal)  # what does not fit is named now
     return proposal
 
@@ -225,11 +227,12 @@ def fast_sampler_of(
 
 
 def _sampling(
-    temperature: float, top_k: int | str | None, top_p: float | str | None, truncation: Mapping[str, Any]
+    temperature: float, top_k: int | str | None, top_p: float | str | None, checkpoint: Checkpoint | None
 ) -> Sampling:
-    """The distribution, the checkpoint's own truncation in the place of "checkpoint"."""
+    """The distribution, with the checkpoint's own truncation in the place of "checkpoint"; without one, none there."""
     given: dict[str, Any] = {"top_k": top_k, "top_p": top_p}
-    return Sampling(temperature, **{n: truncation[n] if value == CHECKPOINT else value for n, value in given.items()})
+    own = {name: checkpoint and checkpoint.truncation[name] for name, value in given.items() if value == CHECKPOINT}
+    return Sampling(temperature, **given | own)
 
 
 def _caching(cache: str | None, refresh: int | None) -> Caching | None:

@@ -96,7 +96,7 @@ def test_what_the_rows_of_the_paper_depend_on_can_be_set_by_a_variable(tmp_path:
     assert options(QWEN, "math500", tmp_path, SIZES="")["sizes"] == {}
 
 
-PAPER_IS = {"proposal": "Qwen/Qwen3-1.7B", "estimator": "plain", "clip": None, "proposal_top_k": None}
+PAPER_IS = {"proposal": "Qwen/Qwen3-1.7B", "estimator": "plain", "clip": None, "proposal_top_k": "checkpoint"}
 
 
 @pytest.mark.parametrize(
