@@ -117,7 +117,7 @@ def _compare(name: str, names: Sequence[str], hyper: Hyper, options: argparse.Na
     for method, require in (("greedy", require_greedy), ("beam", require_beam)):
         if method in names:
             require(found.policy)
-    configuration = _configuration(found, options)
+    configuration = found.configuration(options)
     folder = _folder(found, options, fingerprint(configuration))
     found.ranks.say(f"{found.task.name}: journals in {folder}; the same command goes on where it was interrupted")
     currency = CURRENCY.get(options.engine, "generated")
@@ -151,11 +151,6 @@ def _comparison(
         found.task, found.policy, found.problems, hyper, currency, folder, configuration,
         options.seeds, options.width, options.seed, per_token, ranks=found.ranks,
     )  # fmt: skip
-
-
-def _configuration(found: Opened, options: argparse.Namespace) -> dict[str, Any]:
-    """Without the problems, so that a comparison can go on with more of them: each record says what was asked."""
-    return {name: value for name, value in found.configuration(options).items() if name != "problems"}
 
 
 def _hyper(options: argparse.Namespace) -> Hyper:
@@ -208,7 +203,7 @@ def _scan(
         found = opened(name, options, changed)
         own = argparse.Namespace(**{**vars(options), **changed})
         with closed_after(found.policy):
-            configuration = _configuration(found, own)
+            configuration = found.configuration(own)
             comparison = _comparison(found, configuration, hyper, setting.currency, folder / _named(changed), own)
             return comparison.entries(["ets"], [middle], "ets")[0]
 

@@ -15,7 +15,6 @@ from ets.evaluation.budget import positions_of
 from ets.evaluation.compared import CHOOSING, GUIDED, SEARCHES, VOTED, Guided, Hyper
 from ets.evaluation.depth import metered
 from ets.evaluation.evaluate import Evaluation
-from ets.evaluation.hosted import digest
 from ets.evaluation.journal import Journal, Record
 from ets.evaluation.methods import Method
 from ets.evaluation.pooled import Drawn, chosen, mean_cost_curve, noted_texts, pool
@@ -280,7 +279,6 @@ class Comparison:
                 self.task, self.policy, problems, journal, self.width, self.seed,
                 progress=self.progress, noted=self._noted, kept=self.kept,
             )  # fmt: skip
-            _require_asked(journal, problems)
             wanted = {(problem.id, sample) for problem in problems for sample in range(seeds)}
             for sample in range(seeds):
                 if any((method.key, problem.id, sample) not in journal.records for problem in problems):
@@ -289,27 +287,16 @@ class Comparison:
 
     def _noted(self, chain: Chain) -> dict[str, Any]:
         """What records keep beside what `Evaluation` notes."""
-        asked = {"asked": digest([chain.problem])}
         if isinstance(chain.state, Drawn):
-            return asked | noted_texts(self.task, chain)
+            return noted_texts(self.task, chain)
         depth = self._depths.pop(chain.key, len(chain.state.tokens))  # that of a search: its text's length
-        return asked | {"depth": depth * self.per_token, VOTED: self._vote_score(chain)}
+        return {"depth": depth * self.per_token, VOTED: self._vote_score(chain)}
 
     def _vote_score(self, chain: Chain) -> float:
         """The share of right answers among those with the most votes."""
         found = vote(self.task.extract, chain)
         texts = [found.texts[answer].text for answer in found.winners]
         return fmean(float(self.task.grade(chain.problem, text)) for text in texts) if texts else 0.0
-
-
-def _require_asked(journal: Journal, problems: Sequence[Problem]) -> None:
-    """Raise `InputError` if a record answers another problem by the same name: a journal may grow by more problems."""
-    asked = {problem.id: digest([problem]) for problem in problems}
-    for record in journal.records.values():
-        if record["asked"] != asked.get(record["problem"], record["asked"]):
-            raise InputError(
-                f"{str(journal.folder)!r} holds results of another problem {record['problem']!r}; choose another folder"
-            )
 
 
 def _cost(record: Record) -> dict[str, float]:

@@ -141,6 +141,8 @@ _SHARED = {
     "seed": Argument("seed", _whole, 0),
     "width": Argument("width", _whole, 8),
     "memory_gib": Argument("memory_gib", _number, None),
+    "enable_thinking": Argument("thinking", _flag, None),
+    "think_end_token": Argument("think_end", _text, None),
 }
 ARGUMENTS: dict[Family, dict[str, Argument]] = {
     "qwen": _SHARED

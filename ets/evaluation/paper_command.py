@@ -155,7 +155,7 @@ def hosting(options: EvaluatorConfig) -> Iterator[None]:
             else:
                 require_hub(BENCHMARKS[spec])
             if entry is not None and entry.yaml_path is not None:  # of --include_path, perhaps with local data
-                rows = {key: found[key] for key in found if key.startswith("dataset_")}
+                rows = {key: found[key] for key in found if key.startswith("dataset_") or key.endswith("_split")}
                 found = load_yaml(entry.yaml_path, resolve_func=True) | rows
             with quiet():
                 return super()._load_spec(found)
