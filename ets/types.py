@@ -47,8 +47,8 @@ class Problem:
     doc : mapping
         Whatever a reward or a grader wants to know, for example the true answer.
     messages : tuple of Message
-        The conversation that a chat template has written as `prompt`; no special token is added to that text. A task may
-        give messages and an empty prompt: `ets.chat.ChatTemplate` then writes the prompt.
+        The conversation that a chat template has written as `prompt`; no special token is added to that text. A task
+        may give messages and an empty prompt: `ets.chat.ChatTemplate` then writes the prompt.
 
     Raises
     ------

@@ -11,9 +11,7 @@ CHATML = (
     "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
 WITHOUT_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
-SILENT = CHATML.replace("<|im_start|>{{ message.role }}", "{% if message.role != 'system' %}<|im_start|>{{ message.role }}").replace(
-    "<|im_end|>\n{% endfor %}", "<|im_end|>\n{% endif %}{% endfor %}"
-)
+SILENT = CHATML.replace("{% for message in messages %}", "{% for message in messages if message.role != 'system' %}")
 """A template that leaves system turns out without a word."""
 BOS = "<s>"
 

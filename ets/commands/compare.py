@@ -37,6 +37,8 @@ counted. For all other engines, generated tokens."""
 
 TOLD = ("rollouts", "lam", "reward", "pool", "temperature", "seed")
 """Settings that a comparison tells of itself, beside the engine's."""
+PROMPT = ("prompt", "prompt_kind", "chat")
+"""Parts of a configuration that the report shows of prompts."""
 METHOD_NAMES = (
     "ets, ets-stopped, retained, lookahead, particles, power, plain, majority, weighted-majority, best-of-n, one-step, "
     "iterated-sir, greedy, beam"
@@ -129,7 +131,7 @@ def _compare(name: str, names: Sequence[str], hyper: Hyper, options: argparse.Na
         comparison = replace(comparison, kept=traces.keep)
         entries = comparison.entries(names, options.candidates or options.budgets, options.against)
     if found.ranks.first:
-        _write(entries, setting, folder)
+        _write(entries, setting, {name: configuration[name] for name in PROMPT}, folder)
     if options.scan_rollouts or options.scan_guide_steps:
         _scan(name, entries, hyper, setting, folder, options)
     if found.ranks.first:
@@ -176,12 +178,12 @@ def _folder(found: Opened, options: argparse.Namespace, digits: str) -> Path:
     return Path(options.out / name if options.out else options.results / f"compare-{name}-{digits}")
 
 
-def _write(entries: Sequence[Entry], setting: Setting, folder: Path) -> None:
+def _write(entries: Sequence[Entry], setting: Setting, prompt: dict[str, Any], folder: Path) -> None:
     from ets.report.comparison import markdown, plot_accuracy_by_cost
 
     text = markdown(entries, setting)
     print(f"\n{text}\n")
-    content = {"setting": asdict(setting), "entries": [asdict(entry) for entry in entries]}
+    content = {"setting": asdict(setting), "entries": [asdict(entry) for entry in entries], "prompt": prompt}
     (folder / "comparison.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     (folder / "comparison.md").write_text(f"{text}\n", encoding="utf-8")
     plot_accuracy_by_cost(entries, setting, folder / "accuracy_by_cost.png")

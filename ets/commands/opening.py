@@ -56,7 +56,7 @@ class Opened:
             **conditions(self.task),
             "task": self.task.name,
             "chat": None if self.chat is None else self.chat.settings,
-            "prompt_is": kind_of(first),
+            "prompt_kind": kind_of(first),
             "prompt": first.prompt if isinstance(first.prompt, str) else list(first.prompt),
             "model_revision": self.checkpoint.revision,
             "placement": self.checkpoint.placement,

@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompt", help="used as it is, unless --chat-template makes it the user's turn")
     source.add_argument("--prompt-file", type=Path, help="without its last line break; default: standard input")
-    text = "the prompt is JSON: messages, [{\"role\": …, \"content\": …}, …], or token ids, [1, 2, …]"
+    text = 'the prompt is JSON: messages, [{"role": …, "content": …}, …], or token ids, [1, 2, …]'
     parser.add_argument("--json", action="store_true", help=text)
     add_chat_arguments(parser, benchmark=False)
     own = f"{', '.join(NAMES)}; or module:function or file.py:function of (prompt, text)"

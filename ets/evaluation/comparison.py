@@ -22,7 +22,7 @@ from ets.evaluation.ranks import ALONE, Ranks
 from ets.evaluation.sizes import size_for
 from ets.readouts import vote
 from ets.tasks.task import Task
-from ets.types import Chain, Floats, InputError, Policy, Problem
+from ets.types import Chain, Floats, Policy, Problem
 
 PILOT_PROBLEMS = 32
 """Sizes are found on so many problems; what is measured there is part of the results where a size is taken."""

@@ -115,8 +115,20 @@ class Evaluation:
             if needs_samples(name, self.repeats) and not isinstance(budget, int):
                 samples = samples or budget.samples(self.records(methods["ets"]), self._pilot)
             methods[name] = self.method(name, samples or 1)
+            if needs_samples(name, self.repeats):
+                self._tell_other_numbers(methods[name])
             self.run(methods[name])
         return [self.row(methods[name], self.records(methods[name])) for name in names]
+
+    def _tell_other_numbers(self, method: Method) -> None:
+        """Say that a folder that grows holds a method's chains of another number of samples, which are not used."""
+        held = {record["method"] for record in self.journal.records.values()}
+        others = [key for key in held if key.rpartition("-")[0] == method.key.rpartition("-")[0] != ""]
+        if others and method.key not in held:
+            self.journal.ranks.say(
+                f"note: {method.label} is drawn anew, as the folder holds it with another number of samples "
+                f"({', '.join(sorted(others))}); set samples to keep that number"
+            )
 
     def method(self, name: str, samples: int) -> Method:
         """A key of `METHODS`, with so many samples if it has no guide steps."""

@@ -131,9 +131,8 @@ class Journal:
         """
         for record in self.records.values():
             if record.get("asked") != asked.get(record["problem"], record.get("asked")):
-                raise InputError(
-                    f"{str(self.folder)!r} holds results of another problem {record['problem']!r}; choose another folder"
-                )
+                name = record["problem"]
+                raise InputError(f"{str(self.folder)!r} holds results of another problem {name!r}; choose another folder")
 
     def append(self, record: Record) -> None:
         """Write one line and flush it."""

@@ -166,7 +166,7 @@ class PaperLM(LM):
             **versions(self._task(name)),
             "lm_eval_task": name,
             "method": self.run.method,
-            "prompt_is": kind_of(first),
+            "prompt_kind": kind_of(first),
             "prompt": first.prompt,
             "model_revision": self.checkpoint.revision,
             "placement": self.checkpoint.placement,
@@ -186,7 +186,7 @@ class PaperLM(LM):
         return self.checkpoint.name.replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """The template, by the name that follows `--apply_chat_template`; lm-eval calls this before it makes prompts."""
+        """The template, by the name after `--apply_chat_template`; lm-eval calls this before it makes prompts."""
         if isinstance(chat_template, str):
             self._chat = replace(self._chat, template=chat_template)
             self.__dict__.pop("_template", None)
