@@ -249,7 +249,7 @@ def _problem(place: int, prompt: Prompt, stops: tuple[str, ...]) -> Problem:
     """A problem named after the place of its prompt; messages have no text yet."""
     if isinstance(prompt, str) or not prompt or isinstance(prompt[0], int):
         return Problem(str(place), prompt, stops)  # type: ignore[arg-type]
-    return Problem(str(place), "", stops, messages=prompt)  # type: ignore[arg-type]
+    return Problem(str(place), "", stops, messages=prompt)
 
 
 def _in_template(problems: Sequence[Problem], chat: Chat, policy: Any) -> list[Problem]:

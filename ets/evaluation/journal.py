@@ -131,8 +131,10 @@ class Journal:
         """
         for record in self.records.values():
             if record.get("asked") != asked.get(record["problem"], record.get("asked")):
-                name = record["problem"]
-                raise InputError(f"{str(self.folder)!r} holds results of another problem {name!r}; choose another folder")
+                raise InputError(
+                    f"the results folder {str(self.folder)!r} holds results of another problem {record['problem']!r}; "
+                    "choose another folder"
+                )
 
     def append(self, record: Record) -> None:
         """Write one line and flush it."""

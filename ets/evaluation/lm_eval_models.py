@@ -168,6 +168,7 @@ class PaperLM(LM):
             "method": self.run.method,
             "prompt_kind": kind_of(first),
             "prompt": first.prompt,
+            "until": list(first.stop),
             "model_revision": self.checkpoint.revision,
             "placement": self.checkpoint.placement,
             "ets": __version__,

@@ -17,6 +17,7 @@ from ets.evaluation.lm_eval_models import LLaDADist, Qwen, QwenETS
 from ets.evaluation.paper_command import main
 from ets.policies.checkpoint import Checkpoint
 from ets.types import InputError
+from tests.chatting import CHATML
 from tests.sandboxed import needs_sandbox
 
 ROOT = Path(__file__).parents[2]
@@ -187,8 +188,13 @@ def test_requests_with_other_prompts_are_other_runs(tmp_path: Path) -> None:
 def test_chat_templates_are_the_tokenizer_s(tmp_path: Path) -> None:
     lm = model(tmp_path)
     assert lm.chat_template() == ""
-    lm.checkpoint.tokenizer.chat_template = "{% for m in messages %}<{{ m.content }}>{% endfor %}"
-    assert lm.apply_chat_template([{"role": "user", "content": "hi"}]) == "<hi>"
+    with pytest.raises(InputError, match="has no chat template"):
+        lm.chat_template(True)
+    lm.checkpoint.tokenizer.chat_template = {"default": CHATML, "short": "<{{ messages[0].content }}>"}
+    assert lm.chat_template(True) == CHATML
+    with pytest.raises(InputError, match=r"unknown chat template 'long': the tokenizer of '.*' has default, short"):
+        lm.chat_template("long")
+    assert lm.chat_template("short") and lm.apply_chat_template([{"role": "user", "content": "hi"}]) == "<hi>"
     assert lm.tokenizer_name
 
 
