@@ -12,21 +12,16 @@ from ets.chat import Chat, ChatTemplate, as_chat, as_prompts
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.prompts import encode_prompt
 from ets.types import InputError, Problem
-from tests.chatting import BOS, CHATML, SILENT, WITHOUT_SYSTEM, chat_checkpoint
+from tests.chatting import BOS, CHATML, SILENT, WITHOUT_SYSTEM
 
 ASKED = [{"role": "user", "content": "Tom has 5 eggs."}]
 EXAMPLE = [{"role": "user", "content": "2+3"}, {"role": "assistant", "content": "5"}]
 BRIEF = "Be brief."
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return chat_checkpoint(tmp_path_factory.mktemp("chat"))
-
-
 @pytest.fixture
-def tokenizer(folder: Path) -> Any:
-    return Checkpoint(str(folder)).tokenizer
+def tokenizer(chat_model: Path) -> Any:
+    return Checkpoint(str(chat_model)).tokenizer
 
 
 def written(tokenizer: Any, template: Any, chat: Chat | None = None, messages: Any = ASKED) -> str:
@@ -66,8 +61,8 @@ def test_a_system_text_is_a_turn_where_the_template_has_the_role(tokenizer: Any)
 def test_thinking_is_switched_by_the_template_or_refused(tokenizer: Any) -> None:
     assert written(tokenizer, CHATML, Chat(thinking=False)).endswith("<think>\n\n</think>\n\n")
     assert written(tokenizer, CHATML, Chat(thinking=True)).endswith("assistant\n")
+    tokenizer.chat_template = "{{ messages[0].content }}"
     with pytest.raises(InputError, match="^thinking is False, but the chat template of 'm' has no enable_thinking"):
-        tokenizer.chat_template = "{{ messages[0].content }}"
         ChatTemplate(tokenizer, Chat(thinking=False), "m")
 
 
@@ -143,8 +138,8 @@ def test_anything_else_is_refused(prompt: Any, message: str) -> None:
         as_prompts(prompt)
 
 
-def test_sampling_a_conversation_is_sampling_its_ids(folder: Path, tokenizer: Any) -> None:
-    options: dict[str, Any] = {"model": str(folder), "reward": lambda prompt, text: -len(text), "candidates": 2}
+def test_sampling_a_conversation_is_sampling_its_ids(chat_model: Path, tokenizer: Any) -> None:
+    options: dict[str, Any] = {"model": str(chat_model), "reward": lambda prompt, text: -len(text), "candidates": 2}
     options |= {"rollouts": 1, "block_size": 8, "max_length": 16, "progress": False}
     ids = tokenizer.apply_chat_template(ASKED, add_generation_prompt=True, return_dict=False)
     by_ids = ets.sample(ids, stop=["<|im_end|>"], **options)
@@ -165,11 +160,11 @@ def test_sampling_a_conversation_is_sampling_its_ids(folder: Path, tokenizer: An
     ],
 )
 def test_a_template_that_does_not_fit_the_prompt_is_refused(
-    folder: Path, prompt: Any, chat: Any, message: str, monkeypatch: pytest.MonkeyPatch
+    chat_model: Path, prompt: Any, chat: Any, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Checkpoint, "model", property(lambda self: pytest.fail("the weights were loaded")))
     with pytest.raises(InputError, match=message):
-        ets.sample(prompt, model=str(folder), chat=chat, reward=lambda prompt, text: 0.0)
+        ets.sample(prompt, model=str(chat_model), chat=chat, reward=lambda prompt, text: 0.0)
 
 
 def test_a_chat_is_true_a_name_or_its_settings() -> None:
