@@ -36,7 +36,7 @@ def test_a_folder_of_another_form_is_refused_in_one_line(tmp_path: Path) -> None
     (tmp_path / "configuration.json").write_text(json.dumps({**CONFIGURATION, "problems": "3, 1234567890abcdef"}))
     with pytest.raises(
         InputError,
-        match="is of another version of ets, whose configuration has another form; finish it with that version, or choose",
+        match="of another version of ets, whose configuration has another form; finish it with that version",
     ) as e:
         written(tmp_path)
     assert "\n" not in str(e.value)
