@@ -24,7 +24,8 @@ EXAMPLE = """examples:
       ets sample --model embedded --extract '#### (-?[0-9]+)' --block-size 16 --max-length 96
   ets sample --model embedded --prompt-file prompt.txt --reward rewards.py:short --block-size 16 --max-length 96 \\
       --html trace.html
-  ets sample --model MODEL --json --prompt '[{"role": "user", "content": "What is 5 + 4?"}]' --reward likelihood
+  ets sample --model chat-model --json --prompt '[{"role": "user", "content": "What is 5 + 4?"}]' --reward likelihood \\
+      --block-size 16 --max-length 96
 """
 EMBEDDED = {
     "embedded": demo.model_path("reference"),
