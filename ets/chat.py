@@ -146,8 +146,8 @@ class ChatTemplate:
             return self._written(asked, reply)
         try:
             text = self._written(asked, reply)
-        except InputError:
-            text = ""
+        except InputError:  # no system role; or another reason, which the next line raises again
+            return self._written(_folded(asked), reply)
         return text if asked[0]["content"].strip() in text else self._written(_folded(asked), reply)
 
     def _written(self, messages: Sequence[Message], reply: bool | None) -> str:
