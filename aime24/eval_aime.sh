@@ -18,18 +18,24 @@ TASK=aime24
 MODEL_PATH=${MODEL_PATH:-Qwen/Qwen3-8B}       # a checkpoint's folder or its hub name; also embedded
                                               # Qwen3-8B answers chats, and is prompted without its template, as in the paper; with it: CHAT=1
 SMALL_MODEL_PATH=${SMALL_MODEL_PATH:-}        # draws ETS-IS's rollouts, with the model's own tokens; empty: METHODS are without ets-is
-METHODS=${METHODS:-plain,greedy,${TRANSFORMERS:+beam,}best-of-n,majority,ets${SMALL_MODEL_PATH:+,ets-is}} # also one-step
+METHODS=${METHODS:-base,plain,greedy,${TRANSFORMERS:+beam,}best-of-n,majority,one-step,ets${SMALL_MODEL_PATH:+,ets-is}}
 REPEATS=${REPEATS:-32}                        # samples of each problem that are averaged, for every method
 M_CANDIDATES=${M_CANDIDATES:-5}               # M, candidates per guide step
 K_MONTE_CARLO=${K_MONTE_CARLO:-3}             # K, rollouts per candidate
-LAMBDA_PARAM=${LAMBDA_PARAM:-0.1}             # lambda; the reward is a share of votes, from 0 to 1
-BEST_BY=${BEST_BY:-likelihood-per-token}      # reward of best-of-n; also likelihood (favours short texts), self-consistency
+LAMBDA_PARAM=${LAMBDA_PARAM:-0.1}             # lambda, in units of the reward
+REWARD=${REWARD:-majority}                    # of one-step, ets, ets-is: majority, 1 for the majority answer (the paper's); share, of votes; likelihood…
 POOL=${POOL:-chain}                           # whose votes count: those of this step, or of the chain so far
+BEST_BY=${BEST_BY:-majority}                  # reward of best-of-n: majority, share, likelihood-per-token, likelihood (favours short texts)
+MINIMUM_VOTES=${MINIMUM_VOTES:-}              # that an answer needs to be the majority's; empty: 1
+SIZES=${SIZES-best-of-n=$M_CANDIDATES,one-step=20} # N of single methods; the paper's best-of-N for AIME is one-step ETS of 20. The others, and all if empty: as many as cost what ETS costs
+BASE_TEMPERATURE=${BASE_TEMPERATURE:-0.7}     # of the row base, which is the paper's "Base"; the row plain is at ETS's own law, for equal cost
+BASE_TOP_K=${BASE_TOP_K:-20}                  # none: all tokens
+BASE_TOP_P=${BASE_TOP_P:-0.8}                 # none: all tokens
 MAX_LENGTH=${MAX_LENGTH:-6144}                # tokens in all
 BLOCK_SIZE=${BLOCK_SIZE:-2048}                # tokens per guide step: I = MAX_LENGTH / BLOCK_SIZE, rounded up
 TEMPERATURE=${TEMPERATURE:-0.7}
-TOP_K=${TOP_K:-}                              # empty: all tokens
-TOP_P=${TOP_P:-}                              # empty: all tokens
+TOP_K=${TOP_K-${TRANSFORMERS:+checkpoint}}    # checkpoint: its generation_config's, as in the paper's transformers runs; empty: all tokens
+TOP_P=${TOP_P-${TRANSFORMERS:+checkpoint}}    # the same; through vLLM the paper's runs have neither
 NUM_BEAMS=${NUM_BEAMS:-50}                    # of beam search
 IS_M_CANDIDATES=${IS_M_CANDIDATES:-$M_CANDIDATES} # M of ETS-IS
 IS_BLOCK_SIZE=${IS_BLOCK_SIZE:-1536}           # tokens per guide step of ETS-IS
@@ -59,7 +65,8 @@ ROW_SECONDS=${ROW_SECONDS:-}                  # ENDPOINT: how long a row may tak
 OUT=${OUT:-}                                  # results folder; empty: results/TASK-HASH, by the configuration
 
 run_eval "$ENGINE" --candidates "$M_CANDIDATES" --rollouts "$K_MONTE_CARLO" --lam "$LAMBDA_PARAM" --beams "$NUM_BEAMS" \
-    --max-length "$MAX_LENGTH" --block-size "$BLOCK_SIZE" ${TOP_K:+--top-k "$TOP_K"} ${TOP_P:+--top-p "$TOP_P"} \
+    --max-length "$MAX_LENGTH" --block-size "$BLOCK_SIZE" --base-temperature "$BASE_TEMPERATURE" \
+    --base-top-k "$BASE_TOP_K" --base-top-p "$BASE_TOP_P" ${TOP_K:+--top-k "$TOP_K"} ${TOP_P:+--top-p "$TOP_P"} \
     ${SMALL_MODEL_PATH:+--proposal "$SMALL_MODEL_PATH" --proposal-temperature "$PROPOSAL_TEMPERATURE"} \
     ${SMALL_MODEL_PATH:+--is-candidates "$IS_M_CANDIDATES" --is-block-size "$IS_BLOCK_SIZE" --estimator "$ESTIMATOR"} \
     ${PROPOSAL_TOP_K:+--proposal-top-k "$PROPOSAL_TOP_K"} ${PROPOSAL_TOP_P:+--proposal-top-p "$PROPOSAL_TOP_P"} \

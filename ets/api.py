@@ -19,7 +19,7 @@ from ets.policies.levels import target_of
 from ets.policies.making import fast_sampler_of, policy_of, proposal_of
 from ets.policies.vllm import VLLMEngine
 from ets.readouts import Vote, vote
-from ets.rewards import Extract, Scoring, as_extract, as_reward, self_consistency
+from ets.rewards import Extract, Scoring, as_extract, as_reward, majority
 from ets.rewards.lifting import ReadProblem
 from ets.runner import run
 from ets.stopping import Decided
@@ -106,8 +106,8 @@ def sample(  # type: ignore[misc]
     block_size: int = 64,
     max_length: int = 512,
     temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
+    top_k: int | str | None = None,
+    top_p: float | str | None = None,
     steps: int | None = None,
     block_length: int | None = None,
     cfg: float | None = None,
@@ -151,13 +151,14 @@ def sample(  # type: ignore[misc]
         `(prompt, text) -> number`, or an `ets.types.Reward` of (problem, rollouts, chain).
     extract : callable, optional
         `text -> answer or None`, or `(problem, text) -> answer or None`. Without a reward, the reward is
-        `ets.rewards.self_consistency(extract)`.
+        `ets.rewards.majority(extract)`, the paper's.
     candidates, rollouts, lam : int, int, float
         M, K and λ. M·K rollouts are scored in each guide step; λ is in units of the reward.
     block_size, max_length : int
         Tokens per guide step, and in all: I = ⌈max_length / block_size⌉ guide steps at most.
     temperature, top_k, top_p : float, int, float
-        What p_ref is. A checkpoint's generation_config is not applied. Masked diffusion has no top_k and top_p.
+        The law of p_ref. A checkpoint's generation_config is applied where top_k or top_p is "checkpoint", and then as
+        `model.generate` applies it. Masked diffusion has no top_k and top_p.
     steps, block_length, cfg, remasking, stop_at_end : int, int, float, str, bool
         For masked diffusion (LLaDA) alone: denoising steps (by default one per token), tokens of a block (by default
         the model family's, or the whole canvas where that does not divide max_length), and the guidance, the rule and
@@ -284,7 +285,7 @@ def guide_of(reward: Scoring | Reward | None, extract: Extract | None) -> Reward
         return as_reward(reward)
     if extract is None:
         raise InputError("neither a reward nor extract is given; pass reward=lambda prompt, text: …, or extract=…")
-    return self_consistency(extract)
+    return majority(extract)
 
 
 def as_stops(stop: Sequence[str]) -> tuple[str, ...]:

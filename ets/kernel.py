@@ -50,8 +50,8 @@ def energy_guided(
     ----------
     reward : callable
         r: `(prompt, text) -> number`, or an `ets.types.Reward` of (problem, rollouts, chain). For a fixed function of
-        (prompt, text) the chain's law tends to p* as M grows; for self-consistency see
-        `ets.rewards.self_consistency`.
+        (prompt, text) the chain's law tends to p* as M grows; for the paper's reward see
+        `ets.rewards.majority`.
     candidates : int
         M, at least 1. With M = 1 the reward has no effect: plain sampling.
     rollouts : int

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-from ets.rewards import Extract, remembering, voters, votes
+from ets.rewards import Extract, remembering, voters, votes, winner
 from ets.types import Chain, Text
 
 
@@ -21,16 +21,18 @@ class Vote:
         By answer: its share of the votes, the largest first. Empty if no rollout holds an answer.
     texts : mapping of hashable to Text
         By answer: the first rollout that gives it.
+    winner : hashable or None
+        The majority answer, by `ets.rewards.winner`; None if no rollout holds an answer.
     """
 
     shares: Mapping[Hashable, float]
     texts: Mapping[Hashable, Text]
+    winner: Hashable | None
 
     @property
-    def winners(self) -> tuple[Hashable, ...]:
-        """The answers with the most votes: several if they are tied."""
-        most = max(self.shares.values(), default=0.0)
-        return tuple(answer for answer, share in self.shares.items() if share == most)
+    def text(self) -> Text | None:
+        """The first rollout with the majority answer: the readout of the authors' script for LLaDA."""
+        return None if self.winner is None else self.texts[self.winner]
 
 
 def vote(extract: Extract, chain: Chain) -> Vote:
@@ -54,4 +56,4 @@ def vote(extract: Extract, chain: Chain) -> Vote:
     first: dict[Hashable, Text] = {}
     for text in rollouts:
         first.setdefault(read(text.text), text)
-    return Vote(shares, {answer: first[answer] for answer in shares})
+    return Vote(shares, {answer: first[answer] for answer in shares}, winner(read, rollouts))

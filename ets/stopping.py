@@ -72,7 +72,7 @@ def vote_decided(extract: Extract, steps: int) -> Decided:
     Parameters
     ----------
     extract : callable
-        What reads answers, as for `ets.rewards.self_consistency`. A text without an answer does not vote.
+        What reads answers, as for `ets.rewards.majority`. A text without an answer does not vote.
     steps : int
         It must be I = ⌈max_length / block_size⌉, the guide steps that a chain takes at most. With fewer, votes to come
         are overlooked, and a chain that goes on beyond them is refused; with more, chains stop late.

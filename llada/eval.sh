@@ -77,9 +77,12 @@ METHODS=${METHODS:-plain,greedy,best-of-n,majority,ets${IS_ACCELERATE_AVAILABLE:
 NUM_CANDIDATES=${NUM_CANDIDATES:-15}      # M, candidates per guide step
 MONTE_CARLO_NUM=${MONTE_CARLO_NUM:-3}     # K, rollouts per candidate
 GUIDE_STEPS=${GUIDE_STEPS:-4}             # I, guide steps; they split the denoising steps evenly
-ENERGY_WEIGHT=${ENERGY_WEIGHT:-0.1}       # lambda; the reward is a share of votes, from 0 to 1
-BEST_BY=${BEST_BY:-likelihood-per-token}  # reward of best-of-n; also likelihood (favours short texts), self-consistency
+ENERGY_WEIGHT=${ENERGY_WEIGHT:-0.1}       # lambda, in units of the reward
+REWARD=${REWARD:-majority}                # of one-step, ets, ets-is: majority, 1 for the majority answer (the paper's); share, of votes; likelihood…
 POOL=${POOL:-chain}                       # whose votes count: those of this step, or of the chain so far
+MINIMUM_VOTES=${MINIMUM_VOTES:-2}         # that an answer needs: no reward while no answer occurs twice, as in the authors' code for LLaDA
+BEST_BY=${BEST_BY:-majority}              # reward of best-of-n: majority, share, likelihood-per-token, likelihood (favours short texts)
+SIZES=${SIZES-best-of-n=$NUM_CANDIDATES}  # N of single methods; best-of-n=M is the paper's. The others, and all if empty: as many as cost what ETS costs
 STEPS=${STEPS:-$GEN_LENGTH}               # denoising steps in all, for the GEN_LENGTH tokens of the canvas
 CFG=${CFG:-0}                             # classifier-free guidance; 0: none
 REMASKING=${REMASKING:-low_confidence}    # which positions are revealed first: low_confidence, largest, random, margin or entropy

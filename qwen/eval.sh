@@ -32,6 +32,7 @@ demo | demo-is)
     MAX_LENGTH=${MAX_LENGTH:-96}
     BLOCK_SIZE=${BLOCK_SIZE:-16}
     TEMPERATURE=${TEMPERATURE:-1.9}           # high, so that single samples of the embedded model err at random
+    TOP_K=${TOP_K:-} TOP_P=${TOP_P:-}
     ;;
 math500)
     TASK=${TASK:-math500}
@@ -66,15 +67,21 @@ esac
 MODEL_PATH=${MODEL_PATH:-Qwen/Qwen3-8B}       # a checkpoint's folder or its hub name; also embedded, embedded-small
                                               # Qwen3-8B answers chats, and the presets prompt it without its template, as the paper does;
                                               # with it: CHAT=1 THINKING=off, or a longer MAX_LENGTH and THINKING=on
-METHODS=${METHODS:-plain,greedy,${TRANSFORMERS:+beam,}best-of-n,majority,ets${SMALL_MODEL_PATH:+,ets-is}} # also one-step
+METHODS=${METHODS:-base,plain,greedy,${TRANSFORMERS:+beam,}best-of-n,majority,ets${SMALL_MODEL_PATH:+,ets-is}} # also one-step
 M_CANDIDATES=${M_CANDIDATES:-15}              # M, candidates per guide step
 K_MONTE_CARLO=${K_MONTE_CARLO:-3}             # K, rollouts per candidate
-LAMBDA_PARAM=${LAMBDA_PARAM:-0.1}             # lambda; the reward is a share of votes, from 0 to 1
-BEST_BY=${BEST_BY:-likelihood-per-token}      # reward of best-of-n; also likelihood (favours short texts), self-consistency
+LAMBDA_PARAM=${LAMBDA_PARAM:-0.1}             # lambda, in units of the reward
+REWARD=${REWARD:-majority}                    # of one-step, ets, ets-is: majority, 1 for the majority answer (the paper's); share, of votes; likelihood…
 POOL=${POOL:-chain}                           # whose votes count: those of this step, or of the chain so far
+BEST_BY=${BEST_BY:-majority}                  # reward of best-of-n: majority, share, likelihood-per-token, likelihood (favours short texts)
+MINIMUM_VOTES=${MINIMUM_VOTES:-}              # that an answer needs to be the majority's; empty: 1
+SIZES=${SIZES-best-of-n=$M_CANDIDATES}        # N of single methods; best-of-n=M is the paper's. The others, and all if empty: as many as cost what ETS costs
+BASE_TEMPERATURE=${BASE_TEMPERATURE:-0.7}     # of the row base, which is the paper's "Base"; the row plain is at ETS's own law, for equal cost
+BASE_TOP_K=${BASE_TOP_K:-20}                  # none: all tokens
+BASE_TOP_P=${BASE_TOP_P:-0.8}                 # none: all tokens
 MAX_LENGTH=${MAX_LENGTH:-512}                 # tokens in all; I = MAX_LENGTH / BLOCK_SIZE guide steps, rounded up
-TOP_K=${TOP_K:-}                              # empty: all tokens
-TOP_P=${TOP_P:-}                              # empty: all tokens
+TOP_K=${TOP_K-${TRANSFORMERS:+checkpoint}}    # checkpoint: its generation_config's, as in the paper's transformers runs; empty: all tokens
+TOP_P=${TOP_P-${TRANSFORMERS:+checkpoint}}    # the same; through vLLM the paper's runs have neither
 NUM_BEAMS=${NUM_BEAMS:-20}                    # of beam search
 IS_M_CANDIDATES=${IS_M_CANDIDATES:-$M_CANDIDATES} # M of ETS-IS
 IS_BLOCK_SIZE=${IS_BLOCK_SIZE:-$BLOCK_SIZE}   # tokens per guide step of ETS-IS
@@ -110,7 +117,8 @@ REAL="MODEL_PATH=Qwen/Qwen3-1.7B-Base SHOTS=4 TEMPERATURE=1.0 bash qwen${VLLM:+_
 REAL="${SERVED:+ENDPOINT=http://its.server/v1 }$REAL"
 note "This is the embedded demonstration: a model of 1.7 million parameters on made-up problems. With a real model, on the same problems: $REAL"
 run_eval "$ENGINE" --candidates "$M_CANDIDATES" --rollouts "$K_MONTE_CARLO" --lam "$LAMBDA_PARAM" --beams "$NUM_BEAMS" \
-    --max-length "$MAX_LENGTH" --block-size "$BLOCK_SIZE" ${TOP_K:+--top-k "$TOP_K"} ${TOP_P:+--top-p "$TOP_P"} \
+    --max-length "$MAX_LENGTH" --block-size "$BLOCK_SIZE" --base-temperature "$BASE_TEMPERATURE" \
+    --base-top-k "$BASE_TOP_K" --base-top-p "$BASE_TOP_P" ${TOP_K:+--top-k "$TOP_K"} ${TOP_P:+--top-p "$TOP_P"} \
     ${SMALL_MODEL_PATH:+--proposal "$SMALL_MODEL_PATH" --proposal-temperature "$PROPOSAL_TEMPERATURE"} \
     ${SMALL_MODEL_PATH:+--is-candidates "$IS_M_CANDIDATES" --is-block-size "$IS_BLOCK_SIZE" --estimator "$ESTIMATOR"} \
     ${PROPOSAL_TOP_K:+--proposal-top-k "$PROPOSAL_TOP_K"} ${PROPOSAL_TOP_P:+--proposal-top-p "$PROPOSAL_TOP_P"} \

@@ -145,7 +145,8 @@ run_eval() {
     command=(
         -P -m ets eval --engine "$engine" --task "$TASK" --model "$MODEL_PATH" --methods "$METHODS"
         ${NUM_PROBLEMS:+--count "$NUM_PROBLEMS"} ${SHOTS:+--shots "$SHOTS"} ${DATA:+--data "$DATA"}
-        "$@" --temperature "$TEMPERATURE" --pool "$POOL" --best-by "$BEST_BY" ${SAMPLES:+--samples "$SAMPLES"} ${REPEATS:+--repeats "$REPEATS"}
+        "$@" --temperature "$TEMPERATURE" --pool "$POOL" --reward "$REWARD" ${MINIMUM_VOTES:+--minimum "$MINIMUM_VOTES"}
+        --best-by "$BEST_BY" ${SIZES:+--sizes "$SIZES"} ${SAMPLES:+--samples "$SAMPLES"} ${REPEATS:+--repeats "$REPEATS"}
         --seed "$SEED" --width "$WIDTH" ${MEMORY_GIB:+--memory-gib "$MEMORY_GIB"}
         ${STOPS:+--stops "$STOPS"} $unsafe ${chat[@]+"${chat[@]}"} --results "$ROOT/results" ${OUT:+--out "$OUT"}
     )

@@ -152,7 +152,10 @@ def test_a_truncated_proposal_tells_the_mass_that_it_misses(tmp_path: Path) -> N
         ({"methods": "ets,ets"}, "method 'ets' is named twice"),
         ({"methods": "ets,beam"}, "beams is not set, which the method beam needs; set it, or leave beam out"),
         ({"methods": "ets,beam", "beams": "0"}, "beams is 0"),
-        ({"methods": "ets,best-of-n", "best_by": "luck"}, "best_by is 'luck'; choose from likelihood, likelihood-per"),
+        (
+            {"methods": "ets,best-of-n", "best_by": "luck"},
+            "best_by is 'luck'; choose from majority, share, likelihood, likelihood-per",
+        ),
         ({"pool": "all"}, "pool is 'all'"),
         ({"task": "chess"}, "unknown task 'chess'; choose from arithmetic, sums"),
         ({"count": "0"}, "count is 0"),

@@ -44,7 +44,7 @@ METHOD_NAMES = (
     "iterated-sir, greedy, beam"
 )
 """Those of `ets.evaluation.compared.METHODS`, which takes time to import."""
-REWARD_NAMES = "likelihood, likelihood-per-token, self-consistency"
+REWARD_NAMES = "majority, share, likelihood-per-token, likelihood"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,8 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--budgets", _amounts, "budgets as amounts instead: generated tokens, or computed positions", default=None)
     add("--rollouts", int, "K, rollouts per candidate")
     add("--lam", float, "λ, in units of the reward")
-    add("--pool", str, "whose votes the self-consistency reward counts: step or chain", default="chain")
-    add("--reward", str, f"what guided methods are steered by: {REWARD_NAMES}", default="self-consistency")
+    add("--pool", str, "whose votes the rewards majority and share count: step or chain", default="chain")
+    add("--reward", str, f"what guided methods are steered by: {REWARD_NAMES}", default="majority")
+    add("--minimum", int, "votes that an answer needs, for the rewards majority and share (default: 1)", default=1)
     add("--seeds", int, "samples of each problem whose scores are averaged (default: 4)", default=4)
     add("--against", str, "the method that others are compared with (default: majority)", default="majority")
     add("--beams", int, "of beam search (default: 20)", default=20)
@@ -168,7 +169,7 @@ def _names(options: argparse.Namespace) -> list[str]:
 
     if options.methods is None:
         without = set() if options.engine == "transformers" else {"beam"}
-        without |= set() if options.reward == "self-consistency" else {"ets-stopped"}
+        without |= set() if options.reward in ("majority", "share") else {"ets-stopped"}
         return [name for name in METHODS if name not in without]
     return method_names(options)
 

@@ -74,14 +74,33 @@ def _truth(text: str) -> bool:
     return text == "True"
 
 
+_CHECKPOINT = "checkpoint: the value that transformers' generate takes for it from the generation configuration"
+
+
+def _or_checkpoint(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Reads a number, or the word "checkpoint"."""
+
+    def read(text: str) -> Any:
+        try:
+            return text if text == "checkpoint" else kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number; give one, or checkpoint") from None
+
+    return read
+
+
 _AUTOREGRESSIVE = Engine(
     needs={
         "block_size": (int, "tokens per guide step"),
         "max_length": (int, "tokens in all"),
     },
     takes={
-        "top_k": (int, "sample from the k most probable tokens", None),
-        "top_p": (float, "sample from the most probable tokens whose mass reaches p", 1.0),
+        "top_k": (_or_checkpoint(int), f"sample from the k most probable tokens; {_CHECKPOINT}", None),
+        "top_p": (
+            _or_checkpoint(float),
+            f"sample from the most probable tokens whose mass reaches p; {_CHECKPOINT}",
+            1.0,
+        ),
     },
     embedded={"embedded": demo.model_path("reference"), "embedded-small": demo.model_path("small")},
     budget=_generated_tokens,
@@ -192,6 +211,15 @@ def engine_settings(options: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(options, name) for name in (*engine.needs, *engine.takes)}
     left_out = {name: option[2] for name, option in engine.takes.items() if given[name] is None}
     return {"engine": options.engine} | given | left_out
+
+
+def truncation_of(policy: Policy, options: argparse.Namespace) -> dict[str, Any]:
+    """The numbers of `--top-k checkpoint` and `--top-p checkpoint`, by name."""
+    named = [name for name in ("top_k", "top_p") if getattr(options, name) == "checkpoint"]
+    sampling = getattr(policy, "sampling", None)
+    left_out = {name: option[2] for name, option in _AUTOREGRESSIVE.takes.items()}
+    found = {name: getattr(sampling, name) for name in named}
+    return {name: left_out[name] if value is None else value for name, value in found.items()}
 
 
 def served_settings(policy: Policy) -> dict[str, Any]:

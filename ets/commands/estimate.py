@@ -62,6 +62,8 @@ def _estimation(found: Opened, methods: Sequence[str], settings: Settings, optio
     from ets.evaluation.estimate import Estimation
 
     own = {}
+    if "base" in methods:
+        own["base"] = eval_command.base_policy(found.policy, settings.base)
     if "ets-is" in methods and settings.proposing is not None:
         proposing, own["ets-is"] = proposal_pair(settings.proposing, found.policy, found.checkpoint, options)
         settings = replace(settings, proposing=proposing)

@@ -8,28 +8,53 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ets.commands.engines import add_engine_arguments, closed_after, require_engine_arguments
+from ets.commands.engines import (
+    add_engine_arguments,
+    closed_after,
+    flag,
+    require_engine_arguments,
+)
 from ets.commands.opening import Opened, add_task_arguments, method_names, opened
 from ets.commands.proposals import add_proposal_arguments, proposal_pair, proposed_by, proposing_of
 from ets.commands.traces import add_traces_argument, require_traces, traces_of
 
 if TYPE_CHECKING:
     from ets.evaluation.evaluate import Row
-    from ets.evaluation.methods import Settings
+    from ets.evaluation.methods import Base, Settings
     from ets.types import Policy
 
+
+def _or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Reads a number, or the word "none"."""
+
+    def read(text: str) -> Any:
+        try:
+            return None if text == "none" else kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number; give one, or none") from None
+
+    return read
+
+
+BASE: dict[str, tuple[Any, str, float]] = {
+    "base_temperature": (float, "temperature", 0.7),
+    "base_top_k": (_or_none(int), "top-k, or none", 20),
+    "base_top_p": (_or_none(float), "top-p, or none", 0.8),
+}
+"""The options of the method `base`: their types, meanings and the values of the authors' row."""
 EXAMPLE = """example:
   ets eval --task arithmetic --model embedded --count 20 --shots 0 --methods plain,majority,ets \\
       --candidates 8 --rollouts 3 --lam 0.1 --pool chain --block-size 16 --max-length 96 \\
       --temperature 1.5 --seed 0 --width 8
 """
-RESULTS_DEPEND_ON = ("candidates", "rollouts", "lam", "pool")
+RESULTS_DEPEND_ON = ("candidates", "rollouts", "lam", "pool", "reward", "minimum")
 """Beside the task, the model and the engine's settings. What belongs to one method is in the names of its records."""
+REWARDS = "majority, the paper's; share, of votes; likelihood-per-token; or likelihood, which favours short texts"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,14 +62,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(name, type=kind, help=text, required="default" not in options, **options)
 
     add_task_arguments(parser)
-    add("--methods", str, "comma-separated, from plain, greedy, beam, best-of-n, majority, one-step, ets and ets-is")
+    names = "base, plain, greedy, beam, best-of-n, majority, one-step, ets and ets-is"
+    add("--methods", str, f"comma-separated, from {names}")
     add("--candidates", int, "M, candidates per guide step")
     add("--rollouts", int, "K, rollouts per candidate")
     add("--lam", float, "λ, in units of the reward")
-    add("--pool", str, "whose votes the self-consistency reward counts: step or chain")
+    add("--pool", str, "whose votes the rewards majority and share count: step or chain")
+    add("--reward", str, f"what one-step, ets and ets-is are steered by: {REWARDS}", default="majority")
+    add("--minimum", int, "votes that an answer needs, for the rewards majority and share (default: 1)", default=1)
     add("--beams", int, "of beam search, if it is among the methods", default=None)
-    best_by = "best-of-n's reward: likelihood-per-token, likelihood (which favours short texts) or self-consistency"
-    add("--best-by", str, best_by, default="likelihood-per-token")
+    add("--best-by", str, "best-of-n's reward, from the same four", default="likelihood-per-token")
+    sizes = "N of single methods, such as best-of-n=15,one-step=20 (default: as many as cost what ETS costs)"
+    add("--sizes", _sizes, sizes, default=dict[str, int]())
+    for name, (kind, text, value) in BASE.items():
+        add(flag(name), kind, f"of the method base: {text} (default: {value})", default=value)
     add("--samples", int, "samples of the other methods (default: as many as cost what ETS costs)", default=None)
     add("--repeats", int, "k of avg@k: samples of each problem that every method's score is a mean of", default=1)
     add_traces_argument(parser)
@@ -53,6 +84,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", Path, "this run's results folder instead", default=None)
     add_engine_arguments(parser)
     add_proposal_arguments(parser)
+
+
+def _sizes(text: str) -> dict[str, int]:
+    """N by method, from `NAME=N,NAME=N`."""
+    try:
+        pairs = [entry.split("=") for entry in text.split(",")]
+        return {name.strip(): int(size) for name, size in pairs}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of sizes; give such as best-of-n=15") from None
 
 
 def execute(options: argparse.Namespace) -> None:
@@ -79,6 +119,8 @@ def execute(options: argparse.Namespace) -> None:
     found = opened(options.task, options)
     require_able(found.policy, methods, options.samples, settings)
     own: dict[str, Policy] = {}
+    if "base" in methods:
+        own["base"] = base_policy(found.policy, settings.base)
     if "ets-is" in methods:
         settings, own["ets-is"] = _paired(settings, found, options)
     elif settings.proposing is not None:
@@ -106,10 +148,20 @@ def execute(options: argparse.Namespace) -> None:
 
 def settings_of(options: argparse.Namespace) -> Settings:
     """The methods' settings, as the options give them."""
-    from ets.evaluation.methods import Settings
+    from ets.evaluation.methods import Base, Settings
 
-    own = {name: getattr(options, name) for name in ("candidates", "rollouts", "lam", "pool", "beams", "best_by")}
-    return Settings(**own, proposing=proposing_of(options))
+    names = ("candidates", "rollouts", "lam", "pool", "reward", "minimum", "beams", "best_by", "sizes")
+    own = {name: getattr(options, name) for name in names}
+    base = {name.removeprefix("base_"): getattr(options, name) for name in BASE}
+    return Settings(**own, base=Base(**base), proposing=proposing_of(options))
+
+
+def base_policy(policy: Policy, base: Base) -> Policy:
+    """The policy of the method `base`: the same model at the law of that row."""
+    from ets.policies.autoregressive import Sampling
+    from ets.policies.making import at_law
+
+    return at_law(policy, Sampling(**asdict(base)))
 
 
 def _paired(settings: Settings, found: Opened, options: argparse.Namespace) -> tuple[Settings, Policy]:

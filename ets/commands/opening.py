@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ets import __version__
 from ets.chat import Chat, ChatTemplate, kind_of
 from ets.commands.chat import add_chat_arguments, chat_of
-from ets.commands.engines import ENGINES, engine_policy, engine_settings, served_settings
+from ets.commands.engines import ENGINES, engine_policy, engine_settings, served_settings, truncation_of
 from ets.types import InputError
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class Opened:
         return {
             **{name: getattr(options, name) for name in ("model", "temperature", "unsafe_code", "seed")},
             **engine_settings(options),
+            **truncation_of(self.policy, options),
             **conditions(self.task),
             "task": self.task.name,
             "chat": None if self.chat is None else self.chat.settings,
@@ -117,6 +118,9 @@ def opened(name: str, options: argparse.Namespace, changed: Mapping[str, Any] | 
         chat = Chat()
     if chat is not None:
         problems = [_template(checkpoint, chat).problem(problem) for problem in problems]
+    if truncation := truncation_of(policy, options):
+        cut = ", ".join(f"{name} {value}" for name, value in truncation.items())
+        ranks.say(f"p_ref has the checkpoint's {cut} (its generation_config, as transformers' generate reads it)")
     return Opened(task, checkpoint, policy, problems, policy.start(problems), ranks, chat)
 
 

@@ -13,26 +13,27 @@ from ets.types import InputError
 if TYPE_CHECKING:
     from ets.types import Reward
 
-NAMES = ("self-consistency", "likelihood", "likelihood-per-token", "entropy", "self-certainty")
+NAMES = ("majority", "share", "likelihood", "likelihood-per-token", "entropy", "self-certainty")
 OF_CERTAINTY = ("entropy", "self-certainty")
 """Rewards that want `certainty=True`."""
 
 
-def named_reward(name: str, extract: Callable[[str], Any] | None) -> Reward | None:
-    """A reward by its name, `module:function` or `file.py:function`; None for self-consistency, which `extract` makes.
+def named_reward(name: str, extract: Callable[[str], Any] | None) -> Reward:
+    """A reward by its name, `module:function` or `file.py:function`.
 
     Raises
     ------
     InputError
-        For a name or a function that is not there, code that raises when it is read, or self-consistency without a
-        reader of answers.
+        For a name or a function that is not there, code that raises when it is read, or a reward that compares answers
+        without a reader of answers.
     """
     from ets import rewards
 
-    if name == "self-consistency":
+    comparing = {"majority": rewards.majority, "share": rewards.agreement_share}
+    if name in comparing:
         if extract is None:
-            raise InputError("self-consistency compares answers; add --extract with a pattern that finds them")
-        return None
+            raise InputError(f"the reward {name} compares answers; add --extract with a pattern that finds them")
+        return comparing[name](extract)
     ready: dict[str, Callable[[], Reward]] = {
         "likelihood": rewards.likelihood,
         "likelihood-per-token": partial(rewards.likelihood, per_token=True),

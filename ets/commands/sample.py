@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help=text)
     add_chat_arguments(parser, benchmark=False)
     own = f"{', '.join(NAMES)}; or module:function or file.py:function of (prompt, text)"
-    parser.add_argument("--reward", default="self-consistency", help=f"{own} (default: self-consistency)")
+    parser.add_argument("--reward", default="majority", help=f"{own} (default: majority, the paper's)")
     text = "a regular expression that finds answers: the last match counts, its first group if it has one"
     parser.add_argument("--extract", metavar="REGEX", help=text)
     for name, (kind, text) in NUMBERS.items():
@@ -107,7 +107,8 @@ def execute(options: argparse.Namespace) -> None:
     result = sample(prompt, model=model, chat=chat, reward=reward, extract=extract, **settings)
     print(result)
     if result.vote is not None:
-        for answer in result.vote.winners:
+        answer = result.vote.winner
+        if answer is not None:
             print(f"most votes of all rollouts: {answer} ({result.vote.shares[answer]:.0%})")
     if options.html is not None:
         try:

@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from ets import baselines
-from ets.evaluation.methods import BEST_BY, agreement
+from ets.evaluation.methods import REWARDS, comparing
 from ets.evaluation.pooled import pool
 from ets.kernel import energy_guided
-from ets.rewards import likelihood
+from ets.rewards import likelihood, majority
+from ets.rewards.self_consistency import Pool
 from ets.stopping import all_at_maximum
 from ets.tasks.task import Task
 from ets.transition import require_counts, require_positive
@@ -24,22 +25,22 @@ VOTED = "vote"
 class Hyper:
     """What the methods share beside their sizes.
 
-    `reward` is a name in `REWARDS`; `resample_below` the share of effective particles below which they are resampled;
+    `reward` is a key of `ets.evaluation.methods.REWARDS`, with the votes of `pool`, of which an answer needs `minimum`;
+    `resample_below` the share of effective particles below which they are resampled;
     `alpha` the power of power sampling; `iterations` those of iterated sampling-importance-resampling.
     """
 
     rollouts: int
     lam: float
-    pool: str
-    reward: str = "self-consistency"
+    pool: Pool
+    reward: str = "majority"
+    minimum: int = 1
     beams: int = 20
     resample_below: float = 0.5
     alpha: float = 4.0
     iterations: int = 4
 
 
-REWARDS: dict[str, Callable[[Task], Reward]] = BEST_BY
-"""By name: what the methods are steered by. For self-consistency, votes are counted as `Hyper.pool` says."""
 Guide: TypeAlias = Callable[[Task, Hyper, int], StepFn]
 
 
@@ -66,7 +67,7 @@ class Guided:
     step: Guide
     label: str
     samples: Callable[[Hyper], float]
-    options: tuple[str, ...] = ("rollouts", "lam", "pool", "reward")
+    options: tuple[str, ...] = ("rollouts", "lam", "pool", "reward", "minimum")
     votes: bool = True
     at_candidates: bool = False
 
@@ -86,10 +87,8 @@ class Choosing:
 
 
 def reward_of(task: Task, hyper: Hyper) -> Reward:
-    """What guided methods are steered by."""
-    if hyper.reward == "self-consistency":
-        return agreement(task, hyper.pool)  # type: ignore[arg-type]
-    return REWARDS[hyper.reward](task)
+    """The reward that guided methods are steered by."""
+    return REWARDS[hyper.reward](task, hyper.pool, hyper.minimum)
 
 
 def _ets(task: Task, hyper: Hyper, size: int) -> StepFn:
@@ -134,13 +133,13 @@ GUIDED: dict[str, Guided] = {
         _lookahead,
         "look-ahead SMC ({size} particles, K {rollouts})",
         lambda hyper: 2.0 * hyper.rollouts,
-        options=("rollouts", "lam", "pool", "reward", "resample_below"),
+        options=("rollouts", "lam", "pool", "reward", "minimum", "resample_below"),
     ),
     "particles": Guided(
         _particles,
         "particle filter ({size} particles)",
         lambda hyper: 1.0,
-        options=("lam", "reward", "resample_below"),
+        options=("lam", "reward", "minimum", "resample_below"),
         votes=False,
     ),
     "power": Guided(
@@ -151,7 +150,7 @@ GUIDED: dict[str, Guided] = {
 
 
 def _majority(task: Task, hyper: Hyper, size: int) -> StepFn:
-    return baselines.best_of_n(agreement(task), samples=size)
+    return baselines.best_of_n(comparing(majority, task, "step", 1), samples=size)
 
 
 def _weighted_majority(task: Task, hyper: Hyper, size: int) -> StepFn:
@@ -204,13 +203,11 @@ def require_compared(names: list[str], hyper: Hyper) -> None:
         raise InputError(f"unknown method {unknown[0]!r}; choose from {', '.join(METHODS)}")
     if hyper.reward not in REWARDS:
         raise InputError(f"reward is {hyper.reward!r}; choose from {', '.join(REWARDS)}")
-    if "ets-stopped" in names and hyper.reward != "self-consistency":
-        raise InputError(
-            f"ets-stopped stops at the greatest share of votes, and reward is {hyper.reward!r}; leave it out"
-        )
+    if "ets-stopped" in names and hyper.reward not in ("majority", "share"):
+        raise InputError(f"ets-stopped stops when all rollouts agree, and reward is {hyper.reward!r}; leave it out")
     if hyper.pool not in ("step", "chain"):
         raise InputError(f"pool is {hyper.pool!r}; choose 'step' or 'chain'")
     if not 0 <= hyper.resample_below <= 1:
         raise InputError(f"resample_below is {hyper.resample_below!r}; it must be a share, from 0 to 1")
-    require_counts(rollouts=hyper.rollouts, beams=hyper.beams, iterations=hyper.iterations)
+    require_counts(rollouts=hyper.rollouts, beams=hyper.beams, iterations=hyper.iterations, minimum=hyper.minimum)
     require_positive(lam=hyper.lam, alpha=hyper.alpha)

@@ -20,7 +20,6 @@ from ets.evaluation.methods import Method
 from ets.evaluation.pooled import Drawn, chosen, mean_cost_curve, noted_texts, pool
 from ets.evaluation.ranks import ALONE, Ranks
 from ets.evaluation.sizes import size_for
-from ets.readouts import vote
 from ets.tasks.task import Task
 from ets.types import Chain, Floats, Policy, Problem
 
@@ -187,7 +186,8 @@ class Comparison:
         label, cost, own = method.label, _means(records), (self.seeds, None, method.key)
         entries = [Entry(index, name, "last", label, size, _scores(records, "correct"), cost, *own)]
         if guided.votes:
-            entries.append(Entry(index, name, VOTED, f"{label}, vote", size, _scores(records, VOTED), cost, *own))
+            voted = _scores([record["vote"] | {"problem": record["problem"]} for record in records], "correct")
+            entries.append(Entry(index, name, VOTED, f"{label}, vote", size, voted, cost, *own))
         return entries
 
     def _size(self, name: str, guided: Guided, target: Target) -> int:
@@ -267,7 +267,7 @@ class Comparison:
         guided = GUIDED[name]
         settings = [f"{option}={getattr(self.hyper, option)}" for option in guided.options]
         step = metered(guided.step(self.task, self.hyper, size), self._depths)
-        return Method(name, guided.labelled(self.hyper, size), step, options=(size, *settings))
+        return Method(name, guided.labelled(self.hyper, size), step, options=(size, *settings), votes=guided.votes)
 
     def _records(self, method: Method, problems: Sequence[Problem], seeds: int) -> list[Record]:
         """Sampled where the method's journal lacks them, one sample of all problems after the other.
@@ -290,13 +290,7 @@ class Comparison:
         if isinstance(chain.state, Drawn):
             return noted_texts(self.task, chain)
         depth = self._depths.pop(chain.key, len(chain.state.tokens))  # that of a search: its text's length
-        return {"depth": depth * self.per_token, VOTED: self._vote_score(chain)}
-
-    def _vote_score(self, chain: Chain) -> float:
-        """The share of right answers among those with the most votes."""
-        found = vote(self.task.extract, chain)
-        texts = [found.texts[answer].text for answer in found.winners]
-        return fmean(float(self.task.grade(chain.problem, text)) for text in texts) if texts else 0.0
+        return {"depth": depth * self.per_token}
 
 
 def _cost(record: Record) -> dict[str, float]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ets import baselines
-from ets.evaluation.methods import DETERMINISTIC, METHODS, Method, Settings, needs_samples
+from ets.evaluation.methods import AVERAGED, DETERMINISTIC, METHODS, Method, Settings, needs_samples
 from ets.evaluation.sizes import PILOTS, size_for
 from ets.evaluation.tables import aligned
 from ets.evaluation.work import CanvasWork, TokenWork, Work, formula_of
@@ -115,7 +115,7 @@ class Estimation:
         share = seconds / (len(names) + 1)
         lengths = self._pilot(share) if seconds and isinstance(self._formula, TokenWork) else []
         for name in sorted(names, key=lambda name: name != "ets"):
-            if samples is None and needs_samples(name, self.repeats):
+            if samples is None and needs_samples(name, self.settings, self.repeats):
                 samples = self._matching(found["ets"], lengths, share)
             estimation = self._of(name, samples or 1)
             found[name] = estimation.estimate(lengths, estimation.measured(share) if seconds else None)
@@ -143,7 +143,7 @@ class Estimation:
         return formula_of(self.policy, self.prompts, alone=self.width == 1)
 
     def _of(self, name: str, samples: int) -> _Estimation:
-        number = self.repeats if name == "plain" and self.repeats > 1 else samples
+        number = self.repeats if name in AVERAGED and self.repeats > 1 else self.settings.sizes.get(name, samples)
         method = METHODS[name](self.task, self.settings, number)
         return _Estimation(self, method, 1 if name == "greedy" else number)
 
@@ -195,7 +195,7 @@ class _Estimation:
     @property
     def uses(self) -> int:
         """How often the method runs on a problem."""
-        return 1 if self.method.name in (*DETERMINISTIC, "plain") else self.plan.repeats
+        return 1 if self.method.name in (*DETERMINISTIC, *AVERAGED) else self.plan.repeats
 
     @property
     def shape(self) -> tuple[int, int] | None:
@@ -240,7 +240,7 @@ class _Estimation:
             chains.update({(chain.problem.id, chain.sample): chain for chain in advanced})
             return advanced
 
-        samples = method.samples if method.name == "plain" else self.uses
+        samples = method.samples if method.name in AVERAGED else self.uses
         with suppress(_Enough):
             for _ in run(policy, timed, problems, width=self._width, seed=plan.seed, samples=samples):
                 pass

@@ -14,11 +14,12 @@ from ets.evaluation.budget import Budget
 from ets.evaluation.hosted import digest
 from ets.evaluation.intervals import Accuracy, accuracy
 from ets.evaluation.journal import Journal, Record
-from ets.evaluation.methods import DETERMINISTIC, METHODS, Method, Settings, needs_samples
+from ets.evaluation.methods import AVERAGED, DETERMINISTIC, METHODS, Method, Settings, needs_samples
 from ets.evaluation.progress import Progress
 from ets.evaluation.ratios import total_ratios
 from ets.evaluation.traces import effective_sizes
 from ets.groups import run_in_groups
+from ets.readouts import vote
 from ets.rewards import likelihood
 from ets.runner import run
 from ets.tasks.task import Slow, Task
@@ -56,7 +57,8 @@ class Row:
     with avg@k (`repeats`), means over the k uses. Seconds are one process's, however many share the problems. `scores`
     are further scores beside our own accuracy, their means over all samples; `ratios` sums up the importance ratios of
     a method that has any, and `target` is the law that its draws are weighed towards, if not the policy's.
-    `row_forwards` are those of masked diffusion; `key` is the method's name among the records.
+    `row_forwards` are those of masked diffusion; `key` is the method's name among the records. `readout` says which
+    text of a chain is graded: `last`, the text that was sampled, or `vote`, the first rollout with the majority answer.
     """
 
     method: str
@@ -71,6 +73,7 @@ class Row:
     row_forwards: float = 0.0
     target: str = ""
     key: str = ""
+    readout: str = "last"
 
 
 @dataclass(frozen=True)
@@ -105,20 +108,21 @@ class Evaluation:
         Parameters
         ----------
         names : sequence of str
-            Keys of `METHODS`; the rows come in this order.
+            Keys of `METHODS`; the rows come in this order. The row of a vote follows its method's.
         budget : Budget or int
             What finds the number of samples for the others, and then ETS must be among the methods; or that number.
         """
+        assert self.settings is not None
         methods: dict[str, Method] = {}
         samples = budget if isinstance(budget, int) else None
         for name in sorted(names, key=lambda name: name != "ets"):
-            if needs_samples(name, self.repeats) and not isinstance(budget, int):
+            if needs_samples(name, self.settings, self.repeats) and not isinstance(budget, int):
                 samples = samples or budget.samples(self.records(methods["ets"]), self._pilot)
             methods[name] = self.method(name, samples or 1)
-            if needs_samples(name, self.repeats):
+            if needs_samples(name, self.settings, self.repeats):
                 self._tell_other_numbers(methods[name])
             self.run(methods[name])
-        return [self.row(methods[name], self.records(methods[name])) for name in names]
+        return [row for name in names for row in self.rows(methods[name], self.records(methods[name]))]
 
     def _tell_other_numbers(self, method: Method) -> None:
         """Say that a folder that grows holds a method's chains of another number of samples, which are not used."""
@@ -131,11 +135,12 @@ class Evaluation:
             )
 
     def method(self, name: str, samples: int) -> Method:
-        """A key of `METHODS`, with so many samples if it has no guide steps."""
+        """A key of `METHODS`, with so many samples if it has no guide steps and the settings name no size."""
         assert self.settings is not None
+        samples = self.settings.sizes.get(name, samples)
         if self.repeats == 1 or name in DETERMINISTIC:
             return METHODS[name](self.task, self.settings, samples)
-        if name == "plain":  # which is a mean over samples in any case
+        if name in AVERAGED:  # the score is a mean over single samples in any case
             return METHODS[name](self.task, self.settings, self.repeats)
         method = METHODS[name](self.task, self.settings, samples)
         return replace(method, label=f"{method.label}, mean of {self.repeats}")
@@ -240,8 +245,23 @@ class Evaluation:
             "scores": dict(self.task.scores(chain.problem, text)) if isinstance(self.task, Scored) else {},
             "text": text,
             **({"ratios": method.ratios(chain.trace)} if method.ratios else {}),
+            **({"vote": self._vote(chain)} if method.votes else {}),
             **self.noted(chain),
         }
+
+    def _vote(self, chain: Chain) -> Mapping[str, Any]:
+        """The vote's answer, its text, and whether that is right; without an answer the text is the chain's."""
+        found = vote(self.task.extract, chain)
+        text = chain.state.text if found.text is None else found.text.text
+        return {"answer": found.winner, "correct": bool(self.task.grade(chain.problem, text)), "text": text}
+
+    def rows(self, method: Method, records: Sequence[Record]) -> list[Row]:
+        """A method's row, and the row of its vote if its rollouts vote: the same chains, read out in another way."""
+        last = self.row(method, records)
+        if not method.votes:
+            return [last]
+        voted = [{**record, **record["vote"], "scores": {}} for record in records]
+        return [last, replace(self.row(method, voted), label=f"{last.label}, vote", readout="vote", ratios=None)]
 
     def row(self, method: Method, records: Sequence[Record]) -> Row:
         """What a method's records add up to."""

@@ -142,8 +142,8 @@ class PaperLM(LM):
 
     def _tell(self, name: str, evaluation: Evaluation, method: Method, records: Sequence[Record]) -> None:
         """Say what has been found."""
-        row = evaluation.row(method, records)
-        told = table([row]), *ratio_lines([row]).splitlines()
+        rows = evaluation.rows(method, records)
+        told = table(rows), *ratio_lines(rows).splitlines()
         print(f"{name}, graded by ets ({evaluation.journal.folder}):", *told, sep="\n")
 
     def _task(self, name: str) -> Task:

@@ -3,34 +3,72 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from ets import baselines
 from ets.evaluation.fast import FastSampling
 from ets.evaluation.proposing import Proposing
 from ets.evaluation.ratios import recorded_ratios
 from ets.kernel import energy_guided
-from ets.rewards import likelihood, self_consistency
+from ets.rewards import agreement_share, likelihood, majority
+from ets.rewards.self_consistency import Pool
 from ets.tasks.task import Slow, Task
 from ets.transition import require_counts, require_variety
 from ets.types import Chain, InputError, Policy, Problem, Reward, Step, StepFn, Text
 
 
 @dataclass(frozen=True)
-class Settings:
-    """M, K, λ, whose votes self-consistency counts, the beams of beam search, best-of-N's reward, what ETS-IS needs.
+class Base:
+    """The law of the row `base`: the temperature, top-k and top-p at which the authors sample their "Base" row."""
 
-    Best-of-N goes by the likelihood per token: that of a whole text favours short ones.
+    temperature: float = 0.7
+    top_k: int | None = 20
+    top_p: float | None = 0.8
+
+    @property
+    def label(self) -> str:
+        top_k = "" if self.top_k is None else f", top-k {self.top_k}"
+        return f"temperature {self.temperature:g}{top_k}" + ("" if self.top_p is None else f", top-p {self.top_p:g}")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of the methods.
+
+    Parameters
+    ----------
+    candidates, rollouts, lam : int, int, float
+        M, K and λ.
+    pool : {"step", "chain"}
+        Whose votes the rewards `majority` and `share` count.
+    beams : int, optional
+        Of beam search.
+    reward : str
+        A key of `REWARDS`: what one-step ETS, ETS and ETS-IS are steered by.
+    minimum : int
+        Votes that an answer needs, for the rewards `majority` and `share`.
+    best_by : str
+        A key of `REWARDS`: what best-of-N goes by. The likelihood of a whole text favours short texts.
+    sizes : mapping of str to int
+        By method: its N, in the place of the N that costs as much as ETS.
+    base : Base
+        The law of the method `base`.
+    proposing : Proposing or FastSampling, optional
+        What ETS-IS samples from.
     """
 
     candidates: int
     rollouts: int
     lam: float
-    pool: Literal["step", "chain"]
+    pool: Pool
     beams: int | None = None
+    reward: str = "majority"
+    minimum: int = 1
     best_by: str = "likelihood-per-token"
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    base: Base = Base()
     proposing: Proposing | FastSampling | None = None
 
 
@@ -40,7 +78,7 @@ class Method:
 
     `options` are those that belong to this method alone: records made with others are kept apart by them. `ratios`
     says what a record keeps of the importance ratios in a chain's trace, if the method has any; `target`, which law its
-    draws are weighed towards, if not the policy's.
+    draws are weighed towards, if not the policy's. `votes`: whether the vote over all rollouts is a row of its own.
     """
 
     name: str
@@ -50,6 +88,7 @@ class Method:
     options: tuple[str | int, ...] = ()
     ratios: Callable[[Sequence[Step]], Mapping[str, Any]] | None = None
     target: str = ""
+    votes: bool = False
 
     @property
     def key(self) -> str:
@@ -57,9 +96,9 @@ class Method:
         return "-".join(map(str, (self.name, *self.options)))
 
 
-def agreement(task: Task, pool: Literal["step", "chain"] = "chain") -> Reward:
-    """Self-consistency; a slow task finds the answers of a step in parallel."""
-    reward = self_consistency(task.extract, pool=pool)
+def comparing(compare: Callable[..., Reward], task: Task, pool: Pool, minimum: int) -> Reward:
+    """A reward that compares answers, `majority` or `agreement_share`; a slow task finds a step's in parallel."""
+    reward = compare(task.extract, pool=pool, minimum=minimum)
     if not isinstance(task, Slow):
         return reward
 
@@ -70,13 +109,33 @@ def agreement(task: Task, pool: Literal["step", "chain"] = "chain") -> Reward:
     return found_before
 
 
+REWARDS: dict[str, Callable[[Task, Pool, int], Reward]] = {
+    "majority": partial(comparing, majority),
+    "share": partial(comparing, agreement_share),
+    "likelihood": lambda task, pool, minimum: likelihood(),
+    "likelihood-per-token": lambda task, pool, minimum: likelihood(per_token=True),
+}
+"""By name: rewards that need no training. From the task, whose votes count, and the votes that an answer needs."""
+
+
+def reward_named(name: str, task: Task, settings: Settings) -> Reward:
+    """A key of `REWARDS` with the settings' pool and minimum."""
+    return REWARDS[name](task, settings.pool, settings.minimum)
+
+
+def _base(task: Task, settings: Settings, budget: int) -> Method:
+    law = settings.base
+    options = (f"T{law.temperature:g}", f"k{law.top_k}", f"p{law.top_p}")
+    return Method("base", f"base model ({law.label}; mean of {budget})", baselines.plain(), budget, options)
+
+
 def _plain(task: Task, settings: Settings, budget: int) -> Method:
     return Method("plain", f"plain sampling (mean of {budget})", baselines.plain(), samples=budget)
 
 
 def _majority(task: Task, settings: Settings, budget: int) -> Method:
-    """As best-of-N by self-consistency, which it is: so answers that take time are found in parallel."""
-    step = baselines.best_of_n(agreement(task), samples=budget)
+    """Majority voting is best-of-N by the reward `majority`, which finds slow answers in parallel."""
+    step = baselines.best_of_n(comparing(majority, task, "step", 1), samples=budget)
     return Method("majority", f"majority voting ({budget} samples)", step, options=(budget,))
 
 
@@ -95,40 +154,32 @@ def _beams(settings: Settings) -> int:
     return settings.beams
 
 
-BEST_BY: dict[str, Callable[[Task], Reward]] = {
-    "likelihood": lambda task: likelihood(),
-    "likelihood-per-token": lambda task: likelihood(per_token=True),
-    "self-consistency": agreement,
-}
-"""By name: rewards that need no training, for best-of-N. (By self-consistency, it is majority voting.)"""
-
-
 def _best_of_n(task: Task, settings: Settings, budget: int) -> Method:
-    step = baselines.best_of_n(BEST_BY[settings.best_by](task), samples=budget)
+    step = baselines.best_of_n(reward_named(settings.best_by, task, settings), samples=budget)
     label = f"best of {budget} samples, by {settings.best_by}"
     return Method("best-of-n", label, step, options=(settings.best_by, budget))
 
 
 def _one_step(task: Task, settings: Settings, budget: int) -> Method:
-    step = baselines.one_step(agreement(task), samples=budget, lam=settings.lam)
+    step = baselines.one_step(reward_named(settings.reward, task, settings), samples=budget, lam=settings.lam)
     return Method("one-step", f"one-step ETS ({budget} samples)", step, options=(budget,))
 
 
 def _ets(task: Task, settings: Settings, budget: int) -> Method:
     step = energy_guided(
-        agreement(task, settings.pool),
+        reward_named(settings.reward, task, settings),
         candidates=settings.candidates,
         rollouts=settings.rollouts,
         lam=settings.lam,
     )
-    return Method("ets", f"ETS (M {settings.candidates}, K {settings.rollouts})", step)
+    return Method("ets", f"ETS (M {settings.candidates}, K {settings.rollouts})", step, votes=True)
 
 
 def _ets_is(task: Task, settings: Settings, budget: int) -> Method:
     """The policy that it samples from is a pair, see `ets.evaluation.proposing` and `ets.evaluation.fast`."""
     own = _proposing(settings)
     step = energy_guided(
-        agreement(task, settings.pool),
+        reward_named(settings.reward, task, settings),
         candidates=own.candidates,
         rollouts=settings.rollouts,
         lam=settings.lam,
@@ -136,7 +187,7 @@ def _ets_is(task: Task, settings: Settings, budget: int) -> Method:
     )
     ratios = partial(recorded_ratios, clip=own.clip) if own.weighed else None
     label = own.label(settings.rollouts)
-    return Method("ets-is", label, step, options=own.options, ratios=ratios, target=own.target)
+    return Method("ets-is", label, step, options=own.options, ratios=ratios, target=own.target, votes=True)
 
 
 def _proposing(settings: Settings) -> Proposing | FastSampling:
@@ -149,6 +200,7 @@ def _proposing(settings: Settings) -> Proposing | FastSampling:
 
 
 METHODS: dict[str, Callable[[Task, Settings, int], Method]] = {
+    "base": _base,
     "plain": _plain,
     "majority": _majority,
     "one-step": _one_step,
@@ -165,9 +217,14 @@ DETERMINISTIC = ("greedy", "beam")
 """Methods whose samples of a problem are all equal, so that one is enough."""
 
 
-def needs_samples(name: str, repeats: int) -> bool:
-    """Whether a method draws so many samples as a budget says."""
-    return name not in ("ets", "ets-is", *DETERMINISTIC) and not (name == "plain" and repeats > 1)
+AVERAGED = ("base", "plain")
+"""Methods whose score is a mean over single samples; with repeats it is a mean over so many."""
+
+
+def needs_samples(name: str, settings: Settings, repeats: int) -> bool:
+    """Whether a budget says how many samples a method draws."""
+    fixed = name in ("ets", "ets-is", *DETERMINISTIC) or name in settings.sizes
+    return not fixed and not (name in AVERAGED and repeats > 1)
 
 
 def require_methods(names: list[str], samples: int | None, settings: Settings, repeats: int = 1) -> None:
@@ -176,20 +233,31 @@ def require_methods(names: list[str], samples: int | None, settings: Settings, r
         raise InputError(f"method {repeated[0]!r} is named twice; name it once")
     if unknown := [name for name in names if name not in METHODS]:
         raise InputError(f"unknown method {unknown[0]!r}; choose from {', '.join(METHODS)}")
-    if samples is None and "ets" not in names and any(needs_samples(name, repeats) for name in names):
+    _require_sizes(settings.sizes)
+    if samples is None and "ets" not in names and any(needs_samples(name, settings, repeats) for name in names):
         raise InputError(f"methods {','.join(names)} have no ets whose tokens they could match; add it, or set samples")
     if samples is not None:
         require_counts(samples=samples)
     if "beam" in names:
         baselines.beam(_beams(settings))
-    if settings.best_by not in BEST_BY:
-        raise InputError(f"best_by is {settings.best_by!r}; choose from {', '.join(BEST_BY)}")
-    reward = self_consistency(str, pool=settings.pool)
+    for name, value in (("reward", settings.reward), ("best_by", settings.best_by)):
+        if value not in REWARDS:
+            raise InputError(f"{name} is {value!r}; choose from {', '.join(REWARDS)}")
+    reward = majority(str, pool=settings.pool, minimum=settings.minimum)
     shared: dict[str, Any] = {"rollouts": settings.rollouts, "lam": settings.lam}
     energy_guided(reward, candidates=settings.candidates, **shared)
     if "ets-is" in names:
         own = _proposing(settings)
         energy_guided(reward, candidates=own.candidates, clip=own.clip, estimator=own.estimator, **shared)
+
+
+def _require_sizes(sizes: Mapping[str, int]) -> None:
+    fixed = ("ets", "ets-is", *DETERMINISTIC)
+    for name, size in sizes.items():
+        if name not in METHODS or name in fixed:
+            sized = ", ".join(method for method in METHODS if method not in fixed)
+            raise InputError(f"sizes names the method {name!r}, which draws no N samples; choose from {sized}")
+        require_counts(**{f"the size of {name}": size})
 
 
 def require_able(policy: Policy, names: list[str], samples: int | None, settings: Settings) -> None:
@@ -201,5 +269,5 @@ def require_able(policy: Policy, names: list[str], samples: int | None, settings
             require(policy)
     if "ets" in names:
         require_variety(policy, settings.candidates)
-    if samples is not None and not {"majority", "best-of-n", "one-step"}.isdisjoint(names):
-        require_variety(policy, samples)
+    for name in (name for name in names if name in ("majority", "best-of-n", "one-step")):
+        require_variety(policy, settings.sizes.get(name, samples or 1))

@@ -35,7 +35,7 @@ OF_A_TEXT: Mapping[str, Reward] = {
 """Rewards of one text by itself, which are recorded as it is drawn."""
 OF_CERTAINTY = ("negative-entropy", "self-certainty")
 """Those of how certain the model was, which engines that draw by themselves (vllm, endpoint) do not tell."""
-AGREEMENT = "self-consistency"
+AGREEMENT = "agreement-share"
 """The share of a problem's answers that agree with an answer: known when all are drawn."""
 
 
@@ -147,7 +147,7 @@ def reward_study(task: Task, problems: Sequence[Problem], records: Sequence[Reco
 
 
 def agreement(task: Task, problem: Problem, texts: Sequence[str]) -> Floats:
-    """The share `[N]` of a problem's texts that agree with each: self-consistency, 0 for a text without an answer."""
+    """The share `[N]` of a problem's texts that agree with each, 0 for a text without an answer."""
     pairs = [(problem, text) for text in texts]
     answers = task.extract_all(pairs) if isinstance(task, Slow) else [task.extract(*pair) for pair in pairs]
     counts = Counter(answers)

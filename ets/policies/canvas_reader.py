@@ -12,7 +12,7 @@ from ets.policies.canvas_cache import Known, Recalling, Recording
 from ets.policies.canvases import Canvas, Ints, Memory
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.memory import cache_bytes
-from ets.types import Cost
+from ets.types import Cost, InputError
 
 BYTES_PER_LOGIT = 48
 """Of the float64 tensors that a denoising step makes, for each position and token of the vocabulary."""
@@ -90,6 +90,8 @@ class CanvasReader:
         longest = max(canvas.length for canvas in canvases)
         recording = self._recording(canvases, longest)
         hidden = self._forward([np.concatenate(pair) for pair in sequences], longest, recording)
+        if recording is not None:
+            self._require_recorded(recording)
         for n, canvas in enumerate(canvases):
             at = torch.from_numpy(longest - len(canvas.tokens) + canvas.masked - self.shift)
             canvas.memory.hidden = self._guided(hidden[places[n]][:, at])
@@ -104,6 +106,20 @@ class CanvasReader:
             first, last = self._window(canvas.window or (0, 0))
             windows.append((longest - canvas.length, before + first, before + last) if canvas.window else None)
         return Recording(windows) if any(windows) else None
+
+    def _require_recorded(self, recording: Recording) -> None:
+        """Raise `InputError` unless a refresh has recorded every layer once: a cache without records gives garbage.
+
+        A transformers model that does not know `exchange` swallows it among its other keyword arguments.
+        """
+        layers = self.checkpoint.config.num_hidden_layers
+        for known in recording.known:
+            if known is not None and len(known.layers) != layers:
+                raise InputError(
+                    f"{type(self.checkpoint.model).__name__} recorded {len(known.layers)} of {layers} layers for the "
+                    "cache; pass keys and values through `exchange` in every layer (docs/extending/model_family.md), "
+                    "or leave cache out"
+                )
 
     def _window(self, window: tuple[int, int]) -> tuple[int, int]:
         """Positions whose computation gives the logits of a window."""

@@ -134,7 +134,7 @@ class Checkpoint:
 
     @cached_property
     def generation_config(self) -> Any:
-        """Read for its end tokens only; None if there is none."""
+        """Read for its end tokens, and for `truncation`; None if there is none."""
         from transformers import GenerationConfig
 
         try:
@@ -148,6 +148,20 @@ class Checkpoint:
         named = [getattr(s, "eos_token_id", None) for s in (self.tokenizer, self.config, self.generation_config)]
         lists = [ids if isinstance(ids, list) else [ids] for ids in named if ids is not None]
         return frozenset(i for ids in lists for i in ids)
+
+    @property
+    def truncation(self) -> dict[str, Any]:
+        """`top_k` and `top_p` as `model.generate(do_sample=True)` applies them: None where nothing is cut off.
+
+        The values are those of the checkpoint's generation configuration, or transformers' default, which is 50 for
+        `top_k`: the reference policy of code that leaves both to `generate`, as the paper's does.
+        """
+        from transformers import GenerationConfig
+
+        top_k, top_p = (getattr(self.generation_config, name, None) for name in ("top_k", "top_p"))
+        default = GenerationConfig._get_default_generation_params()
+        top_k, top_p = default["top_k"] if top_k is None else top_k, default["top_p"] if top_p is None else top_p
+        return {"top_k": top_k or None, "top_p": None if top_p == 1 else top_p}
 
     @property
     def context(self) -> int | None:

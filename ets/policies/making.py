@@ -31,6 +31,8 @@ RESOURCES = {
     "endpoint": ("endpoint", "served_model", "key_variable", "connections", "seconds"),
 }
 """By engine, what it runs with, which the law does not depend on."""
+CHECKPOINT = "checkpoint"
+"""The value of top_k or top_p that stands for `Checkpoint.truncation`."""
 
 
 def policy_of(
@@ -40,8 +42,8 @@ def policy_of(
     temperature: float,
     block_size: int | None = None,
     guide_steps: int | None = None,
-    top_k: int | None = None,
-    top_p: float | None = None,
+    top_k: int | str | None = None,
+    top_p: float | str | None = None,
     steps: int | None = None,
     block_length: int | None = None,
     cfg: float | None = None,
@@ -65,7 +67,8 @@ def policy_of(
     max_length : int
         Tokens in all; for masked diffusion the canvas.
     temperature, top_k, top_p : float, int, float
-        Of `Sampling`; masked diffusion has the temperature alone.
+        Of `Sampling`; masked diffusion has the temperature alone. "checkpoint" for top_k or top_p stands for the value
+        of `Checkpoint.truncation`.
     block_size, guide_steps : int
         How long a guide step is: so many tokens, or, for masked diffusion alone, a share of the denoising steps. One
         of the two; for masked diffusion `block_size` stands for `max_length / block_size` guide steps.
@@ -89,7 +92,7 @@ def policy_of(
     InputError
         For values out of range, or that the checkpoint's kind of model does not have.
     """
-    sampling = Sampling(temperature, top_k, top_p)
+    _sampling(temperature, top_k, top_p, {"top_k": None, "top_p": None})  # out of range: before anything is opened
     horizon = None if block_size is None else Horizon(block_size, max_length)
     rule = {"cfg": cfg, "remasking": remasking, "stop_at_end": stop_at_end, "threshold": threshold, "factor": factor}
     unmasking = Unmasking(temperature, **_given(rule))
@@ -104,6 +107,7 @@ def policy_of(
         only = {"guide_steps": guide_steps, "steps": steps, "block_length": block_length, **rule, "cache": cache}
         _require_unset(opened, "an autoregressive", only)
         shared = _given({"memory_gib": memory_gib, "certainty": certainty or None})
+        sampling = _sampling(temperature, top_k, top_p, opened.truncation)
         return _autoregressive(opened, engine, sampling, horizon, **shared, **resources)
     _require_unset(opened, "a masked-diffusion", {"top_k": top_k, "top_p": top_p})
     schedule = Schedule(
@@ -115,6 +119,22 @@ def policy_of(
     return MaskedDiffusionPolicy(
         opened, unmasking, schedule, caching=caching, memory_gib=memory_gib, certainty=certainty
     )
+
+
+def at_law(policy: Policy, sampling: Sampling) -> Policy:
+    """The policy at another law: the same checkpoint or engine, horizon and end tokens.
+
+    Raises
+    ------
+    InputError
+        For masked diffusion, which has no top-k and top-p.
+    """
+    if isinstance(policy, RequestPolicy):
+        return type(policy)(policy.engine, sampling, policy.horizon, end_ids=policy.endings.end_ids)
+    if isinstance(policy, TransformersPolicy):
+        shared: dict[str, Any] = {"memory_gib": policy.memory_gib, "end_ids": policy.endings.end_ids}
+        return TransformersPolicy(policy.checkpoint, sampling, policy.horizon, **shared)
+    raise InputError(f"{type(policy).__name__} has no top-k and top-p; leave the method base out, and take plain")
 
 
 def proposal_of(
@@ -202,6 +222,14 @@ def fast_sampler_of(
     shared: dict[str, Any] = {"memory_gib": exact.memory_gib, "certainty": exact.certainty}
     fast = MaskedDiffusionPolicy(opened, unmasking, exact.schedule, caching=kept, **shared)
     return weighed_sampler(exact, fast, level, clip)
+
+
+def _sampling(
+    temperature: float, top_k: int | str | None, top_p: float | str | None, truncation: Mapping[str, Any]
+) -> Sampling:
+    """The distribution, the checkpoint's own truncation in the place of "checkpoint"."""
+    given: dict[str, Any] = {"top_k": top_k, "top_p": top_p}
+    return Sampling(temperature, **{n: truncation[n] if value == CHECKPOINT else value for n, value in given.items()})
 
 
 def _caching(cache: str | None, refresh: int | None) -> Caching | None:

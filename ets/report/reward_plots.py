@@ -14,7 +14,7 @@ LABELS = {
     "likelihood-per-token": "log-likelihood per token",
     "negative-entropy": "minus the mean entropy, nats",
     "self-certainty": "mean KL(uniform ‖ p), nats",
-    "self-consistency": "share of answers that agree",
+    "agreement-share": "share of answers that agree",
 }
 """What is on a panel's axis."""
 COLOURS = {"right": "#2b6cb0", "wrong": "#c05621"}

@@ -6,7 +6,7 @@ from ets.rewards.combining import Guarded, cached, guarded, weighted_sum
 from ets.rewards.lifting import Extract, Scoring, TextReward, as_extract, as_reward, per_text, remembering
 from ets.rewards.likelihood import likelihood
 from ets.rewards.reward_model import reward_model
-from ets.rewards.self_consistency import self_consistency, voters, votes
+from ets.rewards.self_consistency import agreement_share, majority, voters, votes, winner
 from ets.rewards.verifier import verifier
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Guarded",
     "Scoring",
     "TextReward",
+    "agreement_share",
     "as_extract",
     "as_reward",
     "cached",
@@ -21,13 +22,14 @@ __all__ = [
     "entropy",
     "guarded",
     "likelihood",
+    "majority",
     "per_text",
     "remembering",
     "reward_model",
     "self_certainty",
-    "self_consistency",
     "verifier",
     "voters",
     "votes",
     "weighted_sum",
+    "winner",
 ]

@@ -1,31 +1,50 @@
-"""Self-consistency: the paper's training-free reward, agreement with the other rollouts."""
+"""Self-consistency: rewards that compare a rollout's answer with the answers of the other rollouts.
+
+`majority` is the paper's reward, the indicator of the majority answer. `agreement_share` is the share of votes.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from ets.rewards.lifting import Extract, ReadText, remembering
 from ets.transition import require_counts
 from ets.types import Chain, InputError, Problem, Reward, Text
 
+Pool: TypeAlias = Literal["step", "chain"]
+"""Whose rollouts vote: those of the guide step under way, or those of every guide step of the chain so far."""
+
+Answered: TypeAlias = Sequence[tuple[Hashable | None, Text]]
+"""The rollouts of a pool in the order of (step, candidate, rollout), each after its answer; None: it has no answer."""
+
 
 def votes(extract: ReadText, texts: Sequence[Text]) -> dict[Hashable, float]:
-    """The votes for each answer: one a text, or the importance ratio of one that a proposal drew.
+    """The votes for each answer: one a text, or the importance ratio of a text that a proposal drew.
 
-    Texts without an answer do not vote. Ratios are in terms of the largest, so that none overflows.
+    Texts without an answer do not vote. Ratios are in terms of the largest ratio among the voters, so that none
+    overflows.
     """
-    read = [(extract(text.text), text) for text in texts]
-    return _counted([(answer, text) for answer, text in read if answer is not None])
+    return _counted(_with_answers([(extract(text.text), text) for text in texts]))
+
+
+def winner(extract: ReadText, texts: Sequence[Text], minimum: float = 1) -> Hashable | None:
+    """The majority answer of `texts`; None where no answer has `minimum` votes.
+
+    Of several answers with equally many votes, the answer that reached the count first in the order of `texts` wins:
+    of a, b, b, a it is b. So the majority is a function of the rollouts and their order.
+    """
+    return _winner([(extract(text.text), text) for text in texts], minimum)
 
 
 def voters(steps: Iterable[Iterable[Sequence[Text]]]) -> list[Text]:
-    """The rollouts of some steps that vote: all cells `[M, K]` of each, but for what an earlier step has drawn.
+    """The rollouts of some steps that vote: all cells `[M, K]` of each step, without those that an earlier step drew.
 
-    A complete candidate fills its K cells and votes K times. What a kernel keeps from step to step votes once.
+    A complete candidate fills its K cells and votes K times. A rollout that a kernel keeps from step to step votes
+    once.
     """
     known: set[int] = set()
     voting: list[Text] = []
@@ -36,21 +55,95 @@ def voters(steps: Iterable[Iterable[Sequence[Text]]]) -> list[Text]:
     return voting
 
 
-def _counted(answered: Sequence[tuple[Hashable, Text]]) -> dict[Hashable, float]:
-    """The votes of texts for their answers, of which None is one here."""
+def _with_answers(answered: Answered) -> Answered:
+    return [(answer, text) for answer, text in answered if answer is not None]
+
+
+def _weighed(answered: Answered) -> Iterable[tuple[Hashable | None, float]]:
+    """Each answer and its vote: its text's importance ratio in terms of the largest ratio; without a proposal 1."""
     largest = max((text.log_ratio for _, text in answered), default=0.0)
-    counts: defaultdict[Hashable, float] = defaultdict(float)
-    for answer, text in answered:
-        if text.log_ratio > -math.inf:
-            counts[answer] += math.exp(text.log_ratio - largest)
+    return [(answer, math.exp(text.log_ratio - largest)) for answer, text in answered if text.log_ratio > -math.inf]
+
+
+def _counted(answered: Answered) -> dict[Hashable | None, float]:
+    """The sum of the votes for each answer; None counts as an answer here."""
+    counts: defaultdict[Hashable | None, float] = defaultdict(float)
+    for answer, vote in _weighed(answered):
+        counts[answer] += vote
     return dict(counts)
 
 
-def self_consistency(extract: Extract, *, pool: Literal["step", "chain"] = "chain", minimum: int = 1) -> Reward:
-    """The share of the pooled rollouts that agree with a rollout's answer; 0 for a rollout without one.
+def _winner(answered: Answered, minimum: float) -> Hashable | None:
+    """The answer with the most votes, at least `minimum` of them; of equals the one that reached the count first."""
+    counts: defaultdict[Hashable | None, float] = defaultdict(float)
+    best: Hashable | None = None
+    for answer, vote in _weighed(_with_answers(answered)):
+        counts[answer] += vote
+        if best is None or counts[answer] > counts[best]:
+            best = answer
+    return best if best is not None and counts[best] >= minimum else None
 
-    This reward is not a fixed function of the text, so the law p* ∝ p_ref · exp(r/λ) does not apply to it: it
-    is the paper's heuristic. What holds instead, as M → ∞: pooling over one step draws
+
+def majority(extract: Extract, *, pool: Pool = "chain", minimum: int = 1) -> Reward:
+    """The paper's reward: 1 for a rollout whose answer is the majority answer of the pool, else 0.
+
+    r = 1[a(x_0) = â], where â is the answer with the most votes of the pooled rollouts. Every rollout has one vote; a
+    rollout that a proposal drew has its importance ratio (clipped, if ratios are clipped). A candidate that has ended
+    votes K times. Ties: the answer that reached the count first in the order of (step, candidate, rollout) wins, so
+    that a run is a function of its seed. A rollout without an answer has no vote and the reward 0. At λ = 0.1 a
+    rollout with the majority answer weighs e^10 times as much as any other.
+
+    **As M → ∞** the pooled majority tends to the mode a* of the reference's answers, P_ref(answer | prompt), in the
+    first guide step, wherever that mode is unique. With `pool="chain"` and enough
+    rollouts of the first step it stays there, and the chain's law tends to p* ∝ p_ref · exp(r/λ) of the *fixed* reward
+    r = 1[a(x_0) = a*]. With `pool="step"` the mode is that of P_ref(answer | x_t) at each step's own x_t.
+
+    **At finite M and K** the reward is no fixed function of the text, because â is random. A guide step from x_t draws
+    all M candidates and M·K rollouts, and then a candidate in proportion to mean_k exp(1[a_mk = â] / λ), â a function
+    of all M·K answers (and of the answers of earlier steps). `ets.testing.majority_law` enumerates that law.
+
+    Parameters
+    ----------
+    extract : callable
+        `text -> answer or None` or `(problem, text) -> answer or None`: a pure function, whose results are
+        remembered. Answers that compare equal (`==`) vote together.
+    pool : {"step", "chain"}
+        Whose votes count: the rollouts of this step, or of all steps of the chain so far (the default, as in the
+        paper).
+    minimum : int
+        Votes that the majority answer needs; with fewer every reward is 0. The authors' code for LLaDA has 2: no
+        reward while no answer occurs twice. With a proposal, votes are in terms of the largest ratio.
+
+    Returns
+    -------
+    Reward
+        With values in {0, 1}.
+
+    Raises
+    ------
+    InputError
+        For another pool, or a minimum below 1.
+
+    References
+    ----------
+    Li et al., arXiv 2601.21484; the behaviour of the authors' code: docs/differences.md.
+    """
+
+    def judged(answered: Answered) -> Callable[[Hashable | None], float]:
+        best = _winner(answered, minimum)
+        return lambda answer: float(answer is not None and answer == best)
+
+    return _pooled(extract, pool, minimum, judged)
+
+
+def agreement_share(extract: Extract, *, pool: Pool = "chain", minimum: int = 1) -> Reward:
+    """The share of the pooled rollouts that agree with a rollout's answer; 0 for a rollout without an answer.
+
+    At the same λ it is a weaker reward than `majority`, the paper's: answers with 60% and 40% of the votes differ by
+    0.2 here, and by 1 there.
+
+    The share is not a fixed function of the text, so the law p* ∝ p_ref · exp(r/λ) does not apply to it. As M → ∞
+    this holds: pooling over one step draws
     `x_s ∝ p_ref(x_s | x_t) · E[exp(π_t(a)/λ) | x_s]`, with a the rollout's answer and
     `π_t(a) = P_ref(a | x_t)`; pooling over the chain replaces π_t by the mean of `π_t'` over the steps t' so
     far, weighted by their votes. A candidate that has ended votes K times; a rollout that a kernel keeps for a later
@@ -61,19 +154,37 @@ def self_consistency(extract: Extract, *, pool: Literal["step", "chain"] = "chai
     ----------
     extract : callable
         `text -> answer or None` or `(problem, text) -> answer or None`: a pure function, whose results are
-        remembered. Equal answers vote together, however they are written: it is `==` that counts.
+        remembered. Answers that compare equal (`==`) vote together.
     pool : {"step", "chain"}
-        Whose votes count: this step's rollouts, or those of all steps of the chain so far (the default, as
-        in the paper: every rollout that was paid for votes).
+        Whose votes count: the rollouts of this step, or of all steps of the chain so far (the default).
     minimum : int
         Votes that an answer needs; with fewer, its rollouts have the reward 0, as those without an answer. With a
-        proposal, ratios are in terms of the largest.
+        proposal, votes are in terms of the largest ratio.
 
     Returns
     -------
     Reward
         With values in [0, 1].
+
+    Raises
+    ------
+    InputError
+        For another pool, or a minimum below 1.
     """
+
+    def judged(answered: Answered) -> Callable[[Hashable | None], float]:
+        counts = _counted(answered)
+        total = math.fsum(counts.values())
+        shares = {a: count / total for a, count in counts.items() if a is not None and count >= minimum}
+        return lambda answer: shares.get(answer, 0.0)
+
+    return _pooled(extract, pool, minimum, judged)
+
+
+def _pooled(
+    extract: Extract, pool: Pool, minimum: int, judged: Callable[[Answered], Callable[[Hashable | None], float]]
+) -> Reward:
+    """The reward that `judged` makes of the pooled answers: from them to a function of a rollout's answer."""
     if pool not in ("step", "chain"):
         raise InputError(f"pool is {pool!r}; choose 'step' or 'chain'")
     require_counts(minimum=minimum)
@@ -81,11 +192,9 @@ def self_consistency(extract: Extract, *, pool: Literal["step", "chain"] = "chai
 
     def reward(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
         earlier = [step.rollouts for step in chain.trace] if pool == "chain" else []
-        pooled = voters([*earlier, [rollouts]])
         read = partial(remembered, problem)
-        counts = _counted([(read(text.text), text) for text in pooled])
-        total = math.fsum(counts.values())
-        shares = {a: count / total for a, count in counts.items() if a is not None and count >= minimum}
-        return [shares.get(read(text.text), 0.0) for text in rollouts]
+        pooled = [(read(text.text), text) for text in voters([*earlier, [rollouts]])]
+        value = judged(pooled)
+        return [value(read(text.text)) for text in rollouts]
 
     return reward

@@ -42,7 +42,7 @@ def test_a_comparison_ends_in_tables_plots_and_journals_and_grows_by_problems(
     assert (folder / "comparison.md").read_text().strip() in shown.out
     for name in ("accuracy_by_cost.png", "scaling.png", "scaling.json"):
         assert (folder / name).stat().st_size > 0
-    journal = folder / "ets-2-rollouts=2-lam=0.1-pool=chain-reward=self-consistency" / "journal.jsonl"
+    journal = folder / "ets-2-rollouts=2-lam=0.1-pool=chain-reward=majority-minimum=1" / "journal.jsonl"
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     assert sorted((r["problem"], r["sample"]) for r in lines) == sorted({(r["problem"], r["sample"]) for r in lines})
     assert len(lines) == 6  # none of the first four was drawn again

@@ -132,9 +132,9 @@ def test_the_readme_has_the_example_of_the_help() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ([], "self-consistency compares answers; add --extract"),
+        ([], "the reward majority compares answers; add --extract"),
         (["--extract", "("], "no regular expression"),
-        (["--reward", "nonsense"], "the reward is 'nonsense'; give self-consistency"),
+        (["--reward", "nonsense"], "the reward is 'nonsense'; give majority, share"),
         (["--reward", "no_such_module:f"], "cannot read the reward 'no_such_module:f': ModuleNotFoundError"),
         (["--reward", "missing.py:f"], "cannot read the reward 'missing.py:f': there is no file missing.py"),
         (["--reward", "own.py:missing"], "own.py has no 'missing'"),

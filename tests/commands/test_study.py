@@ -38,7 +38,7 @@ DIFFUSION = {
     "cfg": "0",
     "remasking": "low_confidence",
 }
-REWARDS = ["likelihood-per-token", "negative-entropy", "self-certainty", "self-consistency"]
+REWARDS = ["likelihood-per-token", "negative-entropy", "self-certainty", "agreement-share"]
 
 
 def command(folder: Path, base: dict[str, str] = BASE, **changed: str) -> list[str]:
@@ -96,7 +96,7 @@ def test_a_served_model_is_studied_by_what_is_known_of_it(tmp_path: Path, capsys
         assert main(words) == 0
     assert "note: without negative-entropy and self-certainty: the engine endpoint does not" in capsys.readouterr().err
     summary = json.loads((folder / "summary.json").read_text())
-    assert list(summary["rewards"]) == ["likelihood-per-token", "self-consistency"]
+    assert list(summary["rewards"]) == ["likelihood-per-token", "agreement-share"]
     for record in lines_of(folder):
         assert list(record["rewards"]) == ["likelihood-per-token"] and record["rewards"]["likelihood-per-token"] < 0
     assert (folder / "rewards.png").stat().st_size > 10_000

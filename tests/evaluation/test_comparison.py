@@ -142,7 +142,7 @@ def test_the_readouts_of_a_method_are_rows_of_their_own_at_the_same_cost(tmp_pat
     last, vote = (found["ets", readout] for readout in ("last", "vote"))
     assert last.cost == vote.cost and vote.label == f"{last.label}, vote"
     assert last.scores != vote.scores
-    assert any(8 * score != pytest.approx(round(8 * score)) for score in vote.scores.values())  # ties are shared
+    assert all(8 * score == pytest.approx(round(8 * score)) for score in vote.scores.values())  # a tie has one winner
 
 
 def test_a_comparison_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
@@ -159,23 +159,23 @@ def test_a_comparison_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
 def test_every_method_and_size_has_a_journal_and_its_configuration(tmp_path: Path) -> None:
     comparison(tmp_path).entries(["majority", "ets"], [2])
     configuration = json.loads(
-        (tmp_path / "ets-2-rollouts=2-lam=0.3-pool=chain-reward=self-consistency")
+        (tmp_path / "ets-2-rollouts=2-lam=0.3-pool=chain-reward=majority-minimum=1")
         .joinpath("configuration.json")
         .read_text()
     )
-    method = "ets-2-rollouts=2-lam=0.3-pool=chain-reward=self-consistency"
+    method = "ets-2-rollouts=2-lam=0.3-pool=chain-reward=majority-minimum=1"
     assert configuration == {"seed": 0, "method": method, "form": FORM}
 
 
-def test_journals_keep_their_names_so_that_old_ones_go_on(entries: list[Entry]) -> None:
-    guided = "rollouts=2-lam=0.3-pool=chain-reward=self-consistency"
+def test_journals_are_named_by_all_that_their_method_depends_on(entries: list[Entry]) -> None:
+    guided = "rollouts=2-lam=0.3-pool=chain-reward=majority-minimum=1"
     keys = {e.method: e.key.replace(f"{e.method}-{e.size}-", f"{e.method}-N-") for e in entries if e.key}
     assert keys == {
         "ets": f"ets-N-{guided}",
         "ets-stopped": f"ets-stopped-N-{guided}",
         "retained": f"retained-N-{guided}",
         "lookahead": f"lookahead-N-{guided}-resample_below=0.5",
-        "particles": "particles-N-lam=0.3-reward=self-consistency-resample_below=0.5",
+        "particles": "particles-N-lam=0.3-reward=majority-minimum=1-resample_below=0.5",
         "power": "power-N-alpha=4.0",
     }
 

@@ -18,14 +18,14 @@ from ets.evaluation.budget import Budget, GeneratedTokens, Pilot
 from ets.evaluation.evaluate import Evaluation, Row
 from ets.evaluation.intervals import accuracy
 from ets.evaluation.journal import Journal, Record
-from ets.evaluation.methods import BEST_BY, METHODS, Settings, require_able, require_methods
+from ets.evaluation.methods import METHODS, REWARDS, Method, Settings, require_able, require_methods
 from ets.evaluation.proposing import Proposing
 from ets.evaluation.ratios import total_ratios
 from ets.evaluation.tables import ratio_lines, table
 from ets.proposal import ImportanceSampling
 from ets.runner import run
 from ets.testing import TabularMaskedDiffusion, TabularPolicy
-from ets.types import InputError, Problem
+from ets.types import Chain, InputError, Problem
 
 COUNT = 12
 PROPOSING = Proposing("another table", candidates=2, block_size=2, temperature=1.0, clip=(0.5, 2.0), revision="r1")
@@ -75,7 +75,7 @@ def compared(
     try:
         evaluation = Evaluation(
             task, policy, task.problems(COUNT, 0), journal, 5, 0, SETTINGS, progress=False,
-            own={"ets-is": pair()},
+            own={"ets-is": pair(), "base": replace(policy, temperature=0.5)},
         )  # fmt: skip
         rows = replace(evaluation, **options).compare(names, budget or GeneratedTokens())
     finally:
@@ -116,9 +116,72 @@ def of(records: dict[tuple[str, str, int], Record], method: str) -> list[Record]
 
 
 def test_there_is_one_row_for_each_method_in_the_order_of_the_names(undisturbed: Run, tmp_path: Path) -> None:
-    assert [row.method for row in undisturbed[0]] == list(NAMES)
+    assert [(row.method, row.readout) for row in undisturbed[0]] == [
+        *((name, "last") for name in NAMES),
+        ("ets", "vote"),
+    ]
     rows, _ = compared(tmp_path, ["ets", "majority"], budget=2)
-    assert [row.method for row in rows] == ["ets", "majority"] and rows[0].label == "ETS (M 3, K 2)"
+    assert [row.method for row in rows] == ["ets", "ets", "majority"] and rows[0].label == "ETS (M 3, K 2)"
+
+
+class LastLetter(Letters):
+    """The answer is a text's last letter, which a chain does not settle before its end."""
+
+    def extract(self, problem: Problem, text: str) -> str | None:
+        return text[-1:] or None
+
+
+def test_the_vote_of_all_rollouts_is_a_row_of_its_own_at_the_same_cost(tmp_path: Path) -> None:
+    (last, voted), records = compared(tmp_path, ["ets"], task=LastLetter(), settings=replace(SETTINGS, lam=10.0))
+    assert (last.readout, voted.readout, voted.label) == ("last", "vote", "ETS (M 3, K 2), vote")
+    assert (voted.generated, voted.positions, voted.key) == (last.generated, last.positions, last.key)
+    answers = {problem.id: problem.doc["answer"] for problem in Letters().problems(COUNT, 0)}
+    right = [record["vote"]["answer"] == answers[record["problem"]] for record in records.values()]
+    assert voted.accuracy == accuracy(list(map(float, right)), 1)
+    assert all(record["vote"]["correct"] == own for record, own in zip(records.values(), right, strict=True))
+    assert all(record["vote"]["text"][-1:] == record["vote"]["answer"] for record in records.values())
+    assert any(record["vote"]["answer"] != record["answer"] for record in records.values())
+
+
+def test_the_base_row_is_sampled_at_its_own_law_and_beside_plain(tmp_path: Path) -> None:
+    (base, plain), records = compared(tmp_path, ["base", "plain"], budget=4)
+    assert base.label == "base model (temperature 0.7, top-k 20, top-p 0.8; mean of 4)"
+    assert base.key == "base-T0.7-k20-p0.8"
+    alone, _ = compared(tmp_path / "alone", ["plain"], budget=4)
+    assert replace(plain, seconds=0.0) == replace(alone[0], seconds=0.0)
+    texts = [[record["text"] for record in of(records, name)] for name in ("base", "plain")]
+    assert texts[0] != texts[1]
+
+
+def test_a_method_with_a_size_draws_so_many_samples_and_needs_no_budget(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, sizes={"best-of-n": 3, "one-step": 5}, best_by="majority")
+    names = ["best-of-n", "one-step"]
+    require_methods(names, None, settings)
+    rows, _ = compared(tmp_path, names, budget=Untouchable(), settings=settings)
+    assert [row.label for row in rows] == ["best of 3 samples, by majority", "one-step ETS (5 samples)"]
+
+
+@pytest.mark.parametrize(
+    ("reward", "weights"), [("majority", {0.0, 1 / 0.2}), ("share", {k / 6 / 0.2 for k in range(7)})]
+)
+def test_ets_is_steered_by_the_reward_that_is_named(reward: str, weights: set[float], tmp_path: Path) -> None:
+    """The scaled rewards r/λ of the first guide step: an indicator, or shares of the M·K = 6 votes."""
+    seen: list[float] = []
+    settings = replace(SETTINGS, reward=reward)
+    compared(
+        tmp_path, ["ets"], settings=settings, kept=lambda method, chain: seen.extend(chain.trace[0].log_rewards.ravel())
+    )
+    assert {round(value, 9) for value in seen} <= {round(value, 9) for value in weights}
+    assert len(set(seen)) > 1
+
+
+def test_with_a_minimum_no_rollout_is_rewarded_while_no_answer_occurs_so_often(tmp_path: Path) -> None:
+    seen: list[float] = []
+    settings = replace(SETTINGS, minimum=100)
+    compared(
+        tmp_path, ["ets"], settings=settings, kept=lambda method, chain: seen.extend(chain.trace[0].log_rewards.ravel())
+    )
+    assert set(seen) == {0.0}
 
 
 def test_a_row_sums_up_its_records_per_problem(undisturbed: Run) -> None:
@@ -161,8 +224,9 @@ def test_the_other_methods_get_the_samples_that_generate_as_many_tokens_as_ets(u
 
 def test_the_budget_does_not_depend_on_which_other_methods_are_compared(undisturbed: Run, tmp_path: Path) -> None:
     rows, records = compared(tmp_path, ["majority", "ets"])
-    assert [row.label for row in rows] == [undisturbed[0][1].label, undisturbed[0][3].label]
-    assert [row.accuracy for row in rows] == [undisturbed[0][1].accuracy, undisturbed[0][3].accuracy]
+    assert [(row.label, row.accuracy) for row in rows] == [
+        (row.label, row.accuracy) for row in undisturbed[0] if row.method in ("majority", "ets")
+    ]
     known = timeless(undisturbed[1])
     assert all(known[place] == record for place, record in timeless(records).items())
 
@@ -268,7 +332,7 @@ class SlowLetters(Letters):
         return found
 
 
-@pytest.mark.parametrize("best_by", ["self-consistency", "likelihood"])
+@pytest.mark.parametrize("best_by", ["majority", "likelihood"])
 def test_a_slow_task_finds_and_grades_answers_together(tmp_path: Path, best_by: str) -> None:
     """All texts that a step ended with, and all samples that vote; and nothing is different but the time."""
     task, settings = SlowLetters(), replace(SETTINGS, best_by=best_by)
@@ -276,13 +340,13 @@ def test_a_slow_task_finds_and_grades_answers_together(tmp_path: Path, best_by: 
     _, records = compared(tmp_path / "slow", names, budget=4, task=task, settings=settings)
     assert max(task.together) == 5  # the width: complete samples end together
     assert sum(task.together) == 2 * COUNT
-    assert task.extracted.count(4) == COUNT * (2 if best_by == "self-consistency" else 1)
+    assert task.extracted.count(4) == COUNT * (2 if best_by == "majority" else 1)
     _, expected = compared(tmp_path / "plain", names, budget=4, settings=settings)
     assert timeless(records) == timeless(expected)
 
 
 def test_ets_is_samples_from_its_own_pair_and_needs_no_budget(undisturbed: Run, tmp_path: Path) -> None:
-    (row,), records = compared(tmp_path, ["ets-is"], budget=Untouchable())
+    (row, _), records = compared(tmp_path, ["ets-is"], budget=Untouchable())
     assert row.label == "ETS-IS (M 2, K 2, block 2)"
     assert {record["guide_steps"] for record in records.values()} == {1, 2}  # four tokens, two at a time
     assert {method for method, _, _ in records} == {"ets-is-another table@r1-M2-block2-T1.0-clip0.5:2.0-plain"}
@@ -298,7 +362,8 @@ def parts(record: Record) -> list[float]:
 
 def test_the_row_of_ets_is_sums_up_what_the_ratios_of_its_traces_were(tmp_path: Path) -> None:
     """The records hold what `ratio_summary` says of the same chains, sampled here without an evaluation."""
-    (row,), records = compared(tmp_path, ["ets-is"], budget=1)
+    (row, voted), records = compared(tmp_path, ["ets-is"], budget=1)
+    assert voted.ratios is None  # they stand in the row above
     letters = Letters()
     step = METHODS["ets-is"](letters, SETTINGS, 1).step
     chains = {chain.problem.id: chain for chain in run(pair(), step, letters.problems(COUNT, 0), width=3, seed=0)}
@@ -348,23 +413,35 @@ def test_results_do_not_depend_on_the_width(undisturbed: Run, tmp_path: Path) ->
     assert timeless(records) == timeless(undisturbed[1])
 
 
-@pytest.mark.parametrize("graded", [0, 5, 11, 12, 20, 40, 70])
+class Ended:
+    """Counts the chains that end, and interrupts the run at the first one after `patience` of them."""
+
+    def __init__(self, patience: int | None = None) -> None:
+        self.patience, self.chains = patience, 0
+
+    def __call__(self, method: Method, chain: Chain) -> None:
+        if self.chains == self.patience:
+            raise KeyboardInterrupt
+        self.chains += 1
+
+
+@pytest.mark.parametrize("ended", [0, 5, 11, 12, 20, 40, 70])
 @pytest.mark.parametrize("torn", [0, 3])
 def test_a_run_that_was_interrupted_ends_with_what_an_undisturbed_one_ends_with(
-    undisturbed: Run, tmp_path: Path, graded: int, torn: int
+    undisturbed: Run, tmp_path: Path, ended: int, torn: int
 ) -> None:
     with pytest.raises(KeyboardInterrupt):
-        compared(tmp_path, task=Letters(patience=graded))
+        compared(tmp_path, kept=Ended(patience=ended))
     path = tmp_path / "journal.jsonl"
     content = path.read_bytes()
-    assert content.count(b"\n") == graded
+    assert content.count(b"\n") == ended
     path.write_bytes(content[: len(content) - torn])
-    again = Letters()
-    rows, records = compared(tmp_path, task=again)
+    again = Ended()
+    rows, records = compared(tmp_path, kept=again)
     assert timeless(records) == timeless(undisturbed[1])
     assert [replace(row, seconds=0.0) for row in rows] == [replace(row, seconds=0.0) for row in undisturbed[0]]
-    kept = graded - (torn > 0 and graded > 0)
-    assert again.graded == len(records) - kept  # nothing is sampled twice
+    kept = ended - (torn > 0 and ended > 0)
+    assert again.chains == len(records) - kept  # nothing is sampled twice
 
 
 def test_a_finished_run_is_shown_again_without_sampling(undisturbed: Run, tmp_path: Path) -> None:
@@ -385,7 +462,7 @@ def test_the_progress_bar_counts_chains_and_shows_the_accuracy(
 @pytest.mark.parametrize(
     ("names", "samples", "changes", "found"),
     [
-        (["ets", "best"], None, {}, "unknown method 'best'; choose from plain, majority, one-step, ets"),
+        (["ets", "best"], None, {}, "unknown method 'best'; choose from base, plain, majority, one-step, ets"),
         (["plain", "majority"], None, {}, "add it, or set samples"),
         (["plain"], 0, {}, "samples is 0"),
         (["ets"], None, {"candidates": 0}, "candidates is 0"),
@@ -404,8 +481,13 @@ def test_the_progress_bar_counts_chains_and_shows_the_accuracy(
             ["best-of-n", "ets"],
             None,
             {"best_by": "taste"},
-            "best_by is 'taste'; choose from likelihood, likelihood-per",
+            "best_by is 'taste'; choose from majority, share, likelihood, likelihood-per",
         ),
+        (["ets"], None, {"reward": "taste"}, "reward is 'taste'; choose from majority, share, likelihood"),
+        (["ets"], None, {"minimum": 0}, "minimum is 0"),
+        (["ets"], None, {"sizes": {"ets": 3}}, "sizes names the method 'ets', which draws no N samples; choose from"),
+        (["ets"], None, {"sizes": {"best": 3}}, "sizes names the method 'best', which draws no N samples"),
+        (["ets"], None, {"sizes": {"plain": 0}}, "the size of plain is 0"),
     ],
 )
 def test_bad_methods_and_settings_are_named_before_anything_runs(
@@ -441,10 +523,10 @@ def test_searches_take_one_chain_for_each_problem_and_need_no_budget(tmp_path: P
 def test_best_of_n_takes_as_many_samples_as_the_others_and_says_by_what(undisturbed: Run, tmp_path: Path) -> None:
     samples = undisturbed[0][1].label.removeprefix("majority voting (").removesuffix(" samples)")
     found = {}
-    for reward in BEST_BY:
+    for reward in REWARDS:
         settings = replace(SETTINGS, best_by=reward)
-        (_, row), records = compared(tmp_path / reward, ["ets", "best-of-n"], settings=settings)
+        (*_, row), records = compared(tmp_path / reward, ["ets", "best-of-n"], settings=settings)
         assert row.label == f"best of {samples} samples, by {reward}"
         found[reward] = {r["problem"]: r["text"] for r in of(records, "best-of-n")}
-    assert found["self-consistency"] == {r["problem"]: r["text"] for r in of(undisturbed[1], "majority")}
-    assert len({str(texts) for texts in found.values()}) == 3
+    assert found["majority"] == {r["problem"]: r["text"] for r in of(undisturbed[1], "majority")}
+    assert len({str(texts) for texts in found.values()}) >= 3

@@ -170,8 +170,8 @@ def test_a_digest_tells_problems_apart() -> None:
 @needs_sandbox
 def test_answers_that_take_time_are_found_in_parallel_and_count_alike() -> None:
     """With HumanEval, whose answers are what code does on the visible examples."""
-    from ets.evaluation.methods import agreement
-    from ets.rewards import self_consistency
+    from ets.evaluation.methods import comparing
+    from ets.rewards import agreement_share, majority
     from ets.tasks.humaneval import HumanEval
     from ets.types import Chain, Text
 
@@ -180,5 +180,6 @@ def test_answers_that_take_time_are_found_in_parallel_and_count_alike() -> None:
     bodies = ["    return True\n", "    return 1 == 1\n", "    return False\n", "    return (\n"]
     rollouts = [Text((), body, 0.0, True) for body in bodies]
     chain = Chain(problem, 0, 0, rollouts[0])
-    found = agreement(task)(problem, rollouts, chain)
-    assert list(found) == list(self_consistency(task.extract)(problem, rollouts, chain)) == [0.5, 0.5, 0.25, 0.0]
+    for reward, expected in ((agreement_share, [0.5, 0.5, 0.25, 0.0]), (majority, [1.0, 1.0, 0.0, 0.0])):
+        found = comparing(reward, task, "chain", 1)(problem, rollouts, chain)
+        assert list(found) == list(reward(task.extract)(problem, rollouts, chain)) == expected

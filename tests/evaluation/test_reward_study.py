@@ -23,7 +23,7 @@ from ets.evaluation.reward_study import (
     study_table,
     wins,
 )
-from ets.rewards import self_consistency
+from ets.rewards import agreement_share
 from ets.runner import run
 from ets.types import Chain, InputError, Problem, Text
 
@@ -158,10 +158,10 @@ def test_without_a_pair_there_is_no_area(right: bool) -> None:
 
 
 @pytest.mark.parametrize("task", [Letters(), SlowLetters()])
-def test_agreement_is_the_reward_of_self_consistency(task: Any) -> None:
+def test_agreement_is_the_share_of_votes(task: Any) -> None:
     problem, texts = Problem("p", "abc"), ["a1", "b1", "a2", "", "a3", "c", "b2"]
     chain = Chain(problem, 0, 1, None)  # type: ignore[arg-type]
-    reward = self_consistency(Letters().extract, pool="step")
+    reward = agreement_share(Letters().extract, pool="step")
     expected = reward(problem, [Text((), text, 0.0, True) for text in texts], chain)
     assert agreement(task, problem, texts).tolist() == pytest.approx(list(expected))
 

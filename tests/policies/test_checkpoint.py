@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,6 +24,37 @@ from tests.conftest import random_qwen3, tiny_tokenizer
 def test_a_missing_folder_is_named(name: str) -> None:
     with pytest.raises(InputError, match=f"no checkpoint at '{name}'"):
         Checkpoint(name)
+
+
+@pytest.mark.parametrize(
+    ("written", "truncation"),
+    [
+        ({"top_k": 20, "top_p": 0.95}, {"top_k": 20, "top_p": 0.95}),
+        ({"top_k": 0, "top_p": 1.0}, {"top_k": None, "top_p": None}),
+        ({}, {"top_k": 50, "top_p": None}),
+    ],
+)
+def test_the_truncation_is_that_of_generate(
+    written: dict[str, float], truncation: dict[str, float | None], tmp_path: Path
+) -> None:
+    """The file's values, or transformers' own default; the tokens that `generate` can draw are the witness."""
+    folder = tmp_path / "model"
+    shutil.copytree(demo.model_path("small"), folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 0, "pad_token_id": 0, **written}))
+    checkpoint = Checkpoint(str(folder))
+    assert checkpoint.truncation == truncation
+    ids = torch.tensor([checkpoint.tokenizer("Question: Tom has 5").input_ids])
+    torch.manual_seed(0)
+    options: dict[str, Any] = {
+        "do_sample": True,
+        "temperature": 20.0,
+        "max_new_tokens": 1,
+        "num_return_sequences": 4000,
+    }
+    drawn = set(checkpoint.model.generate(ids, attention_mask=torch.ones_like(ids), **options)[:, -1].tolist())
+    law = Sampling(20.0, **truncation)  # type: ignore[arg-type]
+    support = set(law.support(checkpoint.model(ids).logits[0, -1]).tolist())
+    assert drawn <= support and len(drawn) > 0.5 * len(support)
 
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:

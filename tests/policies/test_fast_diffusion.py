@@ -19,6 +19,7 @@ from ets.runner import run
 from ets.testing import check_policy
 from ets.types import Cost, InputError, Problem
 from tests.conftest import canvas_oracle
+from tests.hooks import hooked
 from tests.policies.test_masked_diffusion import (
     GOLDEN,
     PROBLEMS,
@@ -157,6 +158,19 @@ def test_a_cache_that_misplaces_turns_the_laws_red(
     monkeypatch.setattr(canvas_cache.Recalling, "__call__", wrong)
     with pytest.raises(AssertionError):
         check_tiny(tiny_llada, (4, 4, 2, 4), Caching("dual"), {}, Caching("dual"), 500)
+
+
+@pytest.mark.parametrize("kind", ["dual", "prefix"])
+def test_a_model_that_ignores_exchange_is_refused_instead_of_giving_garbage(tiny_llada: Checkpoint, kind: str) -> None:
+    """As a family of transformers does, whose forward takes `exchange` among its other keyword arguments."""
+
+    def ignoring(module: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        return arguments, {name: value for name, value in options.items() if name != "exchange"}
+
+    policy = make(tiny_llada, 4, 4, 2, 4, caching=Caching(kind))
+    message = r"recorded 0 of \d+ layers for the cache; pass keys and values through"
+    with hooked(tiny_llada.model.base_model, ignoring, with_kwargs=True), pytest.raises(InputError, match=message):
+        policy.finish(policy.start(START), keys(1))
 
 
 # The cache is part of the state.

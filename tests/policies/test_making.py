@@ -19,7 +19,7 @@ from ets.policies.canvas_cache import Caching
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.endpoint import Endpoint, EndpointPolicy
 from ets.policies.levels import LEVEL_0, LEVELS, target_of
-from ets.policies.making import SETTINGS, fast_sampler_of, policy_of
+from ets.policies.making import SETTINGS, at_law, fast_sampler_of, policy_of
 from ets.policies.masked_diffusion import MaskedDiffusionPolicy
 from ets.policies.transformers import TransformersPolicy
 from ets.policies.unmasking import Schedule, Unmasking
@@ -52,6 +52,36 @@ def test_the_architecture_decides(tiny_checkpoint: Checkpoint, tiny_llada: Check
     assert type(policy) is TransformersPolicy
     assert (policy.sampling, policy.horizon) == (Sampling(1.0, 3, 0.9), Horizon(2, 4))
     assert type(policy_of(lambda: tiny_llada, **SMALL)) is MaskedDiffusionPolicy
+
+
+def test_the_word_checkpoint_stands_for_its_own_truncation(tiny_checkpoint: Checkpoint) -> None:
+    own = tiny_checkpoint.truncation
+    policy = policy_of(lambda: tiny_checkpoint, top_k="checkpoint", top_p=0.9, **SMALL)
+    assert isinstance(policy, TransformersPolicy)
+    assert policy.sampling == Sampling(1.0, own["top_k"], 0.9) and own["top_k"] == 50
+    with pytest.raises(InputError, match="top_k is 'most'"):
+        policy_of(never, top_k="most", **SMALL)
+
+
+def test_a_policy_at_another_law_shares_its_model_and_its_engine(
+    tiny_checkpoint: Checkpoint, tiny_llada: Checkpoint
+) -> None:
+    law = Sampling(0.7, 20, 0.8)
+    policy = policy_of(lambda: tiny_checkpoint, **SMALL)
+    other = at_law(policy, law)
+    assert isinstance(policy, TransformersPolicy) and isinstance(other, TransformersPolicy)
+    assert (other.sampling, other.horizon, other.checkpoint) == (law, policy.horizon, policy.checkpoint)
+    with TinyServer(tiny_checkpoint) as server:
+        served = policy_of(lambda: tiny_checkpoint, engine="endpoint", endpoint=server.address, **SMALL)
+        again = at_law(served, law)
+        assert isinstance(served, EndpointPolicy) and isinstance(again, EndpointPolicy)
+        assert again.sampling == law and again.engine is served.engine
+    with pytest.raises(InputError, match="MaskedDiffusionPolicy has no top-k and top-p; leave the method base out"):
+        at_law(policy_of(lambda: tiny_llada, **SMALL), law)
+
+
+def never() -> Checkpoint:
+    raise AssertionError("the checkpoint was opened")
 
 
 def test_masked_diffusion_gets_its_arguments(tiny_llada: Checkpoint) -> None:

@@ -71,7 +71,24 @@ def test_a_preset_has_the_numbers_of_the_paper(
         assert found["task"] == preset
     methods = str(found["methods"]).split(",")
     assert {"plain", "greedy", "best-of-n", "majority", "ets"} <= set(methods)
-    assert ("beam" in methods) == (script != LLADA)
+    assert ("beam" in methods) == ("base" in methods) == (script != LLADA)
+    voted = (found["reward"], found["best_by"], found["minimum"])
+    assert voted == ("majority", "majority", 2 if script == LLADA else 1)
+    sizes = {"best-of-n": found["candidates"], **({"one-step": 20} if script == AIME else {})}
+    assert found["sizes"] == sizes and set(sizes) <= set(methods)
+    if script != LLADA:
+        assert (found["base_temperature"], found["base_top_k"], found["base_top_p"]) == (0.7, 20, 0.8)
+        assert (found["top_k"], found["top_p"]) == ("checkpoint", "checkpoint")
+
+
+def test_what_the_rows_of_the_paper_depend_on_can_be_set_by_a_variable(tmp_path: Path) -> None:
+    given = {"REWARD": "share", "MINIMUM_VOTES": "3", "SIZES": "one-step=7", "TOP_K": "", "TOP_P": "0.5"}
+    given |= {"BASE_TEMPERATURE": "1", "BASE_TOP_K": "none", "BASE_TOP_P": "0.9"}
+    found = options(QWEN, "math500", tmp_path, **given)
+    assert (found["reward"], found["minimum"], found["sizes"]) == ("share", 3, {"one-step": 7})
+    assert (found["top_k"], found["top_p"]) == (None, 0.5)
+    assert (found["base_temperature"], found["base_top_k"], found["base_top_p"]) == (1.0, None, 0.9)
+    assert options(QWEN, "math500", tmp_path, SIZES="")["sizes"] == {}
 
 
 PAPER_IS = {"proposal": "Qwen/Qwen3-1.7B", "estimator": "plain", "clip": None, "proposal_top_k": None}
@@ -154,7 +171,7 @@ def test_vllm_runs_with_the_numbers_of_transformers(script: Path, other: Path, p
     plain = options(script, preset, tmp_path)
     found = options(other, preset, tmp_path, ENGINE="vllm")
     own = {"engine": "vllm", "replicas": 1, "utilization": 0.9, "methods": str(plain["methods"]).replace("beam,", "")}
-    assert found == plain | own
+    assert found == plain | own | {"top_k": None, "top_p": None}  # the paper's runs through vLLM have neither
     given = options(other, preset, tmp_path, ENGINE="vllm", GEN_DP="4", UTILIZATION="0.5", M_CANDIDATES="7")
     assert given == found | {"replicas": 4, "utilization": 0.5, "candidates": 7}
 
@@ -166,7 +183,7 @@ def test_a_server_runs_with_the_numbers_of_transformers(script: Path, preset: st
     plain = options(AIME if script == AIME else QWEN, preset, tmp_path)
     found = options(script, preset, tmp_path, **reached)
     own = {"engine": "endpoint", "endpoint": reached["ENDPOINT"]}
-    assert found == plain | own | {"methods": str(plain["methods"]).replace("beam,", "")}
+    assert found == plain | own | {"methods": str(plain["methods"]).replace("beam,", ""), "top_k": None, "top_p": None}
     given = {"SERVED_MODEL": "qwen", "CONNECTIONS": "9", "ROW_SECONDS": "60", "M_CANDIDATES": "7"}
     changed = {"served_model": "qwen", "connections": 9, "seconds": 60.0, "candidates": 7}
     assert options(script, preset, tmp_path, **reached, **given) == found | changed
@@ -330,12 +347,12 @@ def test_what_a_command_says_can_be_set_by_a_variable(script: Path, tmp_path: Pa
     ]
     other = {name: str(number) for number, name in enumerate(names, 11)} | {
         "POOL": "step",
-        "BEST_BY": "self-consistency",
+        "BEST_BY": "likelihood",
     }
     found = options(script, SCRIPTS[script][0], tmp_path, **other)
     keys = ["methods", "samples", "seed", "width", "memory_gib", "pool", "temperature", "count", "shots", "model"]
     assert [str(found[key]).removesuffix(".0") for key in keys] == [other[name] for name in names]
-    assert found["best_by"] == "self-consistency"
+    assert found["best_by"] == "likelihood"
 
 
 def test_aime_has_no_other_presets(tmp_path: Path) -> None:
