@@ -150,7 +150,7 @@ def test_a_command_line_of_the_paper_is_understood(line: str, method: str, value
             "cfg is 0.5, but a cache holds no unguided canvases",
         ),
         ("--model llada_dist " + LLADA + ",is_accelerate_available=maybe", "choose True or False"),
-        ("--model qwen-ets " + QWEN + ",method=magic", "method is 'magic'; choose from plain"),
+        ("--model qwen-ets " + QWEN + ",method=magic", "method is 'magic'; choose from base, plain"),
         ("--model qwen-ets --model_args model_path", "argument --model_args: expected `key=value`, got 'model_path'"),
         ("--model qwen-ets --banana", "unrecognized arguments: --banana; see --help"),
         ("--model qwen-ets --config x.yaml " + QWEN, "--config is not read here; write its options on the command"),
