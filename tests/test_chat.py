@@ -10,9 +10,11 @@ import pytest
 import ets
 from ets.chat import Chat, ChatTemplate, as_chat, as_prompts
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.endpoint import Endpoint
 from ets.policies.prompts import encode_prompt
 from ets.types import InputError, Problem
 from tests.chatting import BOS, CHATML, SILENT, WITHOUT_SYSTEM
+from tests.tiny_server import TinyServer
 
 ASKED = [{"role": "user", "content": "Tom has 5 eggs."}]
 EXAMPLE = [{"role": "user", "content": "2+3"}, {"role": "assistant", "content": "5"}]
@@ -149,6 +151,27 @@ def test_sampling_a_conversation_is_sampling_its_ids(chat_model: Path, tokenizer
     assert ets.sample(ASKED[0]["content"], **options).prompt == ASKED[0]["content"]
     several = ets.sample([ASKED, EXAMPLE], **options)
     assert several[0].text == by_messages.text and len(several) == 2
+
+
+def test_a_server_gets_the_ids_that_the_template_writes(chat_model: Path, tokenizer: Any) -> None:
+    options: dict[str, Any] = {"candidates": 2, "rollouts": 1, "block_size": 2, "max_length": 4}
+    with TinyServer(Checkpoint(str(chat_model))) as server:
+        endpoint = Endpoint(server.address, Checkpoint(str(chat_model)))
+        asked = len(server.seen)  # by the endpoint itself, to see what the server is
+        ets.sample(ASKED, model=endpoint, reward=lambda prompt, text: 0.0, **options)
+        endpoint.close()
+    ids = tokenizer.apply_chat_template(ASKED, add_generation_prompt=True, return_dict=False)
+    assert len(server.seen) > asked
+    assert server.seen[asked]["prompt"] == ids and server.seen[asked]["stop"] == ["<|im_end|>"]
+
+
+def test_masked_diffusion_reads_what_the_template_writes(tmp_path: Path) -> None:
+    (tmp_path / "own.jinja").write_text("Question: {{ messages[-1].content }}\nAnswer:")
+    options: dict[str, Any] = {"candidates": 2, "rollouts": 1, "block_size": 4, "max_length": 8, "steps": 8}
+    options |= {"model": ets.demo.model_path("diffusion"), "reward": lambda prompt, text: 0.0, "block_length": 4}
+    chat = ets.sample(ASKED, chat=tmp_path / "own.jinja", **options)
+    text = f"Question: {ASKED[0]['content']}\nAnswer:"
+    assert chat.prompt == text and chat.text == ets.sample(text, **options).text
 
 
 @pytest.mark.parametrize(
