@@ -12,7 +12,7 @@ from statistics import fmean
 import ets
 from ets.evaluation.intervals import accuracy
 from ets.evaluation.work import TokenWork
-from ets.rewards import as_reward, self_consistency, verifier
+from ets.rewards import as_reward, majority, verifier
 from ets.tasks import Arithmetic
 from ets.types import Chain, Problem, Reward
 from ets.weights import effective_sample_size
@@ -47,7 +47,7 @@ def soundness(prompt: str, text: str) -> float:
 REWARDS: dict[str, Reward] = {
     "right answer": verifier(TASK.extract, lambda problem, answer: answer == problem.doc["answer"]),
     "graded": as_reward(soundness),
-    "consensus": self_consistency(TASK.extract, pool="chain"),
+    "consensus": majority(TASK.extract, pool="chain"),
 }
 
 

@@ -14,19 +14,22 @@ import numpy as np
 
 from ets import kernel
 from ets.kernel import energy_guided
-from ets.rewards import per_text, self_consistency
+from ets.rewards import agreement_share, majority, per_text
+from ets.rewards.self_consistency import Pool
 from ets.runner import run
 from ets.testing import (
     Law,
     TabularPolicy,
+    agreement_share_law,
     frequencies,
     judge_law,
     kernel_law,
+    majority_law,
+    majority_limit_law,
     optimal_law,
-    self_consistency_law,
     total_variation,
 )
-from ets.types import Floats, Problem
+from ets.types import Floats, Problem, Reward
 from ets.weights import ESTIMATORS, Estimator, log_mean_exp, plain_average
 
 PROBLEM = Problem("p", (1,))
@@ -68,7 +71,7 @@ def sampled(
     model = policy(guide_steps, temperature=temperature)
     reward = per_text(lambda _, text: liking(text))
     step = energy_guided(reward, candidates=candidates, rollouts=rollouts, lam=LAM)
-    return [c.state.tokens for c in run(model, step, [PROBLEM], width=5000, seed=0, samples=draws)]  # type: ignore[misc]
+    return [c.state.tokens for c in run(model, step, [PROBLEM], width=5000, seed=0, samples=draws)]
 
 
 def noise_floor(law: Law, draws: int) -> float:
@@ -193,22 +196,67 @@ def mutations(draws: int = 40_000) -> str:
     return table(["mutation", "p of the G-test", "p of total variation", f"at level {LEVEL:g}"], rows)
 
 
-def voting(draws: int = 4_000) -> str:
-    def answer(text: str) -> int | None:
-        return text.count("b") or None
+def count_of_b(text: str) -> int | None:
+    """The answer of the two rewards that count votes; a text without a b has none."""
+    return text.count("b") or None
 
-    oracle, rows = policy(4, 2).oracle, []
-    limits = {
-        pool: self_consistency_law(oracle, PROBLEM, spelled(answer), lam=LAM, pool=pool)  # type: ignore[arg-type]
-        for pool in ("step", "chain")
-    }
-    for pool in ("step", "chain"):
-        step = energy_guided(self_consistency(answer, pool=pool), candidates=64, rollouts=2, lam=LAM)  # type: ignore[arg-type]
-        chains = run(policy(4, 2), step, [PROBLEM], width=1000, seed=0, samples=draws)
-        seen = frequencies(chain.state.tokens for chain in chains)
-        cells = [f"{total_variation(seen, limit):.4f}" for limit in limits.values()]
-        rows.append([pool, *cells, f"{noise_floor(limits[pool], draws):.4f}"])  # type: ignore[index]
-    return table(["pool", "to the limit for `step`", "to the limit for `chain`", "noise floor"], rows)
+
+ANSWER: Callable[[Any], Any] = spelled(count_of_b)
+POOLS: tuple[Pool, ...] = ("step", "chain")
+STEADY, TURNING = policy(4, 5), policy(4, 9)
+"""The most frequent answer of one table leads the votes of every chain; in the other, prefixes have other modes."""
+
+
+def guided(model: TabularPolicy, reward: Reward, candidates: int, rollouts: int, draws: int) -> list[tuple[int, ...]]:
+    step = energy_guided(reward, candidates=candidates, rollouts=rollouts, lam=LAM)
+    return [chain.state.tokens for chain in run(model, step, [PROBLEM], width=1000, seed=0, samples=draws)]
+
+
+def majority_at_finite_size(draws: int = 3_000) -> str:
+    """Chains against the law by enumeration; and how far from it two faulty laws are."""
+    rows = []
+    for m, k in ((2, 1), (2, 2)):
+        sizes: dict[str, Any] = {"lam": LAM, "candidates": m, "rollouts": k}
+        laws = {pool: majority_law(STEADY.oracle, PROBLEM, ANSWER, pool=pool, **sizes) for pool in POOLS}
+        for pool in POOLS:
+            drawn = guided(STEADY, majority(count_of_b, pool=pool), m, k, draws)
+            by_share = frequencies(guided(STEADY, agreement_share(count_of_b, pool=pool), m, k, draws))
+            verdict, exact_law = judge_law(drawn, laws[pool], level=LEVEL), laws[pool]
+            far = [total_variation(frequencies(drawn), exact_law), noise_floor(exact_law, draws)]
+            faults = [total_variation(laws["step"], laws["chain"]), total_variation(by_share, exact_law)]
+            p = f"{min(verdict.p_g, verdict.p_tv):.3f}"
+            rows.append([pool, str(m), str(k), *(f"{x:.4f}" for x in far), p, *(f"{x:.4f}" for x in faults)])
+    distances = ["the other pool to it", "chains of the share to it"]
+    return table(["pool", "M", "K", "to the exact law", "noise floor", "smaller p", *distances], rows)
+
+
+def voting(draws: int = 1_500) -> str:
+    """Chains at M = 64 against the limits of a reward, and both against p* of the mode."""
+    cases: list[tuple[str, TabularPolicy, str, Any, Any]] = [
+        ("steady", STEADY, "majority", majority, majority_limit_law),
+        ("turning", TURNING, "majority", majority, majority_limit_law),
+        ("steady", STEADY, "share", agreement_share, agreement_share_law),
+    ]
+    rows = []
+    for label, model, name, make, limit in cases:
+        limits = {pool: limit(model.oracle, PROBLEM, ANSWER, lam=LAM, pool=pool) for pool in POOLS}
+        optimal = of_the_mode(model)
+        for pool in POOLS:
+            seen = frequencies(guided(model, make(count_of_b, pool=pool), 64, 2, draws))
+            cells = [total_variation(seen, law) for law in limits.values()]
+            cells += [noise_floor(limits[pool], draws), total_variation(limits[pool], optimal)]
+            rows.append([label, name, pool, *(f"{x:.4f}" for x in cells)])
+    headings = ["table", "reward", "pool", "to the limit for `step`", "to the limit for `chain`", "noise floor"]
+    return table([*headings, "from its limit to p* of the mode"], rows)
+
+
+def of_the_mode(model: TabularPolicy) -> Law:
+    """p* of the fixed reward 1[answer = the most frequent answer of p_ref]."""
+    prior, shares = model.oracle.finish_law(PROBLEM, ()), dict[Any, float]()
+    for outcome, p in prior.items():
+        shares[ANSWER(outcome)] = shares.get(ANSWER(outcome), 0.0) + p
+    mode = max((answer for answer in shares if answer is not None), key=lambda answer: shares[answer])
+    return optimal_law(prior, lambda outcome: float(ANSWER(outcome) == mode), LAM)
 
 
 def main() -> None:
@@ -218,6 +266,7 @@ def main() -> None:
         "against_simulation": against_simulation(),
         "mutations": mutations(),
         "with_a_proposal": with_a_proposal(),
+        "majority_at_finite_size": majority_at_finite_size(),
         "voting": voting(),
     }
     OUT.write_text(TEMPLATE.read_text(encoding="utf-8").format(**tables), encoding="utf-8")

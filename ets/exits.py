@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NoReturn
 
 from ets.types import InputError
 
@@ -22,3 +25,17 @@ def exit_status(command: Callable[[], None], interrupted: str = KEPT) -> int:
         print(f"\ninterrupted; {interrupted}", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def exiting_at_sigterm() -> Iterator[None]:
+    """At a signal to terminate, leave the block by `SystemExit`, so that clean-ups run; for use in the main thread."""
+    before = signal.signal(signal.SIGTERM, _terminated)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    sys.exit(128 + number)

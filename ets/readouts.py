@@ -55,5 +55,6 @@ def vote(extract: Extract, chain: Chain) -> Vote:
     shares = {answer: count / total for answer, count in sorted(counts.items(), key=lambda item: -item[1])}
     first: dict[Hashable, Text] = {}
     for text in rollouts:
-        first.setdefault(read(text.text), text)
+        if text.log_ratio > -math.inf:  # the reference policy can draw it
+            first.setdefault(read(text.text), text)
     return Vote(shares, {answer: first[answer] for answer in shares}, winner(read, rollouts))

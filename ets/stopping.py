@@ -42,6 +42,15 @@ def all_at_maximum(maximum: float) -> Decided:
     Without any confidence, since stopping must happen to do harm: what a step adds to the run's total variation to the
     exact continuation is at most max_ε ε (1 - ε)^(M·K) < 1 / (e·M·K).
 
+    With `ets.rewards.majority` over the chain's votes, the reward 1[a = â] is a fixed function as long as â remains the
+    majority answer. Let D be the lead of â over the second answer, in votes, after the step at which the chain stops;
+    ε(x_s) is the mass of texts with another answer than â, or none. While â leads, a guide step favours candidates
+    with more rollouts of â, so on average it does not raise ε, and at most n·M·K·ε(x_s) of the n·M·K votes to come are
+    for other answers. More than D are needed, which has probability n·M·K·ε(x_s) / (D + 1) at most (Markov's
+    inequality). So the total variation to the law of the chain that goes on is at most
+    (n + 1 + n·M·K / (D + 1)) · ε(x_s): less than (2n + 1) · ε(x_s) after the first step, where D = M·K, and
+    (n + 1) · ε(x_s) where `vote_decided` holds as well, as in the first of two steps.
+
     Parameters
     ----------
     maximum : float
@@ -63,19 +72,27 @@ def all_at_maximum(maximum: float) -> Decided:
 
 
 def vote_decided(extract: Extract, steps: int) -> Decided:
-    """Stop when no vote to come can change the answer that has most of the chain's votes: exact, for a vote's readout.
+    """Stop when no vote to come can change the majority answer of the chain: exact, for the readout `vote`.
 
-    All rollouts of a chain vote, in every guide step; a step to come has M·K votes. So once the first answer leads the
-    second by more than (I - steps so far) · M · K, it has won. The text returned need not have that answer: it is the
-    votes that are decided. With a proposal votes are importance ratios, without a bound, and nothing is decided.
+    All rollouts of a chain vote, in every guide step; a step to come has M·K votes. The chain stops if the first answer
+    leads the second by at least (I - steps so far) · M · K. With all votes to come the second then reaches the present
+    count of the first at most, and of equals the answer that reached the count first wins (`ets.rewards.winner`). With
+    a lead that is smaller by one vote, the second answer wins if all votes to come are for it. In the last step nothing
+    is left to draw, and the rule stops nothing. With a proposal votes are importance ratios, without a bound, and
+    nothing is decided.
+
+    The text returned need not have that answer: the rule decides the votes, not the text. With the reward
+    `ets.rewards.majority(extract)` the majority answer â is final, too, so the reward is the fixed function 1[a = â]
+    from here on. The text is then one of the step's M·K rollouts in proportion to exp(1[a = â] / λ): if h of them have
+    the answer â, the text has it with probability h / (h + (M·K - h) · exp(-1/λ)).
 
     Parameters
     ----------
     extract : callable
         What reads answers, as for `ets.rewards.majority`. A text without an answer does not vote.
     steps : int
-        It must be I = ⌈max_length / block_size⌉, the guide steps that a chain takes at most. With fewer, votes to come
-        are overlooked, and a chain that goes on beyond them is refused; with more, chains stop late.
+        It must be I = ⌈max_length / block_size⌉, the guide steps that a chain takes at most. With fewer, a chain that
+        is not decided early goes on beyond them and is refused; with more, chains stop late.
 
     Raises
     ------
@@ -97,6 +114,6 @@ def vote_decided(extract: Extract, steps: int) -> Decided:
             return False
         counts: dict[Hashable, float] = votes(partial(remembered, problem), texts)
         first, second = sorted([0.0, 0.0, *counts.values()], reverse=True)[:2]
-        return first - second > (steps - len(steps_so_far)) * rewards.size
+        return 0 < (steps - len(steps_so_far)) * rewards.size <= first - second
 
     return decided

@@ -73,7 +73,7 @@ esac
 # What they share.
 MODEL_PATH=${MODEL_PATH:-GSAI-ML/LLaDA-8B-Instruct} # a checkpoint's folder or its hub name; also embedded
                                           # It answers chats, and the presets prompt it without its template, as the paper does; with it: CHAT=1
-METHODS=${METHODS:-plain,greedy,best-of-n,majority,ets${IS_ACCELERATE_AVAILABLE:+,ets-is}} # also one-step
+METHODS=${METHODS:-plain,greedy,best-of-n,majority,ets${IS_ACCELERATE_AVAILABLE:+,ets-is}} # also one-step, beam
 NUM_CANDIDATES=${NUM_CANDIDATES:-15}      # M, candidates per guide step
 MONTE_CARLO_NUM=${MONTE_CARLO_NUM:-3}     # K, rollouts per candidate
 GUIDE_STEPS=${GUIDE_STEPS:-4}             # I, guide steps; they split the denoising steps evenly
@@ -81,6 +81,7 @@ ENERGY_WEIGHT=${ENERGY_WEIGHT:-0.1}       # lambda, in units of the reward
 REWARD=${REWARD:-majority}                # of one-step, ets, ets-is: majority, 1 for the majority answer (the paper's); share, of votes; likelihood…
 POOL=${POOL:-chain}                       # whose votes count: those of this step, or of the chain so far
 MINIMUM_VOTES=${MINIMUM_VOTES:-2}         # that an answer needs: no reward while no answer occurs twice, as in the authors' code for LLaDA
+NUM_BEAMS=${NUM_BEAMS:-$NUM_CANDIDATES}   # of beam search over denoising paths
 BEST_BY=${BEST_BY:-majority}              # reward of best-of-n: majority, share, likelihood-per-token, likelihood (favours short texts)
 SIZES=${SIZES-best-of-n=$NUM_CANDIDATES}  # N of single methods; best-of-n=M is the paper's. The others, and all if empty: as many as cost what ETS costs
 STEPS=${STEPS:-$GEN_LENGTH}               # denoising steps in all, for the GEN_LENGTH tokens of the canvas
@@ -128,7 +129,7 @@ if [ -n "$IS_ACCELERATE_AVAILABLE" ]; then
         ${FAST_THRESHOLD:+--fast-threshold "$FAST_THRESHOLD"} ${FAST_FACTOR:+--fast-factor "$FAST_FACTOR"} \
         ${FAST_REMASKING:+--fast-remasking "$FAST_REMASKING"} ${FAST_TEMPERATURE:+--fast-temperature "$FAST_TEMPERATURE"}
 fi
-run_eval masked-diffusion --candidates "$NUM_CANDIDATES" --rollouts "$MONTE_CARLO_NUM" --lam "$ENERGY_WEIGHT" \
+run_eval masked-diffusion --candidates "$NUM_CANDIDATES" --rollouts "$MONTE_CARLO_NUM" --lam "$ENERGY_WEIGHT" --beams "$NUM_BEAMS" \
     --gen-length "$GEN_LENGTH" --steps "$STEPS" --block-length "$BLOCK_LENGTH" --guide-steps "$GUIDE_STEPS" \
     --cfg "$CFG" --remasking "$REMASKING" ${STOP_AT_END:+--stop-at-end "$STOP_AT_END"} \
     ${CACHE:+--cache "$CACHE"} ${REFRESH:+--refresh "$REFRESH"} ${THRESHOLD:+--threshold "$THRESHOLD"} \

@@ -104,7 +104,8 @@ SEED=${SEED:-0}
 WIDTH=${WIDTH:-16}                            # problems that advance together; results depend on it by rounding errors alone
 PROCESSES=${PROCESSES:-1}                     # transformers: processes that share the problems, each on a GPU of its own: docs/clusters.md
 MEMORY_GIB=${MEMORY_GIB:-}                    # for the cache of rows under way; empty: half of what is free; vLLM: by UTILIZATION, on a CPU 2
-GEN_DP=${GEN_DP:-1}                           # vLLM: copies of the model, each on a GPU of its own
+GEN_DP=${GEN_DP:-1}                           # vLLM: copies of the model
+GEN_TP=${GEN_TP:-1}                           # vLLM: GPUs of each copy, which share its weights
 UTILIZATION=${UTILIZATION:-0.9}               # vLLM: the share of a GPU's memory that it may take
 SERVED_MODEL=${SERVED_MODEL:-}                # ENDPOINT: the server's name for the model; empty: the only one that it serves
 CONNECTIONS=${CONNECTIONS:-}                  # ENDPOINT: requests under way at once; empty: 256
@@ -122,7 +123,7 @@ run_eval "$ENGINE" --candidates "$M_CANDIDATES" --rollouts "$K_MONTE_CARLO" --la
     ${SMALL_MODEL_PATH:+--proposal "$SMALL_MODEL_PATH" --proposal-temperature "$PROPOSAL_TEMPERATURE"} \
     ${SMALL_MODEL_PATH:+--is-candidates "$IS_M_CANDIDATES" --is-block-size "$IS_BLOCK_SIZE" --estimator "$ESTIMATOR"} \
     ${PROPOSAL_TOP_K:+--proposal-top-k "$PROPOSAL_TOP_K"} ${PROPOSAL_TOP_P:+--proposal-top-p "$PROPOSAL_TOP_P"} \
-    ${CLIP:+--clip="$CLIP"} ${VLLM:+--replicas "$GEN_DP" --utilization "$UTILIZATION"} \
+    ${CLIP:+--clip="$CLIP"} ${VLLM:+--replicas "$GEN_DP" --tensor-parallel "$GEN_TP" --utilization "$UTILIZATION"} \
     ${SERVED:+--endpoint "$ENDPOINT"} ${SERVED_MODEL:+--served-model "$SERVED_MODEL"} \
     ${CONNECTIONS:+--connections "$CONNECTIONS"} ${ROW_SECONDS:+--seconds "$ROW_SECONDS"}
 note "That was the embedded demonstration, which shows the method and its cost, not what it does for a real model. With one: $REAL"

@@ -32,6 +32,15 @@ run_one_of_all() { # in a shell of its own: what is changed here holds for this 
     bash "$0" "$preset"
 }
 
+preset_of() { # lm-eval's name of a task, or a dataset's: the preset
+    case "$1" in
+    minerva_math500 | math) echo math500 ;;
+    gpqa_diamond_generative_n_shot | gpqa_diamond) echo gpqa ;;
+    aime) echo aime24 ;;
+    *) echo "$1" ;;
+    esac
+}
+
 choose_engine() { # with ENDPOINT, the address of a server, it is the engine endpoint
     TRANSFORMERS="" VLLM="" SERVED=""
     if [ -n "${ENDPOINT:-}" ]; then
@@ -58,6 +67,7 @@ refuse_server_options() { # what is said where the server is started
         if [ -n "${!variable:-}" ]; then refuse "$variable is set, but with ENDPOINT that belongs to the server's own command ($option); leave it out"; fi
     done <<'OPTIONS'
 GEN_DP --data-parallel-size of vLLM's
+GEN_TP --tensor-parallel-size of vLLM's
 UTILIZATION --gpu-memory-utilization of vLLM's
 MEMORY_GIB --kv-cache-memory-bytes of vLLM's
 OPTIONS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,8 +13,9 @@ from ets import demo
 from ets.api import _last_checkpoint
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.endpoint import TEXT_ONLY, Endpoint
+from ets.rewards import winner
 from ets.tasks import Arithmetic
-from ets.types import InputError, Problem
+from ets.types import InputError, Problem, Text
 from tests.documentation import ROOT, blocks
 from tests.tiny_server import TinyServer
 
@@ -46,11 +48,18 @@ def test_a_loaded_pair_gives_what_its_path_gives() -> None:
     assert texts[0] == texts[1]
 
 
-def test_extract_alone_means_self_consistency() -> None:
+def test_extract_alone_means_the_majority() -> None:
+    """Each rollout's reward is 1 if its answer is the majority answer of the rollouts so far, else 0."""
     out = ets.sample(QUESTION, model=demo.model_path("small"), extract=Arithmetic().extract, **SMALL)
-    assert out.answer == Arithmetic().extract(Problem("0", QUESTION), out.text)
-    shares = [value * 0.1 for step in out.trace for value in step.log_rewards.ravel()]
-    assert all(-1e-9 <= share <= 1 + 1e-9 for share in shares)
+    problem, pooled = Problem("0", QUESTION), list[Text]()
+    read = partial(Arithmetic().extract, problem)
+    assert out.answer == read(out.text)
+    for step in out.trace:
+        rollouts = [text for row in step.rollouts for text in row]
+        pooled += rollouts
+        best = winner(read, pooled)
+        expected = [float(best is not None and read(text.text) == best) for text in rollouts]
+        assert step.log_rewards.ravel() * 0.1 == pytest.approx(expected)
 
 
 def test_both_readouts_stand_side_by_side() -> None:

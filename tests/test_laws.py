@@ -15,16 +15,16 @@ import pytest
 
 from ets import kernel
 from ets.kernel import energy_guided
-from ets.rewards import self_consistency
+from ets.rewards import agreement_share
 from ets.runner import run
 from ets.testing import (
     TabularMaskedDiffusion,
     TabularPolicy,
+    agreement_share_law,
     check_law,
     frequencies,
     kernel_law,
     optimal_law,
-    self_consistency_law,
     total_variation,
 )
 from ets.types import Chain, Floats
@@ -198,8 +198,8 @@ def count_of_a(text: str) -> int:
 def test_self_consistency_tends_to_its_recursion(policy: Tabular, answer: Callable[[str], Any], pool: Any) -> None:
     """M = 32: the bias of finite M and the noise of 1,500 chains leave about 0.06; the other pool is at 0.16."""
     by_outcome, lam = spelled(policy, answer), 0.1
-    laws = {p: self_consistency_law(policy.oracle, PROBLEM, by_outcome, lam=lam, pool=p) for p in POOLS}
-    step = energy_guided(self_consistency(answer, pool=pool), candidates=32, rollouts=1, lam=lam)
+    laws = {p: agreement_share_law(policy.oracle, PROBLEM, by_outcome, lam=lam, pool=p) for p in POOLS}
+    step = energy_guided(agreement_share(answer, pool=pool), candidates=32, rollouts=1, lam=lam)
     drawn = [chain.state.tokens for chain in run(policy, step, [PROBLEM], width=500, seed=0, samples=1_500)]
     near, far = (total_variation(frequencies(drawn), laws[p]) for p in sorted(POOLS, key=lambda p: p != pool))
     assert near < 0.1

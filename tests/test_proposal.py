@@ -20,16 +20,16 @@ from ets import proposal as pairs
 from ets.kernel import energy_guided
 from ets.proposal import ImportanceSampling
 from ets.randomness import derive
-from ets.rewards import self_consistency
+from ets.rewards import agreement_share
 from ets.runner import run
 from ets.testing import (
     TabularMaskedDiffusion,
     TabularPolicy,
+    agreement_share_law,
     check_law,
     frequencies,
     kernel_law,
     optimal_law,
-    self_consistency_law,
     total_variation,
 )
 from ets.types import Chain, Cost, InputError, Problem, Scored
@@ -201,7 +201,7 @@ def test_votes_carry_the_ratio(pool: Any, weighed: bool) -> None:
 
     M = 32: the bias of finite M and the noise of 400 chains leave about 0.1; votes without their ratio leave 0.4.
     """
-    lam, oracle, agreement = 0.1, TabularPolicy(seed=17).oracle, self_consistency(len, pool=pool)
+    lam, oracle, agreement = 0.1, TabularPolicy(seed=17).oracle, agreement_share(len, pool=pool)
 
     def reward(problem: Problem, rollouts: Any, chain: Chain) -> Any:
         if weighed:
@@ -212,9 +212,7 @@ def test_votes_carry_the_ratio(pool: Any, weighed: bool) -> None:
     def plain(text: Any) -> Any:
         return replace(text, log_ratio=0.0)
 
-    target = self_consistency_law(
-        oracle, PROBLEM, lambda tokens: len(TabularPolicy.spelled(tokens)), lam=lam, pool=pool
-    )
+    target = agreement_share_law(oracle, PROBLEM, lambda tokens: len(TabularPolicy.spelled(tokens)), lam=lam, pool=pool)
     step = energy_guided(reward, candidates=32, rollouts=4, lam=lam, proposal=TabularPolicy(seed=18))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

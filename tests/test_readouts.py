@@ -46,6 +46,12 @@ def test_votes_carry_the_ratios_of_a_proposal() -> None:
     assert found.winner == "b"
 
 
+def test_the_text_of_an_answer_is_one_that_the_reference_policy_can_draw() -> None:
+    impossible, possible = text("a", -np.inf), text("a", 0.0)
+    found = vote(read, chain(((impossible, possible),)))
+    assert found.text is possible
+
+
 def test_a_rollout_that_is_kept_votes_once_and_a_complete_candidate_in_all_its_cells() -> None:
     kept, complete = text("a"), text("b")
     found = vote(read, chain(((kept, text("c")),), ((kept, text("c")), (complete, complete))))

@@ -16,7 +16,7 @@ import pytest
 
 from ets.kernel import energy_guided, spread
 from ets.readouts import vote
-from ets.rewards import per_text, self_consistency
+from ets.rewards import majority, per_text, voters, votes, winner
 from ets.runner import run
 from ets.stopping import Decided, all_at_maximum, vote_decided
 from ets.testing import (
@@ -26,11 +26,12 @@ from ets.testing import (
     check_law,
     frequencies,
     kernel_law,
+    majority_law,
     optimal_law,
     total_variation,
 )
 from ets.trace_view import trace_text
-from ets.types import Chain, Cost, Floats, InputError, Policy, Problem, StepFn, Text
+from ets.types import Chain, Cost, Floats, InputError, Policy, Problem, Step, StepFn, Text
 from ets.weights import ESTIMATORS
 from tests.enumerable import PROBLEM, lifted
 
@@ -234,17 +235,36 @@ def test_equal_energies_with_different_answers_are_not_stopped() -> None:
 @pytest.mark.parametrize(
     ("answers", "steps", "expected"),
     [
-        ("a a a a", 1, True),
-        ("a a a a", 2, False),  # 4 votes lead, 4 to come: a tie is possible
-        ("a a b b", 1, False),
-        ("a a a b", 1, True),
-        ("a - - -", 1, True),
-        ("- - - -", 1, False),
+        ("a a a a", 1, False),  # nothing is left to leave out
+        ("a a a a", 2, True),  # 4 votes lead, 4 to come: in a tie the answer that has reached 4 already wins
+        ("a a a a", 3, False),
+        ("a a a b", 2, False),
+        ("a a a -", 2, False),
+        ("- - - -", 2, False),
     ],
 )
-def test_a_lead_must_exceed_the_votes_to_come(answers: str, steps: int, expected: bool) -> None:
+def test_a_lead_must_reach_the_votes_to_come(answers: str, steps: int, expected: bool) -> None:
     chain = Chain(PROBLEM, 0, 1, POLICY.start([PROBLEM])[0])
     assert vote_decided(answer_of, steps)(PROBLEM, tabled(answers), np.zeros((2, 2)), chain) == expected
+
+
+@pytest.mark.parametrize(("drawn", "steps"), [(2, 2), (2, 3), (4, 3), (4, 4)])
+def test_a_vote_is_decided_exactly_where_no_continuation_changes_its_winner(drawn: int, steps: int) -> None:
+    """All votes of 2 a step for a, b or none, and all continuations by votes for a, b, a new answer or none."""
+    decided, start, stopped = vote_decided(answer_of, steps), POLICY.start([PROBLEM])[0], 0
+    to_come = 2 * steps - drawn
+    for letters in product("ab-", repeat=drawn):
+        votes = [Text((1,), letter, 0.0, True) for letter in letters]
+        rows = [((one,), (other,)) for one, other in zip(votes[::2], votes[1::2], strict=True)]
+        trace = tuple(Step(tuple(votes[:2]), row, np.zeros((2, 1)), np.zeros(2), 0, Cost()) for row in rows[:-1])
+        present = winner(answer_of, votes)
+        kept = all(
+            winner(answer_of, [*votes, *(Text((1,), letter, 0.0, True) for letter in later)]) == present
+            for later in product("abc-", repeat=to_come)
+        )
+        assert decided(PROBLEM, rows[-1], np.zeros((2, 1)), Chain(PROBLEM, 0, 1, start, trace)) == kept
+        stopped += kept
+    assert (stopped > 0) == (drawn >= to_come)
 
 
 def test_votes_of_earlier_steps_count_and_importance_ratios_decide_nothing() -> None:
@@ -254,6 +274,7 @@ def test_votes_of_earlier_steps_count_and_importance_ratios_decide_nothing() -> 
     alone = Chain(PROBLEM, 0, 1, chain.state)
     rollouts = tabled("a a a b")  # with the earlier ones 7 to 1, and 4 to come
     assert vote_decided(answer_of, 3)(PROBLEM, rollouts, np.zeros((2, 2)), before)
+    assert not vote_decided(answer_of, 4)(PROBLEM, rollouts, np.zeros((2, 2)), before)
     assert not vote_decided(answer_of, 3)(PROBLEM, rollouts, np.zeros((2, 2)), alone)
     rollouts[0][0] = Text((1,), "a", 0.0, True, log_ratio=0.1)
     assert not vote_decided(answer_of, 3)(PROBLEM, rollouts, np.zeros((2, 2)), before)
@@ -269,7 +290,7 @@ def test_a_chain_that_goes_beyond_the_steps_it_was_to_have_is_refused() -> None:
 
 @pytest.mark.parametrize("policy", [POLICY, TabularMaskedDiffusion(concentration=2.0)])
 def test_the_votes_winner_is_the_same_with_stopping_for_fewer_tokens(policy: Any) -> None:
-    reward = self_consistency(answer_of)
+    reward = majority(answer_of)
     make = partial(energy_guided, reward, candidates=3, rollouts=2, lam=0.3)
     saved = 0
     for seed in range(5):
@@ -277,13 +298,79 @@ def test_the_votes_winner_is_the_same_with_stopping_for_fewer_tokens(policy: Any
         going = {chain.sample: chain for chain in chains_of(policy, make(), 60, seed=seed)}
         for chain in stopping:
             whole = going[chain.sample]
-            assert vote(answer_of, whole).winners == vote(answer_of, chain).winners
+            assert vote(answer_of, whole).winner == vote(answer_of, chain).winner
             assert [step.candidates for step in chain.trace] == [
                 step.candidates for step in whole.trace[: len(chain.trace)]
             ]
             assert chain.cost.generated <= whole.cost.generated
             saved += chain.cost.generated < whole.cost.generated
     assert saved > 30
+
+
+def last_letter(text: str) -> str | None:
+    return text[-1:] or None
+
+
+def test_with_the_majority_reward_a_decided_chain_returns_the_answer_in_proportion_to_its_rollouts() -> None:
+    """The mean over stopped chains against h / (h + (M·K - h) · exp(-1/λ)): |z| below 4, level 1e-4."""
+    step = energy_guided(
+        majority(last_letter), candidates=3, rollouts=2, lam=LAM, decided=vote_decided(last_letter, STEPS)
+    )
+    found = []
+    for chain in chains_of(POLICY, step, 1_500):
+        if chain.trace[-1].rollout is not None:
+            best = winner(last_letter, voters(guide.rollouts for guide in chain.trace))
+            answers = [last_letter(text.text) for row in chain.trace[-1].rollouts for text in row]
+            h = answers.count(best)
+            p = h / (h + (len(answers) - h) * math.exp(-1 / LAM))
+            found.append((p, (last_letter(chain.state.text) == best) - p))
+    errors = np.array([error for _, error in found])
+    spread_of_one = math.sqrt(sum(p * (1 - p) for p, _ in found))
+    assert len(found) > 300 and spread_of_one > 3
+    assert abs(errors.sum()) < 4 * spread_of_one
+
+
+AGREEING = TabularPolicy(vocabulary=3, block_size=1, max_length=3, concentration=2.0, seed=14)
+
+
+def test_stopping_where_all_have_the_majority_answer_is_within_its_bound() -> None:
+    """Of the exact law without it, at M = 2, K = 1 and three guide steps: (n + 1 + n·M·K / (D + 1)) · ε."""
+    sizes, samples = {"candidates": 2, "rollouts": 1, "lam": LAM}, 4_000
+    oracle = AGREEING.oracle
+    law = majority_law(oracle, PROBLEM, lambda x: last_letter(AGREEING.spelled(x)), **sizes)  # type: ignore[arg-type]
+    step = energy_guided(majority(last_letter), **sizes, decided=all_at_maximum(1.0))  # type: ignore[arg-type]
+    chains, bound, early = chains_of(AGREEING, step, samples), 0.0, 0
+    for chain in chains:
+        last, to_come = chain.trace[-1], STEPS - len(chain.trace)
+        if last.rollout is None:
+            continue
+        counts = votes(last_letter, voters(guide.rollouts for guide in chain.trace))
+        best = winner(last_letter, voters(guide.rollouts for guide in chain.trace))
+        lead = counts.pop(best) - max(counts.values(), default=0.0)
+        ends = oracle.finish_law(PROBLEM, last.candidates[last.choice].tokens)
+        missed = sum(p for x, p in ends.items() if last_letter(AGREEING.spelled(x)) != best)
+        bound += (to_come + 1 + to_come * 2 / (lead + 1)) * missed / samples
+        early += to_come > 0
+    noise = 0.5 * math.sqrt(len(law) / samples) + 2 / math.sqrt(samples)  # its mean, and four standard deviations
+    distance = total_variation(frequencies(chain.state.tokens for chain in chains), law)
+    assert early > samples / 2 and 0.02 < bound < 0.3
+    assert distance < bound + noise
+
+
+def test_votes_that_turn_after_all_had_the_majority_answer_are_within_their_bound() -> None:
+    """Of chains whose first rollouts all agree (M = 2, K = 1), a share of n·M·K·ε / (D + 1) turns at most."""
+    policy = TabularPolicy(vocabulary=3, block_size=1, max_length=3, seed=1)
+    step = energy_guided(majority(last_letter), candidates=2, rollouts=1, lam=LAM)
+    turned, bounds = [], []
+    for chain in chains_of(policy, step, 3_000):
+        first = chain.trace[0]
+        answers = {last_letter(row[0].text) for row in first.rollouts}
+        if len(answers) == 1 and None not in answers and not first.candidates[first.choice].done:
+            ends = policy.oracle.finish_law(PROBLEM, first.candidates[first.choice].tokens)
+            missed = sum(p for x, p in ends.items() if last_letter(policy.spelled(x)) not in answers)
+            bounds.append(2 * 2 * missed / 3)
+            turned.append(winner(last_letter, voters(guide.rollouts for guide in chain.trace)) not in answers)
+    assert len(turned) > 500 and 0.02 < np.mean(turned) < np.mean(bounds)
 
 
 def test_stopping_depends_neither_on_the_width_nor_costs_it_anything() -> None:

@@ -47,7 +47,8 @@ def majority(extract: Extract, *, samples: int) -> StepFn:
     """Majority voting (self-consistency decoding): one of N samples that gives the most frequent answer.
 
     `extract` takes a text, or a problem and a text. Answers with equally many votes are equally likely to be
-    returned. If no sample holds an answer, any of them may be returned.
+    returned; `best_of_n` by `ets.rewards.majority` takes the answer that reached the count first. If no sample holds an
+    answer, any of them may be returned.
     """
     remembered = remembering(extract)
 

@@ -123,10 +123,10 @@ def particle_filter(reward: Scoring | Reward, *, particles: int, lam: float, thr
     `log_normaliser`, and the law of the chosen one tends to p* as N grows; with threshold 0 it is that of `one_step`.
     A particle dies at a reward of -inf: to forbid a text that could still become allowed loses what it could become.
 
-    Neither holds for self-consistency, which is asked at every step about all N texts, those that have ended included:
-    the last values decide, as the old ones that are divided out are those that were recorded. Early on no text has an
-    answer, all potentials are 1, and nothing is selected. Use `pool="step"`: in the pool of a chain, texts without an
-    answer are counted once for each step.
+    Neither holds for self-consistency (`ets.rewards.majority`, `ets.rewards.agreement_share`), which is asked at every
+    step about all N texts, those that have ended included: the last values decide, as the old ones that are divided out
+    are those that were recorded. Early on no text has an answer, all potentials are 1, and nothing is selected. Use
+    `pool="step"`: in the pool of a chain the unfinished texts of earlier steps vote too, and count in the share.
 
     Parameters
     ----------

@@ -7,11 +7,21 @@ the model's own untempered law, whatever the policy samples: what was searched f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 from ets.baselines.completions import keep_one, unweighed
 from ets.randomness import Purpose
 from ets.transition import draw_for_chains, require_counts
 from ets.types import BeamSearcher, Chain, GreedySearcher, InputError, Policy, StepFn
+
+
+@runtime_checkable
+class Particular(Protocol):
+    """A policy whose beam search some of its laws have, and others not."""
+
+    def require_searchable(self) -> None:
+        """Raise `InputError` if this law has none."""
+        ...
 
 
 def greedy() -> StepFn:
@@ -27,10 +37,13 @@ def greedy() -> StepFn:
 def beam(beams: int) -> StepFn:
     """The engine's own beam search: the text with the highest log-probability among those that it finds.
 
+    For masked diffusion, the denoising path with the highest log-probability.
+
     Parameters
     ----------
     beams : int
-        Prefixes that are kept at each token, at least 1; 1 is greedy decoding.
+        Prefixes that are kept at each token, or paths at each denoising step, at least 1; for autoregressive models
+        1 is greedy decoding.
     """
     require_counts(beams=beams)
 
@@ -49,7 +62,9 @@ def require_greedy(policy: Policy) -> GreedySearcher:
 
 
 def require_beam(policy: Policy) -> BeamSearcher:
-    """The policy itself. Raises `InputError` if it has no beam search: masked diffusion has no prefixes to keep."""
+    """The policy itself. Raises `InputError` if it has no beam search, or none at its own law."""
+    if isinstance(policy, Particular):
+        policy.require_searchable()
     if isinstance(policy, BeamSearcher):
         return policy
     raise InputError(

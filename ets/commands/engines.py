@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import signal
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from ets import demo
+from ets.exits import exiting_at_sigterm
 from ets.types import InputError
 
 if TYPE_CHECKING:
@@ -110,7 +109,8 @@ ENGINES = {
     "vllm": replace(
         _AUTOREGRESSIVE,
         resources={
-            "replicas": (int, "copies of the model, each on a GPU of its own: vLLM's data parallelism (default: 1)"),
+            "replicas": (int, "copies of the model, on GPUs of their own: vLLM's data parallelism (default: 1)"),
+            "tensor_parallel": (int, "GPUs that share each copy: vLLM's tensor parallelism (default: 1)"),
             "utilization": (float, "share of a GPU's memory that vLLM may take (default: 0.9)"),
         },
     ),
@@ -193,16 +193,11 @@ def closed_after(policy: Policy) -> Iterator[None]:
     if close is None:
         yield
         return
-    before = signal.signal(signal.SIGTERM, _terminated)
-    try:
-        yield
-    finally:
-        close()
-        signal.signal(signal.SIGTERM, before)
-
-
-def _terminated(number: int, frame: object) -> NoReturn:
-    sys.exit(128 + number)
+    with exiting_at_sigterm():
+        try:
+            yield
+        finally:
+            close()
 
 
 def engine_settings(options: argparse.Namespace) -> dict[str, Any]:

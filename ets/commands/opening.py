@@ -22,10 +22,6 @@ if TYPE_CHECKING:
     from ets.types import Policy, Problem, State
 
 
-COPIED_BY = {"vllm": "--replicas (GEN_DP in the scripts)", "endpoint": "the server's own --data-parallel-size"}
-"""Engines that several processes would not share; what copies their model instead."""
-
-
 @dataclass(frozen=True)
 class Opened:
     """A task's problems, and the policy that samples for them; their start states have been made."""
@@ -100,11 +96,11 @@ def opened(name: str, options: argparse.Namespace, changed: Mapping[str, Any] | 
     named before the weights are loaded.
     """
     from ets.evaluation.hosted import opened_task
-    from ets.evaluation.ranks import join
+    from ets.evaluation.ranks import join, require_shareable
     from ets.policies.checkpoint import Checkpoint
 
     options, ranks = argparse.Namespace(**{**vars(options), **(changed or {})}), join()
-    _require_shareable(options.engine, ranks)
+    require_shareable(options.engine, ranks)
     chat = chat_of(options)
     task = opened_task(name, options.data, unsafe=options.unsafe_code, stops=options.stops, chat=chat)
     checkpoint = Checkpoint(ENGINES[options.engine].embedded.get(options.model, options.model), device=ranks.device)
@@ -126,11 +122,3 @@ def opened(name: str, options: argparse.Namespace, changed: Mapping[str, Any] | 
 
 def _template(checkpoint: Checkpoint, chat: Chat) -> ChatTemplate:
     return ChatTemplate(checkpoint.tokenizer, chat, checkpoint.name, checkpoint.end_ids)
-
-
-def _require_shareable(engine: str, ranks: Ranks) -> None:
-    """Raise `InputError` for several processes with an engine that has its own ways to share its work."""
-    if ranks.size > 1 and engine in COPIED_BY:
-        raise InputError(
-            f"the engine {engine} takes one process, not {ranks.size}; for copies of the model, use {COPIED_BY[engine]}"
-        )

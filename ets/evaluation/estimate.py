@@ -224,6 +224,11 @@ class _Estimation:
     def _by_length(self) -> bool:
         return isinstance(self.formula, TokenWork) and self.method.name != "beam"
 
+    @property
+    def _rows(self) -> int:
+        """Rows of a use of a method without guide steps: its samples, or its beams."""
+        return (self.plan.settings.beams or 1) if self.method.name == "beam" else self.number
+
     def measured(self, seconds: float) -> Measured:
         """Take guide steps on some problems, at the run's own width, until the time is up."""
         plan, method, chains = self.plan, self.method, dict[tuple[str, int], Chain]()
@@ -266,9 +271,9 @@ class _Estimation:
         if isinstance(formula, TokenWork):
             drawn = drawn or [formula.longest]
             if self.method.name == "beam":
-                return [formula.beams(prompt, self.plan.settings.beams or 1)]
+                return [formula.beams(prompt, self._rows)]
         if self.shape is None:
-            return [formula.samples(prompt, self.number, drawn or ())]
+            return [formula.samples(prompt, self._rows, drawn or ())]
         return formula.steps(prompt, *self.shape, drawn or ())
 
     def _most_of(self, measured: Measured) -> Work:
@@ -286,9 +291,8 @@ class _Estimation:
         if isinstance(policy, RequestPolicy):
             return None
         together = min(self.plan.width, len(self.plan.prompts) * self.uses)
-        number = (self.plan.settings.beams or 1) if self.method.name == "beam" else self.number
         if self.shape is None:
-            columns = formula.sample_columns(prompt, number)
+            columns = formula.sample_columns(prompt, self._rows)
         else:
             columns = formula.columns(prompt, *self.shape, apart=together > 1)
         return float(together * columns * sum(map(_bytes_per_token, models_of([policy]))))

@@ -242,7 +242,7 @@ class Evaluation:
             "effective": effective_sizes(chain.trace),
             "sample_tokens": fmean(len(text.tokens) for row in chain.trace[0].rollouts for text in row),
             "cost": asdict(cost),
-            "scores": dict(self.task.scores(chain.problem, text)) if isinstance(self.task, Scored) else {},
+            "scores": self._scores(chain.problem, text),
             "text": text,
             **({"ratios": method.ratios(chain.trace)} if method.ratios else {}),
             **({"vote": self._vote(chain)} if method.votes else {}),
@@ -253,14 +253,23 @@ class Evaluation:
         """The vote's answer, its text, and whether that is right; without an answer the text is the chain's."""
         found = vote(self.task.extract, chain)
         text = chain.state.text if found.text is None else found.text.text
-        return {"answer": found.winner, "correct": bool(self.task.grade(chain.problem, text)), "text": text}
+        return {
+            "answer": found.winner,
+            "correct": bool(self.task.grade(chain.problem, text)),
+            "scores": self._scores(chain.problem, text),
+            "text": text,
+        }
+
+    def _scores(self, problem: Problem, text: str) -> dict[str, float]:
+        """A text's further scores, if the task has any."""
+        return dict(self.task.scores(problem, text)) if isinstance(self.task, Scored) else {}
 
     def rows(self, method: Method, records: Sequence[Record]) -> list[Row]:
         """A method's row, and the row of its vote if its rollouts vote: the same chains, read out in another way."""
         last = self.row(method, records)
         if not method.votes:
             return [last]
-        voted = [{**record, **record["vote"], "scores": {}} for record in records]
+        voted = [{**record, **record["vote"]} for record in records]
         return [last, replace(self.row(method, voted), label=f"{last.label}, vote", readout="vote", ratios=None)]
 
     def row(self, method: Method, records: Sequence[Record]) -> Row:

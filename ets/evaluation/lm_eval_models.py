@@ -24,9 +24,16 @@ from ets.evaluation.fast import FAST, FastSampling, opened_sampler
 from ets.evaluation.hosted import problem_of, versions
 from ets.evaluation.journal import Journal, Record, fingerprint
 from ets.evaluation.methods import Method, Settings, require_able, require_methods
-from ets.evaluation.paper_arguments import BENCHMARKS, ENGINE, STUDY, PaperRun, read_arguments
+from ets.evaluation.paper_arguments import (
+    BENCHMARKS,
+    CHECKPOINT,
+    RESOURCES,
+    STUDY,
+    PaperRun,
+    read_arguments,
+)
 from ets.evaluation.proposing import Proposing, opened_pair
-from ets.evaluation.ranks import join
+from ets.evaluation.ranks import join, require_shareable
 from ets.evaluation.reward_study import draws, noted_rewards, reward_study
 from ets.evaluation.tables import ratio_lines, table
 from ets.policies.checkpoint import Checkpoint
@@ -40,7 +47,8 @@ EMBEDDED = {
     "qwen": {"embedded": demo.model_path("reference"), "embedded-small": demo.model_path("small")},
     "llada": {"embedded": demo.model_path("diffusion")},
 }
-NOT_RESULTS = ("folder", "width", "memory_gib")
+TRUNCATION = ("top_k", "top_p")
+NOT_RESULTS = ("folder", "width", "memory_gib", *RESOURCES)
 """Arguments that the results do not depend on."""
 
 
@@ -70,19 +78,24 @@ class PaperLM(LM):
         names = ["plain" if self.run.method == STUDY else self.run.method]
         require_methods(names, values["samples"], self.settings)
         self.ranks = join()  # lm-eval itself sees one process: each gets all requests, and does its share of them
+        require_shareable(values["engine"], self.ranks)
         embedded = EMBEDDED[self.run.family]
         device = self._placed(arguments)
         self.checkpoint = Checkpoint(embedded.get(values["model"], values["model"]), device=device)
-        settings = {name: values[name] for name in SETTINGS if name in values}
+        self.run = _truncated(self.run, self.checkpoint)
+        values = self.run.values
+        settings = {name: values[name] for name in (*SETTINGS, *RESOURCES) if name in values}
         settings["certainty"] = self.run.method == STUDY
-        self.policy: Policy = policy_of(lambda: self.checkpoint, engine=ENGINE[self.run.family], **settings)
+        self.policy: Policy = policy_of(lambda: self.checkpoint, engine=values["engine"], **settings)
         require_able(self.policy, names, values["samples"], self.settings)
         own = self.settings.proposing
         if isinstance(own, FastSampling):
             own, self.policy = opened_sampler(own, self.policy)
         elif own is not None:
-            name = embedded.get(own.model, own.model)
-            own, self.policy = opened_pair(own, self.policy, lambda: Checkpoint(name, device=device))
+            small = Checkpoint(embedded.get(own.model, own.model), device=device)
+            self.run = _truncated(self.run, small, "proposal_")
+            law = {name: self.run.values[f"proposal_{name}"] for name in TRUNCATION}
+            own, self.policy = opened_pair(replace(own, **law), self.policy, lambda: small)
         self.settings = replace(self.settings, proposing=own)
         self._chat = Chat(thinking=values["thinking"])
         self._conversations: dict[str, tuple[Message, ...]] = {}  # by the prompt that the template wrote
@@ -128,7 +141,7 @@ class PaperLM(LM):
             records = evaluation.records(method)
         if self.ranks.first:
             self._tell(name, evaluation, method, records)
-        drawn = {(r["problem"], r["sample"]): r["text"] for r in records}
+        drawn = {(r["problem"], r["sample"]): self._returned(r) for r in records}
         chains = evaluation.chains(method)
         return {(p.id, sample): drawn[p.id, sample % chains] for p in problems for sample in range(repeats)}
 
@@ -139,6 +152,10 @@ class PaperLM(LM):
     def _noted(self, chain: Chain) -> Mapping[str, Any]:
         """What a record keeps beside what all records do."""
         return {}
+
+    def _returned(self, record: Record) -> str:
+        """The text that lm-eval gets."""
+        return str(record["vote"]["text"] if self.run.readout == "vote" else record["text"])
 
     def _tell(self, name: str, evaluation: Evaluation, method: Method, records: Sequence[Record]) -> None:
         """Say what has been found."""
@@ -222,9 +239,18 @@ class PaperLM(LM):
         return text.rpartition(end)[2].lstrip() if end in text else text
 
 
+def _truncated(run: PaperRun, checkpoint: Checkpoint, prefix: str = "") -> PaperRun:
+    """The run with the checkpoint's own truncation where `top_k` and `top_p` ask for it, and a line that shows it."""
+    asked = [f"{prefix}{name}" for name in TRUNCATION if run.values.get(f"{prefix}{name}") == CHECKPOINT]
+    found = {name: checkpoint.truncation[name.removeprefix(prefix)] for name in asked}
+    shown = ", ".join(f"{name} {value}" for name, value in found.items() if value is not None)
+    note = f"{shown}: of the checkpoint's generation_config, as in the paper; {prefix}top_k=0,{prefix}top_p=1 for none"
+    return replace(run, values={**run.values, **found}, notes=(*run.notes, *([note] if shown else [])))
+
+
 def _settings(run: PaperRun) -> Settings:
     values = run.values
-    names = ("candidates", "rollouts", "lam", "pool", "beams", "best_by")
+    names = ("candidates", "rollouts", "lam", "pool", "reward", "minimum", "beams", "best_by")
     return Settings(**{name: values[name] for name in names}, proposing=_proposing(run))
 
 
@@ -241,8 +267,6 @@ def _proposing(run: PaperRun) -> Proposing | FastSampling | None:
         candidates=values["candidates"],
         block_size=values["block_size"],
         temperature=values["temperature"] if temperature is None else temperature,
-        top_k=values["proposal_top_k"],
-        top_p=values["proposal_top_p"],
         clip=values["clip"],
         estimator=values["estimator"],
     )
@@ -250,7 +274,7 @@ def _proposing(run: PaperRun) -> Proposing | FastSampling | None:
 
 @register_model("qwen")
 class Qwen(PaperLM):
-    """The paper's baselines: plain sampling, or what `use_bon`, `use_beam_search` or `is_rl` ask for."""
+    """The paper's Base row; with `use_bon`, `use_beam_search` or `is_rl`, another baseline."""
 
     paper_name = "qwen"
 
@@ -302,6 +326,6 @@ class QwenDraw(PaperLM):
 
 @register_model("llada_dist")
 class LLaDADist(PaperLM):
-    """Energy-guided sampling with a masked-diffusion model."""
+    """A masked-diffusion model: plain sampling, or energy-guided where `use_vanilla` asks for it."""
 
     paper_name = "llada_dist"

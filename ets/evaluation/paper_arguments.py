@@ -6,7 +6,7 @@ argument of the paper's scripts is honoured, or answered by one line that says w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -22,15 +22,24 @@ MODELS: dict[str, tuple[Family, str]] = {
     "qwen-beam": ("qwen", "beam"),
     "qwen-ets": ("qwen", "ets"),
     "qwen-draw": ("qwen", "draw"),
-    "llada_dist": ("llada", "ets"),
+    "llada_dist": ("llada", "plain"),
 }
-"""By the paper's name of a model: the kind of arguments that it takes, and its method."""
+"""By the paper's name of a model: the kind of arguments that it takes, and its method without further arguments."""
 
 STUDY = "draw"
 """What samples for the reward study, see `ets.evaluation.reward_study`: no method that others are compared with."""
 
-ENGINE: dict[Family, str] = {"qwen": "transformers", "llada": "masked-diffusion"}
-"""What runs the models."""
+ENGINES: dict[Family, tuple[str, ...]] = {"qwen": ("transformers", "vllm"), "llada": ("masked-diffusion",)}
+"""What runs the models; the first is the default, and the only one that runs `ONE_ENGINE`."""
+
+ONE_ENGINE = ("beam", "ets-is", STUDY)
+"""Methods that need transformers: vLLM has no beam search, no scores at other temperatures, and no certainties."""
+
+BASE: dict[str, Any] = {"temperature": 0.7, "top_k": 20, "top_p": 0.8}
+"""The law of the paper's Base row, from which its model `qwen` samples whatever the arguments."""
+
+DEFAULTS: dict[str, dict[str, Any]] = {"qwen": BASE, "qwen-draw": BASE | {"samples": 20}}
+"""By model: the defaults that differ from the family's `ARGUMENTS`, by our names."""
 
 BENCHMARKS = {
     "minerva_math500": "math500",
@@ -61,15 +70,19 @@ class PaperRun:
     method : str
         A key of `ets.evaluation.methods.METHODS`, or `STUDY`.
     values : mapping
-        By our names, all of the family's.
+        By our names, all of the family's. `top_k` and `top_p` may be `"checkpoint"`: the values of the checkpoint's
+        generation_config.
     notes : tuple of str
-        One line for each argument that has no effect here.
+        One line for each argument that has no effect here, and for each method that differs from the paper's.
+    readout : {"last", "vote"}
+        The text that a chain returns: the sampled one, or the first rollout with the majority answer.
     """
 
     family: Family
     method: str
     values: Mapping[str, Any]
     notes: tuple[str, ...]
+    readout: Literal["last", "vote"] = "last"
 
 
 def _whole(name: str, value: Any) -> int:
@@ -120,20 +133,35 @@ def _benchmark(name: str, value: Any) -> str:
     return known[str(value).lower()]
 
 
+def _truncation(kind: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
+    return lambda name, value: value if value == CHECKPOINT else kind(name, value)
+
+
+def _engine(family: Family) -> Callable[[str, Any], str]:
+    def read(name: str, value: Any) -> str:
+        if value not in ENGINES[family]:
+            raise InputError(f"{name} is {value!r}; choose from {', '.join(ENGINES[family])}")
+        return str(value)
+
+    return read
+
+
 def _method(name: str, value: Any) -> str:
-    if value not in METHODS:
-        raise InputError(f"{name} is {value!r}; choose from {', '.join(METHODS)}")
+    methods = [method for method in METHODS if method != "base"]  # that is the model qwen
+    if value not in methods:
+        raise InputError(f"{name} is {value!r}; choose from {', '.join(methods)}")
     return str(value)
 
 
+CHECKPOINT = "checkpoint"
+"""A value of `top_k` and `top_p`: the one in the checkpoint's generation_config."""
+
 _SHARED = {
     "model_path": Argument("model", _text),
-    "temperature": Argument("temperature", _number, 1.0),
-    "accumulate_x0": Argument("pool", _pool, "chain"),
     "dataset": Argument("benchmark", _benchmark, None),
     "task": Argument("benchmark", _benchmark, None),
-    "num_beams": Argument("beams", _whole, 20),
-    "best_by": Argument("best_by", _text, "likelihood-per-token"),
+    "reward": Argument("reward", _text, "majority"),
+    "best_by": Argument("best_by", _text, "majority"),
     "num_samples": Argument("samples", _whole, None),
     "unsafe_code": Argument("unsafe_code", _flag, False),
     "checkpoint_dir": Argument("folder", _text, "results"),
@@ -143,40 +171,49 @@ _SHARED = {
     "memory_gib": Argument("memory_gib", _number, None),
     "enable_thinking": Argument("thinking", _flag, None),
     "think_end_token": Argument("think_end", _text, None),
+    "clip": Argument("clip", _bounds, None),
+    "estimator": Argument("estimator", _text, "plain"),
 }
 ARGUMENTS: dict[Family, dict[str, Argument]] = {
     "qwen": _SHARED
     | {
-        "m_candidates": Argument("candidates", _whole, 15),
+        "m_candidates": Argument("candidates", _whole, 3),
         "k_monte_carlo": Argument("rollouts", _whole, 3),
         "lambda_param": Argument("lam", _number, 0.1),
-        "max_length": Argument("max_length", _whole),
-        "block_size": Argument("block_size", _whole, None),
-        "top_k": Argument("top_k", _whole, None),
-        "top_p": Argument("top_p", _number, None),
+        "max_length": Argument("max_length", _whole, 512),
+        "block_size": Argument("block_size", _whole, 64),
+        "temperature": Argument("temperature", _number, 0.7),
+        "accumulate_x0": Argument("pool", _pool, "chain"),
+        "num_beams": Argument("beams", _whole, 5),
+        "top_k": Argument("top_k", _truncation(_whole), None),
+        "top_p": Argument("top_p", _truncation(_number), None),
         "small_model_path": Argument("proposal", _text, None),
         "proposal_temperature": Argument("proposal_temperature", _number, None),
-        "proposal_top_k": Argument("proposal_top_k", _whole, None),
-        "proposal_top_p": Argument("proposal_top_p", _number, None),
-        "clip": Argument("clip", _bounds, None),
-        "estimator": Argument("estimator", _text, "plain"),
+        "proposal_top_k": Argument("proposal_top_k", _truncation(_whole), None),
+        "proposal_top_p": Argument("proposal_top_p", _truncation(_number), None),
+        "engine": Argument("engine", _engine("qwen"), "transformers"),
+        "data_parallel_size": Argument("replicas", _whole, 1),
+        "tensor_parallel_size": Argument("tensor_parallel", _whole, 1),
+        "gpu_memory_utilization": Argument("utilization", _number, 0.9),
+        "vllm_seed": Argument("seed", _whole, 0),
     },
     "llada": _SHARED
     | {
-        "num_candidates": Argument("candidates", _whole, 15),
+        "num_candidates": Argument("candidates", _whole, 3),
         "monte_carlo_num": Argument("rollouts", _whole, 3),
         "energy_weight": Argument("lam", _number, 0.1),
-        "gen_length": Argument("max_length", _whole),
-        "steps": Argument("steps", _whole, None),
-        "block_length": Argument("block_length", _whole, 32),
-        "guide_steps": Argument("guide_steps", _whole, 4),
+        "gen_length": Argument("max_length", _whole, 1024),
+        "steps": Argument("steps", _whole, 1024),
+        "block_length": Argument("block_length", _whole, 1024),
+        "guide_steps": Argument("guide_steps", _whole, 8),
+        "temperature": Argument("temperature", _number, 0.0),
+        "accumulate_x0": Argument("pool", _pool, "step"),
         "cfg": Argument("cfg", _number, 0.0),
         "remasking": Argument("remasking", _text, "low_confidence"),
         "threshold": Argument("threshold", _number, None),
         "factor": Argument("factor", _number, None),
         "cache": Argument("cache", _text, None),
         "refresh": Argument("refresh", _whole, None),
-        "is_accelerate_available": Argument("accelerated", _flag, False),
         "level": Argument("level", _text, None),
         "fast_temperature": Argument("fast_temperature", _number, None),
         "fast_remasking": Argument("fast_remasking", _text, None),
@@ -184,11 +221,14 @@ ARGUMENTS: dict[Family, dict[str, Argument]] = {
         "fast_factor": Argument("fast_factor", _number, None),
         "fast_cache": Argument("fast_cache", _text, None),
         "fast_refresh": Argument("fast_refresh", _whole, None),
-        "clip": Argument("clip", _bounds, None),
-        "estimator": Argument("estimator", _text, "plain"),
+        "engine": Argument("engine", _engine("llada"), "masked-diffusion"),
     },
 }
-"""By the paper's name. Where its commands leave an argument out, what the paper states holds."""
+"""By the paper's name. The defaults of the paper's arguments are those of its models' constructors. Where `top_k` or
+`top_p` is left out, transformers takes the checkpoint's, and vLLM all tokens; 0 and 1 stand for all tokens."""
+
+RESOURCES = ("replicas", "tensor_parallel", "utilization")
+"""Our names of the arguments that say what vLLM may use."""
 
 OF_PROPOSALS = (
     *("proposal", "proposal_temperature", "proposal_top_k", "proposal_top_p", "clip", "estimator"),
@@ -197,30 +237,73 @@ OF_PROPOSALS = (
 """Our names of the arguments that belong to ETS-IS alone. A clip's bounds stand as `clip=0.1:10`: commas separate
 arguments."""
 
-FLAGS = {
-    "use_vanilla": "plain",
-    "use_bon": "best-of-n",
-    "use_beam_search": "beam",
-    "is_rl": "greedy",
-    "use_importance_sampling": "ets-is",
+FLAGS: dict[Family, dict[str, str]] = {
+    "qwen": {
+        "use_bon": "best-of-n",
+        "use_beam_search": "beam",
+        "is_rl": "greedy",
+        "use_importance_sampling": "ets-is",
+    },
+    "llada": {
+        "use_bon": "best-of-n",
+        "use_vanilla": "ets",
+        "is_accelerate_available": "ets-is",
+        "use_beam_search": "beam",
+        "use_importance_sampling": "ets-is",
+    },
 }
 """Arguments that choose a method when they are true. `is_rl` stands for the paper's comparison with RL: greedy
 decoding of a checkpoint that was trained with RL."""
 
 _LIKELIHOOD = "has no effect: it belongs to tasks that compare likelihoods, which these models do not answer"
-_REPLACED = {
-    "is_accelerate_available": "has no effect: how many processes there are follows from accelerate launch",
-    "proposal": "has no effect: level, fast_cache, fast_threshold … say what importance sampling draws from",
+_PLACES = "has no effect: every finished problem is written to the results folder at once"
+_IDLE: dict[str, str] = {
     "mc_num": _LIKELIHOOD,
     "is_check_greedy": _LIKELIHOOD,
     "mask_id": "has no effect: the mask token is read from the checkpoint's configuration",
     "trust_remote_code": "has no effect: no remote code is run",
+    "dtype": "has no effect: weights keep the checkpoint's number type (float32 on a CPU)",
+    "swap_space": "has no effect: rows that find no room in vLLM's cache wait for it",
+    "checkpoint_interval": _PLACES,
 }
-_LEVEL_0 = (
-    "is_accelerate_available: p_ref is the fast sampler with the dual cache itself, every weight exactly 1 (Level 0); "
-    "the other levels: use_importance_sampling=True,level=1 (or 1F, 2)"
-)
+_OF_FAMILY: dict[Family, dict[str, str]] = {
+    "qwen": {
+        "is_accelerate_available": "has no effect: how many processes there are follows from accelerate launch",
+        "use_energy_guidance": "has no effect: the model qwen-ets is the one with energy guidance",
+    },
+    "llada": {
+        "max_length": "has no effect: gen_length is the length of a generation",
+        "proposal": "has no effect: level, fast_cache, fast_threshold … say what importance sampling draws from",
+        "use_energy_guidance": "has no effect, as in the paper's script: use_vanilla=True chooses ETS",
+    },
+}
+_ONLY_IF: dict[str, tuple[bool, str]] = {
+    "resume_from_checkpoint": (False, "the same command always goes on where it was interrupted"),
+    "reset_checkpoint": (True, "finished problems are never deleted"),
+}
+"""Arguments with the one value that has no effect here, and the reason."""
+_REFUSED = {
+    "lora_local_path": "merge the adapter into the checkpoint, and name that by model_path",
+    "quantization": "name a checkpoint that is stored as it shall run",
+    "revision": "download that revision to a folder, and name it by model_path",
+}
 _OF_LM_EVAL = ("batch_size", "max_batch_size", "device")
+
+_LEVEL_0 = (
+    "is_accelerate_available: the paper draws candidates exactly and rollouts with the dual cache, which follows no "
+    "stated law; here both come from the sampler with the dual cache, every weight exactly 1 (Level 0); level=1, 1F "
+    "or 2 weighs towards the exact sampler"
+)
+_BEAM: dict[Family, str] = {
+    "qwen": (
+        "beam search is deterministic here: the most probable text of num_beams beams; the paper's is sampled wherever "
+        "the checkpoint's generation_config has do_sample"
+    ),
+    "llada": (
+        "beam search keeps num_candidates denoising paths by their log-probability at temperature 1, and reveals, as "
+        "the paper's, one position a step: by default the one with the most probable token (largest)"
+    ),
+}
 
 
 def read_arguments(model: str, arguments: Mapping[str, Any]) -> PaperRun:
@@ -230,23 +313,35 @@ def read_arguments(model: str, arguments: Mapping[str, Any]) -> PaperRun:
     ------
     InputError
         For an unknown model or argument, a missing one, a value that cannot be read, or one that asks for what
-        does not exist yet.
+        does not exist here.
     """
     family, method = _model(model)
     known = ARGUMENTS[family]
-    answered = {*FLAGS, *_REPLACED, *_OF_LM_EVAL}
-    if unknown := [name for name in arguments if name not in known and name not in answered]:
-        raise InputError(f"unknown argument {unknown[0]!r} of the model {model}; choose from {', '.join(known)}")
+    _require_known(model, family, arguments)
     values = {argument.name: argument.default for argument in known.values() if argument.default is not REQUIRED}
+    values |= DEFAULTS.get(model, {})
     read = {name: known[name].read(name, value) for name, value in arguments.items() if name in known}
-    if "dataset" in read and read.get("task", read["dataset"]) != read["dataset"]:
-        raise InputError(f"dataset and task name different benchmarks, {read['dataset']} and {read['task']}; keep one")
+    _require_agreement(known, read)
     values |= {known[name].name: value for name, value in read.items()}
     if missing := [name for name, argument in known.items() if argument.name not in values]:
         raise InputError(f"the model {model} needs {missing[0]}=…; add it to --model_args")
-    method = _chosen(method, values.pop("method"), arguments)
-    told = (*_notes(arguments, known), *_without_proposal(family, method, values, read), *_accelerated(method, values))
-    return PaperRun(family, method, _completed(values), told)
+    method = _chosen(family, method, values.pop("method"), arguments)
+    notes = [
+        *_idle(family, arguments),
+        *_base(model, method, values, read),
+        *_without_proposal(family, method, values, read),
+        *_engine_notes(family, method, values, read),
+        *_level(method, values, arguments),
+        *((_BEAM[family],) if method == "beam" else ()),
+    ]
+    given = {known[name].name for name in read}
+    if (family, method) == ("llada", "beam"):
+        values["steps"] = values["max_length"]
+        values["remasking"] = values["remasking"] if "remasking" in given else "largest"
+    readout: Literal["last", "vote"] = "last"
+    if family == "llada" and method in ("ets", "ets-is") and values["pool"] == "chain":
+        readout = "vote"
+    return PaperRun(family, method, _completed(family, values, given), tuple(notes), readout)
 
 
 def _model(model: str) -> tuple[Family, str]:
@@ -255,9 +350,31 @@ def _model(model: str) -> tuple[Family, str]:
     return MODELS[model]
 
 
-def _chosen(method: str, named: str | None, arguments: Mapping[str, Any]) -> str:
+def _require_known(model: str, family: Family, arguments: Mapping[str, Any]) -> None:
+    for name, mend in _REFUSED.items():
+        if arguments.get(name) not in (None, ""):
+            raise InputError(f"{name} is {arguments[name]!r}, which has no effect here; {mend}")
+    known = ARGUMENTS[family]
+    answered = {*FLAGS[family], *_IDLE, *_OF_FAMILY[family], *_ONLY_IF, *_REFUSED, *_OF_LM_EVAL}
+    if unknown := [name for name in arguments if name not in known and name not in answered]:
+        raise InputError(f"unknown argument {unknown[0]!r} of the model {model}; choose from {', '.join(known)}")
+
+
+def _require_agreement(known: Mapping[str, Argument], read: Mapping[str, Any]) -> None:
+    """Raise `InputError` for two arguments that give one setting different values, such as dataset and task."""
+    first: dict[str, str] = {}
+    for name, value in read.items():
+        other = first.setdefault(known[name].name, name)
+        if read[other] != value:
+            raise InputError(
+                f"{other} and {name} name one setting, but are {read[other]} and {value}; keep one of them"
+            )
+
+
+def _chosen(family: Family, method: str, named: str | None, arguments: Mapping[str, Any]) -> str:
     """The model's method, or the one that an argument chooses."""
-    chosen = {name: FLAGS[name] for name in FLAGS if _flag(name, arguments.get(name, False))}
+    flags = FLAGS[family]
+    chosen = {name: flags[name] for name in flags if _flag(name, arguments.get(name, False))}
     if named is not None:
         chosen["method"] = named
     if method == STUDY and chosen:
@@ -265,6 +382,29 @@ def _chosen(method: str, named: str | None, arguments: Mapping[str, Any]) -> str
     if len(set(chosen.values())) > 1:
         raise InputError(f"{' and '.join(chosen)} ask for different methods; keep one of them")
     return next(iter(chosen.values()), method)
+
+
+def _idle(family: Family, arguments: Mapping[str, Any]) -> Iterator[str]:
+    """A line for each argument without an effect."""
+    reasons = _IDLE | _OF_FAMILY[family]
+    for name, value in arguments.items():
+        if name in reasons:
+            yield f"{name} {reasons[name]}"
+        if name in _ONLY_IF and _flag(name, value) == _ONLY_IF[name][0]:
+            yield f"{name} has no effect: {_ONLY_IF[name][1]}; for new samples, set another seed or checkpoint_dir"
+
+
+def _base(model: str, method: str, values: dict[str, Any], read: Mapping[str, Any]) -> Iterator[str]:
+    """Set the law of the Base row; a line for each argument that it overrules."""
+    if (model, method) != ("qwen", "plain"):
+        return
+    values |= BASE
+    law = ", ".join(f"{name} {value}" for name, value in BASE.items())
+    for name in (name for name in read if name in BASE and read[name] != BASE[name]):
+        yield (
+            f"{name} has no effect: the model qwen samples at {law}, as the paper's; for another law, take the model "
+            "qwen-ets with method=plain"
+        )
 
 
 def _without_proposal(family: Family, method: str, values: dict[str, Any], read: Mapping[str, Any]) -> tuple[str, ...]:
@@ -276,38 +416,52 @@ def _without_proposal(family: Family, method: str, values: dict[str, Any], read:
     for name in OF_PROPOSALS:
         values.pop(name, None)
     idle = [name for name in read if ARGUMENTS[family][name].name in OF_PROPOSALS]
-    return tuple(f"{name} has no effect without importance sampling; add use_importance_sampling=True" for name in idle)
+    flag = {"qwen": "use_importance_sampling", "llada": "is_accelerate_available"}[family]
+    return tuple(f"{name} has no effect without importance sampling; add {flag}=True" for name in idle)
 
 
-def _accelerated(method: str, values: dict[str, Any]) -> tuple[str, ...]:
-    """Of masked diffusion: the dual cache where it is asked for, and what ETS-IS needs where nothing is said of it.
+def _engine_notes(family: Family, method: str, values: dict[str, Any], read: Mapping[str, Any]) -> Iterator[str]:
+    """Choose transformers for a method that vLLM does not run, and leave its resources out; a line for each change."""
+    first = ENGINES[family][0]
+    if values["engine"] != first and method in ONE_ENGINE:
+        values["engine"] = first
+        yield f"the method {method} runs through {first}, as in the paper: vLLM does not have it"
+    if values["engine"] != "vllm":
+        for name in RESOURCES:
+            values.pop(name, None)
+        for name in (name for name in read if ARGUMENTS[family][name].name in RESOURCES):
+            yield f"{name} has no effect without vLLM; run qwen_vllm/eval_qwen.py, or add engine=vllm"
+
+
+def _level(method: str, values: dict[str, Any], arguments: Mapping[str, Any]) -> tuple[str, ...]:
+    """Of masked diffusion: the level of ETS-IS, and the fast sampler that is meant where none is given.
 
     Levels 1 and 2 take the positions as given, which LLaDA's own rule does not.
     """
-    asked = values.pop("accelerated", False)
-    if "level" in values:
-        values["level"] = values["level"] or ("0" if asked else "1")
-        if values["level"] in ("1", "2") and values["remasking"] == "low_confidence":
-            values["fast_remasking"] = values["fast_remasking"] or "largest"
-        if asked or all(values[f"fast_{name}"] is None for name in FAST if name != "remasking"):
-            values["fast_cache"] = values["fast_cache"] or "dual"
-        return (_LEVEL_0,) if asked and values["level"] == "0" else ()
-    if asked:
-        values["cache"] = values["cache"] or "dual"
-        return (_LEVEL_0,)
-    return ()
+    if method != "ets-is" or "level" not in values:
+        return ()
+    asked = _flag("is_accelerate_available", arguments.get("is_accelerate_available", False))
+    values["level"] = values["level"] or ("0" if asked else "1")
+    if values["level"] in ("1", "2") and values["remasking"] == "low_confidence":
+        values["fast_remasking"] = values["fast_remasking"] or "largest"
+    if asked or all(values[f"fast_{name}"] is None for name in FAST if name != "remasking"):
+        values["fast_cache"] = values["fast_cache"] or "dual"
+    return (_LEVEL_0,) if asked and values["level"] == "0" else ()
 
 
-def _completed(values: dict[str, Any]) -> dict[str, Any]:
-    """Fill in what follows from other arguments: one guide step, one denoising step per token, N = M."""
-    if values.get("block_size", 0) is None:
-        values["block_size"] = values["max_length"]
-    if values.get("steps", 0) is None:
-        values["steps"] = values["max_length"]
+def _completed(family: Family, values: dict[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """Fill in what follows from other arguments: N = M, and blocks that fit into a short generation."""
+    for name in ("block_size", "block_length", "steps"):
+        if name in values and name not in given:
+            values[name] = min(values[name], values["max_length"])
     if values["samples"] is None:
         values["samples"] = values["candidates"]
-    return values
-
-
-def _notes(arguments: Mapping[str, Any], known: Mapping[str, Argument]) -> tuple[str, ...]:
-    return tuple(f"{name} {_REPLACED[name]}" for name in arguments if name in _REPLACED and name not in known)
+    if family == "llada":
+        return values | {"beams": values["candidates"], "minimum": 2}
+    default = CHECKPOINT if values["engine"] == "transformers" else None
+    for name in (name for name in values if name.endswith(("top_k", "top_p"))):
+        if values[name] is None:
+            values[name] = default
+        elif values[name] == (0 if name.endswith("top_k") else 1):
+            values[name] = None
+    return values | {"minimum": 1}

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ets.evaluation.hosted import configuration_of, quiet, require_lm_eval
 from ets.evaluation.paper_arguments import BENCHMARKS, read_arguments
 from ets.evaluation.ranks import told_once
-from ets.exits import exit_status
+from ets.exits import exit_status, exiting_at_sigterm
 from ets.tasks import Benchmark, task_named
 from ets.tasks.data import require_hub
 from ets.types import InputError, one_line
@@ -30,24 +30,35 @@ if TYPE_CHECKING:
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run lm-eval's command; bad input ends in one line on standard error and exit status 2."""
+def main(arguments: Sequence[str] | None = None, engine: str | None = None) -> int:
+    """Run lm-eval's command; bad input ends in one line on standard error and exit status 2.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        The words of the command line; by default this process's own.
+    engine : str, optional
+        What runs the model where `--model_args` names no engine.
+    """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    return exit_status(told_once(lambda: _evaluate(list(sys.argv[1:] if arguments is None else arguments))))
+    return exit_status(told_once(lambda: _evaluate(list(sys.argv[1:] if arguments is None else arguments), engine)))
 
 
-def _evaluate(arguments: list[str]) -> None:
+def _evaluate(arguments: list[str], engine: str | None) -> None:
     require_lm_eval()
     from lm_eval.utils import setup_logging
 
     setup_logging(logging.ERROR)
     options = parsed(arguments)
     if hasattr(options, "model_args"):
+        if engine is not None:  # the last argument: lm-eval names its output by the first
+            options.model_args = options.model_args or {}
+            options.model_args.setdefault("engine", engine)
         configuration = _checked(options)
         if os.environ.get("RANK", "0") == "0":
             print("".join(f"note: {line}\n" for line in notes(options)), end="", file=sys.stderr)
-        with hosting(configuration):
+        with hosting(configuration), exiting_at_sigterm():  # vLLM's processes would outlive this one
             options.func(options)
     else:
         options.func(options)

@@ -19,6 +19,12 @@ PATIENCE = timedelta(days=30)
 GRACE = 10.0
 """Seconds in which the launcher ends the other processes after the one that has told what is wrong."""
 
+COPIED_BY = {
+    "vllm": "--replicas (GEN_DP in the scripts, data_parallel_size in the paper's form)",
+    "endpoint": "the server's own --data-parallel-size",
+}
+"""Engines that several processes would not share; what copies their model instead."""
+
 T = TypeVar("T")
 
 
@@ -127,6 +133,14 @@ def join() -> Ranks:
         warnings.simplefilter("ignore")
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     return Ranks(rank, size, store)
+
+
+def require_shareable(engine: str, ranks: Ranks) -> None:
+    """Raise `InputError` for several processes with an engine that has its own ways to share its work."""
+    if ranks.size > 1 and engine in COPIED_BY:
+        raise InputError(
+            f"the engine {engine} takes one process, not {ranks.size}; for copies of the model, use {COPIED_BY[engine]}"
+        )
 
 
 def told_once(command: Callable[[], None]) -> Callable[[], None]:

@@ -27,7 +27,7 @@ SETTINGS = (
 )  # fmt: skip
 """The names of `policy_of`'s settings, without the resources."""
 RESOURCES = {
-    "vllm": ("replicas", "utilization"),
+    "vllm": ("replicas", "tensor_parallel", "utilization"),
     "endpoint": ("endpoint", "served_model", "key_variable", "connections", "seconds"),
 }
 """By engine, what it runs with, which the law does not depend on."""

@@ -23,10 +23,12 @@ from ets.policies.canvases import Canvas, CanvasState, Ints, Memory, Rows, alike
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.drawing import certainty_of, require_finite, rows_together
 from ets.policies.memory import MemoryLimit
+from ets.policies.path_search import beam_search, require_searchable
 from ets.policies.prompts import encode_prompt
 from ets.policies.rules import for_rows
 from ets.policies.unmasking import Revealed, Schedule, Turn, Unmasking, denoise, denoise_greedily
 from ets.randomness import Purpose, derive, uniform
+from ets.transition import require_counts
 from ets.types import Certainty, Cost, Draw, InputError, Keys, Problem, State, Text
 
 BYTES_PER_CANVAS = 2**31
@@ -163,6 +165,18 @@ class MaskedDiffusionPolicy:
         """
         ends = np.full(len(states), self.schedule.gen_length)
         return self._draw(self._own(states), keys, ends, "rollout", denoise_greedily)
+
+    def require_searchable(self) -> None:
+        """Raise `InputError` where beam search cannot list the best continuations of a denoising path."""
+        require_searchable(self)
+
+    def beam(self, states: Sequence[State], beams: int) -> list[Draw]:
+        """The most probable denoising paths that beam search finds, see `ets.policies.path_search`.
+
+        logp is that of the path at temperature 1, positions included.
+        """
+        require_counts(beams=beams)
+        return beam_search(self, self._own(states), beams)
 
     @torch.inference_mode()
     def _draw(

@@ -17,6 +17,7 @@ from itertools import count, islice
 from typing import Any
 
 import numpy as np
+import torch
 
 from ets.policies.autoregressive import Sampling, as_token_states, require_same_tokens
 from ets.policies.background import Background
@@ -49,14 +50,17 @@ class VLLMEngine:
     utilization : float
         Share of a GPU's memory that vLLM may take, weights included.
     replicas : int
-        Copies of the model, on a GPU each: vLLM's own data parallelism.
+        Copies of the model: vLLM's own data parallelism.
+    tensor_parallel : int
+        GPUs of each copy, which share its weights and its cache: vLLM's own tensor parallelism. vLLM gives
+        `replicas · tensor_parallel` different GPUs to the copies.
     rows : int
         Rows that advance together at most.
 
     Raises
     ------
     InputError
-        If vLLM is not installed, or the model has no files to load from.
+        If vLLM is not installed, the model has no files to load from, or the copies take more GPUs than there are.
     """
 
     name = "vLLM"
@@ -69,9 +73,10 @@ class VLLMEngine:
         memory_gib: float | None = None,
         utilization: float = 0.9,
         replicas: int = 1,
+        tensor_parallel: int = 1,
         rows: int = 256,
     ) -> None:
-        require_counts(replicas=replicas, rows=rows)
+        require_counts(replicas=replicas, tensor_parallel=tensor_parallel, rows=rows)
         require_positive(utilization=utilization, **({} if memory_gib is None else {"memory_gib": memory_gib}))
         if utilization > 1:
             raise InputError(f"utilization is {utilization}; it is a share, at most 1")
@@ -81,7 +86,7 @@ class VLLMEngine:
             )
         self.checkpoint, self.replicas = checkpoint, replicas
         self._ids = count()  # of requests
-        self._arguments = engine_arguments(checkpoint, memory_gib, utilization, replicas, rows)
+        self._arguments = engine_arguments(checkpoint, memory_gib, utilization, replicas, tensor_parallel, rows)
         self._lock = threading.RLock()
         self._loaded: list[_Loaded] = []  # at most one
         self.close = weakref.finalize(self, _shut_down, self._loaded)
@@ -245,11 +250,12 @@ def engine_arguments(
     memory_gib: float | None = None,
     utilization: float = 0.9,
     replicas: int = 1,
+    tensor_parallel: int = 1,
     rows: int = 256,
 ) -> dict[str, Any]:
     """vLLM's arguments: everything that results may depend on, none of it left to a checkpoint's files or to defaults.
 
-    For the parameters see `VLLMEngine`. Raises `InputError` if vLLM is not installed.
+    For the parameters see `VLLMEngine`. Raises `InputError` if vLLM is not installed, or for too few GPUs.
     """
     # Read by vLLM when it is imported: no reports to its authors, no log lines among ours.
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -259,12 +265,14 @@ def engine_arguments(
         from vllm.platforms import current_platform
     except ImportError as error:
         raise InputError(f"vLLM cannot be imported ({_line(error)}); run `bash scripts/setup.sh vllm`") from error
+    _require_gpus(replicas, tensor_parallel, 0 if current_platform.is_cpu() else torch.cuda.device_count())
     options: dict[str, Any] = {
         "model": checkpoint.name,
         "dtype": checkpoint.placement.split()[1],
         "max_model_len": -1,  # the model's own, or as much as the cache holds
         "max_num_seqs": rows,
         "data_parallel_size": replicas,
+        "tensor_parallel_size": tensor_parallel,
         "gpu_memory_utilization": utilization,
         "enable_prefix_caching": True,
         "logprobs_mode": "processed_logprobs",
@@ -280,6 +288,17 @@ def engine_arguments(
     if memory_gib is not None:
         options["kv_cache_memory_bytes"] = int(memory_gib * 2**30)
     return options
+
+
+def _require_gpus(replicas: int, tensor_parallel: int, gpus: int) -> None:
+    """Raise `InputError` for copies that take more GPUs than there are, or, on a CPU, for more than one process."""
+    needed = replicas * tensor_parallel
+    if needed > max(1, gpus):
+        there = f"there {'is' if gpus == 1 else 'are'} {gpus}" if gpus else "vLLM runs on the CPU here, as one copy"
+        raise InputError(
+            f"replicas {replicas} · tensor_parallel {tensor_parallel} take {needed} GPUs, but {there}; lower them "
+            "(in the scripts GEN_DP and GEN_TP, in the paper's form data_parallel_size and tensor_parallel_size)"
+        )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import partial
 from typing import Literal, TypeAlias
@@ -31,8 +31,8 @@ def votes(extract: ReadText, texts: Sequence[Text]) -> dict[Hashable, float]:
     return _counted(_with_answers([(extract(text.text), text) for text in texts]))
 
 
-def winner(extract: ReadText, texts: Sequence[Text], minimum: float = 1) -> Hashable | None:
-    """The majority answer of `texts`; None where no answer has `minimum` votes.
+def winner(extract: ReadText, texts: Sequence[Text], minimum: int = 1) -> Hashable | None:
+    """The majority answer of `texts`; None where none has an answer, or fewer than `minimum` texts have this one.
 
     Of several answers with equally many votes, the answer that reached the count first in the order of `texts` wins:
     of a, b, b, a it is b. So the majority is a function of the rollouts and their order.
@@ -59,7 +59,7 @@ def _with_answers(answered: Answered) -> Answered:
     return [(answer, text) for answer, text in answered if answer is not None]
 
 
-def _weighed(answered: Answered) -> Iterable[tuple[Hashable | None, float]]:
+def _weighed(answered: Answered) -> list[tuple[Hashable | None, float]]:
     """Each answer and its vote: its text's importance ratio in terms of the largest ratio; without a proposal 1."""
     largest = max((text.log_ratio for _, text in answered), default=0.0)
     return [(answer, math.exp(text.log_ratio - largest)) for answer, text in answered if text.log_ratio > -math.inf]
@@ -73,15 +73,21 @@ def _counted(answered: Answered) -> dict[Hashable | None, float]:
     return dict(counts)
 
 
-def _winner(answered: Answered, minimum: float) -> Hashable | None:
-    """The answer with the most votes, at least `minimum` of them; of equals the one that reached the count first."""
+def _winner(answered: Answered, minimum: int) -> Hashable | None:
+    """The answer with the most votes, of equals the one that reached the count first; None if too few texts give it."""
     counts: defaultdict[Hashable | None, float] = defaultdict(float)
+    weighed = _weighed(_with_answers(answered))
     best: Hashable | None = None
-    for answer, vote in _weighed(_with_answers(answered)):
+    for answer, vote in weighed:
         counts[answer] += vote
         if best is None or counts[answer] > counts[best]:
             best = answer
-    return best if best is not None and counts[best] >= minimum else None
+    return best if _texts(weighed)[best] >= minimum else None
+
+
+def _texts(weighed: Iterable[tuple[Hashable | None, float]]) -> Counter[Hashable | None]:
+    """The number of texts that give each answer, whatever their votes weigh."""
+    return Counter(answer for answer, _ in weighed)
 
 
 def majority(extract: Extract, *, pool: Pool = "chain", minimum: int = 1) -> Reward:
@@ -93,26 +99,29 @@ def majority(extract: Extract, *, pool: Pool = "chain", minimum: int = 1) -> Rew
     that a run is a function of its seed. A rollout without an answer has no vote and the reward 0. At λ = 0.1 a
     rollout with the majority answer weighs e^10 times as much as any other.
 
-    **As M → ∞** the pooled majority tends to the mode a* of the reference's answers, P_ref(answer | prompt), in the
-    first guide step, wherever that mode is unique. With `pool="chain"` and enough
-    rollouts of the first step it stays there, and the chain's law tends to p* ∝ p_ref · exp(r/λ) of the *fixed* reward
-    r = 1[a(x_0) = a*]. With `pool="step"` the mode is that of P_ref(answer | x_t) at each step's own x_t.
-
     **At finite M and K** the reward is no fixed function of the text, because â is random. A guide step from x_t draws
     all M candidates and M·K rollouts, and then a candidate in proportion to mean_k exp(1[a_mk = â] / λ), â a function
     of all M·K answers (and of the answers of earlier steps). `ets.testing.majority_law` enumerates that law.
+
+    **As M → ∞** a guide step draws x_s ∝ p_ref(x_s | x_t) · E[exp(1[a = â_t] / λ) | x_s]. Let
+    π_t(a) = P_ref(answer a | x_t). With `pool="step"` â_t is the mode of π_t, with `pool="chain"` the mode of the mean
+    of π_t' over the steps t' so far, wherever that mode is unique (`ets.testing.majority_limit_law`). In the first
+    step â_t is a*, the mode of P_ref(answer | prompt). With one guide step, and with several if â_t remains a* on every
+    path, that is p* ∝ p_ref · exp(r/λ) of the *fixed* reward r = 1[a(x_0) = a*]. Otherwise it is not. Let π_0 be 60% a
+    and 40% b: from an x_1 with 90% b, the mean has 65% b, and the chain goes on towards b, however large M is.
 
     Parameters
     ----------
     extract : callable
         `text -> answer or None` or `(problem, text) -> answer or None`: a pure function, whose results are
-        remembered. Answers that compare equal (`==`) vote together.
+        remembered. Answers that are equal as keys of a dictionary (`==`, and so of one hash) vote together.
     pool : {"step", "chain"}
         Whose votes count: the rollouts of this step, or of all steps of the chain so far (the default, as in the
         paper).
     minimum : int
-        Votes that the majority answer needs; with fewer every reward is 0. The authors' code for LLaDA has 2: no
-        reward while no answer occurs twice. With a proposal, votes are in terms of the largest ratio.
+        Rollouts that must have the majority answer; with fewer every reward is 0. The authors' code for LLaDA has 2:
+        no reward while no answer occurs twice. With a proposal these are still rollouts, whatever their ratios, but
+        for those of ratio 0.
 
     Returns
     -------
@@ -131,7 +140,8 @@ def majority(extract: Extract, *, pool: Pool = "chain", minimum: int = 1) -> Rew
 
     def judged(answered: Answered) -> Callable[[Hashable | None], float]:
         best = _winner(answered, minimum)
-        return lambda answer: float(answer is not None and answer == best)
+        values: dict[Hashable, float] = {} if best is None else {best: 1.0}  # equal by the rule that counted them
+        return lambda answer: values.get(answer, 0.0)
 
     return _pooled(extract, pool, minimum, judged)
 
@@ -154,12 +164,12 @@ def agreement_share(extract: Extract, *, pool: Pool = "chain", minimum: int = 1)
     ----------
     extract : callable
         `text -> answer or None` or `(problem, text) -> answer or None`: a pure function, whose results are
-        remembered. Answers that compare equal (`==`) vote together.
+        remembered. Answers that are equal as keys of a dictionary (`==`, and so of one hash) vote together.
     pool : {"step", "chain"}
         Whose votes count: the rollouts of this step, or of all steps of the chain so far (the default).
     minimum : int
-        Votes that an answer needs; with fewer, its rollouts have the reward 0, as those without an answer. With a
-        proposal, votes are in terms of the largest ratio.
+        Rollouts that must have an answer, whatever their ratios; with fewer, they have the reward 0, as those without
+        an answer.
 
     Returns
     -------
@@ -173,9 +183,9 @@ def agreement_share(extract: Extract, *, pool: Pool = "chain", minimum: int = 1)
     """
 
     def judged(answered: Answered) -> Callable[[Hashable | None], float]:
-        counts = _counted(answered)
+        counts, given = _counted(answered), _texts(_weighed(answered))
         total = math.fsum(counts.values())
-        shares = {a: count / total for a, count in counts.items() if a is not None and count >= minimum}
+        shares = {a: count / total for a, count in counts.items() if a is not None and given[a] >= minimum}
         return lambda answer: shares.get(answer, 0.0)
 
     return _pooled(extract, pool, minimum, judged)

@@ -14,7 +14,6 @@ from ets.testing.laws import (
     frequencies,
     kernel_law,
     optimal_law,
-    self_consistency_law,
     total_variation,
 )
 from ets.testing.masked_laws import (
@@ -27,6 +26,7 @@ from ets.testing.masked_laws import (
 )
 from ets.testing.masked_tabular import TabularMaskedDiffusion
 from ets.testing.tabular import TabularPolicy
+from ets.testing.voting_laws import agreement_share_law, majority_law, majority_limit_law
 
 __all__ = [
     "AutoregressiveOracle",
@@ -37,6 +37,7 @@ __all__ = [
     "TabularMaskedDiffusion",
     "TabularPolicy",
     "Verdict",
+    "agreement_share_law",
     "check_law",
     "check_policy",
     "closed_form_step",
@@ -44,9 +45,10 @@ __all__ = [
     "frequencies",
     "judge_law",
     "kernel_law",
+    "majority_law",
+    "majority_limit_law",
     "optimal_law",
     "position_term",
     "scores_of",
-    "self_consistency_law",
     "total_variation",
 ]

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -191,47 +191,3 @@ def _choice_law(drawn: Floats, tilts: Sequence[_Tilted], m: int) -> Floats:
     psi, slope, none = map(np.array, zip(*(tilt.transforms(s, largest) for tilt in tilts), strict=True))
     rest = (drawn @ psi) ** (m - 1)
     return m * drawn * np.trapezoid(slope * rest * s, t) + drawn * none * (drawn @ none) ** (m - 1)
-
-
-def self_consistency_law(
-    oracle: Oracle,
-    problem: Problem,
-    answer: Callable[[Any], Hashable | None],
-    *,
-    lam: float,
-    pool: Literal["step", "chain"],
-) -> Law:
-    """What ETS with `ets.rewards.self_consistency` tends to as M → ∞, at any K.
-
-    From x_t it goes to x_s ∝ p_ref(x_s | x_t) · E[exp(π(a)/λ) | x_s], a the answer of the rollout, where π is
-    π_t(a) = P_ref(a | x_t) for votes of this step alone, and the mean of π_t' over the steps t' so far for
-    votes of the chain. `answer` takes outcomes; a rollout without an answer has reward 0.
-    """
-
-    def answers_from(node: Any) -> dict[Hashable, float]:
-        shares: dict[Hashable, float] = {}
-        for outcome, p in oracle.finish_law(problem, node).items():
-            if (a := answer(outcome)) is not None:
-                shares[a] = shares.get(a, 0.0) + p
-        return shares
-
-    def from_node(node: Any, earlier: list[dict[Hashable, float]]) -> dict[Any, float]:
-        prior = oracle.extend_law(problem, node)
-        if set(prior) == {node}:
-            return {node: 1.0}
-        votes = [*(earlier if pool == "chain" else []), answers_from(node)]
-
-        def tilt(outcome: Any) -> float:
-            return float(np.exp(np.mean([shares.get(answer(outcome), 0.0) for shares in votes]) / lam))
-
-        weights = {
-            x: p * sum(q * tilt(outcome) for outcome, q in oracle.finish_law(problem, x).items())
-            for x, p in prior.items()
-        }
-        law: dict[Any, float] = {}
-        for x, weight in weights.items():
-            for outcome, q in from_node(x, votes).items():
-                law[outcome] = law.get(outcome, 0.0) + q * weight / sum(weights.values())
-        return law
-
-    return from_node(oracle.root, [])

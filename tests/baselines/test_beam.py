@@ -73,8 +73,8 @@ def test_a_bad_number_of_beams_is_refused_at_once(value: Any) -> None:
         beam(value)
 
 
-def test_masked_diffusion_has_no_beam_search_and_says_so_in_one_line(tiny_llada: Checkpoint) -> None:
-    policy = MaskedDiffusionPolicy(tiny_llada, Unmasking(), Schedule(4, 4, 4, 4))
-    with pytest.raises(InputError, match=r"^MaskedDiffusionPolicy has no beam search, which autoregressive"):
+def test_a_law_without_beam_search_says_so_in_one_line(tiny_llada: Checkpoint) -> None:
+    policy = MaskedDiffusionPolicy(tiny_llada, Unmasking(remasking="random"), Schedule(4, 4, 4, 4))
+    with pytest.raises(InputError, match=r"^remasking 'random' draws positions, which beam search cannot do; choose"):
         list(run(policy, beam(2), [Problem("p", "ab")], width=1, seed=0))
     assert policy.ledger.forwards == 0

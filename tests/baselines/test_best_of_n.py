@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ets import rewards
 from ets.baselines import best_of_n, majority
-from ets.rewards import likelihood, self_consistency
+from ets.rewards import agreement_share, likelihood
 from ets.runner import run
 from ets.testing import Law, TabularPolicy, check_law, total_variation
 from ets.transition import RewardError
@@ -70,11 +71,23 @@ def test_ties_are_broken_evenly_at_level_1e_4() -> None:
     check_law((chain.trace[0].choice for chain in chains), dict.fromkeys(range(4), 0.25), level=LEVEL)
 
 
-def test_by_self_consistency_it_is_majority_voting_chain_by_chain() -> None:
-    reward = self_consistency(first_letter, pool="step")
+def test_by_the_share_it_is_majority_voting_chain_by_chain() -> None:
+    reward = agreement_share(first_letter, pool="step")
     best, voted = (chains_of(s, 500) for s in (best_of_n(reward, samples=5), majority(first_letter, samples=5)))
     assert [chain.state.tokens for chain in best] == [chain.state.tokens for chain in voted]
     assert len({chain.state.tokens for chain in best}) > 3
+
+
+def test_by_the_majority_it_returns_a_sample_with_the_answer_that_reached_the_count_first() -> None:
+    """Of two samples the first that has an answer; majority voting may return either."""
+    best = best_of_n(rewards.majority(first_letter, pool="step"), samples=2)
+    tied = 0
+    for chain in chains_of(best, 300):
+        (step,) = chain.trace
+        answers = [answer for text in step.candidates if (answer := first_letter(text.text)) is not None]
+        assert not answers or first_letter(step.candidates[step.choice].text) == answers[0]
+        tied += len(set(answers)) == 2
+    assert tied > 20
 
 
 @pytest.mark.parametrize("per_token", [False, True])

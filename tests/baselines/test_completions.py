@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ets.baselines import majority, one_step, plain, weighted_majority
-from ets.rewards import likelihood, self_consistency, verifier
+from ets.rewards import agreement_share, likelihood, verifier
 from ets.runner import run
 from ets.testing import Law, TabularPolicy, check_law, optimal_law, total_variation
 from ets.types import Chain, InputError, Problem, StepFn, Text
@@ -231,7 +231,7 @@ def test_sums_of_weights_tie_in_whatever_order_they_are_added() -> None:
 
 @pytest.mark.parametrize(
     "reward",
-    [likelihood(), verifier(first_letter, lambda problem, answer: answer == "a"), self_consistency(first_letter)],
+    [likelihood(), verifier(first_letter, lambda problem, answer: answer == "a"), agreement_share(first_letter)],
     ids=["likelihood", "verifier", "self-consistency"],
 )
 def test_weighted_majority_takes_any_reward(reward: Any) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from ets.baselines import log_normaliser, lookahead, particle_filter, particles
 from ets.baselines.particles import Particle, Population, systematic
-from ets.rewards import self_consistency
+from ets.rewards import agreement_share
 from ets.runner import run
 from ets.testing import (
     Law,
@@ -314,7 +314,7 @@ def test_a_weight_that_was_never_reset_is_the_mean_over_its_rollouts(rollouts: i
 
 def test_with_a_reward_that_changes_the_last_values_decide() -> None:
     """Self-consistency: the values that are divided out are those that were recorded."""
-    reward = self_consistency(lambda text: text[:1] or None, pool="step")
+    reward = agreement_share(lambda text: text[:1] or None, pool="step")
     for chain in chains_of(particle_filter(reward, particles=5, lam=0.2, threshold=0.0), LONG, 50):
         last = chain.trace[-1]
         np.testing.assert_allclose(last.log_weights, last.log_rewards[:, 0], atol=1e-12)

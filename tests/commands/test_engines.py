@@ -35,7 +35,7 @@ def test_an_option_that_engines_share_stands_once_in_the_help(capsys: pytest.Cap
 def test_results_do_not_depend_on_what_an_engine_may_use(tmp_path: Path) -> None:
     found = [
         engine_settings(_parser().parse_args(command(tmp_path, engine="vllm", **given)))
-        for given in ({}, {"replicas": "2", "utilization": "0.5", "top_p": "1"})
+        for given in ({}, {"replicas": "2", "tensor_parallel": "2", "utilization": "0.5", "top_p": "1"})
     ]
     assert found[0] == found[1] == {"engine": "vllm", "block_size": 16, "max_length": 32, "top_k": None, "top_p": 1.0}
     for name, resources in RESOURCES.items():
@@ -61,6 +61,8 @@ def test_results_do_not_depend_on_where_a_server_is(tmp_path: Path) -> None:
         ({"methods": "ets,beam", "beams": "2"}, "VLLMPolicy has no beam search, which autoregressive models have in"),
         ({"temperature": "2.5"}, "temperature is 2.5, and vLLM samples at 0 and at 0.01 to 2"),
         ({"replicas": "0"}, "replicas is 0"),
+        ({"replicas": "99"}, "replicas 99 · tensor_parallel 1 take 99 GPUs, but "),
+        ({"tensor_parallel": "99"}, "replicas 1 · tensor_parallel 99 take 99 GPUs, but "),
         ({"utilization": "0"}, "utilization is 0.0"),
         ({"utilization": "90"}, "utilization is 90.0; it is a share, at most 1"),
         ({"memory_gib": "-1"}, "memory_gib is -1.0"),

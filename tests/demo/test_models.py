@@ -15,7 +15,7 @@ from ets.kernel import energy_guided
 from ets.policies.autoregressive import Horizon, Sampling
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.transformers import TransformersPolicy
-from ets.rewards import self_consistency
+from ets.rewards import majority
 from ets.runner import run
 from ets.tasks import Arithmetic
 
@@ -51,7 +51,7 @@ def test_any_text_round_trips(text: str) -> None:
 def texts_at_width(width: int, dtype: torch.dtype, count: int) -> dict[str, list[str]]:
     """Every text of every trace, by problem."""
     policy = TransformersPolicy(Checkpoint(demo.model_path(), dtype), Sampling(1.9), Horizon(24, 72))
-    step = energy_guided(self_consistency(TASK.extract), candidates=4, rollouts=2, lam=0.1)
+    step = energy_guided(majority(TASK.extract), candidates=4, rollouts=2, lam=0.1)
     chains = run(policy, step, TASK.problems(count, 0), width=width, seed=0)
     return {
         chain.problem.id: [text.text for guide in chain.trace for row in guide.rollouts for text in row]

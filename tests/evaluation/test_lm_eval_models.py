@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,15 @@ from lm_eval.api.instance import Instance
 from ets.cli import main as ets_main
 from ets.evaluation.lm_eval_models import LLaDADist, Qwen, QwenETS
 from ets.evaluation.paper_command import main
+from ets.policies.autoregressive import Sampling
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.vllm import VLLMEngine, VLLMPolicy
 from ets.types import InputError
 from tests.chatting import CHATML
 from tests.sandboxed import needs_sandbox
 
 ROOT = Path(__file__).parents[2]
+needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here; `bash scripts/setup.sh vllm`")
 DATA = ROOT / "tests" / "data"
 SMALL = "model_path=embedded-small,m_candidates=2,k_monte_carlo=1,block_size=8,max_length=16,temperature=0.7"
 
@@ -121,7 +125,8 @@ def test_a_task_file_reads_local_data_at_zero_shots_or_says_why_not(
 def test_it_samples_what_ets_eval_samples(tmp_path: Path) -> None:
     assert run_paper(tmp_path / "paper", "minerva_math500") == 0
     words = """--task math500 --model embedded-small --count 2 --methods ets --candidates 2 --rollouts 1 --lam 0.1
-        --pool chain --block-size 8 --max-length 16 --temperature 0.7 --seed 0 --width 2"""
+        --pool chain --block-size 8 --max-length 16 --temperature 0.7 --top-k checkpoint --top-p checkpoint --seed 0
+        --width 2"""
     assert ets_main(["eval", *words.split(), "--data", str(DATA), "--out", str(tmp_path / "own" / "run")]) == 0
     ours, theirs = records(tmp_path / "own"), records(tmp_path / "paper")
     assert [(r["problem"], r["text"]) for r in ours] == [(r["problem"], r["text"]) for r in theirs]
@@ -139,8 +144,8 @@ def test_ets_is_of_the_paper_s_form_samples_what_ets_eval_samples(
     printed = capsys.readouterr().out
     assert printed.count("ETS-IS (M 2, K 1, block 8): ") == 2 and "rollouts of the proposal" in printed
     words = """--task math500 --model embedded --count 2 --methods ets-is --candidates 5 --rollouts 1 --lam 0.1
-        --pool chain --block-size 16 --max-length 16 --temperature 0.7 --seed 0 --width 2 --proposal embedded-small
-        --is-candidates 2 --is-block-size 8 --clip 0.1,10"""
+        --pool chain --block-size 16 --max-length 16 --temperature 0.7 --top-k checkpoint --top-p checkpoint --seed 0
+        --width 2 --proposal embedded-small --proposal-top-k 50 --is-candidates 2 --is-block-size 8 --clip 0.1,10"""
     assert ets_main(["eval", *words.split(), "--data", str(DATA), "--out", str(tmp_path / "own" / "run")]) == 0
     ours, theirs = records(tmp_path / "own"), records(tmp_path / "paper")
     assert len(theirs) == 2  # the second command found them
@@ -171,28 +176,99 @@ def test_aime_averages_over_the_repeats_of_its_own_task_file(
     assert len(texts) == 6 and len(set(texts)) > 2
 
 
-def test_the_masked_diffusion_model_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = "model_path=embedded,gen_length=16,block_length=8,guide_steps=2,num_candidates=2,monte_carlo_num=1"
-    assert run_paper(tmp_path, "gsm8k", "--num_fewshot", "0", model="llada_dist", arguments=arguments) == 0
-    assert "ETS (M 2, K 1)" in capsys.readouterr().out
+MASKED = (
+    "model_path=embedded,gen_length=16,block_length=8,guide_steps=2,num_candidates=2,monte_carlo_num=1,temperature=2.4"
+)
+
+
+@pytest.mark.parametrize(
+    ("more", "label"),
+    [
+        ("", "plain sampling (mean of 1)"),
+        (",use_vanilla=True", "ETS (M 2, K 1)"),
+        (",use_bon=True", "best of 2 samples, by majority"),
+        (",use_beam_search=True", "beam search (2 beams)"),
+        (",is_accelerate_available=True", "ETS-IS at level 0 (M 2, K 1)"),
+    ],
+)
+def test_a_flag_chooses_the_method_of_the_masked_diffusion_model(
+    more: str, label: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--num_fewshot", "0")
+    assert run_paper(tmp_path, "gsm8k", *words, model="llada_dist", arguments=MASKED + more) == 0
+    assert f"| {label} " in capsys.readouterr().out
 
 
 def test_a_fast_masked_diffusion_model_runs_by_the_paper_s_arguments(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Accelerated, the sampler with the cache is p_ref; with importance sampling it is weighed towards what is told."""
-    arguments = "model_path=embedded,gen_length=16,block_length=8,guide_steps=2,num_candidates=2,monte_carlo_num=1"
-    positions = []
-    for more in ("", ",is_accelerate_available=True", ",use_importance_sampling=True"):
+    """Accelerated, the sampler with the cache is p_ref; at a level it is weighed towards the exact sampler."""
+    positions, shown = [], []
+    for more in (",use_vanilla=True", ",is_accelerate_available=True", ",is_accelerate_available=True,level=1"):
         folder = tmp_path / str(len(positions))
-        words = ("--num_fewshot", "0")
-        assert run_paper(folder, "gsm8k", *words, model="llada_dist", arguments=arguments + more) == 0
+        assert run_paper(folder, "gsm8k", "--num_fewshot", "0", model="llada_dist", arguments=MASKED + more) == 0
         positions.append(sum(r["cost"]["candidate"] + r["cost"]["rollout"] for r in records(folder)))
-        shown = capsys.readouterr()
-        assert ("Level 0" in shown.err) == (more == ",is_accelerate_available=True")
+        shown.append(capsys.readouterr())
+    assert ["Level 0" in each.err for each in shown] == [False, True, False]
     exact, accelerated, weighed = positions
     assert accelerated < exact > weighed
-    assert "ETS-IS at level 1 (M 2, K 1): its target is the exact model's token probabilities" in shown.out
+    assert "ETS-IS at level 1 (M 2, K 1): its target is the exact model's token probabilities" in shown[-1].out
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_the_text_of_llada_s_ets_is_the_vote_s_where_votes_accumulate(
+    pooled: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The chain's own text is journalled beside it, and both are rows of the table."""
+    given: dict[str, Any] = {"gen_length": 24, "block_length": 8, "guide_steps": 3, "temperature": 2.4, "width": 4}
+    given |= {"num_candidates": 3, "monte_carlo_num": 2, "use_vanilla": True, "accumulate_x0": pooled}
+    lm = LLaDADist(model_path="embedded", checkpoint_dir=str(tmp_path), **given)
+    sums = [request(number) for number in range(4)]
+    texts = lm.generate_until(sums)
+    drawn = {record["problem"]: record for record in records(tmp_path)}
+    expected = [drawn[f"gsm8k-{number}"] for number in range(4)]
+    assert texts == [record["vote"]["text"] if pooled else record["text"] for record in expected]
+    assert any(record["vote"]["text"] != record["text"] for record in expected)
+    assert capsys.readouterr().out.count("| ETS (M 3, K 2)") == 2
+
+
+def test_p_ref_is_truncated_by_the_checkpoint_and_a_line_shows_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here by transformers' default, for want of a value in the checkpoint's generation configuration."""
+    lm = model(tmp_path, QwenETS)
+    assert (lm.policy.sampling, lm.run.values["top_k"]) == (Sampling(1.5, 50, None), 50)
+    assert "note: top_k 50: of the checkpoint's generation_config, as in the paper; top_k=0" in capsys.readouterr().err
+    assert model(tmp_path, QwenETS, top_k=0, top_p=0.9).policy.sampling == Sampling(1.5, None, 0.9)
+    pair = model(tmp_path, QwenETS, **PROPOSED).policy
+    assert (pair.reference.sampling, pair.proposal.sampling) == (Sampling(1.5, 50, None),) * 2
+    assert "note: proposal_top_k 50: of the checkpoint's generation_config" in capsys.readouterr().err
+
+
+def test_the_base_row_has_its_own_law(tmp_path: Path) -> None:
+    assert model(tmp_path, Qwen).policy.sampling == Sampling(0.7, 20, 0.8)
+    assert model(tmp_path, Qwen, use_bon=True).policy.sampling == Sampling(1.5, 20, 0.8)
+
+
+@needs_vllm
+def test_vllm_gets_its_copies_its_seed_and_all_tokens(tmp_path: Path) -> None:
+    lm = model(tmp_path, QwenETS, engine="vllm", vllm_seed=5, gpu_memory_utilization=0.4)
+    assert isinstance(lm.policy, VLLMPolicy) and lm.policy.sampling == Sampling(1.5)
+    asked = ("data_parallel_size", "tensor_parallel_size", "gpu_memory_utilization")
+    assert [lm.policy.engine._arguments[name] for name in asked] == [1, 1, 0.4]
+    assert lm.run.values["seed"] == 5
+
+
+@needs_vllm
+@pytest.mark.parametrize("name", ["data_parallel_size", "tensor_parallel_size"])
+def test_more_gpus_than_there_are_is_one_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(VLLMEngine, "load", lambda self: pytest.fail("the engine was loaded"))
+    line = ["--tasks", "gsm8k", "--model", "qwen-ets", "--model_args", f"{SMALL},checkpoint_dir={tmp_path},{name}=99"]
+    assert main(line, engine="vllm") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and " take 99 GPUs, but " in error and name in error
 
 
 def test_data_that_cannot_be_had_is_one_line(
@@ -219,15 +295,20 @@ def model(folder: Path, kind: type = Qwen, **changed: Any) -> Any:
     return kind(**{**given, **changed})
 
 
+def hot(folder: Path) -> Any:
+    """Plain sampling at a high temperature."""
+    return model(folder, QwenETS, method="plain")
+
+
 def test_repeats_are_samples_of_their_own_and_padding_is_answered_again(tmp_path: Path) -> None:
     one, two = request(1, repeats=3), request(2, repeats=3)
     before = json.dumps([one.args, two.args])
-    texts = model(tmp_path).generate_until([one, one, one, two, two, two, two, two])  # lm-eval pads with the last one
+    texts = hot(tmp_path).generate_until([one, one, one, two, two, two, two, two])  # lm-eval pads with the last one
     assert json.dumps([one.args, two.args]) == before
     assert len(texts) == 8 and len(set(texts[:6])) > 3
     assert texts[6:] == texts[3:5]
     assert len(records(tmp_path)) == 6
-    again = model(tmp_path).generate_until([two, one, two, one, two, one])
+    again = hot(tmp_path).generate_until([two, one, two, one, two, one])
     assert again == [texts[n] for n in (3, 0, 4, 1, 5, 2)]
 
 
@@ -277,9 +358,10 @@ def test_likelihoods_are_refused(tmp_path: Path) -> None:
         (QwenETS, {**PROPOSED, "estimator": "best"}, "unknown estimator 'best'"),
         (QwenETS, {**PROPOSED, "proposal_temperature": 0}, "at temperature 0 the proposal draws one text only"),
         (QwenETS, {**PROPOSED, "small_model_path": "./nowhere"}, "no checkpoint at './nowhere'"),
-        (LLaDADist, {"model_path": "embedded", "gen_length": 16, "max_length": None}, "no multiple of block_length 32"),
-        (LLaDADist, {"model_path": "embedded", "gen_length": 32, "max_length": None, "use_beam_search": True},
-         "MaskedDiffusionPolicy has no beam search"),
+        (LLaDADist, {"model_path": "embedded", "gen_length": 16, "max_length": None, "block_length": 32},
+         "no multiple of block_length 32"),
+        (LLaDADist, {"model_path": "embedded", "gen_length": 32, "max_length": None, "use_beam_search": True,
+                     "remasking": "random"}, "remasking 'random' draws positions, which beam search cannot do"),
     ],
 )  # fmt: skip
 def test_bad_values_are_one_line_before_any_weights_are_loaded(
@@ -305,8 +387,15 @@ def launch(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_the_script_is_launched_inside_its_folder() -> None:
     words = ("accelerate.commands.launch", "eval_qwen.py", "--tasks", "gsm8k", "--model", "qwen-draw")
-    done = launch(*words, "--model_args", "model_path=x", folder=ROOT / "qwen")
-    assert "error: the model qwen-draw needs max_length=…" in done.stderr
+    done = launch(*words, "--model_args", "max_length=8", folder=ROOT / "qwen")
+    assert "error: the model qwen-draw needs model_path=…" in done.stderr
+
+
+def test_the_script_for_vllm_chooses_vllm(tmp_path: Path) -> None:
+    """Where a line names no engine, and the method is one that vLLM runs."""
+    words = ["--tasks", "gsm8k", "--model", "llada_dist", "--model_args", "model_path=embedded"]
+    done = launch("qwen_vllm.eval_qwen", *words, folder=ROOT)
+    assert done.stderr.endswith("error: engine is 'vllm'; choose from masked-diffusion\n")
 
 
 def test_the_reward_study_of_the_paper_s_form_is_that_of_ets_study(
@@ -318,8 +407,8 @@ def test_the_reward_study_of_the_paper_s_form_is_that_of_ets_study(
         assert run_paper(tmp_path / "paper", "minerva_math500", model="qwen-draw", arguments=arguments) == 0
     printed = capsys.readouterr().out
     assert "minerva_math500, graded by ets" in printed and "| self-certainty " in printed
-    words = """--task math500 --model embedded-small --count 2 --samples 3 --max-length 16 --temperature 0.7 --seed 0
-        --width 2"""
+    words = """--task math500 --model embedded-small --count 2 --samples 3 --max-length 16 --temperature 0.7 --top-k 20
+        --top-p 0.8 --seed 0 --width 2"""
     assert ets_main(["study", *words.split(), "--data", str(DATA), "--out", str(tmp_path / "own" / "run")]) == 0
     ours, theirs = records(tmp_path / "own"), records(tmp_path / "paper")
     assert [(r["problem"], r["text"], r["rewards"]) for r in ours] == [
@@ -333,7 +422,7 @@ def test_the_reward_study_of_the_paper_s_form_is_that_of_ets_study(
     ("changed", "message"),
     [
         ("num_samples=1", "samples is 1, and one answer to a problem agrees with itself alone"),
-        ("num_samples=3,temperature=0", "so all 3 draws from a state would be equal"),
+        ("num_samples=3,temperature=0,top_k=0,top_p=1", "so all 3 draws from a state would be equal"),
         ("num_samples=3,use_bon=True", "the model qwen-draw has no other method; leave use_bon out"),
     ],
 )

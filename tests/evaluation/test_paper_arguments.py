@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ets.evaluation.methods import METHODS
+from ets.evaluation.methods import METHODS, Base
 from ets.evaluation.paper_arguments import (
     ARGUMENTS,
+    BASE,
     BENCHMARKS,
+    CHECKPOINT,
     FLAGS,
     MODELS,
     OF_PROPOSALS,
+    RESOURCES,
     STUDY,
     PaperRun,
     read_arguments,
 )
 from ets.evaluation.paper_command import main, notes, parsed
+from ets.policies import making
 from ets.tasks import TASKS, Benchmark
 from ets.types import InputError
+from tests.evaluation.paper_lines import LINES, PaperLine
+
+ROOT = Path(__file__).parents[2]
 
 TINY_LLADA = "--model llada_dist --model_args model_path=embedded,gen_length=24,block_length=8"
 QWEN = "--model_args model_path=/m,max_length=512"
@@ -33,16 +45,49 @@ def translated(line: str) -> PaperRun:
     return read_arguments(options.model, options.model_args)
 
 
+@pytest.mark.parametrize("line", LINES, ids=lambda line: f"{line.script} {line.line}"[:110])
+def test_a_command_line_of_the_paper_s_scripts_is_the_run_that_it_was(line: PaperLine) -> None:
+    run = line.run()
+    assert (run.method, run.readout) == (line.method, line.readout)
+    assert {name: run.values[name] for name in line.values} == line.values
+
+
+def test_the_lines_are_those_of_the_four_scripts() -> None:
+    scripts = Counter(line.script.split()[0] for line in LINES)
+    assert scripts == {"qwen/eval.sh": 16, "qwen/eval_aime.sh": 5, "llada/eval.sh": 8, "qwen_vllm/eval.sh": 5}
+    methods = Counter(line.method for line in LINES)
+    assert methods == {"plain": 5, "beam": 5, "ets": 15, "ets-is": 9}
+
+
+def test_the_lines_are_printed_as_a_table() -> None:
+    """A row for each, with the notes that runs print below it."""
+    done = subprocess.run([sys.executable, str(ROOT / "scripts" / "paper_lines.py")], capture_output=True, text=True)
+    rows = [row for row in done.stdout.splitlines() if row.startswith("| `")]
+    assert len(rows) == len(LINES), done.stderr
+    assert "| ets | M 20, K 1, λ 0.1, pool chain, least votes 1, block 6144, length 6144," in rows[18]
+    assert "1. beam search is deterministic here" in done.stdout and "(Level 0)" in done.stdout
+
+
+ORIGINAL: dict[str, dict[str, Any]] = {
+    "qwen": {"max_length": 512, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "block_size": 64},
+    "qwen-beam": {"max_length": 512, "beams": 5},
+    "qwen-draw": {"max_length": 512, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "samples": 20},
+    "qwen-ets": {"max_length": 512, "temperature": 0.7, "candidates": 3, "rollouts": 3, "lam": 0.1, "block_size": 64,
+                 "pool": "chain"},
+    "llada_dist": {"max_length": 1024, "steps": 1024, "block_length": 1024, "temperature": 0.0, "guide_steps": 8,
+                   "candidates": 3, "rollouts": 3, "lam": 0.1, "pool": "step", "cfg": 0.0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", ORIGINAL)
+def test_what_a_line_leaves_out_is_the_default_of_the_paper_s_constructor(model: str) -> None:
+    values = translated(f"--tasks gsm8k --model {model} --model_args model_path=/m").values
+    assert {name: values[name] for name in ORIGINAL[model]} == ORIGINAL[model]
+
+
 @pytest.mark.parametrize(
     ("line", "method", "values"),
     [
-        (
-            "--tasks minerva_math500 --model qwen-ets --model_args model_path=Qwen/Qwen3-8B,m_candidates=15,"
-            "k_monte_carlo=3,block_size=64,max_length=512,temperature=0.7",
-            "ets",
-            {"model": "Qwen/Qwen3-8B", "candidates": 15, "rollouts": 3, "block_size": 64, "max_length": 512,
-             "temperature": 0.7, "lam": 0.1, "pool": "chain", "seed": 0},
-        ),
         (
             "--tasks humaneval --confirm_run_unsafe_code --model qwen-ets --batch_size 1 --device cuda:0 " + QWEN
             + ",m_candidates=20,lambda_param=0.2,dataset=humaneval,is_accelerate_available=True,"
@@ -52,44 +97,65 @@ def translated(line: str) -> PaperRun:
         ),
         (
             "--tasks minerva_math500 --model qwen-ets --model_args model_path=Qwen/Qwen3-8B,"
-            "small_model_path=Qwen/Qwen3-1.7B,use_importance_sampling=True,block_size=128,max_length=512,clip=0.1:10,proposal_temperature=1",
+            "small_model_path=Qwen/Qwen3-1.7B,use_importance_sampling=True,clip=0.1:10,proposal_temperature=1,"
+            "proposal_top_k=0,proposal_top_p=0.9",
             "ets-is",
-            {"model": "Qwen/Qwen3-8B", "proposal": "Qwen/Qwen3-1.7B", "block_size": 128, "clip": (0.1, 10.0),
-             "proposal_temperature": 1.0, "proposal_top_k": None, "proposal_top_p": None, "estimator": "plain"},
+            {"clip": (0.1, 10.0), "proposal_temperature": 1.0, "proposal_top_k": None, "proposal_top_p": 0.9,
+             "top_k": "checkpoint", "estimator": "plain"},
         ),
         ("--tasks gsm8k --model qwen " + QWEN + ",method=ets-is,small_model_path=/s", "ets-is", {"proposal": "/s"}),
-        ("--tasks gsm8k --model qwen " + QWEN + ",temperature=1.5", "plain", {"temperature": 1.5, "block_size": 512}),
         ("--tasks gsm8k --model qwen " + QWEN + ",is_rl=True", "greedy", {}),
-        ("--tasks gsm8k --model qwen " + QWEN + ",use_vanilla=True", "plain", {}),
         ("--tasks gsm8k --model qwen " + QWEN + ",use_bon=True,num_samples=60", "best-of-n", {"samples": 60}),
-        ("--tasks gsm8k --model qwen-ets " + QWEN + ",use_bon=True,m_candidates=7", "best-of-n", {"samples": 7}),
         (
-            "--tasks gpqa_diamond_generative_n_shot --num_fewshot 5 --model qwen-beam " + QWEN + ",num_beams=50",
-            "beam",
-            {"beams": 50},
+            "--tasks gsm8k --model qwen-ets " + QWEN + ",use_bon=True,m_candidates=7",
+            "best-of-n",
+            {"samples": 7, "best_by": "majority"},
         ),
-        ("--tasks aime24 --include_path aime24 --model qwen " + QWEN + ",use_beam_search=True", "beam", {"beams": 20}),
+        ("--tasks aime24 --include_path aime24 --model qwen " + QWEN + ",use_beam_search=True", "beam", {"beams": 5}),
+        ("--tasks gsm8k --model qwen-ets " + QWEN + ",method=plain,temperature=1.5", "plain", {"temperature": 1.5}),
+        ("--tasks gsm8k --model qwen-ets " + QWEN + ",top_k=0,top_p=1", "ets", {"top_k": None, "top_p": None}),
+        ("--tasks gsm8k --model qwen-ets " + QWEN + ",top_k=5", "ets", {"top_k": 5, "top_p": "checkpoint"}),
+        ("--tasks gsm8k --model qwen-ets " + QWEN + ",engine=vllm", "ets", {"top_k": None, "top_p": None}),
+        (
+            "--tasks gsm8k --model qwen-ets " + QWEN + ",engine=vllm,top_k=checkpoint,vllm_seed=9,"
+            "tensor_parallel_size=4",
+            "ets",
+            {"top_k": "checkpoint", "top_p": None, "replicas": 1, "tensor_parallel": 4, "utilization": 0.9, "seed": 9},
+        ),
+        ("--tasks gsm8k --model qwen-ets --model_args model_path=/m,max_length=32", "ets", {"block_size": 32}),
         (
             "--tasks gsm8k,minerva_math500 --model llada_dist --model_args model_path=/m,gen_length=256,steps=128,"
             "block_length=8,guide_steps=4,num_candidates=15,monte_carlo_num=3,energy_weight=0.1,temperature=1.0,cfg=0.5,"
             "remasking=low_confidence,mc_num=128,task=gsm8k,is_check_greedy=False,mask_id=126336",
-            "ets",
+            "plain",
             {"max_length": 256, "steps": 128, "block_length": 8, "guide_steps": 4, "candidates": 15, "rollouts": 3,
              "lam": 0.1, "temperature": 1.0, "cfg": 0.5, "remasking": "low_confidence", "benchmark": "gsm8k"},
         ),
-        ("--tasks humaneval --model llada_dist " + LLADA + ",use_vanilla=True", "plain", {"steps": 256, "cfg": 0.0}),
-        ("--tasks humaneval --model llada_dist " + LLADA + ",use_bon=True", "best-of-n", {}),
-        ("--tasks gsm8k --model llada_dist " + LLADA + ",is_accelerate_available=True", "ets", {"cache": "dual"}),
+        ("--tasks humaneval --model llada_dist " + LLADA, "plain", {"steps": 256, "block_length": 256}),
         (
-            "--tasks gsm8k --model llada_dist " + LLADA + ",is_accelerate_available=True,cache=prefix,refresh=2,"
-            "threshold=0.9,use_bon=True",
+            "--tasks humaneval --model llada_dist " + LLADA + ",use_bon=True,num_candidates=6",
             "best-of-n",
+            {"samples": 6, "best_by": "majority", "minimum": 2},
+        ),
+        (
+            "--tasks gsm8k --model llada_dist " + LLADA + ",use_beam_search=True,num_candidates=6,steps=64",
+            "beam",
+            {"beams": 6, "steps": 256, "remasking": "largest"},
+        ),
+        (
+            "--tasks gsm8k --model llada_dist " + LLADA + ",use_beam_search=True,remasking=low_confidence",
+            "beam",
+            {"beams": 3, "remasking": "low_confidence"},
+        ),
+        (
+            "--tasks gsm8k --model llada_dist " + LLADA + ",use_vanilla=True,cache=prefix,refresh=2,threshold=0.9",
+            "ets",
             {"cache": "prefix", "refresh": 2, "threshold": 0.9},
         ),
         (
-            "--tasks gsm8k --model llada_dist " + LLADA + ",is_accelerate_available=True,use_importance_sampling=True",
+            "--tasks gsm8k --model llada_dist " + LLADA + ",is_accelerate_available=True,level=1",
             "ets-is",
-            {"level": "0", "cache": None, "fast_cache": "dual", "fast_remasking": None},
+            {"level": "1", "cache": None, "fast_cache": "dual", "fast_remasking": "largest"},
         ),
         (
             "--tasks gsm8k --model llada_dist " + LLADA + ",use_importance_sampling=True",
@@ -110,10 +176,24 @@ def translated(line: str) -> PaperRun:
         ("run -t gsm8k --model llada_dist " + LLADA + ",method=majority,num_samples=9", "majority", {"samples": 9}),
     ],
 )  # fmt: skip
-def test_a_command_line_of_the_paper_is_understood(line: str, method: str, values: dict[str, Any]) -> None:
+def test_arguments_in_other_combinations_are_understood_too(line: str, method: str, values: dict[str, Any]) -> None:
     run = translated(line)
     assert run.method == method
     assert {name: run.values[name] for name in values} == values
+
+
+@pytest.mark.parametrize(
+    ("flags", "readout"),
+    [
+        ("use_vanilla=True,accumulate_x0=True", "vote"),
+        ("is_accelerate_available=True,accumulate_x0=True", "vote"),
+        ("use_vanilla=True,accumulate_x0=False", "last"),
+        ("use_bon=True,accumulate_x0=True", "last"),
+        ("accumulate_x0=True", "last"),
+    ],
+)
+def test_the_readout_is_the_vote_where_the_paper_s_script_returns_it(flags: str, readout: str) -> None:
+    assert translated(f"--tasks gsm8k --model llada_dist {LLADA},{flags}").readout == readout
 
 
 @pytest.mark.parametrize(
@@ -123,8 +203,25 @@ def test_a_command_line_of_the_paper_is_understood(line: str, method: str, value
         ("--model qwen-etc " + QWEN, "unknown model 'qwen-etc'; choose from qwen, qwen-beam, qwen-ets, qwen-draw"),
         (QWEN, "unknown model ''; choose from qwen"),
         ("--model qwen-ets --model_args max_length=512", "the model qwen-ets needs model_path=…"),
-        ("--model qwen-ets --model_args model_path=/m", "the model qwen-ets needs max_length=…"),
-        ("--model llada_dist --model_args model_path=/m", "the model llada_dist needs gen_length=…"),
+        ("--model llada_dist --model_args gen_length=8", "the model llada_dist needs model_path=…"),
+        ("--model qwen-ets " + QWEN + ",use_vanilla=True", "unknown argument 'use_vanilla' of the model qwen-ets"),
+        ("--model qwen-ets " + QWEN + ",top_k=few", "top_k is 'few'; it must be a whole number"),
+        ("--model qwen-ets " + QWEN + ",engine=abacus", "engine is 'abacus'; choose from transformers, vllm"),
+        ("--model llada_dist " + LLADA + ",engine=vllm", "engine is 'vllm'; choose from masked-diffusion"),
+        ("--model qwen-ets " + QWEN + ",seed=1,vllm_seed=2", "seed and vllm_seed name one setting, but are 1 and 2"),
+        (
+            "--model qwen-ets " + QWEN + ",lora_local_path=/a",
+            "lora_local_path is '/a', which has no effect here;",
+        ),
+        ("--model qwen-ets " + QWEN + ",quantization=awq", "quantization is 'awq', which has no effect here"),
+        (
+            "--model llada_dist " + LLADA + ",use_vanilla=True,is_accelerate_available=True",
+            "use_vanilla and is_accelerate_available ask for different methods; keep one of them",
+        ),
+        (
+            "--model llada_dist " + LLADA + ",use_vanilla=True,use_bon=True,use_beam_search=True",
+            "use_bon and use_vanilla and use_beam_search ask for different methods",
+        ),
         ("--model qwen-ets " + QWEN + ",gen_length=8", "unknown argument 'gen_length' of the model qwen-ets"),
         ("--model qwen-ets " + QWEN + ",m_candidates=many", "m_candidates is 'many'; it must be a whole number"),
         ("--model qwen-ets " + QWEN + ",m_candidates=2.5", "m_candidates is 2.5; it must be a whole number"),
@@ -142,11 +239,11 @@ def test_a_command_line_of_the_paper_is_understood(line: str, method: str, value
             "clip is '10'; give the lowest and the highest ratio",
         ),
         (
-            TINY_LLADA + ",use_importance_sampling=True,fast_remasking=low_confidence",
+            TINY_LLADA + ",use_importance_sampling=True,temperature=1,fast_remasking=low_confidence",
             "level 1 takes the positions as given, but remasking 'low_confidence' chooses them by the drawn tokens",
         ),
         (
-            TINY_LLADA + ",is_accelerate_available=True,cfg=0.5",
+            TINY_LLADA + ",is_accelerate_available=True,temperature=1,cfg=0.5",
             "cfg is 0.5, but a cache holds no unguided canvases",
         ),
         ("--model llada_dist " + LLADA + ",is_accelerate_available=maybe", "choose True or False"),
@@ -179,38 +276,85 @@ def test_bad_input_is_one_line(line: str, message: str, capsys: pytest.CaptureFi
         ("clip=0.1:10", "has no effect without importance sampling"),
         ("mc_num=128", "which these models do not answer"),
         ("trust_remote_code=True", "no remote code is run"),
+        ("dtype=bfloat16", "weights keep the checkpoint's number type"),
+        ("swap_space=4", "rows that find no room in vLLM's cache wait for it"),
+        ("checkpoint_interval=25", "every finished problem is written to the results folder at once"),
+        ("resume_from_checkpoint=False", "the same command always goes on where it was interrupted; for new samples"),
+        ("reset_checkpoint=True", "finished problems are never deleted; for new samples, set another seed"),
+        ("use_energy_guidance=True", "the model qwen-ets is the one with energy guidance"),
+        ("temperature=1.5", "the model qwen samples at temperature 0.7, top_k 20, top_p 0.8, as the paper's"),
+        ("top_p=0.9", "the model qwen samples at temperature 0.7, top_k 20, top_p 0.8, as the paper's"),
+        ("tensor_parallel_size=2", "has no effect without vLLM; run qwen_vllm/eval_qwen.py, or add engine=vllm"),
+        ("data_parallel_size=8", "has no effect without vLLM"),
+        ("gpu_memory_utilization=0.8", "has no effect without vLLM"),
     ],
 )
 def test_an_argument_without_effect_is_answered_by_one_line(argument: str, note: str) -> None:
-    (line,) = translated(f"--tasks gsm8k --model qwen {QWEN},{argument}").notes
+    plain, changed = (translated(f"--tasks gsm8k --model qwen {QWEN}{more}") for more in ("", f",{argument}"))
+    (line,) = changed.notes
     assert line.startswith(argument.split("=")[0]) and note in line and "\n" not in line
+    assert not plain.notes and changed.values == plain.values
+
+
+@pytest.mark.parametrize(
+    "argument",
+    ["resume_from_checkpoint=True", "reset_checkpoint=False", "temperature=0.7", "quantization=", "vllm_seed=0"],
+)
+def test_an_argument_that_says_what_holds_anyway_needs_no_line(argument: str) -> None:
+    assert not translated(f"--tasks gsm8k --model qwen {QWEN},{argument}").notes
 
 
 @pytest.mark.parametrize(
     ("argument", "note"),
     [
-        (
-            "is_accelerate_available=True",
-            "p_ref is the fast sampler with the dual cache itself, every weight exactly 1",
-        ),
-        ("level=1F", "level has no effect without importance sampling; add use_importance_sampling=True"),
+        ("level=1F", "level has no effect without importance sampling; add is_accelerate_available=True"),
         ("fast_cache=dual", "fast_cache has no effect without importance sampling"),
         ("proposal=/s", "level, fast_cache, fast_threshold … say what importance sampling draws from"),
+        ("max_length=4096", "gen_length is the length of a generation"),
+        ("use_energy_guidance=True", "as in the paper's script: use_vanilla=True chooses ETS"),
+        ("mask_id=126336", "the mask token is read from the checkpoint's configuration"),
     ],
 )
-def test_what_makes_llada_fast_is_answered_by_one_line(argument: str, note: str) -> None:
+def test_an_argument_of_llada_without_effect_is_answered_by_one_line(argument: str, note: str) -> None:
     run = translated(f"--tasks gsm8k --model llada_dist {LLADA},{argument}")
     (line,) = run.notes
     assert line.startswith(argument.split("=")[0]) and note in line and "\n" not in line
-    assert run.method == "ets" and not set(OF_PROPOSALS) & set(run.values)
+    assert run.method == "plain" and not set(OF_PROPOSALS) & set(run.values)
     assert not translated(f"--tasks gsm8k --model llada_dist {LLADA},is_accelerate_available=False").notes
 
 
-def test_the_fast_sampler_of_importance_sampling_is_said_too() -> None:
-    both = f"--tasks gsm8k --model llada_dist {LLADA},is_accelerate_available=True,use_importance_sampling=True"
-    (line,) = translated(both).notes
-    assert "every weight exactly 1" in line
-    assert not translated(f"{both},level=1").notes
+@pytest.mark.parametrize(
+    ("line", "note"),
+    [
+        (f"--model llada_dist {LLADA},is_accelerate_available=True", "both come from the sampler with the dual cache"),
+        (f"--model llada_dist {LLADA},is_accelerate_available=True,level=1", None),
+        (
+            f"--model llada_dist {LLADA},use_beam_search=True",
+            "keeps num_candidates denoising paths by their log-probability",
+        ),
+        (f"--model llada_dist {LLADA},use_vanilla=True", None),
+        (f"--model qwen-beam {QWEN}", "beam search is deterministic here"),
+        (f"--model qwen-beam {QWEN},engine=vllm", "the method beam runs through transformers, as in the paper"),
+        (
+            f"--model qwen-ets {QWEN},engine=vllm,use_importance_sampling=True,small_model_path=/s",
+            "the method ets-is runs through transformers, as in the paper",
+        ),
+        (f"--model qwen-draw {QWEN},engine=vllm", "the method draw runs through transformers, as in the paper"),
+        (f"--model qwen-ets {QWEN},engine=vllm", None),
+    ],
+)
+def test_a_method_that_differs_from_the_paper_s_says_so(line: str, note: str | None) -> None:
+    run = translated(f"--tasks gsm8k {line}")
+    assert (note in run.notes[0]) if note else not run.notes
+    assert run.values["engine"] == ("vllm" if note is None and "vllm" in line else run.values["engine"])
+
+
+def test_what_vllm_does_not_run_has_transformers_p_ref() -> None:
+    """The truncation too: the paper's qwen_vllm script runs ETS-IS through transformers."""
+    line = f"--tasks gsm8k --model qwen-ets {QWEN},engine=vllm,use_importance_sampling=True,small_model_path=/s"
+    values = translated(line).values
+    assert (values["engine"], values["top_k"], values["proposal_top_p"]) == ("transformers",) + ("checkpoint",) * 2
+    assert not set(RESOURCES) & set(values)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +383,10 @@ def test_what_belongs_to_ets_is_is_no_setting_of_another_method() -> None:
 
 
 def test_the_tables_name_what_exists() -> None:
-    assert {method for _, method in MODELS.values()} | set(FLAGS.values()) <= {*METHODS, STUDY}
+    flags = {method for own in FLAGS.values() for method in own.values()}
+    assert {method for _, method in MODELS.values()} | flags <= {*METHODS, STUDY}
+    assert set(RESOURCES) == set(making.RESOURCES["vllm"])
+    assert (making.CHECKPOINT, asdict(Base())) == (CHECKPOINT, BASE)
     hosted = {task.lm_eval: task.name for task in (make() for make in TASKS.values()) if isinstance(task, Benchmark)}
     assert hosted | {"humaneval": "humaneval"} == BENCHMARKS
     assert {name: argument.name for name, argument in ARGUMENTS["llada"].items() if name != argument.name} == {
@@ -247,7 +394,6 @@ def test_the_tables_name_what_exists() -> None:
         "accumulate_x0": "pool",
         "dataset": "benchmark",
         "task": "benchmark",
-        "num_beams": "beams",
         "num_samples": "samples",
         "checkpoint_dir": "folder",
         "enable_thinking": "thinking",
@@ -256,7 +402,6 @@ def test_the_tables_name_what_exists() -> None:
         "monte_carlo_num": "rollouts",
         "energy_weight": "lam",
         "gen_length": "max_length",
-        "is_accelerate_available": "accelerated",
     }
 
 

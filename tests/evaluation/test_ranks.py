@@ -19,9 +19,8 @@ import torch
 
 import ets
 from ets.cli import main
-from ets.commands.opening import _require_shareable
 from ets.evaluation.journal import Journal, Record
-from ets.evaluation.ranks import ALONE, Ranks, join
+from ets.evaluation.ranks import ALONE, Ranks, join, require_shareable
 from ets.types import InputError
 from tests.evaluation.test_kill import journal_of
 from tests.ports import kept_port
@@ -67,7 +66,7 @@ def test_two_processes_give_the_journal_and_the_table_of_one(alone: Path, tmp_pa
     """An odd number of problems; the others' number of samples is what ETS costs over all of them."""
     done = launched("-m", "ets", *command(AUTOREGRESSIVE, tmp_path / "two"))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("0 finished chains") == done.stdout.count("\n| ETS (M 2, K 2)") == 1
+    assert done.stdout.count("0 finished chains") == done.stdout.count("\n| ETS (M 2, K 2) ") == 1
     assert "ETS (M 2, K 2), process 1 of 2" in done.stderr and "3/3 problems" in done.stderr
     assert "process 2" not in done.stderr and "5 problems" not in done.stderr
     assert journal_of(tmp_path / "two") == journal_of(alone)
@@ -210,9 +209,9 @@ def test_each_process_has_a_gpu_of_its_own(gpus: int, device: str | None, monkey
 @pytest.mark.parametrize(("engine", "mend"), [("vllm", "use --replicas"), ("endpoint", "--data-parallel-size")])
 def test_engines_that_share_their_own_work_take_one_process(engine: str, mend: str) -> None:
     with pytest.raises(InputError, match=f"the engine {engine} takes one process, not 2; .*{mend}"):
-        _require_shareable(engine, Ranks(0, 2))
-    _require_shareable(engine, ALONE)
-    _require_shareable("transformers", Ranks(0, 2))
+        require_shareable(engine, Ranks(0, 2))
+    require_shareable(engine, ALONE)
+    require_shareable("transformers", Ranks(0, 2))
 
 
 def record(problem: str, **fields: Any) -> Record:

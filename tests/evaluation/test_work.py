@@ -214,6 +214,15 @@ def test_samples_of_canvases_share_the_first_forward(options: dict[str, Any]) ->
         assert amounts(chain.cost) == amounts(formula.samples(prompts[chain.problem.id], 4, ()))
 
 
+def test_beams_over_canvases_take_what_samples_take() -> None:
+    """One canvas first, and then as many as there are beams, which differ."""
+    drawn = MaskedDiffusionPolicy(checkpoint("diffusion"), Unmasking(8.0, "largest"), Schedule(16, 8, 8, 4))
+    prompts = prompts_of(drawn)
+    formula = formula_of(drawn, list(prompts.values()), True)
+    for chain in chains(drawn, baselines.beam(3), width=1):
+        assert amounts(chain.cost) == amounts(formula.samples(prompts[chain.problem.id], 3, ()))
+
+
 class _Alive:
     """Bytes of the keys and values that caches have been forked to."""
 

@@ -225,6 +225,7 @@ def test_an_engine_that_holds_masked_diffusion_is_refused(tiny_llada: Checkpoint
 def test_what_belongs_to_another_engine_is_refused_by_name(tiny_checkpoint: Checkpoint) -> None:
     for engine, other, name, value in (
         ("endpoint", "vllm", "replicas", 2),
+        ("transformers", "vllm", "tensor_parallel", 2),
         ("transformers", "endpoint", "connections", 3),
         (None, "endpoint", "endpoint", "http://127.0.0.1:1/v1"),
         ("masked-diffusion", "vllm", "utilization", 0.5),

@@ -134,6 +134,46 @@ def test_reported_log_probabilities_are_probed(engine: VLLMEngine, monkeypatch: 
         engine._require_processed_logps()
 
 
+@pytest.mark.parametrize(
+    ("replicas", "tensor_parallel", "gpus", "there"),
+    [
+        (8, 1, 0, "vLLM runs on the CPU here, as one copy"),
+        (1, 2, 0, "vLLM runs on the CPU here, as one copy"),
+        (2, 1, 1, "there is 1"),
+        (2, 4, 4, "there are 4"),
+    ],
+)
+def test_copies_that_take_more_gpus_than_there_are_are_refused(
+    replicas: int, tensor_parallel: int, gpus: int, there: str, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _with_gpus(monkeypatch, gpus)
+    needed = replicas * tensor_parallel
+    message = f"replicas {replicas} · tensor_parallel {tensor_parallel} take {needed} GPUs, but {there}; lower them"
+    with pytest.raises(InputError, match=message):
+        VLLMEngine(checkpoint, replicas=replicas, tensor_parallel=tensor_parallel)
+
+
+def test_vllm_is_given_the_copies_and_the_gpus_of_each(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's own configuration of eight GPUs then has two copies with four of them each."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    _with_gpus(monkeypatch, 8)
+    arguments = VLLMEngine(checkpoint, replicas=2, tensor_parallel=4)._arguments
+    assert (arguments["data_parallel_size"], arguments["tensor_parallel_size"]) == (2, 4)
+    assert "block_size" not in arguments  # which a CPU needs
+    made = AsyncEngineArgs(**arguments)
+    assert (made.data_parallel_size, made.tensor_parallel_size) == (2, 4)
+    with pytest.raises(InputError, match="tensor_parallel is 0"):
+        VLLMEngine(checkpoint, tensor_parallel=0)
+
+
+def _with_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    from vllm.platforms import current_platform
+
+    monkeypatch.setattr(current_platform, "is_cpu", lambda: not count)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+
 def test_greedy_is_that_of_transformers(engine: VLLMEngine, checkpoint: Checkpoint, problem: Problem) -> None:
     horizon = Horizon(16, 64)
     ours, theirs = VLLMPolicy(engine, Sampling(0.0), horizon), TransformersPolicy(checkpoint, Sampling(0.0), horizon)

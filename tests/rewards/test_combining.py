@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ets.kernel import energy_guided
-from ets.rewards import TextReward, cached, guarded, likelihood, self_consistency, verifier, weighted_sum
+from ets.rewards import TextReward, agreement_share, cached, guarded, likelihood, verifier, weighted_sum
 from ets.runner import run
 from ets.testing import TabularPolicy
 from ets.transition import RewardError
@@ -34,7 +34,7 @@ def values(reward: Any, *contents: str, problem: Problem = PROBLEM) -> list[floa
 
 
 def test_a_weighted_sum_adds_rewards_of_either_kind() -> None:
-    reward = weighted_sum((2, length), (-0.5, likelihood()), (10.0, self_consistency(str, pool="step")))
+    reward = weighted_sum((2, length), (-0.5, likelihood()), (10.0, agreement_share(str, pool="step")))
     assert values(reward, "a", "abc", "a") == pytest.approx([2 + 0.5 + 20 / 3, 6 + 0.5 + 10 / 3, 2 + 0.5 + 20 / 3])
 
 
@@ -166,7 +166,7 @@ def test_a_reward_of_texts_is_remembered_by_problem() -> None:
     assert len(checked) == 4 and isinstance(reward, TextReward)
 
 
-@pytest.mark.parametrize("reward", [self_consistency(str), likelihood(), weighted_sum((1, length)), guarded(length)])
+@pytest.mark.parametrize("reward", [agreement_share(str), likelihood(), weighted_sum((1, length)), guarded(length)])
 def test_rewards_that_may_look_at_other_rollouts_are_refused(reward: Any) -> None:
     with pytest.raises(InputError, match="may look at other rollouts"):
         cached(reward)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ets.kernel import energy_guided
-from ets.rewards import as_extract, as_reward, per_text, remembering, self_consistency
+from ets.rewards import agreement_share, as_extract, as_reward, per_text, remembering
 from ets.runner import run
 from ets.testing import TabularPolicy
 from ets.types import Chain, InputError, Problem, Text
@@ -57,7 +57,7 @@ def three(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[floa
     return [0.0] * len(rollouts)
 
 
-@pytest.mark.parametrize("reward", [three, self_consistency(str), lambda problem, rollouts, chain: [0.0]])
+@pytest.mark.parametrize("reward", [three, agreement_share(str), lambda problem, rollouts, chain: [0.0]])
 def test_rewards_of_three_arguments_are_kept_as_they_are(reward: Callable[..., Any]) -> None:
     assert as_reward(reward) is reward
 
@@ -145,7 +145,7 @@ def test_readers_of_a_problem_and_a_text_are_kept(read: Callable[..., Any]) -> N
     ],
 )
 def test_other_readers_are_refused_and_shown(function: Any, found: str) -> None:
-    for lift in (as_extract, remembering, self_consistency):
+    for lift in (as_extract, remembering, agreement_share):
         with pytest.raises(InputError) as caught:
             lift(function)
         assert found in str(caught.value) and "\n" not in str(caught.value)

@@ -38,6 +38,11 @@ def options(script: Path, preset: str, folder: Path, **variables: str) -> dict[s
     return vars(_parser().parse_args(words))
 
 
+def sizes_of(script: Path, candidates: int) -> dict[str, object]:
+    """N of single methods, which follow M."""
+    return {"sizes": {"best-of-n": candidates} | ({"one-step": 20} if script == AIME else {})}
+
+
 SHARED = {"candidates": 15, "rollouts": 3, "lam": 0.1, "count": None, "data": None, "repeats": 1}
 EIGHT_B = {**SHARED, "engine": "transformers", "model": "Qwen/Qwen3-8B", "max_length": 512, "beams": 20}
 MASKED = {**SHARED, "engine": "masked-diffusion", "model": "GSAI-ML/LLaDA-8B-Instruct", "guide_steps": 4, "cfg": 0.0}
@@ -170,10 +175,17 @@ def test_vllm_runs_with_the_numbers_of_transformers(script: Path, other: Path, p
     """All but beam search, which it does not have; how much of the machine it takes is its own."""
     plain = options(script, preset, tmp_path)
     found = options(other, preset, tmp_path, ENGINE="vllm")
-    own = {"engine": "vllm", "replicas": 1, "utilization": 0.9, "methods": str(plain["methods"]).replace("beam,", "")}
+    alone: dict[str, object] = {"replicas": 1, "tensor_parallel": 1, "utilization": 0.9}
+    own = alone | {"engine": "vllm", "methods": str(plain["methods"]).replace("beam,", "")}
     assert found == plain | own | {"top_k": None, "top_p": None}  # the paper's runs through vLLM have neither
-    given = options(other, preset, tmp_path, ENGINE="vllm", GEN_DP="4", UTILIZATION="0.5", M_CANDIDATES="7")
-    assert given == found | {"replicas": 4, "utilization": 0.5, "candidates": 7}
+    more = {"GEN_DP": "4", "GEN_TP": "2", "UTILIZATION": "0.5", "M_CANDIDATES": "7"}
+    given = options(other, preset, tmp_path, ENGINE="vllm", **more)
+    assert given == found | sizes_of(script, 7) | {
+        "replicas": 4,
+        "tensor_parallel": 2,
+        "utilization": 0.5,
+        "candidates": 7,
+    }
 
 
 @pytest.mark.parametrize(("script", "preset"), [(QWEN, "demo"), (VLLM, "demo"), (VLLM, "math500"), (AIME, "")])
@@ -186,7 +198,7 @@ def test_a_server_runs_with_the_numbers_of_transformers(script: Path, preset: st
     assert found == plain | own | {"methods": str(plain["methods"]).replace("beam,", ""), "top_k": None, "top_p": None}
     given = {"SERVED_MODEL": "qwen", "CONNECTIONS": "9", "ROW_SECONDS": "60", "M_CANDIDATES": "7"}
     changed = {"served_model": "qwen", "connections": 9, "seconds": 60.0, "candidates": 7}
-    assert options(script, preset, tmp_path, **reached, **given) == found | changed
+    assert options(script, preset, tmp_path, **reached, **given) == found | changed | sizes_of(script, 7)
     assert options(script, preset, tmp_path, ENGINE="endpoint", **reached) == found
 
 
@@ -196,6 +208,62 @@ def test_a_server_needs_no_engine_here(tmp_path: Path) -> None:
     for variables, extras in ((THERE, "eval endpoint"), ({}, "eval vllm")):
         done = bash("-c", f"{told}; export -f source; bash '{VLLM}'", folder=tmp_path, **variables)
         assert (done.returncode, done.stdout.splitlines()[-1]) == (0, extras), done.stderr
+
+
+PAPER_FORM = {
+    "methods": "ets", "engine": "vllm", "candidates": 15, "rollouts": 3, "block_size": 64, "max_length": 512,
+    "temperature": 0.7, "seed": 0, "replicas": 8, "tensor_parallel": 1, "utilization": 0.8,
+}  # fmt: skip
+
+
+def of_paper_form(folder: Path, *words: str, **variables: str) -> dict[str, object]:
+    done = bash(str(VLLM), *words, folder=folder, PRINT_ONLY="1", **variables)
+    assert done.returncode == 0, done.stderr
+    return vars(_parser().parse_args(shlex.split(done.stdout)[4:]))
+
+
+@pytest.mark.parametrize(
+    ("words", "own"),
+    [
+        (
+            ("minerva_math500", "math500", "/models/q", "out"),
+            {"task": "math500", "model": "/models/q", "out": Path("out")},
+        ),
+        (("gsm8k", "gsm8k", "/models/q"), {"task": "gsm8k", "model": "/models/q", "out": None}),
+        (("gpqa_diamond_generative_n_shot", "gpqa"), {"task": "gpqa", "model": "Qwen/Qwen3-8B", "shots": 0}),
+        (("aime24", "aime", "/models/q", "out"), {"task": "aime24", "model": "/models/q", "out": Path("out")}),
+    ],
+)
+def test_the_paper_s_form_with_four_words_has_the_numbers_of_its_script(
+    words: tuple[str, ...], own: dict[str, object], tmp_path: Path
+) -> None:
+    """Whatever the task: the paper's script has one set of numbers."""
+    found = of_paper_form(tmp_path, *words)
+    assert {name: found[name] for name in PAPER_FORM | own} == PAPER_FORM | own
+    changed = of_paper_form(tmp_path, *words, GEN_DP="2", BLOCK_SIZE="32", METHODS="plain,ets")
+    assert changed == found | {"replicas": 2, "block_size": 32, "methods": "plain,ets"}
+    served = of_paper_form(tmp_path, *words, **THERE)
+    assert (served["engine"], served["replicas"], served["candidates"]) == ("endpoint", None, 15)
+
+
+def test_a_preset_has_the_name_of_lm_eval_s_task_too(tmp_path: Path) -> None:
+    for task, preset in (("minerva_math500", "math500"), ("gpqa_diamond_generative_n_shot", "gpqa")):
+        assert options(VLLM, task, tmp_path) == options(VLLM, preset, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("gsm8k", "math500", "/m", "out"), "the task gsm8k and the dataset math500 differ; give two names of one"),
+        (("demo", "M=5"), "the task demo and the dataset M=5 differ; give two names of one benchmark, such as"),
+        (("gsm8k", "gsm8k", "/m", "out", "more"), "unexpected argument 'more'; give TASK DATASET MODEL OUT"),
+        (("mmlu", "mmlu", "/m", "out"), "unknown preset 'mmlu'; the presets that work are: demo, math500, gsm8k"),
+    ],
+)
+def test_words_that_name_no_run_are_one_line(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    done = bash(str(VLLM), *words, folder=tmp_path, PRINT_ONLY="1")
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(f"error: {message}") and done.stderr.count("\n") == 1
 
 
 def test_all_runs_the_benchmarks_through_vllm(tmp_path: Path) -> None:
@@ -210,6 +278,7 @@ def test_all_runs_the_benchmarks_through_vllm(tmp_path: Path) -> None:
         (VLLM, "demo-is", {}, "unknown preset 'demo-is'; the presets that work are: demo, math500, gsm8k, humaneval"),
         (AIME, "aime24", {"ENGINE": "abacus"}, "ENGINE is 'abacus'; set it to transformers or vllm"),
         (VLLM, "demo", THERE | {"GEN_DP": "4"}, "GEN_DP is set, but with ENDPOINT that belongs to the server's own"),
+        (VLLM, "demo", THERE | {"GEN_TP": "4"}, "GEN_TP is set, but with ENDPOINT that belongs to the server's own"),
         (AIME, "aime24", THERE | {"UTILIZATION": "0.5"}, "UTILIZATION is set, but with ENDPOINT that belongs to the"),
         (
             QWEN,
@@ -403,7 +472,7 @@ def test_a_preset_runs_offline_with_every_method(
     monkeypatch.chdir(tmp_path)
     assert main(words) == 0
     rows = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert [row["method"] for row in rows] == words[words.index("--methods") + 1].split(",")
+    assert [row["method"] for row in rows if row["readout"] == "last"] == words[words.index("--methods") + 1].split(",")
     for row in rows:
         assert set(row["scores"]) == SCORED[preset]
     journal = [json.loads(line) for line in (tmp_path / "out" / "journal.jsonl").read_text().splitlines()]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ets.rewards import self_consistency, votes
+from ets.rewards import agreement_share, votes
 from ets.tasks import expressions
 from ets.tasks.expressions import Expression
 from ets.tasks.math500 import Math500
@@ -174,7 +174,7 @@ def test_votes_group_equal_answers_however_they_are_written() -> None:
     assert sorted(counts.values()) == [2, 4]
     texts = [Text((1,), f"\\boxed{{{x}}}", -1.0, True) for x in ("0.5", "\\frac12", "3", "\\frac{2}{4}")]
     assert votes(lambda text: TASK.extract(QUESTION, text), texts)[Expression("1/2")] == 3
-    rewards = self_consistency(TASK.extract, pool="step")(QUESTION, texts, None)  # type: ignore[arg-type]
+    rewards = agreement_share(TASK.extract, pool="step")(QUESTION, texts, None)  # type: ignore[arg-type]
     assert rewards == [0.75, 0.75, 0.25, 0.75]
 
 
