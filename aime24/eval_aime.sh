@@ -6,6 +6,7 @@
 #   SMALL_MODEL_PATH=Qwen/Qwen3-1.7B bash aime24/eval_aime.sh           with ETS-IS among the methods
 #   ENGINE=vllm bash aime24/eval_aime.sh                                through vLLM, which has no beam search and no ETS-IS
 #   ENDPOINT=http://localhost:8000/v1 bash aime24/eval_aime.sh          through a server that serves MODEL_PATH: docs/clusters.md
+#   CHAT=1 THINKING=off bash aime24/eval_aime.sh                        prompts by the checkpoint's chat template: docs/chat.md
 #   DATA=/data/AIME-2024 METHODS=plain,ets REPEATS=4 bash aime24/eval_aime.sh
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -15,6 +16,7 @@ choose_preset "aime24" "$@"
 
 TASK=aime24
 MODEL_PATH=${MODEL_PATH:-Qwen/Qwen3-8B}       # a checkpoint's folder or its hub name; also embedded
+                                              # Qwen3-8B answers chats, and is prompted without its template, as in the paper; with it: CHAT=1
 SMALL_MODEL_PATH=${SMALL_MODEL_PATH:-}        # draws ETS-IS's rollouts, with the model's own tokens; empty: METHODS are without ets-is
 METHODS=${METHODS:-base,plain,greedy,${TRANSFORMERS:+beam,}best-of-n,majority,one-step,ets${SMALL_MODEL_PATH:+,ets-is}}
 REPEATS=${REPEATS:-32}                        # samples of each problem that are averaged, for every method
@@ -44,6 +46,11 @@ CLIP=${CLIP:-}                                # LOW,HIGH, bounds on ETS-IS's imp
 ESTIMATOR=${ESTIMATOR:-plain}                 # of ETS-IS's energies: plain (unbiased, the paper's) or self-normalised
 NUM_PROBLEMS=${NUM_PROBLEMS:-}                # empty: all
 SHOTS=${SHOTS:-}                              # solved examples in each prompt; empty: the task's own number
+CHAT=${CHAT:-}                                # 1: prompts by the checkpoint's chat template; or the name or the file of one; empty: bare text
+SYSTEM=${SYSTEM:-}                            # CHAT: the text of the system turn; empty: none
+THINKING=${THINKING:-}                        # CHAT: on or off, where the template knows enable_thinking; empty: its own choice
+FEWSHOT_AS_MULTITURN=${FEWSHOT_AS_MULTITURN:-} # CHAT: 1: worked examples as turns; empty: in the user's turn
+CHAT_STOP=${CHAT_STOP:-}                      # CHAT: a string that ends a text; empty: none, the task's are dropped
 DATA=${DATA:-}                                # the problems, a folder or a file; empty: from the hub
 SAMPLES=${SAMPLES:-}                          # N of best-of-n and majority; empty: as many as generate ETS's tokens
 SEED=${SEED:-0}

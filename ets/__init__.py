@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Caching": "ets.policies.canvas_cache",
     "Chain": "ets.types",
+    "Chat": "ets.chat",
     "Checkpoint": "ets.policies.checkpoint",
     "Cost": "ets.types",
     "Horizon": "ets.policies.autoregressive",
@@ -36,6 +37,7 @@ _MODULES = ("baselines", "demo", "rewards", "stopping")
 __all__ = [
     "Caching",
     "Chain",
+    "Chat",
     "Checkpoint",
     "Cost",
     "Horizon",
@@ -63,6 +65,7 @@ __all__ = [
 if TYPE_CHECKING:
     from ets import baselines, demo, rewards, stopping
     from ets.api import Result, sample
+    from ets.chat import Chat
     from ets.generation import generate
     from ets.kernel import energy_guided
     from ets.policies.autoregressive import Horizon, Sampling

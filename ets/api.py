@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
 from tqdm.auto import tqdm
 
+from ets.chat import Chat, ChatTemplate, Prompt, as_chat, as_prompts
 from ets.diagnostics import RatioSummary, ratio_summary
 from ets.kernel import energy_guided
 from ets.policies.checkpoint import Checkpoint
@@ -24,12 +25,14 @@ from ets.runner import run
 from ets.stopping import Decided
 from ets.trace_view import trace_html, trace_text
 from ets.transition import require_variety
-from ets.types import Chain, Cost, InputError, Policy, Problem, Reward, Step, StepFn
+from ets.types import Chain, Cost, InputError, Message, Policy, Problem, Reward, Step, StepFn
 
 Local: TypeAlias = str | Path | tuple[Any, Any] | Checkpoint
 """A model that transformers runs in this process."""
 Model: TypeAlias = Local | VLLMEngine | Endpoint
 """One of these, or one that is served already; its owner closes it."""
+One: TypeAlias = str | Sequence[Message] | Sequence[int]
+"""One prompt: text, a conversation, or token ids."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +60,8 @@ class Result:
         The other readout, with `extract`: what all rollouts say. Its majority is an estimator, no sample of p*.
     approximate : str
         Why the draws are not exactly those of p_ref, with a server that returns text alone; else empty.
+    prompt : str or tuple of int
+        The prompt: with a chat template, the text that it wrote.
     """
 
     text: str
@@ -68,6 +73,7 @@ class Result:
     target: str | None = None
     vote: Vote | None = field(default=None, repr=False)
     approximate: str = ""
+    prompt: str | tuple[int, ...] = field(default="", repr=False)
 
     def __str__(self) -> str:
         return trace_text(self.text, self.answer, self.trace, self.cost, self.notes)
@@ -84,13 +90,14 @@ class Result:
 
 
 @overload
-def sample(prompt: str, *, model: Model, **options: Any) -> Result: ...
+def sample(prompt: One, *, model: Model, **options: Any) -> Result: ...
 @overload
-def sample(prompt: Sequence[str], *, model: Model, **options: Any) -> list[Result]: ...
+def sample(prompt: Sequence[One], *, model: Model, **options: Any) -> list[Result]: ...
 def sample(  # type: ignore[misc]
-    prompt: str | Sequence[str],
+    prompt: One | Sequence[One],
     *,
     model: Model,
+    chat: bool | str | Path | Chat | None = None,
     reward: Scoring | Reward | None = None,
     extract: Extract | None = None,
     candidates: int = 8,
@@ -128,12 +135,18 @@ def sample(  # type: ignore[misc]
 
     Parameters
     ----------
-    prompt : str or sequence of str
-        Used as it is, without a chat template. For several, results come in the same order.
+    prompt : str, list of messages, list of int, or a list of one of these
+        Text, used as it is unless `chat` is set; a conversation, ``[{"role": "user", "content": …}, …]``, which the
+        chat template writes as text; or token ids, used as they are. For several, which are all of one kind, results
+        come in the same order.
     model : str, Path, (model, tokenizer), Checkpoint, VLLMEngine or Endpoint
         A checkpoint's folder or hub name, or a loaded pair. The last two checkpoints named stay loaded. Or a model that
         is served already: a `VLLMEngine` of `ets.policies.vllm` or an `Endpoint` of `ets.policies.endpoint`, which
         calls may share and which stays open. Those tell no certainty and take no proposal.
+    chat : bool, str, Path or Chat, optional
+        True: text is the user's turn in the tokenizer's default chat template. A name of another of its templates, the
+        path of a file with one, or an `ets.Chat` with a system text and thinking on or off. Messages need a template,
+        and get the default one. `Result.prompt` is the text that the template wrote.
     reward : callable, optional
         `(prompt, text) -> number`, or an `ets.types.Reward` of (problem, rollouts, chain).
     extract : callable, optional
@@ -192,7 +205,9 @@ def sample(  # type: ignore[misc]
     """
     guide = guide_of(reward, extract)
     read = None if extract is None else as_extract(extract)
-    problems = _problems(prompt, as_stops(stop))
+    prompts, single = as_prompts(prompt)
+    problems = [_problem(n, each, as_stops(stop)) for n, each in enumerate(prompts)]
+    chosen = as_chat(chat) or (Chat() if any(problem.messages for problem in problems) else None)
     level = None if level is None else str(level)
     weighed = level not in (None, "0")
     _require_used(clip, estimator, proposal is not None or weighed)
@@ -210,6 +225,8 @@ def sample(  # type: ignore[misc]
         certainty=certainty,
         **({} if weighed else fast),
     )
+    if chosen is not None:
+        problems = _in_template(problems, chosen, policy)
     if level is not None:
         at_level = {"temperature": other.pop("temperature"), **fast} if weighed else {}
         if level in ("1", "2") and remasking is None:
@@ -226,14 +243,28 @@ def sample(  # type: ignore[misc]
     ratios_of = partial(ratio_summary, clip=clip) if proposal is not None or weighed else None
     approximate = model.approximate if isinstance(model, Endpoint) else ""
     results = [result_of(chain, read, ratios_of, target, approximate) for chain in chains]
-    return results[0] if isinstance(prompt, str) else results
+    return results[0] if single else results
 
 
-def _problems(prompt: str | Sequence[str], stops: tuple[str, ...]) -> list[Problem]:
-    """One for each prompt, named after its place."""
-    if not isinstance(prompt, str) and not (isinstance(prompt, Sequence) and all(isinstance(p, str) for p in prompt)):
-        raise InputError(f"the prompt is {prompt!r}; pass text or a list of texts")
-    return [Problem(str(n), text, stops) for n, text in enumerate([prompt] if isinstance(prompt, str) else prompt)]
+def _problem(place: int, prompt: Prompt, stops: tuple[str, ...]) -> Problem:
+    """A problem named after the place of its prompt; messages have no text yet."""
+    if isinstance(prompt, str) or not prompt or isinstance(prompt[0], int):
+        return Problem(str(place), prompt, stops)  # type: ignore[arg-type]
+    return Problem(str(place), "", stops, messages=prompt)
+
+
+def _in_template(problems: Sequence[Problem], chat: Chat, policy: Any) -> list[Problem]:
+    """The problems with the prompts that the checkpoint's chat template writes; their stop strings stay."""
+    for problem in problems:
+        if chat.system is not None and problem.messages and problem.messages[0]["role"] == "system":
+            raise InputError("the conversation has a system turn, and chat a system text; leave one of them out")
+    checkpoint: Checkpoint = policy.checkpoint
+    template = ChatTemplate(checkpoint.tokenizer, chat, checkpoint.name, checkpoint.end_ids)
+    written = [template.problem(problem) for problem in problems]
+    return [
+        replace(new, stop=tuple(dict.fromkeys((*old.stop, *new.stop))))
+        for old, new in zip(problems, written, strict=True)
+    ]
 
 
 def _chains(
@@ -299,7 +330,8 @@ def result_of(
     text, trace = chain.state.text, chain.trace
     answer, ratios = read(chain.problem, text) if read else None, ratios_of(trace) if ratios_of else None
     votes = vote(read, chain) if read else None
-    return Result(text, answer, trace, chain.cost, chain.valid, ratios, target, votes, approximate)
+    prompt = chain.problem.prompt
+    return Result(text, answer, trace, chain.cost, chain.valid, ratios, target, votes, approximate, prompt)
 
 
 def _policy(model: Model, **settings: Any) -> Policy:

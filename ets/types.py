@@ -19,6 +19,10 @@ Floats: TypeAlias = NDArray[np.float64]
 Keys: TypeAlias = NDArray[np.uint64]
 
 
+Message: TypeAlias = Mapping[str, Any]
+"""A turn of a conversation: `role` (system, user or assistant) and `content`."""
+
+
 class InputError(ValueError):
     """Bad input: one line that names the value, the problem and the mend."""
 
@@ -42,6 +46,9 @@ class Problem:
         Strings that end a generation as soon as they appear in it; they are cut off its text.
     doc : mapping
         Whatever a reward or a grader wants to know, for example the true answer.
+    messages : tuple of Message
+        The conversation that a chat template has written as `prompt`; no special token is added to that text. A task
+        may give messages and an empty prompt: `ets.chat.ChatTemplate` then writes the prompt.
 
     Raises
     ------
@@ -53,6 +60,7 @@ class Problem:
     prompt: str | tuple[int, ...]
     stop: tuple[str, ...] = ()
     doc: Mapping[str, Any] = field(default_factory=dict)
+    messages: tuple[Message, ...] = ()
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str):

@@ -10,6 +10,7 @@
 #   bash llada/eval.sh math500                                  a benchmark of the paper: gsm8k, humaneval, gpqa
 #   DATA=/data/MATH-500 NUM_PROBLEMS=50 bash llada/eval.sh math500    from local files, some of the problems
 #   IS_ACCELERATE_AVAILABLE=True bash llada/eval.sh math500     with ETS-IS among the methods: LEVEL 0, the dual cache
+#   CHAT=1 bash llada/eval.sh gsm8k                             prompts by the checkpoint's chat template: docs/chat.md
 #   bash llada/eval.sh all                                      the benchmarks, one after the other
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -71,6 +72,7 @@ esac
 
 # What they share.
 MODEL_PATH=${MODEL_PATH:-GSAI-ML/LLaDA-8B-Instruct} # a checkpoint's folder or its hub name; also embedded
+                                          # It answers chats, and the presets prompt it without its template, as the paper does; with it: CHAT=1
 METHODS=${METHODS:-plain,greedy,best-of-n,majority,ets${IS_ACCELERATE_AVAILABLE:+,ets-is}} # also one-step, beam
 NUM_CANDIDATES=${NUM_CANDIDATES:-15}      # M, candidates per guide step
 MONTE_CARLO_NUM=${MONTE_CARLO_NUM:-3}     # K, rollouts per candidate
@@ -102,6 +104,11 @@ CLIP=${CLIP:-}                            # LOW,HIGH, bounds on the ratios of le
 ESTIMATOR=${ESTIMATOR:-plain}             # of their energies: plain (unbiased) or self-normalised
 NUM_PROBLEMS=${NUM_PROBLEMS:-}            # empty: all
 SHOTS=${SHOTS:-}                          # solved examples in each prompt; empty: the task's own number
+CHAT=${CHAT:-}                            # 1: prompts by the checkpoint's chat template; or the name or the file of one; empty: bare text
+SYSTEM=${SYSTEM:-}                        # CHAT: the text of the system turn; empty: none
+THINKING=${THINKING:-}                    # CHAT: on or off, where the template knows enable_thinking; empty: its own choice
+FEWSHOT_AS_MULTITURN=${FEWSHOT_AS_MULTITURN:-} # CHAT: 1: worked examples as turns; empty: in the user's turn
+CHAT_STOP=${CHAT_STOP:-}                  # CHAT: a string that ends a text; empty: none, the task's are dropped
 DATA=${DATA:-}                            # the benchmark's data, a folder or a file; empty: from the hub
 SAMPLES=${SAMPLES:-}                      # of the methods without guide steps; empty: as many as compute ETS's token positions
 REPEATS=${REPEATS:-}                      # samples of each problem that every method's score is a mean of; empty: 1

@@ -10,6 +10,7 @@
 #   DATA=/data/MATH-500 NUM_PROBLEMS=50 bash qwen/eval.sh math500       from local files, some of the problems
 #   MODEL_PATH=/models/rl METHODS=greedy bash qwen/eval.sh math500      the paper's comparison: a checkpoint trained with RL
 #   SMALL_MODEL_PATH=Qwen/Qwen3-1.7B bash qwen/eval.sh math500          with ETS-IS among the methods, as in the paper
+#   CHAT=1 THINKING=off bash qwen/eval.sh gsm8k                         prompts by the checkpoint's chat template: docs/chat.md
 #   bash qwen/eval.sh all                                               the benchmarks, one after the other
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -46,6 +47,7 @@ gsm8k)
     ;;
 humaneval)
     TASK=${TASK:-humaneval}
+    STOPS=${STOPS:-${CHAT:+answer}}
     STOPS=${STOPS:-completion}                # where a text ends: completion, with the function's body; answer, nowhere, for one in words and fences
     M_CANDIDATES=${M_CANDIDATES:-20}
     IS_M_CANDIDATES=${IS_M_CANDIDATES:-10}    # of ETS-IS
@@ -63,6 +65,8 @@ esac
 
 # What they share.
 MODEL_PATH=${MODEL_PATH:-Qwen/Qwen3-8B}       # a checkpoint's folder or its hub name; also embedded, embedded-small
+                                              # Qwen3-8B answers chats, and the presets prompt it without its template, as the paper does;
+                                              # with it: CHAT=1 THINKING=off, or a longer MAX_LENGTH and THINKING=on
 METHODS=${METHODS:-base,plain,greedy,${TRANSFORMERS:+beam,}best-of-n,majority,ets${SMALL_MODEL_PATH:+,ets-is}} # also one-step
 M_CANDIDATES=${M_CANDIDATES:-15}              # M, candidates per guide step
 K_MONTE_CARLO=${K_MONTE_CARLO:-3}             # K, rollouts per candidate
@@ -88,6 +92,11 @@ CLIP=${CLIP:-}                                # LOW,HIGH, bounds on ETS-IS's imp
 ESTIMATOR=${ESTIMATOR:-plain}                 # of ETS-IS's energies: plain (unbiased, the paper's) or self-normalised
 NUM_PROBLEMS=${NUM_PROBLEMS:-}                # empty: all
 SHOTS=${SHOTS:-}                              # solved examples in each prompt; empty: the task's own number
+CHAT=${CHAT:-}                                # 1: prompts by the checkpoint's chat template; or the name or the file of one; empty: bare text
+SYSTEM=${SYSTEM:-}                            # CHAT: the text of the system turn; empty: none
+THINKING=${THINKING:-}                        # CHAT: on or off, where the template knows enable_thinking; empty: its own choice
+FEWSHOT_AS_MULTITURN=${FEWSHOT_AS_MULTITURN:-} # CHAT: 1: worked examples as turns; empty: in the user's turn
+CHAT_STOP=${CHAT_STOP:-}                      # CHAT: a string that ends a text; empty: none, the task's are dropped
 DATA=${DATA:-}                                # the benchmark's data, a folder or a file; empty: from the hub
 SAMPLES=${SAMPLES:-}                          # of the methods without guide steps; empty: as many as generate ETS's tokens
 REPEATS=${REPEATS:-}                          # samples of each problem that every method's score is a mean of; empty: 1

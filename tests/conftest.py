@@ -182,6 +182,14 @@ def best_of_beams(oracle: Any, problem: Any, beams: int) -> tuple[int, ...]:
 
 
 @pytest.fixture(scope="session")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The folder of the embedded small model with a chat template."""
+    from tests.chatting import chat_checkpoint
+
+    return chat_checkpoint(tmp_path_factory.mktemp("chat"))
+
+
+@pytest.fixture(scope="session")
 def tiny_llada() -> Any:
     """A masked-diffusion checkpoint of three tokens and the mask token."""
     return shared(random_llada(len(MASKED_ALPHABET), end=0), tiny_tokenizer(MASKED_ALPHABET))

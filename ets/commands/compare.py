@@ -37,6 +37,8 @@ counted. For all other engines, generated tokens."""
 
 TOLD = ("rollouts", "lam", "reward", "pool", "temperature", "seed")
 """Settings that a comparison tells of itself, beside the engine's."""
+PROMPT = ("prompt", "prompt_kind", "chat")
+"""Parts of a configuration that the report shows of prompts."""
 METHOD_NAMES = (
     "ets, ets-stopped, retained, lookahead, particles, power, plain, majority, weighted-majority, best-of-n, one-step, "
     "iterated-sir, greedy, beam"
@@ -118,7 +120,7 @@ def _compare(name: str, names: Sequence[str], hyper: Hyper, options: argparse.Na
     for method, require in (("greedy", require_greedy), ("beam", require_beam)):
         if method in names:
             require(found.policy)
-    configuration = _configuration(found, options)
+    configuration = found.configuration(options)
     folder = _folder(found, options, fingerprint(configuration))
     found.ranks.say(f"{found.task.name}: journals in {folder}; the same command goes on where it was interrupted")
     currency = CURRENCY.get(options.engine, "generated")
@@ -130,7 +132,7 @@ def _compare(name: str, names: Sequence[str], hyper: Hyper, options: argparse.Na
         comparison = replace(comparison, kept=traces.keep)
         entries = comparison.entries(names, options.candidates or options.budgets, options.against)
     if found.ranks.first:
-        _write(entries, setting, folder)
+        _write(entries, setting, {name: configuration[name] for name in PROMPT}, folder)
     if options.scan_rollouts or options.scan_guide_steps:
         _scan(name, entries, hyper, setting, folder, options)
     if found.ranks.first:
@@ -152,11 +154,6 @@ def _comparison(
         found.task, found.policy, found.problems, hyper, currency, folder, configuration,
         options.seeds, options.width, options.seed, per_token, ranks=found.ranks,
     )  # fmt: skip
-
-
-def _configuration(found: Opened, options: argparse.Namespace) -> dict[str, Any]:
-    """Without the problems, so that a comparison can go on with more of them: each record says what was asked."""
-    return {name: value for name, value in found.configuration(options).items() if name != "problems"}
 
 
 def _hyper(options: argparse.Namespace) -> Hyper:
@@ -182,12 +179,12 @@ def _folder(found: Opened, options: argparse.Namespace, digits: str) -> Path:
     return Path(options.out / name if options.out else options.results / f"compare-{name}-{digits}")
 
 
-def _write(entries: Sequence[Entry], setting: Setting, folder: Path) -> None:
+def _write(entries: Sequence[Entry], setting: Setting, prompt: dict[str, Any], folder: Path) -> None:
     from ets.report.comparison import markdown, plot_accuracy_by_cost
 
     text = markdown(entries, setting)
     print(f"\n{text}\n")
-    content = {"setting": asdict(setting), "entries": [asdict(entry) for entry in entries]}
+    content = {"setting": asdict(setting), "entries": [asdict(entry) for entry in entries], "prompt": prompt}
     (folder / "comparison.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     (folder / "comparison.md").write_text(f"{text}\n", encoding="utf-8")
     plot_accuracy_by_cost(entries, setting, folder / "accuracy_by_cost.png")
@@ -209,7 +206,7 @@ def _scan(
         found = opened(name, options, changed)
         own = argparse.Namespace(**{**vars(options), **changed})
         with closed_after(found.policy):
-            configuration = _configuration(found, own)
+            configuration = found.configuration(own)
             comparison = _comparison(found, configuration, hyper, setting.currency, folder / _named(changed), own)
             return comparison.entries(["ets"], [middle], "ets")[0]
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ets import __version__
+from ets.chat import Chat, ChatTemplate, kind_of
+from ets.commands.chat import add_chat_arguments, chat_of
 from ets.commands.engines import ENGINES, engine_policy, engine_settings, served_settings, truncation_of
 from ets.types import InputError
 
@@ -30,22 +32,29 @@ class Opened:
     problems: Sequence[Problem]
     starts: Sequence[State]
     ranks: Ranks
+    chat: Chat | None = None
 
     def budget(self, engine: str) -> Budget:
         """What methods are compared at."""
         return ENGINES[engine].budget(self.policy, self.starts)
 
     def configuration(self, options: argparse.Namespace) -> dict[str, Any]:
-        """What results depend on, whatever the methods: equal settings give equal values, however they were given."""
-        from ets.evaluation.hosted import conditions, digest
+        """What results depend on, whatever the methods: equal settings give equal values, however they were given.
 
+        Of the problems it holds the first one's prompt alone, so that a run can grow: each record has its own digest.
+        """
+        from ets.evaluation.hosted import conditions
+
+        first = self.problems[0]
         return {
             **{name: getattr(options, name) for name in ("model", "temperature", "unsafe_code", "seed")},
             **engine_settings(options),
             **truncation_of(self.policy, options),
             **conditions(self.task),
             "task": self.task.name,
-            "problems": f"{len(self.problems)}, {digest(self.problems)}",
+            "chat": None if self.chat is None else self.chat.settings,
+            "prompt_kind": kind_of(first),
+            "prompt": first.prompt if isinstance(first.prompt, str) else list(first.prompt),
             "model_revision": self.checkpoint.revision,
             "placement": self.checkpoint.placement,
             "ets": __version__,
@@ -72,6 +81,7 @@ def add_task_arguments(parser: argparse.ArgumentParser, *, several: bool = False
     stops = "humaneval alone: completion, which ends where a function's body does (the default), or answer"
     add("--stops", str, stops, default=None)
     parser.add_argument("--unsafe-code", action="store_true", help="run code that a model wrote without the sandbox")
+    add_chat_arguments(parser)
 
 
 def method_names(options: argparse.Namespace) -> list[str]:
@@ -91,13 +101,24 @@ def opened(name: str, options: argparse.Namespace, changed: Mapping[str, Any] | 
 
     options, ranks = argparse.Namespace(**{**vars(options), **(changed or {})}), join()
     require_shareable(options.engine, ranks)
-    task = opened_task(name, options.data, unsafe=options.unsafe_code, stops=options.stops)
+    chat = chat_of(options)
+    task = opened_task(name, options.data, unsafe=options.unsafe_code, stops=options.stops, chat=chat)
     checkpoint = Checkpoint(ENGINES[options.engine].embedded.get(options.model, options.model), device=ranks.device)
     policy = engine_policy(checkpoint, options, **settings)
+    if chat is not None:
+        _template(checkpoint, chat)  # a missing one is named before the problems are read
     problems = task.problems(options.count, options.shots)
     if not problems:
         raise InputError(f"the task {name!r} gave no problems; its problems(count, shots) must give at least one")
+    if chat is None and any(problem.messages for problem in problems):
+        chat = Chat()
+    if chat is not None:
+        problems = [_template(checkpoint, chat).problem(problem) for problem in problems]
     if truncation := truncation_of(policy, options):
         cut = ", ".join(f"{name} {value}" for name, value in truncation.items())
         ranks.say(f"p_ref has the checkpoint's {cut} (its generation_config, as transformers' generate reads it)")
-    return Opened(task, checkpoint, policy, problems, policy.start(problems), ranks)
+    return Opened(task, checkpoint, policy, problems, policy.start(problems), ranks, chat)
+
+
+def _template(checkpoint: Checkpoint, chat: Chat) -> ChatTemplate:
+    return ChatTemplate(checkpoint.tokenizer, chat, checkpoint.name, checkpoint.end_ids)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ets import demo
+from ets.chat import as_prompts
+from ets.commands.chat import add_chat_arguments, chat_of
 from ets.commands.engines import flag
 from ets.commands.rewards import NAMES, OF_CERTAINTY, named_reward, pattern_extract
 from ets.types import InputError
@@ -21,6 +24,8 @@ EXAMPLE = """examples:
       ets sample --model embedded --extract '#### (-?[0-9]+)' --block-size 16 --max-length 96
   ets sample --model embedded --prompt-file prompt.txt --reward rewards.py:short --block-size 16 --max-length 96 \\
       --html trace.html
+  ets sample --model chat-model --json --prompt '[{"role": "user", "content": "What is 5 + 4?"}]' --reward likelihood \\
+      --block-size 16 --max-length 96
 """
 EMBEDDED = {
     "embedded": demo.model_path("reference"),
@@ -54,8 +59,11 @@ CANVAS: dict[str, tuple[Any, str]] = {
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help=f"a checkpoint's folder or hub name, or {', '.join(EMBEDDED)}")
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--prompt", help="used as it is, without a chat template")
+    source.add_argument("--prompt", help="used as it is, unless --chat-template makes it the user's turn")
     source.add_argument("--prompt-file", type=Path, help="without its last line break; default: standard input")
+    text = 'the prompt is JSON: messages, [{"role": …, "content": …}, …], or token ids, [1, 2, …]'
+    parser.add_argument("--json", action="store_true", help=text)
+    add_chat_arguments(parser, benchmark=False)
     own = f"{', '.join(NAMES)}; or module:function or file.py:function of (prompt, text)"
     parser.add_argument("--reward", default="majority", help=f"{own} (default: majority, the paper's)")
     text = "a regular expression that finds answers: the last match counts, its first group if it has one"
@@ -79,6 +87,8 @@ def execute(options: argparse.Namespace) -> None:
         For bad input, before the weights are loaded.
     """
     prompt = _prompt(options)
+    messages = not isinstance(prompt, str) and not isinstance(prompt[0], int)
+    chat = chat_of(options, needed=messages)
     extract = None if options.extract is None else pattern_extract(options.extract)
     reward = named_reward(options.reward, extract)
     if options.html is not None and not options.html.absolute().parent.is_dir():
@@ -94,7 +104,7 @@ def execute(options: argparse.Namespace) -> None:
     if options.reward in OF_CERTAINTY:
         settings["certainty"] = True
     model = EMBEDDED.get(options.model, options.model)
-    result = sample(prompt, model=model, reward=reward, extract=extract, **settings)
+    result = sample(prompt, model=model, chat=chat, reward=reward, extract=extract, **settings)
     print(result)
     if result.vote is not None:
         answer = result.vote.winner
@@ -102,13 +112,29 @@ def execute(options: argparse.Namespace) -> None:
             print(f"most votes of all rollouts: {answer} ({result.vote.shares[answer]:.0%})")
     if options.html is not None:
         try:
-            options.html.write_text(_page(prompt, result), encoding="utf-8")
+            options.html.write_text(_page(result), encoding="utf-8")
         except OSError as error:
             raise InputError(f"cannot write {options.html}: {error.strerror}; name another file") from None
         print(f"trace: {options.html}")
 
 
-def _prompt(options: argparse.Namespace) -> str:
+def _prompt(options: argparse.Namespace) -> Any:
+    """Text, or what its JSON holds: messages or token ids."""
+    text = _given(options)
+    if not options.json:
+        return text
+    try:
+        prompts, single = as_prompts(json.loads(text))
+    except ValueError as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"the prompt is no JSON: {error}; give messages or token ids, or leave --json out") from None
+    if not single:
+        raise InputError(f"the prompt holds {len(prompts)} prompts; give one")
+    return prompts[0]
+
+
+def _given(options: argparse.Namespace) -> str:
     if options.prompt is not None:
         return str(options.prompt)
     if options.prompt_file is None and (sys.stdin is None or sys.stdin.isatty()):  # None: closed
@@ -117,11 +143,12 @@ def _prompt(options: argparse.Namespace) -> str:
         read = sys.stdin.read() if options.prompt_file is None else options.prompt_file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the prompt: {error}; give a file of UTF-8 text") from None
-    return read.removesuffix("\n")
+    return str(read.removesuffix("\n"))
 
 
-def _page(prompt: str, result: Result) -> str:
+def _page(result: Result) -> str:
     """A page that needs nothing else: the prompt, and the trace as a notebook shows it."""
+    prompt = result.prompt if isinstance(result.prompt, str) else f"token ids {list(result.prompt)}"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>ets sample</title></head>\n'
         f'<body style="font-family: sans-serif"><pre style="white-space: pre-wrap">{escape(prompt)}</pre>\n'

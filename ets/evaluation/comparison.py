@@ -15,14 +15,13 @@ from ets.evaluation.budget import positions_of
 from ets.evaluation.compared import CHOOSING, GUIDED, SEARCHES, VOTED, Guided, Hyper
 from ets.evaluation.depth import metered
 from ets.evaluation.evaluate import Evaluation
-from ets.evaluation.hosted import digest
 from ets.evaluation.journal import Journal, Record
 from ets.evaluation.methods import Method
 from ets.evaluation.pooled import Drawn, chosen, mean_cost_curve, noted_texts, pool
 from ets.evaluation.ranks import ALONE, Ranks
 from ets.evaluation.sizes import size_for
 from ets.tasks.task import Task
-from ets.types import Chain, Floats, InputError, Policy, Problem
+from ets.types import Chain, Floats, Policy, Problem
 
 PILOT_PROBLEMS = 32
 """Sizes are found on so many problems; what is measured there is part of the results where a size is taken."""
@@ -280,7 +279,6 @@ class Comparison:
                 self.task, self.policy, problems, journal, self.width, self.seed,
                 progress=self.progress, noted=self._noted, kept=self.kept,
             )  # fmt: skip
-            _require_asked(journal, problems)
             wanted = {(problem.id, sample) for problem in problems for sample in range(seeds)}
             for sample in range(seeds):
                 if any((method.key, problem.id, sample) not in journal.records for problem in problems):
@@ -289,21 +287,10 @@ class Comparison:
 
     def _noted(self, chain: Chain) -> dict[str, Any]:
         """What records keep beside what `Evaluation` notes."""
-        asked = {"asked": digest([chain.problem])}
         if isinstance(chain.state, Drawn):
-            return asked | noted_texts(self.task, chain)
+            return noted_texts(self.task, chain)
         depth = self._depths.pop(chain.key, len(chain.state.tokens))  # that of a search: its text's length
-        return asked | {"depth": depth * self.per_token}
-
-
-def _require_asked(journal: Journal, problems: Sequence[Problem]) -> None:
-    """Raise `InputError` if a record answers another problem by the same name: a journal may grow by more problems."""
-    asked = {problem.id: digest([problem]) for problem in problems}
-    for record in journal.records.values():
-        if record["asked"] != asked.get(record["problem"], record["asked"]):
-            raise InputError(
-                f"{str(journal.folder)!r} holds results of another problem {record['problem']!r}; choose another folder"
-            )
+        return {"depth": depth * self.per_token}
 
 
 def _cost(record: Record) -> dict[str, float]:

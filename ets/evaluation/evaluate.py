@@ -11,6 +11,7 @@ from typing import Any, Protocol, runtime_checkable
 from ets import baselines
 from ets.diagnostics import RatioSummary
 from ets.evaluation.budget import Budget
+from ets.evaluation.hosted import digest
 from ets.evaluation.intervals import Accuracy, accuracy
 from ets.evaluation.journal import Journal, Record
 from ets.evaluation.methods import AVERAGED, DETERMINISTIC, METHODS, Method, Settings, needs_samples
@@ -97,6 +98,10 @@ class Evaluation:
     noted: Callable[[Chain], Mapping[str, Any]] = lambda chain: {}
     kept: Callable[[Method, Chain], None] = lambda method, chain: None
 
+    def __post_init__(self) -> None:
+        """Raise `InputError` if the journal answers another problem under one of these ids."""
+        self.journal.require_asked({problem.id: digest([problem]) for problem in self.problems})
+
     def compare(self, names: Sequence[str], budget: Budget | int) -> list[Row]:
         """Run the named methods, those without guide steps with the samples that cost what ETS costs.
 
@@ -114,8 +119,20 @@ class Evaluation:
             if needs_samples(name, self.settings, self.repeats) and not isinstance(budget, int):
                 samples = samples or budget.samples(self.records(methods["ets"]), self._pilot)
             methods[name] = self.method(name, samples or 1)
+            if needs_samples(name, self.settings, self.repeats):
+                self._tell_other_numbers(methods[name])
             self.run(methods[name])
         return [row for name in names for row in self.rows(methods[name], self.records(methods[name]))]
+
+    def _tell_other_numbers(self, method: Method) -> None:
+        """Say that a folder that grows holds a method's chains of another number of samples, which are not used."""
+        held = {record["method"] for record in self.journal.records.values()}
+        others = [key for key in held if key.rpartition("-")[0] == method.key.rpartition("-")[0] != ""]
+        if others and method.key not in held:
+            self.journal.ranks.say(
+                f"note: {method.label} is drawn anew, as the folder holds it with another number of samples "
+                f"({', '.join(sorted(others))}); set samples to keep that number"
+            )
 
     def method(self, name: str, samples: int) -> Method:
         """A key of `METHODS`, with so many samples if it has no guide steps and the settings name no size."""
@@ -133,8 +150,13 @@ class Evaluation:
         return 1 if method.name in DETERMINISTIC else max(method.samples, self.repeats)
 
     def records(self, method: Method) -> list[Record]:
-        """A method's records; the journal may hold further samples, which another run has drawn."""
-        return [record for record in self.journal.of(method.key) if record["sample"] < self.chains(method)]
+        """A method's records of these problems; the journal may hold further ones, which another run has drawn."""
+        return self._of(method, self.problems, self.chains(method))
+
+    def _of(self, method: Method, problems: Sequence[Problem], chains: int) -> list[Record]:
+        ids = {problem.id for problem in problems}
+        found = self.journal.of(method.key)
+        return [record for record in found if record["sample"] < chains and record["problem"] in ids]
 
     def run(self, method: Method) -> None:
         """Sample and journal what the journal lacks."""
@@ -148,8 +170,9 @@ class Evaluation:
         """Records of so many samples for each of the first problems, journalled as a method of its own."""
         step = baselines.best_of_n(likelihood(), samples=samples)
         method = Method("pilot", f"pilot ({samples} samples)", step, options=(samples,))
-        self._run(method, self.problems[:PILOT_PROBLEMS], range(1))
-        return self.journal.of(method.key)
+        first = self.problems[:PILOT_PROBLEMS]
+        self._run(method, first, range(1))
+        return self._of(method, first, 1)
 
     def _run(self, method: Method, problems: Sequence[Problem], samples: range) -> None:
         """Sample what the journal lacks; of several processes each does its share, and then knows what all have."""
@@ -211,6 +234,7 @@ class Evaluation:
             "method": method.key,
             "problem": chain.problem.id,
             "sample": chain.sample,
+            "asked": digest([chain.problem]),
             "answer": self.task.extract(chain.problem, text),
             "correct": bool(self.task.grade(chain.problem, text)),
             "valid": chain.valid,

@@ -11,11 +11,13 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ets.chat import Chat, as_messages
 from ets.code_answers import stops_named
 from ets.own_code import code_digest
 from ets.tasks import Benchmark, Task, task_named
@@ -42,12 +44,14 @@ class Hosted:
         Our own extraction and grading.
     data : Path, optional
         The benchmark's rows, a folder or a file; by default they come from the hub.
+    chat : Chat, optional
+        Problems then have messages, and no prompt yet: a system turn, worked examples, and the question.
     """
 
-    def __init__(self, task: Benchmark, data: Path | None = None) -> None:
+    def __init__(self, task: Benchmark, data: Path | None = None, chat: Chat | None = None) -> None:
         require_lm_eval()
         task.require()
-        self.task, self.data = task, data
+        self.task, self.data, self.chat = task, data, chat
         self._host: Any = None
         self._instances: dict[str, Any] = {}
 
@@ -72,8 +76,13 @@ class Hosted:
         if count is not None and not 0 < count <= size:
             raise InputError(f"{count} problems of {self.name} asked for; choose 1 to {size}")
         with quiet():
-            self._host.build_all_requests(limit=count)
+            self._host.build_all_requests(limit=count, **_as_turns(self.chat))
         problems = [problem_of(instance) for instance in self._host.instances]
+        if self.chat is not None:
+            problems = [
+                replace(problem, prompt="", messages=as_messages(json.loads(str(problem.prompt))), stop=())
+                for problem in problems
+            ]
         self._instances = dict(zip((problem.id for problem in problems), self._host.instances, strict=True))
         return problems
 
@@ -98,26 +107,53 @@ class Hosted:
         return found
 
 
-def opened_task(name: str, data: Path | None = None, *, unsafe: bool = False, stops: str | None = None) -> Task:
+def _as_turns(chat: Chat | None) -> dict[str, Any]:
+    """The arguments by which lm-eval's task gives its turns, as JSON in the place of a prompt."""
+    if chat is None:
+        return {}
+
+    def written(messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
+        return json.dumps(messages)
+
+    turns = {"fewshot_as_multiturn": chat.multiturn, "system_instruction": chat.system}
+    return {"apply_chat_template": True, "chat_template": written, **turns}
+
+
+def opened_task(
+    name: str,
+    data: Path | None = None,
+    *,
+    unsafe: bool = False,
+    stops: str | None = None,
+    chat: Chat | None = None,
+) -> Task:
     """A task that makes its own problems, or one that lm-eval hosts, its data here or from the hub.
 
-    With `unsafe`, code that a model wrote runs without the sandbox; `stops`, a key of `STOPS`, says where it ends.
+    With `unsafe`, code that a model wrote runs without the sandbox; `stops`, a key of `STOPS`, says where it ends: by
+    default with the function's body, or in a chat at the end of the turn. With `chat`, a hosted task's problems have
+    messages.
 
     Raises
     ------
     InputError
-        For an unknown task, data for one that has its own, `unsafe` or `stops` for one that asks for no code, or if a
-        package that the task needs is not installed.
+        For an unknown task, data for one that has its own, `unsafe` or `stops` for one that asks for no code, worked
+        examples as turns for one that writes them as text, or if a package that the task needs is not installed.
     """
     task = task_named(name)
     if isinstance(task, HumanEval):
-        task.unsafe, task.stop = unsafe, stops_named(stops or "completion")
+        if chat is not None and stops not in (None, "answer"):
+            raise InputError(f"stops is {stops!r}, but a chat's text is an answer; leave stops out, or add chat-stop")
+        task.unsafe, task.stop = unsafe, stops_named(stops or ("completion" if chat is None else "answer"))
     elif unsafe:
         raise InputError(f"the task {name} runs no code that a model wrote; leave unsafe_code out")
     elif stops is not None:
         raise InputError(f"stops is {stops!r}, but the task {name} asks for no code; leave stops out")
     if isinstance(task, Benchmark):
-        return Hosted(task, data)
+        return Hosted(task, data, chat)
+    if chat is not None and chat.multiturn:
+        raise InputError(
+            f"the task {name} writes its worked examples as text, not as turns; leave fewshot-as-multiturn out"
+        )
     if data is not None:
         raise InputError(f"the task {name} brings its own problems, and takes no data; leave data out")
     return task
@@ -210,7 +246,7 @@ def versions(task: Task) -> dict[str, str]:
 
 def digest(problems: Sequence[Problem]) -> str:
     """Which problems these are: 16 hexadecimal digits of a hash of all that is asked and known of them."""
-    asked = [[problem.id, problem.prompt, problem.stop, problem.doc] for problem in problems]
+    asked = [[problem.id, problem.prompt, problem.stop, problem.doc, problem.messages] for problem in problems]
     return hashlib.sha256(json.dumps(asked, default=str, sort_keys=True).encode()).hexdigest()[:16]
 
 

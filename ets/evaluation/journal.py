@@ -23,6 +23,10 @@ from ets.evaluation.ranks import ALONE, Ranks
 from ets.types import InputError
 
 Record = dict[str, Any]
+FORM = 2
+"""Which form a configuration has. In form 1, one digest stood for the set of problems, which could not grow."""
+ELIDED = 60
+"""Characters of a value in an error."""
 
 
 def fingerprint(configuration: Mapping[str, Any]) -> str:
@@ -54,7 +58,7 @@ class Journal:
     folder : Path
         Made if there is none.
     configuration : mapping
-        Everything that the results depend on, as JSON values.
+        Everything that the results depend on but the problems, as JSON values: a record says which problem it answers.
     ranks : Ranks
         This process's place among those that share the run.
 
@@ -117,6 +121,21 @@ class Journal:
         """A method's records."""
         return [record for record in self.records.values() if record["method"] == method]
 
+    def require_asked(self, asked: Mapping[str, str]) -> None:
+        """Raise `InputError` if a record answers another problem than the one of this id.
+
+        Parameters
+        ----------
+        asked : mapping of str to str
+            By the problem's id, a digest of the problem. A journal may hold further problems, or lack some.
+        """
+        for record in self.records.values():
+            if record.get("asked") != asked.get(record["problem"], record.get("asked")):
+                raise InputError(
+                    f"the results folder {str(self.folder)!r} holds results of another problem {record['problem']!r}; "
+                    "choose another folder"
+                )
+
     def append(self, record: Record) -> None:
         """Write one line and flush it."""
         self._file.write(_line(record))
@@ -173,6 +192,7 @@ def _parsed(content: bytes, place: str) -> Any:
 
 def _require_same(path: Path, configuration: Mapping[str, Any]) -> None:
     """Write the configuration of a new folder, in one piece; compare it with that of an old one."""
+    configuration = {**configuration, "form": FORM}
     if not path.exists():
         whole = path.with_suffix(".part")
         whole.write_text(_canonical(configuration) + "\n", encoding="utf-8")
@@ -181,14 +201,24 @@ def _require_same(path: Path, configuration: Mapping[str, Any]) -> None:
     stored, current = _parsed(path.read_bytes(), str(path)), json.loads(_canonical(configuration))
     if not isinstance(stored, dict):
         raise InputError(f"{path} is damaged, it holds no configuration; choose another folder")
+    if stored.get("form") != FORM:
+        raise InputError(
+            f"the results folder {str(path.parent)!r} is of another version of ets, whose configuration has another "
+            "form; finish it with that version, or choose another folder"
+        )
     absent = "absent"
     pairs = {k: (stored.get(k, absent), current.get(k, absent)) for k in sorted({*stored, *current})}
-    differing = [f"{k} ({there!r} there, {now!r} now)" for k, (there, now) in pairs.items() if there != now]
+    differing = [f"{k} ({_brief(there)} there, {_brief(now)} now)" for k, (there, now) in pairs.items() if there != now]
     if differing:
         keys = ", ".join(differing)
         raise InputError(
             f"the results folder {str(path.parent)!r} is of another configuration: {keys}; choose another folder"
         )
+
+
+def _brief(value: Any) -> str:
+    said = repr(value)
+    return said if len(said) <= ELIDED else f"{said[:ELIDED]}…"
 
 
 def _locked(path: Path) -> BinaryIO:

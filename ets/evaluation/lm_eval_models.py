@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,9 +18,10 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 
 from ets import __version__, demo
+from ets.chat import Chat, ChatTemplate, as_messages, kind_of
 from ets.evaluation.evaluate import Evaluation
 from ets.evaluation.fast import FAST, FastSampling, opened_sampler
-from ets.evaluation.hosted import digest, problem_of, versions
+from ets.evaluation.hosted import problem_of, versions
 from ets.evaluation.journal import Journal, Record, fingerprint
 from ets.evaluation.methods import Method, Settings, require_able, require_methods
 from ets.evaluation.paper_arguments import (
@@ -39,7 +41,7 @@ from ets.policies.making import SETTINGS, policy_of
 from ets.tasks import Task, task_named
 from ets.tasks.humaneval import HumanEval
 from ets.transition import require_variety
-from ets.types import Chain, InputError, Policy, Problem
+from ets.types import Chain, InputError, Message, Policy, Problem
 
 EMBEDDED = {
     "qwen": {"embedded": demo.model_path("reference"), "embedded-small": demo.model_path("small")},
@@ -95,6 +97,8 @@ class PaperLM(LM):
             law = {name: self.run.values[f"proposal_{name}"] for name in TRUNCATION}
             own, self.policy = opened_pair(replace(own, **law), self.policy, lambda: small)
         self.settings = replace(self.settings, proposing=own)
+        self._chat = Chat(thinking=values["thinking"])
+        self._conversations: dict[str, tuple[Message, ...]] = {}  # by the prompt that the template wrote
         for line in self.run.notes:
             self.ranks.say(f"note: {line}", file=sys.stderr)
 
@@ -109,7 +113,7 @@ class PaperLM(LM):
         answers = []
         for request in requests:
             problem = problem_of(request).id
-            answers.append(texts[problem, counts.get(problem, 0) % (request.repeats or 1)])
+            answers.append(self._without_thinking(texts[problem, counts.get(problem, 0) % (request.repeats or 1)]))
             counts[problem] = counts.get(problem, 0) + 1
         return answers
 
@@ -122,10 +126,12 @@ class PaperLM(LM):
     def _sampled(self, name: str, requests: Sequence[Instance]) -> dict[tuple[str, int], str]:
         """Texts by problem and sample, for the requests of one of lm-eval's tasks."""
         task, values = self._task(name), self.run.values
-        problems = list({problem.id: problem for problem in map(problem_of, requests)}.values())
+        problems = list({problem.id: problem for problem in map(self._problem, requests)}.values())
+        if self._chat.thinking is not None and not self._conversations:
+            self.ranks.say("note: enable_thinking has no effect without --apply_chat_template", file=sys.stderr)
         repeats = requests[0].repeats or 1
         self.policy.start(problems)  # a prompt that does not fit is named before the weights are loaded
-        with self._journal(name, problems, repeats) as journal:
+        with self._journal(name, problems[0]) as journal:
             evaluation = Evaluation(
                 task, self.policy, problems, journal, values["width"], values["seed"], self.settings, repeats=repeats,
                 noted=self._noted,
@@ -171,14 +177,15 @@ class PaperLM(LM):
             task.unsafe = self.run.values["unsafe_code"]
         return task
 
-    def _journal(self, name: str, problems: Sequence[Problem], repeats: int) -> Journal:
+    def _journal(self, name: str, first: Problem) -> Journal:
         configuration = {key: value for key, value in self.run.values.items() if key not in NOT_RESULTS}
         configuration |= {
             **versions(self._task(name)),
             "lm_eval_task": name,
             "method": self.run.method,
-            "repeats": repeats,
-            "problems": digest(problems),
+            "prompt_kind": kind_of(first),
+            "prompt": first.prompt,
+            "until": list(first.stop),
             "model_revision": self.checkpoint.revision,
             "placement": self.checkpoint.placement,
             "ets": __version__,
@@ -197,13 +204,39 @@ class PaperLM(LM):
         return self.checkpoint.name.replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        return str(self.checkpoint.tokenizer.chat_template or "")
+        """The template, by the name after `--apply_chat_template`; lm-eval calls this before it makes prompts."""
+        if isinstance(chat_template, str):
+            self._chat = replace(self._chat, template=chat_template)
+            self.__dict__.pop("_template", None)
+        return self._template.text if chat_template else ""
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        tokenizer = self.checkpoint.tokenizer
-        return str(
-            tokenizer.apply_chat_template(chat_history, tokenize=False, add_generation_prompt=add_generation_prompt)
-        )
+        messages = as_messages(chat_history)
+        text = self._template.render(messages, reply=add_generation_prompt)
+        self._conversations[text] = messages
+        return text
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        checkpoint = self.checkpoint
+        return ChatTemplate(checkpoint.tokenizer, self._chat, checkpoint.name, checkpoint.end_ids)
+
+    def _problem(self, request: Instance) -> Problem:
+        """The problem of a request; a chat prompt has its messages, and ends where the assistant's turn does."""
+        problem = problem_of(request)
+        messages = self._conversations.get(str(problem.prompt), ())
+        if not messages:
+            return problem
+        return replace(problem, messages=messages, stop=(*problem.stop, *self._template.turn_end))
+
+    def _without_thinking(self, text: str) -> str:
+        """The text that lm-eval scores: what follows the last `think_end_token`, if one is given."""
+        end = self.run.values["think_end"]
+        if end is None:
+            return text
+        if end.isdigit():  # as lm-eval has it, the number of a token
+            end = self.checkpoint.tokenizer.decode([int(end)])
+        return text.rpartition(end)[2].lstrip() if end in text else text
 
 
 def _truncated(run: PaperRun, checkpoint: Checkpoint, prefix: str = "") -> PaperRun:

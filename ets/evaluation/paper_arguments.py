@@ -169,6 +169,8 @@ _SHARED = {
     "seed": Argument("seed", _whole, 0),
     "width": Argument("width", _whole, 8),
     "memory_gib": Argument("memory_gib", _number, None),
+    "enable_thinking": Argument("thinking", _flag, None),
+    "think_end_token": Argument("think_end", _text, None),
     "clip": Argument("clip", _bounds, None),
     "estimator": Argument("estimator", _text, "plain"),
 }

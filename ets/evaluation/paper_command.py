@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -24,7 +24,7 @@ from ets.evaluation.ranks import told_once
 from ets.exits import exit_status, exiting_at_sigterm
 from ets.tasks import Benchmark, task_named
 from ets.tasks.data import require_hub
-from ets.types import InputError
+from ets.types import InputError, one_line
 
 if TYPE_CHECKING:
     from lm_eval.config.evaluate_config import EvaluatorConfig
@@ -144,7 +144,6 @@ def hosting(options: EvaluatorConfig) -> Iterator[None]:
     The thousands of tasks that come with lm-eval are left out: reading them takes ten seconds.
     """
     import lm_eval.tasks
-    from lm_eval.tasks._yaml_loader import load_yaml
     from lm_eval.tasks.manager import TaskManager
 
     from ets.evaluation import lm_eval_models  # noqa: F401  registers the models
@@ -161,18 +160,34 @@ def hosting(options: EvaluatorConfig) -> Iterator[None]:
 
         def _load_spec(self, spec: Any) -> Any:
             entry, found = self._entry(spec), {}
+            own = None if entry is None else entry.yaml_path  # of --include_path, perhaps with local data
             if entry is None or data is not None:
                 found = configuration_of(BENCHMARKS[spec], data, options.num_fewshot, unsafe=unsafe)
             else:
                 require_hub(BENCHMARKS[spec])
-            if entry is not None and entry.yaml_path is not None:  # of --include_path, perhaps with local data
-                rows = {key: found[key] for key in found if key.startswith("dataset_")}
-                found = load_yaml(entry.yaml_path, resolve_func=True) | rows
             with quiet():
-                return super()._load_spec(found)
+                return super()._load_spec(found) if own is None else _task_of(own, found, super()._load_spec)
 
     try:
         lm_eval.tasks.TaskManager = Manager
         yield
     finally:
         lm_eval.tasks.TaskManager = TaskManager
+
+
+def _task_of(file: Path, hosted: dict[str, Any], load: Callable[[Any], Any]) -> Any:
+    """The task of a file of `--include_path`; with local data, `hosted` says where their rows are."""
+    from lm_eval.tasks._yaml_loader import load_yaml
+
+    rows = {key: hosted[key] for key in hosted if key.startswith("dataset_") or key.endswith("_split")}
+    try:
+        task = load(load_yaml(file, resolve_func=True) | rows)
+        task.doc_to_text(next(iter(task.eval_docs)))  # whatever a file of one's own raises is said at once
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"the task file {str(file)!r} cannot be used with these data: {type(error).__name__}: {one_line(error)}; "
+            "change the file, or leave --include_path out"
+        ) from error
+    return task

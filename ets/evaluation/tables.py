@@ -26,10 +26,14 @@ def unit(rows: Sequence[Row]) -> str:
 
 
 def score_table(rows: Sequence[Row], scorer: str) -> str:
-    """A table of the rows' further scores, whose headings name who scored; empty if there are none."""
-    names = list(rows[0].scores)
-    if not names:
+    """A table of the rows' further scores, whose headings name who scored; empty if there are none.
+
+    Rows without further scores, such as the vote over a method's rollouts, are left out.
+    """
+    rows = [row for row in rows if row.scores]
+    if not rows:
         return ""
+    names = list(rows[0].scores)
     headings = ("method", *(f"{scorer}: {name}" for name in names))
     return aligned([headings, *((row.label, *(f"{row.scores[name]:.1%}" for name in names)) for row in rows)])
 

@@ -10,6 +10,9 @@ from ets.types import InputError, Problem
 def encode_prompt(tokenizer: Any, problem: Problem, length: int, context: int | None) -> tuple[int, ...]:
     """The prompt's token ids.
 
+    A chat prompt, and any text that begins with the tokenizer's BOS token, has its special tokens already: the
+    tokenizer adds none.
+
     Raises
     ------
     InputError
@@ -18,9 +21,11 @@ def encode_prompt(tokenizer: Any, problem: Problem, length: int, context: int | 
     prompt = problem.prompt
     if not isinstance(prompt, str | tuple):
         raise InputError(f"the prompt of problem {problem.id!r} is {prompt!r}; pass text, or a tuple of token ids")
-    ids = tuple(tokenizer(prompt)["input_ids"]) if isinstance(prompt, str) else prompt
+    ids = _encoded(tokenizer, problem) if isinstance(prompt, str) else prompt
     if bad := [stop for stop in problem.stop if not isinstance(stop, str) or not stop]:
         raise InputError(f"problem {problem.id!r} has the stop string {bad[0]!r}; give non-empty text")
+    if problem.messages and not prompt:
+        raise InputError(f"problem {problem.id!r} has messages, and no chat template has written them; choose one")
     if not prompt or not ids:
         raise InputError(f"the prompt of problem {problem.id!r} is empty; give at least one token")
     if context is not None and len(ids) + length > context:
@@ -29,3 +34,9 @@ def encode_prompt(tokenizer: Any, problem: Problem, length: int, context: int | 
             f"{length} in the model's context of {context}; shorten one of them"
         )
     return ids
+
+
+def _encoded(tokenizer: Any, problem: Problem) -> tuple[int, ...]:
+    bos = getattr(tokenizer, "bos_token", None)
+    complete = bool(problem.messages) or bool(bos and str(problem.prompt).startswith(bos))
+    return tuple(tokenizer(problem.prompt, add_special_tokens=not complete)["input_ids"])

@@ -120,6 +120,7 @@ def _compared(folder: Path, whole: bool) -> str:
     }
     title = f"{setting['task']}: {setting['model']}"
     configuration = {name: setting[name] for name in setting if name != "told"} | setting.get("told", {})
+    configuration |= content.get("prompt", {})
     return _page(title, folder, configuration, "comparison.md", charts, _shown_traces(folder, records, guided), whole)
 
 
@@ -221,16 +222,27 @@ def _page(
     template = _TEMPLATE.read_text(encoding="utf-8")
     found = re.search(r"<script>(.*?)</script>", template, flags=re.DOTALL)
     assert found is not None
-    settings = "".join(f"<tr><td>{escape(k)}<td>{escape(_told(v))}" for k, v in sorted(configuration.items()))
+    listed = [(k, v) for k, v in sorted(configuration.items()) if k != "prompt"]
+    settings = "".join(f"<tr><td>{escape(k)}<td>{escape(_told(v))}" for k, v in listed)
     parts = {
         "policy": base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode(),
         "title": escape(elide(title, 200)),
         "tables": markdown_html((folder / table).read_text(encoding="utf-8")),
         "charts": "".join(_figures(heading, drawn) for heading, drawn in charts.items()),
+        "prompt": _prompt(configuration),
         "settings": f"<table>{settings}</table>",
         "traces": packed_traces(traces, whole=whole) if traces else "",
     }
     return re.sub(r"\[\[(\w+)\]\]", lambda place: parts[place[1]], template)
+
+
+def _prompt(configuration: Stored) -> str:
+    """The first problem's prompt, and whether a chat template wrote it; older folders do not hold it."""
+    if "prompt" not in configuration:
+        return ""
+    kind = escape(_told(configuration["prompt_kind"]))
+    text = escape(elide(_told(configuration["prompt"]), LIMITS[0]))
+    return f"<section><h2>Prompt</h2><p>The first problem's, by: {kind}</p><pre>{text}</pre></section>"
 
 
 def _figures(heading: str, charts: Sequence[str]) -> str:

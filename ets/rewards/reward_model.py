@@ -84,7 +84,8 @@ class _RewardModel:
             )
         whole = problem.prompt + text
         if self.template:
-            turns = [{"role": "user", "content": problem.prompt}, {"role": "assistant", "content": text}]
+            asked = problem.messages or ({"role": "user", "content": problem.prompt},)
+            turns = [*asked, {"role": "assistant", "content": text}]
             whole = self.tokenizer.apply_chat_template(turns, tokenize=False)
         ids: list[int] = self.tokenizer(whole, add_special_tokens=not self.template)["input_ids"]
         most = self._max_length or getattr(self.config.get_text_config(), "max_position_embeddings", None)

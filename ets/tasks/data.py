@@ -45,6 +45,8 @@ class Source:
         The columns that every row must have, each with a regular expression to be found in its values.
     changes : tuple of str
         Lines of YAML that replace lm-eval's own.
+    common : callable, optional
+        The row that a local row with other columns in common use stands for; it returns any other row as it is.
     """
 
     lm_eval: str
@@ -57,6 +59,26 @@ class Source:
     shots: int
     columns: Mapping[str, str]
     changes: tuple[str, ...] = ()
+    common: Callable[[dict[str, Any]], dict[str, Any]] | None = None
+
+
+AIME_PROMPT = (
+    "Solve the following math problem step by step. The last line of your response should be of the form Answer: "
+    "$Answer (without quotes) where $Answer is the answer to the problem.\n\n{problem}\n\nRemember to put your "
+    'answer on its own line after "Answer:".'
+)
+"""The user's message in the rows of BytedTsinghua-SIA/AIME-2024."""
+
+
+def _aime_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with the columns problem and answer, in any case, as a row of BytedTsinghua-SIA/AIME-2024."""
+    named = {str(column).lower(): value for column, value in row.items()}
+    problem, answer = named.get("problem"), named.get("answer")
+    if "prompt" in row or problem is None or answer is None:
+        return row
+    number = int(answer) if isinstance(answer, float) and answer.is_integer() else answer
+    content = AIME_PROMPT.format(problem=str(problem).strip())
+    return {"prompt": [{"role": "user", "content": content}], "reward_model": {"ground_truth": str(number).strip()}}
 
 
 SOURCES = {
@@ -115,6 +137,7 @@ SOURCES = {
             "generation_kwargs: {until: [</s>, <|im_end|>, <|eot_id|>], do_sample: true, temperature: 1.0,"
             " max_gen_toks: 32768}",
         ),
+        common=_aime_row,
     ),
 }
 """By the name of one of our tasks. (aime24/aime24.yaml is the last one for use with lm-eval alone.)"""
@@ -296,6 +319,7 @@ def _checked(row: Any, source: Source, place: str) -> dict[str, Any]:
     """A row's needed columns, numbers as text. Raises `InputError` for one that is missing or has no value."""
     if not isinstance(row, dict):
         raise InputError(f"{place} is {str(row)[:60]!r}, not an object; write one with {', '.join(source.columns)}")
+    row = row if source.common is None else source.common(row)
     for column, pattern in source.columns.items():
         if row.get(column) is None:
             raise InputError(f"{place} has no column {column!r} but {', '.join(map(str, row))}; rename or add it")

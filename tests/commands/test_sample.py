@@ -105,10 +105,10 @@ def test_the_defaults_that_help_states_are_those_of_the_library() -> None:
 
 
 def test_the_examples_of_the_help_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, chat_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What is piped in as printf would print it, the rest as it stands."""
-    piped, alone = re.findall(r"ets (sample (?:.*\\\n)*.*)", EXAMPLE)
+    """What is piped in as printf would print it, the rest as it stands; the last one has a folder of its own."""
+    piped, alone, chat = re.findall(r"ets (sample (?:.*\\\n)*.*)", EXAMPLE)
     printed = re.search(r"printf '(.*)'", EXAMPLE)
     assert printed is not None
     prompt = printed.group(1).replace("\\n", "\n")
@@ -117,7 +117,8 @@ def test_the_examples_of_the_help_run(
     Path("prompt.txt").write_text(prompt)
     Path("rewards.py").write_text(REWARD)
     monkeypatch.setattr("sys.stdin", io.StringIO(prompt))
-    for command in (piped, alone):
+    Path("chat-model").symlink_to(chat_model)
+    for command in (piped, alone, chat):
         assert main(shlex.split(command.replace("\\\n", " "))) == 0
     assert "trace: trace.html" in capsys.readouterr().out and Path("trace.html").exists()
 

@@ -15,6 +15,7 @@ import pytest
 from ets.evaluation.compared import CHOOSING, GUIDED, Hyper, require_compared
 from ets.evaluation.comparison import Comparison, Entry
 from ets.evaluation.depth import Metered, metered
+from ets.evaluation.journal import FORM
 from ets.evaluation.pooled import chosen
 from ets.runner import run
 from ets.testing import TabularMaskedDiffusion, TabularPolicy
@@ -162,7 +163,8 @@ def test_every_method_and_size_has_a_journal_and_its_configuration(tmp_path: Pat
         .joinpath("configuration.json")
         .read_text()
     )
-    assert configuration == {"seed": 0, "method": "ets-2-rollouts=2-lam=0.3-pool=chain-reward=majority-minimum=1"}
+    method = "ets-2-rollouts=2-lam=0.3-pool=chain-reward=majority-minimum=1"
+    assert configuration == {"seed": 0, "method": method, "form": FORM}
 
 
 def test_journals_are_named_by_all_that_their_method_depends_on(entries: list[Entry]) -> None:

@@ -279,6 +279,40 @@ def test_a_journal_with_more_samples_or_others_does_not_change_a_row(tmp_path: P
     assert len(of(records, "plain")) == 5 * COUNT  # the three samples are the first of the five
 
 
+def test_a_run_grows_by_problems_and_by_repeats(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {"names": ["plain", "ets"], "budget": 2}
+    problems = Letters().problems(5, 0)
+    _, whole = compared(tmp_path / "five", problems=problems, **asked)
+    few, first = compared(tmp_path / "grown", problems=problems[:3], **asked)
+    _, grown = compared(tmp_path / "grown", problems=problems, **asked)
+    assert len(first) == 3 * 3 and {key: grown[key] for key in first} == first  # these were not drawn again
+    assert timeless(grown) == timeless(whole)
+    _, repeated = compared(tmp_path / "grown", problems=problems, repeats=3, **asked)
+    assert len(of(repeated, "ets")) == 5 * 3 and {key: repeated[key] for key in grown} == grown
+    again, _ = compared(tmp_path / "grown", problems=problems[:3], **asked)
+    assert again == few  # a smaller run of the folder counts its own problems and samples alone
+
+
+def test_a_problem_that_changed_under_its_id_is_refused(tmp_path: Path) -> None:
+    problems = Letters().problems(3, 0)
+    compared(tmp_path, ["plain"], budget=1, problems=problems)
+    for changed in (
+        {"prompt": "another"},
+        {"doc": {"answer": "c"}},
+        {"stop": ("x",)},
+        {"messages": ({"role": "user"},)},
+    ):
+        with pytest.raises(InputError, match="holds results of another problem 'letters-1'; choose another folder"):
+            compared(tmp_path, ["plain"], budget=1, problems=[problems[0], replace(problems[1], **changed)])
+
+
+def test_a_grown_run_says_which_methods_it_draws_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for samples, told in ((2, ""), (2, ""), (3, "note: majority voting (3 samples) is drawn anew")):
+        compared(tmp_path, ["majority"], budget=samples)
+        found = capsys.readouterr().out
+        assert told in found and bool(told) == ("majority-2" in found)
+
+
 class SlowLetters(Letters):
     """Letters that are told how many texts are looked at together."""
 

@@ -32,6 +32,22 @@ def written(folder: Path, *records: Record, configuration: dict[str, Any] = CONF
     return before
 
 
+def test_a_folder_of_another_form_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "configuration.json").write_text(json.dumps({**CONFIGURATION, "problems": "3, 1234567890abcdef"}))
+    with pytest.raises(
+        InputError,
+        match="of another version of ets, whose configuration has another form; finish it with that version",
+    ) as e:
+        written(tmp_path)
+    assert "\n" not in str(e.value)
+
+
+def test_a_long_value_that_differs_is_shortened(tmp_path: Path) -> None:
+    written(tmp_path, configuration={"prompt": "a" * 1000})
+    with pytest.raises(InputError, match=r"prompt \('a{59}… there, 'b{59}… now\)"):
+        written(tmp_path, configuration={"prompt": "b" * 1000})
+
+
 def test_a_journal_goes_on_where_it_was_closed(tmp_path: Path) -> None:
     folder, records = tmp_path / "new" / "results", [record("a"), record("a", 1), record("b", method="plain")]
     assert written(folder, *records[:2]) == []

@@ -20,6 +20,7 @@ from ets.policies.autoregressive import Sampling
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.vllm import VLLMEngine, VLLMPolicy
 from ets.types import InputError
+from tests.chatting import CHATML
 from tests.sandboxed import needs_sandbox
 
 ROOT = Path(__file__).parents[2]
@@ -61,6 +62,64 @@ def test_a_command_of_the_paper_runs_offline_and_resumes(tmp_path: Path, capsys:
     ]
     assert run_paper(tmp_path, "gsm8k,gpqa_diamond_generative_n_shot", *words) == 0
     assert records(tmp_path) == first
+
+
+def test_a_run_grows_with_the_limit(tmp_path: Path) -> None:
+    for limit, count in (("1", 1), ("2", 2), ("1", 2)):
+        assert run_paper(tmp_path, "gsm8k", "--num_fewshot", "0", "--limit", limit, model="qwen") == 0
+        assert len(list(tmp_path.iterdir())) == 1 and len(records(tmp_path)) == count
+
+
+def test_chat_prompts_of_a_command_of_the_paper(
+    tmp_path: Path, chat_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Turns, a system text and thinking by the template; what lm-eval scores is without the thinking."""
+    arguments = SMALL.replace("embedded-small", str(chat_model)) + ",enable_thinking=False,think_end_token=0"
+    words = ("--num_fewshot", "1", "--apply_chat_template", "--system_instruction", "Be brief.")
+    assert run_paper(tmp_path, "gsm8k", *words, arguments=arguments) == 0
+    stored = json.loads(next(tmp_path.glob("*/configuration.json")).read_text())
+    assert stored["prompt"].startswith("<s><|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nQuestion: ")
+    assert stored["prompt"].count("<|im_start|>assistant\n") == 2 and stored["prompt"].endswith("</think>\n\n")
+    assert stored["prompt_kind"] == "chat template" and "<|im_end|>" in stored["until"]
+    assert run_paper(tmp_path, "gsm8k", "--num_fewshot", "0", arguments=arguments) == 0
+    assert "enable_thinking has no effect without --apply_chat_template" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("template", "message"), [((), "has no chat template"), (("long",), "unknown chat template 'long'")]
+)
+def test_a_template_that_is_not_there_is_one_line(
+    tmp_path: Path, template: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_paper(tmp_path, "gsm8k", "--num_fewshot", "0", "--apply_chat_template", *template, model="qwen") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+
+
+def test_what_lm_eval_scores_follows_the_thinking(tmp_path: Path) -> None:
+    for end, text in (("</think>", "5"), ("9", "</think> 5"), (None, "4 </think>9</think> 5")):
+        lm = model(tmp_path, **({} if end is None else {"think_end_token": end}))
+        if end == "9":  # the number of a token
+            lm.checkpoint.tokenizer.decode = lambda ids: str(ids[0])
+        assert lm._without_thinking("4 </think>9</think> 5") == text
+
+
+def test_a_task_file_reads_local_data_at_zero_shots_or_says_why_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import lm_eval.tasks
+
+    (tmp_path / "tasks").mkdir()
+    for name, place in (("gsm8k", "gsm8k/gsm8k.yaml"), ("aime24", "aime/aime24.yaml")):
+        included = Path(lm_eval.tasks.__path__[0]) / place
+        (tmp_path / "tasks" / f"{name}.yaml").write_text(f"include: {included}\ntask: {name}\n")
+    (tmp_path / "test.jsonl").write_text((DATA / "gsm8k" / "test.jsonl").read_text())
+    words = ("--include_path", str(tmp_path / "tasks"), "--num_fewshot", "0")
+    monkeypatch.setenv("DATA", str(tmp_path / "test.jsonl"))
+    assert run_paper(tmp_path / "run", "gsm8k", *words, model="qwen") == 0
+    monkeypatch.setenv("DATA", str(DATA))
+    assert run_paper(tmp_path / "run", "aime24", *words, model="qwen") == 2
+    assert "cannot be used with these data: UndefinedError: 'Problem' is undefined" in capsys.readouterr().err
 
 
 def test_it_samples_what_ets_eval_samples(tmp_path: Path) -> None:
@@ -268,8 +327,13 @@ def test_requests_with_other_prompts_are_other_runs(tmp_path: Path) -> None:
 def test_chat_templates_are_the_tokenizer_s(tmp_path: Path) -> None:
     lm = model(tmp_path)
     assert lm.chat_template() == ""
-    lm.checkpoint.tokenizer.chat_template = "{% for m in messages %}<{{ m.content }}>{% endfor %}"
-    assert lm.apply_chat_template([{"role": "user", "content": "hi"}]) == "<hi>"
+    with pytest.raises(InputError, match="has no chat template"):
+        lm.chat_template(True)
+    lm.checkpoint.tokenizer.chat_template = {"default": CHATML, "short": "<{{ messages[0].content }}>"}
+    assert lm.chat_template(True) == CHATML
+    with pytest.raises(InputError, match=r"unknown chat template 'long': the tokenizer of '.*' has default, short"):
+        lm.chat_template("long")
+    assert lm.chat_template("short") and lm.apply_chat_template([{"role": "user", "content": "hi"}]) == "<hi>"
     assert lm.tokenizer_name
 
 

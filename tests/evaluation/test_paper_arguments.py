@@ -396,6 +396,8 @@ def test_the_tables_name_what_exists() -> None:
         "task": "benchmark",
         "num_samples": "samples",
         "checkpoint_dir": "folder",
+        "enable_thinking": "thinking",
+        "think_end_token": "think_end",
         "num_candidates": "candidates",
         "monte_carlo_num": "rollouts",
         "energy_weight": "lam",

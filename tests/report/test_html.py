@@ -127,6 +127,17 @@ def test_the_report_holds_table_charts_settings_and_graded_traces(tmp_path: Path
     assert shown["traces"][0]["answer"] == HOSTILE and shown["traces"][0]["correct"] == 1.0
 
 
+def test_the_report_shows_the_first_prompt_and_its_kind(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path)
+    assert "<h2>Prompt" not in write_report(folder).read_text()  # of a folder from before it was kept
+    told = {"task": "sums", "model": "m", "prompt": f"<s>What?{HOSTILE}", "prompt_kind": "chat template"}
+    (folder / "configuration.json").write_text(json.dumps(told))
+    page = write_report(folder).read_text()
+    assert "by: chat template" in page and "<pre>&lt;s&gt;What?&lt;/script&gt;" in page
+    (folder / "configuration.json").write_text(json.dumps({**told, "prompt": [1, 2], "prompt_kind": "token ids"}))
+    assert "<pre>[1, 2]</pre>" in write_report(folder).read_text()
+
+
 def test_a_run_from_before_rows_had_keys_shows_its_traces(tmp_path: Path) -> None:
     folder = run_folder(tmp_path)
     rows = json.loads((folder / "summary.json").read_text())

@@ -67,6 +67,12 @@ def test_it_reads_the_chat_template_or_prompt_and_text(folder: Path, template: b
     assert found == pytest.approx([logit(folder, whole)], abs=1e-6)
 
 
+def test_it_reads_the_turns_of_a_chat_prompt(folder: Path) -> None:
+    turns = tuple({"role": role, "content": text} for role, text in (("user", "c"), ("assistant", "b"), ("user", "a")))
+    found = reward_model(folder).score_texts(Problem("p", "written by a template", messages=turns), ["cabb"])
+    assert found == pytest.approx([logit(folder, "ucabuaacabb")], abs=1e-6)
+
+
 def test_a_tokenizer_without_a_template_reads_prompt_and_text(tmp_path: Path) -> None:
     folder = saved(tmp_path, template=None)
     assert scores(reward_model(folder), "cabb") == pytest.approx([logit(folder, "abcabb")], abs=1e-6)

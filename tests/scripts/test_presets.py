@@ -131,6 +131,30 @@ def test_what_belongs_to_ets_is_can_be_set_by_a_variable(script: Path, preset: s
     assert [found[name] for name in OPTIONS] == ["/small", 0.5, 7, 0.9, (0.1, 10.0), "self-normalised", 3, 9]
 
 
+@pytest.mark.parametrize(
+    ("script", "preset"),
+    [(QWEN, "gsm8k"), (LLADA, "gsm8k"), (AIME, ""), (ROOT / "qwen_vllm" / "eval.sh", "gsm8k")],
+)
+def test_chat_prompts_are_chosen_by_variables(script: Path, preset: str, tmp_path: Path) -> None:
+    names = ("chat_template", "system", "thinking", "fewshot_as_multiturn", "chat_stop")
+    given = {"CHAT": "1", "SYSTEM": "Be brief.", "THINKING": "off", "FEWSHOT_AS_MULTITURN": "1", "CHAT_STOP": "The end"}
+    found = options(script, preset, tmp_path, **given)
+    assert [found[name] for name in names] == ["default", "Be brief.", "off", True, ["The end"]]
+    for nothing in ({}, {"CHAT": "0"}, {"CHAT": "False"}):
+        found = options(script, preset, tmp_path, **nothing)
+        assert [found[name] for name in names] == [None, None, None, False, None]
+    assert options(script, preset, tmp_path, CHAT="/own template.jinja")["chat_template"] == "/own template.jinja"
+    done = bash(str(script), *filter(None, [preset]), folder=tmp_path, PRINT_ONLY="1", THINKING="on")
+    assert done.returncode == 2 and done.stderr == (
+        "error: THINKING is set, but CHAT is empty; set CHAT=1, or leave THINKING out\n"
+    )
+
+
+@pytest.mark.parametrize("script", [QWEN, LLADA])
+def test_code_of_a_chat_is_an_answer_in_fences(script: Path, tmp_path: Path) -> None:
+    assert options(script, "humaneval", tmp_path, CHAT="1")["stops"] == "answer"
+
+
 def test_the_demonstration_of_importance_sampling_is_the_other_one_with_a_small_model(tmp_path: Path) -> None:
     plain, proposed = options(QWEN, "demo", tmp_path), options(QWEN, "demo-is", tmp_path)
     differing = {name for name in plain if plain[name] != proposed[name]}

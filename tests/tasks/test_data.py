@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from ets.evaluation.hosted import opened_task
 from ets.tasks import Benchmark, expressions, task_named
 from ets.tasks.data import SOURCES, require_hub, task_file
 from ets.tasks.gpqa import _clean
@@ -343,3 +344,22 @@ def test_every_source_belongs_to_a_benchmark_of_ours() -> None:
         assert isinstance(task, Benchmark) and task.name == name and task.lm_eval == source.lm_eval
         with pytest.raises(InputError, match=f"made by lm-eval's task {task.lm_eval}"):
             task.problems()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.jsonl", '{"id": 60, "problem": "Find $x+{1}$.", "solution": "…", "answer": "024"}\n'),
+        ("a.jsonl", '{"ID": "1", "Problem": "Find $x+{1}$.", "Answer": 24}\n'),
+        ("a.csv", "problem,answer\nFind $x+{1}$.,24\n"),
+    ],
+)
+def test_aime_rows_may_have_the_common_columns(tmp_path: Path, name: str, content: str) -> None:
+    """They become the prompts of the published rows."""
+    (tmp_path / name).write_text(content)
+    task = opened_task("aime24", tmp_path / name)
+    (problem,) = task.problems()
+    (published, *_) = opened_task("aime24", LOCAL).problems()
+    asked = "Find the remainder when $2^{10}$ is divided by $1000$."
+    assert problem.prompt == str(published.prompt).replace(asked, "Find $x+{1}$.")
+    assert task.grade(problem, "\\boxed{24}") and not task.grade(problem, "\\boxed{25}")

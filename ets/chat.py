@@ -1,0 +1,288 @@
+"""Chat prompts: conversations, and the text that a checkpoint's chat template writes for one.
+
+A conversation is a list of messages such as ``[{"role": "user", "content": "What is 2 + 3?"}]``. The template, a Jinja
+program that comes with the tokenizer, writes the whole prompt, its special tokens included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ets.types import InputError, Message, Problem, one_line
+
+Prompt: TypeAlias = str | tuple[int, ...] | tuple[Message, ...]
+DATE = datetime(2025, 1, 1)
+"""The date that templates which write today's date get: a prompt is a function of its settings alone."""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """How conversations become prompts.
+
+    Parameters
+    ----------
+    template : str, optional
+        The name of one of the tokenizer's templates, or the path of a file that holds one; by default the tokenizer's
+        default template.
+    system : str, optional
+        The text of the system turn, for conversations that have none. It opens the first user turn where the template
+        has no system role.
+    thinking : bool, optional
+        The template's variable `enable_thinking`; by default the template's own choice.
+    multiturn : bool
+        Worked examples of a benchmark are turns of the user and the assistant, not part of the user's turn.
+    stop : tuple of str
+        Stop strings in place of a benchmark's, which are made for prompts without a template.
+    """
+
+    template: str | None = None
+    system: str | None = None
+    thinking: bool | None = None
+    multiturn: bool = False
+    stop: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that are not at their defaults, as JSON values for a configuration."""
+        given = {name: value for name, value in asdict(self).items() if value not in (None, False, ())}
+        return {"template": "the tokenizer's", **given}
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A tokenizer's template, with the settings of a `Chat`.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+    chat : Chat
+    name : str
+        The checkpoint's name, for errors.
+    end_ids : collection of int
+        Tokens that end a generation. Where the template closes an assistant's turn with another special token, that
+        token's text becomes a stop string.
+
+    Raises
+    ------
+    InputError
+        If the tokenizer has no template, or none by this name; for `thinking` where the template has no such switch.
+    """
+
+    tokenizer: Any
+    chat: Chat = field(default_factory=Chat)
+    name: str = "the checkpoint"
+    end_ids: Collection[int] = ()
+
+    def __post_init__(self) -> None:
+        if self.chat.thinking is not None and "enable_thinking" not in self.text:
+            raise InputError(
+                f"thinking is {self.chat.thinking}, but the chat template of {self.name!r} has no enable_thinking; "
+                "leave thinking out, or say it in the system text"
+            )
+
+    @cached_property
+    def text(self) -> str:
+        """The template itself."""
+        own, wanted = getattr(self.tokenizer, "chat_template", None), self.chat.template
+        named: dict[str, str] = own if isinstance(own, dict) else {"default": own} if own else {}
+        if (wanted or "default") in named:
+            return named[wanted or "default"]
+        if wanted is None and not named:
+            raise InputError(
+                f"the tokenizer of {self.name!r} has no chat template; leave the chat template out, give the path of "
+                "a file that holds one, or take an instruct checkpoint"
+            )
+        known = ", ".join(named) or "none"
+        if wanted is None:
+            raise InputError(f"the tokenizer of {self.name!r} has several chat templates; name one of {known}")
+        path = Path(wanted).expanduser()
+        if not path.is_file():
+            raise InputError(
+                f"unknown chat template {wanted!r}: the tokenizer of {self.name!r} has {known}, and there is no file "
+                "of this name; name another one"
+            )
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"cannot read the chat template {wanted!r}: {error}; give a file of UTF-8 text") from error
+
+    def problem(self, problem: Problem) -> Problem:
+        """The problem with a chat prompt: its messages, or its text as the user's turn.
+
+        A benchmark's stop strings are dropped; those of a problem that has messages stay.
+        """
+        messages = problem.messages
+        if not messages:
+            if not isinstance(problem.prompt, str):
+                raise InputError(
+                    f"the prompt of problem {problem.id!r} is token ids, which are used as they are; leave the chat "
+                    "template out, or give messages"
+                )
+            messages = ({"role": "user", "content": problem.prompt},)
+        kept = problem.stop if problem.messages else ()
+        stop = tuple(dict.fromkeys((*self.chat.stop, *kept, *self.turn_end)))
+        return replace(problem, prompt=self.render(messages), messages=messages, stop=stop)
+
+    def render(self, messages: Sequence[Message], *, reply: bool | None = None) -> str:
+        """The prompt that a conversation becomes.
+
+        Parameters
+        ----------
+        messages : sequence of mapping
+            `role` and `content`.
+        reply : bool, optional
+            Whether the prompt ends where the assistant's turn begins; False goes on with the last message. By default
+            the reply begins unless the last message is the assistant's.
+        """
+        asked = list(messages)
+        if self.chat.system is not None and asked[0]["role"] != "system":
+            asked = [{"role": "system", "content": self.chat.system}, *asked]
+        if asked[0]["role"] != "system":
+            return self._written(asked, reply)
+        try:
+            text = self._written(asked, reply)
+        except InputError:  # no system role; or another reason, which the next line raises again
+            return self._written(_folded(asked), reply)
+        return text if asked[0]["content"].strip() in text else self._written(_folded(asked), reply)
+
+    def _written(self, messages: Sequence[Message], reply: bool | None) -> str:
+        from jinja2 import TemplateError
+
+        begins = messages[-1]["role"] != "assistant" if reply is None else reply
+        options: dict[str, Any] = {"add_generation_prompt": begins, "continue_final_message": not begins}
+        if self.chat.thinking is not None:
+            options["enable_thinking"] = self.chat.thinking
+        if "strftime_now" in self.text:
+            options["strftime_now"] = DATE.strftime
+        try:
+            found = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages], chat_template=self.text, tokenize=False, **options
+            )
+        except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
+            raise InputError(
+                f"the chat template of {self.name!r} cannot write this conversation: {one_line(error)}; change its "
+                "turns, or name another template"
+            ) from error
+        return str(found)
+
+    @cached_property
+    def turn_end(self) -> tuple[str, ...]:
+        """The special token with which the template closes the assistant's turn, unless generations end there anyway.
+
+        An example: a base model's end token is `<|endoftext|>`, and its ChatML template closes turns by `<|im_end|>`.
+        """
+        mark = "reply-0"
+        turns = [{"role": "user", "content": "question-0"}, {"role": "assistant", "content": mark}]
+        options: dict[str, Any] = {"add_generation_prompt": False, "tokenize": False, "chat_template": self.text}
+        try:
+            whole = str(self.tokenizer.apply_chat_template(turns, **options))
+        except Exception:
+            return ()  # a template that wants other turns: the end tokens of the checkpoint hold
+        after = whole.rpartition(mark)[2].lstrip()
+        ids = self.tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
+        special = getattr(self.tokenizer, "added_tokens_decoder", {})
+        if not ids or ids[0] in self.end_ids or ids[0] not in special or not special[ids[0]].special:
+            return ()
+        return (str(special[ids[0]].content),)
+
+
+def _folded(messages: Sequence[Message]) -> list[Message]:
+    """The conversation with its system turn at the head of the first user turn."""
+    system, *others = messages
+    for place, message in enumerate(others):
+        if message["role"] == "user":
+            opened = {**message, "content": f"{system['content']}\n\n{message['content']}"}
+            return [*others[:place], opened, *others[place + 1 :]]
+    raise InputError("the conversation has no user turn that could hold the system text; add one")
+
+
+def as_chat(chat: bool | str | Path | Chat | None) -> Chat | None:
+    """The argument `chat` of `ets.sample`: True for the tokenizer's default template, or its name or path."""
+    if chat is None or chat is False:
+        return None
+    if isinstance(chat, Chat):
+        return chat
+    if chat is True:
+        return Chat()
+    if isinstance(chat, str | Path):
+        return Chat(template=str(chat))
+    raise InputError(f"chat is {chat!r}; pass True, the name or path of a template, or an ets.Chat")
+
+
+def as_prompts(prompt: Any) -> tuple[list[Prompt], bool]:
+    """Prompts from the argument of `ets.sample`, and whether it is a single one.
+
+    Text is a prompt, a list of messages is one conversation, a list of whole numbers is one prompt of token ids, and a
+    list of any of these is several prompts, all of the same kind.
+
+    Raises
+    ------
+    InputError
+        For anything else, for kinds that are mixed, and for messages without a role or content.
+    """
+    single = _kind(prompt)
+    if single is not None:
+        return [_as_prompt(prompt, single)], True
+    if not isinstance(prompt, Sequence):
+        raise _no_prompt(prompt)
+    kinds = [_kind(each) for each in prompt]
+    if None in kinds:
+        raise _no_prompt(prompt[kinds.index(None)])
+    if len(set(kinds)) > 1:
+        mixed = " and ".join(dict.fromkeys(map(str, kinds)))
+        raise InputError(f"the prompts mix {mixed}; give all of them as one kind")
+    return [_as_prompt(each, str(kind)) for each, kind in zip(prompt, kinds, strict=True)], False
+
+
+def _no_prompt(given: object) -> InputError:
+    return InputError(
+        f"the prompt is {one_line(repr(given))}; pass text, messages [{{'role': …, 'content': …}}], token ids, or a "
+        "list of one of these"
+    )
+
+
+def _kind(prompt: Any) -> str | None:
+    """What kind of one prompt this is, or None."""
+    if isinstance(prompt, str):
+        return "text"
+    if not isinstance(prompt, Sequence) or not prompt:
+        return None
+    if all(isinstance(each, int) and not isinstance(each, bool) for each in prompt):
+        return "token ids"
+    return "messages" if all(isinstance(each, Mapping) for each in prompt) else None
+
+
+def _as_prompt(prompt: Any, kind: str) -> Prompt:
+    if kind == "text":
+        return str(prompt)
+    return as_messages(prompt) if kind == "messages" else tuple(prompt)
+
+
+def as_messages(messages: Iterable[Any]) -> tuple[Message, ...]:
+    """Checked messages: each has a role and content, which are text.
+
+    Raises
+    ------
+    InputError
+        For the first message that has not.
+    """
+    found = tuple(messages)
+    for number, message in enumerate(found, 1):
+        if not isinstance(message, Mapping):
+            raise InputError(f"message {number} is {message!r}; give {{'role': …, 'content': …}}")
+        for name in ("role", "content"):
+            if not isinstance(message.get(name), str):
+                raise InputError(f"message {number} has {message.get(name)!r} as its {name}; give text")
+    return found
+
+
+def kind_of(problem: Problem) -> str:
+    """What a problem's prompt is, in words."""
+    if problem.messages:
+        return "chat template"
+    return "text, without a chat template" if isinstance(problem.prompt, str) else "token ids"
