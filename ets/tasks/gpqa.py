@@ -31,7 +31,7 @@ from ets.types import Problem
 
 COLUMNS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 
-_OTHERS = r"(?!\s*(?:and|or|,|/|&)\s*\(?[A-D](?![a-zA-Z]))"
+_OTHERS = r"(?!\s*(?:and|or|,|/|&)\s*(?:\(?[A-D](?![a-zA-Z])|$))"
 _LETTER = rf"(?:\(\s*(?P<in>[A-Da-d])\s*\)|(?P<bare>[A-D])(?=\s*(?:$|[).:,])|\s+(?:because|since|as|with|for)\b)){_OTHERS}"
 _WHOLE = re.compile(rf"(?:(?:the\s+)?(?:(?:correct|right)\s+)?(?:option|choice|answer|letter)\s*:?\s*)?{_LETTER}.*", re.I | re.S)
 _ONE = r"[\s*_$]*(?:(?:option|choice|answer)\s+)?[*_$\"']*(?:\((?P<in>[A-D])\)|(?P<bare>[A-D]))[*_$\"']*"
