@@ -24,7 +24,9 @@ def numbers_differ(one: Any, other: Any) -> bool:
     if left is None or right is None or len(left) != len(right):
         return False
     decimal = bool(one.atoms(Float) or other.atoms(Float))
-    return any(not _close(a, b, RELATIVE if decimal else 10.0 ** (10 - DIGITS)) for a, b in zip(left, right, strict=True))
+    return any(
+        not _close(a, b, RELATIVE if decimal else 10.0 ** (10 - DIGITS)) for a, b in zip(left, right, strict=True)
+    )
 
 
 def _close(one: Any, other: Any, relative: float) -> bool:
@@ -60,7 +62,9 @@ def agree_where_real(one: Any, other: Any) -> bool:
     """
     from sympy import Expr, Pow
 
-    if not all(isinstance(each, Expr) and any(not power.exp.is_integer for power in each.atoms(Pow)) for each in (one, other)):
+    if not all(
+        isinstance(each, Expr) and any(not power.exp.is_integer for power in each.atoms(Pow)) for each in (one, other)
+    ):
         return False
     names = sorted(one.free_symbols, key=str)
     if not names or names != sorted(other.free_symbols, key=str):

@@ -31,7 +31,8 @@ _REPEATING = re.compile(r"(-?)(\d*)\.(\d*)\\overline\{(\d+)\}")
 _WRAPPED = re.compile(r"\\text\s*\{([^{}]*[\d(][^{}]*)\}")
 _BASE = re.compile(r"_\{?(\d+)\}?$")
 _BASE_IN_WORDS = re.compile(r"_\s*\{?\s*\\text\s*\{\s*([a-z]+)\s*\}\s*\}?$")
-_BASES = "two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen".split()
+_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
+_BASES |= {"eleven": 11, "twelve": 12, "sixteen": 16}
 _UNIT = r"\\text\s*\{(?!\s*(?:and|or|if|for|when|mod)\b)[^{}\d]+\}(?:\s*\^\s*\{?-?\d\}?)?"
 _UNITS = re.compile(rf"(?<=[\d}})])\s*(?:/?\s*(?:{_UNIT}|\\d?frac\s*\{{\s*{_UNIT}\s*\}}\s*\{{\s*{_UNIT}\s*\}}))+$")
 _SHORT_UNITS = "cm|mm|km|kg|mg|ft|in|mph|ml|mL|hr|sq|lb|lbs|oz|min|sec|deg"
@@ -100,7 +101,7 @@ def normalised(latex: str) -> str:
 
 def _base(found: re.Match[str]) -> str:
     word = found.group(1)
-    return f"_{{{_BASES.index(word) + 2}}}" if word in _BASES else found.group()
+    return f"_{{{_BASES[word]}}}" if word in _BASES else found.group()
 
 
 def _as_fraction(sign: str, whole: str, fixed: str, period: str) -> str:
@@ -120,8 +121,8 @@ def equal(one: str, other: str) -> bool:
     if not (left and right):
         return False
     if _verified(left, right) and _verified(right, left):
-        return not _in_time(lambda: numbers_differ(left[0], right[0]))
-    return _in_time(lambda: agree_where_real(left[0], right[0]))
+        return _in_time(lambda: numbers_differ(left[0], right[0])) is False
+    return _in_time(lambda: agree_where_real(left[0], right[0])) is True
 
 
 def _as_written(latex: str) -> str:
@@ -146,7 +147,7 @@ def _meaning(latex: str) -> tuple[Any, ...]:
     left = [_read(side) for side in sides[named:-1]]
     right = _read(sides[-1])
     if right and all(side and _numeric(side[0]) and _verified(side, right) for side in left):
-        return right if all(not _in_time(partial(numbers_differ, side[0], right[0])) for side in left) else ()
+        return right if all(_in_time(partial(numbers_differ, side[0], right[0])) is False for side in left) else ()
     return _read(latex)
 
 

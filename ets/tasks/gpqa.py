@@ -27,13 +27,16 @@ from typing import Any
 
 from ets.tasks.latex import in_words, undecorated
 from ets.tasks.task import Benchmark
-from ets.types import Problem
 
 COLUMNS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 
 _OTHERS = r"(?!\s*(?:and|or|,|/|&)\s*(?:\(?[A-D](?![a-zA-Z])|$))"
-_LETTER = rf"(?:\(\s*(?P<in>[A-Da-d])\s*\)|(?P<bare>[A-D])(?=\s*(?:$|[).:,])|\s+(?:because|since|as|with|for)\b)){_OTHERS}"
-_WHOLE = re.compile(rf"(?:(?:the\s+)?(?:(?:correct|right)\s+)?(?:option|choice|answer|letter)\s*:?\s*)?{_LETTER}.*", re.I | re.S)
+_LETTER = (
+    rf"(?:\(\s*(?P<in>[A-Da-d])\s*\)|(?P<bare>[A-D])(?=\s*(?:$|[).:,])|\s+(?:because|since|as|with|for)\b)){_OTHERS}"
+)
+_WHOLE = re.compile(
+    rf"(?:(?:the\s+)?(?:(?:correct|right)\s+)?(?:option|choice|answer|letter)\s*:?\s*)?{_LETTER}.*", re.I | re.S
+)
 _ONE = r"[\s*_$]*(?:(?:option|choice|answer)\s+)?[*_$\"']*(?:\((?P<in>[A-D])\)|(?P<bare>[A-D]))[*_$\"']*"
 _CONCLUDED = re.compile(
     rf"""

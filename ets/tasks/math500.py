@@ -22,12 +22,12 @@ from ets.tasks.answers import last_stated
 from ets.tasks.expressions import Expression, extracted, require_math_verify
 from ets.tasks.latex import balanced, last_boxed
 from ets.tasks.task import Benchmark
-from ets.types import Problem
 
 _TEXT = re.compile(r"\\text\s*\{[^{}]*\}|\\(?:begin|end)\s*\{[^{}]*\}|\\[a-zA-Z]+")
-_FUNCTIONS = frozenset("sin cos tan cot sec csc arcsin arccos arctan log exp max min gcd lcm mod and or det".split())
-_SHORT_WORDS = frozenset("an as at be by do go he if in is it me my no of on so to up us we".split())
+_FUNCTION = re.compile(r"sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|exp|max|min|gcd|lcm|mod|and|or|det")
+_SHORT_WORD = re.compile(r"an|as|at|be|by|do|go|he|if|in|is|it|me|my|no|of|on|so|to|up|us|we")
 _WORD = re.compile(r"(?<![a-zA-Z])(?:[A-Za-z]{2,})(?![a-zA-Z])")
+_THREE = re.compile(r"(?!abc|ade)(?=[a-z]*[aeiou])[a-z]{3}")
 _ALONE = re.compile(r"(?:\\text\s*\{)?[A-Za-z][A-Za-z'’-]*\}?")
 _UNFINISHED = re.compile(r"(?:[-+*/^=<>(,&]|\\(?:cdot|times|frac|sqrt|le|ge|cup|in|pm))\s*$")
 _LISTED = re.compile(r"\s*,?\s+(?:and|or)\s+")
@@ -85,13 +85,13 @@ def _expression(said: str) -> Expression | None:
 
 def _prose(answer: str) -> bool:
     """Whether there are words in an expression that are neither marked as text nor functions."""
-    words = [word.lower() for word in _WORD.findall(_TEXT.sub(" ", answer))]
-    return any(word not in _FUNCTIONS and (len(word) > 3 or word in _SHORT_WORDS or _spoken(word)) for word in words)
+    words = (word.lower() for word in _WORD.findall(_TEXT.sub(" ", answer)))
+    return any(_spoken(word) for word in words if not _FUNCTION.fullmatch(word))
 
 
 def _spoken(word: str) -> bool:
-    """Whether three letters are rather a word than a product of variables."""
-    return len(word) == 3 and re.search(r"[aeiou]", word) is not None and word not in ("abc", "ace", "ade")
+    """Whether letters are rather a word than a product of variables."""
+    return len(word) > 3 or bool(_SHORT_WORD.fullmatch(word)) or bool(_THREE.fullmatch(word))
 
 
 def _word(said: str) -> Expression | None:

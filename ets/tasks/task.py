@@ -72,7 +72,7 @@ class Benchmark(ABC):
         raise InputError(f"the problems of {self.name} are made by lm-eval's task {self.lm_eval}; open it there")
 
     def extract(self, problem: Problem, text: str) -> Hashable | None:
-        """The answer in a text by the ladder of `ets.tasks.answers`, equal answers comparing equal; None without one."""
+        """The answer in a text by the ladder of `ets.tasks.answers`; equal answers compare equal."""
         return answer_in(text, self)
 
     @abstractmethod

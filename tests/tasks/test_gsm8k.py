@@ -87,7 +87,9 @@ def test_the_number_in_a_text(text: str, answer: float | None) -> None:
         ("6 of 7, 9", 9),
     ],
 )
-def test_the_mark_comes_before_the_box_the_box_before_a_statement_and_any_number_is_last(text: str, answer: int) -> None:
+def test_the_mark_comes_before_the_box_the_box_before_a_statement_and_any_number_is_last(
+    text: str, answer: int
+) -> None:
     assert TASK.extract(QUESTION, text) == answer
 
 
