@@ -24,7 +24,7 @@ LONGEST_TEXT = 4000
 """Of a text, the last characters are looked through for an expression."""
 
 _LABEL = re.compile(
-    r"[\s$]*\\(?:text|mathrm)(?:bf|rm)?\s*\{\s*\(?[A-E]\)\s*\}(?:\\[ ,;:]|\\q?quad|~|\s)*(?=[^\s\\~$]|\\[a-z])"
+    r"[\s$]*\\(?:text|mathrm)(?:bf|rm)?\s*\{\s*\(?[A-E]\)\s*\}(?:\\[ ,;:]|\\q?quad|~|\s)*(?=[^\s\\~$.,;:]|\\[a-z])"
 )
 _ORDINAL = re.compile(r"\^\{?(?:\\text\s*)?\{?(?:st|nd|rd|th)\}{0,2}$")
 _REPEATING = re.compile(r"(-?)(\d*)\.(\d*)\\overline\{(\d+)\}")
@@ -42,7 +42,13 @@ _UNITS_IN_WORDS = re.compile(rf"(?<=[\d}})])\s+{_UNIT_WORD}(?:(?:\s+|/){_UNIT_WO
 _IMAGINARY = re.compile(r"(?<=\d)i(?![a-zA-Z])")  # math-verify takes `4i` for a real number times a variable
 _DOTS = re.compile(r"\\(?:[lc]?dots[bcmo]?|cdots)(?![a-zA-Z])|\.\.\.|…")
 _EQUALS = re.compile(r"(?<![<>!\\:])=")
-_CALL = re.compile(r"[a-zA-Z]+(?:_\{?\w+\}?)?\s*\((?:[\d\s.,/{}+*^-]|\\(?:d?frac|sqrt|pi)(?![a-zA-Z]))+\)")
+_NAMED = re.compile(
+    r"\s*[a-zA-Z]+(?:_\{?\w+\}?)?(?:\^\{?-?\d+\}?)?\s*\((?:[\d\s.,/{}+*^-]|\\(?:d?frac|sqrt|pi)(?![a-zA-Z]))+\)\s*=(?=\s*[^\s=])"
+)
+_TOTAL = re.compile(r"(?<==)\s*\d{1,3}(?:,\d{3})+\s*$")
+_DECIMAL = r"-?(?:\d+\.?\d*|\.\d+)"
+_EXPONENT = re.compile(rf"({_DECIMAL})[eE]([-+]?\d+)")
+_MIXED = re.compile(r"(-?\d+) +(\d+)/(\d+)")
 _OR = re.compile(r"\s*(?:\\text\s*\{\s*,?\s*or\s*\}|(?<![\\a-zA-Z]),?\s*or\b|\\lor(?![a-zA-Z])|\\vee(?![a-zA-Z]))\s*")
 _ORDER = re.compile(r"[<>]|\\(?:le|ge|leq|geq|lt|gt|leqslant|geqslant)(?![a-zA-Z])")
 _INTERVAL = re.compile(r"\s*[(\[][^()\[\]]*,[^()\[\]]*[)\]]\s*")
@@ -95,6 +101,8 @@ def normalised(latex: str) -> str:
     wrapped = _WRAPPED.fullmatch(latex)
     latex = undecorated(wrapped.group(1)) if wrapped else latex
     latex = _UNITS_IN_WORDS.sub("", _UNITS.sub("", latex)).strip()
+    latex = _EXPONENT.sub(r"\1\\times 10^{\2}", latex) if _EXPONENT.fullmatch(latex) else latex
+    latex = _MIXED.sub(r"\1\\frac{\2}{\3}", latex) if _MIXED.fullmatch(latex) else latex
     repeating = _REPEATING.fullmatch(latex)
     return _as_fraction(*repeating.groups()) if repeating else latex
 
@@ -132,7 +140,7 @@ def _as_written(latex: str) -> str:
 def _meaning(latex: str) -> tuple[Any, ...]:
     r"""math-verify's readings of what an answer comes to.
 
-    ``4+5=9`` and ``f(3)=9`` come to 9, and a false equation like ``2+3=9`` stays one. ``x<2 \text{ or } x>3`` is a
+    ``4+5=9``, ``f(3)=9`` and ``9=x`` come to 9, and a false equation like ``2+3=9`` stays one. ``x<2 \text{ or } x>3`` is a
     union of sets.
     """
     parts = _OR.split(latex)
@@ -140,11 +148,16 @@ def _meaning(latex: str) -> tuple[Any, ...]:
         return _read(r"\cup ".join(parts))
     if len(parts) > 1 and all(map(_ORDER.search, parts)):
         return _union([_read(part) for part in parts]) or _read(latex)
+    latex = _TOTAL.sub(lambda number: number.group().replace(",", ""), latex)
+    name = _NAMED.match(latex)
+    if name:
+        return _meaning(latex[name.end() :])
     sides = [side.strip() for side in _EQUALS.split(latex)]
     if len(sides) < 2 or "," in latex or not all(sides):
         return _read(latex)
-    named = bool(_CALL.fullmatch(sides[0]))
-    left = [_read(side) for side in sides[named:-1]]
+    if len(sides) == 2 and re.fullmatch(r"[a-zA-Z]", sides[1]) and re.fullmatch(_DECIMAL, sides[0]):
+        return _read(sides[0])
+    left = [_read(side) for side in sides[:-1]]
     right = _read(sides[-1])
     if right and all(side and _numeric(side[0]) and _verified(side, right) for side in left):
         return right if all(_in_time(partial(numbers_differ, side[0], right[0])) is False for side in left) else ()

@@ -33,6 +33,7 @@ _CHARACTERS = str.maketrans(
     }
 )
 _ROOT = re.compile(r"√\s*(?:\(([^()]*)\)|(\d+|[a-zA-Z])|(?=\{))")
+_DEGREES = re.compile(r"\^?\s*\{?\\degrees?(?![a-zA-Z])\}?")
 _SEPARATOR = r"(?:,\\!\s*|\{,\}\s*|(?<!\\)\\[,;:! ]\s*|~)"
 _GROUPED = re.compile(rf"(?<![\d.])\d{{1,3}}(?:{_SEPARATOR}\d{{3}})+(?!\d)")
 _BLANKS = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d-]|,\d)")
@@ -46,7 +47,7 @@ _DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]|(?<!\\)\$+")
 _SPACES = re.compile(r"(?<!\\)\\(?:[,;: ]|q?quad(?![a-zA-Z])|(?:thin|en)space(?![a-zA-Z])|hspace\*?\{[^{}]*\})|~")
 _NEGATIVE_SPACE = re.compile(r"(?<!\\)\\!")
 _RELATION = re.compile(r"\s*(?:=|\\(?:approx|equiv|simeq|sim)(?![a-zA-Z]))\s*")
-_LETTERS = re.compile(r"[^\W\d_](?:[^\W\d_]|[\s'’./-])+")
+_LETTERS = re.compile(r"[^\W\d_]{2,}(?:[\s'’./-]+[^\W\d_]+)*")
 
 
 def last_boxed(text: str) -> str | None:
@@ -98,7 +99,7 @@ def undecorated(latex: str) -> str:
     LaTeX. Words stay marked as ``\text{…}``. ``**5\,000.**`` gives ``5000``, and ``9~\mathrm{cm}`` gives
     ``9 \text{cm}``.
     """
-    latex = _ROOT.sub(_as_root, latex.translate(_CHARACTERS))
+    latex = _DEGREES.sub(r"^\\circ", _ROOT.sub(_as_root, latex.translate(_CHARACTERS)))
     latex = _without_groups(_DELIMITERS.sub("", _COLOUR.sub("", latex)), _GROUPED)
     latex = _SIZES.sub("", latex) if r"\right" in latex.replace(r"\rightarrow", "") else latex
     latex = _unwrapped(_SPACES.sub(" ", _NEGATIVE_SPACE.sub("", latex)))
