@@ -10,7 +10,7 @@ from itertools import chain, islice
 from textwrap import dedent, indent
 from threading import Lock
 
-from ets.thinking import THINKING, Tags, after_thinking
+from ets.thinking import THINKING, Tags, after_thinking, without_special
 from ets.types import InputError
 
 COMPLETION_STOPS = ("\nclass ", "\ndef ", "\n#", "\n@", "\nif ", "\nprint", "\nassert ", "\n```")
@@ -24,9 +24,6 @@ _OPENING = re.compile(r"(?P<margin>[ \t]*)(?P<fence>`{3,}|~{3,})[ \t]*(?P<info>[
 _GLUED = re.compile(r"(?P<margin>)[^`]*[\s:](?P<fence>`{3,})(?P<info>python3?|py)[ \t]*$", re.IGNORECASE)
 _INLINE = re.compile(r"```(?:(?:python3?|py)[ \t]+)?([^`\n]+)```")
 _PYTHON = re.compile(r"\{?\.?(?:|i?python[\d.]*|py3?)\}?", re.IGNORECASE)
-_SPECIAL = r"<\|[\w ]{2,30}\|>|<｜[^｜\n]{2,30}｜>"
-_BEGIN = re.compile(rf"(?:\s*(?:<s>|<bos>|<start_of_turn>|{_SPECIAL})(?:\s*(?:assistant|model)\s*\n)?)+")
-_END = re.compile(rf"{_SPECIAL}|(?:</s>|<eos>|<end_of_turn>)(?=\s*$)", re.MULTILINE)
 _RUN_ON = re.compile("|".join(map(re.escape, COMPLETION_STOPS)))
 _CODE_BEGINS = re.compile(r"^(?:import |from |def |async def |class |@|[A-Za-z_]\w* *=)", re.MULTILINE)
 _FUNCTION = re.compile(r"^(?:def|async def|class) ", re.MULTILINE)
@@ -72,7 +69,7 @@ def program_of(prompt: str, entry_point: str, text: str, thinking: Tags | None =
     answer = after_thinking(text, thinking)
     if answer is None or len(answer) > LONGEST:
         return None
-    answer = _without_special(answer.replace("\r\n", "\n").replace("\r", "\n")).lstrip("\n")
+    answer = without_special(answer.replace("\r\n", "\n").replace("\r", "\n")).lstrip("\n")
     if re.match(r" \S", answer):  # some tokenizers put one space before everything
         answer = answer[1:]
     prompt = prompt if prompt.endswith("\n") else prompt + "\n"
@@ -81,12 +78,6 @@ def program_of(prompt: str, entry_point: str, text: str, thinking: Tags | None =
     if blocks and not (closing and _unfenced(prompt, entry_point, head)):
         return _fenced(prompt, entry_point, blocks)
     return _unfenced(prompt, entry_point, head)
-
-
-def _without_special(text: str) -> str:
-    """The text without special tokens at its beginning, and up to the first one after that."""
-    begin = _BEGIN.match(text)
-    return _END.split(text[begin.end() :] if begin else text, maxsplit=1)[0]
 
 
 def _blocks(text: str) -> tuple[str, list[tuple[str, str]]]:

@@ -1,7 +1,8 @@
-"""Thinking sections: what a model writes before its answer, between two tags."""
+"""What stands around an answer in a generated text: thinking sections, and special tokens that were not removed."""
 
 from __future__ import annotations
 
+import re
 from typing import TypeAlias
 
 Tags: TypeAlias = tuple[str, str]
@@ -32,3 +33,20 @@ def after_thinking(text: str, tags: Tags | None = THINKING) -> str | None:
     """
     start = answer_starts(text, tags)
     return None if start is None else text[start:]
+
+
+_SPECIAL = r"<\|[\w ]{2,30}\|>|<｜[^｜\n]{2,30}｜>"
+_BEGIN = re.compile(rf"(?:\s*(?:<s>|<bos>|<start_of_turn>|{_SPECIAL})(?:\s*(?:assistant|model)\s*\n)?)+")
+_END = re.compile(rf"{_SPECIAL}|(?:</s>|<eos>|<end_of_turn>)(?=\s*$)", re.MULTILINE)
+
+
+def without_special(text: str) -> str:
+    """The text without special tokens at its beginning, and up to the first one after that: another text follows it.
+
+    A checkpoint does not know the tokens of other families, and writes them as plain text.
+
+    >>> without_special("5<|endoftext|>Question: ...")
+    '5'
+    """
+    begin = _BEGIN.match(text)
+    return _END.split(text[begin.end() :] if begin else text, maxsplit=1)[0]

@@ -82,14 +82,17 @@ NUMBERS = SHARED | {
     "arrow": "{c}The answer → {a}",
 }
 
+COLUMNS = {"gsm8k": "answer", "math500": "solution"}
+"""Where a row of each task has its solution."""
+
 
 def golds(data: Path) -> dict[str, list[tuple[dict[str, Any], str]]]:
     """By task, each row and its right answer as it is written in it."""
     found = {}
-    for task, column, read in (("gsm8k", "answer", _hashes), ("math500", "solution", last_boxed)):
+    for task, read in (("gsm8k", _hashes), ("math500", last_boxed)):
         lines = (data / task / "test.jsonl").read_text(encoding="utf-8").splitlines()
         rows = [json.loads(line) for line in lines if line.strip()]
-        found[task] = [(row, str(read(row[column]))) for row in rows]
+        found[task] = [(row, str(read(row[COLUMNS[task]]))) for row in rows]
     return found
 
 
@@ -141,9 +144,8 @@ def main() -> None:
     for name, forms in (("gsm8k", NUMBERS), ("math500", MATH)):
         task, begun, total = task_named(name), time.monotonic(), Counter[str]()
         right = lambda row, text, task=task: task.grade(Problem("p", "", doc=row), text)  # noqa: E731
-        if name == "math500":
-            wrong = [answer for row, answer in rows[name] if not right(row, row["solution"])]
-            print(f"{name}: {len(wrong)} of {len(rows[name])} answers are not read from their own solutions")
+        own = [answer for row, answer in rows[name] if not right(row, row[COLUMNS[name]])]
+        print(f"{name}: {len(own)} of {len(rows[name])} answers are not read from their own solutions")
         print(f"{name}: {len(rows[name])} answers in {len(forms)} forms; not read:")
         for form, wrong in failures(rows[name], forms, right):
             total["wrong"] += len(wrong)

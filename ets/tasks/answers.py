@@ -8,8 +8,8 @@ The first of these that gives an answer decides:
    "Final Answer" with the value on the next line;
 4. the task's own fallback.
 
-All of it looks only at the text after thinking sections. A box, a mark or a statement counts only if the whole of it
-is an answer of the task: "The answer is a single digit" states no number.
+All of it looks only at the text after thinking sections, up to a special token of any model family. A box, a mark or
+a statement counts only if the whole of it is an answer of the task: "The answer is a single digit" states no number.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import Protocol, TypeVar
 
 from ets.tasks.latex import last_boxed
-from ets.thinking import Tags, after_thinking
+from ets.thinking import Tags, after_thinking, without_special
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -51,8 +51,8 @@ _BEFORE_PROSE = (
 )
 _CUT = re.compile(
     rf"""
-    [.?](?=[\s*_"'”’)]|$) | ; | :(?=\s) | \*\*
-    | ,(?=\s+[A-Za-z]{{2}}) | \s+(?=\() | \s[-–—]+\s(?=[A-Za-z]{{2}})
+    \.(?=[\s*_"'”’)]|$) | ; | :(?=\s) | \*\*
+    | !(?=\s+[A-Z]) | ,(?=\s+[A-Za-z]{{2}}) | \s+(?=\() | \s[-–—]+\s(?=[A-Za-z]{{2}})
     | \s+(?=(?:{_BEFORE_PROSE})\b) | \s+(?=(?:and|or)\s+[a-z]{{2}})
     """,
     re.VERBOSE,
@@ -95,9 +95,10 @@ def answer_in(text: str, reader: Reader[T]) -> T | None:
 
     A thinking section without an end means that there is none.
     """
-    answer = after_thinking(text, reader.thinking)
-    if answer is None:
+    thought = after_thinking(text, reader.thinking)
+    if thought is None:
         return None
+    answer = without_special(thought)
     found = last_stated(answer, reader.whole, reader.mark) if reader.mark else None
     content = last_boxed(answer)
     if found is None and content is not None:

@@ -140,8 +140,8 @@ def _as_written(latex: str) -> str:
 def _meaning(latex: str) -> tuple[Any, ...]:
     r"""math-verify's readings of what an answer comes to.
 
-    ``4+5=9``, ``f(3)=9`` and ``9=x`` come to 9, and a false equation like ``2+3=9`` stays one. ``x<2 \text{ or } x>3`` is a
-    union of sets.
+    ``4+5=9``, ``f(3)=9`` and ``9=x`` come to 9, and a false equation like ``2+3=9`` stays one.
+    ``x<2 \text{ or } x>3`` is a union of sets.
     """
     parts = _OR.split(latex)
     if len(parts) > 1 and all(map(_INTERVAL.fullmatch, parts)):

@@ -35,9 +35,9 @@ _LETTER = (
     rf"(?:\(\s*(?P<in>[A-Da-d])\s*\)|(?P<bare>[A-D])(?=\s*(?:$|[).:,])|\s+(?:because|since|as|with|for)\b)){_OTHERS}"
 )
 _WHOLE = re.compile(
-    rf"(?:(?:the\s+)?(?:(?:correct|right)\s+)?(?:option|choice|answer|letter)\s*:?\s*)?{_LETTER}.*", re.I | re.S
+    rf"(?i:(?:the\s+)?(?:(?:correct|right)\s+)?(?:option|choice|answer|letter)\s*:?\s*)?{_LETTER}.*", re.DOTALL
 )
-_ONE = r"[\s*_$]*(?:(?:option|choice|answer)\s+)?[*_$\"']*(?:\((?P<in>[A-D])\)|(?P<bare>[A-D]))[*_$\"']*"
+_ONE = r"[\s*_$]*(?:(?i:option|choice|answer)\s+)?[*_$\"']*(?:\((?P<in>[A-D])\)|(?P<bare>[A-D]))[*_$\"']*"
 _CONCLUDED = re.compile(
     rf"""
     (?:\b(?i:so|hence|thus|therefore)\b,?|\b(?i:option|choice|answer)|^){_ONE}\s+(?:is|must\s+be)\s+(?:the\s+)?(?:\w+\s+)?(?:correct|right|best|true)\b
@@ -46,7 +46,7 @@ _CONCLUDED = re.compile(
 )
 _CHOSEN = re.compile(
     rf"""
-    \b(?i:so|hence|thus|therefore|is|choose|pick|select|go\s+with|leaves),?(?:\s+the)?\s{_ONE}(?=[*_\s]*(?:[.;](?:\s|$)|$))
+    \b(?i:so|hence|thus|therefore|is|choose|pick|select|go\s+with|leaves|it['’]s),?(?:\s+the)?\s{_ONE}(?=[*_\s]*(?:[.;](?:\s|$)|$))
     """,
     re.VERBOSE | re.MULTILINE,
 )
@@ -69,7 +69,7 @@ class Gpqa(Benchmark):
     lm_eval = "gpqa_diamond_generative_n_shot"
 
     def whole(self, said: str) -> str | None:
-        return _letter(_WHOLE.fullmatch(in_words(undecorated(said))))
+        return _letter(_WHOLE.fullmatch(in_words(undecorated(said)).strip("[]{}'\"! ")))
 
     def fallback(self, text: str) -> str | None:
         alone = _FIRST_LINE.match(text)

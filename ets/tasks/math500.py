@@ -29,8 +29,8 @@ _SHORT_WORD = re.compile(r"an|as|at|be|by|do|go|he|if|in|is|it|me|my|no|of|on|so
 _WORD = re.compile(r"(?<![a-zA-Z])(?:[A-Za-z]{2,})(?![a-zA-Z])")
 _THREE = re.compile(r"(?!abc|ade)(?=[a-z]*[aeiou])[a-z]{3}")
 _ALONE = re.compile(r"(?:\\text\s*\{)?[A-Za-z][A-Za-z'’-]*\}?")
-_UNFINISHED = re.compile(r"(?:[-+*/^=<>(,&]|\\(?:cdot|times|frac|sqrt|le|ge|cup|in|pm))\s*$")
-_LISTED = re.compile(r"\s*,?\s+(?:and|or)\s+")
+_UNFINISHED = re.compile(r"(?:[-+*/^=<>(,&]|\\(?:cdot|times|frac|sqrt|le|ge|cup|in|pm)|\b(?:and|or))\s*$")
+_LISTED = re.compile(r"\s*,?(?:\s+(?:and|or)\s+|\s*\\text\s*\{\s*(?:and|or)\s*\}\s*)")
 
 
 class Math500(Benchmark):
