@@ -15,6 +15,8 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from ets.thinking import THINKING, Tags
+
 Floats: TypeAlias = NDArray[np.float64]
 Keys: TypeAlias = NDArray[np.uint64]
 
@@ -42,6 +44,8 @@ class Problem:
         Strings that end a generation as soon as they appear in it; they are cut off its text.
     doc : mapping
         Whatever a reward or a grader wants to know, for example the true answer.
+    thinking : (str, str), optional
+        The tags around thinking sections, within which no stop string counts; None if it counts everywhere.
 
     Raises
     ------
@@ -53,6 +57,7 @@ class Problem:
     prompt: str | tuple[int, ...]
     stop: tuple[str, ...] = ()
     doc: Mapping[str, Any] = field(default_factory=dict)
+    thinking: Tags | None = THINKING
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str):

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from ets.tasks.answers import answer_in
-from ets.thinking import THINKING, Tags
+from ets.thinking import THINKING, Tags, begun
 from ets.types import InputError, Problem
 
 
@@ -29,6 +29,11 @@ class Task(Protocol):
     def grade(self, problem: Problem, text: str) -> bool:
         """Whether the text solves the problem."""
         ...
+
+
+def opened_in(problem: Problem, tags: Tags | None) -> str:
+    """The opening tag if a problem's prompt is text that ends with it: its generations then begin in a section."""
+    return begun(problem.prompt, tags) if isinstance(problem.prompt, str) else ""
 
 
 @runtime_checkable
@@ -73,7 +78,7 @@ class Benchmark(ABC):
 
     def extract(self, problem: Problem, text: str) -> Hashable | None:
         """The answer in a text by the ladder of `ets.tasks.answers`; equal answers compare equal."""
-        return answer_in(text, self)
+        return answer_in(opened_in(problem, self.thinking) + text, self)
 
     @abstractmethod
     def whole(self, said: str) -> Hashable | None:
