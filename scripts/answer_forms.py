@@ -129,8 +129,9 @@ def _fits(name: str, answer: str) -> bool:
 
 def equal_pairs(answers: list[str], most: int) -> tuple[int, list[tuple[str, str]]]:
     """How many pairs of answers that are written differently were compared, and the pairs that are equal."""
-    distinct = sorted({str(Expression(answer)) for answer in answers})
-    pairs = [pair for pair in combinations(distinct, 2) if not all(re.fullmatch(r"-?\d+", each) for each in pair)]
+    pairs = [
+        pair for pair in combinations(sorted(set(answers)), 2) if not all(re.fullmatch(r"-?\d+", each) for each in pair)
+    ]
     chosen = pairs[:: max(1, len(pairs) // most)] if most < len(pairs) else pairs
     return len(chosen), [pair for pair in chosen if Expression(pair[0]) == Expression(pair[1])]
 

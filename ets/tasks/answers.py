@@ -28,8 +28,11 @@ Parser = Callable[[str], T | None]
 
 LONGEST = 400
 """Longer statements (in characters) are no answers."""
+MOST = 30
+"""So many statements of a text are tried, from the last one on."""
 
 _DECORATION = r"[\s*_#>\"'`]*"
+_MARGIN = r"[ \t*_#>\"'`]*"
 _ARROW = r"→|⇒|->|=>|\\to\b|\\(?:long)?[rR]ightarrow\b"
 _VERB = r"(?:is|are|was|equals|(?:would|should|must|will|has\s+to|can\s+only)\s+be|comes\s+(?:out\s+)?to)\b"
 _ADVERB = r"(?:therefore|thus|then|hence|simply|just|indeed|now|equal\s+to|given\s+by|found\s+to\s+be)\b"
@@ -37,9 +40,9 @@ _ABOUT = r"(?:\s+(?:in|to|for|of|as)\b[^.:=\n]{0,80}?)?"
 _STATED = re.compile(
     rf"""
     \b(?:answers?|ANSWERS?|Answers?){_ABOUT}{_DECORATION}(?:{_VERB}|:|=|{_ARROW})(?:{_DECORATION}(?:{_ADVERB}|:|=))*
-    | ^{_DECORATION}(?:A|Ans\.?){_DECORATION}:                                       # "A: 5"
+    | ^{_MARGIN}(?:A|Ans\.?){_DECORATION}:                                       # "A: 5"
     | \bAns\.?{_DECORATION}[:=]
-    | ^{_DECORATION}(?:(?:[Tt]he|[Mm]y)\s)?(?:[Ff]inal\s)?\s*[Aa]nswer[ \t*_#]*$     # a heading
+    | ^{_MARGIN}(?:(?:[Tt]he|[Mm]y)\s)?(?:[Ff]inal[ \t]+)?[Aa]nswer[ \t*_#]*$     # a heading
     | <(?:final_)?answer>
     """,
     re.MULTILINE | re.VERBOSE | re.IGNORECASE,
@@ -111,7 +114,7 @@ def answer_in(text: str, reader: Reader[T]) -> T | None:
 
 def last_stated(text: str, whole: Parser[T], mark: re.Pattern[str] = _STATED) -> T | None:
     """The last statement of a text that is an answer of the task as a whole; a statement begins after a mark."""
-    for found in reversed(list(mark.finditer(text))):
+    for found in list(mark.finditer(text))[: -MOST - 1 : -1]:
         for said in _sayings(text, found.end()):
             value = whole(said)
             if value is not None:
@@ -125,13 +128,12 @@ def _sayings(text: str, start: int) -> Iterator[str]:
     "5, not 6." gives "5, not 6." and "5".
     """
     start += len(_LEADING.match(text, start).group())  # type: ignore[union-attr]  # it matches nothing too
-    rest = text[start:]
     for opening, closing in ((r"\[", r"\]"), ("$$", "$$")):
-        end = rest.find(closing, 2) if rest.startswith(opening) else -1
+        end = text.find(closing, start + 2, start + LONGEST) if text.startswith(opening, start) else -1
         if end >= 0:
-            yield rest[2:end].replace("\n", " ").strip()
-    line = _TAG.split(rest.split("\n", 1)[0], maxsplit=1)[0].strip()
-    ends = [found.start() for found in _CUT.finditer(line) if found.start() <= LONGEST]
+            yield text[start + 2 : end].replace("\n", " ").strip()
+    line = _TAG.split(text[start : start + LONGEST + 1].split("\n", 1)[0], maxsplit=1)[0]
+    ends = [found.start() for found in _CUT.finditer(line)]
     for end in [len(line)] * (len(line) <= LONGEST) + ends[::-1]:
         if said := line[:end].strip():
             yield said

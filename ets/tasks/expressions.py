@@ -121,7 +121,8 @@ def _as_fraction(sign: str, whole: str, fixed: str, period: str) -> str:
 @lru_cache(2**16)
 def equal(one: str, other: str) -> bool:
     """Whether each of two normalised answers verifies the other. A comparison that takes too long says no."""
-    if {_kind(one), _kind(other)} == {"set", "row"} or len({*_BASE.findall(one), *_BASE.findall(other)}) > 1:
+    kinds = {_kind(one), _kind(other)}
+    if kinds in ({"set", "row"}, {"list", "row"}) or len({*_BASE.findall(one), *_BASE.findall(other)}) > 1:
         return False
     if _DOTS.search(one) or _DOTS.search(other):  # math-verify would leave the dots out
         return _as_written(one) == _as_written(other)
@@ -181,11 +182,13 @@ def _numeric(reading: Any) -> bool:
 
 
 def _kind(latex: str) -> str:
-    r"""``\{1,2\}`` is a set; ``(1,2)`` and ``[1,2]`` are rows, be they points or intervals."""
+    r"""``\{1,2\}`` is a set; ``(1,2)`` and ``[1,2]`` are rows, be they points or intervals; ``1,2`` is a list."""
     plain = latex.replace(" ", "")
     if plain.startswith("\\{") and plain.endswith("\\}"):
         return "set"
-    return "row" if re.fullmatch(r"[(\[][^()\[\]]*,[^()\[\]]*[)\]]", plain) else "other"
+    if re.fullmatch(r"[(\[][^()\[\]]*,[^()\[\]]*[)\]]", plain):
+        return "row"
+    return "list" if re.fullmatch(r"[^()\[\]=<>]+(?:,[^()\[\]=<>]+)+", plain) else "other"
 
 
 @lru_cache(2**16)

@@ -37,7 +37,8 @@ _LETTER = (
 _WHOLE = re.compile(
     rf"(?i:(?:the\s+)?(?:(?:correct|right)\s+)?(?:option|choice|answer|letter)\s*:?\s*)?{_LETTER}.*", re.DOTALL
 )
-_ONE = r"[\s*_$]*(?:(?i:option|choice|answer)\s+)?[*_$\"']*(?:\((?P<in>[A-D])\)|(?P<bare>[A-D]))[*_$\"']*"
+_QUOTED = r"[ \t*_$\"']*"
+_ONE = rf"{_QUOTED}(?:(?i:option|choice|answer)\s{_QUOTED})?(?:\((?P<in>[A-D])\)|(?P<bare>[A-D]))[*_$\"']*"
 _CONCLUDED = re.compile(
     rf"""
     (?:\b(?i:so|hence|thus|therefore)\b,?|\b(?i:option|choice|answer)|^){_ONE}\s+(?:is|must\s+be)\s+(?:the\s+)?(?:\w+\s+)?(?:correct|right|best|true)\b

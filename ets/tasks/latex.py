@@ -7,6 +7,9 @@ import re
 _BOX = re.compile(r"\\(?:f|frame)?box(?:ed)?(?![a-zA-Z])|(?<![\\a-zA-Z])boxed(?=\s*\{)")
 _EMPTY = re.compile(r"[\s.…?_]*|\\(?:ldots|dots|text\{\})")
 
+MOST = 100
+"""So many boxes of a text are tried, from the last one on."""
+
 _CHARACTERS = str.maketrans(
     {
         "−": "-",
@@ -56,7 +59,7 @@ def last_boxed(text: str) -> str | None:
     Braces may be nested. A box that was cut off is none. ``\boxed 3`` without braces goes on to the next dollar sign
     or the end of the line; the backslash of ``boxed{3}`` may be missing.
     """
-    for found in reversed(list(_BOX.finditer(text))):
+    for found in list(_BOX.finditer(text))[: -MOST - 1 : -1]:
         content = _argument(text, found.end())
         if content is not None and not _EMPTY.fullmatch(content.strip()):
             return content.strip()
