@@ -117,7 +117,7 @@ def _content(lines: list[str], start: int, fence: str, margin: str) -> tuple[str
         line = line[len(margin) :] if line.startswith(margin) else line.lstrip()
         if closing.match(lines[at]):
             return "\n".join(code), at + 1
-        if line.endswith(fence) and line.count(fence) == 1:
+        if line.endswith(fence) and line.count(fence) == 1 and line.strip() != fence:
             return "\n".join([*code, line[: -len(fence)]]), at + 1
         code.append(line)
     return "\n".join(code), len(lines)

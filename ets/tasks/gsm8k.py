@@ -23,7 +23,7 @@ _NUMBER = r"(?P<number>(?:(?<![\w)])[-+])?[$€£]?(?:(?<![\w)])-)?\.?\d[\d,./:]
 _ANYWHERE = re.compile(_NUMBER)
 _UNIT = r"(?:\s*(?:\\?%|[€£$]|\^\s*\{?\\circ\}?))?(?:[\s-]*[a-zA-Z][a-zA-Z'’./-]*(?:\^\d)?){0,6}"
 _WHOLE = re.compile(rf"[(\[]?\s*{_NUMBER}(?:\s*[-–]\s*\d+)?\s*[)\]]?{_UNIT}[\s!*]*")
-_BOLD = re.compile(r"(?<![-+*/×÷<>]\s)\*\*([^*\n]{1,60})\*\*(?!\s*[-+*/×÷=<>:])")
+_BOLD = re.compile(r"(?<![-+*/×÷<>]\s)\*\*(?!\d+[.)]\*)([^*\n]{1,60})\*\*(?!\s*[-+*/×÷=<>:])")
 _PLAIN = re.compile(r"(?:(?P<whole>\d{1,3}(?:,\d{3})+|\d+)?(?P<decimals>\.\d+)?|(?P<plus>\d+\s)?(?P<over>\d+/\d+))")
 DIGITS = 40
 """Longer numbers are no answers."""
@@ -66,7 +66,7 @@ def _plain(text: str) -> str:
     for written, plain in (("−", "-"), ("\\$", "$"), ("{,}", ","), ("\\!", "")):
         text = text.replace(written, plain)
     text = re.sub(r"(?<=\d)(?:\\[, ]|[~\u00a0\u2009\u202f])(?=\d{3})", "", text)
-    text = re.sub(r"(\d?)\s*\\[dt]?frac\s*(?:\{(\d+)\}|(\d))\s*(?:\{(\d+)\}|(\d))", _fraction, text)
+    text = re.sub(r"(?:(\d)\s*)?\\[dt]?frac\s*(?:\{(\d+)\}|(\d))\s*(?:\{(\d+)\}|(\d))", _fraction, text)
     return in_words(text)
 
 
