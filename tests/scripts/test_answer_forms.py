@@ -54,12 +54,7 @@ def test_every_answer_of_gsm8k_is_read_from_its_own_solution_and_no_other_one_is
 def test_different_answers_of_math500_are_not_equal(forms: ModuleType) -> None:
     answers = [answer for _, answer in forms.golds(DATA)["math500"]]
     count, equal = forms.equal_pairs(answers, 150)
-    assert count >= 150
-    assert [
-        pair
-        for pair in equal
-        if not {"^\\circ", "\\frac", "\\$"} & {*forms.re.findall(r"\^?\\\W?[a-z]*", "".join(pair))}
-    ] == []
+    assert count >= 150 and equal == []
 
 
 def test_an_answer_is_written_in_a_form(forms: ModuleType) -> None:
