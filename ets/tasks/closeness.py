@@ -20,7 +20,10 @@ def numbers_differ(one: Any, other: Any) -> bool:
     """
     from sympy import Float
 
-    left, right = _values(one), _values(other)
+    try:
+        left, right = _values(one), _values(other)
+    except (TypeError, ValueError):  # no number after all, as 1/0
+        return False
     if left is None or right is None or len(left) != len(right):
         return False
     decimal = bool(one.atoms(Float) or other.atoms(Float))
@@ -30,14 +33,14 @@ def numbers_differ(one: Any, other: Any) -> bool:
 
 
 def _close(one: Any, other: Any, relative: float) -> bool:
-    if one == other:
-        return True
+    if one == other or one.is_infinite or other.is_infinite:
+        return bool(one == other)
     return bool(abs(one - other) <= relative * max(abs(one), abs(other)))
 
 
 def _values(reading: Any) -> list[Any] | None:
     """The numbers in a reading, in their order, or sorted if it has none; None if something in it is no number."""
-    from sympy import Expr, FiniteSet, Interval, MatrixBase, Set, Tuple
+    from sympy import Expr, FiniteSet, Interval, MatrixBase, Tuple, nan
 
     if isinstance(reading, MatrixBase):
         parts = list(reading.flat())
@@ -50,9 +53,13 @@ def _values(reading: Any) -> list[Any] | None:
     if not all(isinstance(part, Expr) and not part.free_symbols for part in parts):
         return None
     values = [part.evalf(DIGITS) for part in parts]
-    if any(not value.is_number or value.is_infinite for value in values):
+    if any(not value.is_number or value is nan for value in values):
         return None
-    return sorted(values, key=lambda value: complex(value).real) if isinstance(reading, Set) else values
+    return sorted(values, key=_place) if isinstance(reading, FiniteSet) else values
+
+
+def _place(value: Any) -> tuple[float, float]:
+    return complex(value).real, complex(value).imag
 
 
 def agree_where_real(one: Any, other: Any) -> bool:

@@ -169,10 +169,8 @@ def _union(readings: list[tuple[Any, ...]]) -> tuple[Any, ...]:
     """The union of the sets that relations describe; nothing if one of them describes none."""
     from sympy import Union
 
-    try:
-        return (_in_time(lambda: Union(*(reading[0].as_set() for reading in readings))),)
-    except Exception:
-        return ()
+    found = _in_time(lambda: Union(*(reading[0].as_set() for reading in readings)))
+    return () if found is None else (found,)
 
 
 def _numeric(reading: Any) -> bool:
@@ -249,13 +247,13 @@ def _math_verify() -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 def _in_time(work: Callable[[], T]) -> T | None:
-    """What some work of ours with sympy gives; None if it takes too long."""
+    """What some work of ours with sympy gives; None if it takes too long, or sympy cannot do it."""
     from math_verify.errors import TimeoutException
     from math_verify.utils import timeout
 
     try:
         return _limited(lambda limit: timeout(timeout_seconds=limit)(work)())
-    except TimeoutException:
+    except (Exception, TimeoutException):
         return None
 
 
