@@ -63,7 +63,9 @@ MATH = SHARED | {
     "box of a value with a name": r"{c}$\boxed{{f(3) = {a}}}$",
     "answer after an equals sign": "{c}The answer is $x = {a}$.",
 }
-NUMBERS = SHARED | {
+NUMBERS = {
+    **SHARED,
+    **{f"{name}, then a number": form + "\n\nThat was checked in 2 ways." for name, form in SHARED.items()},
     "####": "{c}#### {a}",
     "#### with a dollar sign": "{c}#### ${a}",
     "#### after headings": "#### 1. First\n{c}#### {a}",
