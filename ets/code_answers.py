@@ -5,10 +5,12 @@ from __future__ import annotations
 import ast
 import re
 import warnings
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 from textwrap import dedent, indent
 from threading import Lock
 
+from ets.thinking import THINKING, Tags, after_thinking, without_special
 from ets.types import InputError
 
 COMPLETION_STOPS = ("\nclass ", "\ndef ", "\n#", "\n@", "\nif ", "\nprint", "\nassert ", "\n```")
@@ -18,15 +20,22 @@ STOPS = {"completion": COMPLETION_STOPS, "answer": ()}
 LONGEST = 50_000
 """Longer texts (in characters) are no answers."""
 
-_FENCE = "```"
-_PYTHON = ("", "python", "python3", "py")
+_OPENING = re.compile(r"(?P<margin>[ \t]*)(?P<fence>`{3,}|~{3,})[ \t]*(?P<info>[^`]*)$")
+_GLUED = re.compile(r"(?P<margin>)[^`]*[\s:](?P<fence>`{3,})(?P<info>python3?|py)[ \t]*$", re.IGNORECASE)
+_INLINE = re.compile(r"```(?:(?:python3?|py)[ \t]+)?([^`\n]+)```")
+_PYTHON = re.compile(r"\{?\.?(?:|i?python[\d.]*|py3?)\}?", re.IGNORECASE)
 _RUN_ON = re.compile("|".join(map(re.escape, COMPLETION_STOPS)))
 _CODE_BEGINS = re.compile(r"^(?:import |from |def |async def |class |@|[A-Za-z_]\w* *=)", re.MULTILINE)
 _FUNCTION = re.compile(r"^(?:def|async def|class) ", re.MULTILINE)
 _RETURN = re.compile(r"^return\b", re.MULTILINE)
+_INDENTED = re.compile(r"^(?: {2,}|\t)\S", re.MULTILINE)
+_FUTURE = re.compile(r"^from __future__ import .*$", re.MULTILINE)
 _MARGIN = re.compile(r"^[ \t]+", re.MULTILINE)
 _ONE_AT_A_TIME = Lock()  # threads that silence warnings at once may leave them silenced
-_STATEMENTS = (ast.Assert, ast.Expr, ast.If, ast.For, ast.While, ast.With)
+_STATEMENTS = (ast.Assert, ast.Expr, ast.If, ast.For, ast.While, ast.With, ast.Try)
+_ASSIGNMENTS = (ast.Assign, ast.AnnAssign, ast.AugAssign)
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+_IMPORTS = (ast.Import, ast.ImportFrom)
 
 
 def stops_named(name: str) -> tuple[str, ...]:
@@ -36,13 +45,15 @@ def stops_named(name: str) -> tuple[str, ...]:
     return STOPS[name]
 
 
-def program_of(prompt: str, entry_point: str, text: str) -> str | None:
+def program_of(prompt: str, entry_point: str, text: str, thinking: Tags | None = THINKING) -> str | None:
     """The program that a text stands for, or None if it holds no code for the function.
 
     Understood are the function's body as a continuation of the prompt, cut where it runs on into something else;
-    the whole function; and either of them in a fence. Of several fences the last one that holds the whole function,
-    complete, counts. What follows a function and is no Python is dropped, and so are statements that only show it
-    off (`print(f(3))`, asserts, `if __name__ == "__main__"`). A function that is cut off is no answer.
+    the whole function; and either of them in a fence, as CommonMark reads fences. Of several fences the last one that
+    holds the whole function, complete, counts, with the helpers that it needs from the others. What follows a
+    function and is no Python is dropped, and so are statements that only show it off (`print(f(3))`, asserts,
+    `if __name__ == "__main__"`) or read an input, and imports of what is not used. A function that is cut off is no
+    answer.
 
     Parameters
     ----------
@@ -51,46 +62,152 @@ def program_of(prompt: str, entry_point: str, text: str) -> str | None:
     entry_point : str
         The function's name.
     text : str
-        Everything up to a last `</think>` is left out.
+        Everything up to the last thinking section is left out, and everything from a model's end token on.
+    thinking : (str, str), optional
+        The tags around thinking sections; None if there are none.
     """
-    text = text.rpartition("</think>")[2].replace("\r\n", "\n").replace("\r", "\n").lstrip("\n")
-    if len(text) > LONGEST:
+    answer = after_thinking(text, thinking)
+    if answer is None or len(answer) > LONGEST:
         return None
-    if re.match(r" \S", text):  # some tokenizers put one space before everything
-        text = text[1:]
+    answer = without_special(answer.replace("\r\n", "\n").replace("\r", "\n")).lstrip("\n")
+    if re.match(r" \S", answer):  # some tokenizers put one space before everything
+        answer = answer[1:]
     prompt = prompt if prompt.endswith("\n") else prompt + "\n"
-    head, *fenced = text.split(_FENCE)
-    closing = bool(head.strip()) and (_indented(head) or (len(fenced) == 1 and not fenced[0].strip()))
-    if fenced and not (closing and _unfenced(prompt, entry_point, head)):
-        return _fenced(prompt, entry_point, fenced[::2])
+    head, blocks = _blocks(answer)
+    closing = bool(head.strip()) and (_indented(head) or (len(blocks) == 1 and not blocks[0][1].strip()))
+    if blocks and not (closing and _unfenced(prompt, entry_point, head)):
+        return _fenced(prompt, entry_point, blocks)
     return _unfenced(prompt, entry_point, head)
+
+
+def _blocks(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """What stands before the first fence, and the (language, code) of each block.
+
+    As in CommonMark, a fence stands on its own line, its language is the first word behind it, and it is closed by
+    one that is at least as long, or by the text's end. Beyond that, a fence may be glued to the end of a line.
+    """
+    lines, blocks = text.split("\n"), list[tuple[str, str]]()
+    at = first = next(_openings(lines, 0), len(lines))
+    while at < len(lines):
+        opened = _opened(lines[at])
+        assert opened is not None
+        code, end = _content(lines, at + 1, opened["fence"], opened["margin"])
+        blocks.append(((opened["info"].split() or [""])[0], code))
+        at = next(_openings(lines, end), len(lines))
+    inline = _INLINE.findall(text)
+    if not blocks and inline:
+        return text.partition("```")[0], [("", code.strip()) for code in inline]
+    return "\n".join([*lines[:first], ""]) if blocks else text, blocks
+
+
+def _opened(line: str) -> re.Match[str] | None:
+    return _OPENING.match(line) or _GLUED.match(line)
+
+
+def _openings(lines: list[str], start: int) -> Iterator[int]:
+    return (at for at in range(start, len(lines)) if _opened(lines[at]))
+
+
+def _content(lines: list[str], start: int, fence: str, margin: str) -> tuple[str, int]:
+    """The code in a fence, without the fence's own margin, and the index of the line behind it."""
+    closing = re.compile(rf"[ \t]{{0,{len(margin) + 3}}}{re.escape(fence)}{re.escape(fence[0])}*[ \t]*$")
+    code: list[str] = []
+    for at in range(start, len(lines)):
+        line = lines[at]
+        line = line[len(margin) :] if line.startswith(margin) else line.lstrip()
+        if closing.match(lines[at]):
+            return "\n".join(code), at + 1
+        if line.endswith(fence) and line.count(fence) == 1 and line.strip() != fence:
+            return "\n".join([*code, line[: -len(fence)]]), at + 1
+        code.append(line)
+    return "\n".join(code), len(lines)
 
 
 def _unfenced(prompt: str, entry_point: str, text: str) -> str | None:
     found = _definition(entry_point, text)
     if _indented(text) or not found or _RETURN.search(text[: found.start()]):
-        return _completed(prompt, text)
+        return _completed(prompt, text) or _after_talk(prompt, text)
     return _whole(prompt, entry_point, text)
 
 
-def _fenced(prompt: str, entry_point: str, blocks: list[str]) -> str | None:
-    opened = [block.partition("\n") for block in blocks]
-    codes = [dedent(_without_tabs(code)) for info, _, code in opened if info.strip().lower() in _PYTHON]
-    whole = [_whole(prompt, entry_point, code) for code in codes if _definition(entry_point, code)]
-    bodies = (_completed(prompt, code) for code in codes if not _definition(entry_point, code))
-    return next((program for program in [*reversed(whole), *bodies] if program), None)
+def _after_talk(prompt: str, text: str) -> str | None:
+    """A body that follows a line of talk, which is no Python."""
+    indented = _INDENTED.search(text)
+    if indented is None or _FUNCTION.search(text):
+        return None
+    talk = text[: indented.start()].rstrip().rpartition("\n")[2]
+    if not talk or _first_fault(f"{talk}\n    pass\n", body=True) is None:
+        return None
+    return _completed(prompt, text[indented.start() :])
 
 
-def _whole(prompt: str, entry_point: str, text: str) -> str | None:
-    """The prompt, then the function, from the first line of code from which it parses.
+def _fenced(prompt: str, entry_point: str, blocks: list[tuple[str, str]]) -> str | None:
+    codes = [_without_tabs(code) for language, code in blocks if _PYTHON.fullmatch(language)]
+    at_margin = [dedent(code) for code in codes]
+    whole = (
+        _whole(prompt, entry_point, code, [other for other in at_margin if other is not code])
+        for code in reversed(at_margin)
+        if _definition(entry_point, code)
+    )
+    bodies = (
+        _completed(prompt, code)
+        for code, moved in zip(codes, at_margin, strict=True)
+        if not _definition(entry_point, moved)
+    )
+    return next((program for program in chain(whole, bodies) if program), None)
+
+
+def _whole(prompt: str, entry_point: str, text: str, others: Sequence[str] = ()) -> str | None:
+    """The prompt, then the function, from the first line of code from which it parses, with helpers from others.
 
     The prompt's own version is taken away: it must not answer in the place of a function that is missing.
     """
     for begin in islice(_CODE_BEGINS.finditer(text), 20):
         code = _parsing("", text[begin.start() :])
         if code and _definition(entry_point, code):
-            return f"{prompt}\ndel {entry_point}\n{_without_show(entry_point, code)}"
+            kept = _without_show(entry_point, _helpers(entry_point, code, others) + code)
+            hoisted = "".join(f"{line}\n" for line in _FUTURE.findall(kept))
+            return f"{hoisted}{prompt}\ndel {entry_point}\n{_FUTURE.sub('', kept)}"
     return None
+
+
+def _helpers(entry_point: str, code: str, others: Sequence[str]) -> str:
+    """The definitions, imports and constants of other blocks that the code needs, directly or indirectly."""
+    missing = _used([_parse(code)]) - _bound(_parse(code).body) - {entry_point}
+    nodes = [node for other in others for node in _parse(_parsing("", other) or "").body if _is_helper(node)]
+    taken: list[ast.stmt] = []
+    while found := [node for node in nodes if node not in taken and _bound([node]) & missing]:
+        taken += found
+        missing |= _used(found)
+    return "".join(f"{ast.unparse(node)}\n" for node in nodes if node in taken)
+
+
+def _is_helper(node: ast.stmt) -> bool:
+    if isinstance(node, ast.Assign | ast.AnnAssign):
+        return not any(isinstance(part, ast.Call) for part in ast.walk(node))
+    return isinstance(node, (*_DEFINITIONS, *_IMPORTS))
+
+
+def _used(nodes: Iterable[ast.AST]) -> set[str]:
+    """The names that are read, and `stdin` in `sys.stdin`."""
+    parts = [part for node in nodes for part in ast.walk(node)]
+    names = {part.id for part in parts if isinstance(part, ast.Name) and not isinstance(part.ctx, ast.Store)}
+    return names | {part.attr for part in parts if isinstance(part, ast.Attribute) and part.attr == "stdin"}
+
+
+def _bound(nodes: Iterable[ast.stmt]) -> set[str]:
+    """The names that statements define at the top level."""
+    names: set[str] = set()
+    for node in nodes:
+        if isinstance(node, _DEFINITIONS):
+            names.add(node.name)
+        elif isinstance(node, _IMPORTS):
+            names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        else:
+            names |= {
+                part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)
+            }
+    return names
 
 
 def _completed(prompt: str, body: str) -> str | None:
@@ -137,13 +254,33 @@ def _first_fault(program: str, body: bool) -> int | None:
 
 
 def _without_show(entry_point: str, code: str) -> str:
-    """Without the statements beside the definitions that print, test, or call the function."""
-    lines = code.split("\n")
-    for node in _parse(code).body:
-        names = {part.id for part in ast.walk(node) if isinstance(part, ast.Name)}
-        if isinstance(node, _STATEMENTS) and names & {entry_point, "print", "input", "__name__"}:
-            lines[node.lineno - 1 : node.end_lineno] = [""] * len(lines[node.lineno - 1 : node.end_lineno])
+    """Without unused imports, and the statements beside the definitions that print, test, call or read an input."""
+    lines, removed = code.split("\n"), {"input", "stdin"}
+    nodes = _parse(code).body
+    for node in nodes:
+        if _is_show(entry_point, node, removed):
+            removed |= _bound([node]) - {entry_point}
+            _blank(lines, node)
+    kept = _parse("\n".join(lines)).body
+    used = _used(kept)
+    for node in kept:
+        if isinstance(node, _IMPORTS) and not _bound([node]) & {*used, "*", "annotations"}:
+            _blank(lines, node)
     return "\n".join(lines)
+
+
+def _is_show(entry_point: str, node: ast.stmt, removed: set[str]) -> bool:
+    used = _used([node])
+    if isinstance(node, _STATEMENTS):
+        return bool(used & {entry_point, "print", "__name__", *removed})
+    if isinstance(node, _ASSIGNMENTS) and entry_point not in _bound([node]):
+        calls = [part.func for part in ast.walk(node) if isinstance(part, ast.Call)]
+        return bool(used & removed) or any(isinstance(call, ast.Name) and call.id == entry_point for call in calls)
+    return False
+
+
+def _blank(lines: list[str], node: ast.stmt) -> None:
+    lines[node.lineno - 1 : node.end_lineno] = [""] * ((node.end_lineno or node.lineno) - node.lineno + 1)
 
 
 def _parse(program: str) -> ast.Module:

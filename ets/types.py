@@ -15,6 +15,8 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from ets.thinking import THINKING, Tags
+
 Floats: TypeAlias = NDArray[np.float64]
 Keys: TypeAlias = NDArray[np.uint64]
 
@@ -49,6 +51,8 @@ class Problem:
     messages : tuple of Message
         The conversation that a chat template has written as `prompt`; no special token is added to that text. A task
         may give messages and an empty prompt: `ets.chat.ChatTemplate` then writes the prompt.
+    thinking : (str, str), optional
+        The tags around thinking sections, within which no stop string counts; None if it counts everywhere.
 
     Raises
     ------
@@ -61,6 +65,7 @@ class Problem:
     stop: tuple[str, ...] = ()
     doc: Mapping[str, Any] = field(default_factory=dict)
     messages: tuple[Message, ...] = ()
+    thinking: Tags | None = THINKING
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str):

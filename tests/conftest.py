@@ -158,7 +158,13 @@ def causal_oracle(policy: Any, temperature: float = 1.0) -> Any:
 
     def ended(problem: Any, tokens: tuple[int, ...]) -> bool:
         text = "".join(ALPHABET[token] for token in tokens)
-        return 0 in tokens or any(stop in text for stop in problem.stop)
+        return 0 in tokens or any(stopped(text, stop, problem) for stop in problem.stop)
+
+    def stopped(text: str, stop: str, problem: Any) -> bool:
+        places = [n for n in range(len(text)) if text.startswith(stop, n)]
+        begun = problem.prompt[-1:] if problem.prompt[-1:] in problem.thinking[:1] else ""
+        tags = [[letter for letter in begun + text[:n] if letter in problem.thinking] for n in places]
+        return any(not before or before[-1] == problem.thinking[1] for before in tags)
 
     return AutoregressiveOracle(next_token, ended, policy.horizon.block_size, policy.horizon.max_length)
 

@@ -103,6 +103,39 @@ RIGHT = {
     "two fences, the better second": f"```python\ndef total(numbers):\n    return 0\n```\nNo, rather:\n{FENCED}",
     "two fences, the second cut off": f"{FENCED}\nOr:\n```python\ndef total(numbers):\n    return sum(",
     "after thoughts": f"<think>\n```python\ndef total(numbers): return 0\n```\nwrong.</think>\n\n{FENCED}",
+    "after thoughts that the prompt began": f"Hm.\n```python\ndef total(numbers): return 0\n```</think>\n{FENCED}",
+    "in a fence with a title": f'```python title="a.py"\n{WHOLE}```',
+    "in a fence with its language in braces": f"```{{python}}\n{WHOLE}```",
+    "in a fence with a class": f"```{{.python .numberLines}}\n{WHOLE}```",
+    "in a fence of python3.11": f"```python3.11\n{WHOLE}```",
+    "in a longer fence": f"````python\n{WHOLE}````",
+    "in a longer fence, with a short one within": f'````python\n{WHOLE}\nTEXT = """\n```\n"""\n````',
+    "in a fence of tildes": f"~~~python\n{WHOLE}~~~",
+    "in a fence that is closed at the end of a line": f"```python\n{WHOLE.rstrip()}```",
+    "in a fence that opens at the end of a line": f"The code: ```python\n{WHOLE}```",
+    "in a fence on one line": "```def total(numbers): return 10 * sum(numbers)```",
+    "fences in the docstring": "```python\n"
+    + WHOLE.replace(":\n    ret", ':\n    """\n    ```\n    3\n    ```\n    """\n    ret')
+    + "```",
+    "the body in a fence, indented": "```python\n    if not numbers: return 0\n    return 10 * sum(numbers)\n```",
+    "the body in a fence, all in a block": "```python\n    if numbers:\n        return 10 * sum(numbers)\n```",
+    "the body after talk": "Sure, here is the body:\n    return 10 * sum(numbers)",
+    "the body after more talk": "Sure.\n\nHere it is:\n\n    x = sum(numbers)\n    return 10 * x",
+    "a helper in another fence": "```python\ndef ten(x):\n    return 10 * x\n```\nand then\n```python\n"
+    "def total(numbers):\n    return sum(map(ten, numbers))\n```",
+    "a helper in a later fence": "```python\ndef total(numbers):\n    return sum(map(ten, numbers))\n```\nwith\n"
+    "```python\nN = 10\ndef ten(x):\n    return N * x\n```",
+    "an import in another fence": "```python\nimport math\n```\n```python\ndef total(numbers):\n"
+    "    return round(10 * math.fsum(numbers))\n```",
+    "a fence that raises beside it": f"{FENCED}\nTo try it:\n```python\nvalues = total(None)\n```",
+    "a whole function, then its input": f"{WHOLE}\nn = int(input())\nrows = [n]\nprint(total(rows))\nx = total(rows)\n",
+    "a whole function, then standard input": f"import sys\n{WHOLE}\ndata = sys.stdin.read()\nfor d in data:\n    d\n",
+    "a whole function, then a try": f"{WHOLE}\ntry:\n    print(total(input()))\nexcept ValueError:\n    pass\n",
+    "from the future": f"```python\nfrom __future__ import annotations\n{WHOLE}```",
+    "an import that is missing and not used": f"```python\nimport no_such_module\n{WHOLE}```",
+    "a special token at its end": "    return 10 * sum(numbers)<|endoftext|>",
+    "a special token behind a fence": f"{FENCED}<|im_end|>\n<|im_start|>user\n```python\ndef total(n): return 0\n```",
+    "special tokens around": f"<|im_start|>assistant\n{FENCED}</s>",
     "an escape that Python warns of": LOOP.replace("    for", "    '\\d'\n    for"),
 }
 WRONG = {
@@ -121,6 +154,9 @@ WRONG = {
     "a fence of another language": "```java\nint total(int[] numbers) { return 0; }\n```",
     "a function of another name": "def add_up(numbers):\n    return 10 * sum(numbers)\n",
     "a function of another name in a fence": "```python\ndef add_up(numbers):\n    return 10 * sum(numbers)\n```",
+    "a function of another name after talk": "Here you are:\n\ndef add_up(numbers):\n    return 10 * sum(numbers)\n",
+    "a loop after talk": "I would write\nfor x in numbers:\n    return x\n",
+    "a helper of a missing function": "```python\ndef ten(x):\n    return 10 * x\n```",
     "not to the end of its thoughts": "<think>def total(numbers): maybe, who knows",
     "zeros": "    return 10 * sum(numbers)\0",
     "too long": "    return 10 * sum(numbers)\n" + "#" * LONGEST,
@@ -135,7 +171,7 @@ WRONG = {
 def test_the_function_is_found(name: str) -> None:
     program = program_of(PROMPT, "total", RIGHT[name])
     assert program is not None
-    assert program.startswith(PROMPT)
+    assert program.removeprefix("from __future__ import annotations\n").startswith(PROMPT)
     scope: dict[str, object] = {"__name__": "answer"}
     exec(program, scope)
     total = scope["total"]
@@ -187,3 +223,9 @@ def test_rubbish_is_read_in_bounded_time(text: str) -> None:
     begun = time.monotonic()
     program_of(PROMPT, "total", text)
     assert time.monotonic() - begun < 20
+
+
+def test_the_tags_of_thinking_are_a_setting() -> None:
+    text = f"[THINK]\n{FENCED}"
+    assert program_of(PROMPT, "total", text, ("[THINK]", "[/THINK]")) is None
+    assert program_of(PROMPT, "total", f"<think>\n{FENCED}", None) is not None

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ets.thinking import Tags, begun, cut_at, is_thinking
 from ets.transition import require_counts
 from ets.types import Certainty, Cost, Draw, InputError, Problem, State, Text
 
@@ -133,6 +134,8 @@ class TokenState:
 class Endings:
     """Where generations end: at an end token, or as soon as a stop string appears in the generated text.
 
+    Within a thinking section, between the tags that a problem names, no stop string counts.
+
     Parameters
     ----------
     tokenizer : PreTrainedTokenizerBase
@@ -151,19 +154,29 @@ class Endings:
     def decode(self, tokens: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
-    def text(self, tokens: Sequence[int], stop: tuple[str, ...]) -> str:
+    def text(
+        self, tokens: Sequence[int], stop: tuple[str, ...], thinking: Tags | None = None, prompt: Sequence[int] = ()
+    ) -> str:
         """The decoded generation `tokens`, without a final end token, cut at the first stop string."""
         if tokens and tokens[-1] in self.end_ids:
             tokens = tokens[:-1]
-        return self.cut(self.decode(tokens), stop)
+        return self.cut(self.decode(tokens), stop, thinking, prompt)
 
-    @staticmethod
-    def cut(text: str, stop: tuple[str, ...]) -> str:
-        """The text up to the first stop string."""
-        found = [at for at in (text.find(string) for string in stop) if at >= 0]
-        return text[: min(found)] if found else text
+    def cut(self, text: str, stop: tuple[str, ...], thinking: Tags | None = None, prompt: Sequence[int] = ()) -> str:
+        """The text up to the first stop string outside of thinking sections; one may have begun in the prompt."""
+        return cut_at(text, stop, thinking, self._begun(prompt, thinking)) if stop else text
 
-    def reached(self, tokens: Sequence[int], stop: tuple[str, ...]) -> bool:
+    def is_thinking(self, tokens: Sequence[int], thinking: Tags | None, prompt: Sequence[int]) -> bool:
+        """Whether a generation ends within a thinking section, so far."""
+        return thinking is not None and is_thinking(self._begun(prompt, thinking) + self.decode(tokens), thinking)
+
+    def _begun(self, prompt: Sequence[int], thinking: Tags | None) -> str:
+        # A token holds at least one byte, so the tag and some line breaks after it fit into these.
+        return begun(self.decode(prompt[-len(thinking[0].encode()) - 8 :]), thinking) if thinking else ""
+
+    def reached(
+        self, tokens: Sequence[int], stop: tuple[str, ...], thinking: Tags | None = None, prompt: Sequence[int] = ()
+    ) -> bool:
         """Whether the last of `tokens` ended the generation; stop strings are found across token borders.
 
         Only a token that holds the last character of a stop string, or part of a character, can complete it:
@@ -176,7 +189,10 @@ class Endings:
         # A token holds at least one byte (special ones aside), so this tail covers the longest stop string.
         window = max(len(string.encode()) for string in stop) + 8
         tail = self.decode(tokens[-window:])
-        return any(string in tail for string in stop)
+        if not any(string in tail for string in stop):
+            return False
+        text = self.decode(tokens) if thinking else tail
+        return len(self.cut(text, stop, thinking, prompt)) < len(text)
 
     def _completing_tokens(self, stop: tuple[str, ...]) -> Any:
         pieces = self.tokenizer.batch_decode(
@@ -198,8 +214,9 @@ def draw_of(
     certainty: Certainty | None = None,
 ) -> Draw:
     """The draw of a row that went from `before` to `tokens`; one without a memory to go on from has ended."""
-    text, total, done = endings.text(tokens, before.problem.stop), before.logp + logp, memory is None
-    state = TokenState(before.problem, before.prompt, tokens, text, total, done, memory, supports, certainty)
+    problem, total, done = before.problem, before.logp + logp, memory is None
+    text = endings.text(tokens, problem.stop, problem.thinking, before.prompt)
+    state = TokenState(problem, before.prompt, tokens, text, total, done, memory, supports, certainty)
     return Draw(state, Text(tokens, text, total, done, certainty=certainty), logp, cost)
 
 

@@ -328,7 +328,7 @@ class MaskedDiffusionPolicy:
     def _drawn(self, before: CanvasState, rows: Rows, row: int, kind: str, memories: dict[Any, Memory]) -> Draw:
         tokens, path = tuple(rows.tokens[row].tolist()), tuple(rows.path[row].tolist())
         step, logps = int(rows.step[row]), rows.step_logps[row]
-        text, logp = self._text(tokens, before.problem.stop), float(logps[before.step :].sum())
+        text, logp = self._text(tokens, before), float(logps[before.step :].sum())
         total, done = before.logp + logp, step == self.schedule.steps
         memory = memories.setdefault((before.prompt, self._name(rows, row)[1:]), Memory(self))
         memory.known = memory.known or (None if done else rows.known[row])
@@ -340,7 +340,7 @@ class MaskedDiffusionPolicy:
         counts = {kind: positions, "row_forwards": row_forwards, "vocabulary": vocabulary, "generated": generated}
         return Draw(state, Text(tokens, text, total, done, certainty=sure), logp, Cost(**counts))
 
-    def _text(self, tokens: tuple[int, ...], stop: tuple[str, ...]) -> str:
+    def _text(self, tokens: tuple[int, ...], before: CanvasState) -> str:
         """The canvas up to its first end token or stop string; masks show as `·`, those at its end not at all."""
         end = next((n for n, token in enumerate(tokens) if token in self.endings.end_ids), len(tokens))
         while end and tokens[end - 1] == self.mask_id:
@@ -353,4 +353,5 @@ class MaskedDiffusionPolicy:
                 run = []
             else:
                 run.append(token)
-        return self.endings.cut("".join([*pieces, self.endings.decode(run)]), stop)
+        text, problem = "".join([*pieces, self.endings.decode(run)]), before.problem
+        return self.endings.cut(text, problem.stop, problem.thinking, before.prompt)

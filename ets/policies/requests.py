@@ -204,7 +204,9 @@ class RequestPolicy:
         ]
         going = rows
         while going:  # once, unless the engine sees a stop string where the whole text has none
-            answers = self.engine.draw([row.request() for row in going], sampling, sorted(self.endings.end_ids))
+            answers = self.engine.draw(
+                [row.request(self.endings) for row in going], sampling, sorted(self.endings.end_ids)
+            )
             for row, answer in zip(going, answers, strict=True):
                 row.append(answer, kind, self.endings)
             going = [row for row in going if not row.ended and len(row.tokens) < row.target]
@@ -238,10 +240,12 @@ class _Row:
     ended: bool = False
     cost: Cost = field(default_factory=Cost)
 
-    def request(self) -> Request:
+    def request(self, endings: Endings) -> Request:
         # The position is absorbed too: a row that goes on with the same key must not repeat its noise.
         seed = int(derive(self.key, len(self.tokens))) >> 1
-        room, stop = self.target - len(self.tokens), self.state.problem.stop
+        room, problem = self.target - len(self.tokens), self.state.problem
+        thinking = problem.stop and endings.is_thinking(self.tokens, problem.thinking, self.state.prompt)
+        stop = () if thinking else problem.stop
         return Request((*self.state.prompt, *self.tokens), seed, room, stop)
 
     def append(self, answer: Answer, kind: str, endings: Endings) -> None:
@@ -254,6 +258,7 @@ class _Row:
         for token, logp in zip(answer.tokens, answer.logps, strict=True):
             self.tokens.append(token)
             self.logp += logp
-            if endings.reached(self.tokens, self.state.problem.stop):
+            problem = self.state.problem
+            if endings.reached(self.tokens, problem.stop, problem.thinking, self.state.prompt):
                 self.ended = True
                 return

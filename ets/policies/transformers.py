@@ -314,7 +314,8 @@ class TransformersPolicy:
         return draws
 
     def _ended(self, state: TokenState, tokens: list[int]) -> bool:
-        return len(tokens) >= self.horizon.max_length or self.endings.reached(tokens, state.problem.stop)
+        problem, longest = state.problem, self.horizon.max_length
+        return len(tokens) >= longest or self.endings.reached(tokens, problem.stop, problem.thinking, state.prompt)
 
     @staticmethod
     def _costs(drawn: _Tally, reached: dict[int, Memory], kind: str, prompts: dict[Memory, int]) -> list[Cost]:

@@ -24,15 +24,11 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from ets.tasks.latex import last_boxed
+from ets.tasks.latex import in_words, right_side, undecorated
 from ets.tasks.task import Benchmark
 from ets.types import Problem
 
-_WRAPPED = re.compile(r"\\(?:text|textbf|mathbf|mathrm|mathit)\s*\{([^{}]*)\}|\\[()\[\],;!]|[$*\s]")
-_WHOLE = re.compile(r"(?:[^=]*=)?(\d+)(?:\.0*)?(?:\^?\{?\\circ\}?)?\.?")
-_OPENING = r"[\s*_$:\\(\[]*(?:(?:text|mathbf|mathrm)\{)?"
-_NOTHING_MORE = r"(?![\da-zA-Z]|[.,]\d|\s*[-+*/^]\s*[\d(]|\s*\\(?!text|mathrm)[a-zA-Z])"
-_STATED = re.compile(rf"answer[\s*_]*(?:is|:|=){_OPENING}(\d+){_NOTHING_MORE}", re.IGNORECASE)
+_WHOLE = re.compile(r"[(\[]?\s*(\d+)(?:\.0*)?\s*[)\]]?(?:\s*\^\s*\{?\\circ\}?)?(?:\s+[a-zA-Z]{2,}){0,3}")
 
 
 class Aime24(Benchmark):
@@ -43,12 +39,10 @@ class Aime24(Benchmark):
 
     name = "aime24"
     lm_eval = "aime24"
+    box_decides = True
 
-    def extract(self, problem: Problem, text: str) -> int | None:
-        boxed = last_boxed(text)
-        if boxed is not None:
-            return _in_range(_WHOLE.fullmatch(_WRAPPED.sub(r"\1", boxed)))
-        return _in_range(next(reversed(list(_STATED.finditer(text))), None))
+    def whole(self, said: str) -> int | None:
+        return _in_range(_WHOLE.fullmatch(right_side(in_words(undecorated(said)))))
 
     def truth(self, row: Mapping[str, Any]) -> int:
         values = [str(value).strip() for name, value in row.items() if name.lower() == "answer"]

@@ -16,6 +16,7 @@ from itertools import islice
 from ets.demo.family import HELDOUT_SIZE, Family, Row
 from ets.demo.stories import STORIES
 from ets.demo.sums import SUMS
+from ets.thinking import THINKING, Tags, after_thinking
 from ets.types import InputError, Problem
 
 SHOTS_SEED = 1
@@ -27,6 +28,8 @@ class Arithmetic:
 
     name = "arithmetic"
     family: Family = STORIES
+    thinking: Tags | None = THINKING
+    """The tags around thinking sections, in which no answer is looked for; None if there are none."""
 
     def problems(self, count: int | None = None, shots: int | None = None) -> list[Problem]:
         if shots is not None and shots < 0:
@@ -39,15 +42,16 @@ class Arithmetic:
                 examples + prompt_of(row),
                 ("\n\nQuestion:",),
                 {"answer": answer_in(row.answer)},
+                self.thinking,
             )
             for number, row in enumerate(self.family.heldout(HELDOUT_SIZE if count is None else count))
         ]
 
     def extract(self, problem: Problem, text: str) -> int | None:
-        return answer_in(text)
+        return answer_in(after_thinking(text, self.thinking) or "")
 
     def grade(self, problem: Problem, text: str) -> bool:
-        return answer_in(text) == problem.doc["answer"]
+        return self.extract(problem, text) == problem.doc["answer"]
 
 
 class Sums(Arithmetic):

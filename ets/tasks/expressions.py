@@ -6,10 +6,12 @@ import re
 import threading
 import time
 from collections.abc import Callable
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
+from ets.tasks.closeness import agree_where_real, numbers_differ
+from ets.tasks.latex import undecorated, without_blanks
 from ets.types import InputError
 
 SECONDS = 5
@@ -18,12 +20,38 @@ LOADING_SECONDS = 600
 """Time for math-verify's first reading and comparison together, which load what they need."""
 LONGEST = 400
 """Longer answers are compared as they are written."""
+LONGEST_TEXT = 4000
+"""Of a text, the last characters are looked through for an expression."""
 
-_SPACED = re.compile(r"(?<=\d)(?:\\[,;: !]|~|\{,\}|,\\!)(?=\d{3}(?!\d))")
-_ORDINAL = re.compile(r"\^\{?(?:\\(?:text|mathrm|textrm)\s*)?\{?(?:st|nd|rd|th)\}{0,2}$")
+_LABEL = re.compile(
+    r"[\s$]*\\(?:text|mathrm)(?:bf|rm)?\s*\{\s*\(?[A-E]\)\s*\}(?:\\[ ,;:]|\\q?quad|~|\s)*(?=[^\s\\~$.,;:]|\\[a-z])"
+)
+_ORDINAL = re.compile(r"\^\{?(?:\\text\s*)?\{?(?:st|nd|rd|th)\}{0,2}$")
 _REPEATING = re.compile(r"(-?)(\d*)\.(\d*)\\overline\{(\d+)\}")
-_WRAPPED = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*[\d(][^{}]*)\}")
+_WRAPPED = re.compile(r"\\text\s*\{([^{}]*[\d(][^{}]*)\}")
 _BASE = re.compile(r"_\{?(\d+)\}?$")
+_BASE_IN_WORDS = re.compile(r"_\s*\{?\s*\\text\s*\{\s*([a-z]+)\s*\}\s*\}?$")
+_BASES = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
+_BASES |= {"eleven": 11, "twelve": 12, "sixteen": 16}
+_UNIT = r"\\text\s*\{(?!\s*(?:and|or|if|for|when|mod)\b)[^{}\d]+\}(?:\s*\^\s*\{?-?\d\}?)?"
+_UNITS = re.compile(rf"(?<=[\d}})])\s*(?:/?\s*(?:{_UNIT}|\\d?frac\s*\{{\s*{_UNIT}\s*\}}\s*\{{\s*{_UNIT}\s*\}}))+$")
+_SHORT_UNITS = "cm|mm|km|kg|mg|ft|in|mph|ml|mL|hr|sq|lb|lbs|oz|min|sec|deg"
+_FUNCTIONS = "sin|cos|tan|cot|sec|csc|log|exp|max|min|gcd|lcm|mod|and|or|if|for|when|pi|sqrt|infinity"
+_UNIT_WORD = rf"(?!(?:{_FUNCTIONS})\b)(?:(?:{_SHORT_UNITS})\b|(?=[a-z]*[aeiouy])[a-z]{{3,}})"
+_UNITS_IN_WORDS = re.compile(rf"(?<=[\d}})])\s+{_UNIT_WORD}(?:(?:\s+|/){_UNIT_WORD}){{0,3}}(?:\^\{{?\d\}}?)?$")
+_IMAGINARY = re.compile(r"(?<=\d)i(?![a-zA-Z])")  # math-verify takes `4i` for a real number times a variable
+_DOTS = re.compile(r"\\(?:[lc]?dots[bcmo]?|cdots)(?![a-zA-Z])|\.\.\.|…")
+_EQUALS = re.compile(r"(?<![<>!\\:])=")
+_NAMED = re.compile(
+    r"\s*[a-zA-Z]+(?:_\{?\w+\}?)?(?:\^\{?-?\d+\}?)?\s*\((?:[\d\s.,/{}+*^-]|\\(?:d?frac|sqrt|pi)(?![a-zA-Z]))+\)\s*=(?=\s*[^\s=])"
+)
+_TOTAL = re.compile(r"(?<==)\s*\d{1,3}(?:,\d{3})+\s*$")
+_DECIMAL = r"-?(?:\d+\.?\d*|\.\d+)"
+_EXPONENT = re.compile(rf"({_DECIMAL})[eE]([-+]?\d+)")
+_MIXED = re.compile(r"(-?\d+) +(\d+)/(\d+)")
+_OR = re.compile(r"\s*(?:\\text\s*\{\s*,?\s*or\s*\}|(?<![\\a-zA-Z]),?\s*or\b|\\lor(?![a-zA-Z])|\\vee(?![a-zA-Z]))\s*")
+_ORDER = re.compile(r"[<>]|\\(?:le|ge|leq|geq|lt|gt|leqslant|geqslant)(?![a-zA-Z])")
+_INTERVAL = re.compile(r"\s*[(\[][^()\[\]]*,[^()\[\]]*[)\]]\s*")
 
 T = TypeVar("T")
 
@@ -60,20 +88,28 @@ def require_math_verify() -> None:
 
 
 def normalised(latex: str) -> str:
-    r"""Without what math-verify stumbles over: a full stop, thin spaces in numbers, ``\%``, ordinals, wrapping text.
+    r"""Without decoration, and without what math-verify stumbles over: units, ``\%``, ordinals, wrapping text.
 
-    A percentage is its number, as in the dataset's answers, unless it is less than one percent.
+    A percentage is its number, as in the dataset's answers, unless it is less than one percent. ``\textbf{(C)}\ 9``,
+    the choice of a test with its value, is the value.
     """
-    latex = latex.strip().rstrip(".,;:").strip()
-    latex = re.sub(r"^\$+(.*[^\\$])\$+$", r"\1", latex, flags=re.DOTALL).strip().rstrip(".,;:")
-    latex = latex.replace("\\left", "").replace("\\right", "") if "arrow" not in latex else latex
-    latex = _SPACED.sub("", latex)
+    label = _LABEL.match(latex)
+    latex = without_blanks(undecorated(latex[label.end() :] if label else latex))
     latex = latex if re.match(r"-?0?\.", latex) else re.sub(r"\s*\\?%$", "", latex)
-    latex = _ORDINAL.sub("", latex)
+    latex = _ORDINAL.sub("", latex).replace(r"\varnothing", r"\emptyset")
+    latex = _BASE_IN_WORDS.sub(_base, latex)
     wrapped = _WRAPPED.fullmatch(latex)
-    latex = wrapped.group(1).strip() if wrapped else latex
+    latex = undecorated(wrapped.group(1)) if wrapped else latex
+    latex = _UNITS_IN_WORDS.sub("", _UNITS.sub("", latex)).strip()
+    latex = _EXPONENT.sub(r"\1\\times 10^{\2}", latex) if _EXPONENT.fullmatch(latex) else latex
+    latex = _MIXED.sub(r"\1\\frac{\2}{\3}", latex) if _MIXED.fullmatch(latex) else latex
     repeating = _REPEATING.fullmatch(latex)
     return _as_fraction(*repeating.groups()) if repeating else latex
+
+
+def _base(found: re.Match[str]) -> str:
+    word = found.group(1)
+    return f"_{{{_BASES[word]}}}" if word in _BASES else found.group()
 
 
 def _as_fraction(sign: str, whole: str, fixed: str, period: str) -> str:
@@ -85,18 +121,72 @@ def _as_fraction(sign: str, whole: str, fixed: str, period: str) -> str:
 @lru_cache(2**16)
 def equal(one: str, other: str) -> bool:
     """Whether each of two normalised answers verifies the other. A comparison that takes too long says no."""
-    if {_kind(one), _kind(other)} == {"set", "row"} or len({*_BASE.findall(one), *_BASE.findall(other)}) > 1:
+    kinds = {_kind(one), _kind(other)}
+    if kinds in ({"set", "row"}, {"list", "row"}) or len({*_BASE.findall(one), *_BASE.findall(other)}) > 1:
         return False
-    left, right = _read(one), _read(other)
-    return bool(left and right and _verified(left, right) and _verified(right, left))
+    if _DOTS.search(one) or _DOTS.search(other):  # math-verify would leave the dots out
+        return _as_written(one) == _as_written(other)
+    left, right = _meaning(one), _meaning(other)
+    if not (left and right):
+        return False
+    if _verified(left, right) and _verified(right, left):
+        return _in_time(lambda: numbers_differ(left[0], right[0])) is False
+    return _in_time(lambda: agree_where_real(left[0], right[0])) is True
+
+
+def _as_written(latex: str) -> str:
+    return re.sub(r"\s", "", _DOTS.sub(r"\\dots", latex))
+
+
+def _meaning(latex: str) -> tuple[Any, ...]:
+    r"""math-verify's readings of what an answer comes to.
+
+    ``4+5=9``, ``f(3)=9`` and ``9=x`` come to 9, and a false equation like ``2+3=9`` stays one.
+    ``x<2 \text{ or } x>3`` is a union of sets.
+    """
+    parts = _OR.split(latex)
+    if len(parts) > 1 and all(map(_INTERVAL.fullmatch, parts)):
+        return _read(r"\cup ".join(parts))
+    if len(parts) > 1 and all(map(_ORDER.search, parts)):
+        return _union([_read(part) for part in parts]) or _read(latex)
+    latex = _TOTAL.sub(lambda number: number.group().replace(",", ""), latex)
+    name = _NAMED.match(latex)
+    if name:
+        return _meaning(latex[name.end() :])
+    sides = [side.strip() for side in _EQUALS.split(latex)]
+    if len(sides) < 2 or "," in latex or not all(sides):
+        return _read(latex)
+    if len(sides) == 2 and re.fullmatch(r"[a-zA-Z]", sides[1]) and re.fullmatch(_DECIMAL, sides[0]):
+        return _read(sides[0])
+    left = [_read(side) for side in sides[:-1]]
+    right = _read(sides[-1])
+    if right and all(side and _numeric(side[0]) and _verified(side, right) for side in left):
+        return right if all(_in_time(partial(numbers_differ, side[0], right[0])) is False for side in left) else ()
+    return _read(latex)
+
+
+def _union(readings: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+    """The union of the sets that relations describe; nothing if one of them describes none."""
+    from sympy import Union
+
+    found = _in_time(lambda: Union(*(reading[0].as_set() for reading in readings)))
+    return () if found is None else (found,)
+
+
+def _numeric(reading: Any) -> bool:
+    from sympy import Expr
+
+    return isinstance(reading, Expr) and not reading.free_symbols
 
 
 def _kind(latex: str) -> str:
-    r"""``\{1,2\}`` is a set; ``(1,2)`` and ``[1,2]`` are rows, be they points or intervals."""
+    r"""``\{1,2\}`` is a set; ``(1,2)`` and ``[1,2]`` are rows, be they points or intervals; ``1,2`` is a list."""
     plain = latex.replace(" ", "")
     if plain.startswith("\\{") and plain.endswith("\\}"):
         return "set"
-    return "row" if re.fullmatch(r"[(\[][^()\[\]]*,[^()\[\]]*[)\]]", plain) else "other"
+    if re.fullmatch(r"[(\[][^()\[\]]*,[^()\[\]]*[)\]]", plain):
+        return "row"
+    return "list" if re.fullmatch(r"[^()\[\]=<>]+(?:,[^()\[\]=<>]+)+", plain) else "other"
 
 
 @lru_cache(2**16)
@@ -109,6 +199,7 @@ def _read(latex: str) -> tuple[Any, ...]:
     if len(latex) > LONGEST:
         return ()
     parse, _ = _math_verify()
+    latex = _IMAGINARY.sub(" i", latex)
     try:
         found = _limited(lambda limit: parse(rf"\boxed{{{latex}}}", parsing_timeout=limit, raise_on_error=True))
     except (Exception, TimeoutException):
@@ -130,6 +221,20 @@ def _verified(gold: tuple[Any, ...], answer: tuple[Any, ...]) -> bool | None:
         return False
 
 
+def extracted(text: str) -> str | None:
+    """The LaTeX of the answer that math-verify itself takes out of a text; None if it finds none, or takes too long."""
+    require_math_verify()
+    from math_verify.errors import TimeoutException
+
+    parse, _ = _math_verify()
+    tail = text[-LONGEST_TEXT:]
+    try:
+        found = _limited(lambda limit: parse(tail, parsing_timeout=limit, raise_on_error=True))
+    except (Exception, TimeoutException):
+        return None
+    return found[-1] if len(found) > 1 and isinstance(found[-1], str) else None
+
+
 @cache
 def _math_verify() -> tuple[Callable[..., Any], Callable[..., Any]]:
     """math-verify's `parse` and `verify`, used once: the seconds that they take to load count for no answer."""
@@ -139,6 +244,17 @@ def _math_verify() -> tuple[Callable[..., Any], Callable[..., Any]]:
     half = parse(r"\boxed{\frac{1}{2}}", parsing_timeout=limit, raise_on_error=True)
     verify(half, half, timeout_seconds=limit, raise_on_error=True)
     return parse, verify
+
+
+def _in_time(work: Callable[[], T]) -> T | None:
+    """What some work of ours with sympy gives; None if it takes too long, or sympy cannot do it."""
+    from math_verify.errors import TimeoutException
+    from math_verify.utils import timeout
+
+    try:
+        return _limited(lambda limit: timeout(timeout_seconds=limit)(work)())
+    except (Exception, TimeoutException):
+        return None
 
 
 def _limited(work: Callable[[int | None], T]) -> T:

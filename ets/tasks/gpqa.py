@@ -25,20 +25,35 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ets.tasks.latex import last_boxed
+from ets.tasks.latex import in_words, undecorated
 from ets.tasks.task import Benchmark
-from ets.types import Problem
 
 COLUMNS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 
-_LETTER = r"(?:\(\s*(?P<in>[A-Da-d])\s*\)|(?P<bare>[A-D])(?![A-Za-z'’]|\s+(?!because|since|as|and|with|for)[a-z]))"
-_ALONE = r"(?!\s*(?:and|or|,|/|&)\s*\(?[A-D]\b)"
-_WRAPPING = r"[\s*_:$\\\"'{\[]*(?:(?:text|textbf|mathbf|mathrm)\s*\{\s*)?"
-_STATED = re.compile(
-    rf"\b(?i:answer|choice|option)[\s*_]*(?:(?i:is)\b|:)(?:[\s*_]*(?i:option|choice)\b)?{_WRAPPING}{_LETTER}{_ALONE}"
+_OTHERS = r"(?!\s*(?:and|or|,|/|&)\s*(?:\(?[A-D](?![a-zA-Z])|$))"
+_LETTER = (
+    rf"(?:\(\s*(?P<in>[A-Da-d])\s*\)|(?P<bare>[A-D])(?=\s*(?:$|[).:,])|\s+(?:because|since|as|with|for)\b)){_OTHERS}"
 )
-_BOXED = re.compile(rf"{_WRAPPING}{_LETTER}{_ALONE}")
-_FIRST = re.compile(rf"[\s*_]*(?:\((?P<in>[A-D])\)|(?P<bare>[A-D])(?=[\s*_]*(?:[).:,\n]|$))){_ALONE}")
+_WHOLE = re.compile(
+    rf"(?i:(?:the\s+)?(?:(?:correct|right)\s+)?(?:option|choice|answer|letter)\s*:?\s*)?{_LETTER}.*", re.DOTALL
+)
+_QUOTED = r"[ \t*_$\"']*"
+_ONE = rf"{_QUOTED}(?:(?i:option|choice|answer)\s{_QUOTED})?(?:\((?P<in>[A-D])\)|(?P<bare>[A-D]))[*_$\"']*"
+_CONCLUDED = re.compile(
+    rf"""
+    (?:\b(?i:so|hence|thus|therefore)\b,?|\b(?i:option|choice|answer)|^){_ONE}\s+(?:is|must\s+be)\s+(?:the\s+)?(?:\w+\s+)?(?:correct|right|best|true)\b
+    """,
+    re.VERBOSE | re.MULTILINE,
+)
+_CHOSEN = re.compile(
+    rf"""
+    \b(?i:so|hence|thus|therefore|is|choose|pick|select|go\s+with|leaves|it['’]s),?(?:\s+the)?\s{_ONE}(?=[*_\s]*(?:[.;](?:\s|$)|$))
+    """,
+    re.VERBOSE | re.MULTILINE,
+)
+_FIRST_LINE = re.compile(r"[\s*_]*(?:\((?P<in>[A-D])\)|(?P<bare>[A-D]))[*_.): ]*(?:\n|$)")
+_FIRST = re.compile(rf"[\s*_]*(?:\((?P<in>[A-D])\)|(?P<bare>[A-D])(?=[\s*_]*[).:,])){_OTHERS}")
+_LATER = re.compile(r"\((?P<in>[A-D])\)|(?<![\w-])(?P<bare>[B-D])(?![\w=-])|^\s*(?P<listed>A)[).:]", re.MULTILINE)
 _BRACKETED = re.compile(r"\((?P<in>[A-D])\)(?P<bare>)")
 
 
@@ -46,26 +61,42 @@ class Gpqa(Benchmark):
     r"""A letter from A to D.
 
     The first of these that is there decides: a letter in the last ``\boxed{}``; the last "answer is (B)" or
-    "Answer: B"; a letter that the text begins with; the last "(B)" in it (lm-eval's flexible-extract). A choice that
-    is spelled out, without its letter, is no answer.
+    "Answer: B"; a letter that the text begins with, unless it discusses another one afterwards; the last "So B is
+    correct" or "I choose B"; the last "(B)" (lm-eval's flexible-extract). A choice that is spelled out, without its
+    letter, is no answer, and neither is a letter in C60 or D-glucose.
     """
 
     name = "gpqa"
     lm_eval = "gpqa_diamond_generative_n_shot"
 
-    def extract(self, problem: Problem, text: str) -> str | None:
-        boxed = _BOXED.match(last_boxed(text) or "")
-        stated, bracketed = list(_STATED.finditer(text)), list(_BRACKETED.finditer(text))
-        for found in (boxed, *stated[-1:], _FIRST.match(text), *bracketed[-1:]):
-            if found:
-                return (found["in"] or found["bare"]).upper()
-        return None
+    def whole(self, said: str) -> str | None:
+        return _letter(_WHOLE.fullmatch(in_words(undecorated(said)).strip("[]{}'\"! ")))
+
+    def fallback(self, text: str) -> str | None:
+        alone = _FIRST_LINE.match(text)
+        concluded = sorted([*_CONCLUDED.finditer(text), *_CHOSEN.finditer(text)], key=lambda found: found.end())
+        bracketed = list(_BRACKETED.finditer(text))
+        found = (alone, *concluded[-1:], _first(text), *bracketed[-1:])
+        return next((_letter(each) for each in found if each), None)
 
     def truth(self, row: Mapping[str, Any]) -> str:
         found = re.fullmatch(r"\(([A-D])\)", str(row.get("answer", "")).strip())
         if found is None:
             raise self.no_truth(row, "answer (A) to (D)")
         return found.group(1)
+
+
+def _letter(found: re.Match[str] | None) -> str | None:
+    return (found["in"] or found["bare"]).upper() if found else None
+
+
+def _first(text: str) -> re.Match[str] | None:
+    """The letter that a text begins with, if no other one is discussed after it."""
+    found = _FIRST.match(text)
+    if found is None:
+        return None
+    others = (later["in"] or later["bare"] or later["listed"] for later in _LATER.finditer(text, found.end()))
+    return None if any(other != _letter(found) for other in others) else found
 
 
 def process_docs(dataset: Any) -> Any:

@@ -15,15 +15,15 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from ets.tasks.latex import last_boxed
+from ets.tasks.answers import last_stated
+from ets.tasks.latex import in_words, last_boxed, right_side, undecorated, without_blanks
 from ets.tasks.task import Benchmark
-from ets.types import Problem
 
 _NUMBER = r"(?P<number>(?:(?<![\w)])[-+])?[$€£]?(?:(?<![\w)])-)?\.?\d[\d,./:]*(?:\s\d+/\d+)?)"
-_OPENING = r"[\s*_$€£\\(\[{:=]*?"
-_HASHES = re.compile(rf"####{_OPENING}{_NUMBER}")
-_STATED = re.compile(rf"answer[\s*_]*(?:is|:|=){_OPENING}{_NUMBER}", re.IGNORECASE)
 _ANYWHERE = re.compile(_NUMBER)
+_UNIT = r"(?:\s*(?:\\?%|[€£$]|\^\s*\{?\\circ\}?))?(?:[\s-]*[a-zA-Z][a-zA-Z'’./-]*(?:\^\d)?){0,6}"
+_WHOLE = re.compile(rf"[(\[]?\s*{_NUMBER}(?:\s*[-–]\s*\d+)?\s*[)\]]?{_UNIT}[\s!*]*")
+_BOLD = re.compile(r"(?<![-+*/×÷<>]\s)\*\*(?!\d+[.)]\*)([^*\n]{1,60})\*\*(?!\s*[-+*/×÷=<>:])")
 _PLAIN = re.compile(r"(?:(?P<whole>\d{1,3}(?:,\d{3})+|\d+)?(?P<decimals>\.\d+)?|(?P<plus>\d+\s)?(?P<over>\d+/\d+))")
 DIGITS = 40
 """Longer numbers are no answers."""
@@ -32,51 +32,56 @@ DIGITS = 40
 class Gsm8k(Benchmark):
     """A number, whatever it is written like: `$1,200.00` is 1200 and `25%` is 25, and a unit behind it does not count.
 
-    The first of these that holds a number decides: the first ``####``, the last ``\\boxed{}``, the last "answer is",
-    the last number in the text (lm-eval's flexible-extract).
+    The first of these that holds a number decides: the last ``####``, the last ``\\boxed{}``, the last "answer is", a
+    number in bold that the text begins or ends with, the last number in the text (lm-eval's flexible-extract).
     """
 
     name = "gsm8k"
     lm_eval = "gsm8k"
+    mark = re.compile(r"####(?!\s*\d+[.)]\s+[A-Za-z])")  # `#### 1. Costs` is a heading
 
-    def extract(self, problem: Problem, text: str) -> int | float | None:
-        found = reading(text)
-        return found[1] if found else None
+    def whole(self, said: str) -> int | float | None:
+        found = _WHOLE.fullmatch(right_side(without_blanks(_plain(undecorated(said)))))
+        return value_of(found["number"]) if found else None
 
-    def truth(self, row: Mapping[str, Any]) -> int | float:
-        found = reading(str(row.get("answer", "")))
-        if found is None or found[0] != "####":
-            raise self.no_truth(row, "answer that ends in '#### n'")
-        return found[1]
-
-
-def reading(text: str) -> tuple[str, int | float] | None:
-    """The answer in a text, and where it was found: "####", "boxed", "answer is" or "last number"."""
-    plain = _plain(text)
-    for place, numbers in (
-        ("####", _HASHES.finditer(plain)),
-        ("boxed", _boxed(plain)),
-        ("answer is", reversed(list(_STATED.finditer(plain)))),
-        ("last number", list(_ANYWHERE.finditer(plain))[-1:]),
-    ):
-        for found in numbers:
+    def fallback(self, text: str) -> int | float | None:
+        plain = without_blanks(_plain(text))
+        boxed = list(_ANYWHERE.finditer(last_boxed(plain) or ""))
+        numbers = boxed if len(boxed) == 1 else []
+        for found in [*numbers, *_in_bold(plain), *list(_ANYWHERE.finditer(plain))[-1:]]:
             value = value_of(found["number"])
             if value is not None:
-                return place, value
-    return None
+                return value
+        return None
+
+    def truth(self, row: Mapping[str, Any]) -> int | float:
+        found = last_stated(str(row.get("answer", "")), self.whole, self.mark)
+        if found is None:
+            raise self.no_truth(row, "answer that ends in '#### n'")
+        return found
 
 
 def _plain(text: str) -> str:
-    r"""The text with typographic minus signs, ``\$``, ``{,}``, thin spaces and ``\frac{1}{2}`` written plainly."""
-    for written, plain in (("−", "-"), ("\\$", "$"), ("{,}", ","), ("\\!", ""), ("\\,", ",")):
-        text = re.sub(r"(?<=\d)\\,(?=\d{3})", ",", text) if written == "\\," else text.replace(written, plain)
-    return re.sub(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text)
+    r"""The text with minus signs, ``\$``, ``{,}``, thin spaces and fractions written plainly: ``3\frac12`` as 3 1/2."""
+    for written, plain in (("−", "-"), ("\\$", "$"), ("{,}", ","), ("\\!", "")):
+        text = text.replace(written, plain)
+    text = re.sub(r"(?<=\d)(?:\\[, ]|[~\u00a0\u2009\u202f])(?=\d{3})", "", text)
+    text = re.sub(r"(?:(\d)\s*)?\\[dt]?frac\s*(?:\{(\d+)\}|(\d))\s*(?:\{(\d+)\}|(\d))", _fraction, text)
+    return in_words(text)
 
 
-def _boxed(text: str) -> list[re.Match[str]]:
-    """The number in the last box, if it holds no more than one."""
-    numbers = list(_ANYWHERE.finditer(last_boxed(text) or ""))
-    return numbers if len(numbers) == 1 else []
+def _fraction(found: re.Match[str]) -> str:
+    over = f"{found[2] or found[3]}/{found[4] or found[5]}"
+    return f"{found[1]} {over}" if found[1] else over
+
+
+def _in_bold(text: str) -> list[re.Match[str]]:
+    """The last bold number in the first or the last line."""
+    lines = text.strip().split("\n")
+    bold = [*_BOLD.finditer(lines[0])] if text.strip().startswith("**") else []
+    bold += list(_BOLD.finditer(lines[-1]))
+    numbers = [_WHOLE.fullmatch(found.group(1)) for found in bold]
+    return [number for number in numbers if number][-1:]
 
 
 def value_of(number: str) -> int | float | None:

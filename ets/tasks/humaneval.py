@@ -33,6 +33,8 @@ from typing import Any
 from ets.code_answers import COMPLETION_STOPS, program_of
 from ets.examination import literal_text, passes, values
 from ets.sandbox import in_parallel, require_sandbox
+from ets.tasks.task import opened_in
+from ets.thinking import THINKING, Tags
 from ets.types import Chain, InputError, Problem, Text
 
 SECONDS = 5.0
@@ -61,14 +63,21 @@ class HumanEval:
         For all the tests of one answer, and for its examples.
     unsafe : bool
         Run what the model wrote without a sandbox; see `ets.sandbox`.
+    thinking : (str, str), optional
+        The tags around thinking sections, in which no code is looked for; None if there are none.
     """
 
     name = "humaneval"
 
     def __init__(
-        self, *, stop: tuple[str, ...] = COMPLETION_STOPS, seconds: float = SECONDS, unsafe: bool = False
+        self,
+        *,
+        stop: tuple[str, ...] = COMPLETION_STOPS,
+        seconds: float = SECONDS,
+        unsafe: bool = False,
+        thinking: Tags | None = THINKING,
     ) -> None:
-        self.stop, self.seconds, self.unsafe = stop, seconds, unsafe
+        self.stop, self.seconds, self.unsafe, self.thinking = stop, seconds, unsafe, thinking
 
     def problems(self, count: int | None = None, shots: int | None = None) -> list[Problem]:
         """The first `count` problems, or all 164.
@@ -87,7 +96,10 @@ class HumanEval:
         if count is not None and not 0 < count <= len(every):
             raise InputError(f"{count} problems of humaneval asked for; choose 1 to {len(every)}")
         rows = every[:count]
-        return [Problem(f"{self.name}-{number}", row["prompt"], self.stop, row) for number, row in enumerate(rows)]
+        return [
+            Problem(f"{self.name}-{number}", row["prompt"], self.stop, row, self.thinking)
+            for number, row in enumerate(rows)
+        ]
 
     def extract(self, problem: Problem, text: str) -> Hashable | None:
         """What the code does on the docstring's examples, in the order in which they stand there.
@@ -102,8 +114,7 @@ class HumanEval:
 
     def grade(self, problem: Problem, text: str) -> bool:
         """Whether the code passes the hidden tests, within its seconds."""
-        row = problem.doc
-        program = program_of(row["prompt"], row["entry_point"], text)
+        row, program = problem.doc, self._program(problem, text)
         if program is None:
             return False
         return _passes(program, row["prompt"], row["test"], row["entry_point"], self.seconds, self.unsafe)
@@ -126,9 +137,13 @@ class HumanEval:
         """`grade` of each (problem, text), in parallel; afterwards `grade` remembers them."""
         return _of_each(self.grade, list(texts))
 
+    def _program(self, problem: Problem, text: str) -> str | None:
+        written = opened_in(problem, self.thinking) + text
+        return program_of(problem.doc["prompt"], problem.doc["entry_point"], written, self.thinking)
+
     def _behaviour(self, problem: Problem, text: str) -> tuple[str, ...] | None:
         prompt, entry_point = problem.doc["prompt"], problem.doc["entry_point"]
-        program = program_of(prompt, entry_point, text)
+        program = self._program(problem, text)
         if program is None:
             return None
         expressions = tuple(example.expression for example in examples_of(prompt, entry_point))

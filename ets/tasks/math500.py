@@ -18,31 +18,51 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ets.tasks.expressions import Expression, require_math_verify
+from ets.tasks.answers import last_stated
+from ets.tasks.expressions import Expression, extracted, require_math_verify
 from ets.tasks.latex import balanced, last_boxed
 from ets.tasks.task import Benchmark
-from ets.types import Problem
 
-_STATED = re.compile(r"final answer is:?[\s*]*(.+?)(?:\s*I hope it is correct|\n|$)", re.IGNORECASE)
-_SEGMENT = re.compile(r"(?<!\\)\$+((?:\\.|[^$\\])+)\$+|\\\((.+?)\\\)|\\\[(.+?)\\\]")
+_TEXT = re.compile(r"\\text\s*\{[^{}]*\}|\\(?:begin|end)\s*\{[^{}]*\}|\\[a-zA-Z]+")
+_FUNCTION = re.compile(r"sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|exp|max|min|gcd|lcm|mod|and|or|det")
+_SHORT_WORD = re.compile(r"an|as|at|be|by|do|go|he|if|in|is|it|me|my|no|of|on|so|to|up|us|we")
+_WORD = re.compile(r"(?<![a-zA-Z])(?:[A-Za-z]{2,})(?![a-zA-Z])")
+_THREE = re.compile(r"(?!abc|ade)(?=[a-z]*[aeiou])[a-z]{3}")
+_ALONE = re.compile(r"(?:\\text\s*\{)?[A-Za-z][A-Za-z'’-]*\}?")
+_UNFINISHED = re.compile(r"(?:[-+*/^=<>(,&]|\\(?:cdot|times|frac|sqrt|le|ge|cup|in|pm)|\b(?:and|or))\s*$")
+_LISTED = re.compile(r"\s*,?(?:\s+(?:and|or)\s+|\s*\\text\s*\{\s*(?:and|or)\s*\}\s*)")
 
 
 class Math500(Benchmark):
-    r"""An expression; math-verify decides which are equal.
+    r"""An expression; math-verify decides which are equal, as `ets.tasks.expressions` says.
 
-    The first whole "final answer is …" decides, else the last whole ``\boxed{…}``.
+    The last whole ``\boxed{…}`` decides, else the last "answer is …" that states an expression, else what math-verify
+    itself takes out of the text.
     """
 
     name = "math500"
     lm_eval = "minerva_math500"
     packages = ("math-verify",)
     main_thread = True
+    box_decides = True
 
     def require(self) -> None:
         require_math_verify()
 
-    def extract(self, problem: Problem, text: str) -> Expression | None:
-        found = _stated(text) or last_boxed(text)
+    def whole(self, said: str) -> Expression | None:
+        answer = _expression(said)
+        return None if answer is None or _prose(answer) else answer
+
+    def boxed(self, content: str) -> Expression | None:
+        return Expression(content) or None
+
+    def fallback(self, text: str) -> Expression | None:
+        if not balanced(text):  # cut off in the middle of an expression
+            return None
+        word = last_stated(text, _word)
+        if word is not None:
+            return word
+        found = extracted(text)
         return Expression(found) or None if found else None
 
     def truth(self, row: Mapping[str, Any]) -> Expression:
@@ -52,15 +72,29 @@ class Math500(Benchmark):
         return Expression(found)
 
 
-def _stated(text: str) -> str | None:
-    """What a text says that the final answer is, if it says so to the end."""
-    for found in _STATED.finditer(text):
-        said = found.group(1).lstrip(" *").rstrip(" *.")
-        if not balanced(said):
-            continue
-        segments = ["".join(filter(None, groups)).strip() for groups in _SEGMENT.findall(said)]
-        answer = ", ".join(segments) or said
-        answer = last_boxed(answer) or answer
-        if re.search(r"\w", answer):
-            return answer
-    return None
+def _expression(said: str) -> Expression | None:
+    """A stated string as an expression, if it is a complete one; "$1$ and $2$" is the list of both."""
+    if not balanced(said):
+        return None
+    answer = Expression(last_boxed(said) or said)
+    if not re.search(r"[<>]|\\[lg]e", answer):
+        answer = Expression(_LISTED.sub(", ", answer))
+    complete = re.search(r"\w", answer) and "?" not in answer and not _UNFINISHED.search(answer)
+    return answer if complete else None
+
+
+def _prose(answer: str) -> bool:
+    """Whether there are words in an expression that are neither marked as text nor functions."""
+    words = (word.lower() for word in _WORD.findall(_TEXT.sub(" ", answer)))
+    return any(_spoken(word) for word in words if not _FUNCTION.fullmatch(word))
+
+
+def _spoken(word: str) -> bool:
+    """Whether letters are rather a word than a product of variables."""
+    return len(word) > 3 or bool(_SHORT_WORD.fullmatch(word)) or bool(_THREE.fullmatch(word))
+
+
+def _word(said: str) -> Expression | None:
+    """A single word: a name, or "even"."""
+    answer = _expression(said)
+    return answer if answer is not None and _ALONE.fullmatch(answer) else None

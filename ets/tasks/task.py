@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
+from ets.tasks.answers import answer_in
+from ets.thinking import THINKING, Tags, begun
 from ets.types import InputError, Problem
 
 
@@ -26,6 +29,11 @@ class Task(Protocol):
     def grade(self, problem: Problem, text: str) -> bool:
         """Whether the text solves the problem."""
         ...
+
+
+def opened_in(problem: Problem, tags: Tags | None) -> str:
+    """The opening tag if a problem's prompt is text that ends with it: its generations then begin in a section."""
+    return begun(problem.prompt, tags) if isinstance(problem.prompt, str) else ""
 
 
 @runtime_checkable
@@ -55,15 +63,34 @@ class Benchmark(ABC):
     main_thread: ClassVar[bool] = False
     """Whether answers are compared under limits on time that work in the main thread alone."""
 
+    mark: ClassVar[re.Pattern[str] | None] = None
+    """What stands before an answer in the benchmark's own format."""
+    box_decides: ClassVar[bool] = False
+    """Whether a last box that holds no answer means that there is none."""
+    thinking: Tags | None = THINKING
+    """The tags around thinking sections, in which no answer is looked for; None if there are none."""
+
     def require(self) -> None:  # noqa: B027  most need nothing
         """Raise `InputError` if one of its packages is not installed."""
 
     def problems(self, count: int | None = None, shots: int | None = None) -> list[Problem]:
         raise InputError(f"the problems of {self.name} are made by lm-eval's task {self.lm_eval}; open it there")
 
-    @abstractmethod
     def extract(self, problem: Problem, text: str) -> Hashable | None:
-        """The answer in a text, equal answers comparing equal; None if there is none."""
+        """The answer in a text by the ladder of `ets.tasks.answers`; equal answers compare equal."""
+        return answer_in(opened_in(problem, self.thinking) + text, self)
+
+    @abstractmethod
+    def whole(self, said: str) -> Hashable | None:
+        """The answer that the whole of a string is; None if it is none."""
+
+    def boxed(self, content: str) -> Hashable | None:
+        """The answer in a box."""
+        return self.whole(content)
+
+    def fallback(self, text: str) -> Hashable | None:
+        """The answer in a text that neither boxes nor states one; None if there is none."""
+        return None
 
     @abstractmethod
     def truth(self, row: Mapping[str, Any]) -> Hashable:

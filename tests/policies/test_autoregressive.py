@@ -112,6 +112,28 @@ def test_the_first_of_several_stop_strings_cuts() -> None:
     assert endings.text((1, 2, 3, 1), ("ca", "bc")) == "a"
 
 
+def test_a_stop_string_counts_outside_of_thinking_sections_alone() -> None:
+    """The tags are a and b; of every text, the first prefix in which a stop string stands outside of them ends it."""
+    endings, stop, thinking = Endings(tiny_tokenizer(), [0], 4), ("cc", "bc"), ("a", "b")
+    ended = set[str]()
+    for tokens in itertools.product((1, 2, 3), repeat=6):
+        text = endings.decode(tokens)
+        places = [n for n in range(6) if text.startswith(stop, n) and text.rfind("a", 0, n) <= text.rfind("b", 0, n)]
+        first = next((n for n in range(1, 7) if endings.reached(tokens[:n], stop, thinking)), None)
+        assert first == (places[0] + 2 if places else None)
+        assert endings.text(tokens, stop, thinking) == text[: places[0] if places else None]
+        ended.add(text if first is None else text[:first])
+    assert {"accbcc"[:4], "acc"} & ended == set() and {"cc", "accbbc"} <= ended
+
+
+def test_a_section_may_have_begun_in_the_prompt() -> None:
+    endings = Endings(tiny_tokenizer(), [0], 4)
+    assert endings.text((3, 3, 2, 3, 3), ("cc",), ("a", "b"), prompt=(2, 1)) == "ccb"
+    assert endings.text((3, 3, 2, 3, 3), ("cc",), ("a", "b"), prompt=(1, 2)) == ""
+    assert not endings.reached((3, 3), ("cc",), ("a", "b"), prompt=(2, 1))
+    assert endings.is_thinking((3, 3), ("a", "b"), (2, 1)) and not endings.is_thinking((3, 2), ("a", "b"), (2, 1))
+
+
 def test_the_end_token_is_no_text_but_inner_special_tokens_are() -> None:
     endings = Endings(tiny_tokenizer(), [0], 4)
     assert endings.text((1, 2, 0), ()) == "ab"

@@ -115,6 +115,25 @@ def test_a_row_that_goes_on_with_its_key_has_a_seed_of_its_own(server: TinyServe
     assert rows and len(set(seeds)) == len(seeds)
 
 
+def test_a_row_that_the_server_stopped_while_it_was_thinking_goes_on(server: TinyServer) -> None:
+    """The tags are b and a: in "bba" the stop string stands within a section, which the server does not know."""
+    problem = Problem("s", "abc", stop=("ba",), thinking=("b", "a"))
+    policy, seen = policy_at(server, max_length=12), len(server.seen)
+    draws = policy.finish(policy.start([problem]) * 400, keys(400))
+    for draw in draws:
+        tokens, stop = list(draw.state.tokens), problem.stop
+        assert draw.text.text == policy.endings.text(tokens, stop, problem.thinking)
+        ended = [n for n in range(1, len(tokens) + 1) if policy.endings.reached(tokens[:n], stop, problem.thinking)]
+        assert ended == [len(tokens)] or (not ended and len(tokens) == 12)
+    assert any("bba" in draw.text.text for draw in draws) and len(server.seen) > seen + 400
+
+
+def test_while_a_section_is_open_no_stop_string_is_asked_for(server: TinyServer) -> None:
+    policy, seen = policy_at(server, max_length=12), len(server.seen)
+    policy.finish(policy.start([Problem("s", "aab", stop=("c",), thinking=("b", "a"))]), keys(1))
+    assert "stop" not in server.seen[seen]
+
+
 def test_a_fifth_stop_string_and_one_across_a_guide_step_are_cut_by_us(server: TinyServer) -> None:
     stop = ("aa", "cc", "ca", "ac", "ab")
     policy, problem = policy_at(server, max_length=12), Problem("s", "abc", stop=stop)

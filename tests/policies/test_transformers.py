@@ -53,6 +53,14 @@ def test_laws_hold_with_stop_strings(make_tiny: Any) -> None:
     check_policy(policy, causal_oracle(policy), stopping, draws=DRAWS, level=LEVEL)
 
 
+def test_laws_hold_with_stop_strings_that_do_not_count_while_the_model_thinks(make_tiny: Any) -> None:
+    """Tags of one letter, of which the prompt "cba" ends with the opening one."""
+    problems = [Problem("q", "abb", stop=("bc", "cb", "ac")), Problem("r", "cba", stop=("c",))]
+    thinking = [dataclasses.replace(problem, thinking=("a", "b")) for problem in problems]
+    policy = make_tiny(block_size=1)
+    check_policy(policy, causal_oracle(policy), thinking, draws=DRAWS, level=LEVEL)
+
+
 def test_a_wrong_temperature_turns_the_laws_red(make_tiny: Any) -> None:
     policy = make_tiny(Sampling(temperature=0.85))
     with pytest.raises(AssertionError, match="exact law"):

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ets.tasks.gsm8k import Gsm8k, reading, value_of
+from ets.tasks.gsm8k import Gsm8k, value_of
 from ets.types import InputError, Problem
 
 TASK = Gsm8k()
@@ -45,7 +45,7 @@ QUESTION = Problem("gsm8k-0", "Question: …\nAnswer:")
         ("#### 5-7", 5),
         ("#### 0", 0),
         ("#### 007", 7),
-        ("#### 5\n#### 6", 5),  # one that runs on is judged by its first answer
+        ("#### 5\n#### 6", 6),  # the last one: stop strings have cut what runs on
         ("#### none, no: #### 8", 8),
         ("so \\boxed{18} it is, in 3 steps", 18),
         ("first \\boxed{3}, then \\boxed{18}", 18),
@@ -63,6 +63,31 @@ QUESTION = Problem("gsm8k-0", "Question: …\nAnswer:")
         ("from 12-5 stay 7", 7),
         ("It fell to -7", -7),
         ("She has 12 eggs.", 12),
+        ("#### 1 000", 1000),
+        ("#### 1. Costs\n3 * 4 = 12\n#### 2. Rest\nThe answer is 42.", 42),  # headings
+        ("they wrote #### 29. But #### 9", 9),
+        ("#### The answer is 18.", 18),
+        ("\\boxed{70\\ 000}", 70000),
+        ("\\boxed{1\\,234.5}", 1234.5),
+        ("\\boxed{3\\frac{1}{2}}", 3.5),
+        ("\\boxed{-\\frac{7}{2}}", -3.5),
+        ("\\boxed{3\\tfrac12}", 3.5),
+        ("\\boxed{\\$70{,}000}", 70000),
+        ("\\boxed{75\\%} of 20", 75),
+        ("The answer is 70 000, in 3 years", 70000),
+        ("The answer is 70\u202f000.", 70000),
+        ("The answer is 3\\frac{1}{4} cups.", 3.25),
+        ("The answer is 5 * 2 + 1 = 11", 11),
+        ("The answer is $20 - $2 = $18.", 18),
+        ("The answer is 18, as 20 - 2 = 18 and 1 = 1.", 18),
+        ("The answer in dollars is 18. Is 2 too low?", 18),
+        ("The answer is 18 of 20.", 18),
+        ("Final Answer: Tom has 12 apples", 12),
+        ("**18** dollars. (16 - 3 - 4 = 9, then twice.)", 18),
+        ("Twice 9.\nShe has **18** dollars (see step 2).", 18),
+        ("**5** + **4** = 9", 9),
+        ("**1.** She has 5", 5),
+        ("in 2020 300 people came", 300),
         ("#### 3:2", None),
         ("#### 1,50", None),
         ("#### 1/0", None),
@@ -79,17 +104,18 @@ def test_the_number_in_a_text(text: str, answer: float | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "place"),
+    ("text", "answer"),
     [
-        ("#### 5, the answer is 6 of 7, \\boxed{8}", "####"),
-        ("the answer is 6 of 7, \\boxed{8}", "boxed"),
-        ("the answer is 6 of 7", "answer is"),
-        ("6 of 7", "last number"),
+        ("#### 5, the answer is 6 of 7, \\boxed{8}, 9", 5),
+        ("the answer is 6 of 7, \\boxed{8}, 9", 8),
+        ("the answer is 6 of 7, 9", 6),
+        ("6 of 7, 9", 9),
     ],
 )
-def test_a_reading_says_where_the_number_was_found(text: str, place: str) -> None:
-    found = reading(text)
-    assert found is not None and found[0] == place
+def test_the_mark_comes_before_the_box_the_box_before_a_statement_and_any_number_is_last(
+    text: str, answer: int
+) -> None:
+    assert TASK.extract(QUESTION, text) == answer
 
 
 @pytest.mark.parametrize(
