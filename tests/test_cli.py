@@ -43,7 +43,7 @@ def test_a_run_leaves_a_folder_and_the_same_command_resumes(tmp_path: Path, caps
     assert main(command(folder)) == 0
     table = (folder / "table.md").read_text()
     assert table.strip() in capsys.readouterr().out
-    assert len(table.splitlines()) == 2 + 4
+    assert len(table.splitlines()) == 2 + 4 + 1  # the vote of ETS is a row of its own
     assert {path.name for path in folder.iterdir()} == {
         "accuracy.png", "configuration.json", "journal.jsonl", "report.html", "summary.json", "table.md",
         "traces.jsonl",
@@ -65,7 +65,7 @@ def test_a_run_leaves_a_folder_and_the_same_command_resumes(tmp_path: Path, caps
     positions = [
         line.split("|")[5] for line in ((folder / "table.md").read_text(), table) for line in line.splitlines()
     ]
-    assert positions[:6] == positions[6:]  # a prompt that was read again after the interruption is counted once
+    assert positions[:7] == positions[7:]  # a prompt that was read again after the interruption is counted once
 
 
 def test_a_folder_of_another_configuration_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -111,7 +111,7 @@ def test_ets_is_joins_a_folder_and_tells_what_its_ratios_were(
         "ets": 3,
         **{m: 3 for m in methods if m.endswith(("-M2-block16-T1.9-clip0.5:2.0-plain", "-clip0.1:10.0-plain"))},
     }
-    ets, guided = json.loads((folder / "summary.json").read_text())
+    ets, _, guided, _ = json.loads((folder / "summary.json").read_text())
     assert "ratios" not in ets
     assert set(guided["ratios"]) == {
         "rollouts", "effective", "mean", "spread", "wide", "impossible", "clipped", "candidates_effective",
@@ -131,7 +131,7 @@ def test_a_proposal_without_its_method_is_told(tmp_path: Path, capsys: pytest.Ca
 def test_a_truncated_proposal_tells_the_mass_that_it_misses(tmp_path: Path) -> None:
     words = PROPOSED | {"proposal": "embedded-small", "proposal_top_k": "1", "count": "1"}
     assert main(command(tmp_path / "run", **words)) == 0
-    (row,) = json.loads((tmp_path / "run" / "summary.json").read_text())
+    row, _ = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert 0 < row["ratios"]["missed"] < 1
     assert "truncation misses" in (tmp_path / "run" / "table.md").read_text()
 
@@ -147,7 +147,7 @@ def test_a_truncated_proposal_tells_the_mass_that_it_misses(tmp_path: Path) -> N
         ({"block_size": "64"}, "block_size 64 is longer than max_length 32"),
         ({"max_length": "0"}, "max_length is 0"),
         ({"temperature": "-0.5"}, "temperature is -0.5"),
-        ({"methods": "plain,magic"}, "unknown method 'magic'; choose from plain, majority, one-step, ets"),
+        ({"methods": "plain,magic"}, "unknown method 'magic'; choose from base, plain, majority, one-step, ets"),
         ({"methods": "plain"}, "have no ets whose tokens"),
         ({"methods": "ets,ets"}, "method 'ets' is named twice"),
         ({"methods": "ets,beam"}, "beams is not set, which the method beam needs; set it, or leave beam out"),
@@ -240,7 +240,8 @@ def test_a_fast_sampler_joins_a_folder_level_by_level_and_says_its_target(
         before, after = shown.split("row-forwards/problem")
         line = f"ETS-IS at level {level} (M 2, K 2): {told[level]}"
         assert line in before and line in after and line in (folder / "table.md").read_text()
-        ets, fast = json.loads((folder / "summary.json").read_text())
+        ets, _, fast, voted = json.loads((folder / "summary.json").read_text())
+        assert (voted["readout"], "target" in voted, "ratios" in voted) == ("vote", False, False)
         assert ("ratios" in fast) == (level == "1") == ("rollouts of the proposal" in shown)
         assert "target" not in ets and fast["target"] in shown
         assert fast["row_forwards"] > 0 and fast["positions"] < ets["positions"]
@@ -294,7 +295,8 @@ def test_masked_diffusion_is_measured_at_equal_positions(tmp_path: Path) -> None
         ({"steps": None}, "the engine masked-diffusion needs --steps"),
         ({"block_size": "8"}, "--block-size is no option of the engine masked-diffusion"),
         ({"top_p": "0.9"}, "--top-p is no option of the engine masked-diffusion"),
-        ({"methods": "ets,beam", "beams": "4"}, "MaskedDiffusionPolicy has no beam search"),
+        ({"methods": "ets,beam", "beams": "4", "steps": "12"}, "beam search by remasking 'low_confidence' needs steps that reveal one"),
+        ({"methods": "base,ets"}, "MaskedDiffusionPolicy has no top-k and top-p; leave the method base out"),
         ({"engine": "transformers", "gen_length": None}, "the engine transformers needs --block-size"),
         (PROPOSED, "the engine masked-diffusion takes no proposal; leave --proposal out"),
         (FAST | {"is_block_size": "8"}, "the engine masked-diffusion takes no proposal; leave --is-block-size out"),

@@ -270,7 +270,7 @@ class Evaluation:
         if not method.votes:
             return [last]
         voted = [{**record, **record["vote"]} for record in records]
-        return [last, replace(self.row(method, voted), label=f"{last.label}, vote", readout="vote", ratios=None)]
+        return [last, replace(self.row(method, voted), label=f"{last.label}, vote", readout="vote", ratios=None, target="")]
 
     def row(self, method: Method, records: Sequence[Record]) -> Row:
         """What a method's records add up to."""

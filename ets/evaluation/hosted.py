@@ -77,7 +77,7 @@ class Hosted:
             raise InputError(f"{count} problems of {self.name} asked for; choose 1 to {size}")
         with quiet():
             self._host.build_all_requests(limit=count, **_as_turns(self.chat))
-        problems = [problem_of(instance) for instance in self._host.instances]
+        problems = [replace(problem_of(instance), thinking=self.task.thinking) for instance in self._host.instances]
         if self.chat is not None:
             problems = [
                 replace(problem, prompt="", messages=as_messages(json.loads(str(problem.prompt))), stop=())
@@ -246,7 +246,10 @@ def versions(task: Task) -> dict[str, str]:
 
 def digest(problems: Sequence[Problem]) -> str:
     """Which problems these are: 16 hexadecimal digits of a hash of all that is asked and known of them."""
-    asked = [[problem.id, problem.prompt, problem.stop, problem.doc, problem.messages] for problem in problems]
+    asked = [
+        [problem.id, problem.prompt, problem.stop, problem.doc, problem.messages, problem.thinking]
+        for problem in problems
+    ]
     return hashlib.sha256(json.dumps(asked, default=str, sort_keys=True).encode()).hexdigest()[:16]
 
 

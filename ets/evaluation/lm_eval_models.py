@@ -38,8 +38,9 @@ from ets.evaluation.reward_study import draws, noted_rewards, reward_study
 from ets.evaluation.tables import ratio_lines, table
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.making import SETTINGS, policy_of
-from ets.tasks import Task, task_named
+from ets.tasks import Benchmark, Task, task_named
 from ets.tasks.humaneval import HumanEval
+from ets.thinking import THINKING, Tags
 from ets.transition import require_variety
 from ets.types import Chain, InputError, Message, Policy, Problem
 
@@ -175,6 +176,8 @@ class PaperLM(LM):
         task = task_named(BENCHMARKS[name])
         if isinstance(task, HumanEval):
             task.unsafe = self.run.values["unsafe_code"]
+        if isinstance(task, Benchmark | HumanEval):
+            task.thinking = self._thinking
         return task
 
     def _journal(self, name: str, first: Problem) -> Journal:
@@ -223,19 +226,27 @@ class PaperLM(LM):
 
     def _problem(self, request: Instance) -> Problem:
         """The problem of a request; a chat prompt has its messages, and ends where the assistant's turn does."""
-        problem = problem_of(request)
+        problem = replace(problem_of(request), thinking=self._thinking)
         messages = self._conversations.get(str(problem.prompt), ())
         if not messages:
             return problem
         return replace(problem, messages=messages, stop=(*problem.stop, *self._template.turn_end))
 
-    def _without_thinking(self, text: str) -> str:
-        """The text that lm-eval scores: what follows the last `think_end_token`, if one is given."""
+    @cached_property
+    def _thinking(self) -> Tags:
+        """The tags around thinking sections, with `think_end_token` as the closing tag, if it is given."""
         end = self.run.values["think_end"]
         if end is None:
-            return text
+            return THINKING
         if end.isdigit():  # as lm-eval has it, the number of a token
-            end = self.checkpoint.tokenizer.decode([int(end)])
+            end = str(self.checkpoint.tokenizer.decode([int(end)]))
+        return THINKING[0], end
+
+    def _without_thinking(self, text: str) -> str:
+        """The text that lm-eval scores: what follows the last `think_end_token`, if one is given."""
+        if self.run.values["think_end"] is None:
+            return text
+        end = self._thinking[1]
         return text.rpartition(end)[2].lstrip() if end in text else text
 
 

@@ -42,7 +42,7 @@ class Arithmetic:
                 examples + prompt_of(row),
                 ("\n\nQuestion:",),
                 {"answer": answer_in(row.answer)},
-                self.thinking,
+                thinking=self.thinking,
             )
             for number, row in enumerate(self.family.heldout(HELDOUT_SIZE if count is None else count))
         ]

@@ -41,7 +41,9 @@ class Gsm8k(Benchmark):
     mark = re.compile(r"####(?!\s*\d+[.)]\s+[A-Za-z])")  # `#### 1. Costs` is a heading
 
     def whole(self, said: str) -> int | float | None:
-        found = _WHOLE.fullmatch(right_side(without_blanks(_plain(undecorated(said)))))
+        plain = without_blanks(_plain(undecorated(said)))
+        sides = right_side(plain), plain.partition("=")[0].strip()  # 9*2 = 18 and 18 = 9*2
+        found = next(filter(None, map(_WHOLE.fullmatch, sides)), None)
         return value_of(found["number"]) if found else None
 
     def fallback(self, text: str) -> int | float | None:

@@ -97,7 +97,7 @@ class HumanEval:
             raise InputError(f"{count} problems of humaneval asked for; choose 1 to {len(every)}")
         rows = every[:count]
         return [
-            Problem(f"{self.name}-{number}", row["prompt"], self.stop, row, self.thinking)
+            Problem(f"{self.name}-{number}", row["prompt"], self.stop, row, thinking=self.thinking)
             for number, row in enumerate(rows)
         ]
 
