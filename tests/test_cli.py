@@ -295,7 +295,10 @@ def test_masked_diffusion_is_measured_at_equal_positions(tmp_path: Path) -> None
         ({"steps": None}, "the engine masked-diffusion needs --steps"),
         ({"block_size": "8"}, "--block-size is no option of the engine masked-diffusion"),
         ({"top_p": "0.9"}, "--top-p is no option of the engine masked-diffusion"),
-        ({"methods": "ets,beam", "beams": "4", "steps": "12"}, "beam search by remasking 'low_confidence' needs steps that reveal one"),
+        (
+            {"methods": "ets,beam", "beams": "4", "steps": "12"},
+            "beam search by remasking 'low_confidence' needs steps that reveal one",
+        ),
         ({"methods": "base,ets"}, "MaskedDiffusionPolicy has no top-k and top-p; leave the method base out"),
         ({"engine": "transformers", "gen_length": None}, "the engine transformers needs --block-size"),
         (PROPOSED, "the engine masked-diffusion takes no proposal; leave --proposal out"),
