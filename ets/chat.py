@@ -38,6 +38,11 @@ class Chat:
         Worked examples of a benchmark are turns of the user and the assistant, not part of the user's turn.
     stop : tuple of str
         Stop strings in place of a benchmark's, which are made for prompts without a template.
+
+    Raises
+    ------
+    InputError
+        For a system text that is no text, or one string in place of several.
     """
 
     template: str | None = None
@@ -45,6 +50,12 @@ class Chat:
     thinking: bool | None = None
     multiturn: bool = False
     stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.system is not None and not isinstance(self.system, str):
+            raise InputError(f"system is {self.system!r}; give the text of the system turn")
+        if isinstance(self.stop, str):
+            raise InputError(f"stop is {self.stop!r}; give a tuple of strings")
 
     @property
     def settings(self) -> dict[str, Any]:

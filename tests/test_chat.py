@@ -198,6 +198,12 @@ def test_a_chat_is_true_a_name_or_its_settings() -> None:
     assert as_chat("short") == Chat("short") and as_chat(Path("a")) == Chat("a") and as_chat(Chat()) == Chat()
 
 
+@pytest.mark.parametrize(("setting", "message"), [({"system": 3}, "system is 3"), ({"stop": "END"}, "stop is 'END'")])
+def test_settings_of_another_type_are_refused(setting: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Chat(**setting)
+
+
 def test_settings_hold_what_is_not_a_default() -> None:
     assert Chat().settings == {"template": "the tokenizer's"}
     assert Chat("short", thinking=False).settings == {"template": "short", "thinking": False}
