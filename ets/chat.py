@@ -7,7 +7,7 @@ program that comes with the tokenizer, writes the whole prompt, its special toke
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,11 @@ class Chat:
         Worked examples of a benchmark are turns of the user and the assistant, not part of the user's turn.
     stop : tuple of str
         Stop strings in place of a benchmark's, which are made for prompts without a template.
+
+    Raises
+    ------
+    InputError
+        For a system text that is no text, or one string in place of several.
     """
 
     template: str | None = None
@@ -46,10 +51,17 @@ class Chat:
     multiturn: bool = False
     stop: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if self.system is not None and not isinstance(self.system, str):
+            raise InputError(f"system is {self.system!r}; give the text of the system turn")
+        if isinstance(self.stop, str):
+            raise InputError(f"stop is {self.stop!r}; give a tuple of strings")
+
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that are not at their defaults, as JSON values for a configuration."""
-        given = {name: value for name, value in asdict(self).items() if value not in (None, False, ())}
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        given = {each.name: values[each.name] for each in fields(self) if values[each.name] != each.default}
         return {"template": "the tokenizer's", **given}
 
 
@@ -94,8 +106,8 @@ class ChatTemplate:
             return named[wanted or "default"]
         if wanted is None and not named:
             raise InputError(
-                f"the tokenizer of {self.name!r} has no chat template; leave the chat template out, give the path of "
-                "a file that holds one, or take an instruct checkpoint"
+                f"the tokenizer of {self.name!r} has no chat template; give the path of a file that holds one, take "
+                "an instruct checkpoint, or give a prompt of text alone, without a template"
             )
         known = ", ".join(named) or "none"
         if wanted is None:
@@ -232,7 +244,7 @@ def as_prompts(prompt: Any) -> tuple[list[Prompt], bool]:
         raise _no_prompt(prompt)
     kinds = [_kind(each) for each in prompt]
     if None in kinds:
-        raise _no_prompt(prompt[kinds.index(None)])
+        raise _no_prompt(prompt[kinds.index(None)] if any(kinds) else prompt)
     if len(set(kinds)) > 1:
         mixed = " and ".join(dict.fromkeys(map(str, kinds)))
         raise InputError(f"the prompts mix {mixed}; give all of them as one kind")

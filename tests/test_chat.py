@@ -87,7 +87,7 @@ def test_templates_are_named_or_in_a_file(tokenizer: Any, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("template", "named", "message"),
     [
-        (None, None, "the tokenizer of 'm' has no chat template; leave"),
+        (None, None, "the tokenizer of 'm' has no chat template; give"),
         (None, "x", "unknown chat template 'x': the tokenizer of 'm' has none"),
         (CHATML, "x", "unknown chat template 'x': the tokenizer of 'm' has default"),
         ({"a": CHATML, "b": CHATML}, None, "has several chat templates; name one of a, b"),
@@ -129,8 +129,9 @@ def test_prompts_are_of_one_kind() -> None:
         (["a", [1]], "the prompts mix text and token ids"),
         ([ASKED, "a"], "the prompts mix messages and text"),
         (3, "the prompt is 3; pass text, messages"),
-        ([True], "the prompt is True"),
-        ([[]], r"the prompt is \[\]; pass"),
+        ([True], r"the prompt is \[True\]; pass"),
+        ([1, 2, True], r"the prompt is \[1, 2, True\]; pass"),
+        ([[]], r"the prompt is \[\[\]\]; pass"),
         ([{"role": "user"}], "message 1 has None as its content"),
         ([*ASKED, {"role": 1, "content": ""}], "message 2 has 1 as its role"),
     ],
@@ -178,6 +179,8 @@ def test_masked_diffusion_reads_what_the_template_writes(tmp_path: Path) -> None
     ("prompt", "chat", "message"),
     [
         ([5, 6], True, "the prompt of problem '0' is token ids"),
+        ([5, 99999], None, "the prompt of problem '0' has the token id 99999, and the tokenizer has 0 to"),
+        ([-1], None, "the prompt of problem '0' has the token id -1"),
         ([{"role": "system", "content": "a"}, *ASKED], Chat(system="b"), "leave one of them out"),
         ("a", 3, "chat is 3; pass True"),
     ],
@@ -193,3 +196,15 @@ def test_a_template_that_does_not_fit_the_prompt_is_refused(
 def test_a_chat_is_true_a_name_or_its_settings() -> None:
     assert as_chat(None) is None and as_chat(False) is None and as_chat(True) == Chat()
     assert as_chat("short") == Chat("short") and as_chat(Path("a")) == Chat("a") and as_chat(Chat()) == Chat()
+
+
+@pytest.mark.parametrize(("setting", "message"), [({"system": 3}, "system is 3"), ({"stop": "END"}, "stop is 'END'")])
+def test_settings_of_another_type_are_refused(setting: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Chat(**setting)
+
+
+def test_settings_hold_what_is_not_a_default() -> None:
+    assert Chat().settings == {"template": "the tokenizer's"}
+    assert Chat("short", thinking=False).settings == {"template": "short", "thinking": False}
+    assert Chat(system="", stop=("a",)).settings == {"template": "the tokenizer's", "system": "", "stop": ("a",)}

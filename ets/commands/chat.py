@@ -43,7 +43,7 @@ def chat_of(options: argparse.Namespace, *, needed: bool = False) -> Chat | None
     }
     if options.chat_template is None and not needed:
         names = {"multiturn": "fewshot_as_multiturn", "stop": "chat_stop"}
-        for name in (name for name, value in given.items() if value not in (None, False, ())):
+        for name in (name for name in Chat(**given).settings if name != "template"):
             raise InputError(f"{flag(names.get(name, name))} needs --chat-template; add it, or leave this out")
         return None
     if "" in given["stop"]:

@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--rollouts", int, "K, rollouts per candidate")
     add("--lam", float, "λ, in units of the reward")
     add("--pool", str, "whose votes the rewards majority and share count: step or chain", default="chain")
-    add("--reward", str, f"what guided methods are steered by: {REWARD_NAMES}", default="majority")
+    add("--reward", str, f"what guided methods are steered by: {REWARD_NAMES} (default: majority)", default="majority")
     add("--minimum", int, "votes that an answer needs, for the rewards majority and share (default: 1)", default=1)
     add("--seeds", int, "samples of each problem whose scores are averaged (default: 4)", default=4)
     add("--against", str, "the method that others are compared with (default: majority)", default="majority")

@@ -54,7 +54,7 @@ EXAMPLE = """example:
 """
 RESULTS_DEPEND_ON = ("candidates", "rollouts", "lam", "pool", "reward", "minimum")
 """Beside the task, the model and the engine's settings. What belongs to one method is in the names of its records."""
-REWARDS = "majority, the paper's; share, of votes; likelihood-per-token; or likelihood, which favours short texts"
+REWARDS = "majority, the default and the paper's; share, of votes; likelihood-per-token; or likelihood"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--reward", str, f"what one-step, ets and ets-is are steered by: {REWARDS}", default="majority")
     add("--minimum", int, "votes that an answer needs, for the rewards majority and share (default: 1)", default=1)
     add("--beams", int, "of beam search, if it is among the methods", default=None)
-    add("--best-by", str, "best-of-n's reward, from the same four", default="likelihood-per-token")
+    add(
+        "--best-by",
+        str,
+        "best-of-n's reward, from the same four (default: majority); likelihood favours short texts",
+        default="majority",
+    )
     sizes = "N of single methods, such as best-of-n=15,one-step=20 (default: as many as cost what ETS costs)"
     add("--sizes", _sizes, sizes, default=dict[str, int]())
     for name, (kind, text, value) in BASE.items():

@@ -78,7 +78,7 @@ def add_task_arguments(parser: argparse.ArgumentParser, *, several: bool = False
     add("--seed", int, "of all randomness")
     add("--width", int, "problems that advance together; results depend on it by rounding errors alone")
     add("--memory-gib", float, "limit on the cache of rows under way (default: half of the free memory)", default=None)
-    stops = "humaneval alone: completion, which ends where a function's body does (the default), or answer"
+    stops = "humaneval alone: completion (the default), which ends with a function's body, or answer (that of a chat)"
     add("--stops", str, stops, default=None)
     parser.add_argument("--unsafe-code", action="store_true", help="run code that a model wrote without the sandbox")
     add_chat_arguments(parser)

@@ -144,7 +144,12 @@ class Evaluation:
         if name in AVERAGED:  # the score is a mean over single samples in any case
             return METHODS[name](self.task, self.settings, self.repeats)
         method = METHODS[name](self.task, self.settings, samples)
-        return replace(method, label=f"{method.label}, mean of {self.repeats}")
+        return replace(method, label=f"{method.label}{self._mean}")
+
+    @property
+    def _mean(self) -> str:
+        """What a label ends with where a score is a mean over repeats."""
+        return "" if self.repeats == 1 else f", mean of {self.repeats}"
 
     def chains(self, method: Method) -> int:
         """Chains of a method per problem."""
@@ -271,10 +276,8 @@ class Evaluation:
         if not method.votes:
             return [last]
         voted = [{**record, **record["vote"]} for record in records]
-        return [
-            last,
-            replace(self.row(method, voted), label=f"{last.label}, vote", readout="vote", ratios=None, target=""),
-        ]
+        label = f"{last.label.removesuffix(self._mean)}, vote{self._mean}"
+        return [last, replace(self.row(method, voted), label=label, readout="vote", ratios=None, target="")]
 
     def row(self, method: Method, records: Sequence[Record]) -> Row:
         """What a method's records add up to."""

@@ -66,7 +66,7 @@ class Settings:
     beams: int | None = None
     reward: str = "majority"
     minimum: int = 1
-    best_by: str = "likelihood-per-token"
+    best_by: str = "majority"
     sizes: Mapping[str, int] = field(default_factory=dict)
     base: Base = Base()
     proposing: Proposing | FastSampling | None = None

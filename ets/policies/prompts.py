@@ -16,7 +16,8 @@ def encode_prompt(tokenizer: Any, problem: Problem, length: int, context: int | 
     Raises
     ------
     InputError
-        For an empty prompt, or one that leaves no room for `length` more tokens in the model's context.
+        For an empty prompt, a token id that the tokenizer does not have, or a prompt that leaves no room for `length`
+        more tokens in the model's context.
     """
     prompt = problem.prompt
     if not isinstance(prompt, str | tuple):
@@ -26,6 +27,8 @@ def encode_prompt(tokenizer: Any, problem: Problem, length: int, context: int | 
         raise InputError(f"problem {problem.id!r} has the stop string {bad[0]!r}; give non-empty text")
     if problem.messages and not prompt:
         raise InputError(f"problem {problem.id!r} has messages, and no chat template has written them; choose one")
+    if isinstance(prompt, tuple):
+        _require_known(tokenizer, problem.id, prompt)
     if not prompt or not ids:
         raise InputError(f"the prompt of problem {problem.id!r} is empty; give at least one token")
     if context is not None and len(ids) + length > context:
@@ -34,6 +37,15 @@ def encode_prompt(tokenizer: Any, problem: Problem, length: int, context: int | 
             f"{length} in the model's context of {context}; shorten one of them"
         )
     return ids
+
+
+def _require_known(tokenizer: Any, name: str, ids: tuple[int, ...]) -> None:
+    known = len(tokenizer)
+    for each in (each for each in ids if not 0 <= each < known):
+        raise InputError(
+            f"the prompt of problem {name!r} has the token id {each}, and the tokenizer has 0 to {known - 1}; encode "
+            "the text by this model's tokenizer"
+        )
 
 
 def _encoded(tokenizer: Any, problem: Problem) -> tuple[int, ...]:

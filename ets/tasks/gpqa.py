@@ -39,9 +39,11 @@ _WHOLE = re.compile(
 )
 _QUOTED = r"[ \t*_$\"']*"
 _ONE = rf"{_QUOTED}(?:(?i:option|choice|answer)\s{_QUOTED})?(?:\((?P<in>[A-D])\)|(?P<bare>[A-D]))[*_$\"']*"
+_DENIED = r"(?:not|never|hardly|partly|partially|less|least|neither)\b"
 _CONCLUDED = re.compile(
     rf"""
-    (?:\b(?i:so|hence|thus|therefore)\b,?|\b(?i:option|choice|answer)|^){_ONE}\s+(?:is|must\s+be)\s+(?:the\s+)?(?:\w+\s+)?(?:correct|right|best|true)\b
+    (?:\b(?i:so|hence|thus|therefore)\b,?|\b(?i:option|choice|answer)|^){_ONE}\s+(?:is|must\s+be)\s+(?:the\s+)?
+    (?:(?!{_DENIED})\w+\s+)?(?:correct|right|best|true)\b
     """,
     re.VERBOSE | re.MULTILINE,
 )

@@ -75,6 +75,8 @@ def test_messages_come_as_json_in_an_option_a_file_or_standard_input(
         (("--json", "--prompt", "[[1], [2]]"), "the prompt holds 2 prompts; give one"),
         (("--json", "--prompt", '[{"role": "user"}]'), "message 1 has None as its content"),
         (("--prompt", "Tom", "--system", "a"), "--system needs --chat-template"),
+        (("--prompt", "Tom", "--thinking", "off"), "--thinking needs --chat-template"),
+        (("--json", "--prompt", "[5, 99999]"), "has the token id 99999"),
         (("--prompt", "Tom", "--chat-template"), "has no chat template"),
         (("--json", "--prompt", MESSAGES), "has no chat template"),
     ],
@@ -87,7 +89,8 @@ def test_a_run_of_chat_prompts_says_so_in_its_folder_and_its_report(chat_model: 
     folder = tmp_path / "run"
     assert main(evaluated(chat_model, folder, "--chat-template", "--system", "Be <brief>.", "--thinking", "off")) == 0
     found = stored(folder)
-    assert found["prompt_kind"] == "chat template" and found["chat"]["system"] == "Be <brief>."
+    assert found["prompt_kind"] == "chat template"
+    assert found["chat"] == {"template": "the tokenizer's", "system": "Be <brief>.", "thinking": False}
     assert found["prompt"].startswith("<s><|im_start|>system\nBe <brief>.<|im_end|>\n<|im_start|>user\nQuestion: ")
     page = (folder / "report.html").read_text()
     assert "by: chat template" in page and "&lt;|im_start|&gt;system\nBe &lt;brief&gt;." in page
@@ -117,7 +120,7 @@ def test_a_task_of_one_s_own_may_ask_in_messages(chat_model: Path, tmp_path: Pat
     [
         (("--chat-template",), "has no chat template"),
         (("--fewshot-as-multiturn",), "--fewshot-as-multiturn needs --chat-template"),
-        (("--thinking", "on"), "--thinking needs --chat-template"),
+        (("--thinking", "off"), "--thinking needs --chat-template"),
         (("--chat-template", "--chat-stop", ""), "--chat-stop is empty"),
         (("--chat-template", "--fewshot-as-multiturn"), "writes its worked examples as text"),
     ],

@@ -40,6 +40,17 @@ def test_it_prints_what_the_library_samples(tmp_path: Path, capsys: pytest.Captu
     assert without_time.sub("", told.removesuffix("\n")) == without_time.sub("", str(expected))
 
 
+def test_the_truncation_may_be_the_checkpoint_s(capsys: pytest.CaptureFixture[str]) -> None:
+    """The embedded model's generation_config names no top_k, so that it is transformers' own default."""
+    texts = []
+    for top_k in ("checkpoint", "50"):
+        assert sampled("--reward", "likelihood", "--temperature", "2", "--top-k", top_k) == 0
+        texts.append(capsys.readouterr().out.partition("cost:")[0])
+    assert texts[0] == texts[1]
+    assert sampled("--reward", "likelihood", "--top-k", "few") == 2
+    assert "'few' is no number; give one, or checkpoint" in capsys.readouterr().err
+
+
 def test_answers_are_read_by_a_pattern(capsys: pytest.CaptureFixture[str]) -> None:
     assert sampled("--extract", "#### (-?[0-9]+)") == 0
     told = capsys.readouterr().out

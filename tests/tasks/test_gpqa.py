@@ -65,6 +65,8 @@ QUESTION = Problem("gpqa-0", "…")
         ("\\boxed{\\mathrm{B}.}", "B"),
         ("Option B is correct.", "B"),
         ("So B is correct, and A is not.", "B"),
+        ("Option B is correct. Option A is not correct.", "B"),
+        ("Option A is not right, and neither is option C.", None),
         ("Thus, (B) is the right one while (A) is not.", "B"),
         ("I choose option C.", "C"),
         ("I would go with C", "C"),
