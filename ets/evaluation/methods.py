@@ -250,6 +250,7 @@ def require_methods(names: list[str], samples: int | None, settings: Settings, r
     if "ets-is" in names:
         own = _proposing(settings)
         energy_guided(reward, candidates=own.candidates, clip=own.clip, estimator=own.estimator, **shared)
+    _require_sizes(settings.sizes, repeats)
 
 
 def _require_sizes(sizes: Mapping[str, int], repeats: int) -> None:

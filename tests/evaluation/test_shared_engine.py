@@ -11,8 +11,8 @@ import pytest
 
 from ets.evaluation import evaluate
 from ets.testing import TabularPolicy
-from ets.types import Chain, Cost, Problem
-from tests.evaluation.test_evaluate import COUNT, Letters, compared, timeless
+from ets.types import Chain, Cost
+from tests.evaluation.test_evaluate import COUNT, Ended, Letters, compared, timeless
 
 
 class Shared(TabularPolicy):
@@ -78,16 +78,16 @@ def test_a_task_that_needs_the_main_thread_has_it(tmp_path: Path) -> None:
         assert (threading.get_ident() in policy.threads) == main
 
 
-@pytest.mark.parametrize("graded", [0, 5, COUNT, 20])
-def test_an_interrupted_run_leaves_no_thread_and_goes_on(tmp_path: Path, graded: int) -> None:
+@pytest.mark.parametrize("ended", [0, 5, COUNT, 20])
+def test_an_interrupted_run_leaves_no_thread_and_goes_on(tmp_path: Path, ended: int) -> None:
     before = set(threading.enumerate())
     with pytest.raises(KeyboardInterrupt):
-        compared(tmp_path / "cut", task=Letters(patience=graded), policy=Shared())
+        compared(tmp_path / "cut", kept=Ended(patience=ended), policy=Shared())
     assert set(threading.enumerate()) <= before
-    again = Letters()
-    _, records = compared(tmp_path / "cut", task=again, policy=Shared())
+    again = Ended()
+    _, records = compared(tmp_path / "cut", kept=again, policy=Shared())
     assert timeless(records) == timeless(compared(tmp_path / "whole")[1])
-    assert again.graded == len(records) - graded
+    assert again.chains == len(records) - ended
 
 
 def test_seconds_are_those_of_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,11 +105,5 @@ def test_seconds_are_those_of_the_clock(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_problems_are_not_drawn_twice(tmp_path: Path) -> None:
     seen: list[str] = []
-
-    class Listening(Letters):
-        def grade(self, problem: Problem, text: str) -> bool:
-            seen.append(problem.id)
-            return super().grade(problem, text)
-
-    compared(tmp_path, ["ets"], task=Listening(), policy=Shared())
+    compared(tmp_path, ["ets"], kept=lambda method, chain: seen.append(chain.problem.id), policy=Shared())
     assert sorted(seen) == sorted(f"letters-{n}" for n in range(COUNT))

@@ -39,6 +39,6 @@ def test_the_demonstration_runs_in_two_processes_beside_a_folder_named_like_the_
     small = {"NUM_PROBLEMS": "2", "M_CANDIDATES": "2", "K_MONTE_CARLO": "1", "BLOCK_SIZE": "48", "METHODS": "ets"}
     done = bash(str(EVAL), folder=tmp_path, PROCESSES="2", MODEL_PATH="embedded-small", OUT="out", **small)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\n| ETS (M 2, K 1)") == 1 and "process 1 of 2" in done.stderr
+    assert done.stdout.count("\n| ETS (M 2, K 1) ") == 1 and "process 1 of 2" in done.stderr
     found = [json.loads(line)["problem"] for line in (tmp_path / "out" / "journal.jsonl").read_text().splitlines()]
     assert len(found) == len(set(found)) == 2
