@@ -234,7 +234,6 @@ def require_methods(names: list[str], samples: int | None, settings: Settings, r
         raise InputError(f"method {repeated[0]!r} is named twice; name it once")
     if unknown := [name for name in names if name not in METHODS]:
         raise InputError(f"unknown method {unknown[0]!r}; choose from {', '.join(METHODS)}")
-    _require_sizes(settings.sizes, repeats)
     if samples is None and "ets" not in names and any(needs_samples(name, settings, repeats) for name in names):
         raise InputError(f"methods {','.join(names)} have no ets whose tokens they could match; add it, or set samples")
     if samples is not None:
