@@ -78,8 +78,9 @@ def vote_decided(extract: Extract, steps: int) -> Decided:
     leads the second by at least (I - steps so far) · M · K. With all votes to come the second then reaches the present
     count of the first at most, and of equals the answer that reached the count first wins (`ets.rewards.winner`). With
     a lead that is smaller by one vote, the second answer wins if all votes to come are for it. In the last step nothing
-    is left to draw, and the rule stops nothing. With a proposal votes are importance ratios, without a bound, and
-    nothing is decided.
+    is left to draw, and the rule stops nothing. With a proposal votes are importance ratios, without a bound: nothing
+    is decided once a ratio is not 1. While all are exactly 1, as where q and p_ref agree so far, the rule takes them
+    for votes without a proposal.
 
     The text returned need not have that answer: the rule decides the votes, not the text. With the reward
     `ets.rewards.majority(extract)` the majority answer â is final, too, so the reward is the fixed function 1[a = â]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,22 @@ def test_a_run_leaves_a_folder_and_the_same_command_resumes(tmp_path: Path, caps
         line.split("|")[5] for line in ((folder / "table.md").read_text(), table) for line in line.splitlines()
     ]
     assert positions[:7] == positions[7:]  # a prompt that was read again after the interruption is counted once
+
+
+def test_the_checkpoints_truncation_is_shown_with_what_it_lacks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(demo.model_path("small"), model)
+    written = {"eos_token_id": 0, "top_k": 20, "repetition_penalty": 1.05}
+    (model / "generation_config.json").write_text(json.dumps(written))
+    law = {"top_k": "checkpoint", "top_p": "checkpoint"}
+    assert main(command(tmp_path / "run", model=str(model), methods="plain", samples="1", count="1", **law)) == 0
+    shown = capsys.readouterr().out
+    assert "p_ref has the checkpoint's top_k 20, top_p 1.0 (its generation_config" in shown
+    assert "note: p_ref is without the checkpoint's repetition_penalty 1.05, which generate would apply too" in shown
+    configuration = json.loads((tmp_path / "run" / "configuration.json").read_text())
+    assert (configuration["top_k"], configuration["top_p"]) == (20, 1.0)
 
 
 def test_a_folder_of_another_configuration_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -117,6 +117,9 @@ def opened(name: str, options: argparse.Namespace, changed: Mapping[str, Any] | 
     if truncation := truncation_of(policy, options):
         cut = ", ".join(f"{name} {value}" for name, value in truncation.items())
         ranks.say(f"p_ref has the checkpoint's {cut} (its generation_config, as transformers' generate reads it)")
+    if truncation and (unapplied := checkpoint.unapplied):
+        lacking = ", ".join(f"{name} {value:g}" for name, value in unapplied.items())
+        ranks.say(f"note: p_ref is without the checkpoint's {lacking}, which generate would apply too")
     return Opened(task, checkpoint, policy, problems, policy.start(problems), ranks, chat)
 
 

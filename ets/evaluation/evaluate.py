@@ -126,9 +126,10 @@ class Evaluation:
 
     def _tell_other_numbers(self, method: Method) -> None:
         """Say that a folder that grows holds a method's chains of another number of samples, which are not used."""
-        held = {record["method"] for record in self.journal.records.values()}
-        others = [key for key in held if key.rpartition("-")[0] == method.key.rpartition("-")[0] != ""]
-        if others and method.key not in held:
+        parts = {record["method"]: record["method"].rpartition("-") for record in self.journal.records.values()}
+        own = method.key.rpartition("-")[0]
+        others = [key for key, (name, _, number) in parts.items() if name == own != "" and number.isdigit()]
+        if others and method.key not in parts:
             self.journal.ranks.say(
                 f"note: {method.label} is drawn anew, as the folder holds it with another number of samples "
                 f"({', '.join(sorted(others))}); set samples to keep that number"

@@ -48,7 +48,7 @@ class Settings:
     reward : str
         A key of `REWARDS`: what one-step ETS, ETS and ETS-IS are steered by.
     minimum : int
-        Votes that an answer needs, for the rewards `majority` and `share`.
+        Votes that an answer needs where `reward` is `majority` or `share`. Best-of-N by a vote asks for none.
     best_by : str
         A key of `REWARDS`: what best-of-N goes by. The likelihood of a whole text favours short texts.
     sizes : mapping of str to int
@@ -155,7 +155,8 @@ def _beams(settings: Settings) -> int:
 
 
 def _best_of_n(task: Task, settings: Settings, budget: int) -> Method:
-    step = baselines.best_of_n(reward_named(settings.best_by, task, settings), samples=budget)
+    """N complete texts vote as they are: `minimum` is for the rewards that steer."""
+    step = baselines.best_of_n(REWARDS[settings.best_by](task, settings.pool, 1), samples=budget)
     label = f"best of {budget} samples, by {settings.best_by}"
     return Method("best-of-n", label, step, options=(settings.best_by, budget))
 
@@ -233,7 +234,7 @@ def require_methods(names: list[str], samples: int | None, settings: Settings, r
         raise InputError(f"method {repeated[0]!r} is named twice; name it once")
     if unknown := [name for name in names if name not in METHODS]:
         raise InputError(f"unknown method {unknown[0]!r}; choose from {', '.join(METHODS)}")
-    _require_sizes(settings.sizes)
+    _require_sizes(settings.sizes, repeats)
     if samples is None and "ets" not in names and any(needs_samples(name, settings, repeats) for name in names):
         raise InputError(f"methods {','.join(names)} have no ets whose tokens they could match; add it, or set samples")
     if samples is not None:
@@ -251,7 +252,7 @@ def require_methods(names: list[str], samples: int | None, settings: Settings, r
         energy_guided(reward, candidates=own.candidates, clip=own.clip, estimator=own.estimator, **shared)
 
 
-def _require_sizes(sizes: Mapping[str, int]) -> None:
+def _require_sizes(sizes: Mapping[str, int], repeats: int) -> None:
     fixed = ("ets", "ets-is", *DETERMINISTIC)
     for name, size in sizes.items():
         if name not in METHODS or name in fixed:
@@ -259,6 +260,10 @@ def _require_sizes(sizes: Mapping[str, int]) -> None:
             why = "which draws no N samples" if name in fixed else "which does not exist"
             raise InputError(f"sizes names the method {name!r}, {why}; choose from {sized}")
         require_counts(**{f"the size of {name}": size})
+        if name in AVERAGED and repeats > 1:
+            raise InputError(
+                f"sizes names {name}, whose samples are the repeats ({repeats}) here; leave one of them out"
+            )
 
 
 def require_able(policy: Policy, names: list[str], samples: int | None, settings: Settings) -> None:

@@ -114,7 +114,8 @@ class Choice:
 def chosen(step: StepFn, problem: Problem, record: Record, seed: int) -> Choice:
     """The choice of a method, which takes as many of a record's first texts as it draws.
 
-    The expectation is over the method's own randomness, so ties count fractionally.
+    The expectation is over the method's own randomness: texts of equal weight count alike. Of several
+    answers with equally many votes `ets.rewards.majority` takes the one that reached the count first, without chance.
     """
     start = Drawn((), done=False)
     chain = Chain(problem, record["sample"], chain_key(seed, problem.id, record["sample"]), start)

@@ -16,6 +16,12 @@ from ets.hub import require_checkpoint
 from ets.policies.attention import use_grouped_sdpa
 from ets.types import InputError, one_line
 
+NEUTRAL = {
+    **dict.fromkeys(("repetition_penalty", "typical_p"), 1),
+    **dict.fromkeys(("min_p", "epsilon_cutoff", "eta_cutoff", "no_repeat_ngram_size"), 0),
+}
+"""Settings by which transformers' `generate` changes the law of a token, and the values that change nothing."""
+
 
 @dataclass
 class Checkpoint:
@@ -162,6 +168,15 @@ class Checkpoint:
         default = GenerationConfig._get_default_generation_params()
         top_k, top_p = default["top_k"] if top_k is None else top_k, default["top_p"] if top_p is None else top_p
         return {"top_k": top_k or None, "top_p": None if top_p == 1 else top_p}
+
+    @property
+    def unapplied(self) -> dict[str, Any]:
+        """Settings of the generation configuration by which `generate` changes the law, and which no policy applies.
+
+        Beside `truncation` and the temperature, such as `repetition_penalty` of Qwen2.5's Instruct models.
+        """
+        found = {name: getattr(self.generation_config, name, None) for name in NEUTRAL}
+        return {name: value for name, value in found.items() if value not in (None, NEUTRAL[name])}
 
     @property
     def context(self) -> int | None:

@@ -168,12 +168,15 @@ def _after(policy: MaskedDiffusionPolicy, state: CanvasState, canvas: Canvas, fo
     logps[: len(state.step_logps)] = state.step_logps
     logps[state.step] = found.token_logp, found.position_logp
     full = (tokens[first:last] != policy.mask_id).all()
+    step, ends = int(policy.schedule.step_after(np.array(state.step), full)), list(policy.endings.end_ids)
+    if policy.unmasking.stop_at_end and full and np.isin(tokens[:last], ends).any():  # the blocks behind are left out
+        tokens[last:], step = ends[0], policy.schedule.steps
     return replace(
         state,
         tokens=tuple(tokens.tolist()),
         path=tuple(path.tolist()),
         memory=Memory(policy),
-        step=int(policy.schedule.step_after(np.array(state.step), full)),
+        step=step,
         logp=state.logp + found.token_logp + found.position_logp,
         step_logps=logps,
     )

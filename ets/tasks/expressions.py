@@ -60,8 +60,9 @@ class Expression(str):
     r"""An answer in LaTeX. Two are equal if math-verify verifies each by the other: ``\frac12`` equals ``0.5``.
 
     Beyond math-verify, a set is never equal to a point or an interval, nor are numbers of different bases. All have
-    one hash, so that a `Counter` groups equal ones. As verification rounds, equality is not quite transitive: among
-    0.3333331, 1/3 and 0.3333329 the first to come decides. Plain strings are equal to what is written alike.
+    one hash, so that a `Counter` groups equal ones. Equality is symmetric, but not transitive: 0.01234505 equals
+    0.0123450 and 0.0123451, which differ, and 3 equals both ``x=3`` and ``y=3``. A vote counts for the first group that
+    it equals. Plain strings are equal to what is written alike.
     """
 
     __slots__ = ()

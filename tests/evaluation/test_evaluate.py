@@ -18,7 +18,7 @@ from ets.evaluation.budget import Budget, GeneratedTokens, Pilot
 from ets.evaluation.evaluate import Evaluation, Row
 from ets.evaluation.intervals import accuracy
 from ets.evaluation.journal import Journal, Record
-from ets.evaluation.methods import METHODS, REWARDS, Method, Settings, require_able, require_methods
+from ets.evaluation.methods import METHODS, REWARDS, Base, Method, Settings, require_able, require_methods
 from ets.evaluation.proposing import Proposing
 from ets.evaluation.ratios import total_ratios
 from ets.evaluation.tables import ratio_lines, table
@@ -161,6 +161,15 @@ def test_a_method_with_a_size_draws_so_many_samples_and_needs_no_budget(tmp_path
     assert [row.label for row in rows] == ["best of 3 samples, by majority", "one-step ETS (5 samples)"]
 
 
+def test_best_of_n_by_a_vote_takes_the_majority_whatever_minimum_the_steering_reward_has(tmp_path: Path) -> None:
+    """No answer has 4 of 3 votes: with that minimum every sample would be as good as any other."""
+    found = []
+    for minimum in (1, 4):
+        settings = replace(SETTINGS, best_by="majority", minimum=minimum)
+        found.append(timeless(compared(tmp_path / str(minimum), ["best-of-n"], budget=3, settings=settings)[1]))
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize(
     ("reward", "weights"), [("majority", {0.0, 1 / 0.2}), ("share", {k / 6 / 0.2 for k in range(7)})]
 )
@@ -241,6 +250,10 @@ def test_plain_sampling_with_repeats_needs_neither_ets_nor_samples(tmp_path: Pat
     require_methods(["plain", "greedy"], None, SETTINGS, repeats=4)
     with pytest.raises(InputError, match="add it, or set samples"):
         require_methods(["plain", "majority"], None, SETTINGS, repeats=4)
+    sized = replace(SETTINGS, sizes={"plain": 8})
+    require_methods(["plain"], None, sized)
+    with pytest.raises(InputError, match=r"^sizes names plain, whose samples are the repeats \(4\) here; leave one"):
+        require_methods(["plain"], None, sized, repeats=4)
     rows, records = compared(tmp_path, ["plain", "ets"], budget=Untouchable(), repeats=4)
     labels = [row.label for row in rows]
     assert labels == ["plain sampling (mean of 4)", "ETS (M 3, K 2), mean of 4", "ETS (M 3, K 2), vote, mean of 4"]
@@ -312,6 +325,14 @@ def test_a_grown_run_says_which_methods_it_draws_anew(tmp_path: Path, capsys: py
         compared(tmp_path, ["majority"], budget=samples)
         found = capsys.readouterr().out
         assert told in found and bool(told) == ("majority-2" in found)
+
+
+def test_the_base_row_at_another_law_is_no_other_number_of_samples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for top_p in (0.8, 0.9):
+        compared(tmp_path, ["base"], budget=2, settings=replace(SETTINGS, base=Base(top_p=top_p)))
+    assert "note" not in capsys.readouterr().out
 
 
 class SlowLetters(Letters):

@@ -57,6 +57,15 @@ def test_the_truncation_is_that_of_generate(
     assert drawn <= support and len(drawn) > 0.5 * len(support)
 
 
+def test_settings_of_generate_that_change_the_law_and_are_not_applied_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(demo.model_path("small"), folder)
+    assert Checkpoint(str(folder)).unapplied == {}
+    written = {"top_k": 20, "temperature": 0.7, "repetition_penalty": 1.05, "min_p": 0.0, "typical_p": 1.0}
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": 0, **written}))
+    assert Checkpoint(str(folder)).unapplied == {"repetition_penalty": 1.05}
+
+
 def test_a_folder_without_a_checkpoint_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no config\.json"):
         Checkpoint(str(tmp_path))

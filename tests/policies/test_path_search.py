@@ -70,6 +70,23 @@ def best_of_paths(oracle: Any, problem: Problem, beams: int, mask: int) -> Any:
     return next(iter(kept))
 
 
+def test_the_blocks_after_an_end_are_no_part_of_a_path_where_they_are_left_out(tiny_llada: Checkpoint) -> None:
+    """Two blocks of two positions; the end token is 0."""
+    schedule, best, whole = Schedule(4, 4, 2, 2), [], []
+    oracle = oracle_of(tiny_llada, schedule, {})
+    _, found = searched(tiny_llada, schedule, {"stop_at_end": True}, ENOUGH)
+    for problem in PROBLEMS:
+        ended: list[float] = []
+        for node, p in oracle.extend_law(problem, oracle.root).items():
+            rest = {node: 1.0} if 0 in node[0][:2] else oracle.finish_law(problem, node)
+            ended += [math.log(p * q) for q in rest.values()]
+        best.append(max(ended))
+        whole.append(math.log(max(oracle.finish_law(problem, oracle.root).values())))
+    assert [found[problem.id].state.logp for problem in PROBLEMS] == pytest.approx(best, abs=1e-6)
+    assert max(np.subtract(best, whole)) > 0.1
+    assert all(found[problem.id].state.done for problem in PROBLEMS)
+
+
 @pytest.mark.parametrize("beams", [1, 2, 3])
 @pytest.mark.parametrize(("schedule", "law"), LAWS, ids=str)
 def test_few_beams_find_what_the_definition_says(
