@@ -16,6 +16,7 @@ set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 source "$ROOT/scripts/run_eval.sh"
 if [ -n "${ENDPOINT:-}" ]; then refuse "ENDPOINT is set, but no server runs masked diffusion; leave it out, or use qwen_vllm/eval.sh"; fi
+refuse_set "masked diffusion has no top-k and top-p, and no row base" TOP_K TOP_P BASE_TEMPERATURE BASE_TOP_K BASE_TOP_P
 choose_preset "demo demo-is math500 gsm8k humaneval gpqa" "$@"
 
 if [ "$PRESET" = demo-is ]; then IS_ACCELERATE_AVAILABLE=${IS_ACCELERATE_AVAILABLE:-True}; fi # all else is as in demo

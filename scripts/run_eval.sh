@@ -54,11 +54,20 @@ choose_engine() { # with ENDPOINT, the address of a server, it is the engine end
     endpoint) SERVED=1 ;;
     *) refuse "ENGINE is '$ENGINE'; set it to transformers or vllm, or set ENDPOINT to the address of a server" ;;
     esac
+    if [ -n "$TRANSFORMERS" ]; then refuse_set "it is an option of vLLM's (ENGINE=vllm)" GEN_DP GEN_TP UTILIZATION; fi
     if [ -n "$TRANSFORMERS" ] && [ -n "${ENDPOINT:-}" ]; then refuse "ENDPOINT is set, but ENGINE is transformers; leave one of them out"; fi
     if [ -n "$SERVED" ] && [ -z "${ENDPOINT:-}" ]; then refuse "ENGINE is endpoint, but ENDPOINT is empty; set it to the address of a server, such as http://localhost:8000/v1"; fi
     if [ -z "$TRANSFORMERS" ] && [ -n "${SMALL_MODEL_PATH:-}" ]; then
         refuse "SMALL_MODEL_PATH is set, but ets-is scores the small model's texts, which vLLM does at temperature 1 alone, and a server does not; leave it out, or set ENGINE=transformers"
     fi
+}
+
+refuse_set() { # REASON VARIABLE ...: variables that would be ignored
+    local reason="$1" variable
+    shift
+    for variable in "$@"; do
+        if [ -n "${!variable:-}" ]; then refuse "$variable is set, but $reason; leave it out"; fi
+    done
 }
 
 refuse_server_options() { # what is said where the server is started

@@ -94,10 +94,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _sizes(text: str) -> dict[str, int]:
     """N by method, from `NAME=N,NAME=N`."""
     try:
-        pairs = [entry.split("=") for entry in text.split(",")]
-        return {name.strip(): int(size) for name, size in pairs}
+        pairs = [(name.strip(), int(size)) for name, size in (entry.split("=") for entry in text.split(","))]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of sizes; give such as best-of-n=15") from None
+    if len(dict(pairs)) < len(pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} names a method twice; name it once")
+    return dict(pairs)
 
 
 def execute(options: argparse.Namespace) -> None:

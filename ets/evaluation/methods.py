@@ -257,7 +257,8 @@ def _require_sizes(sizes: Mapping[str, int], repeats: int) -> None:
     for name, size in sizes.items():
         if name not in METHODS or name in fixed:
             sized = ", ".join(method for method in METHODS if method not in fixed)
-            raise InputError(f"sizes names the method {name!r}, which draws no N samples; choose from {sized}")
+            why = "which draws no N samples" if name in fixed else "which does not exist"
+            raise InputError(f"sizes names the method {name!r}, {why}; choose from {sized}")
         require_counts(**{f"the size of {name}": size})
         if name in AVERAGED and repeats > 1:
             raise InputError(

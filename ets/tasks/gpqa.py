@@ -49,7 +49,7 @@ _CONCLUDED = re.compile(
 )
 _CHOSEN = re.compile(
     rf"""
-    \b(?i:so|hence|thus|therefore|is|choose|pick|select|go\s+with|leaves|it['’]s),?(?:\s+the)?\s{_ONE}(?=[*_\s]*(?:[.;](?:\s|$)|$))
+    (?i:(?<!neither\s)(?<!nor\s))\b(?i:so|hence|thus|therefore|is|choose|pick|select|go\s+with|leaves|it['’]s),?(?:\s+the)?\s{_ONE}(?=[*_\s]*(?:[.;](?:\s|$)|$))
     """,
     re.VERBOSE | re.MULTILINE,
 )

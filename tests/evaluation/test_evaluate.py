@@ -508,7 +508,7 @@ def test_the_progress_bar_counts_chains_and_shows_the_accuracy(
         (["ets"], None, {"reward": "taste"}, "reward is 'taste'; choose from majority, share, likelihood"),
         (["ets"], None, {"minimum": 0}, "minimum is 0"),
         (["ets"], None, {"sizes": {"ets": 3}}, "sizes names the method 'ets', which draws no N samples; choose from"),
-        (["ets"], None, {"sizes": {"best": 3}}, "sizes names the method 'best', which draws no N samples"),
+        (["ets"], None, {"sizes": {"best": 3}}, "sizes names the method 'best', which does not exist; choose from"),
         (["ets"], None, {"sizes": {"plain": 0}}, "the size of plain is 0"),
     ],
 )

@@ -290,6 +290,10 @@ def test_all_runs_the_benchmarks_through_vllm(tmp_path: Path) -> None:
         (QWEN, "demo", THERE | {"ENGINE": "transformers"}, "ENDPOINT is set, but ENGINE is transformers; leave one of"),
         (LLADA, "demo", THERE, "ENDPOINT is set, but no server runs masked diffusion; leave it out"),
         (LLADA, "all", THERE, "ENDPOINT is set, but no server runs masked diffusion; leave it out"),
+        (QWEN, "demo", {"GEN_TP": "2"}, "GEN_TP is set, but it is an option of vLLM's (ENGINE=vllm); leave it out"),
+        (AIME, "aime24", {"UTILIZATION": "0.5"}, "UTILIZATION is set, but it is an option of vLLM's"),
+        (LLADA, "demo", {"TOP_K": "5"}, "TOP_K is set, but masked diffusion has no top-k and top-p, and no row base"),
+        (LLADA, "all", {"BASE_TEMPERATURE": "1"}, "BASE_TEMPERATURE is set, but masked diffusion has no"),
         (QWEN, "demo", {"ENGINE": "endpoint"}, "ENGINE is endpoint, but ENDPOINT is empty; set it to the address"),
     ],
 )
