@@ -17,6 +17,7 @@ from ets.policies.checkpoint import Checkpoint
 from ets.policies.endpoint import Endpoint
 from ets.policies.levels import target_of
 from ets.policies.making import fast_sampler_of, policy_of, proposal_of
+from ets.policies.masked_diffusion import MaskedDiffusionPolicy
 from ets.policies.vllm import VLLMEngine
 from ets.readouts import Vote, vote
 from ets.rewards import Extract, Scoring, as_extract, as_reward, majority
@@ -151,7 +152,7 @@ def sample(  # type: ignore[misc]
         `(prompt, text) -> number`, or an `ets.types.Reward` of (problem, rollouts, chain).
     extract : callable, optional
         `text -> answer or None`, or `(problem, text) -> answer or None`. Without a reward, the reward is
-        `ets.rewards.majority(extract)`, the paper's.
+        `ets.rewards.majority(extract)`, the paper's, for masked diffusion with `minimum=2`.
     candidates, rollouts, lam : int, int, float
         M, K and λ. M·K rollouts are scored in each guide step; λ is in units of the reward.
     block_size, max_length : int
@@ -225,6 +226,8 @@ def sample(  # type: ignore[misc]
         certainty=certainty,
         **({} if weighed else fast),
     )
+    if reward is None and isinstance(policy, MaskedDiffusionPolicy):
+        guide = majority(extract, minimum=2)  # type: ignore[arg-type]  # as in the authors' code for LLaDA
     if chosen is not None:
         problems = _in_template(problems, chosen, policy)
     if level is not None:

@@ -15,6 +15,7 @@ from ets.commands.engines import (
     closed_after,
     engine_settings,
     flag,
+    least_votes,
     require_engine_arguments,
 )
 from ets.commands.opening import Opened, add_task_arguments, method_names, opened
@@ -59,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lam", float, "λ, in units of the reward")
     add("--pool", str, "whose votes the rewards majority and share count: step or chain", default="chain")
     add("--reward", str, f"what guided methods are steered by: {REWARD_NAMES} (default: majority)", default="majority")
-    add("--minimum", int, "votes that an answer needs, for the rewards majority and share (default: 1)", default=1)
+    add("--minimum", int, "votes that an answer needs (default: 1; masked diffusion: 2)", default=None)
     add("--seeds", int, "samples of each problem whose scores are averaged (default: 4)", default=4)
     add("--against", str, "the method that others are compared with (default: majority)", default="majority")
     add("--beams", int, "of beam search (default: 20)", default=20)
@@ -161,7 +162,8 @@ def _hyper(options: argparse.Namespace) -> Hyper:
 
     from ets.evaluation.compared import Hyper
 
-    return Hyper(**{field.name: getattr(options, field.name) for field in fields(Hyper)})
+    given = {field.name: getattr(options, field.name) for field in fields(Hyper)}
+    return Hyper(**given | {"minimum": least_votes(options)})
 
 
 def _names(options: argparse.Namespace) -> list[str]:

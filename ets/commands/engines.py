@@ -39,6 +39,8 @@ class Engine:
         Options that say what it may use, and that results do not depend on.
     place : mapping of str to (type, str)
         Options that must be given, and that results do not depend on: where it is.
+    minimum : int
+        Votes that an answer needs to be the majority's, where `--minimum` is not given.
     """
 
     needs: dict[str, tuple[Any, str]]
@@ -48,6 +50,7 @@ class Engine:
     renamed: Mapping[str, str] = field(default_factory=dict)
     resources: dict[str, tuple[Any, str]] = field(default_factory=dict)
     place: dict[str, tuple[Any, str]] = field(default_factory=dict)
+    minimum: int = 1
 
     @property
     def options(self) -> dict[str, tuple[Any, str]]:
@@ -143,6 +146,7 @@ ENGINES = {
         embedded={"embedded": demo.model_path("diffusion")},
         budget=_computed_positions,
         renamed={"gen_length": "max_length"},
+        minimum=2,
     ),
 }
 
@@ -206,6 +210,11 @@ def engine_settings(options: argparse.Namespace) -> dict[str, Any]:
     given = {name: getattr(options, name) for name in (*engine.needs, *engine.takes)}
     left_out = {name: option[2] for name, option in engine.takes.items() if given[name] is None}
     return {"engine": options.engine} | given | left_out
+
+
+def least_votes(options: argparse.Namespace) -> int:
+    """Votes that an answer needs, by `--minimum` or the engine."""
+    return int(ENGINES[options.engine].minimum if options.minimum is None else options.minimum)
 
 
 def truncation_of(policy: Policy, options: argparse.Namespace) -> dict[str, Any]:

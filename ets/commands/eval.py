@@ -17,6 +17,7 @@ from ets.commands.engines import (
     add_engine_arguments,
     closed_after,
     flag,
+    least_votes,
     require_engine_arguments,
 )
 from ets.commands.opening import Opened, add_task_arguments, method_names, opened
@@ -69,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--lam", float, "λ, in units of the reward")
     add("--pool", str, "whose votes the rewards majority and share count: step or chain")
     add("--reward", str, f"what one-step, ets and ets-is are steered by: {REWARDS}", default="majority")
-    add("--minimum", int, "votes that an answer needs, for the rewards majority and share (default: 1)", default=1)
+    add("--minimum", int, "votes that an answer needs (default: 1; masked diffusion: 2)", default=None)
     add("--beams", int, "of beam search, if it is among the methods", default=None)
     add(
         "--best-by",
@@ -134,7 +135,7 @@ def execute(options: argparse.Namespace) -> None:
         found.ranks.say(f"note: {proposed_by(options)} has no effect without the method ets-is", file=sys.stderr)
     for other in own.values():
         other.start(found.problems)
-    configuration = found.configuration(options) | {name: getattr(options, name) for name in RESULTS_DEPEND_ON}
+    configuration = found.configuration(options) | {name: getattr(settings, name) for name in RESULTS_DEPEND_ON}
     approximate = str(configuration.get("approximate", ""))
     folder = options.out or options.results / f"{found.task.name}-{fingerprint(configuration)}"
     with Journal(folder, configuration, found.ranks) as journal, traces_of(found, folder, options) as traces:
@@ -157,10 +158,10 @@ def settings_of(options: argparse.Namespace) -> Settings:
     """The methods' settings, as the options give them."""
     from ets.evaluation.methods import Base, Settings
 
-    names = ("candidates", "rollouts", "lam", "pool", "reward", "minimum", "beams", "best_by", "sizes")
+    names = ("candidates", "rollouts", "lam", "pool", "reward", "beams", "best_by", "sizes")
     own = {name: getattr(options, name) for name in names}
     base = {name.removeprefix("base_"): getattr(options, name) for name in BASE}
-    return Settings(**own, base=Base(**base), proposing=proposing_of(options))
+    return Settings(**own, minimum=least_votes(options), base=Base(**base), proposing=proposing_of(options))
 
 
 def base_policy(policy: Policy, base: Base) -> Policy:

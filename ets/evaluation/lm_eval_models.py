@@ -23,7 +23,7 @@ from ets.evaluation.evaluate import Evaluation
 from ets.evaluation.fast import FAST, FastSampling, opened_sampler
 from ets.evaluation.hosted import problem_of, versions
 from ets.evaluation.journal import Journal, Record, fingerprint
-from ets.evaluation.methods import Method, Settings, require_able, require_methods
+from ets.evaluation.methods import METHODS, Method, Settings, require_able, require_methods
 from ets.evaluation.paper_arguments import (
     BENCHMARKS,
     CHECKPOINT,
@@ -148,7 +148,10 @@ class PaperLM(LM):
 
     def _method(self, evaluation: Evaluation) -> Method:
         """What samples."""
-        return evaluation.method(self.run.method, 1 if self.run.method == "plain" else self.run.values["samples"])
+        method = evaluation.method(self.run.method, 1 if self.run.method == "plain" else self.run.values["samples"])
+        if (self.paper_name, method.name) != ("qwen", "plain"):
+            return method
+        return replace(method, label=METHODS["base"](evaluation.task, self.settings, method.samples).label)
 
     def _noted(self, chain: Chain) -> Mapping[str, Any]:
         """What a record keeps beside what all records do."""
@@ -162,7 +165,8 @@ class PaperLM(LM):
         """Say what has been found."""
         rows = evaluation.rows(method, records)
         told = table(rows), *ratio_lines(rows).splitlines()
-        print(f"{name}, graded by ets ({evaluation.journal.folder}):", *told, sep="\n")
+        scored = ["lm-eval scores the text of the vote"] if self.run.readout == "vote" else []
+        print(f"{name}, graded by ets ({evaluation.journal.folder}):", *told, *scored, sep="\n")
 
     def _task(self, name: str) -> Task:
         """The extraction and the grading that belong to one of lm-eval's tasks."""

@@ -123,6 +123,11 @@ def reward_named(name: str, task: Task, settings: Settings) -> Reward:
     return REWARDS[name](task, settings.pool, settings.minimum)
 
 
+def _steered(label: str, settings: Settings) -> str:
+    """A label that names the reward, where it is another than the paper's."""
+    return label if settings.reward == "majority" else f"{label}, by {settings.reward}"
+
+
 def _base(task: Task, settings: Settings, budget: int) -> Method:
     law = settings.base
     options = (f"T{law.temperature:g}", f"k{law.top_k}", f"p{law.top_p}")
@@ -163,7 +168,7 @@ def _best_of_n(task: Task, settings: Settings, budget: int) -> Method:
 
 def _one_step(task: Task, settings: Settings, budget: int) -> Method:
     step = baselines.one_step(reward_named(settings.reward, task, settings), samples=budget, lam=settings.lam)
-    return Method("one-step", f"one-step ETS ({budget} samples)", step, options=(budget,))
+    return Method("one-step", _steered(f"one-step ETS ({budget} samples)", settings), step, options=(budget,))
 
 
 def _ets(task: Task, settings: Settings, budget: int) -> Method:
@@ -173,7 +178,8 @@ def _ets(task: Task, settings: Settings, budget: int) -> Method:
         rollouts=settings.rollouts,
         lam=settings.lam,
     )
-    return Method("ets", f"ETS (M {settings.candidates}, K {settings.rollouts})", step, votes=True)
+    label = f"ETS (M {settings.candidates}, K {settings.rollouts})"
+    return Method("ets", _steered(label, settings), step, votes=True)
 
 
 def _ets_is(task: Task, settings: Settings, budget: int) -> Method:
@@ -187,7 +193,7 @@ def _ets_is(task: Task, settings: Settings, budget: int) -> Method:
         estimator=own.estimator,
     )
     ratios = partial(recorded_ratios, clip=own.clip) if own.weighed else None
-    label = own.label(settings.rollouts)
+    label = _steered(own.label(settings.rollouts), settings)
     return Method("ets-is", label, step, options=own.options, ratios=ratios, target=own.target, votes=True)
 
 
@@ -235,7 +241,9 @@ def require_methods(names: list[str], samples: int | None, settings: Settings, r
     if unknown := [name for name in names if name not in METHODS]:
         raise InputError(f"unknown method {unknown[0]!r}; choose from {', '.join(METHODS)}")
     if samples is None and "ets" not in names and any(needs_samples(name, settings, repeats) for name in names):
-        raise InputError(f"methods {','.join(names)} have no ets whose tokens they could match; add it, or set samples")
+        raise InputError(
+            f"methods {','.join(names)} have no ets whose tokens they could match; add it, or set samples or sizes"
+        )
     if samples is not None:
         require_counts(samples=samples)
     if "beam" in names:

@@ -379,3 +379,17 @@ def test_several_candidates_at_temperature_zero_are_refused_before_the_weights_a
         with pytest.raises(InputError, match="at temperature 0"):
             ets.sample("ab", **options)
     assert ets.sample("ab", remasking="random", **options).trace
+
+
+@pytest.mark.parametrize(("kind", "least"), [("checkpoint", 1), ("llada", 2)])
+def test_without_a_reward_masked_diffusion_rewards_no_answer_that_occurs_once(
+    kind: str, least: int, tiny_checkpoint: Checkpoint, tiny_llada: Checkpoint
+) -> None:
+    """Two rollouts, whose answers are counted up and so all differ: one has the majority, or none."""
+    answers = iter(range(100))
+    pair = {"checkpoint": tiny_checkpoint, "llada": tiny_llada}[kind]
+    options: dict[str, Any] = {"candidates": 2, "rollouts": 1, "block_size": 4, "max_length": 4, "seed": 3}
+    found = ets.sample("ab", model=pair, extract=lambda text: next(answers), **options)
+    assert isinstance(found, Result)
+    assert len({rollout.text for row in found.trace[0].rollouts for rollout in row}) == 2
+    assert np.count_nonzero(found.trace[0].log_rewards) == 2 - least
