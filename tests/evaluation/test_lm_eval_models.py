@@ -171,7 +171,7 @@ def test_aime_averages_over_the_repeats_of_its_own_task_file(
     (tmp_path / "tasks" / "aime24.yaml").write_text("\n".join([*kept, "repeats: 3"]))
     (tmp_path / "tasks" / "utils.py").write_text((ROOT / "aime24" / "utils.py").read_text())
     assert run_paper(tmp_path / "run", "aime24", "--include_path", str(tmp_path / "tasks"), model="qwen") == 0
-    assert "plain sampling (mean of 3)" in capsys.readouterr().out
+    assert "base model (temperature 0.7, top-k 20, top-p 0.8; mean of 3)" in capsys.readouterr().out
     texts = [record["text"] for record in records(tmp_path / "run")]
     assert len(texts) == 6 and len(set(texts)) > 2
 
