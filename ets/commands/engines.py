@@ -79,27 +79,32 @@ def _truth(text: str) -> bool:
 CHECKPOINT = "checkpoint: the value that transformers' generate takes for it from the generation configuration"
 
 
-def or_checkpoint(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Reads a number, or the word "checkpoint"."""
+def number_or(kind: Callable[[str], Any], word: str, value: Any) -> Callable[[str], Any]:
+    """Reads a number, or a word that stands for a value: "none" for None."""
 
     def read(text: str) -> Any:
         try:
-            return text if text == "checkpoint" else kind(text)
+            return value if text == word else kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no number; give one, or checkpoint") from None
+            raise argparse.ArgumentTypeError(f"{text!r} is no number; give one, or {word}") from None
 
     return read
 
 
+TOP_K, TOP_P = (number_or(kind, "checkpoint", "checkpoint") for kind in (int, float))
 _AUTOREGRESSIVE = Engine(
     needs={
         "block_size": (int, "tokens per guide step"),
         "max_length": (int, "tokens in all"),
     },
     takes={
-        "top_k": (or_checkpoint(int), f"sample from the k most probable tokens; {CHECKPOINT}", None),
+        "top_k": (
+            TOP_K,
+            f"sample from the k most probable tokens; {CHECKPOINT}",
+            None,
+        ),
         "top_p": (
-            or_checkpoint(float),
+            TOP_P,
             f"sample from the most probable tokens whose mass reaches p; {CHECKPOINT}",
             1.0,
         ),

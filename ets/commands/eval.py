@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from ets.commands.engines import (
     closed_after,
     flag,
     least_votes,
+    number_or,
     require_engine_arguments,
 )
 from ets.commands.opening import Opened, add_task_arguments, method_names, opened
@@ -30,22 +31,10 @@ if TYPE_CHECKING:
     from ets.types import Policy
 
 
-def _or_none(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Reads a number, or the word "none"."""
-
-    def read(text: str) -> Any:
-        try:
-            return None if text == "none" else kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"{text!r} is no number; give one, or none") from None
-
-    return read
-
-
 BASE: dict[str, tuple[Any, str, float]] = {
     "base_temperature": (float, "temperature", 0.7),
-    "base_top_k": (_or_none(int), "top-k, or none", 20),
-    "base_top_p": (_or_none(float), "top-p, or none", 0.8),
+    "base_top_k": (number_or(int, "none", None), "top-k, or none", 20),
+    "base_top_p": (number_or(float, "none", None), "top-p, or none", 0.8),
 }
 """The options of the method `base`: their types, meanings and the values of the authors' row."""
 EXAMPLE = """example:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from ets.commands.engines import CHECKPOINT, ENGINES, engine_policy, flag, or_checkpoint
+from ets.commands.engines import CHECKPOINT, ENGINES, TOP_K, TOP_P, engine_policy, flag
 from ets.commands.fast import OPTIONS as FAST_OPTIONS
 from ets.commands.fast import SHARED, add_fast_arguments, fast_of, fast_policy
 from ets.evaluation.fast import FastSampling
@@ -27,8 +27,11 @@ def _bounds(text: str) -> tuple[float, float]:
 OPTIONS: dict[str, tuple[Any, str]] = {
     "proposal": (str, "q, what draws the rollouts: a checkpoint with the model's tokens, or an embedded one"),
     "proposal_temperature": (float, "default: the policy's"),
-    "proposal_top_k": (or_checkpoint(int), f"{CHECKPOINT} (default: all tokens); tokens beyond it are never drawn"),
-    "proposal_top_p": (or_checkpoint(float), f"{CHECKPOINT} (default: all tokens)"),
+    "proposal_top_k": (
+        TOP_K,
+        f"{CHECKPOINT} (default: all tokens); tokens beyond it are never drawn",
+    ),
+    "proposal_top_p": (TOP_P, f"{CHECKPOINT} (default: all tokens)"),
     "clip": (_bounds, "LOW,HIGH: bounds on the importance ratio (default: none), which bias the energies"),
     "estimator": (str, "of a candidate's energy: plain, the default, which is unbiased, or self-normalised"),
     "is_candidates": (int, "M of ets-is (default: that of ets)"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ets import demo
 from ets.chat import as_prompts
 from ets.commands.chat import add_chat_arguments, chat_of
-from ets.commands.engines import CHECKPOINT, flag, or_checkpoint
+from ets.commands.engines import CHECKPOINT, TOP_K, TOP_P, flag
 from ets.commands.rewards import NAMES, OF_CERTAINTY, named_reward, pattern_extract
 from ets.types import InputError
 
@@ -39,9 +39,12 @@ NUMBERS: dict[str, tuple[Any, str]] = {
     "block_size": (int, "tokens per guide step (default: 64)"),
     "max_length": (int, "tokens in all (default: 512)"),
     "temperature": (float, "of the reference policy (default: 1.0)"),
-    "top_k": (or_checkpoint(int), f"sample from the k most probable tokens (default: all); {CHECKPOINT}"),
+    "top_k": (
+        TOP_K,
+        f"sample from the k most probable tokens (default: all); {CHECKPOINT}",
+    ),
     "top_p": (
-        or_checkpoint(float),
+        TOP_P,
         f"sample from the most probable tokens whose mass reaches p (default: all); {CHECKPOINT}",
     ),
     "seed": (int, "of all randomness (default: 0)"),
