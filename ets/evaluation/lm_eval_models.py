@@ -260,7 +260,11 @@ def _truncated(run: PaperRun, checkpoint: Checkpoint, prefix: str = "") -> Paper
     found = {name: checkpoint.truncation[name.removeprefix(prefix)] for name in asked}
     shown = ", ".join(f"{name} {value}" for name, value in found.items() if value is not None)
     note = f"{shown}: of the checkpoint's generation_config, as in the paper; {prefix}top_k=0,{prefix}top_p=1 for none"
-    return replace(run, values={**run.values, **found}, notes=(*run.notes, *([note] if shown else [])))
+    lacking = ", ".join(f"{name} {value:g}" for name, value in checkpoint.unapplied.items()) if asked else ""
+    law = "the small model's law" if prefix else "p_ref"
+    without = f"{law} is without the checkpoint's {lacking}, which the paper's generate would apply too"
+    notes = [*([note] if shown else []), *([without] if lacking else [])]
+    return replace(run, values={**run.values, **found}, notes=(*run.notes, *notes))
 
 
 def _settings(run: PaperRun) -> Settings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from lm_eval.api.instance import Instance
 
+from ets import demo
 from ets.cli import main as ets_main
 from ets.evaluation.lm_eval_models import LLaDADist, Qwen, QwenETS
 from ets.evaluation.paper_command import main
@@ -243,6 +245,18 @@ def test_p_ref_is_truncated_by_the_checkpoint_and_a_line_shows_it(
     pair = model(tmp_path, QwenETS, **PROPOSED).policy
     assert (pair.reference.sampling, pair.proposal.sampling) == (Sampling(1.5, 50, None),) * 2
     assert "note: proposal_top_k 50: of the checkpoint's generation_config" in capsys.readouterr().err
+
+
+def test_what_generate_would_apply_beside_the_truncation_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(demo.model_path("small"), folder)
+    written = {"eos_token_id": 0, "top_k": 20, "repetition_penalty": 1.05}
+    (folder / "generation_config.json").write_text(json.dumps(written))
+    model(tmp_path, QwenETS, model_path=str(folder))
+    shown = capsys.readouterr().err
+    assert "note: p_ref is without the checkpoint's repetition_penalty 1.05, which the paper's generate would" in shown
 
 
 def test_the_base_row_has_its_own_law(tmp_path: Path) -> None:
