@@ -17,9 +17,10 @@ from ets.kernel import energy_guided
 from ets.policies.autoregressive import Horizon, Sampling
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.transformers import TransformersPolicy
+from ets.proposal import ImportanceSampling
 from ets.rewards import per_text
 from ets.runner import run
-from ets.types import Cost, Problem
+from ets.types import Cost, Policy, Problem
 
 PLAIN = """\
 Compared with what one writes first: at every guide step, `model.generate` on M repeated prompts for the candidates,
@@ -89,12 +90,13 @@ class Run:
 
     def _sample(self, proposal: TransformersPolicy | None) -> TransformersPolicy:
         policy, reward = self._policy(self.model), per_text(lambda _, text: len(text) % 7)
+        drawing: Policy = policy if proposal is None else ImportanceSampling(policy, proposal)
         numbers: dict[str, Any] = {"candidates": self.setting.candidates, "rollouts": self.setting.rollouts, "lam": 1.0}
-        step = energy_guided(reward, proposal=proposal, **numbers)
+        step = energy_guided(reward, **numbers)
         problems = [Problem(str(n), tuple(prompt)) for n, prompt in enumerate(self.prompts)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # random weights are no good proposal for each other
-            list(run(policy, step, problems, width=len(problems), seed=0))
+            list(run(drawing, step, problems, width=len(problems), seed=0))
         return policy
 
     def plain(self) -> None:

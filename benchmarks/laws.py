@@ -20,6 +20,7 @@ from ets.policies.checkpoint import Checkpoint
 from ets.policies.masked_diffusion import MaskedDiffusionPolicy
 from ets.policies.transformers import TransformersPolicy
 from ets.policies.unmasking import Schedule, Unmasking
+from ets.proposal import ImportanceSampling
 from ets.rewards import per_text
 from ets.runner import run
 from ets.testing import (
@@ -136,7 +137,8 @@ def _check_kernel(
     """Chains follow the exact law at finite M and K, and do not depend on how many advance together."""
     numbers: dict[str, Any] = {"lam": LAM, "candidates": M, "rollouts": K}
     exact = kernel_law(law, PROBLEMS[0], lambda tokens: _liking(_spelled(tokens)), proposal=proposal_law, **numbers)
-    step = energy_guided(per_text(lambda _, text: _liking(text)), proposal=proposal, **numbers)
+    step = energy_guided(per_text(lambda _, text: _liking(text)), **numbers)
+    policy = policy if proposal is None else ImportanceSampling(policy, proposal)
 
     def drawn(width: int, samples: int) -> dict[int, tuple[int, ...]]:
         chains = run(policy, step, PROBLEMS[:1], width=width, seed=0, samples=samples)

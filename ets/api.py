@@ -19,6 +19,7 @@ from ets.policies.levels import target_of
 from ets.policies.making import fast_sampler_of, policy_of, proposal_of
 from ets.policies.masked_diffusion import MaskedDiffusionPolicy
 from ets.policies.vllm import VLLMEngine
+from ets.proposal import ImportanceSampling
 from ets.readouts import Vote, vote
 from ets.rewards import Extract, Scoring, as_extract, as_reward, majority
 from ets.rewards.lifting import ReadProblem
@@ -235,9 +236,11 @@ def sample(  # type: ignore[misc]
         if level in ("1", "2") and remasking is None:
             at_level["remasking"] = "largest"
         policy = fast_sampler_of(policy, level, clip=clip, **at_level)
-    numbers: dict[str, Any] = {"candidates": candidates, "rollouts": rollouts, "lam": lam, "clip": clip}
-    rules: dict[str, Any] = {"estimator": estimator, "decided": decided}
-    step = energy_guided(guide, **numbers, proposal=_proposal(policy, proposal, other), **rules)
+    numbers: dict[str, Any] = {"candidates": candidates, "rollouts": rollouts, "lam": lam}
+    step = energy_guided(guide, **numbers, estimator=estimator, decided=decided)
+    other_model = _proposal(policy, proposal, other)
+    if other_model is not None:
+        policy = ImportanceSampling(policy, other_model, clip)
     require_variety(policy, candidates)
     policy.start(problems)  # bad prompts are named before the weights are loaded
     chains = _chains(policy, step, problems, width=width, seed=seed, progress=progress)

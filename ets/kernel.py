@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ets.proposal import Pairing
 from ets.randomness import Purpose
 from ets.rewards import Scoring, as_reward
 from ets.stopping import Decided
@@ -20,7 +19,6 @@ from ets.transition import (
     require_variety,
     row_keys,
     score,
-    shared_out,
 )
 from ets.types import Chain, Cost, Draw, Floats, InputError, Policy, Reward, Step, StepFn, rollout_log_ratios
 from ets.weights import ESTIMATORS, Estimator, log_mean_exp
@@ -32,8 +30,6 @@ def energy_guided(
     candidates: int,
     rollouts: int,
     lam: float,
-    proposal: Policy | None = None,
-    clip: tuple[float, float] | None = None,
     estimator: str = "plain",
     decided: Decided | None = None,
 ) -> StepFn:
@@ -43,8 +39,11 @@ def energy_guided(
     log Ê_m = logmeanexp_k r_mk / λ, and goes on from one candidate chosen in proportion to Ê_m. A candidate
     that is already complete has the exact energy exp(r/λ) and is not rolled out.
 
-    With a proposal q (ETS-IS) the rollouts are q's, and each counts with its importance ratio:
+    ETS-IS (Algorithm 2) is the same step over a pair of policies, `ets.proposal.ImportanceSampling`: the rollouts are
+    those of its proposal q, and each counts with its importance ratio,
     log Ê_m = logmeanexp_k (r_mk / λ + log p_ref(x_0^mk | x_s^m) - log q(x_0^mk | x_s^m)).
+    At finite M and K the law is the exact one with z = ratio · exp(r/λ). As M → ∞ it is the same as without a proposal,
+    if q can draw whatever p_ref can, no ratio is clipped, and the estimator is the plain one.
 
     Parameters
     ----------
@@ -59,12 +58,6 @@ def energy_guided(
     lam : float
         λ > 0, the strength of the KL regularisation, in units of the reward. Towards 0: the best
         candidate; towards infinity: plain sampling (but for the noise of a proposal's ratios).
-    proposal : Policy, optional
-        q, see `ets.proposal.ImportanceSampling`: a cheaper model with the same vocabulary. At finite M and K the law
-        is the exact one with z = ratio · exp(r/λ); as M → ∞ it is the same as without, if q can draw whatever p_ref
-        can, no ratio is clipped, and the estimator is the plain one.
-    clip : (float, float), optional
-        Bounds on the ratio; by default there are none. They bias the energies.
     estimator : {"plain", "self-normalised"}
         How a candidate's weighted rollouts are averaged: `ets.weights.plain_average`, unbiased, or
         `ets.weights.self_normalised_average`. Without a proposal they are the same.
@@ -86,17 +79,14 @@ def energy_guided(
     require_positive(lam=lam)
     if estimator not in ESTIMATORS:
         raise InputError(f"unknown estimator {estimator!r}; choose from {', '.join(ESTIMATORS)}")
-    reward, paired = as_reward(reward), Pairing(proposal, clip)
+    reward = as_reward(reward)
 
     def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
         require_variety(policy, candidates)
-        before = paired.passes
-        policy, chains = paired(policy, chains)
         drawn = draw_for_chains(policy.extend, chains, Purpose.CANDIDATE, candidates)
         completed = complete(policy, chains, drawn, rollouts)
         rows = zip(chains, drawn, completed, choice_uniforms(chains), strict=True)
-        advanced = [transition(*row, reward, lam, ESTIMATORS[estimator], decided) for row in rows]
-        return shared_out(advanced, Cost(forwards=paired.passes - before))
+        return [transition(*row, reward, lam, ESTIMATORS[estimator], decided) for row in rows]
 
     return step
 

@@ -10,11 +10,10 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from ets.types import Chain, Cost, Draw, InputError, Keys, Policy, Problem, Proposal, Scored, Scorer, State
+from ets.types import Cost, Draw, InputError, Keys, Policy, Problem, Proposal, Scored, Scorer, State
 from ets.weights import effective_draws
 
 ENOUGH = 32
@@ -80,7 +79,6 @@ class ImportanceSampling:
             raise InputError("at temperature 0 the proposal draws one text only, which has no ratio; raise it")
         reference.require_proposal(proposal)
         self.reference, self.proposal, self._clip = reference, proposal, Clip(clip)
-        self._starts: WeakKeyDictionary[State, State] = WeakKeyDictionary()
         self._warn_of_noise = NoiseWarning()
 
     weighed = True  # `ets.transition.require_unweighed`
@@ -94,15 +92,8 @@ class ImportanceSampling:
         return self.reference.deterministic
 
     def start(self, problems: Sequence[Problem]) -> list[State]:
-        return [self.paired(*pair) for pair in zip(self.reference.start(problems), problems, strict=True)]
-
-    def paired(self, state: State, problem: Problem) -> PairedState:
-        """A pair, of what may be a start state of the reference policy: those who share it share the proposal's too."""
-        if isinstance(state, PairedState):
-            return state
-        if state not in self._starts:
-            self._starts[state] = self.proposal.start([problem])[0]
-        return PairedState(state, self._starts[state])
+        pairs = zip(self.reference.start(problems), self.proposal.start(problems), strict=True)
+        return [PairedState(*pair) for pair in pairs]
 
     def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         """Candidates of the reference policy, which the proposal reads."""
@@ -150,29 +141,6 @@ class NoiseWarning:
                 "is mostly noise; choose a proposal nearer to the model, larger guide steps, or none",
                 stacklevel=2,
             )
-
-
-class Pairing:
-    """What a step function samples from: the policy that it is given, or that one's pair with a proposal."""
-
-    def __init__(self, proposal: Policy | None, clip: tuple[float, float] | None) -> None:
-        self.proposal, self.clip = proposal, clip
-        self._pair: ImportanceSampling | None = None
-        Clip(clip)  # out of order is named now
-
-    @property
-    def passes(self) -> float:
-        """Forward passes of the proposal so far, which the ledger of the policy that is given does not hold."""
-        return 0 if self.proposal is None else self.proposal.ledger.forwards
-
-    def __call__(self, policy: Policy, chains: Sequence[Chain]) -> tuple[Policy, Sequence[Chain]]:
-        """The policy, and the chains at its states."""
-        if self.proposal is None:
-            return policy, chains
-        if self._pair is None or self._pair.reference is not policy:
-            self._pair = ImportanceSampling(policy, self.proposal, self.clip)
-        pair = self._pair
-        return pair, [replace(chain, state=pair.paired(chain.state, chain.problem)) for chain in chains]
 
 
 def _pairs(states: Sequence[State]) -> list[PairedState]:

@@ -57,10 +57,12 @@ REWARD = lifted(liking)
 
 
 def chains(proposal: Any, candidates: int, rollouts: int, draws: int = DRAWS, **options: Any) -> list[Chain]:
-    step = energy_guided(REWARD, candidates=candidates, rollouts=rollouts, lam=LAM, proposal=proposal, **options)
+    clip = options.pop("clip", None)
+    step = energy_guided(REWARD, candidates=candidates, rollouts=rollouts, lam=LAM, **options)
+    pair = ImportanceSampling(reference(), proposal, clip)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # these proposals are meant to be far off
-        return list(run(reference(), step, [PROBLEM], width=5000, seed=0, samples=draws))
+        return list(run(pair, step, [PROBLEM], width=5000, seed=0, samples=draws))
 
 
 def law(proposal: TabularPolicy, candidates: int, rollouts: int) -> Any:
@@ -85,7 +87,8 @@ def test_the_exact_law_with_a_proposal_tends_to_the_optimal_law() -> None:
 
 
 def test_a_proposal_that_is_the_policy_itself_changes_no_text() -> None:
-    plain = chains(None, 3, 2, 200)
+    step = energy_guided(REWARD, candidates=3, rollouts=2, lam=LAM)
+    plain = list(run(reference(), step, [PROBLEM], width=5000, seed=0, samples=200))
     same = chains(reference(), 3, 2, 200)
     assert [chain.state.tokens for chain in plain] == [chain.state.tokens for chain in same]
     assert all(np.allclose(step.log_ratios, 0) for chain in same for step in chain.trace)
@@ -213,10 +216,11 @@ def test_votes_carry_the_ratio(pool: Any, weighed: bool) -> None:
         return replace(text, log_ratio=0.0)
 
     target = agreement_share_law(oracle, PROBLEM, lambda tokens: len(TabularPolicy.spelled(tokens)), lam=lam, pool=pool)
-    step = energy_guided(reward, candidates=32, rollouts=4, lam=lam, proposal=TabularPolicy(seed=18))
+    step = energy_guided(reward, candidates=32, rollouts=4, lam=lam)
+    pair = ImportanceSampling(TabularPolicy(seed=17), TabularPolicy(seed=18))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        drawn = list(run(TabularPolicy(seed=17), step, [PROBLEM], width=500, seed=0, samples=400))
+        drawn = list(run(pair, step, [PROBLEM], width=500, seed=0, samples=400))
     distance = total_variation(frequencies(chain.state.tokens for chain in drawn), target)
     assert distance < 0.15 if weighed else distance > 0.3
 
@@ -231,8 +235,8 @@ def test_a_chain_through_what_the_reference_cannot_draw_is_no_sample() -> None:
 
 def test_the_costs_of_both_models_reach_the_chain() -> None:
     model, small = reference(), another("other weights")
-    step = energy_guided(REWARD, candidates=3, rollouts=2, lam=LAM, proposal=small)
-    found = list(run(model, step, [PROBLEM], width=4, seed=0, samples=8))
+    step = energy_guided(REWARD, candidates=3, rollouts=2, lam=LAM)
+    found = list(run(ImportanceSampling(model, small), step, [PROBLEM], width=4, seed=0, samples=8))
     spent, total = model.ledger + small.ledger, Cost.total(chain.cost for chain in found)
     for name in ("prompt", "candidate", "rollout", "scored", "generated"):
         assert getattr(total, name) == getattr(spent, name) > (-1 if name == "prompt" else 0)
@@ -240,9 +244,10 @@ def test_the_costs_of_both_models_reach_the_chain() -> None:
 
 def test_a_warning_tells_once_that_the_correction_is_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pairs, "NOISE", 0.9)
-    step = energy_guided(REWARD, candidates=4, rollouts=4, lam=LAM, proposal=another("other weights"))
+    step = energy_guided(REWARD, candidates=4, rollouts=4, lam=LAM)
+    pair = ImportanceSampling(reference(), another("other weights"))
     with pytest.warns(UserWarning, match="are effective: the correction is mostly noise") as caught:
-        list(run(reference(), step, [PROBLEM], width=8, seed=0, samples=64))
+        list(run(pair, step, [PROBLEM], width=8, seed=0, samples=64))
     assert sum("are effective" in str(each.message) for each in caught) == 1
 
 
@@ -255,10 +260,13 @@ def test_a_warning_tells_once_that_the_correction_is_noise(monkeypatch: pytest.M
         ({"clip": (2.0, 3.0)}, "clip is"),
         ({"clip": 3.0}, "clip is 3.0"),
         ({"clip": (1, 10)}, "its bounds must enclose 1"),
-        ({"estimator": "median"}, "unknown estimator 'median'"),
     ],
 )
 def test_what_does_not_fit_is_named(wrong: dict[str, Any], message: str) -> None:
-    options = {"candidates": 2, "rollouts": 1, "lam": LAM, "proposal": reference()} | wrong
     with pytest.raises(InputError, match=message):
-        list(run(reference(), energy_guided(REWARD, **options), [PROBLEM], width=1, seed=0))
+        ImportanceSampling(reference(), **{"proposal": reference(), **wrong})
+
+
+def test_an_unknown_estimator_is_named() -> None:
+    with pytest.raises(InputError, match="unknown estimator 'median'"):
+        energy_guided(REWARD, candidates=2, rollouts=1, lam=LAM, estimator="median")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from ets.kernel import energy_guided, spread
+from ets.proposal import ImportanceSampling
 from ets.readouts import vote
 from ets.rewards import majority, per_text, voters, votes, winner
 from ets.runner import run
@@ -108,8 +109,8 @@ def test_with_a_proposal_the_stopped_law_is_proper() -> None:
     proposal = TabularPolicy(vocabulary=3, block_size=1, max_length=3, seed=9)
     q = proposal.oracle.finish_law(PROBLEM, ())
     assert total_variation(q, POLICY.oracle.finish_law(PROBLEM, ())) > 0.3
-    step = verified(always, 32, 2, proposal=proposal)
-    drawn = frequencies(chain.state.tokens for chain in chains_of(POLICY, step, 1_000))
+    step, pair = verified(always, 32, 2), ImportanceSampling(POLICY, proposal)
+    drawn = frequencies(chain.state.tokens for chain in chains_of(pair, step, 1_000))
     assert total_variation(drawn, optimum(right)) < 0.1
 
 

@@ -12,6 +12,7 @@ from ets.evaluation.fast import FastSampling
 from ets.evaluation.proposing import Proposing
 from ets.evaluation.ratios import recorded_ratios
 from ets.kernel import energy_guided
+from ets.proposal import Clip
 from ets.rewards import agreement_share, likelihood, majority
 from ets.rewards.self_consistency import Pool
 from ets.tasks.task import Slow, Task
@@ -256,7 +257,8 @@ def require_methods(names: list[str], samples: int | None, settings: Settings, r
     energy_guided(reward, candidates=settings.candidates, **shared)
     if "ets-is" in names:
         own = _proposing(settings)
-        energy_guided(reward, candidates=own.candidates, clip=own.clip, estimator=own.estimator, **shared)
+        energy_guided(reward, candidates=own.candidates, estimator=own.estimator, **shared)
+        Clip(own.clip)
     _require_sizes(settings.sizes, repeats)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from ets.kernel import energy_guided
+from ets.proposal import ImportanceSampling
 from ets.rewards import agreement_share, majority, self_consistency
 from ets.rewards.self_consistency import Pool
 from ets.runner import run
@@ -30,7 +31,7 @@ from ets.testing import (
     optimal_law,
     total_variation,
 )
-from ets.types import Chain, InputError, Problem, Reward, Text
+from ets.types import Chain, InputError, Policy, Problem, Reward, Text
 from tests.enumerable import PROBLEM, reference, spelled
 
 LAM, LEVEL, DRAWS = 0.2, 1e-4, 1_500
@@ -60,10 +61,8 @@ SPLIT = TabularPolicy(vocabulary=3, block_size=1, max_length=3, seed=1)
 SHORT = TabularPolicy(vocabulary=3, block_size=1, max_length=2, seed=1)
 
 
-def drawn(
-    policy: TabularPolicy, reward: Reward, candidates: int, rollouts: int, draws: int = DRAWS, **options: Any
-) -> list[Any]:
-    step = energy_guided(reward, candidates=candidates, rollouts=rollouts, lam=LAM, **options)
+def drawn(policy: Policy, reward: Reward, candidates: int, rollouts: int, draws: int = DRAWS) -> list[Any]:
+    step = energy_guided(reward, candidates=candidates, rollouts=rollouts, lam=LAM)
     return [chain.state.tokens for chain in run(policy, step, [PROBLEM], width=5000, seed=0, samples=draws)]
 
 
@@ -163,7 +162,7 @@ def test_with_a_proposal_votes_carry_the_ratio(reward: Reward) -> None:
     law = finite(SHORT, last_letter, 2, 2, proposal=PROPOSAL.oracle)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        chains = drawn(SHORT, reward, 2, 2, 2_000, proposal=PROPOSAL)
+        chains = drawn(ImportanceSampling(SHORT, PROPOSAL), reward, 2, 2, 2_000)
     if reward is not unweighed:
         check_law(chains, law, level=LEVEL)
     else:
