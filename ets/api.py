@@ -205,7 +205,7 @@ def sample(  # type: ignore[misc]
         For arguments out of range, before the model is loaded; for a missing checkpoint, or a proposal with other
         tokens; for a reward that raises or returns something else than one number per text.
     """
-    guide = guide_of(reward, extract)
+    guide_of(reward, extract)  # a call without both is refused before anything is opened
     read = None if extract is None else as_extract(extract)
     prompts, single = as_prompts(prompt)
     problems = [_problem(n, each, as_stops(stop)) for n, each in enumerate(prompts)]
@@ -227,8 +227,8 @@ def sample(  # type: ignore[misc]
         certainty=certainty,
         **({} if weighed else fast),
     )
-    if reward is None and isinstance(policy, MaskedDiffusionPolicy):
-        guide = majority(extract, minimum=2)  # type: ignore[arg-type]  # as in the authors' code for LLaDA
+    minimum = 2 if isinstance(policy, MaskedDiffusionPolicy) else 1  # as in the authors' code for LLaDA
+    guide = guide_of(reward, extract, minimum)
     if chosen is not None:
         problems = _in_template(problems, chosen, policy)
     if level is not None:
@@ -285,13 +285,16 @@ def _chains(
     return [chains[problem.id] for problem in problems]
 
 
-def guide_of(reward: Scoring | Reward | None, extract: Extract | None) -> Reward:
-    """The reward of `sample`'s two arguments; raises `InputError` without either, or for what is no function."""
+def guide_of(reward: Scoring | Reward | None, extract: Extract | None, minimum: int = 1) -> Reward:
+    """The reward of `sample`'s two arguments, where `majority` with its `minimum` stands for a missing one.
+
+    Raises `InputError` without either, or for what is no function.
+    """
     if reward is not None:
         return as_reward(reward)
     if extract is None:
         raise InputError("neither a reward nor extract is given; pass reward=lambda prompt, text: …, or extract=…")
-    return majority(extract)
+    return majority(extract, minimum=minimum)
 
 
 def as_stops(stop: Sequence[str]) -> tuple[str, ...]:

@@ -24,19 +24,20 @@ from ets.commands.engines import (
 from ets.commands.opening import Opened, add_task_arguments, method_names, opened
 from ets.commands.proposals import add_proposal_arguments, proposal_pair, proposed_by, proposing_of
 from ets.commands.traces import add_traces_argument, require_traces, traces_of
+from ets.evaluation.base import Base
 
 if TYPE_CHECKING:
     from ets.evaluation.evaluate import Row
-    from ets.evaluation.methods import Base, Settings
+    from ets.evaluation.methods import Settings
     from ets.types import Policy
 
 
-BASE: dict[str, tuple[Any, str, float]] = {
-    "base_temperature": (float, "temperature", 0.7),
-    "base_top_k": (number_or(int, "none", None), "top-k, or none", 20),
-    "base_top_p": (number_or(float, "none", None), "top-p, or none", 0.8),
+BASE: dict[str, tuple[Any, str]] = {
+    "temperature": (float, "temperature"),
+    "top_k": (number_or(int, "none", None), "top-k, or none"),
+    "top_p": (number_or(float, "none", None), "top-p, or none"),
 }
-"""The options of the method `base`: their types, meanings and the values of the authors' row."""
+"""The fields of `Base` as options of the method `base`: their types and meanings."""
 EXAMPLE = """example:
   ets eval --task arithmetic --model embedded --count 20 --shots 0 --methods plain,majority,ets \\
       --candidates 8 --rollouts 3 --lam 0.1 --pool chain --block-size 16 --max-length 96 \\
@@ -69,8 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     sizes = "N of single methods, such as best-of-n=15,one-step=20 (default: as many as cost what ETS costs)"
     add("--sizes", _sizes, sizes, default=dict[str, int]())
-    for name, (kind, text, value) in BASE.items():
-        add(flag(name), kind, f"of the method base: {text} (default: {value})", default=value)
+    for name, (kind, text) in BASE.items():
+        value = getattr(Base, name)
+        add(flag(f"base_{name}"), kind, f"of the method base: {text} (default: {value})", default=value)
     add("--samples", int, "samples of the other methods (default: as many as cost what ETS costs)", default=None)
     add("--repeats", int, "k of avg@k: samples of each problem that every method's score is a mean of", default=1)
     add_traces_argument(parser)
@@ -145,11 +147,11 @@ def execute(options: argparse.Namespace) -> None:
 
 def settings_of(options: argparse.Namespace) -> Settings:
     """The methods' settings, as the options give them."""
-    from ets.evaluation.methods import Base, Settings
+    from ets.evaluation.methods import Settings
 
     names = ("candidates", "rollouts", "lam", "pool", "reward", "beams", "best_by", "sizes")
     own = {name: getattr(options, name) for name in names}
-    base = {name.removeprefix("base_"): getattr(options, name) for name in BASE}
+    base = {name: getattr(options, f"base_{name}") for name in BASE}
     return Settings(**own, minimum=least_votes(options), base=Base(**base), proposing=proposing_of(options))
 
 

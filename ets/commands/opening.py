@@ -105,22 +105,23 @@ def opened(name: str, options: argparse.Namespace, changed: Mapping[str, Any] | 
     task = opened_task(name, options.data, unsafe=options.unsafe_code, stops=options.stops, chat=chat)
     checkpoint = Checkpoint(ENGINES[options.engine].embedded.get(options.model, options.model), device=ranks.device)
     policy = engine_policy(checkpoint, options, **settings)
-    if chat is not None:
-        _template(checkpoint, chat)  # a missing one is named before the problems are read
+    template = None if chat is None else _template(checkpoint, chat)  # a missing one is named before problems are read
     problems = task.problems(options.count, options.shots)
     if not problems:
         raise InputError(f"the task {name!r} gave no problems; its problems(count, shots) must give at least one")
-    if chat is None and any(problem.messages for problem in problems):
-        chat = Chat()
-    if chat is not None:
-        problems = [_template(checkpoint, chat).problem(problem) for problem in problems]
+    if template is None and any(problem.messages for problem in problems):
+        template = _template(checkpoint, Chat())
+    if template is not None:
+        problems = [template.problem(problem) for problem in problems]
     if truncation := truncation_of(policy, options):
         cut = ", ".join(f"{name} {value}" for name, value in truncation.items())
         ranks.say(f"p_ref has the checkpoint's {cut} (its generation_config, as transformers' generate reads it)")
     if truncation and (unapplied := checkpoint.unapplied):
         lacking = ", ".join(f"{name} {value:g}" for name, value in unapplied.items())
         ranks.say(f"note: p_ref is without the checkpoint's {lacking}, which generate would apply too")
-    return Opened(task, checkpoint, policy, problems, policy.start(problems), ranks, chat)
+    return Opened(
+        task, checkpoint, policy, problems, policy.start(problems), ranks, template.chat if template else None
+    )
 
 
 def _template(checkpoint: Checkpoint, chat: Chat) -> ChatTemplate:

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from ets import baselines
+from ets.evaluation.base import Base
 from ets.evaluation.fast import FastSampling
 from ets.evaluation.proposing import Proposing
 from ets.evaluation.ratios import recorded_ratios
@@ -18,20 +19,6 @@ from ets.rewards.self_consistency import Pool
 from ets.tasks.task import Slow, Task
 from ets.transition import require_counts, require_variety
 from ets.types import Chain, InputError, Policy, Problem, Reward, Step, StepFn, Text
-
-
-@dataclass(frozen=True)
-class Base:
-    """The law of the row `base`: the temperature, top-k and top-p at which the authors sample their "Base" row."""
-
-    temperature: float = 0.7
-    top_k: int | None = 20
-    top_p: float | None = 0.8
-
-    @property
-    def label(self) -> str:
-        top_k = "" if self.top_k is None else f", top-k {self.top_k}"
-        return f"temperature {self.temperature:g}{top_k}" + ("" if self.top_p is None else f", top-p {self.top_p:g}")
 
 
 @dataclass(frozen=True)
@@ -69,7 +56,7 @@ class Settings:
     minimum: int = 1
     best_by: str = "majority"
     sizes: Mapping[str, int] = field(default_factory=dict)
-    base: Base = Base()
+    base: Base = field(default_factory=Base)
     proposing: Proposing | FastSampling | None = None
 
 

@@ -7,9 +7,10 @@ argument of the paper's scripts is honoured, or answered by one line that says w
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
+from ets.evaluation.base import Base
 from ets.evaluation.fast import FAST
 from ets.evaluation.methods import METHODS
 from ets.evaluation.proposing import bounds_of
@@ -35,7 +36,7 @@ ENGINES: dict[Family, tuple[str, ...]] = {"qwen": ("transformers", "vllm"), "lla
 ONE_ENGINE = ("beam", "ets-is", STUDY)
 """Methods that need transformers: vLLM has no beam search, no scores at other temperatures, and no certainties."""
 
-BASE: dict[str, Any] = {"temperature": 0.7, "top_k": 20, "top_p": 0.8}
+BASE: dict[str, Any] = asdict(Base())
 """The law of the paper's Base row, from which its model `qwen` samples whatever the arguments."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {"qwen": BASE, "qwen-draw": BASE | {"samples": 20}}

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 
 from ets.diagnostics import ratio_summary
+from ets.evaluation.base import Base
 from ets.evaluation.budget import Budget, GeneratedTokens, Pilot
 from ets.evaluation.evaluate import Evaluation, Row
 from ets.evaluation.intervals import accuracy
 from ets.evaluation.journal import Journal, Record
-from ets.evaluation.methods import METHODS, REWARDS, Base, Method, Settings, require_able, require_methods
+from ets.evaluation.methods import METHODS, REWARDS, Method, Settings, require_able, require_methods
 from ets.evaluation.proposing import Proposing
 from ets.evaluation.ratios import total_ratios
 from ets.evaluation.tables import ratio_lines, table

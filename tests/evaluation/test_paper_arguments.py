@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from ets.evaluation.methods import METHODS, Base
+from ets.evaluation.base import Base
+from ets.evaluation.methods import METHODS
 from ets.evaluation.paper_arguments import (
     ARGUMENTS,
     BASE,
