@@ -41,9 +41,10 @@ def named_object(name: str, what: str) -> Any:
     return getattr(module, attribute)
 
 
-def code_digest(thing: object) -> str:
-    """Which code an object's class has: 16 hexadecimal digits of a hash of its file."""
-    file = inspect.getfile(sys.modules[type(thing).__module__])
+def code_digest(thing: Any) -> str:
+    """16 hexadecimal digits of a hash of the file that holds a function, or an object's class."""
+    holder = thing if hasattr(thing, "__code__") or isinstance(thing, type) else type(thing)
+    file = inspect.getfile(sys.modules[holder.__module__])
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
 
 

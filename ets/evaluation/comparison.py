@@ -1,38 +1,30 @@
-"""Many methods on one task and one model, each at the same budgets."""
+"""Methods on one task, each at the same budgets: `ets eval` is a comparison at one budget, `ets compare` at several."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
-
-from ets.evaluation.budget import positions_of
-from ets.evaluation.compared import CHOOSING, GUIDED, SEARCHES, VOTED, Guided, Hyper
-from ets.evaluation.depth import metered
-from ets.evaluation.evaluate import Evaluation
-from ets.evaluation.journal import Journal, Record
-from ets.evaluation.methods import Method
-from ets.evaluation.pooled import Drawn, chosen, mean_cost_curve, noted_texts, pool
-from ets.evaluation.ranks import ALONE, Ranks
+from ets.diagnostics import RatioSummary
+from ets.evaluation.journal import Record
+from ets.evaluation.methods import METHODS, Method, MethodSettings
+from ets.evaluation.pool import Choice, Pool, chosen, nearest
+from ets.evaluation.ratios import total_ratios
+from ets.evaluation.run import Drawing, Run
 from ets.evaluation.sizes import size_for
-from ets.tasks.task import Task
-from ets.types import Chain, Floats, Policy, Problem
+from ets.types import Policy, Problem
 
 PILOT_PROBLEMS = 32
-"""Sizes are found on so many problems; what is measured there is part of the results where a size is taken."""
-
-POOLED = 1.5
-"""The largest number of complete samples costs so many times the largest budget, for rows that cost more than it."""
+"""The size of a guided method is found on so many problems; their records at that size are part of the results."""
+LARGEST_RIVAL = 1.5
+"""A rival costs at most so many times the largest budget."""
 
 
 @dataclass(frozen=True)
 class Rival:
-    """What an entry is compared with: another method at the same cost, or as near to it as its sizes come.
+    """The method that an entry is compared with, at the same cost or as near to it as its sizes come.
 
     Parameters
     ----------
@@ -50,25 +42,30 @@ class Rival:
 
 @dataclass(frozen=True)
 class Entry:
-    """A method at a budget, read out in one way.
+    """A method at a budget, with one readout: a row of the tables.
 
     Parameters
     ----------
     budget : int or None
-        Which budget; None for a method that is the same at every one.
+        The place of the budget; None for a method that is the same at every budget.
     method, readout, label : str
+        The readout is `last`, the sampled text, or `vote`, the first rollout with the majority answer.
     size : int
         Candidates, samples, particles or moves.
     scores : mapping of str to float
-        By problem: the mean over its samples.
+        By problem: the mean grade of its samples.
     cost : mapping of str to float
-        Means per sample: `generated`, `positions`, `row_forwards`, `seconds`, and `depth`, the tokens (for masked
-        diffusion, the denoising steps) that have to be drawn one after the other however many run side by side.
+        Means per use of the method: `generated`, `positions`, `row_forwards`, `seconds`, `reward_seconds`, and `depth`,
+        the tokens (for masked diffusion, the denoising steps) that are drawn one after the other.
     draws : int
         Independent samples of a problem behind its score.
+    further : mapping of str to float
+        Means of the task's further scores.
+    ratios : RatioSummary, optional
+        The importance ratios of a method that has any.
     rival : Rival, optional
     key : str
-        The method and its settings among records, which is its journal's name too.
+        The method and its settings in the journal.
     """
 
     budget: int | None
@@ -79,171 +76,221 @@ class Entry:
     scores: Mapping[str, float]
     cost: Mapping[str, float]
     draws: int
+    further: Mapping[str, float] = field(default_factory=dict)
+    ratios: RatioSummary | None = None
     rival: Rival | None = None
     key: str = ""
 
 
 def entry_of(content: Mapping[str, Any]) -> Entry:
     """An entry from its JSON values."""
-    rival = content["rival"]
-    return Entry(**{**content, "rival": None if rival is None else Rival(**rival)})
-
-
-@dataclass(frozen=True)
-class Target:
-    """A budget: its cost per sample over all problems, and over the pilot's."""
-
-    mean: float
-    pilot: float
+    rival, ratios = content["rival"], content["ratios"]
+    return Entry(
+        **{
+            **content,
+            "rival": rival and Rival(**rival),
+            "ratios": ratios and RatioSummary(**{k: float("nan") if v is None else v for k, v in ratios.items()}),
+        }
+    )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """One comparison: what is asked, of whom, and where the journals go, one for each method and size.
+    """One comparison.
 
     Parameters
     ----------
-    task, policy, problems, hyper
-        What is compared on, and the settings that methods share.
-    currency : str
-        What the budgets are counted in: `generated` tokens, or the `positions` that the model computed.
-    folder : Path
-    configuration : mapping
-        All that results depend on, beside the problems, the method and its own settings.
-    seeds : int
-        Samples of each problem, whose scores are averaged.
-    width, seed : int
-        As for `ets.runner.run`.
-    per_token : float
-        Model calls in a row that a token takes: 1, or denoising steps over tokens.
-    ranks : Ranks
-        The processes that share the problems.
-    kept : callable
-        Is told each chain that has ended, before its record is written.
+    run : Run
+    policies : mapping of str to Policy
+        By law: "" is the policy of most methods, others are those of `Method.law`.
+    methods : mapping of str to Method
+        The methods to compare, in the order of the table.
+    settings : MethodSettings
+    currency : {"generated", "positions"}
+        The unit of the budgets: generated tokens, or token positions that the model computed.
+    repeats : int
+        Samples of each problem, whose grades are averaged.
+    sizes : mapping of str to int
+        The N of single methods that choose among N samples, in place of the N that costs as much as the budget.
+    samples : int, optional
+        The N of all those methods that `sizes` does not name.
     """
 
-    task: Task
-    policy: Policy
-    problems: Sequence[Problem]
-    hyper: Hyper
-    currency: str
-    folder: Path
-    configuration: Mapping[str, Any]
-    seeds: int
-    width: int
-    seed: int
-    per_token: float = 1.0
-    progress: bool = True
-    ranks: Ranks = ALONE
-    kept: Callable[[Method, Chain], None] = lambda method, chain: None
-    _depths: dict[int, int] = field(default_factory=dict)
+    run: Run
+    policies: Mapping[str, Policy]
+    methods: Mapping[str, Method]
+    settings: MethodSettings
+    currency: str = "generated"
+    repeats: int = 1
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    samples: int | None = None
+    _targets: dict[float, float] = field(default_factory=dict)
+    _pools: dict[str, Pool] = field(default_factory=dict)
 
-    def entries(self, names: Sequence[str], budgets: Sequence[float], against: str = "majority") -> list[Entry]:
-        """Run every method at every budget, and set against each of them another one at equal cost.
+    def entries(self, budgets: Sequence[float], against: str | None = None) -> list[Entry]:
+        """Run every method at every budget, and set a rival against each of them.
 
         Parameters
         ----------
-        names : sequence of str
-            Keys of `GUIDED`, `CHOOSING` and `SEARCHES`.
         budgets : sequence of int or float
             Whole numbers are candidates of ETS, whose mean cost is the budget; floats are amounts of the currency.
-        against : str
-            One of the names. A method that chooses among N samples is set against each entry with the N whose cost is
-            nearest to the entry's own; any other one at the same budget.
+        against : str, optional
+            A method that entries are compared with. A method that chooses among N samples is the rival with the N whose
+            cost is nearest to the entry's cost; another method is the rival at the same budget.
         """
         found: list[Entry] = []
-        targets = [self._target(budget) for budget in budgets]
-        pooled = self._pool(targets) if any(name in CHOOSING for name in names) else []
-        for index, (budget, target) in enumerate(zip(budgets, targets, strict=True)):
-            for name in (name for name in names if name in GUIDED):
-                same = isinstance(budget, int) and GUIDED[name].at_candidates
-                found += self._guided(index, name, target, int(budget) if same else None)
-            for name in (name for name in names if name in CHOOSING and name != "plain"):
-                found.append(self._choosing(index, name, nearest(self._curve(pooled), target.mean), pooled))
-        if "plain" in names:
-            found.append(self._plain(pooled))
-        found += [self._search(name) for name in names if name in SEARCHES]
-        ordered = sorted(found, key=lambda entry: (entry.budget is None, entry.budget or 0, names.index(entry.method)))
-        return self._against(ordered, against, pooled)
+        for index, budget in enumerate(budgets):
+            for name, method in self.methods.items():
+                if method.kind == "guided":
+                    found += self._guided(index, name, self._size(name, method, budget))
+                elif method.kind == "among":
+                    found.append(self._among(index, name, self._count(name, budget)))
+        for name, method in self.methods.items():
+            if method.kind == "averaged":
+                found.append(self._averaged(name, max(self._count(name, budget) for budget in budgets)))
+            elif method.kind == "search":
+                found += self._guided(None, name, 1)
+        places = list(self.methods)
+        found.sort(key=lambda entry: (entry.budget is None, entry.budget or 0, places.index(entry.method)))
+        if len(budgets) == 1:
+            found.sort(key=lambda entry: places.index(entry.method))
+        return self._against(found, against, [self._target(b) for b in budgets] if against else [])
 
-    def _target(self, budget: float) -> Target:
+    def _target(self, budget: float) -> float:
+        """A budget as an amount of the currency."""
         if not isinstance(budget, int):
-            return Target(budget, budget)
-        records = self._records(self._sized("ets", budget), self.problems, self.seeds)
-        first = {problem.id for problem in self.problems[:PILOT_PROBLEMS]}
-        pilot = [record for record in records if record["problem"] in first]
-        return Target(self._mean(records), self._mean(pilot))
+            return budget
+        if budget not in self._targets:
+            self._targets[budget] = self._mean_cost(self._records("ets", budget, self.run.problems, self.repeats))
+        return self._targets[budget]
 
-    def _mean(self, records: Sequence[Record]) -> float:
-        return fmean(_cost(record)[self.currency] for record in records)
+    def _size(self, name: str, method: Method, budget: float) -> int:
+        """The size of a guided method at a budget."""
+        if isinstance(budget, int) and method.at_candidates:
+            own = self.settings.is_candidates if method.law == "ets-is" else None
+            return int(budget) if own is None else own
+        pilot, target = self.run.problems[:PILOT_PROBLEMS], self._target(budget)
 
-    def _guided(self, index: int, name: str, target: Target, size: int | None) -> list[Entry]:
-        guided = GUIDED[name]
-        if size is None:
-            size = self._size(name, guided, target)
-        method = self._sized(name, size)
-        records = self._records(method, self.problems, self.seeds)
-        label, cost, own = method.label, _means(records), (self.seeds, None, method.key)
-        entries = [Entry(index, name, "last", label, size, _scores(records, "correct"), cost, *own)]
-        if guided.votes:
-            voted = _scores([record["vote"] | {"problem": record["problem"]} for record in records], "correct")
-            entries.append(Entry(index, name, VOTED, f"{label}, vote", size, voted, cost, *own))
-        return entries
-
-    def _size(self, name: str, guided: Guided, target: Target) -> int:
         def share_of(size: int) -> float:
-            return self._mean(self._records(self._sized(name, size), self.problems[:PILOT_PROBLEMS], 1)) / target.pilot
+            return self._mean_cost(self._records(name, size, pilot, 1)) / self._pilot_target(budget, pilot)
 
-        first = round(target.pilot / self._single / guided.samples(self.hyper))
-        return size_for(share_of, max(1, first))[0]
+        single = self._pool("").mean_costs(1, self.currency)[0] if "ets" not in self.methods else self._single(budget)
+        return size_for(share_of, max(1, round(target / single / method.samples(self.settings))))[0]
 
-    @cached_property
-    def _single(self) -> float:
-        """What a complete sample costs, in the currency."""
-        return float(self._curve(self._pilot_pool(1))[0])
+    def _pilot_target(self, budget: float, pilot: Sequence[Problem]) -> float:
+        """The budget's amount on the problems of the pilot."""
+        if not isinstance(budget, int):
+            return budget
+        return self._mean_cost(self._records("ets", int(budget), pilot, self.repeats))
 
-    def _pilot_pool(self, samples: int) -> list[Record]:
-        return self._records(_pool_method(samples), self.problems[:PILOT_PROBLEMS], 1)
+    def _single(self, budget: float) -> float:
+        """About what one complete sample costs, from the rollouts of ETS at its first guide step."""
+        if not isinstance(budget, int):
+            return float(self._pool("").mean_costs(1, self.currency)[0])
+        records = self._records("ets", int(budget), self.run.problems, self.repeats)
+        tokens = fmean(record["sample_tokens"] for record in records)
+        generated = fmean(record["cost"]["generated"] for record in records)
+        return tokens * self._target(budget) / generated
 
-    def _curve(self, records: Sequence[Record]) -> Floats:
-        return mean_cost_curve(records, self.currency)
+    def _count(self, name: str, budget: float) -> int:
+        """The N of a method that takes N complete samples."""
+        fixed = self.sizes.get(name, self.samples)
+        if fixed is not None:
+            return fixed
+        method = self.methods[name]
+        if method.kind == "averaged" and (not self._has_target(budget) or self.policies[method.law].deterministic):
+            return 1
+        target = self._target(budget)
+        return self._pool("").until(target, self.currency, round(target / self._single(budget)))
 
-    def _pool(self, targets: Sequence[Target]) -> list[Record]:
-        """Complete samples of every problem, more of them than the largest budget buys: costs differ by problem."""
-        largest = POOLED * max(target.pilot for target in targets)
-        samples = max(1, round(largest / self._single))
-        while (spent := self._curve(self._pilot_pool(samples))[-1]) < largest and samples < 16 * largest / self._single:
-            samples = max(samples + 1, round(samples * largest / spent))
-        return self._records(_pool_method(samples), self.problems, self.seeds)
+    def _has_target(self, budget: float) -> bool:
+        return "ets" in self.methods or not isinstance(budget, int)
 
-    def _choosing(self, index: int | None, name: str, size: int, pooled: Sequence[Record]) -> Entry:
-        choosing, problems = CHOOSING[name], {problem.id: problem for problem in self.problems}
-        step, scored = choosing.step(self.task, self.hyper, size), list[Record]()
-        for record in pooled:
-            choice = chosen(step, problems[record["problem"]], record, self.seed)
-            size = choice.samples  # of iterated resampling, sometimes one fewer
-            depth = max(len(each["tokens"]) for each in record["texts"][:size]) * self.per_token
-            scored.append({**record, "correct": choice.score, "cost": vars(choice.cost), "depth": depth})
-        label = choosing.labelled(self.hyper, size)
-        return Entry(index, name, "last", label, size, _scores(scored, "correct"), _means(scored), self.seeds)
+    def _pool(self, law: str) -> Pool:
+        if law not in self._pools:
+            base = [getattr(self.settings, f"base_{name}") for name in ("temperature", "top_k", "top_p")]
+            name = "pool" if law == "" else "-".join(map(str, ("pool", law, *base)))
+            self._pools[law] = Pool(self.run, self.policies[law], name, self.repeats)
+        return self._pools[law]
 
-    def _plain(self, pooled: Sequence[Record]) -> Entry:
-        """Single samples: the score is the mean over all of them, the cost that of the first."""
-        samples = len(pooled[0]["texts"])
-        one, all_of_them = (self._choosing(None, "plain", size, pooled) for size in (1, samples))
-        draws = samples * self.seeds
-        label = f"plain sampling (mean of {draws})"
-        return replace(one, label=label, scores=all_of_them.scores, draws=draws)
+    def _among(self, index: int | None, name: str, count: int) -> Entry:
+        """A method that chooses among the first `count` complete samples."""
+        method = METHODS[name]
+        step = method.step(self.run.task, self.settings, count)
+        pooled = self._pool(method.law).samples(count)
+        choices = [chosen(step, each, self.run.seed) for each in pooled]
+        rows = [_row(each.problem, choice, self.run.per_token) for each, choice in zip(pooled, choices, strict=True)]
+        size = choices[0].samples
+        label, key = method.labelled(self.settings, size), method.key(name, self.settings, count)
+        scores, cost, further = _scores(rows), _means(rows), _further(rows)
+        return Entry(index, name, "last", label, size, scores, cost, self.repeats, further, key=key)
 
-    def _against(self, entries: Sequence[Entry], against: str, pooled: Sequence[Record]) -> list[Entry]:
-        """The entries, each with its rival."""
-        if against in CHOOSING:
-            curve, known = self._curve(pooled), dict[int, Entry]()
+    def _averaged(self, name: str, count: int) -> Entry:
+        """Single samples: the score is the mean over all `count` of them, the cost that of the first."""
+        method = METHODS[name]
+        pool = self._pool(method.law)
+        rows = [
+            {"problem": each.problem.id, "correct": grade["correct"], "scores": grade["scores"]}
+            for each in pool.samples(count)
+            for grade in each.grades
+        ]
+        firsts = [
+            _row(each.problem, chosen(method.step(self.run.task, self.settings, 1), each, self.run.seed), 1.0)
+            for each in pool.samples(1)
+        ]
+        draws = count * self.repeats
+        label, key = method.labelled(self.settings, draws), method.key(name, self.settings, count)
+        return Entry(None, name, "last", label, 1, _scores(rows), _means(firsts), draws, _further(rows), key=key)
+
+    def _guided(self, index: int | None, name: str, size: int) -> list[Entry]:
+        """A method that samples by itself; where its rollouts vote, the vote is a second entry at the same cost."""
+        method = self.methods[name]
+        repeats = 1 if method.kind == "search" else self.repeats
+        records = self._records(name, size, self.run.problems, repeats)
+        ratios = total_ratios([record["ratios"] for record in records]) if "ratios" in records[0] else None
+        label, key = method.labelled(self.settings, size), method.key(name, self.settings, size)
+        rows = [{**record, **record["cost"]} for record in records]
+        shared: dict[str, Any] = {"cost": _means(rows), "draws": repeats, "key": key}
+        last = Entry(index, name, "last", label, size, _scores(rows), further=_further(rows), ratios=ratios, **shared)
+        if not method.votes:
+            return [last]
+        voted = [{"problem": record["problem"], **record["vote"]} for record in records]
+        scores, further = _scores(voted), _further(voted)
+        return [last, Entry(index, name, "vote", f"{label}, vote", size, scores, further=further, **shared)]
+
+    def _records(self, name: str, size: int, problems: Sequence[Problem], repeats: int) -> list[Record]:
+        method = self.methods[name] if name in self.methods else METHODS[name]
+        policy = self.policies[method.law]
+        weighed = bool(getattr(policy, "weighed", False))
+        drawing = Drawing(
+            key=method.key(name, self.settings, size),
+            label=method.labelled(self.settings, size),
+            step=method.step(self.run.task, self.settings, size),
+            policy=policy,
+            votes=method.votes,
+            weighed=weighed,
+            clip=self.settings.clip if weighed else None,
+        )
+        return self.run.records(drawing, problems, repeats)
+
+    def _mean_cost(self, records: Sequence[Record]) -> float:
+        return _means([{**record, **record["cost"]} for record in records])[self.currency]
+
+    def _against(self, entries: Sequence[Entry], against: str | None, targets: Sequence[float]) -> list[Entry]:
+        """The entries with their rivals."""
+        if against is None:
+            return list(entries)
+        if METHODS[against].kind == "among":
+            largest = max([*targets, *(entry.cost[self.currency] for entry in entries)])
+            amount = min(largest, LARGEST_RIVAL * max(targets))
+            count = self._pool("").until(amount, self.currency, 1)
+            costs = self._pool("").mean_costs(count, self.currency)
+            known: dict[int, Entry] = {}
 
             def rival_of(entry: Entry) -> Entry:
-                size = nearest(curve, entry.cost[self.currency])
+                size = nearest(costs, entry.cost[self.currency])
                 if size not in known:
-                    known[size] = self._choosing(None, against, size, pooled)
+                    known[size] = self._among(None, against, size)
                 return known[size]
         else:
 
@@ -258,63 +305,30 @@ class Comparison:
             return entry
         return replace(entry, rival=Rival(other.label, other.cost[self.currency], other.scores))
 
-    def _search(self, name: str) -> Entry:
-        step, label, options = SEARCHES[name](self.hyper)
-        records = self._records(Method(name, label, step, options=options), self.problems, 1)
-        return Entry(None, name, "last", label, 1, _scores(records, "correct"), _means(records), 1)
 
-    def _sized(self, name: str, size: int) -> Method:
-        guided = GUIDED[name]
-        settings = [f"{option}={getattr(self.hyper, option)}" for option in guided.options]
-        step = metered(guided.step(self.task, self.hyper, size), self._depths)
-        return Method(name, guided.labelled(self.hyper, size), step, options=(size, *settings), votes=guided.votes)
-
-    def _records(self, method: Method, problems: Sequence[Problem], seeds: int) -> list[Record]:
-        """Sampled where the method's journal lacks them, one sample of all problems after the other.
-
-        So the samples of a problem share no work, and each is charged what it costs by itself.
-        """
-        with Journal(self.folder / method.key, {**self.configuration, "method": method.key}, self.ranks) as journal:
-            evaluation = Evaluation(
-                self.task, self.policy, problems, journal, self.width, self.seed,
-                progress=self.progress, noted=self._noted, kept=self.kept,
-            )  # fmt: skip
-            wanted = {(problem.id, sample) for problem in problems for sample in range(seeds)}
-            for sample in range(seeds):
-                if any((method.key, problem.id, sample) not in journal.records for problem in problems):
-                    evaluation.draw(method, range(sample, sample + 1))
-            return [record for record in journal.of(method.key) if (record["problem"], record["sample"]) in wanted]
-
-    def _noted(self, chain: Chain) -> dict[str, Any]:
-        """What records keep beside what `Evaluation` notes."""
-        if isinstance(chain.state, Drawn):
-            return noted_texts(self.task, chain)
-        depth = self._depths.pop(chain.key, len(chain.state.tokens))  # that of a search: its text's length
-        return {"depth": depth * self.per_token}
+COSTS = ("generated", "positions", "row_forwards", "seconds", "reward_seconds", "depth")
 
 
-def _cost(record: Record) -> dict[str, float]:
-    named = {name: record["cost"][name] for name in ("generated", "row_forwards", "seconds")}
-    return {**named, "positions": positions_of(record), "depth": record["depth"]}
+def _row(problem: Problem, choice: Choice, per_token: float) -> Record:
+    costs = {name: getattr(choice.cost, name) for name in ("generated", "row_forwards", "seconds", "reward_seconds")}
+    own = {"problem": problem.id, "correct": choice.correct, "scores": choice.scores}
+    return {**own, **costs, "positions": choice.cost.positions, "depth": choice.depth * per_token}
 
 
-def _means(records: Sequence[Record]) -> dict[str, float]:
-    costs = [_cost(record) for record in records]
-    return {name: fmean(cost[name] for cost in costs) for name in costs[0]}
+def _means(rows: Sequence[Record]) -> dict[str, float]:
+    """The mean costs of some rows; positions are the sum of the token positions of all kinds."""
+    kinds = ("prompt", "candidate", "rollout", "scored")
+    full = [row if "positions" in row else {**row, "positions": sum(row[kind] for kind in kinds)} for row in rows]
+    return {name: fmean(float(row[name]) for row in full) for name in COSTS}
 
 
-def _scores(records: Sequence[Record], name: str) -> dict[str, float]:
-    """By problem, the mean over its samples."""
+def _scores(rows: Sequence[Record]) -> dict[str, float]:
+    """By problem, the mean grade of its samples."""
     scores: dict[str, list[float]] = {}
-    for record in records:
-        scores.setdefault(record["problem"], []).append(float(record[name]))
+    for row in rows:
+        scores.setdefault(row["problem"], []).append(float(row["correct"]))
     return {problem: fmean(values) for problem, values in scores.items()}
 
 
-def nearest(curve: Floats, cost: float) -> int:
-    """The number of samples whose cost comes nearest, from what the first 1, 2, … of them cost."""
-    return int(np.abs(curve - cost).argmin()) + 1
-
-
-def _pool_method(samples: int) -> Method:
-    return Method("pool", f"{samples} complete samples", pool(samples), options=(samples,))
+def _further(rows: Sequence[Record]) -> dict[str, float]:
+    return {name: fmean(row["scores"][name] for row in rows) for name in rows[0]["scores"]}

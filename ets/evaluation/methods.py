@@ -1,276 +1,293 @@
-"""The methods that a run compares, by name, from its hyper-parameters."""
+"""The methods of a comparison, by name: a new method is a step function and one line in `METHODS`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from typing import Any
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from ets import baselines
-from ets.evaluation.base import Base
-from ets.evaluation.fast import FastSampling
-from ets.evaluation.proposing import Proposing
-from ets.evaluation.ratios import recorded_ratios
 from ets.kernel import energy_guided
-from ets.proposal import Clip
-from ets.rewards import agreement_share, likelihood, majority
+from ets.own_code import named_object
+from ets.rewards import likelihood, majority
+from ets.rewards.registry import NAMES, comparing, named_reward, require_reward
 from ets.rewards.self_consistency import Pool
-from ets.tasks.task import Slow, Task
-from ets.transition import require_counts, require_variety
-from ets.types import Chain, InputError, Policy, Problem, Reward, Step, StepFn, Text
+from ets.settings import Guide, number_or, setting
+from ets.stopping import all_at_maximum
+from ets.tasks.task import Task
+from ets.transition import require_counts, require_positive, require_variety
+from ets.types import InputError, Policy, Reward, StepFn
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The settings of the methods.
+class MethodSettings(Guide):
+    """The settings of the methods beside the policy's."""
 
-    Parameters
-    ----------
-    candidates, rollouts, lam : int, int, float
-        M, K and λ.
-    pool : {"step", "chain"}
-        Whose votes the rewards `majority` and `share` count.
-    beams : int, optional
-        Of beam search.
-    reward : str
-        A key of `REWARDS`: what one-step ETS, ETS and ETS-IS are steered by.
-    minimum : int
-        Votes that an answer needs where `reward` is `majority` or `share`. Best-of-N by a vote asks for none.
-    best_by : str
-        A key of `REWARDS`: what best-of-N goes by. The likelihood of a whole text favours short texts.
-    sizes : mapping of str to int
-        By method: its N, in the place of the N that costs as much as ETS.
-    base : Base
-        The law of the method `base`.
-    proposing : Proposing or FastSampling, optional
-        What ETS-IS samples from.
-    """
+    reward: str = setting("majority", f"what guided methods are steered by: {', '.join(NAMES)}, or file.py:function")
+    pool: Pool = setting("chain", "the rollouts whose votes the rewards majority and share count: step or chain")
+    minimum: int | None = setting(None, "votes that an answer needs (default: 1; masked diffusion: 2)", int)
+    best_by: str = setting("likelihood-per-token", "the reward of best-of-n; likelihood alone favours short texts")
+    beams: int = setting(20, "beams of beam search", int, flags=("num_beams",))
+    base_temperature: float = setting(0.7, "temperature of the method base, the paper's Base row", float)
+    base_top_k: int | None = setting(20, "top-k of the method base, or none", number_or(int, "none", None))
+    base_top_p: float | None = setting(0.8, "top-p of the method base, or none", number_or(float, "none", None))
+    resample_below: float = setting(0.5, "share of effective particles below which they are resampled", float)
+    alpha: float = setting(4.0, "power sampling draws from p_ref to this power", float)
+    iterations: int = setting(4, "iterations of iterated resampling", int)
+    is_candidates: int | None = setting(None, "M of ets-is (default: that of ets)", int)
+    weighing: str = ""
+    """What ets-is draws from and how it weighs the draws; `ets.evaluation.setup` completes it."""
 
-    candidates: int
-    rollouts: int
-    lam: float
-    pool: Pool
-    beams: int | None = None
-    reward: str = "majority"
-    minimum: int = 1
-    best_by: str = "majority"
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    base: Base = field(default_factory=Base)
-    proposing: Proposing | FastSampling | None = None
+    @property
+    def votes_needed(self) -> int:
+        return 1 if self.minimum is None else self.minimum
 
 
 @dataclass(frozen=True)
 class Method:
-    """A step function, how many chains of it a problem gets, and its name among the records of a run.
+    """One method.
 
-    `options` are those that belong to this method alone: records made with others are kept apart by them. `ratios`
-    says what a record keeps of the importance ratios in a chain's trace, if the method has any; `target`, which law its
-    draws are weighed towards, if not the policy's. `votes`: whether the vote over all rollouts is a row of its own.
+    Parameters
+    ----------
+    step : callable
+        The step function, of the task, the settings and the size.
+    label : str
+        With `{size}` and the fields of `MethodSettings`.
+    kind : {"guided", "among", "averaged", "search"}
+        "guided": a step function with guide steps, whose size grows with the budget. "among": it chooses among N
+        complete samples, which all such methods share. "averaged": the mean score of single samples. "search": the
+        same at every budget.
+    depends : tuple of str
+        The settings that its records depend on.
+    votes : bool
+        Whether the vote over its rollouts is a second row.
+    samples : callable
+        Complete samples that cost about as much as one more of the size, for a first guess.
+    at_candidates : bool
+        Whether a budget that is given as candidates of ETS is this method's size too.
+    law : str
+        The policy that it samples from: "" for the run's, "base" or "ets-is".
     """
 
-    name: str
+    step: Callable[[Task, MethodSettings, int], StepFn]
     label: str
-    step: StepFn
-    samples: int = 1
-    options: tuple[str | int, ...] = ()
-    ratios: Callable[[Sequence[Step]], Mapping[str, Any]] | None = None
-    target: str = ""
+    kind: Literal["guided", "among", "averaged", "search"] = "guided"
+    depends: tuple[str, ...] = ("rollouts", "lam", "pool", "reward", "minimum")
     votes: bool = False
+    samples: Callable[[MethodSettings], float] = lambda settings: 1.0
+    at_candidates: bool = False
+    law: str = ""
 
-    @property
-    def key(self) -> str:
-        """The method in the journal, such as `beam-20`."""
-        return "-".join(map(str, (self.name, *self.options)))
+    def labelled(self, settings: MethodSettings, size: int) -> str:
+        label = self.label.format(size=size, **asdict(settings))
+        steered = "reward" in self.depends and settings.reward != "majority"
+        return f"{label}, by {settings.reward}" if steered else label
 
-
-def comparing(compare: Callable[..., Reward], task: Task, pool: Pool, minimum: int) -> Reward:
-    """A reward that compares answers, `majority` or `agreement_share`; a slow task finds a step's in parallel."""
-    reward = compare(task.extract, pool=pool, minimum=minimum)
-    if not isinstance(task, Slow):
-        return reward
-
-    def found_before(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> Sequence[float]:
-        task.extract_all((problem, rollout.text) for rollout in rollouts)  # it remembers them
-        return reward(problem, rollouts, chain)
-
-    return found_before
+    def key(self, name: str, settings: MethodSettings, size: int) -> str:
+        """The method in the journal, such as `ets-8-rollouts=3-lam=0.1-…`."""
+        return "-".join([name, str(size), *(f"{each}={getattr(settings, each)}" for each in self.depends)])
 
 
-REWARDS: dict[str, Callable[[Task, Pool, int], Reward]] = {
-    "majority": partial(comparing, majority),
-    "share": partial(comparing, agreement_share),
-    "likelihood": lambda task, pool, minimum: likelihood(),
-    "likelihood-per-token": lambda task, pool, minimum: likelihood(per_token=True),
+def steering(task: Task, settings: MethodSettings) -> Reward:
+    """The reward of guided methods."""
+    return named_reward(settings.reward, task, pool=settings.pool, minimum=settings.votes_needed)
+
+
+def _guide(settings: MethodSettings, size: int) -> dict[str, Any]:
+    return {"candidates": size, "rollouts": settings.rollouts, "lam": settings.lam}
+
+
+def _ets(task: Task, settings: MethodSettings, size: int) -> StepFn:
+    return energy_guided(steering(task, settings), **_guide(settings, size))
+
+
+def _ets_stopped(task: Task, settings: MethodSettings, size: int) -> StepFn:
+    return energy_guided(steering(task, settings), **_guide(settings, size), decided=all_at_maximum(1.0))
+
+
+def _retained(task: Task, settings: MethodSettings, size: int) -> StepFn:
+    return baselines.retained_rollouts(steering(task, settings), **_guide(settings, size))
+
+
+def _lookahead(task: Task, settings: MethodSettings, size: int) -> StepFn:
+    shared: dict[str, Any] = {"lam": settings.lam, "threshold": settings.resample_below}
+    return baselines.lookahead(steering(task, settings), particles=size, rollouts=settings.rollouts, **shared)
+
+
+def _particles(task: Task, settings: MethodSettings, size: int) -> StepFn:
+    """The votes are those of a step: in the pool of a chain, unfinished texts would vote again and again."""
+    shared: dict[str, Any] = {"lam": settings.lam, "threshold": settings.resample_below}
+    return baselines.particle_filter(steering(task, replace(settings, pool="step")), particles=size, **shared)
+
+
+def _power(task: Task, settings: MethodSettings, size: int) -> StepFn:
+    return baselines.power_sampling(alpha=settings.alpha, moves=size)
+
+
+def _majority(task: Task, settings: MethodSettings, size: int) -> StepFn:
+    """Majority voting is best-of-N by the reward `majority`."""
+    return baselines.best_of_n(comparing(majority, task, "step", 1), samples=size)
+
+
+def _weighted_majority(task: Task, settings: MethodSettings, size: int) -> StepFn:
+    return baselines.weighted_majority(task.extract, likelihood(per_token=True), samples=size, lam=settings.lam)
+
+
+def _one_step(task: Task, settings: MethodSettings, size: int) -> StepFn:
+    return baselines.one_step(steering(task, settings), samples=size, lam=settings.lam)
+
+
+def _best_of_n(task: Task, settings: MethodSettings, size: int) -> StepFn:
+    return baselines.best_of_n(named_reward(settings.best_by, task, pool="step", minimum=1), samples=size)
+
+
+def _iterated(task: Task, settings: MethodSettings, size: int) -> StepFn:
+    """N + (iterations - 1)(N - 1) texts in all: the most that the size allows, with at most so many iterations."""
+
+    def total(iterations: int) -> int:
+        return iterations * ((size - 1) // iterations) + 1
+
+    iterations = max(range(2 if size > 2 else 1, settings.iterations + 1), key=lambda n: (total(n), n), default=1)
+    samples = (size - 1) // iterations + 1
+    shared: dict[str, Any] = {"samples": samples, "iterations": iterations, "lam": settings.lam}
+    return baselines.iterated_sir(steering(task, settings), **shared)
+
+
+def _plain(task: Task, settings: MethodSettings, size: int) -> StepFn:
+    return baselines.plain()
+
+
+_BASE = "base model (T {base_temperature:g}, top-k {base_top_k}, top-p {base_top_p}; mean of {size})"
+_WEIGHED = ("rollouts", "lam", "pool", "reward", "minimum", "weighing")
+METHODS: dict[str, Method] = {
+    "base": Method(_plain, _BASE, "averaged", law="base"),
+    "plain": Method(_plain, "plain sampling (mean of {size})", "averaged"),
+    "majority": Method(_majority, "majority voting ({size})", "among", ()),
+    "weighted-majority": Method(
+        _weighted_majority, "majority weighted by exp(logp per token / {lam:g}) ({size})", "among", ()
+    ),
+    "best-of-n": Method(_best_of_n, "best of {size}, by {best_by}", "among", ()),
+    "one-step": Method(_one_step, "one-step ETS ({size})", "among"),
+    "iterated-sir": Method(_iterated, "iterated resampling ({size} in all)", "among"),
+    "ets": Method(
+        _ets,
+        "ETS (M {size}, K {rollouts})",
+        votes=True,
+        samples=lambda settings: 2.0 * settings.rollouts,
+        at_candidates=True,
+    ),
+    "ets-is": Method(
+        _ets,
+        "ETS-IS (M {size}, K {rollouts})",
+        depends=_WEIGHED,
+        votes=True,
+        samples=lambda settings: 2.0 * settings.rollouts,
+        at_candidates=True,
+        law="ets-is",
+    ),
+    "ets-stopped": Method(
+        _ets_stopped,
+        "ETS (M {size}, K {rollouts}), stopped when all agree",
+        votes=True,
+        samples=lambda settings: 1.0 * settings.rollouts,
+        at_candidates=True,
+    ),
+    "retained": Method(
+        _retained,
+        "retained rollouts (M {size}, K {rollouts})",
+        votes=True,
+        samples=lambda settings: 1.5 * settings.rollouts,
+    ),
+    "lookahead": Method(
+        _lookahead,
+        "look-ahead SMC ({size} particles, K {rollouts})",
+        depends=("rollouts", "lam", "pool", "reward", "minimum", "resample_below"),
+        votes=True,
+        samples=lambda settings: 2.0 * settings.rollouts,
+    ),
+    "particles": Method(
+        _particles,
+        "particle filter ({size} particles)",
+        depends=("lam", "reward", "minimum", "resample_below"),
+    ),
+    "power": Method(_power, "power sampling (p_ref^{alpha:g}, {size} moves)", depends=("alpha",)),
+    "greedy": Method(lambda task, settings, size: baselines.greedy(), "greedy decoding", "search", ()),
+    "beam": Method(
+        lambda task, settings, size: baselines.beam(settings.beams), "beam search ({beams} beams)", "search", ("beams",)
+    ),
 }
-"""By name: rewards that need no training. From the task, whose votes count, and the votes that an answer needs."""
 
 
-def reward_named(name: str, task: Task, settings: Settings) -> Reward:
-    """A key of `REWARDS` with the settings' pool and minimum."""
-    return REWARDS[name](task, settings.pool, settings.minimum)
+def own_method(name: str) -> Method:
+    """A guided method from `file.py:function`, a function of `energy_guided`'s arguments that returns a step function.
+
+    The function takes the reward, and by keyword those of `candidates`, `rollouts` and `lam` that its signature has. At
+    a budget in candidates of ETS its M is that number.
+
+    Raises
+    ------
+    InputError
+        For a name that is not there, or a function that takes no reward.
+    """
+    function = named_object(name, "step function")
+    parameters = inspect.signature(function).parameters if callable(function) else {}
+    if not parameters:
+        raise InputError(f"the step function {name!r} takes no reward; give a function of (reward, *, candidates, …)")
+    open_ended = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+
+    def step(task: Task, settings: MethodSettings, size: int) -> StepFn:
+        values = _guide(settings, size)
+        taken = {key: value for key, value in values.items() if open_ended or key in parameters}
+        return function(steering(task, settings), **taken)
+
+    label = f"{name.rpartition(':')[2]} (M {{size}}, K {{rollouts}})"
+    return Method(step, label, votes=True, samples=lambda settings: 2.0 * settings.rollouts, at_candidates=True)
 
 
-def _steered(label: str, settings: Settings) -> str:
-    """A label that names the reward, where it is another than the paper's."""
-    return label if settings.reward == "majority" else f"{label}, by {settings.reward}"
+def methods_named(names: Sequence[str]) -> dict[str, Method]:
+    """The methods by name; a name with a colon is `own_method`.
 
-
-def _base(task: Task, settings: Settings, budget: int) -> Method:
-    law = settings.base
-    options = (f"T{law.temperature:g}", f"k{law.top_k}", f"p{law.top_p}")
-    return Method("base", f"base model ({law.label}; mean of {budget})", baselines.plain(), budget, options)
-
-
-def _plain(task: Task, settings: Settings, budget: int) -> Method:
-    return Method("plain", f"plain sampling (mean of {budget})", baselines.plain(), samples=budget)
-
-
-def _majority(task: Task, settings: Settings, budget: int) -> Method:
-    """Majority voting is best-of-N by the reward `majority`, which finds slow answers in parallel."""
-    step = baselines.best_of_n(comparing(majority, task, "step", 1), samples=budget)
-    return Method("majority", f"majority voting ({budget} samples)", step, options=(budget,))
-
-
-def _greedy(task: Task, settings: Settings, budget: int) -> Method:
-    return Method("greedy", "greedy decoding", baselines.greedy())
-
-
-def _beam(task: Task, settings: Settings, budget: int) -> Method:
-    beams = _beams(settings)
-    return Method("beam", f"beam search ({beams} beams)", baselines.beam(beams), options=(beams,))
-
-
-def _beams(settings: Settings) -> int:
-    if settings.beams is None:
-        raise InputError("beams is not set, which the method beam needs; set it, or leave beam out")
-    return settings.beams
-
-
-def _best_of_n(task: Task, settings: Settings, budget: int) -> Method:
-    """N complete texts vote as they are: `minimum` is for the rewards that steer."""
-    step = baselines.best_of_n(REWARDS[settings.best_by](task, settings.pool, 1), samples=budget)
-    label = f"best of {budget} samples, by {settings.best_by}"
-    return Method("best-of-n", label, step, options=(settings.best_by, budget))
-
-
-def _one_step(task: Task, settings: Settings, budget: int) -> Method:
-    step = baselines.one_step(reward_named(settings.reward, task, settings), samples=budget, lam=settings.lam)
-    return Method("one-step", _steered(f"one-step ETS ({budget} samples)", settings), step, options=(budget,))
-
-
-def _ets(task: Task, settings: Settings, budget: int) -> Method:
-    step = energy_guided(
-        reward_named(settings.reward, task, settings),
-        candidates=settings.candidates,
-        rollouts=settings.rollouts,
-        lam=settings.lam,
-    )
-    label = f"ETS (M {settings.candidates}, K {settings.rollouts})"
-    return Method("ets", _steered(label, settings), step, votes=True)
-
-
-def _ets_is(task: Task, settings: Settings, budget: int) -> Method:
-    """The policy that it samples from is a pair, see `ets.evaluation.proposing` and `ets.evaluation.fast`."""
-    own = _proposing(settings)
-    step = energy_guided(
-        reward_named(settings.reward, task, settings),
-        candidates=own.candidates,
-        rollouts=settings.rollouts,
-        lam=settings.lam,
-        estimator=own.estimator,
-    )
-    ratios = partial(recorded_ratios, clip=own.clip) if own.weighed else None
-    label = _steered(own.label(settings.rollouts), settings)
-    return Method("ets-is", label, step, options=own.options, ratios=ratios, target=own.target, votes=True)
-
-
-def _proposing(settings: Settings) -> Proposing | FastSampling:
-    if settings.proposing is None:
-        raise InputError(
-            "proposal is not set, which the method ets-is needs; name a small model (SMALL_MODEL_PATH in the "
-            "scripts), or leave ets-is out"
-        )
-    return settings.proposing
-
-
-METHODS: dict[str, Callable[[Task, Settings, int], Method]] = {
-    "base": _base,
-    "plain": _plain,
-    "majority": _majority,
-    "one-step": _one_step,
-    "ets": _ets,
-    "ets-is": _ets_is,
-    "greedy": _greedy,
-    "beam": _beam,
-    "best-of-n": _best_of_n,
-}
-"""By name: a function of the task, the settings, and the samples that cost as many tokens as ETS."""
-
-
-DETERMINISTIC = ("greedy", "beam")
-"""Methods whose samples of a problem are all equal, so that one is enough."""
-
-
-AVERAGED = ("base", "plain")
-"""Methods whose score is a mean over single samples; with repeats it is a mean over so many."""
-
-
-def needs_samples(name: str, settings: Settings, repeats: int) -> bool:
-    """Whether a budget says how many samples a method draws."""
-    fixed = name in ("ets", "ets-is", *DETERMINISTIC) or name in settings.sizes
-    return not fixed and not (name in AVERAGED and repeats > 1)
-
-
-def require_methods(names: list[str], samples: int | None, settings: Settings, repeats: int = 1) -> None:
-    """Raise `InputError` for unknown methods or settings out of range, before anything is loaded."""
+    Raises
+    ------
+    InputError
+        For a name that is unknown, or there twice.
+    """
     if repeated := [name for name in names if names.count(name) > 1]:
         raise InputError(f"method {repeated[0]!r} is named twice; name it once")
-    if unknown := [name for name in names if name not in METHODS]:
-        raise InputError(f"unknown method {unknown[0]!r}; choose from {', '.join(METHODS)}")
-    if samples is None and "ets" not in names and any(needs_samples(name, settings, repeats) for name in names):
-        raise InputError(
-            f"methods {','.join(names)} have no ets whose tokens they could match; add it, or set samples or sizes"
-        )
-    if samples is not None:
-        require_counts(samples=samples)
-    if "beam" in names:
-        baselines.beam(_beams(settings))
+    if unknown := [name for name in names if name not in METHODS and ":" not in name]:
+        raise InputError(f"unknown method {unknown[0]!r}; choose from {', '.join(METHODS)}, or file.py:function")
+    return {name: own_method(name) if ":" in name else METHODS[name] for name in names}
+
+
+def require_settings(methods: Mapping[str, Method], settings: MethodSettings, sizes: Mapping[str, int]) -> None:
+    """Raise `InputError` for settings out of range, or sizes of methods without any, before a model is loaded."""
     for name, value in (("reward", settings.reward), ("best_by", settings.best_by)):
-        if value not in REWARDS:
-            raise InputError(f"{name} is {value!r}; choose from {', '.join(REWARDS)}")
-    reward = majority(str, pool=settings.pool, minimum=settings.minimum)
-    shared: dict[str, Any] = {"rollouts": settings.rollouts, "lam": settings.lam}
-    energy_guided(reward, candidates=settings.candidates, **shared)
-    if "ets-is" in names:
-        own = _proposing(settings)
-        energy_guided(reward, candidates=own.candidates, estimator=own.estimator, **shared)
-        Clip(own.clip)
-    _require_sizes(settings.sizes, repeats)
-
-
-def _require_sizes(sizes: Mapping[str, int], repeats: int) -> None:
-    fixed = ("ets", "ets-is", *DETERMINISTIC)
+        require_reward(value, name)
+    if "ets-stopped" in methods and settings.reward not in ("majority", "share"):
+        raise InputError(f"ets-stopped stops when all rollouts agree, and reward is {settings.reward!r}; leave it out")
+    majority(str, pool=settings.pool, minimum=settings.votes_needed)
+    counts = ("candidates", "rollouts", "beams", "iterations")
+    require_counts(**{name: getattr(settings, name) for name in counts})
+    if settings.is_candidates is not None:
+        require_counts(is_candidates=settings.is_candidates)
+    require_positive(lam=settings.lam, alpha=settings.alpha)
+    if not 0 <= settings.resample_below <= 1:
+        raise InputError(f"resample_below is {settings.resample_below!r}; it must be a share, from 0 to 1")
     for name, size in sizes.items():
-        if name not in METHODS or name in fixed:
-            sized = ", ".join(method for method in METHODS if method not in fixed)
-            why = "which draws no N samples" if name in fixed else "which does not exist"
-            raise InputError(f"sizes names the method {name!r}, {why}; choose from {sized}")
+        if name not in METHODS or METHODS[name].kind not in ("among", "averaged"):
+            sized = ", ".join(name for name, method in METHODS.items() if method.kind in ("among", "averaged"))
+            raise InputError(f"sizes names the method {name!r}, which draws no N samples; choose from {sized}")
         require_counts(**{f"the size of {name}": size})
-        if name in AVERAGED and repeats > 1:
-            raise InputError(
-                f"sizes names {name}, whose samples are the repeats ({repeats}) here; leave one of them out"
-            )
 
 
-def require_able(policy: Policy, names: list[str], samples: int | None, settings: Settings) -> None:
-    """Raise `InputError` for a search that the policy does not have, or several draws from one that draws but one."""
-    if "ets-is" in names:
-        require_variety(policy, _proposing(settings).candidates)
-    for name, require in (("greedy", baselines.require_greedy), ("beam", baselines.require_beam)):
-        if name in names:
-            require(policy)
-    if "ets" in names:
-        require_variety(policy, settings.candidates)
-    for name in (name for name in names if name in ("majority", "best-of-n", "one-step")):
-        require_variety(policy, settings.sizes.get(name, samples or 1))
+def require_able(policies: Mapping[str, Policy], methods: Iterable[str], settings: MethodSettings) -> None:
+    """Raise `InputError` for a search that a policy does not have, or several draws from one that draws but one."""
+    searches = {"greedy": baselines.require_greedy, "beam": baselines.require_beam}
+    for name in methods:
+        method = METHODS.get(name)
+        policy = policies[method.law if method else ""]
+        if name in searches:
+            searches[name](policy)
+        elif method is None or method.kind in ("guided", "among"):
+            require_variety(policy, max(2, settings.candidates) if name != "ets" else settings.candidates)

@@ -1,0 +1,300 @@
+"""`ets eval` and `ets compare`: methods on a task, at one budget or at several.
+
+`_parsed` is the one function that reads an `argparse.Namespace`; everything below it takes dataclasses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ets.chat import Chat
+from ets.commands.chat import add_chat_arguments, chat_of
+from ets.evaluation.methods import METHODS, Method, MethodSettings, methods_named, require_able, require_settings
+from ets.evaluation.setup import RunSettings, open_setup
+from ets.policies.registry import SETTINGS
+from ets.policies.settings import FastSampler, Weighing
+from ets.settings import add_flags, fields_of, flag, made
+from ets.transition import require_counts
+from ets.types import InputError
+
+if TYPE_CHECKING:
+    from ets.evaluation.comparison import Comparison, Entry
+    from ets.evaluation.setup import Setup
+
+EXAMPLE = """example:
+  ets eval --task arithmetic --model embedded --count 20 --shots 0 --methods plain,majority,ets \\
+      --candidates 8 --rollouts 3 --lam 0.1 --block-size 16 --max-length 96 --temperature 1.5
+"""
+COMPARE_EXAMPLE = """example:
+  ets compare --tasks arithmetic --model embedded --count 20 --shots 0 --candidates 2,4 --rollouts 3 --lam 0.1 \\
+      --methods plain,majority,one-step,ets,particles,retained,greedy --block-size 16 --max-length 96 \\
+      --temperature 1.9 --repeats 4 --width 16
+"""
+_OWNERS = (RunSettings, MethodSettings, *SETTINGS, Weighing, FastSampler)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A command: what it asks, of which methods, at which budgets, and where results go."""
+
+    asked: RunSettings
+    settings: MethodSettings
+    values: dict[str, Any]
+    methods: dict[str, Method]
+    budgets: tuple[float, ...]
+    chat: Chat | None = None
+    tasks: tuple[str, ...] = ()
+    repeats: int = 1
+    samples: int | None = None
+    sizes: dict[str, int] = field(default_factory=dict)
+    against: str | None = None
+    traces: int = 3
+    results: Path = Path("results")
+    out: Path | None = None
+    scan_rollouts: tuple[int, ...] = ()
+    scan_guide_steps: tuple[int, ...] = ()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `ets eval`."""
+    _add_shared(parser)
+
+
+def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of `ets compare`: those of `ets eval`, several budgets, and rivals at equal cost."""
+    _add_shared(parser, several=True)
+    parser.set_defaults(repeats=4, against="majority")
+
+
+def _add_shared(parser: argparse.ArgumentParser, several: bool = False) -> None:
+    names = f"comma-separated, from {', '.join(METHODS)}; or file.py:function, a step function"
+    parser.add_argument("--methods", required=not several, help=names)
+    parser.add_argument("--step", action="append", default=[], help="a step function as file.py:function, as a method")
+    budgets = "M, candidates per guide step of ETS, whose cost is the budget; several, such as 2,4,8, are several budgets"
+    parser.add_argument("--candidates", type=_counts, help=f"{budgets} (default: 8)")
+    parser.add_argument("--budgets", type=_amounts, help="budgets as amounts: generated tokens, or computed positions")
+    text = "samples of each problem that every score is a mean of (avg@k)"
+    parser.add_argument("--repeats", "--seeds", type=int, default=1, help=f"{text} (default: {4 if several else 1})")
+    text = "N of the methods that choose among N samples (default: the N that costs what ETS costs)"
+    parser.add_argument("--samples", type=int, help=text)
+    text = "N of single methods, such as best-of-n=15,one-step=20"
+    parser.add_argument("--sizes", type=_sizes, default={}, help=text)
+    text = "the method that others are compared with at equal cost"
+    parser.add_argument("--against", help=f"{text} (default: {'majority' if several else 'none'})")
+    text = "problems, from the first on, whose guided chains keep their traces for the report (default: 3)"
+    parser.add_argument("--traces", type=int, default=3, help=text)
+    text = "further runs of ETS with so many {}, for the plot of scaling"
+    parser.add_argument("--scan-rollouts", type=_counts, default=(), help=text.format("rollouts"))
+    parser.add_argument("--scan-guide-steps", type=_counts, default=(), help=text.format("guide steps"))
+    folders = "where results folders are made, named TASK-HASH by their configuration"
+    parser.add_argument("--results", type=Path, default=Path("results"), help=folders)
+    parser.add_argument("--out", type=Path, help="this run's results folder instead; with several tasks, one in it each")
+    add_flags(parser, RunSettings, MethodSettings, leave_out=("candidates",))
+    add_flags(parser, *SETTINGS, title="settings of the policy and of its engine", leave_out=("certainty",))
+    add_flags(parser, Weighing, FastSampler, title="settings of the method ets-is")
+    add_chat_arguments(parser)
+
+
+def _parsed(options: argparse.Namespace) -> Plan:
+    """The plan of the options; raises `InputError` for options that do not fit each other."""
+    given = {name: value for name, value in vars(options).items() if name in fields_of(*_OWNERS)}
+    candidates = given.pop("candidates", None)
+    if candidates and options.budgets:
+        raise InputError("give either --candidates, whose cost is the budget, or --budgets, amounts")
+    budgets: tuple[float, ...] = options.budgets or candidates or (8,)
+    asked = made(RunSettings, given)
+    for name in ("task", "model"):
+        if not getattr(asked, name):
+            raise InputError(f"{flag(name)} is not given; add it, for example {flag(name)} {_EXAMPLES[name]}")
+    settings = made(MethodSettings, {**given, "candidates": int(max(candidates or (8,)))})
+    names = [name.strip() for name in options.methods.split(",")] if options.methods else _all_methods(asked, settings)
+    policy = {name: value for name, value in given.items() if name in fields_of(*SETTINGS, Weighing, FastSampler)}
+    return Plan(
+        asked=asked,
+        settings=settings,
+        values=policy,
+        methods=methods_named([*names, *options.step]),
+        budgets=budgets,
+        chat=chat_of(options),
+        tasks=tuple(name.strip() for name in asked.task.split(",")),
+        **{name: getattr(options, name) for name in _PLAIN},
+    )
+
+
+_EXAMPLES = {"task": "arithmetic", "model": "embedded"}
+_PLAIN = ("repeats", "samples", "sizes", "against", "traces", "results", "out", "scan_rollouts", "scan_guide_steps")
+
+
+def _all_methods(asked: RunSettings, settings: MethodSettings) -> list[str]:
+    """The methods that every policy of an engine has."""
+    left_out = {"base", "ets-is"} | (set() if asked.engine == "transformers" else {"beam"})
+    left_out |= set() if settings.reward in ("majority", "share") else {"ets-stopped"}
+    return [name for name in METHODS if name not in left_out]
+
+
+def execute(options: argparse.Namespace) -> None:
+    """Check everything that can be checked, then compare on one task after the other, and write the results folders.
+
+    Raises
+    ------
+    InputError
+        For bad input, most of it before a model is loaded.
+    """
+    plan = _parsed(options)
+    _require_plan(plan)
+    setups = [open_setup(replace(plan.asked, task=task), plan.values, plan.settings, plan.methods, plan.chat) for task in plan.tasks]
+    for setup in setups:
+        require_able(setup.policies, plan.methods, setup.settings)
+    for setup in setups:
+        compare(setup, plan)
+
+
+def _require_plan(plan: Plan) -> None:
+    from ets.report.plots import require_matplotlib
+
+    require_settings(plan.methods, plan.settings, plan.sizes)
+    require_counts(width=plan.asked.width, repeats=plan.repeats, **({} if plan.samples is None else {"samples": plan.samples}))
+    if plan.asked.count is not None:
+        require_counts(count=plan.asked.count)
+    if plan.traces < 0:
+        raise InputError(f"traces is {plan.traces}; give a number of problems, or 0 for none")
+    if plan.against is not None and plan.against not in plan.methods:
+        raise InputError(f"against is {plan.against!r}, which is not among the methods; add it, or name another")
+    if (plan.scan_rollouts or plan.scan_guide_steps) and not ("ets" in plan.methods and isinstance(plan.budgets[0], int)):
+        raise InputError("a scan needs the method ets and budgets in candidates; add them")
+    _require_budget(plan)
+    for guide_steps in plan.scan_guide_steps:
+        _with_guide_steps(plan.values, guide_steps)
+    require_matplotlib()
+
+
+def _require_budget(plan: Plan) -> None:
+    """Raise `InputError` for methods whose size depends on the cost of ETS, where ETS is not among the methods."""
+    if "ets" in plan.methods or not isinstance(plan.budgets[0], int):
+        return
+    for name, method in plan.methods.items():
+        fixed = plan.samples is not None or name in plan.sizes
+        if (method.kind == "among" and not fixed) or (method.kind == "guided" and not method.at_candidates):
+            raise InputError(f"the size of {name} follows from the cost of ets, which is not among the methods; add ets, or set samples, sizes or budgets")
+
+
+def compare(setup: Setup, plan: Plan) -> list[Entry]:
+    """Run the plan on a task, and write its results folder: journal, tables, plots and report."""
+    from ets.evaluation.journal import Journal, fingerprint
+    from ets.evaluation.traces import Traces
+    from ets.exits import closed_after
+    from ets.report.results import write_results
+
+    configuration = dict(setup.configuration)
+    identity = {**configuration, "candidates": plan.budgets} if len(plan.budgets) == 1 else configuration
+    name = setup.task.name if len(plan.budgets) == 1 else f"compare-{setup.task.name}"
+    folder = plan.results / f"{name}-{fingerprint(identity)}"
+    if plan.out is not None:
+        folder = plan.out if len(plan.tasks) == 1 else plan.out / setup.task.name
+    traced = [problem.id for problem in setup.problems[: plan.traces]]
+    with (
+        Journal(folder, configuration, setup.ranks) as journal,
+        Traces(folder, traced, setup.ranks) as traces,
+        closed_after(setup.policy),
+    ):
+        setup.ranks.say(f"{len(journal.records)} finished chains in {folder}; the same command goes on where it ended")
+        for line in setup.notes:
+            setup.ranks.say(line)
+        comparison = comparison_of(setup, plan, journal, kept=traces.keep)
+        entries = comparison.entries(plan.budgets, plan.against)
+        panels = _scans(setup, plan, comparison, folder, entries)
+    if setup.ranks.first:
+        write_results(entries, panels, setup, plan, folder)
+    return entries
+
+
+def comparison_of(setup: Setup, plan: Plan, journal: Any, **options: Any) -> Comparison:
+    """The comparison of a plan on a setup, whose records go to a journal."""
+    from ets.evaluation.comparison import Comparison
+    from ets.evaluation.run import Run
+
+    run = Run(
+        setup.task,
+        setup.problems,
+        journal,
+        plan.asked.width,
+        plan.asked.seed,
+        per_token=setup.per_token,
+        **options,
+    )
+    currency = setup.engine.currency
+    shared: dict[str, Any] = {"repeats": plan.repeats, "sizes": plan.sizes, "samples": plan.samples}
+    return Comparison(run, setup.policies, plan.methods, setup.settings, currency, **shared)
+
+
+def _scans(
+    setup: Setup, plan: Plan, comparison: Comparison, folder: Path, entries: Sequence[Entry]
+) -> dict[str, list[tuple[float, Entry]]]:
+    """ETS alone, as one of M, K and I grows and the others stay at those of the middle budget."""
+    from ets.evaluation.journal import Journal
+
+    if not (plan.scan_rollouts or plan.scan_guide_steps):
+        return {}
+    middle, only = plan.budgets[len(plan.budgets) // 2], {"ets": METHODS["ets"]}
+    guided = [entry for entry in entries if (entry.method, entry.readout) == ("ets", "last")]
+    panels: dict[str, list[tuple[float, Entry]]] = {"M, candidates": [(entry.size, entry) for entry in guided]}
+    for rollouts in sorted(plan.scan_rollouts):
+        changed = replace(comparison, methods=only, settings=replace(setup.settings, rollouts=rollouts), _targets={})
+        panels.setdefault("K, rollouts", []).append((rollouts, changed.entries([middle])[0]))
+    for guide_steps in sorted(plan.scan_guide_steps):
+        values = _with_guide_steps(plan.values, guide_steps)
+        other = open_setup(replace(plan.asked, task=setup.task.name), values, plan.settings, only, plan.chat)
+        with Journal(folder / f"guide_steps={guide_steps}", other.configuration, setup.ranks) as journal:
+            entry = comparison_of(other, replace(plan, methods=only), journal).entries([middle])[0]
+        panels.setdefault("I, guide steps", []).append((guide_steps, entry))
+    return panels
+
+
+def _with_guide_steps(values: dict[str, Any], guide_steps: int) -> dict[str, Any]:
+    if "guide_steps" in values:
+        return {**values, "guide_steps": guide_steps}
+    length = values.get("max_length", 512)
+    block_size = -(-length // guide_steps)
+    if -(-length // block_size) != guide_steps:
+        raise InputError(f"no block size gives {guide_steps} guide steps of {length} tokens; leave it out")
+    return {**values, "block_size": block_size}
+
+
+def _sizes(text: str) -> dict[str, int]:
+    """N by method, from `NAME=N,NAME=N`."""
+    try:
+        pairs = [(name.strip(), int(size)) for name, size in (entry.split("=") for entry in text.split(","))]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of sizes; give such as best-of-n=15") from None
+    if len(dict(pairs)) < len(pairs):
+        raise argparse.ArgumentTypeError(f"{text!r} names a method twice; name it once")
+    return dict(pairs)
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return _distinct([_above_zero(each, int) for each in text.split(",")])
+
+
+def _amounts(text: str) -> tuple[float, ...]:
+    return _distinct([_above_zero(each, float) for each in text.split(",")])
+
+
+def _distinct(values: list[Any]) -> tuple[Any, ...]:
+    if repeated := [value for value in values if values.count(value) > 1]:
+        raise argparse.ArgumentTypeError(f"{repeated[0]} is there twice")
+    return tuple(values)
+
+
+def _above_zero(text: str, kind: Any) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above zero and finite")
+    return value

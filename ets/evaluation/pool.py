@@ -1,0 +1,255 @@
+"""Complete samples of a problem, drawn once, from which several methods choose.
+
+Majority voting, best-of-N and one-step ETS draw the same N complete texts and differ in the choice alone. They share
+the texts of a pool: their differences are paired exactly, and a smaller N is the first N texts of a larger one.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ets.evaluation.journal import Record
+from ets.evaluation.run import Drawing, Run, Shareable
+from ets.randomness import Purpose, chain_key
+from ets.tasks.task import Slow
+from ets.transition import require_variety, row_keys
+from ets.types import Certainty, Chain, Cost, Draw, Floats, Keys, Policy, Problem, State, Step, StepFn, Text
+from ets.weights import normalised
+
+
+@dataclass(frozen=True)
+class Completions:
+    """The state of a chain that holds complete draws: all texts of a part of a pool."""
+
+    draws: tuple[Draw, ...]
+    tokens: tuple[int, ...] = ()
+    text: str = ""
+    done: bool = True
+
+
+def completions(first: int, end: int) -> StepFn:
+    """The complete samples `first` to `end - 1` of each chain: the texts that `ets.baselines` draw from its key."""
+
+    def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
+        require_variety(policy, end)
+        keys = row_keys(chains, Purpose.COMPLETION, end)[:, first:]
+        count = end - first
+        draws = policy.finish([chain.state for chain in chains for _ in range(count)], keys.ravel())
+        return [_kept(chain, draws[b * count : (b + 1) * count]) for b, chain in enumerate(chains)]
+
+    return step
+
+
+def _kept(chain: Chain, draws: Sequence[Draw]) -> Chain:
+    texts = tuple(draw.text for draw in draws)
+    equal = np.zeros(len(texts))
+    cost = Cost.total(draw.cost for draw in draws)
+    step = Step(texts, tuple((text,) for text in texts), equal[:, None], equal, 0, cost)
+    return chain.advance(Completions(tuple(draws)), step)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The complete samples of one chain of a problem: their draws, their grades, and the cost of the first 1, 2, …"""
+
+    problem: Problem
+    sample: int
+    draws: tuple[Draw, ...]
+    grades: tuple[Record, ...]
+    costs: tuple[Cost, ...]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The complete samples of every problem under one policy.
+
+    Parameters
+    ----------
+    run : Run
+    policy : Policy
+    name : str
+        The pool's key in the journal: policies of other laws have other names.
+    repeats : int
+        Chains of each problem.
+    """
+
+    run: Run
+    policy: Policy
+    name: str
+    repeats: int
+    _read: dict[tuple[str, str, int], tuple[list[Draw], list[Cost]]] = field(default_factory=dict)
+
+    def samples(self, count: int) -> list[Sample]:
+        """The first `count` complete samples of every chain, drawn where the journal lacks them."""
+        while missing := self._missing(count):
+            for first, problems in missing.items():
+                key = f"{self.name}-{first}:{count}"
+                label = f"complete samples {first + 1} to {count}" if first else f"{count} complete samples"
+                note = partial(self._note, first)
+                self.run.records(
+                    Drawing(key, label, completions(first, count), self.policy, note=note), problems, self.repeats
+                )
+        return [self._joined(problem, n, count) for problem in self.run.problems for n in range(self.repeats)]
+
+    def mean_costs(self, count: int, currency: str) -> Floats:
+        """What the first 1, 2, …, `count` samples cost, a mean over chains `[count]`, as generated tokens or positions."""
+        return np.mean([[getattr(c, currency) for c in each.costs] for each in self.samples(count)], axis=0)
+
+    def until(self, amount: float, currency: str, guess: int) -> int:
+        """The number of samples whose mean cost comes nearest to an amount; the pool grows until that is known."""
+        count = max(1, guess)
+        while (costs := self.mean_costs(count, currency))[-1] < amount - costs[-1] / count / 2:
+            count = max(count + 1, round(count * amount / costs[-1]))
+        return nearest(costs, amount)
+
+    def _parts(self, problem: Problem, sample: int) -> list[Record]:
+        """The records of a chain's parts, in the order of their texts and without gaps or overlaps."""
+        parts: dict[int, Record] = {}
+        for first, end in self._bounds:
+            record = self.run.journal.records.get((f"{self.name}-{first}:{end}", problem.id, sample))
+            if record is not None and (first not in parts or len(parts[first]["texts"]) < end - first):
+                parts[first] = record
+        found, end = [], 0
+        while end in parts:
+            found.append(parts[end])
+            end += len(parts[end]["texts"])
+        return found
+
+    @property
+    def _bounds(self) -> list[tuple[int, int]]:
+        keys = {method for method, _, _ in self.run.journal.records if method.startswith(f"{self.name}-")}
+        ends = (key.removeprefix(f"{self.name}-").split(":") for key in keys)
+        return sorted((int(first), int(end)) for first, end in ends)
+
+    def _missing(self, count: int) -> dict[int, list[Problem]]:
+        """By their number of samples: the problems that have fewer than `count`."""
+        missing: dict[int, list[Problem]] = {}
+        for problem in self.run.problems:
+            parts = (self._parts(problem, n) for n in range(self.repeats))
+            held = min(sum(len(part["texts"]) for part in each) for each in parts)
+            if held < count:
+                missing.setdefault(held, []).append(problem)
+        return missing
+
+    def _note(self, first: int, chain: Chain) -> dict[str, Any]:
+        """The texts of a part with their grades, so that any method can choose among them later."""
+        assert isinstance(chain.state, Completions)
+        draws, task = chain.state.draws, self.run.task
+        if isinstance(task, Slow):
+            task.grade_all((chain.problem, draw.text.text) for draw in draws)
+        texts = [{**self.run.graded(chain.problem, draw.text.text), **_draw_values(draw)} for draw in draws]
+        return {"texts": texts, "correct": float(np.mean([text["correct"] for text in texts]))}
+
+    def _joined(self, problem: Problem, sample: int, count: int) -> Sample:
+        draws, grades, costs, total = list[Draw](), list[Record](), list[Cost](), Cost()
+        for number, part in enumerate(self._parts(problem, sample)):
+            own = [Cost(**text["cost"]) for text in part["texts"]]
+            if number and not isinstance(self.policy, Shareable):
+                own[0] = replace(own[0], prompt=0)  # drawn together, the samples share one reading of the prompt
+            seconds = part["cost"]["seconds"] / max(1, sum(cost.positions for cost in own))
+            for text, cost in zip(part["texts"], own, strict=True):
+                total = total + cost + Cost(seconds=seconds * cost.positions)
+                costs.append(total)
+                draws.append(_draw(text))
+                grades.append(text)
+        return Sample(problem, sample, tuple(draws[:count]), tuple(grades[:count]), tuple(costs[:count]))
+
+
+def nearest(costs: Floats, amount: float) -> int:
+    """The number of samples whose cost comes nearest to an amount, from what the first 1, 2, … cost."""
+    return int(np.abs(costs - amount).argmin()) + 1
+
+
+def _draw_values(draw: Draw) -> dict[str, Any]:
+    text = draw.text
+    return {
+        "tokens": list(text.tokens),
+        "logp": text.logp,
+        "certainty": None if text.certainty is None else asdict(text.certainty),
+        "cost": {name: value for name, value in asdict(draw.cost).items() if value},
+    }
+
+
+def _draw(values: Record) -> Draw:
+    certainty = values["certainty"] and Certainty(**values["certainty"])
+    text = Text(tuple(values["tokens"]), values["text"], values["logp"], True, certainty=certainty)
+    return Draw(Completions((), text.tokens, text.text), text, values["logp"], Cost(**values["cost"]))
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A policy whose draws are the samples of one chain of a pool."""
+
+    draws: tuple[Draw, ...]
+    deterministic: bool = False
+
+    @property
+    def ledger(self) -> Cost:
+        """No cost: the pool's records hold the cost of its samples."""
+        return Cost()
+
+    def start(self, problems: Sequence[Problem]) -> list[State]:
+        return [Completions((), done=False) for _ in problems]
+
+    def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
+        raise NotImplementedError("a pool holds complete samples only")
+
+    def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
+        return list(self.draws[: len(states)])
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A method's choice among a chain's samples.
+
+    Parameters
+    ----------
+    correct : float
+        The expected grade of the chosen text, over the randomness of the choice.
+    scores : mapping of str to float
+        The expected further scores.
+    samples : int
+        How many samples the method draws.
+    cost : Cost
+    depth : int
+        Tokens of the longest sample.
+    """
+
+    correct: float
+    scores: dict[str, float]
+    samples: int
+    cost: Cost
+    depth: int
+
+
+def chosen(step: StepFn, pooled: Sample, seed: int) -> Choice:
+    """The choice of a method, which takes as many of the first samples as it draws.
+
+    The expectation is over the method's randomness: texts of equal weight count alike. Of several answers with equally
+    many votes `ets.rewards.majority` takes the one that reached the count first, without chance.
+    """
+    name = pooled.problem.id
+    chain = Chain(
+        pooled.problem, pooled.sample, chain_key(seed, name, pooled.sample), Completions((), done=False)
+    )
+    begun = time.perf_counter()
+    weights = normalised(step(Recorded(pooled.draws), [chain])[0].trace[-1].log_weights)
+    count, seconds = len(weights), time.perf_counter() - begun
+    grades = pooled.grades[:count]
+
+    def expected(values: Sequence[float]) -> float:
+        return min(1.0, float(weights @ np.asarray(values, float)))
+
+    return Choice(
+        correct=expected([each["correct"] for each in grades]),
+        scores={name: expected([each["scores"][name] for each in grades]) for name in grades[0]["scores"]},
+        samples=count,
+        cost=pooled.costs[count - 1] + Cost(seconds=seconds),
+        depth=max(len(draw.text.tokens) for draw in pooled.draws[:count]),
+    )

@@ -1,0 +1,210 @@
+"""A run: methods sample a task's problems, and the journal keeps a record of each chain that has ended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+from statistics import fmean
+from typing import Any, Protocol, runtime_checkable
+
+from ets.evaluation.journal import Journal, Record
+from ets.evaluation.progress import Progress
+from ets.evaluation.ratios import recorded_ratios
+from ets.evaluation.serial_depth import metered
+from ets.evaluation.traces import effective_sizes
+from ets.groups import run_in_groups
+from ets.readouts import vote
+from ets.runner import run
+from ets.tasks.task import Slow, Task, problem_digest
+from ets.types import Chain, Policy, Problem, StepFn
+
+
+@runtime_checkable
+class FurtherScores(Protocol):
+    """A task that scores a text by further metrics than `grade`, by name."""
+
+    def scores(self, problem: Problem, text: str) -> Mapping[str, float]: ...
+
+
+@runtime_checkable
+class Shareable(Protocol):
+    """A policy over an engine that several threads may draw from."""
+
+    def load(self) -> None:
+        """Load the engine, unless it is loaded."""
+        ...
+
+    def beside(self) -> Policy:
+        """Another policy of the same law over the same engine, for a second thread."""
+        ...
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A step function with its policy and its key in the journal.
+
+    Parameters
+    ----------
+    key : str
+        The method and its settings: records of other settings have other keys.
+    label : str
+        The name in tables and progress bars.
+    step : StepFn
+    policy : Policy
+    votes : bool
+        Whether records keep the vote over all rollouts, a second readout of the same chain.
+    weighed : bool
+        Whether records keep a summary of the importance ratios.
+    clip : (float, float), optional
+        Bounds of the ratios.
+    note : callable, optional
+        Further values of a chain's record. By default it is the readout of the chain's text.
+    """
+
+    key: str
+    label: str
+    step: StepFn
+    policy: Policy
+    votes: bool = False
+    weighed: bool = False
+    clip: tuple[float, float] | None = None
+    note: Callable[[Chain], Mapping[str, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """The problems of a task, and the journal of the chains that answer them.
+
+    Parameters
+    ----------
+    task : Task
+    problems : sequence of Problem
+    journal : Journal
+    width, seed : int
+        As for `ets.runner.run`.
+    per_token : float
+        Model calls in a row that a token takes: 1, or denoising steps over tokens.
+    progress : bool
+        Show progress bars.
+    kept : callable
+        Receives each chain that has ended, with its key, before its record is written.
+    """
+
+    task: Task
+    problems: Sequence[Problem]
+    journal: Journal
+    width: int
+    seed: int
+    per_token: float = 1.0
+    progress: bool = True
+    kept: Callable[[str, Chain], None] = lambda key, chain: None
+    _depths: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Raise `InputError` if the journal answers another problem under one of these ids."""
+        self.journal.require_asked({problem.id: problem_digest(problem) for problem in self.problems})
+
+    def records(self, drawing: Drawing, problems: Sequence[Problem], repeats: int) -> list[Record]:
+        """The records of `repeats` chains of each problem, sampled where the journal lacks them.
+
+        One chain of all problems is sampled after the other. So the chains of a problem share no work, and each is
+        charged the full cost of one use of the method.
+        """
+        for sample in range(repeats):
+            self._draw(drawing, problems, sample)
+        wanted = {(problem.id, sample) for problem in problems for sample in range(repeats)}
+        return [r for r in self.journal.of(drawing.key) if (r["problem"], r["sample"]) in wanted]
+
+    def _draw(self, drawing: Drawing, problems: Sequence[Problem], sample: int) -> None:
+        """Sample what the journal lacks. Of several processes each samples its share, then all exchange records."""
+        known = self.journal.records
+        if any((drawing.key, problem.id, sample) not in known for problem in problems):
+            self._draw_share(drawing, self.journal.ranks.share(problems), sample)
+        self.journal.exchange()
+
+    def _draw_share(self, drawing: Drawing, problems: Sequence[Problem], sample: int) -> None:
+        ids = {problem.id for problem in problems}
+        done = [r for r in self.journal.of(drawing.key) if r["sample"] == sample and r["problem"] in ids]
+        finished = {(r["problem"], sample) for r in done} | {(id, earlier) for id in ids for earlier in range(sample)}
+        policies = self._policies(drawing.policy)
+        if isinstance(policies[0], Shareable) and len(done) < len(problems):
+            policies[0].load()  # before the clock starts
+        ranks = self.journal.ranks
+        label = drawing.label if ranks.size == 1 else f"{drawing.label}, process 1 of {ranks.size}"
+        shown = self.progress and ranks.first
+        options: dict[str, Any] = {"width": self.width, "seed": self.seed, "samples": sample + 1, "done": finished}
+        with Progress(label, len(problems), 1, done, policies, shown) as progress:
+            step = progress.shown_at_each(self._graded_in_parallel(metered(drawing.step, self._depths)))
+            with closing(_chains(policies, step, problems, **options)) as chains:
+                for chain in chains:
+                    self.kept(drawing.key, chain)
+                    record = self._record(drawing, chain, len(policies))
+                    self.journal.append(record)
+                    progress.ended(record)
+
+    def _policies(self, policy: Policy) -> list[Policy]:
+        """Two policies where threads may share an engine: one draws while the other waits for its slowest rollout."""
+        if not isinstance(policy, Shareable) or getattr(self.task, "main_thread", False):
+            return [policy]
+        return [policy, policy.beside()]
+
+    def _graded_in_parallel(self, step: StepFn) -> StepFn:
+        """The step function; a slow task then grades the texts that have ended in parallel, and remembers them."""
+        task = self.task
+        if not isinstance(task, Slow):
+            return step
+
+        def stepped(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
+            advanced = step(policy, chains)
+            ended = [(chain.problem, chain.state.text) for chain in advanced if chain.state.done]
+            task.extract_all(ended)
+            task.grade_all(ended)
+            return advanced
+
+        return stepped
+
+    def _record(self, drawing: Drawing, chain: Chain, groups: int) -> Record:
+        """The journal's record of a chain. The seconds of a group pass for the other groups too."""
+        cost = replace(chain.cost, seconds=chain.cost.seconds / groups)
+        depth = self._depths.pop(chain.key, len(chain.state.tokens))  # of a search: the length of its text
+        return {
+            "method": drawing.key,
+            "problem": chain.problem.id,
+            "sample": chain.sample,
+            "asked": problem_digest(chain.problem),
+            "valid": chain.valid,
+            "guide_steps": len(chain.trace),
+            "effective": effective_sizes(chain.trace),
+            "sample_tokens": fmean(len(text.tokens) for row in chain.trace[0].rollouts for text in row),
+            "depth": depth * self.per_token,
+            "cost": asdict(cost),
+            **({"ratios": recorded_ratios(chain.trace, drawing.clip)} if drawing.weighed else {}),
+            **({"vote": self._vote(chain)} if drawing.votes else {}),
+            **(drawing.note(chain) if drawing.note else self.graded(chain.problem, chain.state.text)),
+        }
+
+    def graded(self, problem: Problem, text: str) -> dict[str, Any]:
+        """A text with its answer, whether it is correct, and its further scores."""
+        return {
+            "answer": self.task.extract(problem, text),
+            "correct": float(self.task.grade(problem, text)),
+            "scores": dict(self.task.scores(problem, text)) if isinstance(self.task, FurtherScores) else {},
+            "text": text,
+        }
+
+    def _vote(self, chain: Chain) -> dict[str, Any]:
+        """The majority over the chain's rollouts, graded by its first text; without any answer, the chain's text."""
+        found = vote(self.task.extract, chain)
+        text = chain.state.text if found.text is None else found.text.text
+        return {**self.graded(chain.problem, text), "answer": found.winner}
+
+
+def _chains(
+    policies: Sequence[Policy], step: StepFn, problems: Sequence[Problem], **options: Any
+) -> Generator[Chain, None, None]:
+    """The chains of `run`, or of several policies in threads, which share the step: a step keeps nothing of a chain."""
+    if len(policies) == 1:
+        yield from run(policies[0], step, problems, **options)
+    else:
+        yield from run_in_groups([(policy, step) for policy in policies], problems, **options)

@@ -1,0 +1,376 @@
+"""The engines by name, and the way from settings to a policy. A new engine is one file and one line in `ENGINES`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ets import demo
+from ets.own_code import named_object
+from ets.policies.settings import (
+    CHECKPOINT,
+    Caching,
+    Canvas,
+    FastSampler,
+    Horizon,
+    Memory,
+    Sampling,
+    ServerResources,
+    Unmasking,
+    VLLMResources,
+    Weighing,
+)
+from ets.settings import fields_of, made, require_known
+from ets.types import InputError, Policy
+
+if TYPE_CHECKING:
+    from ets.path_weights import PathWeights
+    from ets.policies.checkpoint import Checkpoint
+    from ets.policies.masked_diffusion import MaskedDiffusionPolicy
+    from ets.policies.transformers import TransformersPolicy
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One way to run a model.
+
+    Parameters
+    ----------
+    maker : str
+        `module:function`: makes the policy from the checkpoint, the objects of `law` and `resources`, and `ready`, an
+        engine that runs already (or None).
+    law : tuple of type
+        Dataclasses of settings that results depend on.
+    resources : tuple of type
+        Dataclasses of settings that results do not depend on.
+    embedded : mapping of str to str
+        Names of the embedded models, and their folders.
+    currency : {"generated", "positions"}
+        The unit of budgets: generated tokens, or token positions that the model computed. For masked diffusion a
+        forward with a cache costs less than one without, so forwards are not counted.
+    minimum : int
+        Votes that an answer needs to be the majority's, where the user gives no number.
+    """
+
+    maker: str
+    law: tuple[type, ...]
+    resources: tuple[type, ...]
+    embedded: Mapping[str, str] = field(default_factory=dict)
+    currency: str = "generated"
+    minimum: int = 1
+
+    @property
+    def settings(self) -> tuple[type, ...]:
+        return self.law + self.resources
+
+    def objects(self, values: Mapping[str, Any], checkpoint: Checkpoint | None) -> list[Any]:
+        """The objects of `law` and `resources`; raises `InputError` for values out of range.
+
+        A value "checkpoint" of top_k or top_p becomes the checkpoint's value; without a checkpoint it is left out.
+        """
+        known = dict(values)
+        for name in ("top_k", "top_p"):
+            if known.get(name) == CHECKPOINT:
+                known[name] = checkpoint and checkpoint.truncation[name]
+        if "cache" not in known and "refresh" in known:
+            raise InputError(f"refresh is {known['refresh']}, but there is no cache to refresh; add cache")
+        return [None if owner is Caching and "cache" not in known else made(owner, known) for owner in self.settings]
+
+
+_SMALL = {"embedded": demo.model_path("reference"), "embedded-small": demo.model_path("small")}
+_AUTOREGRESSIVE = (Sampling, Horizon)
+_DIFFUSION = (Unmasking, Canvas, Caching)
+ENGINES: dict[str, Engine] = {
+    "transformers": Engine("ets.policies.transformers:make_policy", _AUTOREGRESSIVE, (Memory,), _SMALL),
+    "vllm": Engine("ets.policies.autoregressive.vllm:make_policy", _AUTOREGRESSIVE, (VLLMResources,), _SMALL),
+    "endpoint": Engine("ets.policies.autoregressive.server:make_policy", _AUTOREGRESSIVE, (ServerResources,), _SMALL),
+    "masked-diffusion": Engine(
+        "ets.policies.masked_diffusion:make_policy",
+        _DIFFUSION,
+        (Memory,),
+        {"embedded": demo.model_path("diffusion")},
+        currency="positions",
+        minimum=2,
+    ),
+}
+SETTINGS = tuple(dict.fromkeys(owner for engine in ENGINES.values() for owner in engine.settings))
+"""The dataclasses of all engines' settings."""
+
+
+def engine_named(name: str) -> Engine:
+    """The engine by its name; `file.py:function` is an engine of a user, see `own_policy`.
+
+    Raises
+    ------
+    InputError
+        For an unknown name.
+    """
+    if ":" in name:
+        return Engine(name, SETTINGS, ())
+    if name not in ENGINES:
+        raise InputError(f"unknown engine {name!r}; choose from {', '.join(ENGINES)}, or file.py:function")
+    return ENGINES[name]
+
+
+def policy_of(
+    checkpoint: Callable[[], Checkpoint], *, engine: str | None = None, ready: Any = None, **values: Any
+) -> Any:
+    """The policy of a checkpoint, which is opened after the settings have been checked without it.
+
+    Parameters
+    ----------
+    checkpoint : callable
+        Opens the checkpoint.
+    engine : str, optional
+        A key of `ENGINES`; by default the checkpoint's architecture decides between transformers and masked-diffusion.
+    ready : VLLMEngine or Endpoint, optional
+        An engine that runs already, which policies may share.
+    **values
+        Settings of the engine; None stands for the default.
+
+    Raises
+    ------
+    InputError
+        For values out of range, or settings that the engine does not have.
+    """
+    values = {name: value for name, value in values.items() if value is not None}
+    if ready is not None:
+        engine = ready.engine_name
+    require_known(values, SETTINGS)
+    able = [name for name in ENGINES if engine in (None, name) and values.keys() <= fields_of(*ENGINES[name].settings).keys()]
+    if engine is not None:
+        _require_settings(engine, values)
+    if able:
+        engine_named(able[0]).objects(values, None)  # values out of range are refused before anything is opened
+    opened = checkpoint()
+    if engine is None:
+        from ets.models import MASKED_DIFFUSION
+
+        engine = "masked-diffusion" if opened.config.model_type in MASKED_DIFFUSION else "transformers"
+        _require_settings(engine, values, opened)
+    found = engine_named(engine)
+    module, _, function = found.maker.partition(":")
+    maker = getattr(import_module(module), function)
+    return maker(opened, *found.objects(values, opened), **({} if ready is None else {"ready": ready}))
+
+
+def _require_settings(engine: str, values: Mapping[str, Any], checkpoint: Checkpoint | None = None) -> None:
+    """Raise `InputError` for a setting that the engine does not have."""
+    for name, value in values.items():
+        if name not in fields_of(*engine_named(engine).settings):
+            subject = f"the engine {engine}" if checkpoint is None else f"{checkpoint.name!r}, run by {engine},"
+            raise InputError(f"{name} is {value!r}, which {subject} does not have; leave it out")
+
+
+def own_policy(name: str, model: str, values: Mapping[str, Any]) -> Policy:
+    """The policy that a user's function makes: `function(model, **settings)`, with the settings that it takes.
+
+    Raises
+    ------
+    InputError
+        For a name that is not there, a setting that the function does not take, or a result that is no `Policy`.
+    """
+    function = named_object(name, "engine")
+    parameters = inspect.signature(function).parameters
+    open_ended = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    for key, value in values.items():
+        if not open_ended and key not in parameters:
+            raise InputError(f"{key} is {value!r}, which the engine {name} does not take; leave it out")
+    policy = function(model, **values)
+    if not isinstance(policy, Policy):
+        raise InputError(f"the engine {name} made a {type(policy).__name__}; it must be a policy: start, extend, finish")
+    return policy
+
+
+def law_of(policy: Policy) -> dict[str, Any]:
+    """The settings that the policy's results depend on, as JSON values: equal laws give equal values."""
+    found: dict[str, Any] = {}
+    for part in ("sampling", "horizon", "unmasking", "schedule", "caching"):
+        if (each := getattr(policy, part, None)) is not None:
+            found |= asdict(each)
+    if found.get("top_p") == 1:
+        found["top_p"] = None
+    engine = getattr(policy, "engine", None)
+    if hasattr(policy, "approximate"):
+        found |= {"served_model": engine.model, "approximate": policy.approximate, "placement": "the server's"}  # type: ignore[union-attr]
+    return found
+
+
+def proposal_of(
+    reference: Policy,
+    checkpoint: Callable[[], Checkpoint],
+    *,
+    temperature: float | None = None,
+    truncation: Mapping[str, Any] | None = None,
+) -> TransformersPolicy:
+    """A proposal for a policy: another model (or the same one) with the policy's guide steps, length and endings.
+
+    Parameters
+    ----------
+    reference : Policy
+        Made by `policy_of`.
+    checkpoint : callable
+        Opens the proposal's.
+    temperature : float, optional
+        Of the proposal; by default the policy's.
+    truncation : mapping of str to value, optional
+        The policy's settings top_k and top_p, which the proposal takes too: "checkpoint" stands for the values of the
+        proposal's checkpoint.
+
+    Raises
+    ------
+    InputError
+        For values out of range, or models that do not fit each other.
+    """
+    from ets.policies.transformers import TransformersPolicy
+    from ets.proposal import ImportanceSampling
+
+    if not isinstance(reference, TransformersPolicy):
+        masked = hasattr(reference, "unmasking")
+        remedy = "leave it out (LLaDA has levels instead)" if masked else "leave it out, or use transformers"
+        raise InputError(f"{type(reference).__name__} takes no proposal; {remedy}")
+    warmth = reference.sampling.temperature if temperature is None else temperature
+    values = {"temperature": warmth, **(truncation or {})}
+    ENGINES["transformers"].objects(values, None)  # values out of range are refused before anything is opened
+    opened = checkpoint()
+    law = ENGINES["transformers"].objects(values, opened)[0]
+    shared: dict[str, Any] = {"memory_gib": reference.memory_gib, "end_ids": reference.endings.end_ids}
+    proposal = TransformersPolicy(opened, law, reference.horizon, **shared)
+    ImportanceSampling(reference, proposal)  # raises for models that do not fit
+    return proposal
+
+
+def fast_sampler_of(
+    exact: Policy,
+    level: str = "0",
+    *,
+    checkpoint: Callable[[], Checkpoint] | None = None,
+    temperature: float | None = None,
+    remasking: str | None = None,
+    threshold: float | None = None,
+    factor: float | None = None,
+    cache: str | None = None,
+    refresh: int | None = None,
+    clip: tuple[float, float] | None = None,
+) -> MaskedDiffusionPolicy | PathWeights:
+    """A faster sampler with the canvas and the guide steps of a masked-diffusion policy, weighed towards it at a level.
+
+    Parameters
+    ----------
+    exact : Policy
+        Made by `policy_of`.
+    level : str
+        "0": the fast sampler itself, every weight exactly 1; or a key of `ets.policies.levels.LEVELS`.
+    checkpoint : callable, optional
+        Opens the fast sampler's model; by default it is the policy's.
+    temperature, remasking, threshold, factor, cache, refresh
+        As for `policy_of`; by default the policy's. One of threshold and factor replaces both of the policy's.
+    clip : (float, float), optional
+        Bounds on the ratios; level 0 has none.
+
+    Raises
+    ------
+    InputError
+        For values out of range, or a pair that has no ratio at this level.
+    """
+    from ets.policies.levels import weighed_sampler
+    from ets.policies.masked_diffusion import MaskedDiffusionPolicy
+
+    if not isinstance(exact, MaskedDiffusionPolicy):
+        raise InputError(f"{type(exact).__name__} has no faster sampler; leave the level out")
+    if level == "0" and clip is not None:
+        raise InputError(f"clip is {clip!r}, but at level 0 every weight is exactly 1; leave it out")
+    rule = {"temperature": temperature, "remasking": remasking}
+    changed: dict[str, Any] = {name: value for name, value in rule.items() if value is not None}
+    if (threshold, factor) != (None, None):
+        changed |= {"threshold": threshold, "factor": factor}
+    caching = exact.caching
+    if (cache, refresh) != (None, None):
+        kind = cache or (caching.cache if caching else None)
+        if kind is None:
+            raise InputError(f"refresh is {refresh}, but there is no cache to refresh; add cache")
+        caching = Caching(kind, refresh)
+    opened = checkpoint() if checkpoint else exact.checkpoint
+    shared: dict[str, Any] = {"memory_gib": exact.memory_gib, "certainty": exact.certainty}
+    unmasking = replace(exact.unmasking, **changed)
+    fast = MaskedDiffusionPolicy(opened, unmasking, exact.schedule, caching=caching, **shared)
+    return weighed_sampler(exact, fast, level, clip)
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """The policy of the method ets-is, the law that its draws are weighed towards ("" for p_ref), and its settings."""
+
+    policy: Policy
+    target: str
+    description: str
+
+
+def weighed_policy(policy: Policy, values: Mapping[str, Any], opened: Callable[[str], Checkpoint]) -> Weighed:
+    """The pair with a proposal, or the faster sampler of masked diffusion at its level.
+
+    Parameters
+    ----------
+    policy : Policy
+        p_ref, made by `policy_of`.
+    values : mapping of str to value
+        Settings of `Weighing`, `FastSampler` and p_ref.
+    opened : callable
+        Opens a checkpoint by its name.
+
+    Raises
+    ------
+    InputError
+        Without a proposal or a faster sampler, or for what does not fit together.
+    """
+    weighing, fast = made(Weighing, values), made(FastSampler, values)
+    try:
+        masked = hasattr(policy, "unmasking")
+        return _at_level(policy, weighing, fast) if masked else _pair(policy, weighing, fast, values, opened)
+    except InputError as error:
+        raise InputError(f"for the method ets-is, {error}") from error
+
+
+def _pair(
+    policy: Any, weighing: Weighing, fast: FastSampler, values: Mapping[str, Any], opened: Callable[[str], Checkpoint]
+) -> Weighed:
+    from ets.proposal import ImportanceSampling
+
+    if weighing.proposal is None:
+        raise InputError("there is no proposal; name a small model (SMALL_MODEL_PATH in the scripts), or leave it out")
+    _refuse(fast, "fast_", "masked diffusion")
+    small = opened(weighing.proposal)
+    block_size = fast.is_block_size or getattr(getattr(policy, "horizon", None), "block_size", None)
+    if fast.is_block_size is not None and hasattr(policy, "at_horizon"):
+        policy = policy.at_horizon(replace(policy.horizon, block_size=fast.is_block_size))
+    truncation = {name: values[name] for name in ("top_k", "top_p") if name in values}
+    proposal = proposal_of(policy, lambda: small, temperature=weighing.proposal_temperature, truncation=truncation)
+    parts = [f"{weighing.proposal}@{small.revision[:8]}", f"block{block_size}", f"T{proposal.sampling.temperature:g}"]
+    return Weighed(ImportanceSampling(policy, proposal, weighing.clip), "", "-".join([*parts, f"clip{weighing.clip}"]))
+
+
+def _at_level(policy: Policy, weighing: Weighing, fast: FastSampler) -> Weighed:
+    from ets.policies.levels import target_of
+
+    if weighing.proposal is not None:
+        raise InputError("the engine masked-diffusion takes no proposal; leave proposal out")
+    names = ("cache", "refresh", "threshold", "factor", "remasking", "temperature")
+    own = {name: getattr(fast, f"fast_{name}") for name in names}
+    if all(value is None for value in own.values()):
+        raise InputError("there is no faster sampler; give what makes it fast, such as fast_cache dual")
+    level = weighing.level or "0"
+    sampler = fast_sampler_of(policy, level, **own, clip=weighing.clip)
+    law = law_of(getattr(sampler, "sampler", sampler))
+    kept = {name: law[name] for name in ("temperature", "remasking", "threshold", "factor", "cache", "refresh") if name in law}
+    parts = [f"level{level}", *(f"{name}{value}" for name, value in kept.items() if value is not None)]
+    return Weighed(sampler, target_of(level), "-".join([*parts, f"clip{weighing.clip}"]))
+
+
+def _refuse(fast: FastSampler, prefix: str, kind: str) -> None:
+    for name, value in vars(fast).items():
+        if name.startswith(prefix) and value is not None:
+            raise InputError(f"{name} is {value!r}, which only {kind} has; leave it out")
+

@@ -1,0 +1,312 @@
+"""The settings of the policies: laws, horizons, denoising and resources. This module imports no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ets.settings import boolean, bounds, number_or, setting
+from ets.transition import require_counts, require_positive
+from ets.types import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+CHECKPOINT = "checkpoint"
+"""The value of top_k or top_p that stands for the checkpoint's generation configuration."""
+_AS_GENERATE = "checkpoint: the value that transformers' generate takes from the generation configuration"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The distribution that tokens are drawn from.
+
+    Parameters
+    ----------
+    temperature : float
+        At least 0; 0 takes the most probable token.
+    top_k : int, optional
+        Keep the k most probable tokens, and those as probable as the last of them.
+    top_p : float, optional
+        Of these, renormalised, keep the smallest set of most probable tokens whose mass reaches p, 0 < p ≤ 1.
+    """
+
+    temperature: float = setting(1.0, "temperature of the reference policy, at least 0", float)
+    top_k: int | None = setting(
+        None,
+        f"sample from the k most probable tokens; {_AS_GENERATE} (default: all tokens)",
+        number_or(int, CHECKPOINT, CHECKPOINT),
+    )
+    top_p: float | None = setting(
+        None,
+        f"sample from the most probable tokens whose mass reaches p; {_AS_GENERATE} (default: all tokens)",
+        number_or(float, CHECKPOINT, CHECKPOINT),
+    )
+
+    def __post_init__(self) -> None:
+        numbers = [value for value in (self.temperature, self.top_p) if value is not None]
+        if not all(isinstance(value, int | float) for value in numbers):
+            raise InputError(f"temperature {self.temperature!r}, top_p {self.top_p!r}: both must be numbers")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise InputError(f"temperature is {self.temperature}; it must be a finite number of at least 0")
+        if self.top_k is not None:
+            require_counts(top_k=self.top_k)
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InputError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+
+    @property
+    def truncated(self) -> bool:
+        """Whether some tokens cannot be drawn at all."""
+        return self.top_k is not None or self.top_p not in (None, 1) or self.temperature == 0
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """The sampled distribution `[..., V]` in float64, from logits `[..., V]`."""
+        from ets.policies.autoregressive.law import probabilities
+
+        return probabilities(self, logits)
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """How far rows go: `block_size` tokens per guide step (B), `max_length` in all (d_x)."""
+
+    block_size: int = setting(64, "tokens per guide step", int)
+    max_length: int = setting(512, "tokens in all; for masked diffusion, of the canvas", int, flags=("gen_length",))
+
+    def __post_init__(self) -> None:
+        require_counts(block_size=self.block_size, max_length=self.max_length)
+        if self.block_size > self.max_length:
+            raise InputError(
+                f"block_size {self.block_size} is longer than max_length {self.max_length}; "
+                "lower it, or raise max_length"
+            )
+
+
+@dataclass(frozen=True)
+class Unmasking:
+    """The law of one denoising step.
+
+    Parameters
+    ----------
+    temperature : float
+        Of the drawn tokens, at least 0. Confidences are always those of the untempered distribution.
+    remasking : str
+        A key of `ets.policies.diffusion.remasking.RULES`: which masked positions are revealed first. `low_confidence`
+        is LLaDA's name for the positions whose drawn token is the most probable (the others are masked again);
+        `largest`, the positions whose most probable token is, whatever was drawn; `random`; `margin`, between the two
+        most probable tokens; `entropy`, the lowest. The mask token has its share in the confidences, as in LLaDA's
+        sampler, and none in margin and entropy.
+    cfg : float
+        Classifier-free guidance s: logits un + (s + 1)(cond - un), at twice the forwards; 0 is none.
+    stop_at_end : bool
+        Leave out the blocks after one that holds an end token. The law of the text is the same: it is cut at the
+        first end token, and no block looks at a later one that has been filled.
+    threshold : float, optional
+        Parallel decoding (Wu et al., Fast-dLLM, arXiv 2505.22618): beyond its quota, a step reveals every position
+        whose confidence reaches this, above 0 and at most 1. For `low_confidence` and `largest`.
+    factor : float, optional
+        Parallel decoding by Fast-dLLM's factor rule, for the same two: beyond its quota, as many of the most confident
+        positions as have (n + 1)(1 - confidence of the n-th) at most this.
+
+    Raises
+    ------
+    InputError
+        For an unknown rule, a number out of range, or parallel decoding by a rule that has no confidences.
+    """
+
+    temperature: float = setting(1.0, "temperature of the reference policy, at least 0", float)
+    remasking: str = setting("low_confidence", "low_confidence, largest, random, margin or entropy")
+    cfg: float = setting(0.0, "classifier-free guidance; 0 for none", float)
+    stop_at_end: bool = setting(False, "True: leave out the blocks after one that holds an end token", boolean)
+    threshold: float | None = setting(None, "a step reveals every position whose confidence reaches this", float)
+    factor: float | None = setting(None, "parallel decoding by the factor rule, instead of a threshold", float)
+
+    def __post_init__(self) -> None:
+        from ets.policies.diffusion.remasking import RULES
+
+        for name, value in (("temperature", self.temperature), ("cfg", self.cfg)):
+            if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+                raise InputError(f"{name} is {value!r}; it must be a finite number of at least 0")
+        if self.remasking not in RULES:
+            raise InputError(f"unknown remasking {self.remasking!r}; choose from {', '.join(RULES)}")
+        if not isinstance(self.stop_at_end, bool):
+            raise InputError(f"stop_at_end is {self.stop_at_end!r}; it must be True or False")
+        self._require_parallel()
+
+    def _require_parallel(self) -> None:
+        from ets.policies.diffusion.remasking import RULES
+
+        bars = {"threshold": self.threshold, "factor": self.factor}
+        given = {name: value for name, value in bars.items() if value is not None}
+        require_positive(**given)
+        if len(given) > 1:
+            raise InputError(f"threshold {self.threshold} and factor {self.factor} exclude each other; leave one out")
+        if self.threshold is not None and self.threshold > 1:
+            raise InputError(f"threshold is {self.threshold!r}, but a confidence is 1 at most; choose less")
+        if given and not RULES[self.remasking].confident:
+            confident = " or ".join(name for name, rule in RULES.items() if rule.confident)
+            raise InputError(
+                f"{next(iter(given))} needs confidences, which remasking {self.remasking!r} has not; choose {confident}"
+            )
+
+    @property
+    def parallel(self) -> bool:
+        """Whether a step may reveal more than its quota."""
+        return self.threshold is not None or self.factor is not None
+
+    @property
+    def by_canvas(self) -> bool:
+        """Whether the positions revealed do not depend on the tokens drawn."""
+        from ets.policies.diffusion.remasking import RULES
+
+        return RULES[self.remasking].by_canvas
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether a step has one outcome only: greedy tokens, and positions that depend on nothing random."""
+        from ets.policies.diffusion.remasking import RULES
+
+        return self.temperature == 0 and not RULES[self.remasking].random
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """The canvas of masked diffusion and its guide steps; `schedule` completes it for a model family.
+
+    Parameters
+    ----------
+    max_length : int
+        Tokens of the canvas.
+    steps : int, optional
+        Denoising steps in all; by default one per token.
+    block_length : int, optional
+        Tokens of a block; by default the family's, or the whole canvas where that does not divide it.
+    guide_steps, block_size : int, optional
+        I, or the tokens of a guide step: one of the two, by default a block size of 64.
+    """
+
+    max_length: int = setting(512, "tokens in all; for masked diffusion, of the canvas", int, flags=("gen_length",))
+    steps: int | None = setting(None, "denoising steps in all (default: one per token)", int)
+    block_length: int | None = setting(None, "tokens of a block; blocks are filled from left to right", int)
+    guide_steps: int | None = setting(None, "I, guide steps, which split the denoising steps evenly", int)
+    block_size: int | None = setting(None, "tokens per guide step", int)
+
+    def __post_init__(self) -> None:
+        if self.guide_steps is not None and self.block_size is not None:
+            raise InputError(f"block_size is {self.block_size} and guide_steps {self.guide_steps}; set one of the two")
+        given = {n: v for n, v in vars(self).items() if v is not None}
+        require_counts(**given)
+        if self.guide_steps is None and self.max_length % self._block_size:
+            raise InputError(
+                f"block_size {self._block_size} does not divide max_length {self.max_length}, and a masked-diffusion "
+                "model fills its canvas in equal guide steps; choose a divisor"
+            )
+
+    @property
+    def _block_size(self) -> int:
+        return min(64, self.max_length) if self.block_size is None else self.block_size
+
+    def schedule(self, family_block_length: int) -> Schedule:
+        """The schedule of a family whose blocks have so many tokens by default."""
+        block = family_block_length if self.max_length % family_block_length == 0 else self.max_length
+        return Schedule(
+            self.max_length,
+            self.max_length if self.steps is None else self.steps,
+            block if self.block_length is None else self.block_length,
+            self.max_length // self._block_size if self.guide_steps is None else self.guide_steps,
+        )
+
+
+@dataclass(frozen=True)
+class Caching:
+    """The part of the canvas that a denoising step computes, and how often a step computes the whole canvas.
+
+    Parameters
+    ----------
+    cache : str
+        `dual`: the active block is computed, and the keys and values before and after it are cached. `prefix`: the
+        positions from the active block on are computed, and those before it are cached.
+    refresh : int, optional
+        Denoising steps of a block after which the whole canvas is computed; by default only the block's first step
+        computes it. With 1 the law is the exact one.
+
+    Raises
+    ------
+    InputError
+        For another cache, or a refresh that is not a whole number of at least 1.
+    """
+
+    cache: str = setting("dual", "dual or prefix; like threshold and factor, it makes p_ref a faster sampler")
+    refresh: int | None = setting(None, "denoising steps of a block after which the whole canvas is computed", int)
+
+    def __post_init__(self) -> None:
+        if self.cache not in CACHES:
+            raise InputError(f"unknown cache {self.cache!r}; choose from {', '.join(CACHES)}")
+        if self.refresh is not None:
+            require_counts(refresh=self.refresh)
+
+    def last_refresh(self, step: int) -> int:
+        """The last step, `step` included, that computes the whole canvas; both counted from the block's first step."""
+        return step // self.refresh * self.refresh if self.refresh else 0
+
+    def window(self, block: tuple[int, int], gen_length: int) -> tuple[int, int]:
+        """The first position that is computed between refreshes, and the one after the last."""
+        return block if self.cache == "dual" else (block[0], gen_length)
+
+
+CACHES = ("dual", "prefix")
+
+
+@dataclass(frozen=True)
+class Weighing:
+    """The sampler that ETS-IS draws from, and how its paths are weighed."""
+
+    proposal: str | None = setting(
+        None, "q, a cheaper model with the same tokens that draws the rollouts of ETS-IS", flags=("small_model_path",)
+    )
+    proposal_temperature: float | None = setting(None, "temperature of the proposal (default: the policy's)", float)
+    level: str | None = setting(None, "0, 1 or 1F: how a faster sampler of masked diffusion is weighed")
+    clip: tuple[float, float] | None = setting(None, "LOW,HIGH: bounds on the importance ratio, a bias", bounds)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Limits of a policy in this process, and what it records."""
+
+    memory_gib: float | None = setting(None, "GiB of the cache of rows (default: half of the free memory)", float)
+    certainty: bool = setting(False, "record how certain the model is of the tokens that it draws", boolean)
+
+
+@dataclass(frozen=True)
+class VLLMResources:
+    """The GPUs of vLLM."""
+
+    memory_gib: float | None = setting(None, "GiB of the cache of rows (default: half of the free memory)", float)
+    replicas: int = setting(1, "copies of the model, vLLM's data parallelism", int)
+    tensor_parallel: int = setting(1, "GPUs that share each copy, vLLM's tensor parallelism", int)
+    utilization: float = setting(0.9, "share of a GPU's memory that vLLM takes", float)
+
+
+@dataclass(frozen=True)
+class ServerResources:
+    """An OpenAI-compatible server, and the connections to it."""
+
+    endpoint: str = setting("", "the address of an OpenAI-compatible server, such as http://localhost:8000/v1")
+    served_model: str | None = setting(None, "the server's name of the model (default: the only one that it serves)")
+    key_variable: str = setting("OPENAI_API_KEY", "environment variable that holds the API key")
+    connections: int = setting(256, "requests under way at once", int)
+    seconds: float = setting(1800.0, "time limit of a row, after which it is requested again", float)
+
+
+@dataclass(frozen=True)
+class FastSampler:
+    """The sampler of the method ets-is where it differs from the policy's: for comparisons, which measure both."""
+
+    is_block_size: int | None = setting(None, "tokens per guide step of ets-is (default: the policy's)", int)
+    fast_cache: str | None = setting(None, "cache of ets-is's sampler of masked diffusion: dual or prefix")
+    fast_refresh: int | None = setting(None, "refresh of ets-is's sampler of masked diffusion", int)
+    fast_threshold: float | None = setting(None, "threshold of ets-is's sampler of masked diffusion", float)
+    fast_factor: float | None = setting(None, "factor of ets-is's sampler of masked diffusion", float)
+    fast_remasking: str | None = setting(None, "remasking of ets-is's sampler of masked diffusion")
+    fast_temperature: float | None = setting(None, "temperature of ets-is's sampler of masked diffusion", float)

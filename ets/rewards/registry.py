@@ -1,0 +1,80 @@
+"""Rewards by name: the one registry that every front door reads. A new reward is a function and one line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+from ets.own_code import named_object
+from ets.rewards.certainty import entropy, self_certainty
+from ets.rewards.lifting import as_reward
+from ets.rewards.likelihood import likelihood
+from ets.rewards.self_consistency import Pool, agreement_share, majority
+from ets.types import Chain, InputError, Problem, Reward, Text
+
+
+class Reader(Protocol):
+    """Reads answers; a task is one. `extract_all`, where there is one, reads many texts in parallel."""
+
+    @property
+    def extract(self) -> Callable[..., Any]: ...
+
+
+def comparing(compare: Callable[..., Reward], reader: Reader, pool: Pool, minimum: int) -> Reward:
+    """A reward that compares answers, `majority` or `agreement_share`; a slow reader reads a step's in parallel."""
+    reward = compare(reader.extract, pool=pool, minimum=minimum)
+    if not hasattr(reader, "extract_all"):
+        return reward
+
+    def read_first(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> Sequence[float]:
+        reader.extract_all((problem, rollout.text) for rollout in rollouts)  # the reader remembers the answers
+        return reward(problem, rollouts, chain)
+
+    return read_first
+
+
+COMPARING: dict[str, Callable[..., Reward]] = {"majority": majority, "share": agreement_share}
+"""By name: rewards that compare answers."""
+OF_TEXTS: dict[str, Callable[[], Reward]] = {
+    "likelihood": likelihood,
+    "likelihood-per-token": partial(likelihood, per_token=True),
+    "entropy": entropy,
+    "self-certainty": self_certainty,
+}
+"""By name: rewards that need no answers."""
+OF_CERTAINTY = ("entropy", "self-certainty")
+"""Rewards that need a policy that records certainty."""
+NAMES = (*COMPARING, *OF_TEXTS)
+
+
+def require_reward(name: str, setting: str = "reward") -> None:
+    """Raise `InputError` for a name that is neither in `NAMES` nor of the form `module:function`."""
+    if name not in NAMES and ":" not in name:
+        raise InputError(
+            f"{setting} is {name!r}; choose from {', '.join(NAMES)}, module:function or file.py:function"
+        )
+
+
+def named_reward(name: str, reader: Reader | None, *, pool: Pool = "chain", minimum: int = 1) -> Reward:
+    """A reward by its name in `NAMES`, or the function that `module:function` or `file.py:function` names.
+
+    Parameters
+    ----------
+    name : str
+    reader : Reader, optional
+        Reads the answers that `majority` and `share` compare.
+    pool, minimum
+        As for `ets.rewards.majority`.
+
+    Raises
+    ------
+    InputError
+        For an unknown name, code that raises when it is read, or a reward that compares answers without a reader.
+    """
+    require_reward(name)
+    if name in COMPARING:
+        if reader is None:
+            raise InputError(f"the reward {name} compares answers; add --extract with a pattern that finds them")
+        return comparing(COMPARING[name], reader, pool, minimum)
+    return OF_TEXTS[name]() if name in OF_TEXTS else as_reward(named_object(name, "reward"))
