@@ -5,6 +5,7 @@ Everything is computed on a model of three tokens, small enough to be enumerated
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,25 +13,18 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from ets import kernel
 from ets.kernel import energy_guided
 from ets.rewards import agreement_share, majority, per_text
 from ets.rewards.self_consistency import Pool
 from ets.runner import run
-from ets.testing import (
-    Law,
-    TabularPolicy,
-    agreement_share_law,
-    frequencies,
-    judge_law,
-    kernel_law,
-    majority_law,
-    majority_limit_law,
-    optimal_law,
-    total_variation,
-)
+from ets.testing import Law, TabularPolicy, frequencies, judge_law, optimal_law, total_variation
 from ets.types import Floats, Problem, Reward
 from ets.weights import ESTIMATORS, Estimator, log_mean_exp, plain_average
+from tests.laws.kernel import kernel_law
+from tests.laws.voting import agreement_share_law, majority_law, majority_limit_law
 
 PROBLEM = Problem("p", (1,))
 LENGTH, LAM, LEVEL = 4, 0.2, 1e-4

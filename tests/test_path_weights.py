@@ -19,11 +19,12 @@ from ets.path_weights import PathWeights
 from ets.randomness import derive
 from ets.rewards import per_text
 from ets.runner import run
-from ets.testing import TabularMaskedDiffusion, check_law, kernel_law, total_variation
+from ets.testing import TabularMaskedDiffusion, check_law, total_variation
 from ets.testing.masked_levels import TabularWeigher
 from ets.types import Chain, Cost, InputError, Step, Text
 from ets.weights import log_run_weight
 from tests.enumerable import PROBLEM, largest_error, lifted, liking
+from tests.laws.kernel import kernel_law
 
 LAM, LEVEL = 0.5, 1e-4
 

@@ -22,19 +22,12 @@ from ets.proposal import ImportanceSampling
 from ets.randomness import derive
 from ets.rewards import agreement_share
 from ets.runner import run
-from ets.testing import (
-    TabularMaskedDiffusion,
-    TabularPolicy,
-    agreement_share_law,
-    check_law,
-    frequencies,
-    kernel_law,
-    optimal_law,
-    total_variation,
-)
+from ets.testing import TabularMaskedDiffusion, TabularPolicy, check_law, frequencies, optimal_law, total_variation
 from ets.types import Chain, Cost, InputError, Problem, Scored
 from ets.weights import log_run_weight
 from tests.enumerable import PROBLEM, largest_error, lifted, liking
+from tests.laws.kernel import kernel_law
+from tests.laws.voting import agreement_share_law
 
 LAM, LEVEL, DRAWS = 0.5, 1e-4, 5_000
 REFERENCE = {"block_size": 1, "max_length": 3}

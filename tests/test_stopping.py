@@ -20,21 +20,13 @@ from ets.readouts import vote
 from ets.rewards import majority, per_text, voters, votes, winner
 from ets.runner import run
 from ets.stopping import Decided, all_at_maximum, vote_decided
-from ets.testing import (
-    Law,
-    TabularMaskedDiffusion,
-    TabularPolicy,
-    check_law,
-    frequencies,
-    kernel_law,
-    majority_law,
-    optimal_law,
-    total_variation,
-)
+from ets.testing import Law, TabularMaskedDiffusion, TabularPolicy, check_law, frequencies, optimal_law, total_variation
 from ets.trace_view import trace_text
 from ets.types import Chain, Cost, Floats, InputError, Policy, Problem, Step, StepFn, Text
 from ets.weights import ESTIMATORS
 from tests.enumerable import PROBLEM, lifted
+from tests.laws.kernel import kernel_law
+from tests.laws.voting import majority_law
 
 LAM, LEVEL = 0.5, 1e-4
 POLICY = TabularPolicy(vocabulary=3, block_size=1, max_length=3, seed=4)

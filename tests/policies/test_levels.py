@@ -23,10 +23,11 @@ from ets.policies.masked_diffusion import MaskedDiffusionPolicy
 from ets.policies.path_probability import PathStep, path_steps
 from ets.rewards import per_text
 from ets.runner import run
-from ets.testing import check_law, kernel_law, total_variation
+from ets.testing import check_law, total_variation
 from ets.testing.masked_laws import MaskedPathOracle
 from ets.types import Cost, InputError
 from tests.conftest import canvas_oracle, whole_logits
+from tests.laws.kernel import kernel_law
 from tests.policies.test_masked_diffusion import MASK, PROBLEMS, keys, make, watching
 
 SHAPE = (4, 4, 4, 2)  # gen_length, block_length, steps, guide_steps
