@@ -170,10 +170,10 @@ def sample(  # type: ignore[misc]
         a "dual" or "prefix" cache with the refresh of `Caching`. It is p_ref itself: the weight of a sample is exactly
         1 (Level 0).
     level : str, optional
-        For masked diffusion alone: "1", "1F" or "2" makes the faster sampler a proposal instead, whose paths are
+        For masked diffusion alone: "1" or "1F" makes the faster sampler a proposal instead, whose paths are
         weighed towards the law that `ets.policies.levels.LEVELS` names; it stands in `Result.target`. "0" is p_ref
-        itself. At "1" and "2" drawn tokens must not choose positions: the fast sampler's rule is then `largest`, unless
-        `remasking` says otherwise.
+        itself. At "1" drawn tokens must not choose positions: the fast sampler's rule is then `largest`, unless
+        `remasking` is given.
     proposal : str, Path, (model, tokenizer) or Checkpoint, optional
         A cheaper model with the same vocabulary, which draws the rollouts; `model` corrects them by importance weights
         (ETS-IS). Whether that works stands in `Result.ratios`.
@@ -233,7 +233,7 @@ def sample(  # type: ignore[misc]
         problems = _in_template(problems, chosen, policy)
     if level is not None:
         at_level = {"temperature": other.pop("temperature"), **fast} if weighed else {}
-        if level in ("1", "2") and remasking is None:
+        if level == "1" and remasking is None:
             at_level["remasking"] = "largest"
         policy = fast_sampler_of(policy, level, clip=clip, **at_level)
     numbers: dict[str, Any] = {"candidates": candidates, "rollouts": rollouts, "lam": lam}

@@ -324,7 +324,7 @@ def test_masked_diffusion_is_measured_at_equal_positions(tmp_path: Path) -> None
         ({"clip": "0.1,10"}, "--clip needs a fast sampler"),
         ({"methods": "ets-is"}, "the method ets-is needs a fast sampler; say what makes it fast"),
         ({"methods": "ets, ets-is"}, "the method ets-is needs a fast sampler; say what makes it fast"),
-        (FAST | {"level": "3"}, "for the method ets-is, unknown level '3'; choose from 0, 1, 1F, 2"),
+        (FAST | {"level": "3"}, "for the method ets-is, unknown level '3'; choose from 0, 1, 1F"),
         (FAST | {"level": "1"}, "for the method ets-is, level 1 takes the positions as given, but remasking 'low_conf"),
         (FAST | {"level": "1F", "fast_threshold": "0.9"}, "support is lost and the weights do not average to 1"),
         (FAST | {"level": "1F", "cache": "dual"}, "has a cache itself; give the exact one, or take level 0"),

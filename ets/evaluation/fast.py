@@ -19,7 +19,7 @@ class FastSampling:
     Parameters
     ----------
     level : str
-        "0", "1", "1F" or "2", see `ets.policies.levels`.
+        "0", "1" or "1F", see `ets.policies.levels`.
     candidates : int
         M.
     temperature, remasking, threshold, factor, cache, refresh

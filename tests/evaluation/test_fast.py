@@ -26,7 +26,7 @@ def exact() -> Policy:
 def test_every_setting_stands_in_the_words_of_the_journal() -> None:
     assert FAST.options == ("level1", "M4", "T2.4", "largest", "threshold0.9", "cachedual", "plain")
     changes: list[dict[str, Any]] = [
-        {"level": "2"}, {"candidates": 9}, {"temperature": 1.8}, {"remasking": "margin"}, {"threshold": 0.8},
+        {"level": "1F"}, {"candidates": 9}, {"temperature": 1.8}, {"remasking": "margin"}, {"threshold": 0.8},
         {"factor": 0.9, "threshold": None}, {"cache": "prefix"}, {"refresh": 2}, {"clip": (0.1, 10.0)},
         {"clip": (0.1, 20.0)}, {"estimator": "self-normalised"},
     ]  # fmt: skip

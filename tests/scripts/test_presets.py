@@ -326,7 +326,7 @@ def test_the_fast_demonstration_is_the_other_one_with_a_fast_sampler(tmp_path: P
     ("variables", "given"),
     [
         ({"LEVEL": "1"}, {"fast_threshold": 0.9, "fast_remasking": "largest"}),
-        ({"LEVEL": "2", "REMASKING": "margin", "FAST_THRESHOLD": ""}, {}),
+        ({"LEVEL": "1", "REMASKING": "margin", "FAST_THRESHOLD": ""}, {}),
         ({"LEVEL": "1F"}, {}),  # neither a threshold nor another rule
         ({"LEVEL": "1", "FAST_FACTOR": "1"}, {"fast_factor": 1.0, "fast_remasking": "largest"}),
         (
