@@ -125,7 +125,6 @@ def sample(  # type: ignore[misc]
     proposal_top_k: int | str | None = None,
     proposal_top_p: float | str | None = None,
     clip: tuple[float, float] | None = None,
-    estimator: str = "plain",
     decided: Decided | None = None,
     certainty: bool = False,
     stop: Sequence[str] = (),
@@ -179,8 +178,8 @@ def sample(  # type: ignore[misc]
         (ETS-IS). Whether that works stands in `Result.ratios`.
     proposal_temperature, proposal_top_k, proposal_top_p : float, int, float
         Of the proposal: by default the model's temperature and no truncation. At a level the temperature alone.
-    clip, estimator : (float, float), str
-        Of `ets.energy_guided`: bounds on the ratio (none by default), and "plain" or "self-normalised".
+    clip : (float, float), optional
+        Bounds on the importance ratios, which bias the energies.
     decided : callable, optional
         A rule of `ets.stopping` by which a chain ends as soon as going on would change nothing, or little.
     certainty : bool
@@ -212,7 +211,8 @@ def sample(  # type: ignore[misc]
     chosen = as_chat(chat) or (Chat() if any(problem.messages for problem in problems) else None)
     level = None if level is None else str(level)
     weighed = level not in (None, "0")
-    _require_used(clip, estimator, proposal is not None or weighed)
+    if clip is not None and proposal is None and not weighed:
+        raise InputError(f"clip is {clip!r}, but there is no proposal; leave it out")
     length: dict[str, Any] = {"block_size": block_size, "max_length": max_length}
     law: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     canvas: dict[str, Any] = {"steps": steps, "block_length": block_length, "cfg": cfg, "remasking": remasking}
@@ -237,7 +237,7 @@ def sample(  # type: ignore[misc]
             at_level["remasking"] = "largest"
         policy = fast_sampler_of(policy, level, clip=clip, **at_level)
     numbers: dict[str, Any] = {"candidates": candidates, "rollouts": rollouts, "lam": lam}
-    step = energy_guided(guide, **numbers, estimator=estimator, decided=decided)
+    step = energy_guided(guide, **numbers, decided=decided)
     other_model = _proposal(policy, proposal, other)
     if other_model is not None:
         policy = ImportanceSampling(policy, other_model, clip)
@@ -314,14 +314,6 @@ def _told(step: StepFn, bar: Any) -> StepFn:
         return advanced
 
     return told
-
-
-def _require_used(clip: tuple[float, float] | None, estimator: str, used: bool) -> None:
-    """Refuse settings of importance weights where there are none."""
-    if not used and (clip is not None or estimator != "plain"):
-        raise InputError(
-            f"clip {clip} and estimator {estimator!r} are of a proposal, and there is none; leave them out"
-        )
 
 
 def _given(options: dict[str, Any]) -> bool:

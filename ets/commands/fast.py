@@ -19,7 +19,7 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "fast_remasking": (str, "which positions are revealed first; level 1 needs a rule that no drawn token decides"),
     "fast_temperature": (float, "of the fast sampler"),
 }
-SHARED = ("clip", "estimator", "is_candidates")
+SHARED = ("clip", "is_candidates")
 """Further options, which ETS-IS has for other models too."""
 
 
@@ -51,7 +51,6 @@ def fast_of(options: argparse.Namespace) -> FastSampling | None:
         level=options.level or "0",
         candidates=options.candidates if options.is_candidates is None else options.is_candidates,
         clip=options.clip,
-        estimator=options.estimator or "plain",
         **settings,
     )
 

@@ -173,7 +173,6 @@ _SHARED = {
     "enable_thinking": Argument("thinking", _flag, None),
     "think_end_token": Argument("think_end", _text, None),
     "clip": Argument("clip", _bounds, None),
-    "estimator": Argument("estimator", _text, "plain"),
 }
 ARGUMENTS: dict[Family, dict[str, Argument]] = {
     "qwen": _SHARED
@@ -232,7 +231,7 @@ RESOURCES = ("replicas", "tensor_parallel", "utilization")
 """Our names of the arguments that say what vLLM may use."""
 
 OF_PROPOSALS = (
-    *("proposal", "proposal_temperature", "proposal_top_k", "proposal_top_p", "clip", "estimator"),
+    *("proposal", "proposal_temperature", "proposal_top_k", "proposal_top_p", "clip"),
     *("level", *(f"fast_{name}" for name in FAST)),
 )
 """Our names of the arguments that belong to ETS-IS alone. A clip's bounds stand as `clip=0.1:10`: commas separate

@@ -102,7 +102,7 @@ def test_what_a_line_leaves_out_is_the_default_of_the_paper_s_constructor(model:
             "proposal_top_k=0,proposal_top_p=0.9",
             "ets-is",
             {"clip": (0.1, 10.0), "proposal_temperature": 1.0, "proposal_top_k": None, "proposal_top_p": 0.9,
-             "top_k": "checkpoint", "estimator": "plain"},
+             "top_k": "checkpoint"},
         ),
         ("--tasks gsm8k --model qwen " + QWEN + ",method=ets-is,small_model_path=/s", "ets-is", {"proposal": "/s"}),
         ("--tasks gsm8k --model qwen " + QWEN + ",is_rl=True", "greedy", {}),
