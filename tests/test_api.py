@@ -199,7 +199,6 @@ def test_a_model_as_its_own_proposal_changes_nothing() -> None:
     [
         ({"proposal_temperature": 0.5}, "there is no proposal"),
         ({"proposal": demo.model_path("small"), "proposal_temperature": 0.0}, "at temperature 0 the proposal"),
-        ({"proposal": demo.model_path("small"), "estimator": "mean"}, "unknown estimator"),
         ({"proposal": demo.model_path("small"), "clip": (2, 1)}, "clip is"),
         ({"proposal": "nowhere"}, "no checkpoint at 'nowhere'"),
     ],

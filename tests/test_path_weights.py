@@ -42,8 +42,7 @@ CASES = {
     "1: another temperature": ("1", {"remasking": "margin"}, {"remasking": "margin", "temperature": 1.5}),
     "1F: a cache": ("1F", {}, {"refresh": 3}),
     "1F: another temperature": ("1F", {}, {"temperature": 1.5}),
-    "2: a threshold on the largest": ("2", {"remasking": "largest"}, {"remasking": "largest", "threshold": 0.6}),
-    "2: two a step": ("2", {"remasking": "entropy", "steps": 1, "guide_steps": 1},
+    "1: two a step": ("1", {"remasking": "entropy", "steps": 1, "guide_steps": 1},
                       {"remasking": "entropy", "steps": 1, "guide_steps": 1, "temperature": 1.5}),
 }  # fmt: skip
 

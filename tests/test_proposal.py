@@ -258,8 +258,3 @@ def test_a_warning_tells_once_that_the_correction_is_noise(monkeypatch: pytest.M
 def test_what_does_not_fit_is_named(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         ImportanceSampling(reference(), **{"proposal": reference(), **wrong})
-
-
-def test_an_unknown_estimator_is_named() -> None:
-    with pytest.raises(InputError, match="unknown estimator 'median'"):
-        energy_guided(REWARD, candidates=2, rollouts=1, lam=LAM, estimator="median")

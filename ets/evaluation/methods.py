@@ -178,7 +178,6 @@ def _ets_is(task: Task, settings: Settings, budget: int) -> Method:
         candidates=own.candidates,
         rollouts=settings.rollouts,
         lam=settings.lam,
-        estimator=own.estimator,
     )
     ratios = partial(recorded_ratios, clip=own.clip) if own.weighed else None
     label = _steered(own.label(settings.rollouts), settings)
@@ -244,7 +243,7 @@ def require_methods(names: list[str], samples: int | None, settings: Settings, r
     energy_guided(reward, candidates=settings.candidates, **shared)
     if "ets-is" in names:
         own = _proposing(settings)
-        energy_guided(reward, candidates=own.candidates, estimator=own.estimator, **shared)
+        energy_guided(reward, candidates=own.candidates, **shared)
         Clip(own.clip)
     _require_sizes(settings.sizes, repeats)
 

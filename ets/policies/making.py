@@ -196,7 +196,7 @@ def fast_sampler_of(
     exact : Policy
         Made by `policy_of`.
     level : str
-        "0": the fast sampler itself, every weight exactly 1; or a key of `ets.policies.levels.LEVELS`.
+        A key of `ets.policies.levels.LEVELS`; at "0" the fast sampler itself, every weight exactly 1.
     checkpoint : callable, optional
         Opens the fast sampler's model; by default it is the policy's.
     temperature, remasking, threshold, factor, cache, refresh

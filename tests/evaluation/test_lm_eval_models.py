@@ -369,7 +369,6 @@ def test_likelihoods_are_refused(tmp_path: Path) -> None:
         (QwenETS, {"model_path": "./nowhere"}, "no checkpoint at './nowhere'"),
         (Qwen, {"use_beam_search": True, "num_beams": 0}, "beams is 0"),
         (QwenETS, {**PROPOSED, "clip": "2:3"}, "its bounds must enclose 1"),
-        (QwenETS, {**PROPOSED, "estimator": "best"}, "unknown estimator 'best'"),
         (QwenETS, {**PROPOSED, "proposal_temperature": 0}, "at temperature 0 the proposal draws one text only"),
         (QwenETS, {**PROPOSED, "small_model_path": "./nowhere"}, "no checkpoint at './nowhere'"),
         (LLaDADist, {"model_path": "embedded", "gen_length": 16, "max_length": None, "block_length": 32},

@@ -198,9 +198,8 @@ def test_with_padding_and_early_ends_the_formula_for_canvases_is_never_exceeded(
     assert all(t <= s for taken, said in pairs for t, s in zip(taken, said, strict=True))
 
 
-@pytest.mark.parametrize("level", ["1", "2"])
-def test_levels_are_within_their_bound(level: str) -> None:
-    fast = fast_sampler_of(canvases(), level, cache="dual")
+def test_level_1_is_within_its_bound() -> None:
+    fast = fast_sampler_of(canvases(), "1", cache="dual")
     pairs = compared(fast, chains(fast, guided(3, 2), width=4), False, candidates=3, rollouts=2)
     assert all(t <= s for taken, said in pairs for t, s in zip(taken, said, strict=True))
     assert all(taken[3] > 0 for taken, _ in pairs)
