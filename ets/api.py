@@ -13,12 +13,12 @@ from tqdm.auto import tqdm
 from ets.chat import Chat, ChatTemplate, Prompt, as_chat, as_prompts
 from ets.diagnostics import RatioSummary, ratio_summary
 from ets.kernel import energy_guided
+from ets.policies.autoregressive.server import Endpoint
+from ets.policies.autoregressive.vllm import VLLMEngine
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.endpoint import Endpoint
 from ets.policies.levels import target_of
 from ets.policies.making import fast_sampler_of, policy_of, proposal_of
 from ets.policies.masked_diffusion import MaskedDiffusionPolicy
-from ets.policies.vllm import VLLMEngine
 from ets.proposal import ImportanceSampling
 from ets.readouts import Vote, vote
 from ets.rewards import Extract, Scoring, as_extract, as_reward, majority
@@ -142,7 +142,7 @@ def sample(  # type: ignore[misc]
         come in the same order.
     model : str, Path, (model, tokenizer), Checkpoint, VLLMEngine or Endpoint
         A checkpoint's folder or hub name, or a loaded pair. The last two checkpoints named stay loaded. Or a model that
-        is served already: a `VLLMEngine` of `ets.policies.vllm` or an `Endpoint` of `ets.policies.endpoint`, which
+        XXX
         calls may share and which stays open. Those tell no certainty and take no proposal.
     chat : bool, str, Path or Chat, optional
         True: text is the user's turn in the tokenizer's default chat template. A name of another of its templates, the

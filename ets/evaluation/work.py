@@ -13,11 +13,11 @@ from typing import Protocol
 import numpy as np
 
 from ets.path_weights import PathWeights
+from ets.policies.autoregressive.engine import EnginePolicy
 from ets.policies.canvases import PADDING
 from ets.policies.levels import LevelWeigher
 from ets.policies.masked_diffusion import MaskedDiffusionPolicy
 from ets.policies.reading import COLUMNS
-from ets.policies.requests import RequestPolicy
 from ets.policies.transformers import TransformersPolicy
 from ets.proposal import ImportanceSampling
 from ets.types import Floats, Policy
@@ -233,6 +233,6 @@ def formula_of(policy: Policy, prompts: Sequence[int], alone: bool) -> TokenWork
         return CanvasWork(policy, prompts, alone)
     proposed = isinstance(policy, ImportanceSampling)
     drawing = policy.reference if isinstance(policy, ImportanceSampling) else policy
-    assert isinstance(drawing, TransformersPolicy | RequestPolicy)
-    horizon, requests = drawing.horizon, isinstance(drawing, RequestPolicy)
+    assert isinstance(drawing, TransformersPolicy | EnginePolicy)
+    horizon, requests = drawing.horizon, isinstance(drawing, EnginePolicy)
     return TokenWork(horizon.block_size, horizon.max_length, proposed, requests)

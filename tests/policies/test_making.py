@@ -15,9 +15,10 @@ from ets.api import Result, _last_checkpoint
 from ets.models import MASKED_DIFFUSION
 from ets.path_weights import PathWeights
 from ets.policies.autoregressive import Horizon, Sampling
+from ets.policies.autoregressive.engine import EnginePolicy
+from ets.policies.autoregressive.server import Endpoint
 from ets.policies.canvas_cache import Caching
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.endpoint import Endpoint, EndpointPolicy
 from ets.policies.levels import LEVELS, target_of
 from ets.policies.making import SETTINGS, at_law, fast_sampler_of, policy_of
 from ets.policies.masked_diffusion import MaskedDiffusionPolicy
@@ -74,7 +75,7 @@ def test_a_policy_at_another_law_shares_its_model_and_its_engine(
     with TinyServer(tiny_checkpoint) as server:
         served = policy_of(lambda: tiny_checkpoint, engine="endpoint", endpoint=server.address, **SMALL)
         again = at_law(served, law)
-        assert isinstance(served, EndpointPolicy) and isinstance(again, EndpointPolicy)
+        assert isinstance(served, EnginePolicy) and isinstance(again, EnginePolicy)
         assert again.sampling == law and again.engine is served.engine
     with pytest.raises(InputError, match="MaskedDiffusionPolicy has no top-k and top-p; leave the method base out"):
         at_law(policy_of(lambda: tiny_llada, **SMALL), law)
@@ -197,7 +198,7 @@ def test_a_server_is_an_engine_whose_policy_is_asked_for_by_name(tiny_checkpoint
     with TinyServer(tiny_checkpoint) as server:
         reached = {"endpoint": server.address, "served_model": "tiny", "connections": 3, "seconds": None}
         policy: Any = policy_of(lambda: tiny_checkpoint, engine="endpoint", top_k=3, **reached, **SMALL)
-    assert type(policy) is EndpointPolicy and policy.engine.model == "tiny"
+    assert type(policy) is EnginePolicy and policy.engine.model == "tiny"
     assert (policy.sampling, policy.horizon) == (Sampling(1.0, 3), Horizon(2, 4))
     with pytest.raises(InputError, match="endpoint is not set; give the server's address"):
         policy_of(lambda: tiny_checkpoint, engine="endpoint", **SMALL)
@@ -206,7 +207,7 @@ def test_a_server_is_an_engine_whose_policy_is_asked_for_by_name(tiny_checkpoint
 def test_an_engine_that_is_there_is_shared_and_has_its_resources(tiny_checkpoint: Checkpoint) -> None:
     with TinyServer(tiny_checkpoint) as server, Endpoint(server.address, tiny_checkpoint) as endpoint:
         policies: list[Any] = [policy_of(lambda: tiny_checkpoint, engine=endpoint, top_k=k, **SMALL) for k in (2, 3)]
-        assert all(type(policy) is EndpointPolicy and policy.engine is endpoint for policy in policies)
+        assert all(type(policy) is EnginePolicy and policy.engine is endpoint for policy in policies)
         assert [policy.sampling.top_k for policy in policies] == [2, 3]
         with pytest.raises(InputError, match="memory_gib is 1, but the engine is there already; say it where"):
             policy_of(lambda: tiny_checkpoint, engine=endpoint, memory_gib=1, **SMALL)
