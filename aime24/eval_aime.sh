@@ -43,7 +43,6 @@ PROPOSAL_TEMPERATURE=${PROPOSAL_TEMPERATURE:-$TEMPERATURE} # of the small model
 PROPOSAL_TOP_K=${PROPOSAL_TOP_K-${SMALL_MODEL_PATH:+$TOP_K}} # of the small model; checkpoint: its own. A token that p_ref cannot draw gives its rollout weight 0
 PROPOSAL_TOP_P=${PROPOSAL_TOP_P-${SMALL_MODEL_PATH:+$TOP_P}} # the same; tokens that the small model cannot draw are missing from the energies
 CLIP=${CLIP:-}                                # LOW,HIGH, bounds on ETS-IS's importance ratios, such as 0.1,10; empty: none
-ESTIMATOR=${ESTIMATOR:-plain}                 # of ETS-IS's energies: plain (unbiased, the paper's) or self-normalised
 NUM_PROBLEMS=${NUM_PROBLEMS:-}                # empty: all
 SHOTS=${SHOTS:-}                              # solved examples in each prompt; empty: the task's own number
 CHAT=${CHAT:-}                                # 1: prompts by the checkpoint's chat template; or the name or the file of one; empty: bare text
@@ -69,7 +68,7 @@ run_eval "$ENGINE" --candidates "$M_CANDIDATES" --rollouts "$K_MONTE_CARLO" --la
     --max-length "$MAX_LENGTH" --block-size "$BLOCK_SIZE" --base-temperature "$BASE_TEMPERATURE" \
     --base-top-k "$BASE_TOP_K" --base-top-p "$BASE_TOP_P" ${TOP_K:+--top-k "$TOP_K"} ${TOP_P:+--top-p "$TOP_P"} \
     ${SMALL_MODEL_PATH:+--proposal "$SMALL_MODEL_PATH" --proposal-temperature "$PROPOSAL_TEMPERATURE"} \
-    ${SMALL_MODEL_PATH:+--is-candidates "$IS_M_CANDIDATES" --is-block-size "$IS_BLOCK_SIZE" --estimator "$ESTIMATOR"} \
+    ${SMALL_MODEL_PATH:+--is-candidates "$IS_M_CANDIDATES" --is-block-size "$IS_BLOCK_SIZE"} \
     ${PROPOSAL_TOP_K:+--proposal-top-k "$PROPOSAL_TOP_K"} ${PROPOSAL_TOP_P:+--proposal-top-p "$PROPOSAL_TOP_P"} \
     ${CLIP:+--clip="$CLIP"} ${VLLM:+--replicas "$GEN_DP" --tensor-parallel "$GEN_TP" --utilization "$UTILIZATION"} \
     ${SERVED:+--endpoint "$ENDPOINT"} ${SERVED_MODEL:+--served-model "$SERVED_MODEL"} \

@@ -1,19 +1,24 @@
 """What M, K, I and λ do to the sampler's law, exactly: on random tables of three tokens, for texts of up to six.
 
-A sampler's law at finite M and K is known (`ets.testing.kernel_law`), so nothing here is sampled. Each number is a mean
+A sampler's law at finite M and K is known (`tests.laws.kernel`), so nothing here is sampled. Each number is a mean
 over some tables.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from ets.evaluation.work import TokenWork
-from ets.testing import Law, TabularPolicy, kernel_law, optimal_law, total_variation
+from ets.testing import Law, TabularPolicy, optimal_law, total_variation
 from ets.types import Problem
+from tests.laws.kernel import kernel_law
 
 PROBLEM, LENGTH = Problem("p", (1,)), 6
 LAMS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)

@@ -5,6 +5,7 @@ Everything is computed on a model of three tokens, small enough to be enumerated
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,25 +13,18 @@ from typing import Any
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
 from ets import kernel
 from ets.kernel import energy_guided
 from ets.rewards import agreement_share, majority, per_text
 from ets.rewards.self_consistency import Pool
 from ets.runner import run
-from ets.testing import (
-    Law,
-    TabularPolicy,
-    agreement_share_law,
-    frequencies,
-    judge_law,
-    kernel_law,
-    majority_law,
-    majority_limit_law,
-    optimal_law,
-    total_variation,
-)
+from ets.testing import Law, TabularPolicy, frequencies, judge_law, optimal_law, total_variation
 from ets.types import Floats, Problem, Reward
-from ets.weights import ESTIMATORS, Estimator, log_mean_exp, plain_average
+from ets.weights import log_mean_exp
+from tests.laws.kernel import kernel_law
+from tests.laws.voting import agreement_share_law, majority_law, majority_limit_law
 
 PROBLEM = Problem("p", (1,))
 LENGTH, LAM, LEVEL = 4, 0.2, 1e-4
@@ -149,13 +143,13 @@ def _proposed_distances(candidates: int, rollouts: int, seed: int, temperature: 
 
 
 @contextmanager
-def estimating(estimate: Estimator) -> Iterator[None]:
-    """The kernel with another estimator in the place of its own."""
-    ESTIMATORS["plain"] = estimate
+def averaging(average: Callable[..., Floats]) -> Iterator[None]:
+    """The kernel with another average over rollouts, a function of r/λ `[M, K]` and `axis`."""
+    original, kernel.log_mean_exp = kernel.log_mean_exp, average
     try:
         yield
     finally:
-        ESTIMATORS["plain"] = plain_average
+        kernel.log_mean_exp = original
 
 
 @contextmanager
@@ -168,20 +162,12 @@ def choosing(choose: Callable[[Floats, float], int]) -> Iterator[None]:
         kernel.choose = original
 
 
-def drop_lambda(log_rewards: Floats, log_ratios: Floats) -> Floats:
-    return log_mean_exp(log_rewards * LAM, axis=1)
-
-
-def tilt_of_the_mean(log_rewards: Floats, log_ratios: Floats) -> Floats:
-    return np.mean(log_rewards, axis=1)
-
-
 def mutations(draws: int = 40_000) -> str:
     law, _ = exact(4, 3, 2)
     cases = {
-        "none: the kernel as it is": estimating(plain_average),
-        "1/λ dropped": estimating(drop_lambda),
-        "exp of the mean reward, not mean of the exp": estimating(tilt_of_the_mean),
+        "none: the kernel as it is": averaging(log_mean_exp),
+        "1/λ dropped": averaging(lambda log_rewards, axis: log_mean_exp(log_rewards * LAM, axis)),
+        "exp of the mean reward, not mean of the exp": averaging(np.mean),
         "the best candidate, not one in proportion": choosing(lambda weights, number: int(np.argmax(weights))),
     }
     verdicts = {}

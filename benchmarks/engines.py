@@ -16,8 +16,9 @@ from random_models import described, random_checkpoint
 from ets.groups import run_in_groups
 from ets.kernel import energy_guided
 from ets.policies.autoregressive import Horizon, Sampling
+from ets.policies.autoregressive.engine import EnginePolicy
+from ets.policies.autoregressive.vllm import VLLMEngine, engine_arguments
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.vllm import VLLMEngine, VLLMPolicy, engine_arguments
 from ets.rewards import per_text
 from ets.types import Chain, Problem, StepFn
 
@@ -91,9 +92,9 @@ class Way:
         self.chains = list(run_in_groups(groups, problems, width=self.setting.width, seed=self.groups))
         self.generated.append(sum(chain.cost.generated for chain in self.chains))
 
-    def _group(self) -> tuple[VLLMPolicy, StepFn]:
+    def _group(self) -> tuple[EnginePolicy, StepFn]:
         setting = self.setting
-        policy = VLLMPolicy(self.engine, Sampling(), Horizon(setting.block, setting.length))
+        policy = EnginePolicy(self.engine, Sampling(), Horizon(setting.block, setting.length))
         reward = per_text(lambda _, text: len(text) % 7)
         return policy, energy_guided(reward, candidates=setting.candidates, rollouts=setting.rollouts, lam=1.0)
 

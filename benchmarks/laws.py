@@ -31,10 +31,10 @@ from ets.testing import (
     check_law,
     check_policy,
     enumerated_step,
-    kernel_law,
 )
 from ets.testing.masked_laws import StepLaw
 from ets.types import Floats, Policy, Problem, one_line
+from tests.laws.kernel import kernel_law
 
 ABOUT = """\
 Real networks with four tokens, in float32 on the device; their laws are enumerated from the same weights in float64 on

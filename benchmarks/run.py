@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).parents[1]
-sys.path.append(str(ROOT))  # so that the package need not be installed
+sys.path.insert(0, str(ROOT))  # imports the package without an installation, and tests.laws
 
 from ets.exits import NOTHING_KEPT, exit_status  # noqa: E402
 from ets.types import InputError, one_line  # noqa: E402

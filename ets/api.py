@@ -13,12 +13,12 @@ from tqdm.auto import tqdm
 from ets.chat import Chat, ChatTemplate, Prompt, as_chat, as_prompts
 from ets.diagnostics import RatioSummary, ratio_summary
 from ets.kernel import energy_guided
+from ets.policies.autoregressive.server import Endpoint
+from ets.policies.autoregressive.vllm import VLLMEngine
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.endpoint import Endpoint
 from ets.policies.levels import target_of
 from ets.policies.making import fast_sampler_of, policy_of, proposal_of
 from ets.policies.masked_diffusion import MaskedDiffusionPolicy
-from ets.policies.vllm import VLLMEngine
 from ets.proposal import ImportanceSampling
 from ets.readouts import Vote, vote
 from ets.rewards import Extract, Scoring, as_extract, as_reward, majority
@@ -125,7 +125,6 @@ def sample(  # type: ignore[misc]
     proposal_top_k: int | str | None = None,
     proposal_top_p: float | str | None = None,
     clip: tuple[float, float] | None = None,
-    estimator: str = "plain",
     decided: Decided | None = None,
     certainty: bool = False,
     stop: Sequence[str] = (),
@@ -143,7 +142,7 @@ def sample(  # type: ignore[misc]
         come in the same order.
     model : str, Path, (model, tokenizer), Checkpoint, VLLMEngine or Endpoint
         A checkpoint's folder or hub name, or a loaded pair. The last two checkpoints named stay loaded. Or a model that
-        is served already: a `VLLMEngine` of `ets.policies.vllm` or an `Endpoint` of `ets.policies.endpoint`, which
+        XXX
         calls may share and which stays open. Those tell no certainty and take no proposal.
     chat : bool, str, Path or Chat, optional
         True: text is the user's turn in the tokenizer's default chat template. A name of another of its templates, the
@@ -170,17 +169,17 @@ def sample(  # type: ignore[misc]
         a "dual" or "prefix" cache with the refresh of `Caching`. It is p_ref itself: the weight of a sample is exactly
         1 (Level 0).
     level : str, optional
-        For masked diffusion alone: "1", "1F" or "2" makes the faster sampler a proposal instead, whose paths are
+        For masked diffusion alone: "1" or "1F" makes the faster sampler a proposal instead, whose paths are
         weighed towards the law that `ets.policies.levels.LEVELS` names; it stands in `Result.target`. "0" is p_ref
-        itself. At "1" and "2" drawn tokens must not choose positions: the fast sampler's rule is then `largest`, unless
-        `remasking` says otherwise.
+        itself. At "1" drawn tokens must not choose positions: the fast sampler's rule is then `largest`, unless
+        `remasking` is given.
     proposal : str, Path, (model, tokenizer) or Checkpoint, optional
         A cheaper model with the same vocabulary, which draws the rollouts; `model` corrects them by importance weights
         (ETS-IS). Whether that works stands in `Result.ratios`.
     proposal_temperature, proposal_top_k, proposal_top_p : float, int, float
         Of the proposal: by default the model's temperature and no truncation. At a level the temperature alone.
-    clip, estimator : (float, float), str
-        Of `ets.energy_guided`: bounds on the ratio (none by default), and "plain" or "self-normalised".
+    clip : (float, float), optional
+        Bounds on the importance ratios, which bias the energies.
     decided : callable, optional
         A rule of `ets.stopping` by which a chain ends as soon as going on would change nothing, or little.
     certainty : bool
@@ -212,7 +211,8 @@ def sample(  # type: ignore[misc]
     chosen = as_chat(chat) or (Chat() if any(problem.messages for problem in problems) else None)
     level = None if level is None else str(level)
     weighed = level not in (None, "0")
-    _require_used(clip, estimator, proposal is not None or weighed)
+    if clip is not None and proposal is None and not weighed:
+        raise InputError(f"clip is {clip!r}, but there is no proposal; leave it out")
     length: dict[str, Any] = {"block_size": block_size, "max_length": max_length}
     law: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     canvas: dict[str, Any] = {"steps": steps, "block_length": block_length, "cfg": cfg, "remasking": remasking}
@@ -233,11 +233,11 @@ def sample(  # type: ignore[misc]
         problems = _in_template(problems, chosen, policy)
     if level is not None:
         at_level = {"temperature": other.pop("temperature"), **fast} if weighed else {}
-        if level in ("1", "2") and remasking is None:
+        if level == "1" and remasking is None:
             at_level["remasking"] = "largest"
         policy = fast_sampler_of(policy, level, clip=clip, **at_level)
     numbers: dict[str, Any] = {"candidates": candidates, "rollouts": rollouts, "lam": lam}
-    step = energy_guided(guide, **numbers, estimator=estimator, decided=decided)
+    step = energy_guided(guide, **numbers, decided=decided)
     other_model = _proposal(policy, proposal, other)
     if other_model is not None:
         policy = ImportanceSampling(policy, other_model, clip)
@@ -314,14 +314,6 @@ def _told(step: StepFn, bar: Any) -> StepFn:
         return advanced
 
     return told
-
-
-def _require_used(clip: tuple[float, float] | None, estimator: str, used: bool) -> None:
-    """Refuse settings of importance weights where there are none."""
-    if not used and (clip is not None or estimator != "plain"):
-        raise InputError(
-            f"clip {clip} and estimator {estimator!r} are of a proposal, and there is none; leave them out"
-        )
 
 
 def _given(options: dict[str, Any]) -> bool:

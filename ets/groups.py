@@ -40,7 +40,7 @@ def run_in_groups(
     ----------
     groups : sequence of (Policy, StepFn)
         For each group a policy and a step function of its own, since neither may be shared between threads. The
-        policies draw from one engine that may, such as `ets.policies.vllm.VLLMEngine`.
+        policies draw from one engine that may, such as `ets.policies.autoregressive.vllm.VLLMEngine`.
     problems, seed, samples, done
         As for `run`. A problem's chains stay in one group.
     width : int

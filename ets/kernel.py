@@ -20,8 +20,8 @@ from ets.transition import (
     row_keys,
     score,
 )
-from ets.types import Chain, Cost, Draw, Floats, InputError, Policy, Reward, Step, StepFn, rollout_log_ratios
-from ets.weights import ESTIMATORS, Estimator, log_mean_exp
+from ets.types import Chain, Cost, Draw, Floats, Policy, Reward, Step, StepFn, rollout_log_ratios
+from ets.weights import log_mean_exp
 
 
 def energy_guided(
@@ -30,7 +30,6 @@ def energy_guided(
     candidates: int,
     rollouts: int,
     lam: float,
-    estimator: str = "plain",
     decided: Decided | None = None,
 ) -> StepFn:
     """One guide step towards the optimal policy p* ∝ p_ref · exp(r/λ) (Algorithms 1 and 2).
@@ -42,8 +41,8 @@ def energy_guided(
     ETS-IS (Algorithm 2) is the same step over a pair of policies, `ets.proposal.ImportanceSampling`: the rollouts are
     those of its proposal q, and each counts with its importance ratio,
     log Ê_m = logmeanexp_k (r_mk / λ + log p_ref(x_0^mk | x_s^m) - log q(x_0^mk | x_s^m)).
-    At finite M and K the law is the exact one with z = ratio · exp(r/λ). As M → ∞ it is the same as without a proposal,
-    if q can draw whatever p_ref can, no ratio is clipped, and the estimator is the plain one.
+    If q can draw whatever p_ref can and no ratio is clipped, Ê_m is unbiased at any K, and the law as M → ∞ is the same
+    as without a proposal. At finite M and K the law is the exact one with z = ratio · exp(r/λ).
 
     Parameters
     ----------
@@ -58,9 +57,6 @@ def energy_guided(
     lam : float
         λ > 0, the strength of the KL regularisation, in units of the reward. Towards 0: the best
         candidate; towards infinity: plain sampling (but for the noise of a proposal's ratios).
-    estimator : {"plain", "self-normalised"}
-        How a candidate's weighted rollouts are averaged: `ets.weights.plain_average`, unbiased, or
-        `ets.weights.self_normalised_average`. Without a proposal they are the same.
     decided : Decided, optional
         Asked at each step whether going on can be left out, see `ets.stopping`. Then the chain ends with one of the
         chosen candidate's rollouts, in proportion to ratio · exp(r/λ); the candidate is chosen as always.
@@ -77,8 +73,6 @@ def energy_guided(
     """
     require_counts(candidates=candidates, rollouts=rollouts)
     require_positive(lam=lam)
-    if estimator not in ESTIMATORS:
-        raise InputError(f"unknown estimator {estimator!r}; choose from {', '.join(ESTIMATORS)}")
     reward = as_reward(reward)
 
     def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
@@ -86,7 +80,7 @@ def energy_guided(
         drawn = draw_for_chains(policy.extend, chains, Purpose.CANDIDATE, candidates)
         completed = complete(policy, chains, drawn, rollouts)
         rows = zip(chains, drawn, completed, choice_uniforms(chains), strict=True)
-        return [transition(*row, reward, lam, ESTIMATORS[estimator], decided) for row in rows]
+        return [transition(*row, reward, lam, decided) for row in rows]
 
     return step
 
@@ -113,7 +107,6 @@ def transition(
     number: float,
     reward: Reward,
     lam: float,
-    estimate: Estimator,
     decided: Decided | None = None,
 ) -> Chain:
     """Weigh the candidates by their estimated energies, choose one by a uniform number and go on from it.
@@ -125,7 +118,7 @@ def transition(
     candidates = tuple(draw.text for draw in drawn)
     log_ratios = rollout_log_ratios(candidates, texts)
     # The ratio of a candidate that a proposal drew itself multiplies its energy.
-    log_weights = estimate(log_rewards, log_ratios) + [candidate.log_ratio for candidate in candidates]
+    log_weights = log_mean_exp(log_rewards + log_ratios, axis=1) + [candidate.log_ratio for candidate in candidates]
     if decided is not None and decided(chain.problem, texts, log_rewards * lam, chain):
         choice, rollout = choose_pair(spread(log_weights, log_rewards + log_ratios), number)
         state = completed[choice][rollout].state

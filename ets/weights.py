@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from collections.abc import Sequence
 
 import numpy as np
 
 from ets.types import Floats, Step
-
-Estimator: TypeAlias = Callable[[Floats, Floats], Floats]
-"""From r/λ and log-ratios `[M, K]` to the logarithms of the estimated energies `[M]`."""
 
 
 def log_mean_exp(values: Floats, axis: int) -> Floats:
@@ -20,33 +16,6 @@ def log_mean_exp(values: Floats, axis: int) -> Floats:
     shift = np.where(np.isneginf(largest), 0.0, largest)
     with np.errstate(divide="ignore"):
         return np.squeeze(shift, axis) + np.log(np.mean(np.exp(values - shift), axis=axis))
-
-
-def plain_average(log_rewards: Floats, log_ratios: Floats) -> Floats:
-    """log Ê `[M]` from r/λ and log-ratios `[M, K]`: the plain mean of the weighted terms, as in the paper.
-
-    Unbiased, if q can draw whatever p_ref can and no ratio is clipped: E_q[Ê] = E_ref[exp(r/λ) | x_s] at any K, so the
-    run's weights stay proper (`log_run_weight`).
-    """
-    return log_mean_exp(log_rewards + log_ratios, axis=1)
-
-
-def self_normalised_average(log_rewards: Floats, log_ratios: Floats) -> Floats:
-    """log Ê `[M]`: the weighted terms over the sum of the ratios.
-
-    Never beyond the largest exp(r/λ), so it varies less where ratios spread; biased by about
-    -Cov(w, w · (exp(r/λ) - E)) / K, also as M → ∞, and at K = 1 it ignores a ratio that is not 0: E_q in the place of
-    E_ref. The run's weights are not proper with it. Where every ratio of a candidate is zero, so is its energy.
-    """
-    total = log_mean_exp(log_ratios, axis=1)
-    return log_mean_exp(log_rewards + log_ratios, axis=1) - np.where(np.isneginf(total), 0.0, total)
-
-
-ESTIMATORS: dict[str, Estimator] = {
-    "plain": plain_average,
-    "self-normalised": self_normalised_average,
-}
-"""Estimators of a candidate's energy from a proposal's rollouts, by name."""
 
 
 def normalised(log_weights: Floats) -> Floats:
@@ -84,8 +53,8 @@ def log_run_weight(trace: Sequence[Step]) -> float:
     E[W f(x)] = E_ref[exp(r(x)/λ) f(x)]. So Σ W f / Σ W over independent chains estimates E_p*[f] free of the bias
     that finite M and K leave in the chains themselves, and the mean of W estimates the normaliser of p*. (The ratio of
     a candidate that a proposal drew is part of its weight, but not of the energy that the next step goes on from.)
-    With a proposal this needs the plain estimator, no clip, and a proposal that can draw whatever p_ref can. -inf after
-    a step whose every weight was zero.
+    With a proposal this needs unclipped ratios and a proposal that can draw whatever p_ref can. -inf after a step whose
+    every weight was zero.
     """
     means = [float(log_mean_exp(step.log_weights, axis=0)) for step in trace]
     if -math.inf in means:

@@ -97,12 +97,11 @@ FAST_CACHE=${FAST_CACHE-dual}             # the same four for ETS-IS alone; empt
 FAST_REFRESH=${FAST_REFRESH:-}
 FAST_THRESHOLD=${FAST_THRESHOLD:-}
 FAST_FACTOR=${FAST_FACTOR:-}
-case "$LEVEL,$REMASKING" in 1,low_confidence | 2,low_confidence) FAST_REMASKING=${FAST_REMASKING:-largest} ;; esac
-FAST_REMASKING=${FAST_REMASKING:-}        # of ETS-IS; empty: REMASKING. At levels 1 and 2 drawn tokens must not decide: largest
+case "$LEVEL,$REMASKING" in 1,low_confidence) FAST_REMASKING=${FAST_REMASKING:-largest} ;; esac
+FAST_REMASKING=${FAST_REMASKING:-}        # of ETS-IS; empty: REMASKING. At level 1 drawn tokens must not decide: largest
 FAST_TEMPERATURE=${FAST_TEMPERATURE:-}    # of ETS-IS; empty: TEMPERATURE
 IS_NUM_CANDIDATES=${IS_NUM_CANDIDATES:-$NUM_CANDIDATES} # M of ETS-IS
-CLIP=${CLIP:-}                            # LOW,HIGH, bounds on the ratios of levels 1, 1F and 2, such as 0.1,10; empty: none
-ESTIMATOR=${ESTIMATOR:-plain}             # of their energies: plain (unbiased) or self-normalised
+CLIP=${CLIP:-}                            # LOW,HIGH, bounds on the ratios of levels 1 and 1F, such as 0.1,10; empty: none
 NUM_PROBLEMS=${NUM_PROBLEMS:-}            # empty: all
 SHOTS=${SHOTS:-}                          # solved examples in each prompt; empty: the task's own number
 CHAT=${CHAT:-}                            # 1: prompts by the checkpoint's chat template; or the name or the file of one; empty: bare text
@@ -125,7 +124,7 @@ REAL="MODEL_PATH=GSAI-ML/LLaDA-8B-Instruct SHOTS=4 TEMPERATURE=0.5 GEN_LENGTH=64
 note "This is the embedded demonstration: a model of 1 million parameters on made-up problems. With a real model, on the same problems: $REAL"
 set -- # what ETS-IS has of its own
 if [ -n "$IS_ACCELERATE_AVAILABLE" ]; then
-    set -- --level "$LEVEL" --is-candidates "$IS_NUM_CANDIDATES" ${CLIP:+--clip="$CLIP"} --estimator "$ESTIMATOR" \
+    set -- --level "$LEVEL" --is-candidates "$IS_NUM_CANDIDATES" ${CLIP:+--clip="$CLIP"} \
         ${FAST_CACHE:+--fast-cache "$FAST_CACHE"} ${FAST_REFRESH:+--fast-refresh "$FAST_REFRESH"} \
         ${FAST_THRESHOLD:+--fast-threshold "$FAST_THRESHOLD"} ${FAST_FACTOR:+--fast-factor "$FAST_FACTOR"} \
         ${FAST_REMASKING:+--fast-remasking "$FAST_REMASKING"} ${FAST_TEMPERATURE:+--fast-temperature "$FAST_TEMPERATURE"}

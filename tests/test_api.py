@@ -11,8 +11,8 @@ import pytest
 import ets
 from ets import demo
 from ets.api import _last_checkpoint
+from ets.policies.autoregressive.server import TEXT_ONLY, Endpoint
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.endpoint import TEXT_ONLY, Endpoint
 from ets.rewards import winner
 from ets.tasks import Arithmetic
 from ets.types import InputError, Problem, Text
@@ -199,7 +199,6 @@ def test_a_model_as_its_own_proposal_changes_nothing() -> None:
     [
         ({"proposal_temperature": 0.5}, "there is no proposal"),
         ({"proposal": demo.model_path("small"), "proposal_temperature": 0.0}, "at temperature 0 the proposal"),
-        ({"proposal": demo.model_path("small"), "estimator": "mean"}, "unknown estimator"),
         ({"proposal": demo.model_path("small"), "clip": (2, 1)}, "clip is"),
         ({"proposal": "nowhere"}, "no checkpoint at 'nowhere'"),
     ],
@@ -274,8 +273,8 @@ def test_texts_of_a_served_model_follow_the_seed_and_not_the_width(endpoint: End
         ({"certainty": True}, "the engine endpoint does not tell how certain the model is of its tokens"),
         ({"steps": 4}, "steps is 4, but .* is an autoregressive model, which has none; leave it out"),
         ({"cache": "dual"}, "cache is 'dual', but .* is an autoregressive model, which has none; leave it out"),
-        ({"level": "0"}, "EndpointPolicy has no faster sampler; leave the level out"),
-        ({"proposal": demo.model_path("small")}, "EndpointPolicy takes no proposal; leave it out, or use transf"),
+        ({"level": "0"}, "EnginePolicy has no faster sampler; leave the level out"),
+        ({"proposal": demo.model_path("small")}, "EnginePolicy takes no proposal; leave it out, or use transf"),
         ({"temperature": 0.001}, "samples at 0 and at 0.01 to 2; choose one of these"),
         ({"max_length": 600}, "leaves no room"),
     ],

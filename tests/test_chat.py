@@ -9,8 +9,8 @@ import pytest
 
 import ets
 from ets.chat import Chat, ChatTemplate, as_chat, as_prompts
+from ets.policies.autoregressive.server import Endpoint
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.endpoint import Endpoint
 from ets.policies.prompts import encode_prompt
 from ets.types import InputError, Problem
 from tests.chatting import BOS, CHATML, SILENT, WITHOUT_SYSTEM

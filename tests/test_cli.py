@@ -126,7 +126,7 @@ def test_ets_is_joins_a_folder_and_tells_what_its_ratios_were(
     methods = [json.loads(line)["method"] for line in (folder / "journal.jsonl").read_text().splitlines()]
     assert {method: methods.count(method) for method in set(methods)} == {
         "ets": 3,
-        **{m: 3 for m in methods if m.endswith(("-M2-block16-T1.9-clip0.5:2.0-plain", "-clip0.1:10.0-plain"))},
+        **{m: 3 for m in methods if m.endswith(("-M2-block16-T1.9-clip0.5:2.0", "-clip0.1:10.0"))},
     }
     ets, _, guided, _ = json.loads((folder / "summary.json").read_text())
     assert "ratios" not in ets
@@ -201,7 +201,6 @@ def test_a_truncated_proposal_tells_the_mass_that_it_misses(tmp_path: Path) -> N
         ({"is_block_size": "8"}, "--is-block-size is of the method ets-is, which needs --proposal"),
         (PROPOSED | {"clip": "0.1"}, "argument --clip: clip is '0.1'; give the lowest and the highest ratio"),
         (PROPOSED | {"clip": "2,3"}, "clip is (2.0, 3.0); its bounds must enclose 1"),
-        (PROPOSED | {"estimator": "best"}, "unknown estimator 'best'; choose from plain, self-normalised"),
         (PROPOSED | {"is_candidates": "0"}, "candidates is 0"),
         (PROPOSED | {"is_block_size": "64"}, "for the method ets-is, block_size 64 is longer than max_length 32"),
         (PROPOSED | {"proposal_temperature": "0"}, "for the method ets-is, at temperature 0 the proposal draws one"),
@@ -324,13 +323,11 @@ def test_masked_diffusion_is_measured_at_equal_positions(tmp_path: Path) -> None
         ({"clip": "0.1,10"}, "--clip needs a fast sampler"),
         ({"methods": "ets-is"}, "the method ets-is needs a fast sampler; say what makes it fast"),
         ({"methods": "ets, ets-is"}, "the method ets-is needs a fast sampler; say what makes it fast"),
-        (FAST | {"level": "3"}, "for the method ets-is, unknown level '3'; choose from 0, 1, 1F, 2"),
+        (FAST | {"level": "3"}, "for the method ets-is, unknown level '3'; choose from 0, 1, 1F"),
         (FAST | {"level": "1"}, "for the method ets-is, level 1 takes the positions as given, but remasking 'low_conf"),
         (FAST | {"level": "1F", "fast_threshold": "0.9"}, "support is lost and the weights do not average to 1"),
         (FAST | {"level": "1F", "cache": "dual"}, "has a cache itself; give the exact one, or take level 0"),
         (FAST | {"clip": "0.1,10"}, "at level 0 every weight is exactly 1; leave it out"),
-        (FAST | {"estimator": "self-normalised"}, "at level 0 every weight is exactly 1; leave it out"),
-        (FAST | {"estimator": "best"}, "unknown estimator 'best'"),
         (FAST | {"fast_temperature": "0"}, "for the method ets-is, at temperature 0 nothing is random"),
         (FAST | {"fast_cache": "double"}, "for the method ets-is, unknown cache 'double'; choose from dual, prefix"),
         (FAST | {"fast_refresh": "0"}, "for the method ets-is, refresh is 0"),

@@ -20,7 +20,7 @@ from ets.testing import (
     total_variation,
 )
 from ets.types import Chain, Floats, InputError, Problem, Text
-from ets.weights import plain_average
+from ets.weights import log_mean_exp
 from tests.enumerable import PROBLEM, Tabular, lifted, liking, reference
 
 LAM = 0.5
@@ -51,7 +51,7 @@ def test_total_variation_to_the_optimal_law_falls_with_candidates(policy: Tabula
 def test_energies_are_means_of_the_tilt_not_of_the_reward() -> None:
     log_rewards: Floats = np.array([[0.0, 2.0], [1.0, 1.0], [-np.inf, 0.0]])
     expected = np.log([(1 + np.e**2) / 2, np.e, 0.5])
-    np.testing.assert_allclose(plain_average(log_rewards, np.zeros((3, 2))), expected)
+    np.testing.assert_allclose(log_mean_exp(log_rewards, axis=1), expected)
 
 
 def test_a_complete_candidate_is_not_rolled_out_and_fills_its_cells() -> None:

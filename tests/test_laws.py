@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pytest
@@ -17,19 +17,12 @@ from ets import kernel
 from ets.kernel import energy_guided
 from ets.rewards import agreement_share
 from ets.runner import run
-from ets.testing import (
-    TabularMaskedDiffusion,
-    TabularPolicy,
-    agreement_share_law,
-    check_law,
-    frequencies,
-    kernel_law,
-    optimal_law,
-    total_variation,
-)
+from ets.testing import TabularMaskedDiffusion, TabularPolicy, check_law, frequencies, optimal_law, total_variation
 from ets.types import Chain, Floats
-from ets.weights import ESTIMATORS, Estimator, log_mean_exp, log_run_weight
+from ets.weights import log_mean_exp, log_run_weight
 from tests.enumerable import PROBLEM, Tabular, largest_error, lifted, liking, reference, spelled
+from tests.laws.kernel import kernel_law
+from tests.laws.voting import agreement_share_law
 
 LAM, LEVEL, DRAWS = 0.5, 1e-4, 20_000
 POOLS: tuple[Literal["step", "chain"], ...] = ("step", "chain")
@@ -103,27 +96,30 @@ def test_the_exact_law_is_the_reference_at_m_1_and_tends_to_the_optimal_law(poli
     assert distances[2] / distances[3] == pytest.approx(2, abs=0.1)
 
 
-ESTIMATES: dict[str, Estimator] = {
-    "1/λ dropped": lambda log_rewards, log_ratios: log_mean_exp(log_rewards * LAM + log_ratios, axis=1),
-    "mean of the reward": lambda log_rewards, log_ratios: log_rewards.mean(axis=1),
-    "the best rollout, not their mean": lambda log_rewards, log_ratios: log_rewards.max(axis=1),
+Average: TypeAlias = Callable[[Floats], Floats]
+"""From r/λ `[M, K]` to the logarithms of the estimated energies `[M]`."""
+
+AVERAGES: dict[str, Average] = {
+    "1/λ dropped": lambda log_rewards: log_mean_exp(log_rewards * LAM, axis=1),
+    "mean of the reward": lambda log_rewards: log_rewards.mean(axis=1),
+    "the best rollout, not their mean": lambda log_rewards: log_rewards.max(axis=1),
 }
 
 
 @pytest.fixture
-def estimating(monkeypatch: pytest.MonkeyPatch) -> Callable[[Estimator], None]:
-    """Puts another estimator in the place of the kernel's."""
-    return lambda estimate: monkeypatch.setitem(ESTIMATORS, "plain", estimate)
+def averaging(monkeypatch: pytest.MonkeyPatch) -> Callable[[Average], None]:
+    """Replaces the kernel's average over rollouts."""
+    return lambda average: monkeypatch.setattr(kernel, "log_mean_exp", lambda terms, axis: average(terms))
 
 
-@pytest.mark.parametrize("fault", [*ESTIMATES, "best candidate"])
+@pytest.mark.parametrize("fault", [*AVERAGES, "best candidate"])
 def test_a_fault_in_the_kernel_turns_the_law_red(
-    fault: str, estimating: Callable[[Estimator], None], monkeypatch: pytest.MonkeyPatch
+    fault: str, averaging: Callable[[Average], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = TabularPolicy(block_size=1)
     law = kernel_law(policy.oracle, PROBLEM, spelled(policy, liking), lam=LAM, candidates=3, rollouts=2)
-    if fault in ESTIMATES:
-        estimating(ESTIMATES[fault])
+    if fault in AVERAGES:
+        averaging(AVERAGES[fault])
     else:
         monkeypatch.setattr(kernel, "choose", lambda weights, number: int(np.argmax(weights)))
     drawn = [chain.state.tokens for chain in chains(policy, liking, 3, 2)]
@@ -136,7 +132,7 @@ def half_forbidding(text: str) -> float:
     return -math.inf if text.endswith("b") else 0.2 * len(text)
 
 
-def without_forbidden(log_rewards: Floats, log_ratios: Floats) -> Floats:
+def without_forbidden(log_rewards: Floats) -> Floats:
     """A fault: the mean over the allowed rollouts alone."""
     allowed = np.isfinite(log_rewards)
     total = np.where(allowed, np.exp(log_rewards), 0.0).sum(axis=1)
@@ -145,11 +141,11 @@ def without_forbidden(log_rewards: Floats, log_ratios: Floats) -> Floats:
 
 
 @pytest.mark.parametrize("faulty", [False, True])
-def test_forbidden_rollouts_count_as_zeros(faulty: bool, estimating: Callable[[Estimator], None]) -> None:
+def test_forbidden_rollouts_count_as_zeros(faulty: bool, averaging: Callable[[Average], None]) -> None:
     policy = TabularPolicy(block_size=1)
     law = kernel_law(policy.oracle, PROBLEM, spelled(policy, half_forbidding), lam=LAM, candidates=3, rollouts=3)
     if faulty:
-        estimating(without_forbidden)
+        averaging(without_forbidden)
     drawn = [chain.state.tokens for chain in chains(policy, half_forbidding, 3, 3)]
     with pytest.raises(AssertionError, match="exact law") if faulty else nullcontext():
         check_law(drawn, law, level=LEVEL)

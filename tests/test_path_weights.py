@@ -19,11 +19,12 @@ from ets.path_weights import PathWeights
 from ets.randomness import derive
 from ets.rewards import per_text
 from ets.runner import run
-from ets.testing import TabularMaskedDiffusion, check_law, kernel_law, total_variation
+from ets.testing import TabularMaskedDiffusion, check_law, total_variation
 from ets.testing.masked_levels import TabularWeigher
 from ets.types import Chain, Cost, InputError, Step, Text
 from ets.weights import log_run_weight
 from tests.enumerable import PROBLEM, largest_error, lifted, liking
+from tests.laws.kernel import kernel_law
 
 LAM, LEVEL = 0.5, 1e-4
 
@@ -41,8 +42,7 @@ CASES = {
     "1: another temperature": ("1", {"remasking": "margin"}, {"remasking": "margin", "temperature": 1.5}),
     "1F: a cache": ("1F", {}, {"refresh": 3}),
     "1F: another temperature": ("1F", {}, {"temperature": 1.5}),
-    "2: a threshold on the largest": ("2", {"remasking": "largest"}, {"remasking": "largest", "threshold": 0.6}),
-    "2: two a step": ("2", {"remasking": "entropy", "steps": 1, "guide_steps": 1},
+    "1: two a step": ("1", {"remasking": "entropy", "steps": 1, "guide_steps": 1},
                       {"remasking": "entropy", "steps": 1, "guide_steps": 1, "temperature": 1.5}),
 }  # fmt: skip
 

@@ -22,19 +22,12 @@ from ets.proposal import ImportanceSampling
 from ets.randomness import derive
 from ets.rewards import agreement_share
 from ets.runner import run
-from ets.testing import (
-    TabularMaskedDiffusion,
-    TabularPolicy,
-    agreement_share_law,
-    check_law,
-    frequencies,
-    kernel_law,
-    optimal_law,
-    total_variation,
-)
+from ets.testing import TabularMaskedDiffusion, TabularPolicy, check_law, frequencies, optimal_law, total_variation
 from ets.types import Chain, Cost, InputError, Problem, Scored
 from ets.weights import log_run_weight
 from tests.enumerable import PROBLEM, largest_error, lifted, liking
+from tests.laws.kernel import kernel_law
+from tests.laws.voting import agreement_share_law
 
 LAM, LEVEL, DRAWS = 0.5, 1e-4, 5_000
 REFERENCE = {"block_size": 1, "max_length": 3}
@@ -265,8 +258,3 @@ def test_a_warning_tells_once_that_the_correction_is_noise(monkeypatch: pytest.M
 def test_what_does_not_fit_is_named(wrong: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         ImportanceSampling(reference(), **{"proposal": reference(), **wrong})
-
-
-def test_an_unknown_estimator_is_named() -> None:
-    with pytest.raises(InputError, match="unknown estimator 'median'"):
-        energy_guided(REWARD, candidates=2, rollouts=1, lam=LAM, estimator="median")

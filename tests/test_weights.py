@@ -11,15 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ets.types import Cost, Floats, Step, Text
+from ets.types import Cost, Step, Text
 from ets.weights import (
     effective_sample_size,
     log_mean_exp,
     log_run_weight,
     normalised,
     pick,
-    plain_average,
-    self_normalised_average,
 )
 
 BELOW_ONE = math.nextafter(1.0, 0.0)
@@ -123,14 +121,6 @@ def test_pick_is_clamped_where_the_product_with_the_total_rounds_up_to_it() -> N
     assert pick(np.array([0.0, smallest, 0.0]), BELOW_ONE) == 1
 
 
-def test_estimators_are_means_of_weighted_terms() -> None:
-    log_rewards: Floats = np.log([[1.0, 4.0], [2.0, 3.0], [5.0, 5.0]])
-    with np.errstate(divide="ignore"):
-        log_ratios: Floats = np.log([[0.5, 2.0], [1.0, 0.0], [0.0, 0.0]])
-        np.testing.assert_allclose(plain_average(log_rewards, log_ratios), np.log([4.25, 1.0, 0.0]))
-        np.testing.assert_allclose(self_normalised_average(log_rewards, log_ratios), np.log([8.5 / 2.5, 2.0, 0.0]))
-
-
 def test_a_run_whose_weights_were_all_zero_once_has_weight_zero() -> None:
     """Also where the step that came after it had weights, and where a candidate was impossible."""
     impossible = Text((1,), "a", -1.0, False, -math.inf)
@@ -142,14 +132,3 @@ def test_a_run_whose_weights_were_all_zero_once_has_weight_zero() -> None:
         assert log_run_weight([dead, alive]) == -math.inf
         mixed = Step((impossible, text), ((impossible,), (text,)), zeros, np.array([-np.inf, 0.0]), 1, Cost())
         assert log_run_weight([mixed, alive]) == pytest.approx(math.log(0.5))
-
-
-def test_the_self_normalised_average_ignores_the_ratio_at_k_1_and_is_consistent() -> None:
-    """200,000 draws of q = (0.8, 0.2) for p = (0.5, 0.5): the standard error is below 0.005."""
-    tilt, p, q = np.log([1.0, 3.0]), np.array([0.5, 0.5]), np.array([0.8, 0.2])
-    drawn = np.random.default_rng(0).choice(2, 200_000, p=q)
-    log_ratios = np.log(p / q)[drawn]
-    alone = self_normalised_average(tilt[drawn][:, None], log_ratios[:, None])
-    np.testing.assert_allclose(alone, tilt[drawn])
-    together = self_normalised_average(tilt[drawn][None], log_ratios[None])
-    assert np.exp(together[0]) == pytest.approx(p @ np.exp(tilt), abs=0.02)

@@ -233,11 +233,12 @@ def truncation_of(policy: Policy, options: argparse.Namespace) -> dict[str, Any]
 
 def served_settings(policy: Policy) -> dict[str, Any]:
     """What results depend on that only a server knows, and nothing that they would depend on in this process."""
-    from ets.policies.endpoint import EndpointPolicy
+    from ets.policies.autoregressive.server import Endpoint
 
-    if not isinstance(policy, EndpointPolicy):
+    engine = getattr(policy, "engine", None)
+    if not isinstance(engine, Endpoint):
         return {}
-    return {"served_model": policy.engine.model, "approximate": policy.approximate, "placement": "the server's"}
+    return {"served_model": engine.model, "approximate": engine.approximate, "placement": "the server's"}
 
 
 def flag(option: str) -> str:

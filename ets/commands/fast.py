@@ -11,15 +11,15 @@ from ets.evaluation.fast import FAST, FastSampling, opened_sampler
 from ets.types import InputError, Policy
 
 OPTIONS: dict[str, tuple[Any, str]] = {
-    "level": (str, "how the fast sampler's paths are weighed: 0, the default, not at all, or 1, 1F, 2"),
+    "level": (str, "weights of the fast sampler's paths: 0 (the default: none), 1 or 1F"),
     "fast_cache": (str, "dual or prefix"),
     "fast_refresh": (int, "denoising steps of a block after which the whole canvas is computed (default: the block)"),
     "fast_threshold": (float, "a step reveals every position whose confidence reaches this"),
     "fast_factor": (float, "the same, by the factor rule"),
-    "fast_remasking": (str, "which positions are revealed first; levels 1 and 2 need one that no drawn token decides"),
+    "fast_remasking": (str, "which positions are revealed first; level 1 needs a rule that no drawn token decides"),
     "fast_temperature": (float, "of the fast sampler"),
 }
-SHARED = ("clip", "estimator", "is_candidates")
+SHARED = ("clip", "is_candidates")
 """Further options, which ETS-IS has for other models too."""
 
 
@@ -51,7 +51,6 @@ def fast_of(options: argparse.Namespace) -> FastSampling | None:
         level=options.level or "0",
         candidates=options.candidates if options.is_candidates is None else options.is_candidates,
         clip=options.clip,
-        estimator=options.estimator or "plain",
         **settings,
     )
 

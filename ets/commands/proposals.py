@@ -33,7 +33,6 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     ),
     "proposal_top_p": (TOP_P, f"{CHECKPOINT} (default: all tokens)"),
     "clip": (_bounds, "LOW,HIGH: bounds on the importance ratio (default: none), which bias the energies"),
-    "estimator": (str, "of a candidate's energy: plain, the default, which is unbiased, or self-normalised"),
     "is_candidates": (int, "M of ets-is (default: that of ets)"),
     "is_block_size": (int, "tokens per guide step of ets-is (default: those of ets)"),
 }
@@ -81,7 +80,6 @@ def _small_model_of(options: argparse.Namespace) -> Proposing | None:
         top_k=options.proposal_top_k,
         top_p=options.proposal_top_p,
         clip=options.clip,
-        estimator=options.estimator or "plain",
     )
 
 

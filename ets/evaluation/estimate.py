@@ -18,9 +18,9 @@ from ets.evaluation.sizes import PILOTS, size_for
 from ets.evaluation.tables import aligned
 from ets.evaluation.work import CanvasWork, TokenWork, Work, formula_of
 from ets.path_weights import PathWeights
+from ets.policies.autoregressive.engine import EnginePolicy
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.memory import cache_bytes
-from ets.policies.requests import RequestPolicy
 from ets.proposal import ImportanceSampling
 from ets.randomness import derive
 from ets.rewards import likelihood
@@ -288,7 +288,7 @@ class _Estimation:
     def _cache(self) -> float | None:
         """Bytes, at most: of the rows of as many chains as advance together."""
         prompt, formula, policy = max(self.plan.prompts), self.formula, self.policy
-        if isinstance(policy, RequestPolicy):
+        if isinstance(policy, EnginePolicy):
             return None
         together = min(self.plan.width, len(self.plan.prompts) * self.uses)
         if self.shape is None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ets.transition import require_variety
-from ets.types import InputError, Policy
+from ets.types import Policy
 
 FAST = ("temperature", "remasking", "threshold", "factor", "cache", "refresh")
 """The settings that make a sampler fast, by the names of `ets.policies.making.fast_sampler_of`."""
@@ -19,15 +19,13 @@ class FastSampling:
     Parameters
     ----------
     level : str
-        "0", "1", "1F" or "2", see `ets.policies.levels`.
+        "0", "1" or "1F", see `ets.policies.levels`.
     candidates : int
         M.
     temperature, remasking, threshold, factor, cache, refresh
         Of the fast sampler.
     clip : (float, float), optional
         Bounds on the ratios.
-    estimator : str
-        A key of `ets.weights.ESTIMATORS`.
     target : str
         The law that weighed draws follow, in words; `opened_sampler` fills it in.
     """
@@ -41,7 +39,6 @@ class FastSampling:
     cache: str | None = None
     refresh: int | None = None
     clip: tuple[float, float] | None = None
-    estimator: str = "plain"
     target: str = ""
 
     @property
@@ -63,7 +60,7 @@ class FastSampling:
             "refresh": self.refresh,
             "clip": self.clip and "{}:{}".format(*self.clip),
         }
-        return (*(f"{name}{value}" for name, value in values.items() if value is not None), self.estimator)
+        return tuple(f"{name}{value}" for name, value in values.items() if value is not None)
 
     def label(self, rollouts: int) -> str:
         """The method's name in the table."""
@@ -87,8 +84,6 @@ def opened_sampler(fast: FastSampling, exact: Policy) -> tuple[FastSampling, Pol
     from ets.policies.levels import target_of
     from ets.policies.making import fast_sampler_of
 
-    if fast.estimator != "plain" and not fast.weighed:
-        raise InputError(f"estimator is {fast.estimator!r}, but at level 0 every weight is exactly 1; leave it out")
     policy = fast_sampler_of(exact, fast.level, **{name: getattr(fast, name) for name in FAST}, clip=fast.clip)
     require_variety(policy, fast.candidates)
     return replace(fast, **_settings(getattr(policy, "sampler", policy)), target=target_of(fast.level)), policy

@@ -278,7 +278,7 @@ def _proposing(run: PaperRun) -> Proposing | FastSampling | None:
         return None
     values = run.values
     if run.family == "llada":
-        shared = {name: values[name] for name in ("level", "candidates", "clip", "estimator")}
+        shared = {name: values[name] for name in ("level", "candidates", "clip")}
         return FastSampling(**shared, **{name: values[f"fast_{name}"] for name in FAST})
     temperature = values["proposal_temperature"]
     return Proposing(
@@ -287,7 +287,6 @@ def _proposing(run: PaperRun) -> Proposing | FastSampling | None:
         block_size=values["block_size"],
         temperature=values["temperature"] if temperature is None else temperature,
         clip=values["clip"],
-        estimator=values["estimator"],
     )
 
 

@@ -173,7 +173,6 @@ _SHARED = {
     "enable_thinking": Argument("thinking", _flag, None),
     "think_end_token": Argument("think_end", _text, None),
     "clip": Argument("clip", _bounds, None),
-    "estimator": Argument("estimator", _text, "plain"),
 }
 ARGUMENTS: dict[Family, dict[str, Argument]] = {
     "qwen": _SHARED
@@ -232,7 +231,7 @@ RESOURCES = ("replicas", "tensor_parallel", "utilization")
 """Our names of the arguments that say what vLLM may use."""
 
 OF_PROPOSALS = (
-    *("proposal", "proposal_temperature", "proposal_top_k", "proposal_top_p", "clip", "estimator"),
+    *("proposal", "proposal_temperature", "proposal_top_k", "proposal_top_p", "clip"),
     *("level", *(f"fast_{name}" for name in FAST)),
 )
 """Our names of the arguments that belong to ETS-IS alone. A clip's bounds stand as `clip=0.1:10`: commas separate
@@ -437,13 +436,13 @@ def _engine_notes(family: Family, method: str, values: dict[str, Any], read: Map
 def _level(method: str, values: dict[str, Any], arguments: Mapping[str, Any]) -> tuple[str, ...]:
     """Of masked diffusion: the level of ETS-IS, and the fast sampler that is meant where none is given.
 
-    Levels 1 and 2 take the positions as given, which LLaDA's own rule does not.
+    Level 1 takes the positions as given, which LLaDA's own rule does not.
     """
     if method != "ets-is" or "level" not in values:
         return ()
     asked = _flag("is_accelerate_available", arguments.get("is_accelerate_available", False))
     values["level"] = values["level"] or ("0" if asked else "1")
-    if values["level"] in ("1", "2") and values["remasking"] == "low_confidence":
+    if values["level"] == "1" and values["remasking"] == "low_confidence":
         values["fast_remasking"] = values["fast_remasking"] or "largest"
     if asked or all(values[f"fast_{name}"] is None for name in FAST if name != "remasking"):
         values["fast_cache"] = values["fast_cache"] or "dual"

@@ -29,8 +29,6 @@ class Proposing:
         Of the proposal; untruncated by default. "checkpoint" as for `ets.policies.making.policy_of`.
     clip : (float, float), optional
         Bounds on the ratio.
-    estimator : str
-        A key of `ets.weights.ESTIMATORS`.
     revision : str
         Which weights the proposal has; `opened_pair` fills it in.
     """
@@ -42,7 +40,6 @@ class Proposing:
     top_k: int | str | None = None
     top_p: float | str | None = None
     clip: tuple[float, float] | None = None
-    estimator: str = "plain"
     revision: str = ""
 
     @property
@@ -57,7 +54,7 @@ class Proposing:
             "clip": self.clip and "{}:{}".format(*self.clip),
         }
         told = (f"{name}{value}" for name, value in values.items() if value is not None)
-        return (f"{self.model}@{self.revision}", *told, self.estimator)
+        return (f"{self.model}@{self.revision}", *told)
 
     @property
     def weighed(self) -> bool:

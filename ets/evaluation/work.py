@@ -13,11 +13,11 @@ from typing import Protocol
 import numpy as np
 
 from ets.path_weights import PathWeights
+from ets.policies.autoregressive.engine import EnginePolicy
 from ets.policies.canvases import PADDING
 from ets.policies.levels import LevelWeigher
 from ets.policies.masked_diffusion import MaskedDiffusionPolicy
 from ets.policies.reading import COLUMNS
-from ets.policies.requests import RequestPolicy
 from ets.policies.transformers import TransformersPolicy
 from ets.proposal import ImportanceSampling
 from ets.types import Floats, Policy
@@ -159,17 +159,13 @@ class CanvasWork:
     alone : bool
         Whether problems advance one by one, so that nothing is padded.
     exact : MaskedDiffusionPolicy, optional
-        What reads the drawn paths to weigh them (levels 1, 1F and 2): at most once for each denoising step of each
-        row, or at level 2 for each token.
-    by_token : bool
-        Level 2.
+        The policy that reads the drawn paths at levels 1 and 1F: at most once for each denoising step of each row.
     """
 
     policy: MaskedDiffusionPolicy
     together: Sequence[int]
     alone: bool
     exact: MaskedDiffusionPolicy | None = None
-    by_token: bool = False
 
     def steps(self, prompt: int, candidates: int, rollouts: int, lengths: Sequence[int] = ()) -> list[Work]:
         plan = self.policy.schedule
@@ -182,7 +178,7 @@ class CanvasWork:
                 rows[1, end], rows[1, end + 1 :] = candidates, candidates * rollouts
             drawn = [candidates * self._revealed(begin, end), candidates * rollouts * self._revealed(end, total)]
             paths = [candidates * each, candidates * rollouts * (total - end)]
-            found.append(self._work(prompt, rows, sum(drawn), sum(drawn if self.by_token else paths)))
+            found.append(self._work(prompt, rows, sum(drawn), sum(paths)))
         return found
 
     def samples(self, prompt: int, number: int, lengths: Sequence[int] = ()) -> Work:
@@ -232,11 +228,11 @@ def formula_of(policy: Policy, prompts: Sequence[int], alone: bool) -> TokenWork
     if isinstance(policy, PathWeights):
         weigher = policy.weigher
         assert isinstance(weigher, LevelWeigher) and isinstance(policy.sampler, MaskedDiffusionPolicy)
-        return CanvasWork(policy.sampler, prompts, alone, weigher.exact, weigher.level.sequential)
+        return CanvasWork(policy.sampler, prompts, alone, weigher.exact)
     if isinstance(policy, MaskedDiffusionPolicy):
         return CanvasWork(policy, prompts, alone)
     proposed = isinstance(policy, ImportanceSampling)
     drawing = policy.reference if isinstance(policy, ImportanceSampling) else policy
-    assert isinstance(drawing, TransformersPolicy | RequestPolicy)
-    horizon, requests = drawing.horizon, isinstance(drawing, RequestPolicy)
+    assert isinstance(drawing, TransformersPolicy | EnginePolicy)
+    horizon, requests = drawing.horizon, isinstance(drawing, EnginePolicy)
     return TokenWork(horizon.block_size, horizon.max_length, proposed, requests)

@@ -1,61 +1,31 @@
-"""Importance weights between two masked-diffusion samplers: ratios of path probabilities, at three levels.
+"""Importance weights between two masked-diffusion samplers: ratios of path probabilities, at levels "1" and "1F".
 
-A fast sampler (a cache, parallel decoding, another temperature, a smaller model) draws candidates and rollouts, and
-each path is weighed towards a law of the exact sampler, denoising step by denoising step. Which law, is the level's
-choice and stands in its `target`. Level 0 needs nothing of this: the fast sampler is p_ref itself, its weight exactly
-1.
+A fast sampler (a cache, parallel decoding, another temperature, a smaller model) draws candidates and rollouts. Each
+path carries the product over its denoising steps of target / fast probability. The level fixes the target. At level
+"0" the fast sampler is p_ref, and every weight is exactly 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ets.path_weights import PathRatio, PathWeights
 from ets.policies.autoregressive import require_same_vocabulary
 from ets.policies.canvases import CanvasState
 from ets.policies.masked_diffusion import MaskedDiffusionPolicy
-from ets.policies.path_probability import PathStep, path_probabilities, path_steps
+from ets.policies.path_probability import path_probabilities, path_steps
+from ets.policies.unmasking import Unmasking
 from ets.types import Cost, InputError, State
 
-
-@dataclass(frozen=True)
-class Level:
-    """How paths are weighed.
-
-    Parameters
-    ----------
-    target : str
-        The law that weighed draws follow.
-    sequential : bool
-        Whether the exact model is asked for one token of a step after the other, from left to right.
-    positions : bool
-        Whether the position terms of both sides are part of the ratio.
-    """
-
-    target: str
-    sequential: bool = False
-    positions: bool = False
-
-
 LEVELS = {
-    "1": Level(
+    "0": "the fast sampler itself, which is p_ref: every weight is exactly 1",
+    "1": (
         "the exact model's token probabilities, revealed in the order and groups that the fast model chose; this is "
         "the exact sampler only where both choose the same positions"
     ),
-    "1F": Level(
-        "the exact sampler, as far as the fast one can take its paths: what it cannot is missing", positions=True
-    ),
-    "2": Level(
-        "sequential exact tokens in the fast grouping: those of a step are drawn from left to right, each given the "
-        "ones before it",
-        sequential=True,
-    ),
+    "1F": "the exact sampler, restricted to the paths that the fast sampler can take",
 }
-"""By name. Level 2 asks for as many forwards as exact sampling takes, though in parallel: a diagnostic."""
-
-LEVEL_0 = "the fast sampler itself, which is p_ref: every weight is exactly 1"
-"""The target at level "0", which weighs nothing."""
+"""The law that weighted draws follow, in words, by level. At "1F" the ratio includes the position terms."""
 
 
 def target_of(level: str) -> str:
@@ -66,41 +36,32 @@ def target_of(level: str) -> str:
     InputError
         For an unknown level.
     """
-    return LEVEL_0 if level == "0" else _named(level).target
-
-
-def _named(level: str) -> Level:
     if level not in LEVELS:
-        raise InputError(f"unknown level {level!r}; choose from 0, {', '.join(LEVELS)}")
+        raise InputError(f"unknown level {level!r}; choose from {', '.join(LEVELS)}")
     return LEVELS[level]
 
 
 class LevelWeigher:
-    """Ratios of a fast sampler's paths towards a level's target, the exact forwards batched once the paths are known.
+    """Ratios of a fast sampler's paths towards a level's target; the exact forwards are batched over the drawn paths.
 
-    Steps on a fresh cache are exact already, where both sides sample alike: they add 0 and are not read (but for the
-    tokens that Level 2 asks for one by one).
+    Where both policies sample alike, a step on a fresh cache has ratio 1: the exact model does not read it.
 
     Parameters
     ----------
     exact, fast : MaskedDiffusionPolicy
     level : str
-        A key of `LEVELS`.
+        "1" or "1F".
 
     Raises
     ------
     InputError
-        For an unknown level, or a pair that has no ratio: at temperature 0, with positions that depend on drawn tokens
-        where the level takes them as given, or with a hard threshold on drawn tokens, which loses support.
+        For an unknown level, or a pair that has no ratio: at temperature 0, at level "1" if drawn tokens choose the
+        positions, at level "1F" with a hard threshold, which loses support.
     """
 
     def __init__(self, exact: MaskedDiffusionPolicy, fast: MaskedDiffusionPolicy, level: str) -> None:
-        self.exact, self.fast, self.level = exact, fast, _named(level)
+        self.exact, self.fast, self.target, self.positions = exact, fast, target_of(level), level == "1F"
         require_ratio(exact, fast, level)
-
-    @property
-    def target(self) -> str:
-        return self.level.target
 
     @property
     def ledger(self) -> Cost:
@@ -108,10 +69,13 @@ class LevelWeigher:
 
     def ratios(self, starts: Sequence[State], ends: Sequence[State]) -> list[PathRatio]:
         """log target - log q of each path, `-inf` where the exact sampler cannot take it."""
-        paths = [self._steps(*pair) for pair in zip(starts, ends, strict=True)]
-        asked = [[part for step in steps for part in self._parts(step)] for steps in paths]
-        found = path_probabilities(self.exact, asked, positions=self.level.positions)
-        columns = slice(0, 2 if self.level.positions else 1)
+        paths = []
+        for start, end in zip(starts, ends, strict=True):
+            assert isinstance(start, CanvasState) and isinstance(end, CanvasState)
+            steps = path_steps(start, end, self.fast.mask_id)
+            paths.append([step for step in steps if not self._is_exact(step.step)])
+        found = path_probabilities(self.exact, paths, positions=self.positions)
+        columns = slice(0, 2 if self.positions else 1)
         ratios = []
         for steps, end, exact in zip(paths, ends, found, strict=True):
             assert isinstance(end, CanvasState)
@@ -120,71 +84,60 @@ class LevelWeigher:
             ratios.append(PathRatio(log_ratio, exact.cost))
         return ratios
 
-    def _steps(self, start: State, end: State) -> list[PathStep]:
-        """The steps of a path that are not exact already."""
-        assert isinstance(start, CanvasState) and isinstance(end, CanvasState)
-        return [step for step in path_steps(start, end, self.fast.mask_id) if not self._settled(step)]
-
-    def _settled(self, step: PathStep) -> bool:
-        fresh = self._same_law and self.fast.last_refresh(step.step) == step.step
-        return fresh and not (self.level.sequential and len(step.positions) > 1)
-
-    @property
-    def _same_law(self) -> bool:
-        """Whether both sides sample alike from the same canvas, without a cache."""
-        mine, its = self.exact.unmasking, self.fast.unmasking
-        same = (mine.temperature, mine.cfg) == (its.temperature, its.cfg)
-        return same and self.exact.checkpoint is self.fast.checkpoint
-
-    def _parts(self, step: PathStep) -> list[PathStep]:
-        return list(step.one_by_one()) if self.level.sequential else [step]
+    def _is_exact(self, step: int) -> bool:
+        """Whether the fast sampler's law of a denoising step is the target's: a fresh cache, and the same settings."""
+        exact, fast = self.exact.unmasking, self.fast.unmasking
+        alike = (exact.temperature, exact.cfg) == (fast.temperature, fast.cfg)
+        return alike and self.exact.checkpoint is self.fast.checkpoint and self.fast.last_refresh(step) == step
 
 
 def require_ratio(exact: MaskedDiffusionPolicy, fast: MaskedDiffusionPolicy, level: str) -> None:
-    """Raise `InputError` unless paths of the fast sampler can be weighed at this level."""
+    """Raise `InputError` unless paths of the fast sampler have a ratio at this level."""
     if not all(isinstance(policy, MaskedDiffusionPolicy) for policy in (exact, fast)):
-        raise InputError("a level weighs one masked-diffusion sampler by another; give two of them")
+        raise InputError("a level needs two masked-diffusion samplers; give an exact and a fast one")
     if exact.caching is not None:
-        raise InputError("the policy that weighs has a cache itself; give the exact one, or take level 0")
+        raise InputError("the exact policy has a cache itself; leave its cache out, or take level 0")
     if exact.unmasking.temperature == 0 or fast.unmasking.temperature == 0:
         raise InputError("at temperature 0 a path has probability 0 or 1, and no ratio exists; raise the temperature")
     if exact.checkpoint is not fast.checkpoint:
         require_same_vocabulary(exact.endings, fast.endings)
     if exact.mask_id != fast.mask_id:
         raise InputError(f"the mask is token {exact.mask_id} and {fast.mask_id}; choose two models of one family")
-    mine, its = exact.schedule, fast.schedule
-    if (mine.gen_length, mine.block_length) != (its.gen_length, its.block_length):
+    plan, fast_plan = exact.schedule, fast.schedule
+    if (plan.gen_length, plan.block_length) != (fast_plan.gen_length, fast_plan.block_length):
         raise InputError(
-            f"the canvas is {mine.gen_length} tokens in blocks of {mine.block_length} for the exact sampler and "
-            f"{its.gen_length} in blocks of {its.block_length} for the fast one; make them equal"
+            f"the canvas is {plan.gen_length} tokens in blocks of {plan.block_length} for the exact sampler and "
+            f"{fast_plan.gen_length} in blocks of {fast_plan.block_length} for the fast one; make them equal"
         )
-    (_require_full_ratio if LEVELS[level].positions else _require_given_positions)(exact, fast, level)
-
-
-def _require_given_positions(exact: MaskedDiffusionPolicy, fast: MaskedDiffusionPolicy, level: str) -> None:
-    if not fast.unmasking.by_canvas:
+    if level == "1" and not fast.unmasking.by_canvas:
         raise InputError(
-            f"level {level} takes the positions as given, but remasking {fast.unmasking.remasking!r} chooses them by "
-            "the drawn tokens; choose largest, margin, entropy or random for the fast sampler, or level 1F"
+            f"level 1 takes the positions as given, but remasking {fast.unmasking.remasking!r} chooses them by the "
+            "drawn tokens; choose largest, margin, entropy or random for the fast sampler, or level 1F"
         )
+    if level == "1F":
+        _require_full_support(exact.unmasking, fast.unmasking)
+        if exact.schedule.steps != fast.schedule.steps:
+            raise InputError(
+                f"level 1F needs one schedule on both sides, not {exact.schedule.steps} and {fast.schedule.steps} "
+                "steps; make them equal"
+            )
 
 
-def _require_full_ratio(exact: MaskedDiffusionPolicy, fast: MaskedDiffusionPolicy, level: str) -> None:
-    mine, its = exact.unmasking, fast.unmasking
-    if mine.parallel or its.parallel:
+def _require_full_support(exact: Unmasking, fast: Unmasking) -> None:
+    if exact.parallel or fast.parallel:
         raise InputError(
-            f"level {level} weighs positions too, and a hard threshold makes some sets impossible on one side alone: "
+            "level 1F weighs positions too, and a hard threshold makes some sets impossible on one side alone: "
             "support is lost and the weights do not average to 1; leave threshold and factor out, or take level 1"
         )
-    if mine.remasking != its.remasking or exact.schedule.steps != fast.schedule.steps:
+    if exact.remasking != fast.remasking:
         raise InputError(
-            f"level {level} needs one rule and one schedule on both sides, not remasking {mine.remasking!r} in "
-            f"{exact.schedule.steps} steps and {its.remasking!r} in {fast.schedule.steps}; make them equal"
+            f"level 1F needs one rule on both sides, not remasking {exact.remasking!r} and {fast.remasking!r}; make "
+            "them equal"
         )
-    if its.by_canvas and its.remasking != "random":
+    if fast.by_canvas and fast.remasking != "random":
         raise InputError(
-            f"with remasking {its.remasking!r} either side reveals one set with certainty, and where they differ no "
-            f"support is left at level {level}; take level 1, or the rule low_confidence"
+            f"with remasking {fast.remasking!r} either side reveals one set with certainty, and where they differ no "
+            "support is left at level 1F; take level 1, or the rule low_confidence"
         )
 
 
@@ -194,5 +147,5 @@ def weighed_sampler(
     level: str,
     clip: tuple[float, float] | None = None,
 ) -> MaskedDiffusionPolicy | PathWeights:
-    """The fast sampler, its draws weighed at a level; at level "0" itself alone, since its weight is exactly 1."""
+    """The fast sampler with its draws weighted at a level; at level "0" the fast sampler alone."""
     return fast if level == "0" else PathWeights(fast, LevelWeigher(exact, fast, level), clip)

@@ -9,15 +9,15 @@ from typing import Any
 from ets.models import MASKED_DIFFUSION
 from ets.path_weights import PathWeights
 from ets.policies.autoregressive import Horizon, Sampling
+from ets.policies.autoregressive.engine import EnginePolicy
+from ets.policies.autoregressive.server import Endpoint
+from ets.policies.autoregressive.vllm import VLLMEngine
 from ets.policies.canvas_cache import Caching
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.endpoint import Endpoint, EndpointPolicy
 from ets.policies.levels import weighed_sampler
 from ets.policies.masked_diffusion import MaskedDiffusionPolicy
-from ets.policies.requests import RequestPolicy
 from ets.policies.transformers import TransformersPolicy
 from ets.policies.unmasking import Schedule, Unmasking
-from ets.policies.vllm import VLLMEngine, VLLMPolicy
 from ets.proposal import ImportanceSampling
 from ets.types import InputError, Policy
 
@@ -57,7 +57,7 @@ def policy_of(
     certainty: bool = False,
     engine: str | VLLMEngine | Endpoint | None = None,
     **resources: Any,
-) -> TransformersPolicy | RequestPolicy | MaskedDiffusionPolicy:
+) -> TransformersPolicy | EnginePolicy | MaskedDiffusionPolicy:
     """A policy of a checkpoint, which is opened once what can be checked without it has been.
 
     Parameters
@@ -129,8 +129,8 @@ def at_law(policy: Policy, sampling: Sampling) -> Policy:
     InputError
         For masked diffusion, which has no top-k and top-p.
     """
-    if isinstance(policy, RequestPolicy):
-        return type(policy)(policy.engine, sampling, policy.horizon, end_ids=policy.endings.end_ids)
+    if isinstance(policy, EnginePolicy):
+        return EnginePolicy(policy.engine, sampling, policy.horizon, end_ids=policy.endings.end_ids)
     if isinstance(policy, TransformersPolicy):
         shared: dict[str, Any] = {"memory_gib": policy.memory_gib, "end_ids": policy.endings.end_ids}
         return TransformersPolicy(policy.checkpoint, sampling, policy.horizon, **shared)
@@ -196,7 +196,7 @@ def fast_sampler_of(
     exact : Policy
         Made by `policy_of`.
     level : str
-        "0": the fast sampler itself, every weight exactly 1; or a key of `ets.policies.levels.LEVELS`.
+        A key of `ets.policies.levels.LEVELS`; at "0" the fast sampler itself, every weight exactly 1.
     checkpoint : callable, optional
         Opens the fast sampler's model; by default it is the policy's.
     temperature, remasking, threshold, factor, cache, refresh
@@ -268,7 +268,7 @@ def _autoregressive(
     sampling: Sampling,
     horizon: Horizon | None,
     **resources: Any,
-) -> TransformersPolicy | RequestPolicy:
+) -> TransformersPolicy | EnginePolicy:
     if horizon is None:
         raise InputError("block_size is not set; set it to the tokens of a guide step")
     named = _name_of(engine)
@@ -279,10 +279,7 @@ def _autoregressive(
             f"{checkpoint.name!r} is a masked-diffusion model, which the engine {named} does not have; "
             "see llada/eval.sh"
         )
-    ready = _ready(engine, checkpoint, **resources)
-    if isinstance(ready, VLLMEngine):
-        return VLLMPolicy(ready, sampling, horizon)
-    return EndpointPolicy(ready, sampling, horizon)
+    return EnginePolicy(_ready(engine, checkpoint, **resources), sampling, horizon)
 
 
 def _ready(

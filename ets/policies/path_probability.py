@@ -42,13 +42,6 @@ class PathStep:
     positions: tuple[int, ...]
     tokens: tuple[int, ...]
 
-    def one_by_one(self) -> Iterator[PathStep]:
-        """The same tokens, from left to right, each after those before it have been revealed."""
-        canvas = list(self.canvas)
-        for position, token in zip(self.positions, self.tokens, strict=True):
-            yield PathStep(self.prompt, tuple(canvas), self.step, (position,), (token,))
-            canvas[position] = token
-
 
 def path_steps(start: CanvasState, end: CanvasState, mask_id: int) -> list[PathStep]:
     """The denoising steps that led from a state to a later one.

@@ -101,11 +101,11 @@ def majority(extract: Extract, *, pool: Pool = "chain", minimum: int = 1) -> Rew
 
     **At finite M and K** the reward is no fixed function of the text, because â is random. A guide step from x_t draws
     all M candidates and M·K rollouts, and then a candidate in proportion to mean_k exp(1[a_mk = â] / λ), â a function
-    of all M·K answers (and of the answers of earlier steps). `ets.testing.majority_law` enumerates that law.
+    of all M·K answers (and of the answers of earlier steps). `tests/laws/voting.py` enumerates that law.
 
     **As M → ∞** a guide step draws x_s ∝ p_ref(x_s | x_t) · E[exp(1[a = â_t] / λ) | x_s]. Let
     π_t(a) = P_ref(answer a | x_t). With `pool="step"` â_t is the mode of π_t, with `pool="chain"` the mode of the mean
-    of π_t' over the steps t' so far, wherever that mode is unique (`ets.testing.majority_limit_law`). In the first
+    of π_t' over the steps t' so far, wherever that mode is unique. In the first
     step â_t is a*, the mode of P_ref(answer | prompt). With one guide step, and with several if â_t remains a* on every
     path, that is p* ∝ p_ref · exp(r/λ) of the *fixed* reward r = 1[a(x_0) = a*]. Otherwise it is not. Let π_0 be 60% a
     and 40% b: from an x_1 with 90% b, the mean has 65% b, and the chain goes on towards b, however large M is.

@@ -12,7 +12,6 @@ from ets.testing.laws import (
     Law,
     Oracle,
     frequencies,
-    kernel_law,
     optimal_law,
     total_variation,
 )
@@ -26,7 +25,6 @@ from ets.testing.masked_laws import (
 )
 from ets.testing.masked_tabular import TabularMaskedDiffusion
 from ets.testing.tabular import TabularPolicy
-from ets.testing.voting_laws import agreement_share_law, majority_law, majority_limit_law
 
 __all__ = [
     "AutoregressiveOracle",
@@ -37,16 +35,12 @@ __all__ = [
     "TabularMaskedDiffusion",
     "TabularPolicy",
     "Verdict",
-    "agreement_share_law",
     "check_law",
     "check_policy",
     "closed_form_step",
     "enumerated_step",
     "frequencies",
     "judge_law",
-    "kernel_law",
-    "majority_law",
-    "majority_limit_law",
     "optimal_law",
     "position_term",
     "scores_of",

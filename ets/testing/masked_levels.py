@@ -22,7 +22,7 @@ Event = tuple[tuple[int, ...], tuple[int, ...]]
 
 @dataclass(frozen=True)
 class TabularWeigher:
-    """Ratios of a fast tabular sampler's paths, at level "1", "1F" or "2"."""
+    """Ratios of a fast tabular sampler's paths, at level "1" or "1F"."""
 
     exact: TabularMaskedDiffusion
     fast: TabularMaskedDiffusion
@@ -72,13 +72,9 @@ class TabularWeigher:
             yield canvas_before(tokens, path, step, self.fast.mask), earlier, event
 
     def _wanted_tokens(self, problem: Problem, canvas: Canvas, event: Event) -> float:
-        """The exact probability of a step's tokens: at its canvas (level 1), or one after the other (level 2)."""
-        p, at = 1.0, list(canvas)
-        for i, v in zip(*event, strict=True):
-            p *= float(self.exact.token_law(problem, tuple(at))[i, v])
-            if self.level == "2":
-                at[i] = v
-        return p
+        """The exact probability of a step's tokens at its canvas."""
+        law = self.exact.token_law(problem, canvas)
+        return math.prod(float(law[i, v]) for i, v in zip(*event, strict=True))
 
     def _target_law(self, problem: Problem, canvas: Canvas, path: Path) -> StepLaw:
         """One step of the target: the fast sampler's positions with the exact model's tokens, or the exact step."""

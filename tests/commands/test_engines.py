@@ -12,9 +12,9 @@ import pytest
 from ets import demo
 from ets.cli import _parser
 from ets.commands.engines import ENGINES, closed_after, engine_settings, served_settings
+from ets.policies.autoregressive.server import Connection
+from ets.policies.autoregressive.vllm import VLLMEngine
 from ets.policies.making import RESOURCES
-from ets.policies.server import Server
-from ets.policies.vllm import VLLMEngine
 from ets.testing import TabularPolicy
 from tests.conftest import Refused
 from tests.test_cli import PROPOSED, command
@@ -58,7 +58,7 @@ def test_results_do_not_depend_on_where_a_server_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"methods": "ets,beam", "beams": "2"}, "VLLMPolicy has no beam search, which autoregressive models have in"),
+        ({"methods": "ets,beam", "beams": "2"}, "EnginePolicy has no beam search, which autoregressive models have in"),
         ({"temperature": "2.5"}, "temperature is 2.5, and vLLM samples at 0 and at 0.01 to 2"),
         ({"replicas": "0"}, "replicas is 0"),
         ({"replicas": "99"}, "replicas 99 · tensor_parallel 1 take 99 GPUs, but "),
@@ -104,7 +104,7 @@ HERE = {"endpoint": "http://127.0.0.1:1/v1"}
 def test_what_a_server_need_not_be_asked_for_is_one_line_before_it_is(
     changed: dict[str, str], message: str, tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Server, "ask", lambda *_: pytest.fail("the server was asked"))
+    monkeypatch.setattr(Connection, "ask", lambda *_: pytest.fail("the server was asked"))
     refused(command(tmp_path / "run", **{"engine": "endpoint", **changed}), message)
     assert not (tmp_path / "run").exists()
 

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from ets.cli import main
-from ets.policies.endpoint import TEXT_ONLY, Endpoint
+from ets.policies.autoregressive.server import TEXT_ONLY, Endpoint
 from tests.evaluation.test_kill import journal_of
 from tests.tiny_server import FOREVER, HANG_UP, TinyServer
 

@@ -410,12 +410,12 @@ def test_ets_is_goes_on_where_it_was_interrupted(tmp_path: Path, graded: int) ->
 
 
 def test_ets_is_with_other_options_is_sampled_again(tmp_path: Path) -> None:
-    changes: list[dict[str, Any]] = [{}, {"estimator": "self-normalised"}, {"revision": "r2"}, {"clip": None}]
+    changes: list[dict[str, Any]] = [{}, {"clip": (0.9, 1.1)}, {"revision": "r2"}, {"clip": None}]
     for change in changes:
         settings = replace(SETTINGS, proposing=replace(PROPOSING, **change))
         _, records = compared(tmp_path, ["ets-is"], budget=1, settings=settings)
     assert len(records) == len(changes) * COUNT
-    names = ("@r1-M2-block2-T1.0-clip0.5:2.0-plain", "-self-normalised")
+    names = ("@r1-M2-block2-T1.0-clip0.5:2.0", "-clip0.9:1.1")
     texts = [{r["problem"]: r["text"] for r in records.values() if r["method"].endswith(name)} for name in names]
     assert len(texts[0]) == len(texts[1]) == COUNT and texts[0] != texts[1]
 
@@ -499,7 +499,6 @@ def test_the_progress_bar_counts_chains_and_shows_the_accuracy(
         (["ets-is"], None, {"proposing": None}, "proposal is not set, which the method ets-is needs; name a small"),
         (["ets-is"], None, {"proposing": replace(PROPOSING, candidates=0)}, "candidates is 0"),
         (["ets-is"], None, {"proposing": replace(PROPOSING, clip=(2.0, 3.0))}, "clip is (2.0, 3.0); its bounds must"),
-        (["ets-is"], None, {"proposing": replace(PROPOSING, estimator="best")}, "unknown estimator 'best'; choose"),
         (
             ["best-of-n", "ets"],
             None,

@@ -24,11 +24,11 @@ def exact() -> Policy:
 
 
 def test_every_setting_stands_in_the_words_of_the_journal() -> None:
-    assert FAST.options == ("level1", "M4", "T2.4", "largest", "threshold0.9", "cachedual", "plain")
+    assert FAST.options == ("level1", "M4", "T2.4", "largest", "threshold0.9", "cachedual")
     changes: list[dict[str, Any]] = [
-        {"level": "2"}, {"candidates": 9}, {"temperature": 1.8}, {"remasking": "margin"}, {"threshold": 0.8},
+        {"level": "1F"}, {"candidates": 9}, {"temperature": 1.8}, {"remasking": "margin"}, {"threshold": 0.8},
         {"factor": 0.9, "threshold": None}, {"cache": "prefix"}, {"refresh": 2}, {"clip": (0.1, 10.0)},
-        {"clip": (0.1, 20.0)}, {"estimator": "self-normalised"},
+        {"clip": (0.1, 20.0)},
     ]  # fmt: skip
     assert len({replace(FAST, **change).options for change in [{}, *changes]}) == len(changes) + 1
 
@@ -54,7 +54,6 @@ def test_a_level_weighs_and_says_towards_what() -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"level": "0", "estimator": "self-normalised"}, "estimator is 'self-normalised', but at level 0"),
         ({"level": "0", "clip": (0.1, 10.0)}, "but at level 0 every weight is exactly 1"),
         ({"level": "0", "temperature": 0.0}, "at temperature 0 nothing is random"),
         ({"remasking": "low_confidence"}, "level 1 takes the positions as given"),

@@ -19,8 +19,9 @@ from ets.cli import main as ets_main
 from ets.evaluation.lm_eval_models import LLaDADist, Qwen, QwenETS
 from ets.evaluation.paper_command import main
 from ets.policies.autoregressive import Sampling
+from ets.policies.autoregressive.engine import EnginePolicy
+from ets.policies.autoregressive.vllm import VLLMEngine
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.vllm import VLLMEngine, VLLMPolicy
 from ets.types import InputError
 from tests.chatting import CHATML
 from tests.sandboxed import needs_sandbox
@@ -267,7 +268,7 @@ def test_the_base_row_has_its_own_law(tmp_path: Path) -> None:
 @needs_vllm
 def test_vllm_gets_its_copies_its_seed_and_all_tokens(tmp_path: Path) -> None:
     lm = model(tmp_path, QwenETS, engine="vllm", vllm_seed=5, gpu_memory_utilization=0.4)
-    assert isinstance(lm.policy, VLLMPolicy) and lm.policy.sampling == Sampling(1.5)
+    assert isinstance(lm.policy, EnginePolicy) and lm.policy.sampling == Sampling(1.5)
     asked = ("data_parallel_size", "tensor_parallel_size", "gpu_memory_utilization")
     assert [lm.policy.engine._arguments[name] for name in asked] == [1, 1, 0.4]
     assert lm.run.values["seed"] == 5
@@ -369,7 +370,6 @@ def test_likelihoods_are_refused(tmp_path: Path) -> None:
         (QwenETS, {"model_path": "./nowhere"}, "no checkpoint at './nowhere'"),
         (Qwen, {"use_beam_search": True, "num_beams": 0}, "beams is 0"),
         (QwenETS, {**PROPOSED, "clip": "2:3"}, "its bounds must enclose 1"),
-        (QwenETS, {**PROPOSED, "estimator": "best"}, "unknown estimator 'best'"),
         (QwenETS, {**PROPOSED, "proposal_temperature": 0}, "at temperature 0 the proposal draws one text only"),
         (QwenETS, {**PROPOSED, "small_model_path": "./nowhere"}, "no checkpoint at './nowhere'"),
         (LLaDADist, {"model_path": "embedded", "gen_length": 16, "max_length": None, "block_length": 32},

@@ -102,7 +102,7 @@ def test_what_a_line_leaves_out_is_the_default_of_the_paper_s_constructor(model:
             "proposal_top_k=0,proposal_top_p=0.9",
             "ets-is",
             {"clip": (0.1, 10.0), "proposal_temperature": 1.0, "proposal_top_k": None, "proposal_top_p": 0.9,
-             "top_k": "checkpoint", "estimator": "plain"},
+             "top_k": "checkpoint"},
         ),
         ("--tasks gsm8k --model qwen " + QWEN + ",method=ets-is,small_model_path=/s", "ets-is", {"proposal": "/s"}),
         ("--tasks gsm8k --model qwen " + QWEN + ",is_rl=True", "greedy", {}),
@@ -164,10 +164,10 @@ def test_what_a_line_leaves_out_is_the_default_of_the_paper_s_constructor(model:
             {"level": "1", "cache": None, "fast_cache": "dual", "fast_remasking": "largest"},
         ),
         (
-            "--tasks gsm8k --model llada_dist " + LLADA + ",use_importance_sampling=True,level=2,fast_threshold=0.9,"
+            "--tasks gsm8k --model llada_dist " + LLADA + ",use_importance_sampling=True,level=1,fast_threshold=0.9,"
             "remasking=entropy,clip=0.1:10",
             "ets-is",
-            {"level": "2", "fast_cache": None, "fast_remasking": None, "fast_threshold": 0.9, "clip": (0.1, 10.0)},
+            {"level": "1", "fast_cache": None, "fast_remasking": None, "fast_threshold": 0.9, "clip": (0.1, 10.0)},
         ),
         (
             "--tasks gsm8k --model llada_dist " + LLADA + ",method=ets-is,level=1F",

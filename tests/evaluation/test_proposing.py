@@ -17,11 +17,11 @@ PROPOSING = Proposing("small", candidates=8, block_size=16, temperature=1.9)
 
 
 def test_every_setting_stands_in_the_words_of_the_journal() -> None:
-    assert PROPOSING.options == ("small@", "M8", "block16", "T1.9", "plain")
+    assert PROPOSING.options == ("small@", "M8", "block16", "T1.9")
     assert replace(PROPOSING, top_p=1.0).options == PROPOSING.options  # which is no truncation
     changes: list[dict[str, Any]] = [
         {"model": "smaller"}, {"candidates": 9}, {"block_size": 8}, {"temperature": 1.8}, {"top_k": 3}, {"top_p": 0.9},
-        {"clip": (0.1, 10.0)}, {"clip": (0.1, 20.0)}, {"estimator": "self-normalised"}, {"revision": "1a2b"},
+        {"clip": (0.1, 10.0)}, {"clip": (0.1, 20.0)}, {"revision": "1a2b"},
     ]  # fmt: skip
     assert len({replace(PROPOSING, **change).options for change in [{}, *changes]}) == len(changes) + 1
     assert "clip0.1:10.0" in replace(PROPOSING, clip=(0.1, 10.0)).options

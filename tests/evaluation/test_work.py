@@ -15,13 +15,13 @@ from ets.evaluation.work import TokenWork, Work, formula_of
 from ets.kernel import energy_guided
 from ets.policies import kv_cache
 from ets.policies.autoregressive import Horizon, Sampling
+from ets.policies.autoregressive.engine import Answer, EnginePolicy, Request
 from ets.policies.canvas_cache import Caching
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.kv_cache import RowCache
 from ets.policies.making import fast_sampler_of
 from ets.policies.masked_diffusion import MaskedDiffusionPolicy
 from ets.policies.memory import cache_bytes
-from ets.policies.requests import Answer, Request, RequestPolicy
 from ets.policies.transformers import TransformersPolicy
 from ets.policies.unmasking import Schedule, Unmasking
 from ets.proposal import ImportanceSampling
@@ -52,8 +52,8 @@ def pair(block: int, longest: int, *, ends: bool) -> ImportanceSampling:
     return ImportanceSampling(*two)
 
 
-def engine(block: int, longest: int, *, ends: bool) -> RequestPolicy:
-    return RequestPolicy(_Uniform(ends), Sampling(1.0), Horizon(block, longest), end_ids={0} if ends else ())
+def engine(block: int, longest: int, *, ends: bool) -> EnginePolicy:
+    return EnginePolicy(_Uniform(ends), Sampling(1.0), Horizon(block, longest), end_ids={0} if ends else ())
 
 
 class _Uniform:
@@ -198,9 +198,8 @@ def test_with_padding_and_early_ends_the_formula_for_canvases_is_never_exceeded(
     assert all(t <= s for taken, said in pairs for t, s in zip(taken, said, strict=True))
 
 
-@pytest.mark.parametrize("level", ["1", "2"])
-def test_levels_are_within_their_bound(level: str) -> None:
-    fast = fast_sampler_of(canvases(), level, cache="dual")
+def test_level_1_is_within_its_bound() -> None:
+    fast = fast_sampler_of(canvases(), "1", cache="dual")
     pairs = compared(fast, chains(fast, guided(3, 2), width=4), False, candidates=3, rollouts=2)
     assert all(t <= s for taken, said in pairs for t, s in zip(taken, said, strict=True))
     assert all(taken[3] > 0 for taken, _ in pairs)

@@ -17,8 +17,8 @@ import torch
 import ets
 from ets import models
 from ets.cli import main
+from ets.policies.autoregressive.engine import EnginePolicy
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.requests import RequestPolicy
 from ets.policies.unmasking import Schedule, Unmasking
 from ets.testing import check_policy
 from ets.types import Problem
@@ -153,14 +153,14 @@ def test_the_engine_runs_as_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_engine_keeps_the_contract_at_level_1e_4(tiny_checkpoint: Any) -> None:
     engine = executed("engine", 1)["PlainEngine"](tiny_checkpoint)
-    policy = RequestPolicy(engine, ets.Sampling(0.7), ets.Horizon(block_size=2, max_length=4))
+    policy = EnginePolicy(engine, ets.Sampling(0.7), ets.Horizon(block_size=2, max_length=4))
     problems = [Problem("p", "abc"), Problem("q", (1, 3, 3, 2, 1)), Problem("r", "b", stop=("ab",))]
     check_policy(policy, causal_oracle(policy, 0.7), problems, draws=4_000, level=1e-4)
 
 
 def test_an_engine_that_ignores_the_temperature_is_seen(tiny_checkpoint: Any) -> None:
     engine = executed("engine", 1)["PlainEngine"](tiny_checkpoint)
-    policy = RequestPolicy(engine, ets.Sampling(0.7), ets.Horizon(block_size=2, max_length=4))
+    policy = EnginePolicy(engine, ets.Sampling(0.7), ets.Horizon(block_size=2, max_length=4))
     engine._law = lambda row, sampling: type(engine)._law(engine, row, ets.Sampling(1.0))
     with pytest.raises(AssertionError):
         check_policy(policy, causal_oracle(policy, 0.7), PROBLEMS, draws=4_000, level=1e-4)

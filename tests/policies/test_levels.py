@@ -23,10 +23,11 @@ from ets.policies.masked_diffusion import MaskedDiffusionPolicy
 from ets.policies.path_probability import PathStep, path_steps
 from ets.rewards import per_text
 from ets.runner import run
-from ets.testing import check_law, kernel_law, total_variation
+from ets.testing import check_law, total_variation
 from ets.testing.masked_laws import MaskedPathOracle
 from ets.types import Cost, InputError
 from tests.conftest import canvas_oracle, whole_logits
+from tests.laws.kernel import kernel_law
 from tests.policies.test_masked_diffusion import MASK, PROBLEMS, keys, make, watching
 
 SHAPE = (4, 4, 4, 2)  # gen_length, block_length, steps, guide_steps
@@ -37,7 +38,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "1, another temperature": ("1", {"remasking": "random"}, {"remasking": "random", "temperature": 1.5}),
     "1F, a cache": ("1F", {}, {"caching": Caching("dual")}),
     "1F, another temperature": ("1F", {}, {"temperature": 2.0}),
-    "2, a threshold and another temperature": ("2", LARGEST, LARGEST | {"threshold": 0.3, "temperature": 2.0}),
+    "1, a threshold and another temperature": ("1", LARGEST, LARGEST | {"threshold": 0.3, "temperature": 2.0}),
 }
 
 
@@ -71,13 +72,7 @@ def wanted(level: str, exact: MaskedDiffusionPolicy, problem: Any, step: Any) ->
         oracle = canvas_oracle(exact.checkpoint, exact.schedule, exact.unmasking)
         with np.errstate(divide="ignore"):  # the exact rule may never reveal what the fast one did
             return float(np.log(oracle.step_law(problem, step.canvas).get((step.positions, step.tokens), 0.0)))
-    if level == "1":
-        return exact_tokens(exact, step.prompt, step.canvas, step.positions, step.tokens)
-    canvas, total = list(step.canvas), 0.0
-    for i, v in zip(step.positions, step.tokens, strict=True):
-        total += exact_tokens(exact, step.prompt, canvas, [i], [v])
-        canvas[i] = v
-    return total
+    return exact_tokens(exact, step.prompt, step.canvas, step.positions, step.tokens)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -102,7 +97,7 @@ def test_ratios_are_of_what_each_step_did_and_candidates_carry_their_own(tiny_ll
 
 
 def target_law(name: str, policy: PathWeights) -> dict[Any, float]:
-    """Of (canvas, path): at level 1F the exact sampler's; at 1 and 2 the fast one's positions with exact tokens."""
+    """Of (canvas, path): at level 1F the exact sampler's; at 1 the fast one's positions with exact tokens."""
     level, exact, fast = CASES[name][0], policy.weigher.exact, policy.sampler  # type: ignore[attr-defined]
     if level == "1F":
         law = canvas_oracle(exact.checkpoint, exact.schedule, exact.unmasking).by_path
@@ -192,7 +187,7 @@ def test_the_exact_forwards_are_batched_and_charged(tiny_llada: Checkpoint) -> N
 def test_level_0_is_the_fast_sampler_itself(tiny_llada: Checkpoint) -> None:
     exact, fast = samplers(tiny_llada, "1F, a cache")
     assert weighed_sampler(exact, fast, "0") is fast
-    assert "the order and groups that the fast model chose" in LEVELS["1"].target
+    assert "the order and groups that the fast model chose" in LEVELS["1"]
 
 
 @pytest.mark.parametrize(
@@ -203,10 +198,9 @@ def test_level_0_is_the_fast_sampler_itself(tiny_llada: Checkpoint) -> None:
         ("1", {}, {"temperature": 0.0}, "at temperature 0 a path has probability 0 or 1"),
         ("1", {}, {}, "chooses them by the drawn tokens; choose largest"),
         ("1", {}, {"threshold": 0.9}, "chooses them by the drawn tokens; choose largest"),
-        ("2", {}, {}, "level 2 takes the positions as given"),
         ("1F", {"threshold": 0.9}, {"threshold": 0.9}, "support is lost and the weights do not average to 1"),
         ("1F", {}, {"threshold": 0.9}, "support is lost"),
-        ("1F", {}, {"remasking": "random"}, "needs one rule and one schedule"),
+        ("1F", {}, {"remasking": "random"}, "needs one rule on both sides"),
         ("1F", LARGEST, LARGEST, "where they differ no support is left"),
         ("1F", {"caching": Caching("dual")}, {}, "has a cache itself"),
     ],

@@ -15,10 +15,11 @@ from ets.api import Result, _last_checkpoint
 from ets.models import MASKED_DIFFUSION
 from ets.path_weights import PathWeights
 from ets.policies.autoregressive import Horizon, Sampling
+from ets.policies.autoregressive.engine import EnginePolicy
+from ets.policies.autoregressive.server import Endpoint
 from ets.policies.canvas_cache import Caching
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.endpoint import Endpoint, EndpointPolicy
-from ets.policies.levels import LEVEL_0, LEVELS, target_of
+from ets.policies.levels import LEVELS, target_of
 from ets.policies.making import SETTINGS, at_law, fast_sampler_of, policy_of
 from ets.policies.masked_diffusion import MaskedDiffusionPolicy
 from ets.policies.transformers import TransformersPolicy
@@ -74,7 +75,7 @@ def test_a_policy_at_another_law_shares_its_model_and_its_engine(
     with TinyServer(tiny_checkpoint) as server:
         served = policy_of(lambda: tiny_checkpoint, engine="endpoint", endpoint=server.address, **SMALL)
         again = at_law(served, law)
-        assert isinstance(served, EndpointPolicy) and isinstance(again, EndpointPolicy)
+        assert isinstance(served, EnginePolicy) and isinstance(again, EnginePolicy)
         assert again.sampling == law and again.engine is served.engine
     with pytest.raises(InputError, match="MaskedDiffusionPolicy has no top-k and top-p; leave the method base out"):
         at_law(policy_of(lambda: tiny_llada, **SMALL), law)
@@ -111,13 +112,13 @@ def test_a_fast_sampler_has_the_policy_s_settings_but_for_those_that_are_given(t
     assert fast_sampler_of(exact, cache="dual").caching == Caching("dual")  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", ["1", "1F"])
 def test_a_fast_sampler_is_weighed_at_its_level(tiny_llada: Checkpoint, level: str) -> None:
     """With the policy's own checkpoint, or with another one."""
     rule: dict[str, Any] = {} if level == "1F" else {"remasking": "largest"}
     pair = fast_sampler_of(llada_of(tiny_llada), level, cache="dual", clip=(0.5, 2.0), **rule)
     assert isinstance(pair, PathWeights)
-    assert pair.target == LEVELS[level].target == target_of(level)
+    assert pair.target == LEVELS[level] == target_of(level)
     assert pair.sampler.checkpoint is tiny_llada  # type: ignore[attr-defined]
     another = Checkpoint.loaded(tiny_llada.model, tiny_llada.tokenizer)
     smaller: Any = fast_sampler_of(llada_of(tiny_llada), level, checkpoint=lambda: another, **rule)
@@ -129,8 +130,8 @@ def test_a_fast_sampler_is_weighed_at_its_level(tiny_llada: Checkpoint, level: s
 
 
 def test_level_0_is_a_policy_of_its_own_that_nothing_weighs(tiny_llada: Checkpoint) -> None:
-    assert target_of("0") == LEVEL_0 and LEVEL_0.startswith("the fast sampler itself")
-    with pytest.raises(InputError, match="unknown level '3'; choose from 0, 1, 1F, 2"):
+    assert target_of("0").startswith("the fast sampler itself")
+    with pytest.raises(InputError, match="unknown level '3'; choose from 0, 1, 1F"):
         target_of("3")
     with pytest.raises(InputError, match=r"clip is .* at level 0 every weight is exactly 1; leave it out"):
         fast_sampler_of(llada_of(tiny_llada), cache="dual", clip=(0.1, 10))
@@ -197,7 +198,7 @@ def test_a_server_is_an_engine_whose_policy_is_asked_for_by_name(tiny_checkpoint
     with TinyServer(tiny_checkpoint) as server:
         reached = {"endpoint": server.address, "served_model": "tiny", "connections": 3, "seconds": None}
         policy: Any = policy_of(lambda: tiny_checkpoint, engine="endpoint", top_k=3, **reached, **SMALL)
-    assert type(policy) is EndpointPolicy and policy.engine.model == "tiny"
+    assert type(policy) is EnginePolicy and policy.engine.model == "tiny"
     assert (policy.sampling, policy.horizon) == (Sampling(1.0, 3), Horizon(2, 4))
     with pytest.raises(InputError, match="endpoint is not set; give the server's address"):
         policy_of(lambda: tiny_checkpoint, engine="endpoint", **SMALL)
@@ -206,7 +207,7 @@ def test_a_server_is_an_engine_whose_policy_is_asked_for_by_name(tiny_checkpoint
 def test_an_engine_that_is_there_is_shared_and_has_its_resources(tiny_checkpoint: Checkpoint) -> None:
     with TinyServer(tiny_checkpoint) as server, Endpoint(server.address, tiny_checkpoint) as endpoint:
         policies: list[Any] = [policy_of(lambda: tiny_checkpoint, engine=endpoint, top_k=k, **SMALL) for k in (2, 3)]
-        assert all(type(policy) is EndpointPolicy and policy.engine is endpoint for policy in policies)
+        assert all(type(policy) is EnginePolicy and policy.engine is endpoint for policy in policies)
         assert [policy.sampling.top_k for policy in policies] == [2, 3]
         with pytest.raises(InputError, match="memory_gib is 1, but the engine is there already; say it where"):
             policy_of(lambda: tiny_checkpoint, engine=endpoint, memory_gib=1, **SMALL)

@@ -30,10 +30,11 @@ from ets.policies.unmasking import Schedule, Unmasking
 from ets.randomness import uniform
 from ets.rewards import per_text
 from ets.runner import run
-from ets.testing import check_law, check_policy, kernel_law
+from ets.testing import check_law, check_policy
 from ets.types import Chain, Cost, Draw, InputError, Keys, Problem
 from tests.conftest import MASKED_ALPHABET, canvas_oracle, random_llada, random_qwen3, tiny_tokenizer, whole_logits
 from tests.hooks import hooked
+from tests.laws.kernel import kernel_law
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llada"
 CANONICAL = [case for case in json.loads((GOLDEN / "generate.json").read_text()) if case["sampler"] == "canonical"]

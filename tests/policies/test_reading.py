@@ -23,9 +23,10 @@ from ets.proposal import ImportanceSampling
 from ets.randomness import derive
 from ets.rewards import per_text
 from ets.runner import run
-from ets.testing import check_law, kernel_law, optimal_law, total_variation
+from ets.testing import check_law, optimal_law, total_variation
 from ets.types import Cost, InputError, Problem
 from tests.conftest import ALPHABET, causal_oracle, random_qwen3, tiny_tokenizer
+from tests.laws.kernel import kernel_law
 
 PROBLEM = Problem("p", "abc")
 PROBLEMS = [PROBLEM, Problem("q", (1, 3, 3, 2, 1)), Problem("r", "b")]

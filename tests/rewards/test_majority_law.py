@@ -20,19 +20,10 @@ from ets.proposal import ImportanceSampling
 from ets.rewards import agreement_share, majority, self_consistency
 from ets.rewards.self_consistency import Pool
 from ets.runner import run
-from ets.testing import (
-    Law,
-    TabularPolicy,
-    agreement_share_law,
-    check_law,
-    frequencies,
-    majority_law,
-    majority_limit_law,
-    optimal_law,
-    total_variation,
-)
+from ets.testing import Law, TabularPolicy, check_law, frequencies, optimal_law, total_variation
 from ets.types import Chain, InputError, Policy, Problem, Reward, Text
 from tests.enumerable import PROBLEM, reference, spelled
+from tests.laws.voting import agreement_share_law, majority_law, majority_limit_law
 
 LAM, LEVEL, DRAWS = 0.2, 1e-4, 1_500
 POOLS: tuple[Pool, ...] = ("step", "chain")

@@ -96,7 +96,7 @@ def test_what_the_rows_of_the_paper_depend_on_can_be_set_by_a_variable(tmp_path:
     assert options(QWEN, "math500", tmp_path, SIZES="")["sizes"] == {}
 
 
-PAPER_IS = {"proposal": "Qwen/Qwen3-1.7B", "estimator": "plain", "clip": None, "proposal_top_k": "checkpoint"}
+PAPER_IS = {"proposal": "Qwen/Qwen3-1.7B", "clip": None, "proposal_top_k": "checkpoint"}
 
 
 @pytest.mark.parametrize(
@@ -125,10 +125,10 @@ def test_a_small_model_adds_ets_is_with_the_numbers_of_the_paper(
 def test_what_belongs_to_ets_is_can_be_set_by_a_variable(script: Path, preset: str, tmp_path: Path) -> None:
     given = {
         "SMALL_MODEL_PATH": "/small", "PROPOSAL_TEMPERATURE": "0.5", "PROPOSAL_TOP_K": "7", "PROPOSAL_TOP_P": "0.9",
-        "CLIP": "0.1,10", "ESTIMATOR": "self-normalised", "IS_M_CANDIDATES": "3", "IS_BLOCK_SIZE": "9",
+        "CLIP": "0.1,10", "IS_M_CANDIDATES": "3", "IS_BLOCK_SIZE": "9",
     }  # fmt: skip
     found = options(script, preset, tmp_path, **given)
-    assert [found[name] for name in OPTIONS] == ["/small", 0.5, 7, 0.9, (0.1, 10.0), "self-normalised", 3, 9]
+    assert [found[name] for name in OPTIONS] == ["/small", 0.5, 7, 0.9, (0.1, 10.0), 3, 9]
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def fast_options(preset: str, folder: Path, **variables: str) -> dict[str, objec
 
 def test_the_fast_demonstration_is_the_other_one_with_a_fast_sampler(tmp_path: Path) -> None:
     plain, guided = options(LLADA, "demo", tmp_path), options(LLADA, "demo-is", tmp_path)
-    given = {"level": "0", "fast_cache": "dual", "fast_threshold": 0.9, "is_candidates": 4, "estimator": "plain"}
+    given = {"level": "0", "fast_cache": "dual", "fast_threshold": 0.9, "is_candidates": 4}
     assert {name for name in plain if plain[name] != guided[name]} == {"methods", *given}
     assert fast_options("demo-is", tmp_path) == given
     assert (plain["methods"], guided["methods"]) == (
@@ -326,7 +326,7 @@ def test_the_fast_demonstration_is_the_other_one_with_a_fast_sampler(tmp_path: P
     ("variables", "given"),
     [
         ({"LEVEL": "1"}, {"fast_threshold": 0.9, "fast_remasking": "largest"}),
-        ({"LEVEL": "2", "REMASKING": "margin", "FAST_THRESHOLD": ""}, {}),
+        ({"LEVEL": "1", "REMASKING": "margin", "FAST_THRESHOLD": ""}, {}),
         ({"LEVEL": "1F"}, {}),  # neither a threshold nor another rule
         ({"LEVEL": "1", "FAST_FACTOR": "1"}, {"fast_factor": 1.0, "fast_remasking": "largest"}),
         (
@@ -339,7 +339,7 @@ def test_the_fast_demonstration_is_the_other_one_with_a_fast_sampler(tmp_path: P
 def test_a_level_brings_a_sampler_that_it_can_weigh(
     variables: dict[str, str], given: dict[str, object], tmp_path: Path
 ) -> None:
-    shared = {"level": variables["LEVEL"], "fast_cache": "dual", "is_candidates": 4, "estimator": "plain"}
+    shared = {"level": variables["LEVEL"], "fast_cache": "dual", "is_candidates": 4}
     assert fast_options("demo-is", tmp_path, **variables) == shared | given
 
 
@@ -347,7 +347,7 @@ def test_a_level_brings_a_sampler_that_it_can_weigh(
 def test_accelerating_a_benchmark_adds_ets_is_at_level_0(preset: str, tmp_path: Path) -> None:
     assert fast_options(preset, tmp_path) == {}
     assert fast_options(preset, tmp_path, IS_ACCELERATE_AVAILABLE="False") == {}
-    accelerated = {"level": "0", "fast_cache": "dual", "is_candidates": 15, "estimator": "plain"}
+    accelerated = {"level": "0", "fast_cache": "dual", "is_candidates": 15}
     assert fast_options(preset, tmp_path, IS_ACCELERATE_AVAILABLE="True") == accelerated
     leveled = {"fast_remasking": "largest", "level": "1"}
     assert fast_options(preset, tmp_path, LEVEL="1") == accelerated | leveled

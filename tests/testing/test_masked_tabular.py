@@ -19,12 +19,12 @@ from ets.testing import (
     check_policy,
     closed_form_step,
     enumerated_step,
-    kernel_law,
     position_term,
     total_variation,
 )
 from ets.types import Cost, InputError, Problem
 from tests.enumerable import PROBLEM
+from tests.laws.kernel import kernel_law
 
 RULES = ("low_confidence", "random", "margin", "entropy", "largest")
 SHAPES: list[dict[str, Any]] = [

@@ -11,7 +11,7 @@ from itertools import product
 from typing import Any, NamedTuple, TypeAlias
 
 from ets.rewards.self_consistency import Pool
-from ets.testing.laws import Law, Oracle
+from ets.testing import Law, Oracle
 from ets.transition import require_counts, require_positive
 from ets.types import InputError, Problem
 

@@ -1,70 +1,62 @@
-"""Autoregressive models through vLLM: one request per row, over an engine that several policies may share.
+"""vLLM as an engine of `EnginePolicy`: the only module that imports vllm.
 
-The engine runs in processes of its own. Rows that begin alike share their work through vLLM's prefix cache, in whole
-cache blocks.
+vLLM computes in worker processes. Rows with a common beginning share its whole cache blocks through the prefix cache.
 """
 
 from __future__ import annotations
 
-import asyncio
 import multiprocessing
 import os
 import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import count, islice
+from itertools import count
 from typing import Any
 
-import numpy as np
 import torch
 
-from ets.policies.autoregressive import Sampling, as_token_states, require_same_tokens
-from ets.policies.background import Background
+from ets.policies.autoregressive import Sampling
+from ets.policies.autoregressive.engine import Answer, EventLoop, Request, require_temperature, tempered
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.reading import paths_between
-from ets.policies.requests import Answer, Request, RequestPolicy
 from ets.transition import require_counts, require_positive
-from ets.types import Cost, InputError, Policy, Scored, State, one_line
+from ets.types import InputError, one_line
 
 CPU_BLOCK = 32
-"""Tokens per cache block on a CPU: the smallest that works, so that the least is computed twice."""
+"""Tokens per cache block on a CPU: the smallest size that works, because rows recompute their last partial block."""
 CLOSING_SECONDS = 20.0
-"""How long the engine's processes may take to end before they are killed."""
+"""Time limit for the end of the worker processes, which are killed afterwards."""
 
 
 class VLLMEngine:
     """A model in vLLM, loaded by `load`, by a `with` statement, or by the first draw.
 
-    Close it when done, as the statement does; it ends with the program at last.
-
-    Any number of threads may draw from it at once: a group of rows that waits for its slowest one leaves the engine to
-    the others.
+    `close` and the end of the `with` statement end the worker processes; so does the end of the program. Any number of
+    threads may draw at once: while one thread waits for its slowest row, the engine draws the rows of the others.
 
     Parameters
     ----------
     checkpoint : Checkpoint
-        By path or hub name; the weights are loaded by vLLM alone.
+        By path or hub name; only vLLM loads the weights.
     memory_gib : float, optional
-        Size of the cache. By default, on a GPU what `utilization` allows, on a CPU 2 GiB.
+        Size of the cache. The default is the memory that `utilization` leaves on a GPU, and 2 GiB on a CPU.
     utilization : float
-        Share of a GPU's memory that vLLM may take, weights included.
+        Share of a GPU's memory that vLLM may use, weights included.
     replicas : int
         Copies of the model: vLLM's own data parallelism.
     tensor_parallel : int
-        GPUs of each copy, which share its weights and its cache: vLLM's own tensor parallelism. vLLM gives
-        `replicas · tensor_parallel` different GPUs to the copies.
+        GPUs that share each copy: vLLM's own tensor parallelism. The copies use `replicas · tensor_parallel` GPUs.
     rows : int
-        Rows that advance together at most.
+        Largest number of rows that advance together.
 
     Raises
     ------
     InputError
-        If vLLM is not installed, the model has no files to load from, or the copies take more GPUs than there are.
+        If vLLM is not installed, the model has no files to load from, or the copies need more GPUs than the machine
+        has.
     """
 
     name = "vLLM"
-    """What errors call it."""
 
     def __init__(
         self,
@@ -79,10 +71,10 @@ class VLLMEngine:
         require_counts(replicas=replicas, tensor_parallel=tensor_parallel, rows=rows)
         require_positive(utilization=utilization, **({} if memory_gib is None else {"memory_gib": memory_gib}))
         if utilization > 1:
-            raise InputError(f"utilization is {utilization}; it is a share, at most 1")
+            raise InputError(f"utilization is {utilization}; give a share of at most 1")
         if checkpoint.name == "loaded":
             raise InputError(
-                "the model was handed over in memory, and vLLM loads from files; save it to a folder first"
+                "the model is loaded in memory, and vLLM loads models from files; save it to a folder first"
             )
         self.checkpoint, self.replicas = checkpoint, replicas
         self._ids = count()  # of requests
@@ -104,7 +96,7 @@ class VLLMEngine:
         Raises
         ------
         InputError
-            If vLLM cannot load it or reports the wrong log-probabilities, or if the engine has been closed.
+            If vLLM cannot load the model or reports untempered log-probabilities, or if the engine has been closed.
         """
         with self._lock:
             if not self.close.alive:
@@ -119,19 +111,23 @@ class VLLMEngine:
 
     @property
     def context(self) -> int | None:
-        """Positions of the longest row: as many as the model says, and, once loaded, as the cache has room for."""
+        """Positions of the longest row: the model's limit, and after `load` also the cache's."""
         if not self._loaded:
             return self.checkpoint.context
         return int(self._loaded[0].engine.vllm_config.model_config.max_model_len)
 
     @property
     def block(self) -> int:
-        """Tokens per cache block: what rows share is a whole number of these."""
+        """Tokens per cache block: rows share whole blocks."""
         self.load()
         return int(self._loaded[0].engine.vllm_config.cache_config.block_size)
 
+    def require_law(self, sampling: Sampling) -> None:
+        """Raise `InputError` for a temperature that vLLM does not sample at."""
+        require_temperature(self.name, sampling)
+
     def draw(self, requests: Sequence[Request], sampling: Sampling, end_ids: Sequence[int]) -> list[Answer]:
-        """Go on from each row; returns when the last one has ended.
+        """Continue each row; returns when the last row has ended.
 
         Raises
         ------
@@ -148,32 +144,12 @@ class VLLMEngine:
         return [_answer(output) for output in self._outputs([request.tokens for request in requests], params)]
 
     def interrupt(self, thread: int) -> None:
-        """End the draw that the thread with this identifier waits for, if any: it raises there."""
+        """Cancel the draw of the thread with this identifier, if any: `draw` raises `CancelledError` there."""
         for loaded in self._loaded:
-            loaded.background.interrupt(thread)
-
-    def score(self, sequences: Sequence[tuple[int, ...]], counts: Sequence[int]) -> list[tuple[float, int]]:
-        """Of each sequence: the untempered log-probability of its last `counts` tokens, and the positions computed.
-
-        vLLM tells log-probabilities of a prompt's tokens only where it computes the whole prompt again.
-
-        Raises
-        ------
-        InputError
-            If the engine cannot be loaded, has stopped, or has no room for a sequence and the token that it draws then.
-        """
-        self.load()
-        longest = max(map(len, sequences), default=0) + 1
-        if self.context is not None and longest > self.context:
-            raise InputError(
-                f"scoring a row takes {longest} tokens, and vLLM has room for {self.context}; shorten max_length"
-            )
-        outputs = self._outputs(sequences, [_scoring() for _ in sequences])
-        rows = zip(sequences, counts, outputs, strict=True)
-        return [(_logp_of_last(*row), len(row[0]) - (row[2].num_cached_tokens or 0)) for row in rows]
+            loaded.loop.interrupt(thread)
 
     def metrics(self) -> dict[str, float]:
-        """vLLM's own counters by name, since the last engine of this program was loaded."""
+        """vLLM's counters by name, since this program loaded its last engine."""
         from vllm.v1.metrics.reader import Counter, get_metrics_snapshot
 
         totals: dict[str, float] = {}
@@ -187,13 +163,11 @@ class VLLMEngine:
 
         loaded = self._loaded[0]
         try:
-            return loaded.background.wait(self._all(loaded.engine, prompts, params))
+            rows = zip(prompts, params, strict=True)
+            return loaded.loop.wait_for_all([self._one(loaded.engine, *row) for row in rows])
         except (EngineDeadError, EngineGenerateError) as error:
             cause = _line(error.__cause__ or error)
             raise InputError(f"vLLM's engine has stopped: {cause}; see its messages above, and start again") from None
-
-    async def _all(self, engine: Any, prompts: Sequence[tuple[int, ...]], params: Sequence[Any]) -> list[Any]:
-        return await asyncio.gather(*(self._one(engine, *row) for row in zip(prompts, params, strict=True)))
 
     async def _one(self, engine: Any, tokens: tuple[int, ...], params: Any) -> Any:
         from vllm.inputs import tokens_input
@@ -202,47 +176,16 @@ class VLLMEngine:
         return [output async for output in outputs][-1]
 
     def _require_processed_logps(self) -> None:
-        """Whether reported log-probabilities are of the tempered distribution: halving T doubles their differences."""
         several = min(20, self.checkpoint.config.get_text_config().vocab_size)
         params = [_params(Request((), 0, 1), Sampling(t), ()) for t in (1.0, 0.5)]
         for each in params:
             each.logprobs = several
-        outputs = self._outputs([(0,), (0,)], params)
-        plain, halved = (np.ptp(output.outputs[0].logprobs.logprobs[1:]) for output in outputs)
-        if not np.isclose(halved, 2 * plain, rtol=0.05):
+        found = [output.outputs[0].logprobs for output in self._outputs([(0,), (0,)], params)]
+        if not tempered(*(dict(zip(row.token_ids, row.logprobs, strict=True)) for row in found)):
             raise InputError(
-                "vLLM reports log-probabilities of the untempered model, whatever its option logprobs_mode says; "
-                "use the version that constraints.txt names"
+                "vLLM reports log-probabilities of the untempered model, whatever its option logprobs_mode is; "
+                "install the version in constraints.txt"
             )
-
-
-class VLLMPolicy(RequestPolicy):
-    """p_ref as a causal language model in vLLM; its engine is a `VLLMEngine`."""
-
-    engine: VLLMEngine
-
-    def require_proposal(self, proposal: Policy) -> None:
-        """Refuse other tokens, endings or lengths, and to score under a law that vLLM does not tell of given texts."""
-        if self.sampling.temperature != 1 or self.sampling.truncated:
-            raise InputError(
-                f"vLLM scores given texts under the untempered model alone, not under {self.sampling}; run the model "
-                "through transformers, or take temperature 1 without top_k and top_p"
-            )
-        require_same_tokens(self, proposal)
-
-    def logp(self, starts: Sequence[State], ends: Sequence[State]) -> list[Scored]:
-        """Of each path; prompt and candidate are computed again with it, and equal paths once."""
-        paths = paths_between(as_token_states(starts), ends)
-        keys = [(path.start.prompt + path.end.tokens, len(path.tokens)) for path in paths]
-        distinct = list(dict.fromkeys(keys))
-        known = max((max(tokens) for tokens, _ in distinct), default=0) < self.endings.vocabulary
-        if not known:
-            raise InputError("the proposal drew a token that the model does not have; choose one of the same family")
-        found = dict(zip(distinct, self.engine.score(*zip(*distinct, strict=True)), strict=True)) if distinct else {}
-        costs = {key: Cost(scored=positions) for key, (_, positions) in found.items()}
-        scored = [Scored(found[key][0], costs.pop(key, Cost())) for key in keys]
-        self.ledger += Cost.total(row.cost for row in scored)
-        return scored
 
 
 def engine_arguments(
@@ -253,14 +196,14 @@ def engine_arguments(
     tensor_parallel: int = 1,
     rows: int = 256,
 ) -> dict[str, Any]:
-    """vLLM's arguments: everything that results may depend on, none of it left to a checkpoint's files or to defaults.
+    """vLLM's arguments: every argument that results depend on, whatever a checkpoint's files and vLLM's defaults are.
 
     For the parameters see `VLLMEngine`. Raises `InputError` if vLLM is not installed, or for too few GPUs.
     """
-    # Read by vLLM when it is imported: no reports to its authors, no log lines among ours.
+    # vLLM reads these variables at import: no usage reports, no log lines in this program's output.
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS", "1")  # then they are told; on a CPU they need that
+    os.environ.setdefault("VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS", "1")  # workers then end cleanly, also on a CPU
     try:
         from vllm.platforms import current_platform
     except ImportError as error:
@@ -269,7 +212,7 @@ def engine_arguments(
     options: dict[str, Any] = {
         "model": checkpoint.name,
         "dtype": checkpoint.placement.split()[1],
-        "max_model_len": -1,  # the model's own, or as much as the cache holds
+        "max_model_len": -1,  # the model's limit, or the cache's
         "max_num_seqs": rows,
         "data_parallel_size": replicas,
         "tensor_parallel_size": tensor_parallel,
@@ -279,10 +222,10 @@ def engine_arguments(
         "generation_config": "vllm",
         "trust_remote_code": False,
         "use_tqdm_on_load": False,
-        "disable_log_stats": False,  # the metrics are read
+        "disable_log_stats": False,  # for `VLLMEngine.metrics`
     }
     if current_platform.is_cpu():
-        # Reading a prompt in pieces ends vLLM's CPU engine where rows have seeds ("CPU Generator does not use offset").
+        # Chunked prefill crashes vLLM's CPU engine if rows have seeds ("CPU Generator does not use offset").
         options |= {"block_size": CPU_BLOCK, "enforce_eager": True, "enable_chunked_prefill": False}
         memory_gib = memory_gib or 2.0
     if memory_gib is not None:
@@ -291,7 +234,7 @@ def engine_arguments(
 
 
 def _require_gpus(replicas: int, tensor_parallel: int, gpus: int) -> None:
-    """Raise `InputError` for copies that take more GPUs than there are, or, on a CPU, for more than one process."""
+    """Raise `InputError` for copies that need more GPUs than the machine has, or, on a CPU, for more than one copy."""
     needed = replicas * tensor_parallel
     if needed > max(1, gpus):
         there = f"there {'is' if gpus == 1 else 'are'} {gpus}" if gpus else "vLLM runs on the CPU here, as one copy"
@@ -303,21 +246,21 @@ def _require_gpus(replicas: int, tensor_parallel: int, gpus: int) -> None:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """vLLM's engine, the thread that waits for it, and its processes."""
+    """vLLM's engine, the event loop of its requests, and its worker processes."""
 
     engine: Any
-    background: Background
+    loop: EventLoop
     processes: set[Any]
 
 
 def _load(arguments: dict[str, Any]) -> _Loaded:
-    background, others = Background("vllm"), set(multiprocessing.active_children())
+    loop, others = EventLoop("vllm"), set(multiprocessing.active_children())
     try:
-        engine = background.wait(_engine(arguments))
+        engine = loop.wait(_engine(arguments))
     except Exception as error:
-        background.stop()
+        loop.stop()
         raise InputError(f"vLLM cannot load {arguments['model']!r}: {_line(error)}; see its messages above") from error
-    return _Loaded(engine, background, set(multiprocessing.active_children()) - others)
+    return _Loaded(engine, loop, set(multiprocessing.active_children()) - others)
 
 
 async def _engine(arguments: dict[str, Any]) -> Any:
@@ -328,19 +271,19 @@ async def _engine(arguments: dict[str, Any]) -> Any:
 
 
 def _shut_down(loaded: list[_Loaded]) -> None:
-    """End the engine's processes and wait until they are gone."""
+    """End the worker processes, and wait for their end."""
     for each in loaded:
-        if handler := each.engine.output_handler:  # which would report the end as a fault
+        if handler := each.engine.output_handler:  # otherwise the handler reports an error when the workers end
             handler.get_loop().call_soon_threadsafe(handler.cancel)
         each.engine.shutdown(timeout=CLOSING_SECONDS)
         for process in each.processes:
             process.join(timeout=CLOSING_SECONDS)
-        each.background.stop()
+        each.loop.stop()
     loaded.clear()
 
 
 def _params(request: Request, sampling: Sampling, end_ids: Sequence[int]) -> Any:
-    """vLLM's sampling parameters; all that change the distribution are sent, whatever their defaults."""
+    """vLLM's sampling parameters, with a value for each one that changes the distribution."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
@@ -354,39 +297,23 @@ def _params(request: Request, sampling: Sampling, end_ids: Sequence[int]) -> Any
         frequency_penalty=0.0,
         seed=request.seed,
         max_tokens=request.room,
-        ignore_eos=True,  # the end tokens are ours
+        ignore_eos=True,  # `end_ids` end the row instead
         stop_token_ids=list(end_ids),
         stop=list(request.stop),
         detokenize=bool(request.stop),
         skip_special_tokens=False,
         spaces_between_special_tokens=False,
-        logprobs=0,  # the drawn token's own
+        logprobs=0,  # of the drawn token alone
         flat_logprobs=True,
-        skip_clone=True,  # they are this request's alone
+        skip_clone=True,  # no other request has these parameters
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
-
-
-def _scoring() -> Any:
-    """vLLM's parameters for the log-probabilities of a prompt's own tokens; one more token is drawn, and dropped."""
-    from vllm import SamplingParams
-    from vllm.sampling_params import RequestOutputKind
-
-    return SamplingParams(
-        temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False, output_kind=RequestOutputKind.FINAL_ONLY
-    )
-
-
-def _logp_of_last(sequence: tuple[int, ...], count: int, output: Any) -> float:
-    tokens = zip(sequence[len(sequence) - count :], output.prompt_logprobs[len(sequence) - count :], strict=True)
-    return sum(float(told[token].logprob) for token, told in tokens)
 
 
 def _answer(output: Any) -> Answer:
     (drawn,) = output.outputs
     tokens = list(drawn.token_ids)
-    logps = list(islice(drawn.logprobs.logprobs, len(tokens)))
-    return Answer(tokens, logps, output.num_cached_tokens or 0)
+    return Answer(tokens, list(drawn.logprobs.logprobs[: len(tokens)]), output.num_cached_tokens or 0)
 
 
 def _line(error: BaseException) -> str:

@@ -24,8 +24,9 @@ from ets import demo
 from ets.evaluation.journal import Journal
 from ets.kernel import energy_guided
 from ets.policies.autoregressive import Horizon, Sampling
+from ets.policies.autoregressive.engine import EnginePolicy
+from ets.policies.autoregressive.server import TEXT_ONLY, Endpoint
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.endpoint import TEXT_ONLY, Endpoint, EndpointPolicy
 from ets.policies.transformers import TransformersPolicy
 from ets.proposal import ImportanceSampling
 from ets.randomness import derive
@@ -51,7 +52,7 @@ def server(tiny_checkpoint: Any) -> Iterator[TinyServer]:
 
 def policy_at(server: TinyServer, sampling: Sampling | None = None, max_length: int = 4, **options: Any) -> Any:
     endpoint = Endpoint(server.address, server.checkpoint, **{"waits": QUICK, **options})
-    return EndpointPolicy(endpoint, sampling or Sampling(), Horizon(2, max_length))
+    return EnginePolicy(endpoint, sampling or Sampling(), Horizon(2, max_length))
 
 
 def keys(count: int, salt: int = 0) -> Keys:
@@ -70,7 +71,7 @@ def test_laws_log_probabilities_and_costs_hold_over_a_server(server: TinyServer)
     drawn = [draw.state.tokens for draw in policy.finish(policy.start(PROBLEMS[:1]) * DRAWS, keys(DRAWS, 20))]
     wrong = causal_oracle(policy, 1.0).finish_law(PROBLEMS[0], ())
     assert not judge_law(drawn, wrong, level=LEVEL).passed
-    assert policy.approximate == ""
+    assert policy.engine.approximate == ""
 
 
 def test_no_more_requests_than_connections_are_under_way(server: TinyServer) -> None:
@@ -230,7 +231,7 @@ def test_the_key_is_sent_and_never_shown(
         monkeypatch.setenv("TINY_KEY", "sk-wrong")
         policy = policy_at(server)
         assert texts(policy)
-        with pytest.raises(InputError, match="put its API key into TINY_KEY") as error:
+        with pytest.raises(InputError, match="put the API key into TINY_KEY") as error:
             policy_at(server, key="TINY_KEY")
         monkeypatch.setenv("TINY_KEY", "sk-broken\nline")
         with pytest.raises(InputError, match="TINY_KEY holds characters that no API key has") as broken:
@@ -247,7 +248,7 @@ def test_a_server_without_token_ids_is_approximate_and_says_so_once(tiny_checkpo
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             draws = policy.finish(policy.start(PROBLEMS[:1]) * 50, keys(50))
-    assert sum("is approximate" in str(each.message) for each in warned) == 1 and policy.approximate == TEXT_ONLY
+    assert sum("is approximate" in str(each.message) for each in warned) == 1 and policy.engine.approximate == TEXT_ONLY
     exact = causal_oracle(policy, 0.7).finish_law(PROBLEMS[0], ())
     for draw in draws:  # a letter is a token, so nothing is lost here
         assert draw.logp == pytest.approx(np.log(exact[draw.state.tokens]), abs=1e-6)
@@ -263,20 +264,12 @@ def test_a_row_that_ends_at_once_may_come_without_any_log_probability(tiny_check
     assert ended and all(draw.logp == 0 and draw.state.done for draw in ended)
 
 
-def test_a_proposal_behind_a_server_is_weighed_by_transformers(server: TinyServer, make_tiny: Any) -> None:
-    """The same model at another temperature: each ratio is that of the exact laws. An approximate one is refused."""
-    reference, proposal = make_tiny(Sampling(0.7)), policy_at(server, Sampling(1.3))
-    pair = ImportanceSampling(reference, proposal)
-    laws = [causal_oracle(each, t).finish_law(PROBLEMS[0], ()) for each, t in ((reference, 0.7), (proposal, 1.3))]
-    draws = pair.finish(pair.start(PROBLEMS[:1]) * 20, keys(20))
-    for draw in draws:
-        p, q = (law[draw.state.tokens] for law in laws)
-        assert draw.text.log_ratio == pytest.approx(np.log(p / q), abs=1e-4)
-    with TinyServer(server.checkpoint, text_only=True) as other:
-        with pytest.warns(UserWarning, match="is approximate"):
-            pair = ImportanceSampling(reference, policy_at(other, Sampling(1.3)))
-        with pytest.raises(InputError, match="approximate, and a ratio needs the exact law"):
-            pair.extend(pair.start(PROBLEMS[:1]), keys(1))
+def test_an_engine_is_neither_proposal_nor_scorer(server: TinyServer, make_tiny: Any) -> None:
+    reference, drawn = make_tiny(Sampling()), policy_at(server)
+    with pytest.raises(InputError, match="a EnginePolicy cannot follow another policy; choose another proposal"):
+        ImportanceSampling(reference, drawn)
+    with pytest.raises(InputError, match="a EnginePolicy cannot score what a proposal drew; leave the proposal out"):
+        ImportanceSampling(drawn, reference)
 
 
 def test_log_probabilities_of_the_untempered_model_are_refused_where_they_matter(tiny_checkpoint: Any) -> None:
@@ -347,14 +340,14 @@ def test_ets_through_vllms_server(vllm_address: str) -> None:
     question = tuple(checkpoint.tokenizer(task.problems(67)[66].prompt)["input_ids"][:33])  # "... Then she loses"
     with Endpoint(vllm_address, checkpoint) as endpoint:
         assert not endpoint.approximate and endpoint.tempered
-        policy = EndpointPolicy(endpoint, sampling, Horizon(1, 1))
+        policy = EnginePolicy(endpoint, sampling, Horizon(1, 1))
         draws = policy.finish(policy.start([Problem("p", question)]) * 2_000, keys(2_000))
         check_law([d.state.tokens[0] for d in draws], next_law(checkpoint, question, sampling), level=LEVEL)
         wrong = next_law(checkpoint, question, Sampling(1.0))
         assert not judge_law([d.state.tokens[0] for d in draws], wrong, level=LEVEL).passed
 
         horizon = Horizon(32, 96)
-        policy = EndpointPolicy(endpoint, Sampling(0.7), horizon)
+        policy = EnginePolicy(endpoint, Sampling(0.7), horizon)
         theirs = TransformersPolicy(checkpoint, Sampling(0.7), horizon)
         both = [each.greedy(each.start(task.problems(2)), keys(2)) for each in (policy, theirs)]
         for mine, other in zip(*both, strict=True):

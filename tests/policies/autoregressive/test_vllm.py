@@ -20,12 +20,12 @@ import torch
 import ets
 from ets import demo
 from ets.kernel import energy_guided
-from ets.policies import vllm as vllm_policy
 from ets.policies.autoregressive import Horizon, Sampling
+from ets.policies.autoregressive import vllm as vllm_engine
+from ets.policies.autoregressive.engine import EnginePolicy
+from ets.policies.autoregressive.vllm import CPU_BLOCK, VLLMEngine
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.transformers import TransformersPolicy
-from ets.policies.vllm import CPU_BLOCK, VLLMEngine, VLLMPolicy
-from ets.proposal import ImportanceSampling
 from ets.randomness import derive
 from ets.rewards import verifier
 from ets.runner import run
@@ -95,7 +95,7 @@ def test_laws_are_those_of_transformers(
     engine: VLLMEngine, problem: Problem, sampling: Sampling, fault: Sampling
 ) -> None:
     """Pairs of tokens, drawn in one request; a temperature or a top-p that is off by 0.1 would be seen."""
-    policy = VLLMPolicy(engine, sampling, Horizon(2, 8))
+    policy = EnginePolicy(engine, sampling, Horizon(2, 8))
     law = law_of_pairs(engine.checkpoint, sampling, problem.prompt)
     pairs = [draw.state.tokens for draw in policy.extend(policy.start([problem]) * DRAWS, keys(DRAWS))]
     drawn = [pair if pair in law else pair[:1] for pair in pairs]
@@ -105,7 +105,7 @@ def test_laws_are_those_of_transformers(
 
 def test_a_second_draw_with_the_same_key_has_its_own_noise(engine: VLLMEngine, problem: Problem) -> None:
     """Hot draws hardly ever repeat a token; the noise of the first one, used again, would favour its token."""
-    policy = VLLMPolicy(engine, Sampling(2.0), Horizon(1, 8))
+    policy = EnginePolicy(engine, Sampling(2.0), Horizon(1, 8))
     first = policy.extend(policy.start([problem]) * 1000, keys(1000, 1))
     rows = [n for n, draw in enumerate(first) if not draw.state.done]
     second = policy.extend([first[n].state for n in rows], keys(1000, 1)[rows])
@@ -117,7 +117,7 @@ def test_a_second_draw_with_the_same_key_has_its_own_noise(engine: VLLMEngine, p
 def test_log_probabilities_agree_with_transformers(
     engine: VLLMEngine, checkpoint: Checkpoint, problem: Problem, sampling: Sampling
 ) -> None:
-    policy = VLLMPolicy(engine, sampling, Horizon(16, 48))
+    policy = EnginePolicy(engine, sampling, Horizon(16, 48))
     for draw in policy.finish(policy.start([problem]) * 4, keys(4, 2)):
         ids = (*problem.prompt, *draw.state.tokens)
         with torch.inference_mode():
@@ -128,8 +128,8 @@ def test_log_probabilities_agree_with_transformers(
 
 def test_reported_log_probabilities_are_probed(engine: VLLMEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that reports the same at every temperature is refused."""
-    params = vllm_policy._params
-    monkeypatch.setattr(vllm_policy, "_params", lambda request, sampling, ends: params(request, Sampling(1.0), ends))
+    params = vllm_engine._params
+    monkeypatch.setattr(vllm_engine, "_params", lambda request, sampling, ends: params(request, Sampling(1.0), ends))
     with pytest.raises(InputError, match="log-probabilities of the untempered model"):
         engine._require_processed_logps()
 
@@ -176,7 +176,7 @@ def _with_gpus(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
 
 def test_greedy_is_that_of_transformers(engine: VLLMEngine, checkpoint: Checkpoint, problem: Problem) -> None:
     horizon = Horizon(16, 64)
-    ours, theirs = VLLMPolicy(engine, Sampling(0.0), horizon), TransformersPolicy(checkpoint, Sampling(0.0), horizon)
+    ours, theirs = EnginePolicy(engine, Sampling(0.0), horizon), TransformersPolicy(checkpoint, Sampling(0.0), horizon)
     (mine,), (other,) = (policy.greedy(policy.start([problem]), keys(1)) for policy in (ours, theirs))
     assert mine.text.text == other.text.text
     assert mine.logp == pytest.approx(other.logp, abs=1e-3)
@@ -188,7 +188,7 @@ def test_rows_end_at_end_tokens_at_any_of_five_stop_strings_and_at_the_longest_l
     engine: VLLMEngine, problem: Problem
 ) -> None:
     stop = ("\n", "= ", "+", "-", "****")
-    policy = VLLMPolicy(engine, Sampling(1.5), Horizon(8, 12))
+    policy = EnginePolicy(engine, Sampling(1.5), Horizon(8, 12))
     stopping = Problem("s", problem.prompt, stop=stop)
     draws = policy.finish(policy.start([stopping]) * 200, keys(200, 3))
     endings = policy.endings
@@ -208,10 +208,10 @@ def test_a_stop_string_across_a_guide_step_is_cut_by_us_and_the_overrun_charged(
 ) -> None:
     """vLLM looks for stop strings in its own request's text alone."""
     horizon = Horizon(1, 24)
-    plain = VLLMPolicy(engine, Sampling(0.0), horizon)
+    plain = EnginePolicy(engine, Sampling(0.0), horizon)
     first, second = plain.finish(plain.start([problem]), keys(1))[0].state.tokens[:2]
     stop = plain.endings.decode([first])[-1] + plain.endings.decode([second])[0]
-    policy = VLLMPolicy(engine, Sampling(0.0), horizon)
+    policy = EnginePolicy(engine, Sampling(0.0), horizon)
     begun = policy.extend(policy.start([Problem("s", problem.prompt, stop=(stop,))]), keys(1))[0].state
     assert begun.tokens == (first,) and not begun.done
     draw = policy.finish([begun], keys(1))[0]
@@ -222,7 +222,7 @@ def test_a_stop_string_across_a_guide_step_is_cut_by_us_and_the_overrun_charged(
 
 def test_costs_are_what_vllm_counts(engine: VLLMEngine) -> None:
     """Rows that begin alike read whole cache blocks once, and the rest of their prompts each."""
-    policy = VLLMPolicy(engine, Sampling(), Horizon(32, 64))
+    policy = EnginePolicy(engine, Sampling(), Horizon(32, 64))
     prompt = tuple(range(10, 10 + CPU_BLOCK + 8))
     before = engine.metrics()
     begun = policy.extend(policy.start([Problem("p", prompt)]) * 4, keys(4, 4))
@@ -240,7 +240,7 @@ def test_costs_are_what_vllm_counts(engine: VLLMEngine) -> None:
 
 def test_ets_solves_a_problem_through_vllm(engine: VLLMEngine) -> None:
     task = Arithmetic()
-    policy = VLLMPolicy(engine, Sampling(0.7), Horizon(32, 96))
+    policy = EnginePolicy(engine, Sampling(0.7), Horizon(32, 96))
     right = verifier(task.extract, lambda problem, answer: answer == problem.doc["answer"])
     step = energy_guided(right, candidates=4, rollouts=2, lam=0.1)
     (chain,) = run(policy, step, task.problems(1), width=1, seed=0)
@@ -270,24 +270,9 @@ def test_sample_takes_an_engine_as_the_page_says_and_leaves_it_open(engine: VLLM
     assert engine.close.alive
 
 
-def test_a_proposal_in_vllm_is_weighed_by_transformers(
-    engine: VLLMEngine, checkpoint: Checkpoint, problem: Problem
-) -> None:
-    """The same model under the same law on both sides: every ratio is 1. A truncated law is refused."""
-    horizon = Horizon(4, 16)
-    reference = TransformersPolicy(checkpoint, Sampling(0.7), horizon)
-    pair = ImportanceSampling(reference, VLLMPolicy(engine, Sampling(0.7), horizon))
-    begun = pair.extend(pair.start([problem]) * 4, keys(4, 8))
-    finished = pair.finish([draw.state for draw in begun if not draw.state.done], keys(4, 9))
-    assert finished and all(abs(draw.text.log_ratio) < 1e-3 for draw in finished)
-    truncated = ImportanceSampling(reference, VLLMPolicy(engine, Sampling(0.7, top_p=0.9), horizon))
-    with pytest.raises(InputError, match="leaves tokens out"):
-        truncated.extend(truncated.start([problem]), keys(1))
-
-
 def test_threads_share_an_engine(engine: VLLMEngine, problem: Problem) -> None:
     def texts(salt: int) -> list[str]:
-        policy = VLLMPolicy(engine, Sampling(), Horizon(8, 32))
+        policy = EnginePolicy(engine, Sampling(), Horizon(8, 32))
         return [draw.text.text for draw in policy.finish(policy.start([problem]) * 20, keys(20, salt))]
 
     with ThreadPoolExecutor(2) as pool:
@@ -298,51 +283,12 @@ def test_threads_share_an_engine(engine: VLLMEngine, problem: Problem) -> None:
 def test_what_vllm_cannot_do_is_refused(engine: VLLMEngine) -> None:
     for temperature in (0.001, 2.5):
         with pytest.raises(InputError, match=r"samples at 0 and at 0\.01 to 2"):
-            VLLMPolicy(engine, Sampling(temperature), Horizon(8, 32))
+            EnginePolicy(engine, Sampling(temperature), Horizon(8, 32))
     with pytest.raises(InputError, match="save it to a folder first"):
         VLLMEngine(Checkpoint.loaded(random_qwen3(len(ALPHABET), end=0), tiny_tokenizer()))
-    policy = VLLMPolicy(engine, Sampling(), Horizon(8, 32))
+    policy = EnginePolicy(engine, Sampling(), Horizon(8, 32))
     with pytest.raises(InputError, match="leaves no room"):
         policy.start([Problem("long", (1,) * engine.context)])
-
-
-def test_a_row_that_leaves_no_room_to_be_scored_is_refused(engine: VLLMEngine) -> None:
-    """vLLM draws a token after what it scores."""
-    context = engine.context
-    assert context is not None
-    assert len(engine.score([(1,) * (context - 1)], [1])) == 1
-    with pytest.raises(InputError, match=f"scoring a row takes {context + 1} tokens, and vLLM has room for {context}"):
-        engine.score([(1,) * context], [1])
-
-
-def test_vllm_scores_a_proposal_as_transformers_does(
-    engine: VLLMEngine, checkpoint: Checkpoint, problem: Problem
-) -> None:
-    """At temperature 1, over exactly the tokens that the small model drew; equal paths are computed once."""
-    horizon = Horizon(2, 8)
-    small = TransformersPolicy(Checkpoint(demo.model_path("small"), device="cpu"), Sampling(1.3), horizon)
-    references = VLLMPolicy(engine, Sampling(), horizon), TransformersPolicy(checkpoint, Sampling(), horizon)
-    pairs = [ImportanceSampling(reference, small) for reference in references]
-    start = pairs[1].start([problem])[0]
-    going = [d.state for d in pairs[1].extend([start] * 8, keys(8)) if not d.state.done]
-    rollouts = [d.state for d in small.finish([state.proposal for state in going], keys(len(going), 1))]  # type: ignore[attr-defined]
-    expected = pairs[1].reference.logp([state.reference for state in going], rollouts)  # type: ignore[attr-defined]
-    origins = [state.reference for state in going]  # type: ignore[attr-defined]
-    found = pairs[0].reference.logp([*origins, origins[0]], [*rollouts, rollouts[0]])
-    assert [row.logp for row in found[:-1]] == pytest.approx([row.logp for row in expected], abs=1e-3)
-    assert found[-1] == type(found[-1])(found[0].logp, type(found[0].cost)())
-    assert found[0].cost.scored == len(problem.prompt) + len(rollouts[0].tokens)
-    weighed = pairs[0].finish(pairs[0].start([problem]), keys(1, 3))  # from the start, through both
-    assert np.isfinite(weighed[0].text.log_ratio)
-
-
-@pytest.mark.parametrize("sampling", [Sampling(0.7), Sampling(1.0, top_p=0.9)], ids=str)
-def test_vllm_refuses_to_score_under_another_law(
-    engine: VLLMEngine, checkpoint: Checkpoint, sampling: Sampling
-) -> None:
-    reference = VLLMPolicy(engine, sampling, Horizon(2, 8))
-    with pytest.raises(InputError, match="under the untempered model alone"):
-        ImportanceSampling(reference, TransformersPolicy(checkpoint, Sampling(), Horizon(2, 8)))
 
 
 def name_of(process: psutil.Process) -> str:
@@ -355,7 +301,7 @@ def name_of(process: psutil.Process) -> str:
 
 def test_closing_ends_every_process(engine: VLLMEngine, others: set[psutil.Process], problem: Problem) -> None:
     """The last test: the engine is not there any more."""
-    policy = VLLMPolicy(engine, Sampling(), Horizon(8, 32))
+    policy = EnginePolicy(engine, Sampling(), Horizon(8, 32))
     state = policy.start([problem])[0]
     engine.close()
     left = set(psutil.Process().children(recursive=True)) - others

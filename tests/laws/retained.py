@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ets.testing.laws import Law, Oracle
+from ets.testing import Law, Oracle
 from ets.types import Problem
 from ets.weights import normalised
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from ets.testing.laws import Law, Oracle
+from ets.testing import Law, Oracle
 from ets.types import Problem
 from ets.weights import normalised
 

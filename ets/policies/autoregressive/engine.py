@@ -1,0 +1,302 @@
+"""A policy over an engine that draws whole rows, such as vLLM or a server: one seeded request per row.
+
+The policy keeps no caches, so a state is its tokens. The policy decides where a generation ends, by `Endings`, as the
+transformers policy does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Collection, Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self, TypeVar
+
+import numpy as np
+from anyio.from_thread import start_blocking_portal
+
+from ets.policies.autoregressive import Endings, Horizon, Sampling, TokenState, as_token_states, draw_of
+from ets.policies.checkpoint import Checkpoint
+from ets.policies.drawing import require_finite
+from ets.policies.prompts import encode_prompt
+from ets.randomness import derive
+from ets.types import Cost, Draw, InputError, Keys, Problem, State
+
+T = TypeVar("T")
+COLDEST, HOTTEST = 0.01, 2.0
+"""Range of vLLM's temperatures, without 0: vLLM raises lower temperatures silently and refuses higher ones."""
+OPEN = "open"
+"""The memory of a state that has not ended; the engine recognises the state's tokens in its prefix cache."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One row for the engine: token ids so far, the row's seed, at most `room` further tokens, and stop strings."""
+
+    tokens: tuple[int, ...]
+    seed: int
+    room: int
+    stop: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The tokens that the engine drew for a row.
+
+    Parameters
+    ----------
+    tokens : list of int
+    logps : list of float
+        Natural-log probabilities of the tokens under the sampled distribution; at temperature 0, under the model's.
+    cached : int
+        Number of the row's first tokens that came from the prefix cache.
+    """
+
+    tokens: list[int]
+    logps: list[float]
+    cached: int
+
+
+class Engine(Protocol):
+    """Draws rows for an `EnginePolicy`; any number of threads may call it at once."""
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The model's tokenizer and configuration; the weights are never read."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """The engine's name in error messages."""
+        ...
+
+    @property
+    def context(self) -> int | None:
+        """Positions of the longest row, if known."""
+        ...
+
+    def require_law(self, sampling: Sampling) -> None:
+        """Raise `InputError` for a distribution that the engine does not sample."""
+        ...
+
+    def draw(self, requests: Sequence[Request], sampling: Sampling, end_ids: Sequence[int]) -> list[Answer]:
+        """Continue each row up to an end token, a stop string or its `room`; returns when the last row has ended."""
+        ...
+
+    def load(self) -> None:
+        """Load the model, unless it is loaded; the first draw loads it otherwise."""
+        ...
+
+    def interrupt(self, thread: int) -> None:
+        """Cancel the draw of the thread with this identifier, if any: `draw` raises `CancelledError` there."""
+        ...
+
+    def close(self) -> object:
+        """Free all resources; later draws raise."""
+        ...
+
+
+class EnginePolicy:
+    """p_ref as a causal language model in an engine under a sampling rule; a guide step is `block_size` tokens.
+
+    Policies are cheap: several policies, with different rules or in different threads, share an engine. A draw depends
+    on its row's key, and in the last bits of the logits on the other rows of its batch. Results are therefore equal in
+    law and not token for token.
+
+    Each row is charged the tokens that the prefix cache did not hold, and the drawn tokens but the last. Work that the
+    engine discards when its cache is full, and repeats later, is not charged.
+
+    Parameters
+    ----------
+    engine : Engine
+    sampling : Sampling
+        The sampled distribution, which log-probabilities refer to.
+    horizon : Horizon
+        Block size and longest generation, in tokens.
+    end_ids : collection of int, optional
+        Tokens that end a generation; by default the checkpoint's.
+
+    Raises
+    ------
+    InputError
+        For a distribution that the engine does not sample.
+    """
+
+    def __init__(
+        self, engine: Engine, sampling: Sampling, horizon: Horizon, *, end_ids: Collection[int] | None = None
+    ) -> None:
+        engine.require_law(sampling)
+        self.engine, self.sampling, self.horizon = engine, sampling, horizon
+        self.checkpoint = engine.checkpoint
+        ends = self.checkpoint.end_ids if end_ids is None else end_ids
+        vocabulary = self.checkpoint.config.get_text_config().vocab_size
+        self.endings = Endings(self.checkpoint.tokenizer, ends, vocabulary)
+        self.ledger = Cost()
+        self.load, self.interrupt, self.close = engine.load, engine.interrupt, engine.close
+
+    @property
+    def deterministic(self) -> bool:
+        return self.sampling.temperature == 0
+
+    def beside(self) -> Self:
+        """Another policy of the same law over the same engine, for another thread."""
+        return type(self)(self.engine, self.sampling, self.horizon, end_ids=self.endings.end_ids)
+
+    def start(self, problems: Sequence[Problem]) -> list[State]:
+        """Empty generations; the prompts are encoded and checked, and read by the first draw."""
+        tokenizer, context = self.checkpoint.tokenizer, self.engine.context
+        prompts = [encode_prompt(tokenizer, problem, self.horizon.max_length, context) for problem in problems]
+        return [TokenState(*pair, memory=OPEN) for pair in zip(problems, prompts, strict=True)]
+
+    def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
+        return self._draw(states, keys, self.horizon.block_size, "candidate", self.sampling)
+
+    def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
+        return self._draw(states, keys, self.horizon.max_length, "rollout", self.sampling)
+
+    def greedy(self, states: Sequence[State], keys: Keys) -> list[Draw]:
+        """The most probable token at each turn, whatever the sampling rule; logp is the untempered model's."""
+        return self._draw(states, keys, self.horizon.max_length, "rollout", Sampling(0.0), untempered=True)
+
+    def _draw(
+        self,
+        states: Sequence[State],
+        keys: Keys,
+        block: int,
+        kind: str,
+        sampling: Sampling,
+        *,
+        untempered: bool = False,
+    ) -> list[Draw]:
+        longest, ends = self.horizon.max_length, sorted(self.endings.end_ids)
+        rows = [
+            _Row(state, np.asarray(key), min(len(state.tokens) + block, longest), list(state.tokens))
+            for state, key in zip(as_token_states(states), keys, strict=True)
+        ]
+        going = rows
+        while going:  # once, unless the engine stops a row at a string that `Endings` does not count
+            answers = self.engine.draw([row.request(self.endings) for row in going], sampling, ends)
+            for row, answer in zip(going, answers, strict=True):
+                row.append(answer, kind, self.endings)
+            going = [row for row in going if not row.ended and len(row.tokens) < row.target]
+        require_finite([row.state.problem for row in rows], [row.logp for row in rows])
+        certain = sampling.temperature == 0 and not untempered
+        draws = [
+            draw_of(
+                row.state,
+                tuple(row.tokens),
+                0.0 if certain else row.logp,
+                None if row.ended or len(row.tokens) >= longest else OPEN,
+                row.cost,
+                self.endings,
+            )
+            for row in rows
+        ]
+        self.ledger += Cost.total(draw.cost for draw in draws)
+        return draws
+
+
+@dataclass
+class _Row:
+    """A row under way: from a state, by its key, to `target` tokens or to the end of the generation."""
+
+    state: TokenState
+    key: Keys
+    target: int
+    tokens: list[int]
+    logp: float = 0.0
+    ended: bool = False
+    cost: Cost = field(default_factory=Cost)
+
+    def request(self, endings: Endings) -> Request:
+        # The seed absorbs the position: a row that continues with the same key must not repeat its noise.
+        seed = int(derive(self.key, len(self.tokens))) >> 1
+        problem = self.state.problem
+        thinking = problem.stop and endings.is_thinking(self.tokens, problem.thinking, self.state.prompt)
+        stop = () if thinking else problem.stop
+        return Request((*self.state.prompt, *self.tokens), seed, self.target - len(self.tokens), stop)
+
+    def append(self, answer: Answer, kind: str, endings: Endings) -> None:
+        """Append the tokens up to the end of the generation; charge all tokens of the answer."""
+        prompt, before = len(self.state.prompt), len(self.tokens)
+        unread = prompt + before - answer.cached
+        of_prompt = max(0, prompt - answer.cached)
+        counts = {"prompt": of_prompt, kind: unread - of_prompt + len(answer.tokens) - 1}
+        self.cost += Cost(generated=len(answer.tokens), **counts)
+        problem = self.state.problem
+        for token, logp in zip(answer.tokens, answer.logps, strict=True):
+            self.tokens.append(token)
+            self.logp += logp
+            if endings.reached(self.tokens, problem.stop, problem.thinking, self.state.prompt):
+                self.ended = True
+                return
+
+
+class EventLoop:
+    """An event loop in a background thread; other threads wait for coroutines there, until they are interrupted.
+
+    Stop it after use; it ends with the program.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._running = ExitStack()
+        self._portal = self._running.enter_context(start_blocking_portal(name=name))
+        self._awaited: dict[int, Future[Any]] = {}  # by thread
+
+    def wait(self, work: Coroutine[Any, Any, T]) -> T:
+        """Returns or raises as the coroutine does; an exception in the waiting thread cancels the coroutine."""
+        future: Future[T] = self._portal.start_task_soon(lambda: work)
+        self._awaited[threading.get_ident()] = future
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+        finally:
+            del self._awaited[threading.get_ident()]
+
+    def wait_for_all(self, works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+        """The results of concurrent coroutines in their order; the first error cancels the others."""
+        return self.wait(_gather(works))
+
+    def interrupt(self, thread: int | None = None) -> None:
+        """Cancel the wait of a thread, by its identifier, or all waits: they raise `CancelledError`."""
+        for waiting, future in tuple(self._awaited.items()):
+            if thread in (None, waiting):
+                future.cancel()
+
+    def stop(self) -> None:
+        """Cancel all waits and end the thread."""
+        self.interrupt()
+        self._running.close()
+
+
+async def _gather(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(work) for work in works]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+def require_temperature(name: str, sampling: Sampling) -> None:
+    """Raise `InputError` for a temperature outside of vLLM's range."""
+    if sampling.temperature and not COLDEST <= sampling.temperature <= HOTTEST:
+        raise InputError(
+            f"temperature is {sampling.temperature}, and {name} samples at 0 and at {COLDEST} to {HOTTEST:g}; "
+            "choose another temperature"
+        )
+
+
+def tempered(plain: Mapping[Any, float], halved: Mapping[Any, float]) -> bool:
+    """Whether reported log-probabilities are those of the sampled distribution, not of the model at temperature 1.
+
+    The log-probabilities of a position's tokens, at temperature 1 and 0.5, differ twice as much at 0.5 if the engine
+    reports the sampled distribution.
+    """
+    shared = sorted(plain.keys() & halved.keys())
+    spread, doubled = (np.ptp([logps[token] for token in shared]) if shared else 0.0 for logps in (plain, halved))
+    return len(shared) > 1 and bool(np.isclose(doubled, 2 * spread, rtol=0.05))

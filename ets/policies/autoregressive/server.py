@@ -1,0 +1,340 @@
+"""A server with OpenAI's completions interface as an engine of `EnginePolicy`: vLLM's server, or another one.
+
+Each row is one request with token ids and a value for every parameter that changes the distribution. A server that
+returns the drawn token ids and the log-probabilities of the sampled distribution is exact, like an engine in this
+process. A server that returns text alone is approximate, and `Endpoint.approximate` gives the reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import os
+import random
+import warnings
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from ets.policies.autoregressive import Sampling
+from ets.policies.autoregressive.engine import Answer, EventLoop, Request, require_temperature, tempered
+from ets.policies.checkpoint import Checkpoint
+from ets.transition import require_counts, require_positive
+from ets.types import InputError, one_line
+
+WAITS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
+"""Seconds between one attempt and the next."""
+LONGEST_WAIT = 60.0
+"""Limit on a server's `Retry-After`, in seconds."""
+CONNECTING = 10.0
+"""Time limit for a connection, in seconds."""
+MOST_STOPS = 4
+"""Stop strings that OpenAI's interface allows; `Endings` finds the others."""
+PROBED = 5
+"""Log-probabilities and tokens per probe request."""
+TEXT_ONLY = "text only: the server returns no token ids, so tokens and their log-probabilities are read off its text"
+
+
+class Endpoint:
+    """A model behind an address. `close`, the end of a `with` statement, and the end of the program close it.
+
+    Any number of threads may draw at once.
+
+    Parameters
+    ----------
+    address : str
+        Base address of the interface, such as http://localhost:8000/v1.
+    checkpoint : Checkpoint
+        The served model by path or hub name, for its tokenizer and configuration; the weights are never loaded.
+    model : str, optional
+        The server's name for the model; by default the only model that the server lists.
+    key : str
+        The environment variable of the API key, for servers that require a key. Errors and representations hide it.
+    connections : int
+        Largest number of concurrent requests.
+    seconds : float
+        Time limit for a row, after which the request is repeated.
+    waits : sequence of float
+        Seconds between attempts. Lost connections, timeouts and the statuses 429 and 5xx are tried again; a random
+        part of the wait spreads the rows, and `Retry-After` may lengthen it.
+
+    Attributes
+    ----------
+    context : int or None
+        Positions of the longest row.
+    approximate : str
+        The reason why draws follow the law only approximately; empty for an exact server.
+    tempered : bool
+        Whether reported log-probabilities are those of the sampled distribution, not of the model at temperature 1.
+
+    Raises
+    ------
+    InputError
+        For a malformed address or key, and for a server that cannot be reached, does not serve the model, or reports
+        no log-probabilities.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        checkpoint: Checkpoint,
+        *,
+        model: str | None = None,
+        key: str = "OPENAI_API_KEY",
+        connections: int = 256,
+        seconds: float = 1800.0,
+        waits: Sequence[float] = WAITS,
+    ) -> None:
+        require_counts(connections=connections)
+        require_positive(seconds=seconds)
+        self.checkpoint = checkpoint
+        self._connection = Connection(address, key, connections, seconds, waits)
+        self.address, self.name = self._connection.address, self._connection.name
+        self._loop = EventLoop("endpoint")
+        self.close = weakref.finalize(self, _shut_down, self._connection, self._loop)
+        try:
+            self.model, self.context = self._served(model)
+            self.approximate, self.tempered = self._probe()
+        except BaseException:
+            self.close()
+            raise
+        if self.approximate:
+            warnings.warn(f"{self.name} is approximate ({self.approximate})", stacklevel=2)
+
+    def __enter__(self) -> Endpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def load(self) -> None:
+        """The constructor has checked the server and its model."""
+
+    def require_law(self, sampling: Sampling) -> None:
+        """Raise `InputError` for a temperature out of range, or if the law's log-probabilities are not reported."""
+        require_temperature(self.name, sampling)
+        plain = sampling.temperature == 0 or (sampling.temperature == 1 and not sampling.truncated)
+        if not (self.tempered or plain or self.approximate):
+            raise InputError(
+                f"{self.name} reports log-probabilities of the untempered model; start it with "
+                "--logprobs-mode processed_logprobs, or sample at temperature 1 without top_k and top_p"
+            )
+
+    def draw(self, requests: Sequence[Request], sampling: Sampling, end_ids: Sequence[int]) -> list[Answer]:
+        """Continue each row; returns when the last row has ended.
+
+        Raises
+        ------
+        InputError
+            If the server has stopped, or refuses a row; the other requests are then cancelled.
+        """
+        if not self.close.alive:
+            raise InputError(f"the connection to {self.name} has been closed; make another one")
+        return self._loop.wait_for_all([self._one(request, sampling, end_ids) for request in requests])
+
+    def interrupt(self, thread: int) -> None:
+        """Cancel the draw of the thread with this identifier, if any: `draw` raises `CancelledError` there."""
+        self._loop.interrupt(thread)
+
+    async def _one(self, request: Request, sampling: Sampling, end_ids: Sequence[int]) -> Answer:
+        answer = await self._connection.ask("completions", self._body(request, sampling, end_ids))
+        choice = self._choice(answer)
+        if self.approximate:
+            tokens, logps = self._from_text(choice, request.room)
+        else:
+            tokens = list(choice.get("token_ids") or ())
+            logps = [math.nan if logp is None else float(logp) for logp in choice["logprobs"]["token_logprobs"]]
+        if not tokens or len(tokens) != len(logps):
+            raise InputError(f"{self.name} gives {len(tokens)} tokens and {len(logps)} log-probabilities; see its log")
+        details = (answer.get("usage") or {}).get("prompt_tokens_details") or {}
+        return Answer(tokens, logps, int(details.get("cached_tokens") or 0))
+
+    def _body(self, request: Request, sampling: Sampling, end_ids: Sequence[int], logprobs: int = 1) -> dict[str, Any]:
+        """Every parameter that changes the distribution, whatever the server's defaults are."""
+        body: dict[str, Any] = {
+            "model": self.model,
+            "prompt": list(request.tokens),
+            "max_tokens": request.room,
+            "seed": request.seed,
+            "temperature": sampling.temperature,
+            "top_p": 1.0 if sampling.top_p is None else sampling.top_p,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "logprobs": logprobs,
+            # vLLM's own parameters; other servers support or ignore them.
+            "top_k": sampling.top_k or -1,
+            "min_p": 0.0,
+            "repetition_penalty": 1.0,
+            "stop_token_ids": list(end_ids),
+            "skip_special_tokens": False,
+            "spaces_between_special_tokens": False,
+            "return_token_ids": True,
+        }
+        return body | ({"stop": list(request.stop[:MOST_STOPS])} if request.stop else {})
+
+    def _served(self, model: str | None) -> tuple[str, int | None]:
+        """The server's name for the model, and the model's context."""
+        try:
+            served = {each["id"]: each for each in self._loop.wait(self._connection.ask("models"))["data"]}
+        except (KeyError, TypeError):
+            raise InputError(f"{self.name} does not list its models; give an OpenAI-compatible server") from None
+        names = ", ".join(map(repr, served))
+        if model is None and len(served) != 1:
+            raise InputError(f"{self.name} serves {len(served)} models, {names}; name one")
+        found = model or next(iter(served))
+        if found not in served:
+            raise InputError(f"{self.name} does not serve {found!r}; it has {names}")
+        return found, served[found].get("max_model_len") or self.checkpoint.context
+
+    def _probe(self) -> tuple[str, bool]:
+        """The attributes `approximate` and `tempered`, from two requests."""
+        bodies = [self._body(Request((0,), 0, PROBED), Sampling(t), (), logprobs=PROBED) for t in (1.0, 0.5)]
+        choices = [self._choice(self._loop.wait(self._connection.ask("completions", body))) for body in bodies]
+        for choice in choices:
+            if not choice["logprobs"]["token_logprobs"]:
+                raise self._without_logps()
+            self._require_tokenizer(choice)
+        first = [dict((choice["logprobs"].get("top_logprobs") or [{}])[0] or {}) for choice in choices]
+        return "" if choices[0].get("token_ids") else TEXT_ONLY, tempered(*first)
+
+    def _choice(self, answer: Any) -> dict[str, Any]:
+        try:
+            (choice,) = answer["choices"]
+            if not isinstance(choice["logprobs"]["token_logprobs"], list):  # empty if the row ended at once
+                raise TypeError
+        except (KeyError, TypeError, ValueError):
+            raise self._without_logps() from None
+        return dict(choice)
+
+    def _without_logps(self) -> InputError:
+        return InputError(f"{self.name} reports no log-probabilities; start it with log-probabilities enabled")
+
+    def _require_tokenizer(self, choice: Mapping[str, Any]) -> None:
+        """Raise `InputError` if the checkpoint's tokenizer decodes the server's tokens to another text."""
+        tokens, text = choice.get("token_ids") or [], choice.get("text", "")
+        ours = self.checkpoint.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        # The server holds back half a character, and some tokenizers drop a leading space.
+        if tokens and "\ufffd" not in ours + text and ours.strip() != text.strip():
+            raise InputError(
+                f"{self.name} decodes the tokens {tokens} to {text!r}, and the tokenizer of "
+                f"{self.checkpoint.name!r} to {ours!r}; give the checkpoint that is served"
+            )
+
+    def _from_text(self, choice: Mapping[str, Any], room: int) -> tuple[list[int], list[float]]:
+        """Tokens and log-probabilities as far as the text determines them: a stopped row has drawn an end token."""
+        tokenizer = self.checkpoint.tokenizer
+        tokens = list(tokenizer(choice["text"], add_special_tokens=False)["input_ids"])[:room]
+        if choice.get("finish_reason") == "stop" or not tokens:
+            tokens = [*tokens[: room - 1], tokenizer.eos_token_id]
+        logps = [logp or 0.0 for logp in choice["logprobs"]["token_logprobs"]]
+        aligned = len(logps) == len(tokens)
+        return tokens, logps if aligned else [sum(logps) / len(tokens)] * len(tokens)
+
+
+class Connection:
+    """Requests in JSON to an address, with retries; for one event loop. For the parameters see `Endpoint`."""
+
+    def __init__(self, address: str, key: str, connections: int, seconds: float, waits: Sequence[float]) -> None:
+        self.address, self._variable, self._seconds, self._waits = _checked(address), key, seconds, tuple(waits)
+        self.name = f"the server at {self.address}"
+        self._key = os.environ.get(key, "").strip()
+        if not (self._key.isascii() and (self._key + "-").isprintable()):
+            raise InputError(f"the environment variable {key} holds characters that no API key has; set it again")
+        try:
+            import httpx2
+        except ImportError as error:
+            raise InputError("httpx2 cannot be imported; run `bash scripts/setup.sh endpoint`") from error
+        self._httpx, self._room = httpx2, asyncio.Semaphore(connections)
+        self._client = httpx2.AsyncClient(
+            base_url=self.address,
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            timeout=httpx2.Timeout(seconds, connect=min(CONNECTING, seconds), pool=None),
+            # The client drops idle connections before uvicorn, the server of vLLM, does so after 5 seconds.
+            limits=httpx2.Limits(
+                max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=2.0
+            ),
+        )
+
+    async def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """The JSON answer to a GET request, or to a POST request with a body.
+
+        Raises
+        ------
+        InputError
+            If every attempt fails, for a refusal (4xx), and for an answer that is not JSON; with the address.
+        """
+        problem = ""
+        for wait in (*self._waits, None):
+            pause = 0.0
+            try:
+                async with self._room:
+                    response = await self._client.request("GET" if body is None else "POST", path, json=body)
+            except self._httpx.TimeoutException as error:
+                problem = f"has not answered within {self._seconds:g} seconds ({type(error).__name__})"
+            except self._httpx.TransportError as error:
+                problem = f"cannot be reached ({self._line(str(error) or type(error).__name__)})"
+            else:
+                if response.status_code != 429 and response.status_code < 500:
+                    return self._read(response)
+                problem, pause = f"answers {response.status_code} ({self._reason(response)})", _pause(response)
+            if wait is not None:
+                await asyncio.sleep(max(wait * (1 + random.random()), pause))
+        raise InputError(
+            f"{self.name} {problem}; tried {len(self._waits) + 1} times; start the server again, correct the address, "
+            "or allow more seconds, and repeat the command"
+        )
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    def _read(self, response: Any) -> Any:
+        status = response.status_code
+        if status != 200:
+            remedy = f"put the API key into {self._variable}" if status in (401, 403) else "correct address or model"
+            raise InputError(f"{self.name} answers {status} ({self._reason(response)}); {remedy}")
+        try:
+            return response.json()
+        except ValueError:
+            raise InputError(f"{self.name} answers no JSON; give an OpenAI-compatible server") from None
+
+    def _reason(self, response: Any) -> str:
+        """The server's error message, in OpenAI's form or another."""
+        try:
+            content = response.json()
+            error = content.get("error", content)
+            return self._line(str(error.get("message", error) if isinstance(error, dict) else error))
+        except (ValueError, AttributeError):
+            return self._line(str(response.text) or str(response.reason_phrase))
+
+    def _line(self, text: str) -> str:
+        """One line of a server's message, without the API key."""
+        return one_line(text.replace(self._key, "***") if self._key else text)
+
+
+def _checked(address: str) -> str:
+    """The address without a slash at its end."""
+    try:
+        parts = urlsplit(address)
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        raise InputError(f"{address!r} is no address of a server; give one such as http://localhost:8000/v1")
+    if parts.username or parts.password:
+        raise InputError("the server's address holds a user or a password; put an API key into the environment instead")
+    return address.rstrip("/")
+
+
+def _pause(response: Any) -> float:
+    """`Retry-After` in seconds; 0 for a date."""
+    try:
+        return min(LONGEST_WAIT, max(0.0, float(response.headers.get("retry-after", 0))))
+    except ValueError:
+        return 0.0
+
+
+def _shut_down(connection: Connection, loop: EventLoop) -> None:
+    loop.interrupt()  # a request on a closed connection would be tried again
+    loop.wait(connection.close())
+    loop.stop()
