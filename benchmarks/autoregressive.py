@@ -13,11 +13,11 @@ from floor import Floor, Forward, Shape, drawing, reading
 from measuring import Conditions, Row, Table
 from random_models import described, random_checkpoint
 
+from ets.importance import ImportanceSampling
 from ets.kernel import energy_guided
-from ets.policies.autoregressive import Horizon, Sampling
+from ets.policies.autoregressive.law import Horizon, Sampling
+from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.transformers import TransformersPolicy
-from ets.proposal import ImportanceSampling
 from ets.rewards import per_text
 from ets.runner import run
 from ets.types import Cost, Policy, Problem

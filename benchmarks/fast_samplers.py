@@ -12,11 +12,11 @@ from masked_diffusion import Setting
 from measuring import Conditions, Row, Table
 from random_models import described, random_checkpoint
 
-from ets.policies.canvas_cache import Caching
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.levels import weighed_sampler
-from ets.policies.masked_diffusion import MaskedDiffusionPolicy
-from ets.policies.unmasking import Unmasking
+from ets.policies.diffusion.cache import Caching
+from ets.policies.diffusion.denoise import Unmasking
+from ets.policies.diffusion.levels import weighed_sampler
+from ets.policies.diffusion.policy import MaskedDiffusionPolicy
 from ets.runner import run
 from ets.types import Cost
 

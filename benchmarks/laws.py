@@ -14,13 +14,13 @@ import torch
 from measuring import Conditions, Row, Table
 from random_models import llada, qwen3, random_checkpoint
 
+from ets.importance import ImportanceSampling
 from ets.kernel import energy_guided
-from ets.policies.autoregressive import Horizon, Sampling
+from ets.policies.autoregressive.law import Horizon, Sampling
+from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.masked_diffusion import MaskedDiffusionPolicy
-from ets.policies.transformers import TransformersPolicy
-from ets.policies.unmasking import Schedule, Unmasking
-from ets.proposal import ImportanceSampling
+from ets.policies.diffusion.denoise import Schedule, Unmasking
+from ets.policies.diffusion.policy import MaskedDiffusionPolicy
 from ets.rewards import per_text
 from ets.runner import run
 from ets.testing import (

@@ -19,7 +19,7 @@ import torch
 from measuring import Conditions, Table
 from random_models import llada, qwen3
 
-from ets.policies.unmasking import Schedule
+from ets.policies.diffusion.denoise import Schedule
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
 """For `model.generate(custom_generate="path/to/this/repository", trust_remote_code=True, …)`: see `ets.generate`."""
 
-from ets.generation import generate_from_folder as generate
+from ets.hf_generate import generate_from_folder as generate
 
 __all__ = ["generate"]

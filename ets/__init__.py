@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Caching": "ets.policies.canvas_cache",
+    "Caching": "ets.policies.diffusion.cache",
     "Chain": "ets.types",
     "Chat": "ets.chat",
     "Checkpoint": "ets.policies.checkpoint",
     "Cost": "ets.types",
-    "Horizon": "ets.policies.autoregressive",
+    "Horizon": "ets.policies.autoregressive.law",
     "InputError": "ets.types",
-    "MaskedDiffusionPolicy": "ets.policies.masked_diffusion",
+    "MaskedDiffusionPolicy": "ets.policies.diffusion.policy",
     "Problem": "ets.types",
     "Result": "ets.api",
-    "Sampling": "ets.policies.autoregressive",
-    "Schedule": "ets.policies.unmasking",
+    "Sampling": "ets.policies.autoregressive.law",
+    "Schedule": "ets.policies.diffusion.denoise",
     "Step": "ets.types",
     "Text": "ets.types",
-    "TransformersPolicy": "ets.policies.transformers",
-    "Unmasking": "ets.policies.unmasking",
+    "TransformersPolicy": "ets.policies.autoregressive.transformers",
+    "Unmasking": "ets.policies.diffusion.denoise",
     "energy_guided": "ets.kernel",
-    "generate": "ets.generation",
+    "generate": "ets.hf_generate",
     "run": "ets.runner",
     "sample": "ets.api",
 }
@@ -66,14 +66,14 @@ if TYPE_CHECKING:
     from ets import baselines, demo, rewards, stopping
     from ets.api import Result, sample
     from ets.chat import Chat
-    from ets.generation import generate
+    from ets.hf_generate import generate
     from ets.kernel import energy_guided
-    from ets.policies.autoregressive import Horizon, Sampling
-    from ets.policies.canvas_cache import Caching
+    from ets.policies.autoregressive.law import Horizon, Sampling
+    from ets.policies.autoregressive.transformers import TransformersPolicy
     from ets.policies.checkpoint import Checkpoint
-    from ets.policies.masked_diffusion import MaskedDiffusionPolicy
-    from ets.policies.transformers import TransformersPolicy
-    from ets.policies.unmasking import Schedule, Unmasking
+    from ets.policies.diffusion.cache import Caching
+    from ets.policies.diffusion.denoise import Schedule, Unmasking
+    from ets.policies.diffusion.policy import MaskedDiffusionPolicy
     from ets.runner import run
     from ets.types import Chain, Cost, InputError, Problem, Step, Text
 

@@ -12,21 +12,21 @@ from tqdm.auto import tqdm
 
 from ets.chat import Chat, ChatTemplate, Prompt, as_chat, as_prompts
 from ets.diagnostics import RatioSummary, ratio_summary
+from ets.importance import ImportanceSampling
 from ets.kernel import energy_guided
 from ets.policies.autoregressive.server import Endpoint
 from ets.policies.autoregressive.vllm import VLLMEngine
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.levels import target_of
+from ets.policies.diffusion.levels import target_of
+from ets.policies.diffusion.policy import MaskedDiffusionPolicy
 from ets.policies.making import fast_sampler_of, policy_of, proposal_of
-from ets.policies.masked_diffusion import MaskedDiffusionPolicy
-from ets.proposal import ImportanceSampling
 from ets.readouts import Vote, vote
 from ets.rewards import Extract, Scoring, as_extract, as_reward, majority
 from ets.rewards.lifting import ReadProblem
 from ets.runner import run
+from ets.step import require_variety
 from ets.stopping import Decided
 from ets.trace_view import trace_html, trace_text
-from ets.transition import require_variety
 from ets.types import Chain, Cost, InputError, Message, Policy, Problem, Reward, Step, StepFn
 
 Local: TypeAlias = str | Path | tuple[Any, Any] | Checkpoint
@@ -163,14 +163,14 @@ def sample(  # type: ignore[misc]
     steps, block_length, cfg, remasking, stop_at_end : int, int, float, str, bool
         For masked diffusion (LLaDA) alone: denoising steps (by default one per token), tokens of a block (by default
         the model family's, or the whole canvas where that does not divide max_length), and the guidance, the rule and
-        the early end of `ets.policies.unmasking.Unmasking`. Here block_size must divide max_length.
+        the early end of `ets.policies.diffusion.denoise.Unmasking`. Here block_size must divide max_length.
     threshold, factor, cache, refresh : float, float, str, int
         For masked diffusion alone, a faster sampler: parallel decoding by a threshold or a factor of `Unmasking`, and
         a "dual" or "prefix" cache with the refresh of `Caching`. It is p_ref itself: the weight of a sample is exactly
         1 (Level 0).
     level : str, optional
         For masked diffusion alone: "1" or "1F" makes the faster sampler a proposal instead, whose paths are
-        weighed towards the law that `ets.policies.levels.LEVELS` names; it stands in `Result.target`. "0" is p_ref
+        weighed towards the law that `ets.policies.diffusion.levels.LEVELS` names; it stands in `Result.target`. "0" is p_ref
         itself. At "1" drawn tokens must not choose positions: the fast sampler's rule is then `largest`, unless
         `remasking` is given.
     proposal : str, Path, (model, tokenizer) or Checkpoint, optional

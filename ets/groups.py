@@ -8,7 +8,7 @@ from queue import SimpleQueue
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from ets.runner import distinct, run
-from ets.transition import require_counts
+from ets.step import require_counts
 from ets.types import Chain, Policy, Problem, StepFn
 
 Found: TypeAlias = "SimpleQueue[Chain | BaseException | None]"

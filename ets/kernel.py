@@ -8,8 +8,7 @@ import numpy as np
 
 from ets.randomness import Purpose
 from ets.rewards import Scoring, as_reward
-from ets.stopping import Decided
-from ets.transition import (
+from ets.step import (
     choice_uniforms,
     choose,
     choose_pair,
@@ -20,6 +19,7 @@ from ets.transition import (
     row_keys,
     score,
 )
+from ets.stopping import Decided
 from ets.types import Chain, Cost, Draw, Floats, Policy, Reward, Step, StepFn, rollout_log_ratios
 from ets.weights import log_mean_exp
 
@@ -38,7 +38,7 @@ def energy_guided(
     log Ê_m = logmeanexp_k r_mk / λ, and goes on from one candidate chosen in proportion to Ê_m. A candidate
     that is already complete has the exact energy exp(r/λ) and is not rolled out.
 
-    ETS-IS (Algorithm 2) is the same step over a pair of policies, `ets.proposal.ImportanceSampling`: the rollouts are
+    ETS-IS (Algorithm 2) is the same step over a pair of policies, `ets.importance.ImportanceSampling`: the rollouts are
     those of its proposal q, and each counts with its importance ratio,
     log Ê_m = logmeanexp_k (r_mk / λ + log p_ref(x_0^mk | x_s^m) - log q(x_0^mk | x_s^m)).
     If q can draw whatever p_ref can and no ratio is clipped, Ê_m is unbiased at any K, and the law as M → ∞ is the same

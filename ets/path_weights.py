@@ -1,6 +1,6 @@
 """A sampler whose every draw is weighed towards another law: what a fast masked-diffusion sampler needs as a proposal.
 
-With an autoregressive proposal the reference policy draws the candidates itself (`ets.proposal`). Here both candidates
+With an autoregressive proposal the reference policy draws the candidates itself (`ets.importance`). Here both candidates
 and rollouts come from the sampler: a candidate's own path ratio multiplies its energy, and a rollout's ratio continues
 it. Mixing exact candidates with weighed rollouts would follow neither law.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from ets.proposal import Clip, NoiseWarning
+from ets.importance import Clip, NoiseWarning
 from ets.types import Cost, Draw, InputError, Keys, Policy, Problem, State
 
 
@@ -81,7 +81,7 @@ class PathWeights:
         self.sampler, self.weigher, self._clip = sampler, weigher, Clip(clip)
         self._warn_of_noise = NoiseWarning()
 
-    weighed = True  # `ets.transition.require_unweighed`
+    weighed = True  # `ets.step.require_unweighed`
 
     @property
     def target(self) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import islice
 
 from ets.randomness import chain_key
-from ets.transition import require_counts, shared_out
+from ets.step import require_counts, shared_out
 from ets.types import Chain, Cost, InputError, Policy, Problem, State, StepFn
 
 

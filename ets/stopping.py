@@ -14,7 +14,7 @@ from typing import TypeAlias
 import numpy as np
 
 from ets.rewards import Extract, remembering, voters, votes
-from ets.transition import require_counts
+from ets.step import require_counts
 from ets.types import Chain, Floats, InputError, Problem, Text
 
 Decided: TypeAlias = Callable[[Problem, Sequence[Sequence[Text]], Floats, Chain], bool]

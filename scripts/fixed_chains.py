@@ -16,8 +16,8 @@ from typing import Any, TypeAlias
 
 import ets
 from ets import baselines
+from ets.importance import ImportanceSampling
 from ets.policies.making import fast_sampler_of
-from ets.proposal import ImportanceSampling
 from ets.rewards import likelihood, majority
 from ets.tasks import Arithmetic
 from ets.tasks.arithmetic import Sums

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ets.sandbox import require_sandbox
+from ets.sandbox.process import require_sandbox
 from ets.types import InputError
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from ets.importance import ImportanceSampling
 from ets.kernel import energy_guided, spread
-from ets.proposal import ImportanceSampling
 from ets.readouts import vote
 from ets.rewards import majority, per_text, voters, votes, winner
 from ets.runner import run
@@ -380,8 +380,8 @@ def test_stopping_depends_neither_on_the_width_nor_costs_it_anything() -> None:
 
 @pytest.mark.parametrize("sampler", ["causal", "masked"])
 def test_a_real_network_stops_too_and_its_trace_tells_so(sampler: str, make_tiny: Any, tiny_llada: Any) -> None:
-    from ets.policies.masked_diffusion import MaskedDiffusionPolicy
-    from ets.policies.unmasking import Schedule, Unmasking
+    from ets.policies.diffusion.denoise import Schedule, Unmasking
+    from ets.policies.diffusion.policy import MaskedDiffusionPolicy
 
     policy = make_tiny(block_size=1, max_length=4)
     if sampler == "masked":

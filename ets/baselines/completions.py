@@ -14,7 +14,7 @@ import numpy as np
 
 from ets.randomness import Purpose
 from ets.rewards import Extract, Scoring, as_reward, remembering, votes
-from ets.transition import (
+from ets.step import (
     choice_uniforms,
     choose,
     draw_for_chains,

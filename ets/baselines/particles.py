@@ -17,7 +17,7 @@ import numpy as np
 
 from ets.randomness import Purpose, uniform
 from ets.rewards import Scoring, as_reward
-from ets.transition import (
+from ets.step import (
     choose,
     require_counts,
     require_positive,

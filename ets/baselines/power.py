@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ets.randomness import Purpose, derive, uniform
-from ets.transition import require_counts, require_positive, require_unweighed, require_variety, row_keys
+from ets.step import require_counts, require_positive, require_unweighed, require_variety, row_keys
 from ets.types import Chain, Cost, Floats, Keys, Policy, State, Step, StepFn, Text
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ets.randomness import Purpose
 from ets.rewards import Scoring, as_reward
-from ets.transition import (
+from ets.step import (
     choice_uniforms,
     choose,
     choose_pair,

@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 
 from ets.baselines.completions import keep_one, unweighed
 from ets.randomness import Purpose
-from ets.transition import draw_for_chains, require_counts
+from ets.step import draw_for_chains, require_counts
 from ets.types import BeamSearcher, Chain, GreedySearcher, InputError, Policy, StepFn
 
 

@@ -90,7 +90,7 @@ def execute(options: argparse.Namespace) -> None:
     """
     from ets.evaluation.compared import require_compared
     from ets.report.plots import require_matplotlib
-    from ets.transition import require_counts
+    from ets.step import require_counts
 
     require_engine_arguments(options)
     hyper, names = _hyper(options), _names(options)

@@ -41,7 +41,7 @@ def execute(options: argparse.Namespace) -> None:
         As for `ets eval`, or for a calibration that is no time.
     """
     from ets.evaluation.methods import require_able, require_methods
-    from ets.transition import require_counts
+    from ets.step import require_counts
 
     if not 0 <= options.calibrate < math.inf:
         raise InputError(f"calibrate is {options.calibrate}; give seconds, or 0 for none")

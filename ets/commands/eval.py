@@ -107,7 +107,7 @@ def execute(options: argparse.Namespace) -> None:
     from ets.evaluation.methods import require_able, require_methods
     from ets.evaluation.tables import approximate_lines
     from ets.report.plots import require_matplotlib
-    from ets.transition import require_counts
+    from ets.step import require_counts
 
     require_engine_arguments(options)
     methods, settings = method_names(options), settings_of(options)
@@ -157,7 +157,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
 
 def base_policy(policy: Policy, base: Base) -> Policy:
     """The policy of the method `base`: the same model at the law of that row."""
-    from ets.policies.autoregressive import Sampling
+    from ets.policies.autoregressive.law import Sampling
     from ets.policies.making import at_law
 
     return at_law(policy, Sampling(**asdict(base)))

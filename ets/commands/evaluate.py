@@ -19,7 +19,7 @@ from ets.evaluation.setup import RunSettings, open_setup
 from ets.policies.registry import SETTINGS
 from ets.policies.settings import FastSampler, Weighing
 from ets.settings import add_flags, fields_of, flag, made
-from ets.transition import require_counts
+from ets.step import require_counts
 from ets.types import InputError
 
 if TYPE_CHECKING:
@@ -75,7 +75,9 @@ def _add_shared(parser: argparse.ArgumentParser, several: bool = False) -> None:
     names = f"comma-separated, from {', '.join(METHODS)}; or file.py:function, a step function"
     parser.add_argument("--methods", required=not several, help=names)
     parser.add_argument("--step", action="append", default=[], help="a step function as file.py:function, as a method")
-    budgets = "M, candidates per guide step of ETS, whose cost is the budget; several, such as 2,4,8, are several budgets"
+    budgets = (
+        "M, candidates per guide step of ETS, whose cost is the budget; several, such as 2,4,8, are several budgets"
+    )
     parser.add_argument("--candidates", type=_counts, help=f"{budgets} (default: 8)")
     parser.add_argument("--budgets", type=_amounts, help="budgets as amounts: generated tokens, or computed positions")
     text = "samples of each problem that every score is a mean of (avg@k)"
@@ -93,7 +95,9 @@ def _add_shared(parser: argparse.ArgumentParser, several: bool = False) -> None:
     parser.add_argument("--scan-guide-steps", type=_counts, default=(), help=text.format("guide steps"))
     folders = "where results folders are made, named TASK-HASH by their configuration"
     parser.add_argument("--results", type=Path, default=Path("results"), help=folders)
-    parser.add_argument("--out", type=Path, help="this run's results folder instead; with several tasks, one in it each")
+    parser.add_argument(
+        "--out", type=Path, help="this run's results folder instead; with several tasks, one in it each"
+    )
     add_flags(parser, RunSettings, MethodSettings, leave_out=("candidates",))
     add_flags(parser, *SETTINGS, title="settings of the policy and of its engine", leave_out=("certainty",))
     add_flags(parser, Weighing, FastSampler, title="settings of the method ets-is")
@@ -147,7 +151,10 @@ def execute(options: argparse.Namespace) -> None:
     """
     plan = _parsed(options)
     _require_plan(plan)
-    setups = [open_setup(replace(plan.asked, task=task), plan.values, plan.settings, plan.methods, plan.chat) for task in plan.tasks]
+    setups = [
+        open_setup(replace(plan.asked, task=task), plan.values, plan.settings, plan.methods, plan.chat)
+        for task in plan.tasks
+    ]
     for setup in setups:
         require_able(setup.policies, plan.methods, setup.settings)
     for setup in setups:
@@ -158,14 +165,18 @@ def _require_plan(plan: Plan) -> None:
     from ets.report.plots import require_matplotlib
 
     require_settings(plan.methods, plan.settings, plan.sizes)
-    require_counts(width=plan.asked.width, repeats=plan.repeats, **({} if plan.samples is None else {"samples": plan.samples}))
+    require_counts(
+        width=plan.asked.width, repeats=plan.repeats, **({} if plan.samples is None else {"samples": plan.samples})
+    )
     if plan.asked.count is not None:
         require_counts(count=plan.asked.count)
     if plan.traces < 0:
         raise InputError(f"traces is {plan.traces}; give a number of problems, or 0 for none")
     if plan.against is not None and plan.against not in plan.methods:
         raise InputError(f"against is {plan.against!r}, which is not among the methods; add it, or name another")
-    if (plan.scan_rollouts or plan.scan_guide_steps) and not ("ets" in plan.methods and isinstance(plan.budgets[0], int)):
+    if (plan.scan_rollouts or plan.scan_guide_steps) and not (
+        "ets" in plan.methods and isinstance(plan.budgets[0], int)
+    ):
         raise InputError("a scan needs the method ets and budgets in candidates; add them")
     _require_budget(plan)
     for guide_steps in plan.scan_guide_steps:
@@ -180,7 +191,9 @@ def _require_budget(plan: Plan) -> None:
     for name, method in plan.methods.items():
         fixed = plan.samples is not None or name in plan.sizes
         if (method.kind == "among" and not fixed) or (method.kind == "guided" and not method.at_candidates):
-            raise InputError(f"the size of {name} follows from the cost of ets, which is not among the methods; add ets, or set samples, sizes or budgets")
+            raise InputError(
+                f"the size of {name} follows from the cost of ets, which is not among the methods; add ets, or set samples, sizes or budgets"
+            )
 
 
 def compare(setup: Setup, plan: Plan) -> list[Entry]:

@@ -39,7 +39,7 @@ def execute(options: argparse.Namespace) -> None:
     from ets.policies.making import RESOURCES
     from ets.report.plots import require_matplotlib
     from ets.report.reward_plots import write_study
-    from ets.transition import require_counts, require_variety
+    from ets.step import require_counts, require_variety
 
     options = _in_one_step(options)
     require_engine_arguments(options)

@@ -12,9 +12,9 @@ from ets.evaluation.pooled import pool
 from ets.kernel import energy_guided
 from ets.rewards import likelihood, majority
 from ets.rewards.self_consistency import Pool
+from ets.step import require_counts, require_positive
 from ets.stopping import all_at_maximum
 from ets.tasks.task import Task
-from ets.transition import require_counts, require_positive
 from ets.types import InputError, Reward, StepFn
 
 VOTED = "vote"

@@ -17,11 +17,11 @@ from ets.evaluation.methods import AVERAGED, DETERMINISTIC, METHODS, Method, Set
 from ets.evaluation.sizes import PILOTS, size_for
 from ets.evaluation.tables import aligned
 from ets.evaluation.work import CanvasWork, TokenWork, Work, formula_of
+from ets.importance import ImportanceSampling
 from ets.path_weights import PathWeights
 from ets.policies.autoregressive.engine import EnginePolicy
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.memory import cache_bytes
-from ets.proposal import ImportanceSampling
 from ets.randomness import derive
 from ets.rewards import likelihood
 from ets.runner import run

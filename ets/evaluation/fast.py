@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ets.transition import require_variety
+from ets.step import require_variety
 from ets.types import Policy
 
 FAST = ("temperature", "remasking", "threshold", "factor", "cache", "refresh")
@@ -19,7 +19,7 @@ class FastSampling:
     Parameters
     ----------
     level : str
-        "0", "1" or "1F", see `ets.policies.levels`.
+        "0", "1" or "1F", see `ets.policies.diffusion.levels`.
     candidates : int
         M.
     temperature, remasking, threshold, factor, cache, refresh
@@ -81,7 +81,7 @@ def opened_sampler(fast: FastSampling, exact: Policy) -> tuple[FastSampling, Pol
     InputError
         For values out of range, or a pair of samplers that has no ratio at this level.
     """
-    from ets.policies.levels import target_of
+    from ets.policies.diffusion.levels import target_of
     from ets.policies.making import fast_sampler_of
 
     policy = fast_sampler_of(exact, fast.level, **{name: getattr(fast, name) for name in FAST}, clip=fast.clip)

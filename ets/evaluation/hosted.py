@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ets.chat import Chat, as_messages
-from ets.code_answers import stops_named
 from ets.own_code import code_digest
+from ets.sandbox.code_answers import stops_named
 from ets.tasks import Benchmark, Task, task_named
 from ets.tasks.data import task_file
 from ets.tasks.humaneval import HumanEval

@@ -38,10 +38,10 @@ from ets.evaluation.reward_study import draws, noted_rewards, reward_study
 from ets.evaluation.tables import ratio_lines, table
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.making import SETTINGS, policy_of
+from ets.step import require_variety
 from ets.tasks import Benchmark, Task, task_named
 from ets.tasks.humaneval import HumanEval
 from ets.thinking import THINKING, Tags
-from ets.transition import require_variety
 from ets.types import Chain, InputError, Message, Policy, Problem
 
 EMBEDDED = {

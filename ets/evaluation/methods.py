@@ -14,9 +14,9 @@ from ets.rewards import likelihood, majority
 from ets.rewards.registry import NAMES, comparing, named_reward, require_reward
 from ets.rewards.self_consistency import Pool
 from ets.settings import Guide, number_or, setting
+from ets.step import require_counts, require_positive, require_variety
 from ets.stopping import all_at_maximum
 from ets.tasks.task import Task
-from ets.transition import require_counts, require_positive, require_variety
 from ets.types import InputError, Policy, Reward, StepFn
 
 

@@ -17,8 +17,8 @@ import numpy as np
 from ets.evaluation.journal import Record
 from ets.evaluation.run import Drawing, Run, Shareable
 from ets.randomness import Purpose, chain_key
+from ets.step import require_variety, row_keys
 from ets.tasks.task import Slow
-from ets.transition import require_variety, row_keys
 from ets.types import Certainty, Chain, Cost, Draw, Floats, Keys, Policy, Problem, State, Step, StepFn, Text
 from ets.weights import normalised
 
@@ -235,9 +235,7 @@ def chosen(step: StepFn, pooled: Sample, seed: int) -> Choice:
     many votes `ets.rewards.majority` takes the one that reached the count first, without chance.
     """
     name = pooled.problem.id
-    chain = Chain(
-        pooled.problem, pooled.sample, chain_key(seed, name, pooled.sample), Completions((), done=False)
-    )
+    chain = Chain(pooled.problem, pooled.sample, chain_key(seed, name, pooled.sample), Completions((), done=False))
     begun = time.perf_counter()
     weights = normalised(step(Recorded(pooled.draws), [chain])[0].trace[-1].log_weights)
     count, seconds = len(weights), time.perf_counter() - begun

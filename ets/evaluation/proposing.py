@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ets.proposal import ImportanceSampling
+from ets.importance import ImportanceSampling
 from ets.types import InputError, Policy
 
 if TYPE_CHECKING:

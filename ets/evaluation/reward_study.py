@@ -23,8 +23,8 @@ from ets.evaluation.journal import Record
 from ets.evaluation.methods import Method
 from ets.evaluation.tables import aligned
 from ets.rewards import entropy, likelihood, self_certainty
+from ets.step import require_counts
 from ets.tasks.task import Slow, Task
-from ets.transition import require_counts
 from ets.types import Chain, Floats, InputError, Problem, Reward
 
 OF_A_TEXT: Mapping[str, Reward] = {

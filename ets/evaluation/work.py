@@ -12,14 +12,14 @@ from typing import Protocol
 
 import numpy as np
 
+from ets.importance import ImportanceSampling
 from ets.path_weights import PathWeights
 from ets.policies.autoregressive.engine import EnginePolicy
-from ets.policies.canvases import PADDING
-from ets.policies.levels import LevelWeigher
-from ets.policies.masked_diffusion import MaskedDiffusionPolicy
-from ets.policies.reading import COLUMNS
-from ets.policies.transformers import TransformersPolicy
-from ets.proposal import ImportanceSampling
+from ets.policies.autoregressive.scoring import COLUMNS
+from ets.policies.autoregressive.transformers import TransformersPolicy
+from ets.policies.diffusion.canvas import PADDING
+from ets.policies.diffusion.levels import LevelWeigher
+from ets.policies.diffusion.policy import MaskedDiffusionPolicy
 from ets.types import Floats, Policy
 
 
@@ -89,7 +89,7 @@ class TokenWork:
         L.
     proposed : bool
         With a proposal (ETS-IS): it reads the prompt too, and the candidates that go on, and the model reads the
-        rollouts, in slices of 16 columns (`ets.policies.reading`).
+        rollouts, in slices of 16 columns (`ets.policies.autoregressive.scoring`).
     requests : bool
         An engine behind requests: each row is charged for all that it goes on from. What the engine's prefix cache
         holds is less.

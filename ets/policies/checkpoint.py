@@ -13,7 +13,7 @@ import torch
 
 import ets.models  # noqa: F401 (registers the model families that transformers does not have)
 from ets.hub import require_checkpoint
-from ets.policies.attention import use_grouped_sdpa
+from ets.policies.autoregressive.attention import use_grouped_sdpa
 from ets.types import InputError, one_line
 
 NEUTRAL = {
@@ -63,7 +63,7 @@ class Checkpoint:
     def loaded(cls, model: Any, tokenizer: Any) -> Checkpoint:
         """From a model and a tokenizer in memory; the model is used where it is, in evaluation mode.
 
-        Its attention is switched from SDPA to `ets.policies.attention`, which computes the same.
+        Its attention is switched from SDPA to `ets.policies.autoregressive.attention`, which computes the same.
         """
         if not hasattr(tokenizer, "eos_token_id") or not hasattr(model, "config"):
             raise InputError("the pair is not (model, tokenizer); pass a transformers model first, then its tokenizer")

@@ -6,19 +6,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from ets.importance import ImportanceSampling
 from ets.models import MASKED_DIFFUSION
 from ets.path_weights import PathWeights
-from ets.policies.autoregressive import Horizon, Sampling
 from ets.policies.autoregressive.engine import EnginePolicy
+from ets.policies.autoregressive.law import Horizon, Sampling
 from ets.policies.autoregressive.server import Endpoint
+from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.autoregressive.vllm import VLLMEngine
-from ets.policies.canvas_cache import Caching
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.levels import weighed_sampler
-from ets.policies.masked_diffusion import MaskedDiffusionPolicy
-from ets.policies.transformers import TransformersPolicy
-from ets.policies.unmasking import Schedule, Unmasking
-from ets.proposal import ImportanceSampling
+from ets.policies.diffusion.cache import Caching
+from ets.policies.diffusion.denoise import Schedule, Unmasking
+from ets.policies.diffusion.levels import weighed_sampler
+from ets.policies.diffusion.policy import MaskedDiffusionPolicy
 from ets.types import InputError, Policy
 
 SETTINGS = (
@@ -196,7 +196,7 @@ def fast_sampler_of(
     exact : Policy
         Made by `policy_of`.
     level : str
-        A key of `ets.policies.levels.LEVELS`; at "0" the fast sampler itself, every weight exactly 1.
+        A key of `ets.policies.diffusion.levels.LEVELS`; at "0" the fast sampler itself, every weight exactly 1.
     checkpoint : callable, optional
         Opens the fast sampler's model; by default it is the policy's.
     temperature, remasking, threshold, factor, cache, refresh

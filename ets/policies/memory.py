@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ets.transition import require_positive
+from ets.step import require_positive
 from ets.types import InputError
 
 S = TypeVar("S")

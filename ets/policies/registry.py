@@ -28,9 +28,9 @@ from ets.types import InputError, Policy
 
 if TYPE_CHECKING:
     from ets.path_weights import PathWeights
+    from ets.policies.autoregressive.transformers import TransformersPolicy
     from ets.policies.checkpoint import Checkpoint
-    from ets.policies.masked_diffusion import MaskedDiffusionPolicy
-    from ets.policies.transformers import TransformersPolicy
+    from ets.policies.diffusion.policy import MaskedDiffusionPolicy
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,11 @@ _SMALL = {"embedded": demo.model_path("reference"), "embedded-small": demo.model
 _AUTOREGRESSIVE = (Sampling, Horizon)
 _DIFFUSION = (Unmasking, Canvas, Caching)
 ENGINES: dict[str, Engine] = {
-    "transformers": Engine("ets.policies.transformers:make_policy", _AUTOREGRESSIVE, (Memory,), _SMALL),
+    "transformers": Engine("ets.policies.autoregressive.transformers:make_policy", _AUTOREGRESSIVE, (Memory,), _SMALL),
     "vllm": Engine("ets.policies.autoregressive.vllm:make_policy", _AUTOREGRESSIVE, (VLLMResources,), _SMALL),
     "endpoint": Engine("ets.policies.autoregressive.server:make_policy", _AUTOREGRESSIVE, (ServerResources,), _SMALL),
     "masked-diffusion": Engine(
-        "ets.policies.masked_diffusion:make_policy",
+        "ets.policies.diffusion.policy:make_policy",
         _DIFFUSION,
         (Memory,),
         {"embedded": demo.model_path("diffusion")},
@@ -140,7 +140,11 @@ def policy_of(
     if ready is not None:
         engine = ready.engine_name
     require_known(values, SETTINGS)
-    able = [name for name in ENGINES if engine in (None, name) and values.keys() <= fields_of(*ENGINES[name].settings).keys()]
+    able = [
+        name
+        for name in ENGINES
+        if engine in (None, name) and values.keys() <= fields_of(*ENGINES[name].settings).keys()
+    ]
     if engine is not None:
         _require_settings(engine, values)
     if able:
@@ -181,7 +185,9 @@ def own_policy(name: str, model: str, values: Mapping[str, Any]) -> Policy:
             raise InputError(f"{key} is {value!r}, which the engine {name} does not take; leave it out")
     policy = function(model, **values)
     if not isinstance(policy, Policy):
-        raise InputError(f"the engine {name} made a {type(policy).__name__}; it must be a policy: start, extend, finish")
+        raise InputError(
+            f"the engine {name} made a {type(policy).__name__}; it must be a policy: start, extend, finish"
+        )
     return policy
 
 
@@ -225,8 +231,8 @@ def proposal_of(
     InputError
         For values out of range, or models that do not fit each other.
     """
-    from ets.policies.transformers import TransformersPolicy
-    from ets.proposal import ImportanceSampling
+    from ets.importance import ImportanceSampling
+    from ets.policies.autoregressive.transformers import TransformersPolicy
 
     if not isinstance(reference, TransformersPolicy):
         masked = hasattr(reference, "unmasking")
@@ -263,7 +269,7 @@ def fast_sampler_of(
     exact : Policy
         Made by `policy_of`.
     level : str
-        "0": the fast sampler itself, every weight exactly 1; or a key of `ets.policies.levels.LEVELS`.
+        "0": the fast sampler itself, every weight exactly 1; or a key of `ets.policies.diffusion.levels.LEVELS`.
     checkpoint : callable, optional
         Opens the fast sampler's model; by default it is the policy's.
     temperature, remasking, threshold, factor, cache, refresh
@@ -276,8 +282,8 @@ def fast_sampler_of(
     InputError
         For values out of range, or a pair that has no ratio at this level.
     """
-    from ets.policies.levels import weighed_sampler
-    from ets.policies.masked_diffusion import MaskedDiffusionPolicy
+    from ets.policies.diffusion.levels import weighed_sampler
+    from ets.policies.diffusion.policy import MaskedDiffusionPolicy
 
     if not isinstance(exact, MaskedDiffusionPolicy):
         raise InputError(f"{type(exact).__name__} has no faster sampler; leave the level out")
@@ -337,7 +343,7 @@ def weighed_policy(policy: Policy, values: Mapping[str, Any], opened: Callable[[
 def _pair(
     policy: Any, weighing: Weighing, fast: FastSampler, values: Mapping[str, Any], opened: Callable[[str], Checkpoint]
 ) -> Weighed:
-    from ets.proposal import ImportanceSampling
+    from ets.importance import ImportanceSampling
 
     if weighing.proposal is None:
         raise InputError("there is no proposal; name a small model (SMALL_MODEL_PATH in the scripts), or leave it out")
@@ -353,7 +359,7 @@ def _pair(
 
 
 def _at_level(policy: Policy, weighing: Weighing, fast: FastSampler) -> Weighed:
-    from ets.policies.levels import target_of
+    from ets.policies.diffusion.levels import target_of
 
     if weighing.proposal is not None:
         raise InputError("the engine masked-diffusion takes no proposal; leave proposal out")
@@ -364,7 +370,11 @@ def _at_level(policy: Policy, weighing: Weighing, fast: FastSampler) -> Weighed:
     level = weighing.level or "0"
     sampler = fast_sampler_of(policy, level, **own, clip=weighing.clip)
     law = law_of(getattr(sampler, "sampler", sampler))
-    kept = {name: law[name] for name in ("temperature", "remasking", "threshold", "factor", "cache", "refresh") if name in law}
+    kept = {
+        name: law[name]
+        for name in ("temperature", "remasking", "threshold", "factor", "cache", "refresh")
+        if name in law
+    }
     parts = [f"level{level}", *(f"{name}{value}" for name, value in kept.items() if value is not None)]
     return Weighed(sampler, target_of(level), "-".join([*parts, f"clip{weighing.clip}"]))
 
@@ -373,4 +383,3 @@ def _refuse(fast: FastSampler, prefix: str, kind: str) -> None:
     for name, value in vars(fast).items():
         if name.startswith(prefix) and value is not None:
             raise InputError(f"{name} is {value!r}, which only {kind} has; leave it out")
-

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ets.settings import boolean, bounds, number_or, setting
-from ets.transition import require_counts, require_positive
+from ets.step import require_counts, require_positive
 from ets.types import InputError
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ def code_verifier(
 ) -> TextReward:
     """1 for a text whose program passes the problem's tests, 0 for others and for texts without a program.
 
-    The text is read as `ets.code_answers.program_of` does: a continuation of the problem's `doc["prompt"]`, which is a
+    The text is read as `ets.sandbox.code_answers.program_of` does: a continuation of the problem's `doc["prompt"]`, which is a
     function's head and docstring, or the whole function `doc["entry_point"]`, also in a fence. Program and tests run in
-    sandboxes of their own (`ets.sandbox.run_judged`): a program can neither read its tests nor pass by exiting early.
+    sandboxes of their own (`ets.sandbox.process.run_judged`): a program can neither read its tests nor pass by exiting early.
     Equal programs run once, and as many at a time as there are cores.
 
     It is a fixed function of (problem, text), up to programs that draw random numbers, read the clock, or need about
@@ -31,7 +31,7 @@ def code_verifier(
     seconds : float
         For all the tests of one program.
     unsafe : bool
-        Run programs without a sandbox, see `ets.sandbox`.
+        Run programs without a sandbox, see `ets.sandbox.process`.
 
     Raises
     ------
@@ -39,14 +39,14 @@ def code_verifier(
         If there is no sandbox on this machine and `unsafe` is not set. When texts are scored, for a problem whose `doc`
         lacks what is needed.
     """
-    from ets.sandbox import in_parallel, require_sandbox
+    from ets.sandbox.process import in_parallel, require_sandbox
 
     if not unsafe:
         require_sandbox()
 
     def score_texts(problem: Problem, texts: Sequence[str]) -> list[float]:
-        from ets.code_answers import program_of
-        from ets.examination import passes
+        from ets.sandbox.code_answers import program_of
+        from ets.sandbox.examination import passes
 
         prompt, entry_point = _field(problem, "prompt"), _field(problem, "entry_point")
         judge = _field(problem, "test") if tests is None else tests(problem)

@@ -13,7 +13,7 @@ from typing import Literal, TypeVar, cast
 import numpy as np
 
 from ets.rewards.lifting import REMEMBERED, Same, Scoring, TextReward, as_reward, is_scoring
-from ets.transition import require_counts, require_positive, require_rewards
+from ets.step import require_counts, require_positive, require_rewards
 from ets.types import Chain, Floats, InputError, Problem, Reward, Text
 
 T = TypeVar("T")

@@ -51,9 +51,7 @@ NAMES = (*COMPARING, *OF_TEXTS)
 def require_reward(name: str, setting: str = "reward") -> None:
     """Raise `InputError` for a name that is neither in `NAMES` nor of the form `module:function`."""
     if name not in NAMES and ":" not in name:
-        raise InputError(
-            f"{setting} is {name!r}; choose from {', '.join(NAMES)}, module:function or file.py:function"
-        )
+        raise InputError(f"{setting} is {name!r}; choose from {', '.join(NAMES)}, module:function or file.py:function")
 
 
 def named_reward(name: str, reader: Reader | None, *, pool: Pool = "chain", minimum: int = 1) -> Reward:

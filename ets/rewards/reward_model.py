@@ -10,7 +10,7 @@ from typing import Any
 
 from ets.hub import require_checkpoint
 from ets.rewards.lifting import TextReward
-from ets.transition import require_counts
+from ets.step import require_counts
 from ets.types import InputError, Problem, one_line
 
 

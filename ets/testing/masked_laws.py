@@ -15,8 +15,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from ets.step import require_counts
 from ets.testing.laws import Law
-from ets.transition import require_counts
 from ets.types import Floats, InputError, Problem
 
 Canvas: TypeAlias = tuple[int, ...]

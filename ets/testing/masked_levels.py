@@ -1,6 +1,6 @@
 """Levels of weights between two tabular masked-diffusion samplers: their ratios, and their targets by enumeration.
 
-See `ets.policies.levels` for what the levels are; here they are computed from the tables alone.
+See `ets.policies.diffusion.levels` for what the levels are; here they are computed from the tables alone.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ets.randomness import Purpose, uniform
+from ets.step import require_positive
 from ets.testing.masked_laws import (
     Bar,
     Canvas,
@@ -27,7 +28,6 @@ from ets.testing.masked_laws import (
     scores_of,
 )
 from ets.testing.tabular import pick_rows
-from ets.transition import require_positive
 from ets.types import Cost, Draw, Floats, InputError, Keys, Problem, State, Text
 
 Ints = NDArray[np.int64]

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ets.randomness import uniform
+from ets.step import require_counts, require_positive
 from ets.testing.laws import AutoregressiveOracle, Prefix
-from ets.transition import require_counts, require_positive
 from ets.types import Cost, Draw, Floats, Followed, InputError, Keys, Policy, Problem, Scored, State, Text
 
 END = 0

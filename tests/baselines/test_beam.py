@@ -1,4 +1,4 @@
-"""Beam search as a baseline: against brute force on tables; the engine's own in tests/policies/test_beam_search.py."""
+"""Beam search as a baseline: against brute force on tables; the engine's own in tests/policies/autoregressive/test_beam_search.py."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 from ets.baselines import beam, greedy
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.masked_diffusion import MaskedDiffusionPolicy
-from ets.policies.unmasking import Schedule, Unmasking
+from ets.policies.diffusion.denoise import Schedule, Unmasking
+from ets.policies.diffusion.policy import MaskedDiffusionPolicy
 from ets.runner import run
 from ets.testing import TabularPolicy
 from ets.types import Chain, InputError, Policy, Problem

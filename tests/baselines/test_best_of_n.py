@@ -15,8 +15,8 @@ from ets import rewards
 from ets.baselines import best_of_n, majority
 from ets.rewards import agreement_share, likelihood
 from ets.runner import run
+from ets.step import RewardError
 from ets.testing import Law, TabularPolicy, check_law, total_variation
-from ets.transition import RewardError
 from ets.types import Chain, InputError, Problem, StepFn, Text
 
 PROBLEM = Problem("p", "a prompt")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from ets.baselines import greedy
-from ets.policies.autoregressive import Sampling
+from ets.policies.autoregressive.law import Sampling
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.masked_diffusion import MaskedDiffusionPolicy
-from ets.policies.unmasking import Schedule, Unmasking
+from ets.policies.diffusion.denoise import Schedule, Unmasking
+from ets.policies.diffusion.policy import MaskedDiffusionPolicy
 from ets.runner import run
 from ets.testing import TabularMaskedDiffusion, TabularPolicy
 from ets.types import Chain, GreedySearcher, InputError, Policy, Problem

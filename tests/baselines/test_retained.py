@@ -15,8 +15,8 @@ import pytest
 from ets.baselines import iterated_sir, one_step, retained_rollouts
 from ets.baselines.retained import Path, RetainedState, draw_paths, log_law_of_last
 from ets.kernel import energy_guided
-from ets.policies.masked_diffusion import MaskedDiffusionPolicy
-from ets.policies.unmasking import Schedule, Unmasking
+from ets.policies.diffusion.denoise import Schedule, Unmasking
+from ets.policies.diffusion.policy import MaskedDiffusionPolicy
 from ets.randomness import chain_key, derive
 from ets.runner import run
 from ets.testing import Law, TabularMaskedDiffusion, TabularPolicy, check_law, optimal_law, total_variation

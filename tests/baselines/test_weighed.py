@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from ets import baselines
+from ets.importance import ImportanceSampling
 from ets.path_weights import PathWeights
-from ets.proposal import ImportanceSampling
 from ets.runner import run
 from ets.testing import TabularMaskedDiffusion, TabularPolicy
 from ets.testing.masked_levels import TabularWeigher

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from ets import demo
 from ets.kernel import energy_guided
-from ets.policies.autoregressive import Horizon, Sampling
+from ets.policies.autoregressive.law import Horizon, Sampling
+from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.transformers import TransformersPolicy
 from ets.rewards import majority
 from ets.runner import run
 from ets.tasks import Arithmetic

@@ -23,7 +23,7 @@ from ets.evaluation.methods import METHODS, REWARDS, Method, Settings, require_a
 from ets.evaluation.proposing import Proposing
 from ets.evaluation.ratios import total_ratios
 from ets.evaluation.tables import ratio_lines, table
-from ets.proposal import ImportanceSampling
+from ets.importance import ImportanceSampling
 from ets.runner import run
 from ets.testing import TabularMaskedDiffusion, TabularPolicy
 from ets.types import Chain, InputError, Problem

@@ -124,7 +124,7 @@ FENCED = "This adds them:\n```python\ndef add(x: int, y: int):\n    return x + y
 
 def test_only_an_answer_goes_on_behind_a_fence() -> None:
     """An answer in a fence is cut off whole by the stop strings of a completion, and found where there are none."""
-    from ets.code_answers import program_of
+    from ets.sandbox.code_answers import program_of
 
     kept = {}
     for name in ("completion", "answer"):

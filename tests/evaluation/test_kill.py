@@ -32,7 +32,7 @@ from ets.evaluation.evaluate import Evaluation
 from ets.evaluation.journal import Journal
 from ets.evaluation.methods import METHODS, Settings
 from ets.evaluation.proposing import Proposing
-from ets.proposal import ImportanceSampling
+from ets.importance import ImportanceSampling
 from ets.testing import TabularPolicy
 from ets.types import InputError, Problem
 

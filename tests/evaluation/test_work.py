@@ -12,19 +12,19 @@ import pytest
 
 from ets import baselines, demo
 from ets.evaluation.work import TokenWork, Work, formula_of
+from ets.importance import ImportanceSampling
 from ets.kernel import energy_guided
-from ets.policies import kv_cache
-from ets.policies.autoregressive import Horizon, Sampling
+from ets.policies.autoregressive import cache as kv_cache
+from ets.policies.autoregressive.cache import RowCache
 from ets.policies.autoregressive.engine import Answer, EnginePolicy, Request
-from ets.policies.canvas_cache import Caching
+from ets.policies.autoregressive.law import Horizon, Sampling
+from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.kv_cache import RowCache
+from ets.policies.diffusion.cache import Caching
+from ets.policies.diffusion.denoise import Schedule, Unmasking
+from ets.policies.diffusion.policy import MaskedDiffusionPolicy
 from ets.policies.making import fast_sampler_of
-from ets.policies.masked_diffusion import MaskedDiffusionPolicy
 from ets.policies.memory import cache_bytes
-from ets.policies.transformers import TransformersPolicy
-from ets.policies.unmasking import Schedule, Unmasking
-from ets.proposal import ImportanceSampling
 from ets.randomness import derive
 from ets.rewards import per_text
 from ets.runner import run

@@ -11,8 +11,8 @@ from itertools import product
 from typing import Any, NamedTuple, TypeAlias
 
 from ets.rewards.self_consistency import Pool
+from ets.step import require_counts, require_positive
 from ets.testing import Law, Oracle
-from ets.transition import require_counts, require_positive
 from ets.types import InputError, Problem
 
 Answer: TypeAlias = Callable[[Any], Hashable | None]

@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from ets.models import LLaDAConfig, LLaDAModelLM, llada
-from ets.policies.attention import NAME as GROUPED
-from ets.policies.canvas_cache import Recalling, Recording
+from ets.policies.autoregressive.attention import NAME as GROUPED
+from ets.policies.diffusion.cache import Recalling, Recording
 from ets.types import InputError
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "llada"

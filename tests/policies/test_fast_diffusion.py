@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from ets.policies import canvas_cache
-from ets.policies.canvas_cache import Caching
-from ets.policies.canvases import Memory
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.masked_diffusion import MaskedDiffusionPolicy
+from ets.policies.diffusion import cache as canvas_cache
+from ets.policies.diffusion.cache import Caching
+from ets.policies.diffusion.canvas import Memory
+from ets.policies.diffusion.policy import MaskedDiffusionPolicy
 from ets.runner import run
 from ets.testing import check_policy
 from ets.types import Cost, InputError, Problem

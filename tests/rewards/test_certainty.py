@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from ets import Horizon, Sampling, TransformersPolicy, sample
+from ets.importance import ImportanceSampling
 from ets.kernel import energy_guided
 from ets.policies.making import proposal_of
-from ets.proposal import ImportanceSampling
 from ets.rewards import entropy, self_certainty
 from ets.runner import run
 from ets.testing import TabularPolicy

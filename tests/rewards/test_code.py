@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ets import examination, sandbox
 from ets.kernel import energy_guided
 from ets.rewards import cached, code_verifier
+from ets.sandbox import examination
+from ets.sandbox import process as sandbox
 from ets.testing import TabularPolicy
 from ets.types import Chain, InputError, Problem, Text
 from tests.documentation import ROOT, blocks

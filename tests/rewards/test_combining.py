@@ -13,8 +13,8 @@ import pytest
 from ets.kernel import energy_guided
 from ets.rewards import TextReward, agreement_share, cached, guarded, likelihood, verifier, weighted_sum
 from ets.runner import run
+from ets.step import RewardError
 from ets.testing import TabularPolicy
-from ets.transition import RewardError
 from ets.types import Chain, InputError, Problem, Text
 
 PROBLEM = Problem("p", "a prompt")

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from ets.importance import ImportanceSampling
 from ets.kernel import energy_guided
-from ets.proposal import ImportanceSampling
 from ets.rewards import agreement_share, majority, self_consistency
 from ets.rewards.self_consistency import Pool
 from ets.runner import run

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ets.code_answers import program_of
+from ets.sandbox.code_answers import program_of
 from ets.tasks import Aime24, Benchmark, Gpqa, Gsm8k, Math500
 from ets.tasks.expressions import Expression
 from ets.types import Problem

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ets.sandbox import in_parallel
+from ets.sandbox.process import in_parallel
 from ets.tasks import humaneval, task_named
 from ets.tasks.humaneval import Example, HumanEval, examples_of
 from ets.tasks.task import Slow
@@ -219,7 +219,7 @@ def test_worked_examples_are_refused() -> None:
 
 @pytest.mark.parametrize("asked", [lambda: HumanEval().problems(1), lambda: HumanEval().grade(PROBLEMS[0], "    pass")])
 def test_without_a_sandbox_nothing_is_run(asked: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
-    from ets import sandbox
+    from ets.sandbox import process as sandbox
 
     monkeypatch.setattr(sandbox.shutil, "which", lambda name: None)
     sandbox._recipe.cache_clear()
@@ -230,7 +230,7 @@ def test_without_a_sandbox_nothing_is_run(asked: Callable[[], object], monkeypat
 
 
 def test_who_opts_out_gets_grades_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ets import sandbox
+    from ets.sandbox import process as sandbox
 
     monkeypatch.setattr(sandbox.shutil, "which", lambda name: None)
     sandbox._recipe.cache_clear()

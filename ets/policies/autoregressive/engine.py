@@ -17,10 +17,10 @@ from typing import Any, Protocol, Self, TypeVar
 import numpy as np
 from anyio.from_thread import start_blocking_portal
 
-from ets.policies.autoregressive import Endings, Horizon, Sampling, TokenState, as_token_states, draw_of
+from ets.policies.autoregressive.law import Endings, Horizon, Sampling, TokenState, as_token_states, draw_of
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.drawing import require_finite
 from ets.policies.prompts import encode_prompt
+from ets.policies.token_draws import require_finite
 from ets.randomness import derive
 from ets.types import Cost, Draw, InputError, Keys, Problem, State
 

@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from ets.policies.autoregressive import Sampling
 from ets.policies.autoregressive.engine import Answer, EventLoop, Request, require_temperature, tempered
+from ets.policies.autoregressive.law import Sampling
 from ets.policies.checkpoint import Checkpoint
-from ets.transition import require_counts, require_positive
+from ets.step import require_counts, require_positive
 from ets.types import InputError, one_line
 
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)

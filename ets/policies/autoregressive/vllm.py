@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from ets.policies.autoregressive import Sampling
 from ets.policies.autoregressive.engine import Answer, EventLoop, Request, require_temperature, tempered
+from ets.policies.autoregressive.law import Sampling
 from ets.policies.checkpoint import Checkpoint
-from ets.transition import require_counts, require_positive
+from ets.step import require_counts, require_positive
 from ets.types import InputError, one_line
 
 CPU_BLOCK = 32

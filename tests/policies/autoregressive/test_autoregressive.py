@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from ets import demo
-from ets.policies import autoregressive
-from ets.policies.autoregressive import Endings, Horizon, Sampling
+from ets.policies.autoregressive import law as autoregressive
+from ets.policies.autoregressive.law import Endings, Horizon, Sampling
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.drawing import pick_tokens
 from ets.policies.prompts import encode_prompt
+from ets.policies.token_draws import pick_tokens
 from ets.types import InputError, Problem
 from tests.conftest import tiny_tokenizer
 

@@ -1,0 +1,238 @@
+"""The method as a decoding loop of transformers: `model.generate(..., custom_generate=ets.generate)`.
+
+transformers prepares the prompts, its generation configuration and whatever should act on the logits, and hands them
+over. What of it has no place in this method is refused, never ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from transformers import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.generation import GenerateDecoderOnlyOutput
+
+from ets.api import Result, as_stops, guide_of, result_of
+from ets.kernel import energy_guided
+from ets.policies.autoregressive.law import Horizon, Sampling
+from ets.policies.autoregressive.transformers import TransformersPolicy
+from ets.policies.checkpoint import Checkpoint
+from ets.rewards import Extract, Scoring, as_extract
+from ets.runner import run
+from ets.step import require_variety
+from ets.types import Chain, InputError, Problem, Reward, Text
+
+BLOCK_SIZE = 64
+HONOURED = {
+    TemperatureLogitsWarper: "temperature",
+    TopKLogitsWarper: "top_k",
+    TopPLogitsWarper: "top_p",
+    MaxLengthCriteria: "max_length",
+    EosTokenCriteria: "eos_token_id",
+}
+"""What may act on logits, or end a text: each says what a setting of the generation configuration says."""
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    **dict.fromkeys(("num_beams", "num_beam_groups", "guidance_scale", "typical_p"), (None, 1)),
+    **dict.fromkeys(("min_p", "top_h", "epsilon_cutoff", "eta_cutoff", "penalty_alpha", "use_mtp"), (None, 0)),
+    **dict.fromkeys(("dola_layers", "prompt_lookup_num_tokens", "constraints", "force_words_ids"), (None,)),
+    **dict.fromkeys(("output_scores", "output_logits", "output_attentions", "output_hidden_states"), (None, False)),
+    **dict.fromkeys(("cache_implementation", "prefill_chunk_size", "compile_config"), (None,)),
+}
+"""Settings that transformers honours without a processor, or when do_sample is set alone: the values to be left at."""
+PREPARED = (
+    *("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position"),
+    "cache_params",  # of recurrent layers, which the policy refuses by name
+)
+"""What transformers hands over for the model beside the prompts."""
+
+
+@dataclass
+class GuidedOutput(GenerateDecoderOnlyOutput):
+    """With `return_dict_in_generate=True`: the sequences, and for each what `ets.sample` returns."""
+
+    results: tuple[Result, ...] | None = None
+
+
+def generate(
+    model: Any,
+    input_ids: torch.Tensor,
+    *,
+    logits_processor: Sequence[Any],
+    stopping_criteria: Sequence[Any],
+    generation_config: Any,
+    tokenizer: Any = None,
+    reward: Scoring | Reward | None = None,
+    extract: Extract | None = None,
+    m_candidates: int = 8,
+    k_monte_carlo: int = 3,
+    lambda_param: float = 0.1,
+    block_size: int | None = None,
+    stop: Sequence[str] = (),
+    seed: int = 0,
+    width: int = 8,
+    **model_kwargs: Any,
+) -> torch.Tensor | GuidedOutput:
+    """What `model.generate` calls for each batch of prompts, as its `custom_generate`; not for calling directly.
+
+    p_ref is what `do_sample=True` samples from: the temperature, top_k and top_p of the generation configuration, whose
+    default for top_k is 50 (`top_k=0` for none). `do_sample` itself makes no difference.
+
+    Parameters
+    ----------
+    model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs
+        As transformers prepares them; prompts may be padded where their attention mask is 0.
+    tokenizer : PreTrainedTokenizerBase, optional
+        What rewards and stop strings read the tokens with; by default that of the folder or name that the model was
+        loaded from. transformers 5.19 drops a `tokenizer=` of `model.generate` before it calls a function: to name
+        another one, pass `custom_generate=functools.partial(ets.generate, tokenizer=…)`. It drops a `streamer` and an
+        `assistant_model` too, so neither has an effect.
+    reward, extract : callable, optional
+        As for `ets.sample`. The prompt is the decoded one.
+    m_candidates, k_monte_carlo, lambda_param : int, int, float
+        M, K and λ.
+    block_size : int, optional
+        Tokens per guide step; by default 64, or all where they are fewer.
+    stop : sequence of str
+        Strings that end a generation. Its tokens are returned up to the one that completed the string.
+    seed : int
+        Results are a function of it, the prompt's row in the batch, and the settings.
+    width : int
+        Prompts that advance together.
+
+    Returns
+    -------
+    LongTensor or GuidedOutput
+        `[B, L]`, each prompt as it was given and its new tokens, padded on the right.
+
+    Raises
+    ------
+    InputError
+        For settings that have no place here (beams, penalties, constraints, …), before anything is computed.
+    """
+    _require_supported(model, [*logits_processor, *stopping_criteria], generation_config)
+    prompts, stops = _prompts(input_ids, model_kwargs), as_stops(stop)
+    problems = [Problem(str(row), ids, stops) for row, ids in enumerate(prompts)]
+    ends = _listed(generation_config.eos_token_id)
+    with _left_as_found(model):
+        checkpoint = Checkpoint.loaded(model, _tokenizer_of(model) if tokenizer is None else tokenizer)
+        horizon = _horizon(block_size, generation_config.max_length - input_ids.shape[1])
+        policy = TransformersPolicy(checkpoint, _sampling(generation_config), horizon, end_ids=ends)
+        told = {str(row): Problem(str(row), policy.endings.decode(ids), stops) for row, ids in enumerate(prompts)}
+        guide = partial(_reward_of_text, guide_of(reward, extract), told)
+        step = energy_guided(guide, candidates=m_candidates, rollouts=k_monte_carlo, lam=lambda_param)
+        require_variety(policy, m_candidates)
+        found = {chain.problem.id: chain for chain in run(policy, step, problems, width=width, seed=seed)}
+    chains = [replace(found[id], problem=told[id]) for id in told]
+    padding = _listed(generation_config.pad_token_id) or ends or [checkpoint.tokenizer.eos_token_id]
+    sequences = _joined(input_ids, [chain.state.tokens for chain in chains], padding[0])
+    if not generation_config.return_dict_in_generate:
+        return sequences
+    read = None if extract is None else as_extract(extract)
+    return GuidedOutput(sequences=sequences, results=tuple(result_of(chain, read) for chain in chains))
+
+
+def generate_from_folder(model: Any, tokenizer: Any = None, streamer: Any = None, **arguments: Any) -> Any:
+    """What `custom_generate/generate.py` does: the same, from the arguments of `model.generate` as they were given."""
+    if streamer is not None:
+        raise InputError("streamer is set, but a guide step draws many texts at once; leave it out")
+    return model.generate(custom_generate=partial(generate, tokenizer=tokenizer), **arguments)
+
+
+def _require_supported(model: Any, prepared: Sequence[Any], config: Any) -> None:
+    """Refuse what would change what is sampled, or returned, in a way that this method does not know."""
+    if model.config.is_encoder_decoder:
+        raise InputError(f"{type(model).__name__} has an encoder; only decoder-only models are supported")
+    for name, values in NEUTRAL.items():
+        if (value := getattr(config, name, None)) not in values:
+            raise InputError(f"{name} is {value!r}, which ets.generate does not support; leave it out")
+    for rule in prepared:
+        setting = HONOURED.get(type(rule))
+        if setting is None or _listed(getattr(rule, setting)) != _listed(getattr(config, setting)):
+            raise InputError(
+                f"a {type(rule).__name__} is to act on what is generated, which ets.generate does not support; "
+                "leave out the setting that asks for it"
+            )
+
+
+def _prompts(input_ids: torch.Tensor, given: Mapping[str, Any]) -> list[tuple[int, ...]]:
+    """The rows of a batch `[B, L]`, without padding."""
+    for name, value in given.items():
+        if name not in PREPARED and value is not None:
+            raise InputError(f"{name} is given, which ets.generate does not support; pass input_ids alone")
+    cache, mask = given.get("past_key_values"), given.get("attention_mask")
+    if cache is not None and cache.get_seq_length():
+        raise InputError("past_key_values holds tokens already, which ets.generate does not support; leave it out")
+    seen = torch.ones_like(input_ids) if mask is None else mask.to(input_ids.device)
+    counted, positions = (seen.cumsum(-1) - 1).clamp(min=0), given.get("position_ids")
+    if positions is not None and ((positions.to(seen.device) != counted) & (seen == 1)).any():
+        raise InputError("position_ids skip or repeat positions, which ets.generate does not support; leave them out")
+    return [tuple(ids[shown == 1].tolist()) for ids, shown in zip(input_ids, seen, strict=True)]
+
+
+def _horizon(block_size: int | None, length: int) -> Horizon:
+    return Horizon(min(BLOCK_SIZE, length) if block_size is None else block_size, length)
+
+
+def _sampling(config: Any) -> Sampling:
+    """What transformers would sample from, in the same order: temperature, then top-k, then top-p."""
+    return Sampling(config.temperature, config.top_k or None, config.top_p)
+
+
+def _reward_of_text(
+    guide: Reward, told: Mapping[str, Problem], problem: Problem, rollouts: Sequence[Text], chain: Chain
+) -> Sequence[float]:
+    """The reward, told the prompt as text."""
+    return guide(told[problem.id], rollouts, chain)
+
+
+def _joined(input_ids: torch.Tensor, drawn: Sequence[Sequence[int]], padding: int) -> torch.Tensor:
+    """Prompts `[B, L]` and new tokens, padded on the right to the longest."""
+    new = torch.full((len(drawn), max(map(len, drawn))), padding, dtype=input_ids.dtype)
+    for row, tokens in enumerate(drawn):
+        new[row, : len(tokens)] = torch.tensor(tokens)
+    return torch.cat((input_ids, new.to(input_ids.device)), dim=1)
+
+
+@contextmanager
+def _left_as_found(model: Any) -> Iterator[None]:
+    """Put back what a policy changes about a model: evaluation mode, and how attention is computed."""
+    training, attention = model.training, getattr(model.config, "_attn_implementation", None)
+    try:
+        yield
+    finally:
+        if training:
+            model.train()
+        if getattr(model.config, "_attn_implementation", None) != attention:
+            model.set_attn_implementation(attention)
+
+
+def _tokenizer_of(model: Any) -> Any:
+    name = getattr(model, "name_or_path", "")
+    if not name:
+        raise InputError(
+            "the model does not say where its tokenizer is, and transformers hands none over; pass "
+            "custom_generate=functools.partial(ets.generate, tokenizer=tokenizer)"
+        )
+    return _tokenizer_at(name)
+
+
+@lru_cache(maxsize=2)
+def _tokenizer_at(name: str) -> Any:
+    return Checkpoint(name).tokenizer
+
+
+def _listed(value: Any) -> list[Any]:
+    """One value, several, a tensor of them, or none, as a list."""
+    if value is None:
+        return []
+    return torch.as_tensor(value).flatten().tolist()

@@ -1,0 +1,178 @@
+"""A reference policy whose rollouts a cheaper proposal draws: Algorithm 2 of Li et al., arXiv 2601.21484.
+
+To a step function the pair is a policy like any other, except that its draws carry the logarithm of an importance
+ratio.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ets.types import Cost, Draw, InputError, Keys, Policy, Problem, Proposal, Scored, Scorer, State
+from ets.weights import effective_draws
+
+ENOUGH = 32
+"""Rollouts that tell whether the ratios' effective sample size is too low."""
+NOISE = 0.1
+"""Below this share of effective rollouts, the correction is mostly noise."""
+
+
+@dataclass(frozen=True, eq=False)
+class PairedState:
+    """Where both policies stand. What a reader sees is the reference policy's state, `logp` its log-probability."""
+
+    reference: State
+    proposal: State
+    logp: float = 0.0
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return self.reference.tokens
+
+    @property
+    def text(self) -> str:
+        return self.reference.text
+
+    @property
+    def done(self) -> bool:
+        return self.reference.done
+
+
+class ImportanceSampling:
+    """A policy whose candidates come from the reference p_ref and whose rollouts come from a proposal q.
+
+    A rollout's text carries `log_ratio` = log p_ref(x_0 | x_s) - log q(x_0 | x_s): over exactly the tokens that q drew
+    (the end token and those trimmed with a stop string included), under exactly the distributions that were sampled.
+    A weight exp(log_ratio) is proper: E_q[exp(log_ratio) f(x_0)] = E_ref[f(x_0)] for every f, provided that it is not
+    clipped and that q can draw whatever p_ref can; what a truncated q cannot is told in `Text.missed`.
+
+    A truncated p_ref (top-k, top-p) gives weight 0 to each rollout that leaves its support, which after 100 tokens may
+    be nearly all. In half precision it also does so by rounding, because one forward over a rollout and its tokens one
+    by one differ in the last digits: borders of the support move. Leave the reference policy untruncated.
+
+    Parameters
+    ----------
+    reference : Scorer
+        p_ref.
+    proposal : Proposal
+        q: another model, or the same one under another distribution.
+    clip : (float, float), optional
+        Bounds on the ratio, which trade its variance for a bias. A ratio of zero stays zero.
+
+    Raises
+    ------
+    InputError
+        For policies that do not fit each other, or bounds out of order.
+    """
+
+    def __init__(self, reference: Policy, proposal: Policy, clip: tuple[float, float] | None = None) -> None:
+        if not isinstance(reference, Scorer):
+            raise InputError(f"a {type(reference).__name__} cannot score what a proposal drew; leave the proposal out")
+        if not isinstance(proposal, Proposal):
+            raise InputError(f"a {type(proposal).__name__} cannot follow another policy; choose another proposal")
+        if proposal.deterministic:
+            raise InputError("at temperature 0 the proposal draws one text only, which has no ratio; raise it")
+        reference.require_proposal(proposal)
+        self.reference, self.proposal, self._clip = reference, proposal, Clip(clip)
+        self._warn_of_noise = NoiseWarning()
+
+    weighed = True  # `ets.step.require_unweighed`
+
+    @property
+    def ledger(self) -> Cost:
+        return self.reference.ledger + self.proposal.ledger
+
+    @property
+    def deterministic(self) -> bool:
+        return self.reference.deterministic
+
+    def start(self, problems: Sequence[Problem]) -> list[State]:
+        pairs = zip(self.reference.start(problems), self.proposal.start(problems), strict=True)
+        return [PairedState(*pair) for pair in pairs]
+
+    def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
+        """Candidates of the reference policy, which the proposal reads."""
+        pairs = _pairs(states)
+        drawn = self.reference.extend([pair.reference for pair in pairs], keys)
+        followed = self.proposal.follow([pair.proposal for pair in pairs], [draw.state for draw in drawn])
+        return [
+            replace(draw, state=PairedState(draw.state, there.state, draw.text.logp), cost=draw.cost + there.cost)
+            for draw, there in zip(drawn, followed, strict=True)
+        ]
+
+    def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
+        """Rollouts of the proposal, which the reference policy scores; `logp` of a draw is the proposal's."""
+        pairs = _pairs(states)
+        drawn = self.proposal.finish([pair.proposal for pair in pairs], keys)
+        scored = self.reference.logp([pair.reference for pair in pairs], [draw.state for draw in drawn])
+        weighed = [self._weighed(*row) for row in zip(pairs, drawn, scored, strict=True)]
+        self._warn_of_noise([draw.text.log_ratio for draw in weighed])
+        return weighed
+
+    def _weighed(self, before: PairedState, draw: Draw, scored: Scored) -> Draw:
+        ratio = self._clip(scored.logp - draw.logp)
+        text = replace(draw.text, logp=before.logp + scored.logp, log_ratio=ratio, missed=scored.missed)
+        return replace(
+            draw, state=PairedState(draw.state, draw.state, text.logp), text=text, cost=draw.cost + scored.cost
+        )
+
+
+class NoiseWarning:
+    """Warns, once, if of at least `ENOUGH` rollouts hardly any carry weight."""
+
+    def __init__(self) -> None:
+        self._given = False
+
+    def __call__(self, log_ratios: Sequence[float]) -> None:
+        if self._given or len(log_ratios) < ENOUGH:
+            return
+        effective = effective_draws(np.array(log_ratios))
+        if effective < NOISE * len(log_ratios):
+            self._given = True
+            impossible = sum(ratio == -math.inf for ratio in log_ratios)
+            outside = f", and {impossible} are impossible under its top-k or top-p: leave these out" * (impossible > 0)
+            warnings.warn(
+                f"of {len(log_ratios)} rollouts of the proposal {effective:.1f} are effective{outside}: the correction "
+                "is mostly noise; choose a proposal nearer to the model, larger guide steps, or none",
+                stacklevel=2,
+            )
+
+
+def _pairs(states: Sequence[State]) -> list[PairedState]:
+    pairs = [state for state in states if isinstance(state, PairedState)]
+    if len(pairs) != len(states):
+        raise InputError("a state is of one policy alone; draw from this pair's own states")
+    return pairs
+
+
+class Clip:
+    """Bounds on an importance ratio, taken on its logarithm; a ratio of zero stays zero.
+
+    Raises
+    ------
+    InputError
+        Unless 0 ≤ lowest < 1 < highest.
+    """
+
+    def __init__(self, bounds: tuple[float, float] | None) -> None:
+        self._bounds = None if bounds is None else _logarithms(bounds)
+
+    def __call__(self, log_ratio: float) -> float:
+        if self._bounds is None or log_ratio == -math.inf:
+            return log_ratio
+        return min(max(log_ratio, self._bounds[0]), self._bounds[1])
+
+
+def _logarithms(bounds: tuple[float, float]) -> tuple[float, float]:
+    try:
+        low, high = (float(bound) for bound in bounds)
+    except (TypeError, ValueError):
+        raise InputError(f"clip is {bounds!r}; give two numbers, the lowest and the highest ratio") from None
+    if not 0 <= low < 1 < high:
+        raise InputError(f"clip is {bounds!r}; its bounds must enclose 1, which is the ratio's mean, as in (0.1, 10)")
+    return (math.log(low) if low else -math.inf), math.log(high)

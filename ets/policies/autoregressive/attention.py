@@ -1,0 +1,132 @@
+"""Attention for decoding: no copy of the cache for grouped queries, and one reading of what rows have in common.
+
+transformers' own SDPA path repeats the keys and values of the whole cache for every query head as soon as there is a
+mask, in each layer and for each token. With one query per row, the heads of a group can stand in the place of queries
+instead: the same sums, and the cache is read where it is. The rows of one prompt can stand there too: their queries
+meet its keys and values in one product, and what they find is averaged with what they find in their own columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from ets.policies.autoregressive.cache import Prefix, RowCache
+
+NAME = "ets_grouped_sdpa"
+
+
+def grouped_sdpa(
+    module: Any,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    row_cache: RowCache | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attention `[rows, queries, heads, width]` of `[rows, heads, queries, width]` over grouped keys and values.
+
+    Where `row_cache` has a prefix, for one query per row, over that as well.
+    """
+    rows, heads, queries, width = query.shape
+    groups = key.shape[1]
+    if row_cache is not None and not row_cache.shares and _can_share(row_cache, module, key, attention_mask, **kwargs):
+        row_cache.attended |= {module.layer_idx}
+    if row_cache is not None and row_cache.prefix is not None:
+        folded = query.reshape(rows, groups, heads // groups, width)
+        out = attend_shared(folded, key, value, attention_mask, row_cache.prefix, module.layer_idx, scaling)
+        return out.reshape(rows, 1, heads, -1), None
+    if queries > 1 or groups == heads or kwargs.get("position_bias") is not None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    folded = query.reshape(rows, groups, heads // groups, width)
+    out = torch.nn.functional.scaled_dot_product_attention(folded, key, value, attn_mask=attention_mask, scale=scaling)
+    return out.reshape(rows, 1, heads, -1), None
+
+
+def _can_share(
+    cache: RowCache,
+    module: Any,
+    key: torch.Tensor,
+    mask: torch.Tensor | None,
+    sliding_window: int | None = None,
+    position_bias: torch.Tensor | None = None,
+    **_: Any,
+) -> bool:
+    """Whether this layer looks at all that came before, as it stands in the cache, with no weight but what keys say."""
+    plain = sliding_window is None and position_bias is None and (mask is None or mask.dtype == torch.bool)
+    number = getattr(module, "layer_idx", None)
+    return plain and number is not None and cache.layers[number].keys.data_ptr() == key.data_ptr()
+
+
+def attend_shared(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    prefix: Prefix,
+    layer: int,
+    scaling: float | None = None,
+) -> torch.Tensor:
+    """Attention `[rows, groups, heads, width]` of such queries over a prefix and `[rows, groups, columns, width]`.
+
+    Each part gives an average of values and the logarithm of its weights' sum: as much as it counts for.
+    """
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    own, own_log = _part(query, key, value, mask, scaling)
+    common, common_log = _part_of_groups(query, *prefix.keys_and_values(layer), prefix, scaling)
+    share = (own_log - common_log).sigmoid()
+    return (own * share + common * (1 - share)).to(query.dtype)
+
+
+def _part_of_groups(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, prefix: Prefix, scaling: float
+) -> list[torch.Tensor]:
+    """What `_part` finds in a prefix, the rows of each group together: `[rows, groups, heads, ...]`."""
+    _, groups, heads, width = query.shape
+    where = tuple(number.to(query.device) for number in (prefix.groups, prefix.places))  # a layer may be elsewhere
+    stacked = query.new_zeros(len(keys), prefix.most, groups, heads, width)
+    stacked[where] = query
+    folded = stacked.transpose(1, 2).reshape(len(keys), groups, -1, width)
+    mask = None if prefix.mask is None else prefix.mask.to(query.device)
+    parts = _part(folded, keys, values, mask, scaling)
+    return [part.view(len(keys), groups, prefix.most, heads, -1).transpose(1, 2)[where] for part in parts]
+
+
+def _part(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Averages of values, and the logarithms of the sums of exp(score), at least in float32.
+
+    Weights are normalised before they meet the values: a sum over thousands of columns may be beyond float16.
+    """
+    scores = _scores(query, key).mul_(scaling)
+    if mask is not None:
+        scores.masked_fill_(~mask, -torch.inf)
+    largest = scores.amax(-1, keepdim=True)
+    weights = scores.sub_(largest).exp_()
+    total = weights.sum(-1, keepdim=True)
+    return weights.div_(total).to(value.dtype) @ value, largest + total.log()
+
+
+def _scores(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Products of queries and keys, at least in float32: bfloat16 has no number between 128 and 129."""
+    key, precise = key.transpose(-1, -2), torch.promote_types(query.dtype, torch.float32)
+    if query.is_cuda and query.dtype != precise:  # without a copy of the keys
+        return torch.bmm(query.flatten(0, 1), key.flatten(0, 1), precise).view(*query.shape[:-1], -1)
+    return query.to(precise) @ key.to(precise)
+
+
+AttentionInterface.register(NAME, grouped_sdpa)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def use_grouped_sdpa(model: Any) -> None:
+    """Switch a model from SDPA to the same attention without copies; other implementations are left as they are."""
+    if getattr(model.config, "_attn_implementation", None) == "sdpa":
+        model.set_attn_implementation(NAME)

@@ -1,0 +1,176 @@
+"""transformers' own beam search, with our endings, over prompts that have been read before.
+
+The plain form of it: of the texts that it finds, the one with the highest sum of log-probabilities under the model's
+untempered law, with neither a penalty nor a bonus for length. Two things of `generate` are not used: the rules of a
+checkpoint's own `generation_config` (a penalty for repetition, say), and its stop strings, which it finds in the prompt
+too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+
+from ets.policies.autoregressive.cache import RowCache
+from ets.policies.autoregressive.law import TokenState
+
+Ended: TypeAlias = Callable[[TokenState, list[int]], bool]
+"""Whether the last of the tokens that a state has come to has ended it."""
+Row: TypeAlias = tuple[int, bytes]
+"""The number of the state that a beam began from, and all its tokens since the prompt, as bytes."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """All tokens `[B]` of the best texts, the log-probabilities `[B]` of the new ones, and the forward passes."""
+
+    tokens: list[tuple[int, ...]]
+    logps: list[float]
+    forwards: int
+
+
+def beam_search(
+    model: Any,
+    cache: RowCache,
+    states: Sequence[TokenState],
+    *,
+    beams: int,
+    room: int,
+    end_ids: Collection[int],
+    ended: Ended,
+) -> Found:
+    """Search from states `[B]` that have equally many tokens.
+
+    transformers goes on with the best unfinished of the (1 + end tokens) · beams best continuations of a state: where
+    more of these than (end tokens) · beams complete a stop string at once, beams are lost.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    cache : RowCache
+        `[B · beams]` rows that hold all tokens of their state, with room for `room` more. It is used up.
+    states : sequence of TokenState
+    beams : int
+        At least 2.
+    room : int
+        Tokens that may be added.
+    end_ids : collection of int
+    ended : callable
+    """
+    prompts = [[*state.prompt, *state.tokens] for state in states]
+    longest = max(map(len, prompts))
+    padded = [[0] * (longest - len(prompt)) + prompt for prompt in prompts]
+    real = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    cache.drop_last_column()  # `generate` must have something to read
+    watch = _Watch(states, longest, ended)
+    with _without_own_rules(model):
+        sequences = model.generate(
+            torch.tensor(padded, device=model.device),
+            attention_mask=torch.tensor(real, device=model.device),
+            past_key_values=cache,
+            logits_processor=LogitsProcessorList([_Reading(watch)]),
+            stopping_criteria=StoppingCriteriaList([_Endings(watch)]),
+            num_beams=beams,
+            do_sample=False,
+            max_new_tokens=room,
+            length_penalty=0.0,
+            early_stopping="never",
+            eos_token_id=sorted(end_ids),
+            pad_token_id=min(end_ids),
+        )
+    rows = zip(states, watch.since_prompt(sequences).tolist(), strict=True)
+    found = [_without_padding(state, tokens, ended) for state, tokens in rows]
+    return Found(found, [watch.logp(*row) for row in enumerate(found)], watch.turns)
+
+
+class _Watch:
+    """Follows a search: which rows have ended, and their log-probabilities since their states.
+
+    (`generate` would tell the latter only with all logits of all turns, which may take more memory than the model.)
+    """
+
+    def __init__(self, states: Sequence[TokenState], longest: int, ended: Ended) -> None:
+        self.states, self.ended = states, ended
+        self.first = longest - len(states[0].tokens)  # the column after the prompt
+        self.turns = 0
+        self._finished: dict[Row, float] = {}
+        self._logps = dict.fromkeys(((b, _name(state.tokens)) for b, state in enumerate(states)), 0.0)
+
+    def logp(self, b: int, tokens: Sequence[int]) -> float:
+        """Of a row that has ended. Where the model said NaN, the search may return one that has not."""
+        return self._finished.get((b, _name(tokens)), math.nan)
+
+    def since_prompt(self, ids: torch.Tensor) -> NDArray[np.int64]:
+        return ids[:, self.first :].cpu().numpy()
+
+    def read(self, ids: torch.Tensor, log_probabilities: torch.Tensor) -> None:
+        """What the model says, `[B · beams, V]`, about the beams."""
+        self.turns += 1
+        self._beams = {row: n for n, row in enumerate(self._rows(self.since_prompt(ids)))}
+        self._next = log_probabilities
+
+    def extend(self, ids: torch.Tensor) -> list[bool]:
+        """Which continuations of the beams have ended."""
+        tokens = self.since_prompt(ids)
+        rows, parents = self._rows(tokens), self._rows(tokens[:, :-1])
+        logps = self._next[[self._beams[row] for row in parents], tokens[:, -1].tolist()].tolist()
+        before = self._logps
+        self._logps = {row: before[parent] + new for row, parent, new in zip(rows, parents, logps, strict=True)}
+        ended = [self.ended(self.states[b], own.tolist()) for (b, _), own in zip(rows, tokens, strict=True)]
+        self._finished |= {row: self._logps[row] for row, end in zip(rows, ended, strict=True) if end}
+        return ended
+
+    def _rows(self, tokens: NDArray[np.int64]) -> list[Row]:
+        each = len(tokens) // len(self.states)
+        return [(n // each, own.tobytes()) for n, own in enumerate(tokens)]
+
+
+def _name(tokens: Sequence[int]) -> bytes:
+    return np.array(tokens, np.int64).tobytes()
+
+
+class _Reading(LogitsProcessor):
+    def __init__(self, watch: _Watch) -> None:
+        self.watch = watch
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.watch.read(input_ids, scores)
+        return scores
+
+
+class _Endings(StoppingCriteria):
+    def __init__(self, watch: _Watch) -> None:
+        self.watch = watch
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.tensor(self.watch.extend(input_ids), device=input_ids.device)
+
+
+def _without_padding(state: TokenState, tokens: list[int], ended: Ended) -> tuple[int, ...]:
+    lengths = range(len(state.tokens) + 1, len(tokens) + 1)
+    return tuple(tokens[: next((n for n in lengths if ended(state, tokens[:n])), len(tokens))])
+
+
+@contextmanager
+def _without_own_rules(model: Any) -> Iterator[None]:
+    """`generate` takes what it is not given from the model's generation configuration: give it an empty one."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own

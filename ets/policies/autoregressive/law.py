@@ -1,0 +1,259 @@
+"""Rules that all autoregressive engines share: what is sampled, how long, where a generation ends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ets.step import require_counts
+from ets.thinking import Tags, begun, cut_at, is_thinking
+from ets.types import Certainty, Cost, Draw, InputError, Problem, State, Text
+
+FEW = 512
+"""Tokens that are sorted first, to find those that top-p keeps."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """The distribution that tokens are drawn from; a checkpoint's `generation_config` is never applied.
+
+    Parameters
+    ----------
+    temperature : float
+        At least 0; 0 takes the most probable token.
+    top_k : int, optional
+        Keep the k most probable tokens, and those as probable as the last of them.
+    top_p : float, optional
+        Of these, renormalised, keep the smallest set of most probable tokens whose mass reaches p, 0 < p ≤ 1.
+    """
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+
+    def __post_init__(self) -> None:
+        numbers = [value for value in (self.temperature, self.top_p) if value is not None]
+        if not all(isinstance(value, int | float) for value in numbers):
+            raise InputError(f"temperature {self.temperature!r}, top_p {self.top_p!r}: both must be numbers")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise InputError(f"temperature is {self.temperature}; it must be a finite number of at least 0")
+        if self.top_k is not None:
+            require_counts(top_k=self.top_k)
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise InputError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+
+    @property
+    def truncated(self) -> bool:
+        """Whether some tokens cannot be drawn at all."""
+        return self.top_k is not None or self.top_p not in (None, 1) or self.temperature == 0
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """The sampled distribution `[..., V]` in float64, from logits `[..., V]`."""
+        logits = logits.double()
+        if self.temperature == 0:
+            return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+        scaled = logits / self.temperature
+        if self.top_k is not None and self.top_k < scaled.shape[-1]:
+            threshold = scaled.topk(self.top_k, dim=-1).values[..., -1:]
+            scaled = scaled.masked_fill(scaled < threshold, -math.inf)
+        probabilities = scaled.softmax(-1)
+        if self.top_p is None or self.top_p == 1:
+            return probabilities
+        kept = torch.zeros_like(probabilities).scatter_(-1, *_nucleus(probabilities, self.top_p))
+        return kept / kept.sum(-1, keepdim=True)
+
+    def support(self, logits: torch.Tensor) -> NDArray[np.int64]:
+        """The tokens that can be drawn at all, from logits `[V]`."""
+        return self.probabilities(logits).nonzero()[:, 0].cpu().numpy()
+
+
+def _nucleus(probabilities: torch.Tensor, mass: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The smallest sets of most probable tokens whose mass reaches `mass`: `[..., n]` tokens, and probabilities.
+
+    Those beyond a set are given probability 0. Equal tokens come in the vocabulary's order. On a CPU the whole
+    vocabulary is sorted only where the first few tokens do not settle it; elsewhere that question waits for the device.
+    """
+    if probabilities.device.type == "cpu" and probabilities.shape[-1] > FEW:
+        tokens = probabilities.topk(FEW, dim=-1).indices.sort(dim=-1).values
+        ordered, order = probabilities.gather(-1, tokens).sort(dim=-1, descending=True, stable=True)
+        kept = _until(ordered, mass)
+        # The least probable of the few may have equals among the rest: then none of them must be in the set.
+        if not bool(((ordered == ordered[..., -1:]) & (kept > 0)).any()):
+            return tokens.gather(-1, order), kept
+    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+    return order, _until(ordered, mass)
+
+
+def _until(ordered: torch.Tensor, mass: float) -> torch.Tensor:
+    """Probabilities in falling order, 0 from where those before reach `mass`."""
+    return ordered.masked_fill(ordered.cumsum(-1) - ordered >= mass, 0.0)
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """How far rows go: `block_size` tokens per guide step (B), `max_length` in all (d_x)."""
+
+    block_size: int
+    max_length: int
+
+    def __post_init__(self) -> None:
+        require_counts(block_size=self.block_size, max_length=self.max_length)
+        if self.block_size > self.max_length:
+            raise InputError(
+                f"block_size {self.block_size} is longer than max_length {self.max_length}; "
+                "lower it, or raise max_length"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class TokenState:
+    """A generation so far. `memory` is what an engine keeps to go on from it; states that share it share work.
+
+    `supports` is None, or, for a proposal under a truncated law, the tokens that each draw could have taken.
+    `certainty` is None where it is not recorded, or other policies' tokens have been read.
+    """
+
+    problem: Problem
+    prompt: tuple[int, ...]
+    tokens: tuple[int, ...] = ()
+    text: str = ""
+    logp: float = 0.0
+    done: bool = False
+    memory: Any = field(default=None, repr=False)
+    supports: Sequence[NDArray[np.int64]] | None = field(default=None, repr=False)
+    certainty: Certainty | None = None
+
+
+class Endings:
+    """Where generations end: at an end token, or as soon as a stop string appears in the generated text.
+
+    Within a thinking section, between the tags that a problem names, no stop string counts.
+
+    Parameters
+    ----------
+    tokenizer : PreTrainedTokenizerBase
+    end_ids : collection of int
+        Tokens that end a generation; their text is not part of it.
+    vocabulary : int
+        Ids that the model can draw; some models have more than their tokenizer.
+    """
+
+    def __init__(self, tokenizer: Any, end_ids: Iterable[int], vocabulary: int) -> None:
+        self.tokenizer = tokenizer
+        self.end_ids = frozenset(end_ids)
+        self.vocabulary = vocabulary
+        self._completing = lru_cache(maxsize=64)(self._completing_tokens)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    def text(
+        self, tokens: Sequence[int], stop: tuple[str, ...], thinking: Tags | None = None, prompt: Sequence[int] = ()
+    ) -> str:
+        """The decoded generation `tokens`, without a final end token, cut at the first stop string."""
+        if tokens and tokens[-1] in self.end_ids:
+            tokens = tokens[:-1]
+        return self.cut(self.decode(tokens), stop, thinking, prompt)
+
+    def cut(self, text: str, stop: tuple[str, ...], thinking: Tags | None = None, prompt: Sequence[int] = ()) -> str:
+        """The text up to the first stop string outside of thinking sections; one may have begun in the prompt."""
+        return cut_at(text, stop, thinking, self._begun(prompt, thinking)) if stop else text
+
+    def is_thinking(self, tokens: Sequence[int], thinking: Tags | None, prompt: Sequence[int]) -> bool:
+        """Whether a generation ends within a thinking section, so far."""
+        return thinking is not None and is_thinking(self._begun(prompt, thinking) + self.decode(tokens), thinking)
+
+    def _begun(self, prompt: Sequence[int], thinking: Tags | None) -> str:
+        # A token holds at least one byte, so the tag and some line breaks after it fit into these.
+        return begun(self.decode(prompt[-len(thinking[0].encode()) - 8 :]), thinking) if thinking else ""
+
+    def reached(
+        self, tokens: Sequence[int], stop: tuple[str, ...], thinking: Tags | None = None, prompt: Sequence[int] = ()
+    ) -> bool:
+        """Whether the last of `tokens` ended the generation; stop strings are found across token borders.
+
+        Only a token that holds the last character of a stop string, or part of a character, can complete it:
+        the tail of the generation is decoded for these alone.
+        """
+        if tokens[-1] in self.end_ids:
+            return True
+        if not stop or not self._completing(stop)[tokens[-1]]:
+            return False
+        # A token holds at least one byte (special ones aside), so this tail covers the longest stop string.
+        window = max(len(string.encode()) for string in stop) + 8
+        tail = self.decode(tokens[-window:])
+        if not any(string in tail for string in stop):
+            return False
+        text = self.decode(tokens) if thinking else tail
+        return len(self.cut(text, stop, thinking, prompt)) < len(text)
+
+    def _completing_tokens(self, stop: tuple[str, ...]) -> Any:
+        pieces = self.tokenizer.batch_decode(
+            [[i] for i in range(self.vocabulary)], skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
+        last = {string[-1] for string in stop}
+        # Some tokenizers drop a leading space from the first token that they decode: put one back.
+        return np.array([bool(last & set(f" {piece}")) or "\ufffd" in piece for piece in pieces])
+
+
+def draw_of(
+    before: TokenState,
+    tokens: tuple[int, ...],
+    logp: float,
+    memory: Any,
+    cost: Cost,
+    endings: Endings,
+    supports: Sequence[NDArray[np.int64]] | None = None,
+    certainty: Certainty | None = None,
+) -> Draw:
+    """The draw of a row that went from `before` to `tokens`; one without a memory to go on from has ended."""
+    problem, total, done = before.problem, before.logp + logp, memory is None
+    text = endings.text(tokens, problem.stop, problem.thinking, before.prompt)
+    state = TokenState(problem, before.prompt, tokens, text, total, done, memory, supports, certainty)
+    return Draw(state, Text(tokens, text, total, done, certainty=certainty), logp, cost)
+
+
+def as_token_states(states: Sequence[State]) -> list[TokenState]:
+    """The states as this policy's own; none may have ended."""
+    own = [state for state in states if isinstance(state, TokenState)]
+    if len(own) != len(states) or any(state.done for state in own):
+        raise InputError("a state is of another policy or has ended; draw from this policy's own open states")
+    return own
+
+
+def require_same_tokens(reference: Any, proposal: Any) -> None:
+    """Raise `InputError` unless two autoregressive policies have the same tokens, endings and longest text.
+
+    What follows from the tokens alone, like a stop string, is then the same rule on both sides, and adds nothing to a
+    ratio.
+    """
+    if not isinstance(getattr(proposal, "endings", None), Endings):
+        raise InputError(f"a {type(proposal).__name__} draws no tokens; choose an autoregressive proposal")
+    require_same_vocabulary(reference.endings, proposal.endings)
+    ends, others = sorted(reference.endings.end_ids), sorted(proposal.endings.end_ids)
+    if ends != others:
+        raise InputError(f"the model ends at the tokens {ends} and the proposal at {others}; give both the same")
+    length, longest = reference.horizon.max_length, proposal.horizon.max_length
+    if length != longest:
+        raise InputError(f"max_length is {length} for the model and {longest} for the proposal; make them equal")
+
+
+def require_same_vocabulary(reference: Endings, proposal: Endings) -> None:
+    """Raise `InputError` for the first token that two models number differently.
+
+    Their heads may be padded to different sizes: an id beyond the smaller one has no token.
+    """
+    mine, other = (endings.tokenizer.get_vocab() for endings in (reference, proposal))
+    for _, token in sorted((id, token) for token, id in {**other, **mine}.items()):
+        if mine.get(token) != other.get(token):
+            raise InputError(
+                f"the token {token!r} is {mine.get(token, 'missing')} in the model's vocabulary and "
+                f"{other.get(token, 'missing')} in the proposal's; choose a proposal of the same family"
+            )

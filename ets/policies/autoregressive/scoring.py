@@ -1,0 +1,140 @@
+"""Reading tokens that another policy drew, on a key-value cache: to go on from them, or to tell their probability.
+
+Rows continue the cache of the state that they begin from, so nothing before it is read again. They are read in slices
+of columns, and a row leaves the batch with the slice that holds its last token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TypeAlias
+
+import torch
+
+from ets.policies.autoregressive.cache import Memory, RowCache, fork
+from ets.policies.autoregressive.law import TokenState
+from ets.policies.token_draws import rows_together
+from ets.types import InputError, State
+
+Forward: TypeAlias = Callable[[RowCache, Sequence[Sequence[int]], int], torch.Tensor]
+"""Reads tokens `[rows, columns]` after what is in the cache; the logits `[rows, n, V]` after the last n of them."""
+Law: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+"""From logits `[..., V]` to the probabilities that are sampled."""
+PathKey: TypeAlias = tuple[Memory, tuple[int, ...]]
+
+COLUMNS = 16
+"""Rows are read at least so many columns further, if that is not beyond the longest: what is padding is charged."""
+LOGIT_BYTES = 2**29
+"""Of the logits of one slice."""
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """The tokens from one of my states to a state of another policy, and what that policy could have drawn."""
+
+    start: TokenState
+    end: State
+    tokens: tuple[int, ...]
+
+    @property
+    def key(self) -> PathKey:
+        """Equal for paths that share their work."""
+        return self.start.memory, self.tokens
+
+
+def paths_between(starts: Iterable[TokenState], ends: Iterable[State]) -> list[Path]:
+    """The paths from my states to another policy's.
+
+    Raises
+    ------
+    InputError
+        Where an end does not go on from its start.
+    """
+    paths = [Path(start, end, end.tokens[len(start.tokens) :]) for start, end in zip(starts, ends, strict=True)]
+    for path in paths:
+        start, end = path.start, path.end
+        if end.tokens != start.tokens + path.tokens or getattr(end, "prompt", start.prompt) != start.prompt:
+            raise InputError(
+                f"the proposal's tokens for problem {start.problem.id!r} do not go on from the model's; "
+                "both must read the same prompt in the same way"
+            )
+    return paths
+
+
+def require_known(paths: Iterable[Path], vocabulary: int) -> None:
+    """Raise `InputError` for a token beyond the vocabulary, which cannot be read."""
+    for path in paths:
+        if path.tokens and max(path.tokens) >= vocabulary:
+            raise InputError(
+                f"token {max(path.tokens)} is beyond the {vocabulary} that the proposal knows; "
+                "choose one of the same family"
+            )
+
+
+def of_equal_length(paths: Iterable[Path]) -> list[list[Path]]:
+    """Groups of paths that hold equally many tokens, so that none needs padding."""
+    ordered = sorted(paths, key=lambda path: len(path.tokens))
+    return [list(group) for _, group in groupby(ordered, key=lambda path: len(path.tokens))]
+
+
+def read_on(forward: Forward, paths: Sequence[Path]) -> dict[PathKey, Memory]:
+    """Where paths of equal length lead: what the model keeps to go on from their last tokens."""
+    tokens = [path.tokens for path in paths]
+    cache = fork([path.start.memory for path in paths], len(tokens[0]))
+    logits = forward(cache, tokens, 1)[:, -1]
+    return {path.key: Memory(cache, row, logits[row]) for row, path in enumerate(paths)}
+
+
+@dataclass
+class Score:
+    """Of one path: log-probability, positions read, and the probability of what could not have been drawn."""
+
+    logp: float = 0.0
+    positions: int = 0
+    missed: float = 0.0
+
+
+def score(forward: Forward, law: Law, paths: Sequence[Path]) -> dict[PathKey, Score]:
+    """The log-probability of each path under a law; the last token of each need not be read."""
+    scores = [Score() for _ in paths]
+    first = torch.stack([path.start.memory.logits for path in paths])[:, None]
+    _add(scores, paths, range(len(paths)), first, 0, law)
+    rows = [n for n, path in enumerate(paths) if len(path.tokens) > 1]
+    if rows:
+        cache = fork([paths[n].start.memory for n in rows], max(len(paths[n].tokens) for n in rows) - 1)
+    at, most = 0, max(1, LOGIT_BYTES // first.nbytes)
+    while rows:
+        left = [len(paths[n].tokens) - 1 - at for n in rows]
+        columns = min(most, max(left), max(COLUMNS, min(left)))
+        slices = [paths[n].tokens[at : len(paths[n].tokens) - 1][:columns] for n in rows]
+        logits = forward(cache, [(*part, *[0] * (columns - len(part))) for part in slices], columns)
+        _add(scores, paths, rows, logits, at + 1, law)
+        for n in rows:
+            scores[n].positions += columns
+        at += columns
+        going = [r for r, n in enumerate(rows) if len(paths[n].tokens) - 1 > at]
+        rows = [rows[r] for r in cache.keep(going)] if going else []
+    return {path.key: found for path, found in zip(paths, scores, strict=True)}
+
+
+def _add(
+    scores: Sequence[Score], paths: Sequence[Path], rows: Sequence[int], logits: torch.Tensor, at: int, law: Law
+) -> None:
+    """Count the tokens from number `at` on, whose logits are `[rows, columns, V]`; beyond a path lies padding."""
+    tokens = [paths[n].tokens[at : at + logits.shape[1]] for n in rows]
+    where = [(r, column) for r, part in enumerate(tokens) for column in range(len(part))]
+    size = rows_together(logits[0])
+    for begin in range(0, len(where), size):
+        part = where[begin : begin + size]
+        probabilities = law(logits[tuple(torch.tensor(part, device=logits.device).unbind(-1))])
+        targets = torch.tensor([tokens[r][column] for r, column in part], device=logits.device)
+        logps = probabilities.gather(-1, targets[:, None])[:, 0].log().tolist()
+        for number, ((r, column), logp) in enumerate(zip(part, logps, strict=True)):
+            path, found = paths[rows[r]], scores[rows[r]]
+            found.logp += logp
+            if supports := getattr(path.end, "supports", None):
+                kept = torch.from_numpy(supports[at + column]).to(logits.device)
+                kept = kept[kept < logits.shape[-1]]  # what the proposal's head has beyond ours, nobody else draws
+                found.missed += float(1 - probabilities[number, kept].sum()) / len(path.tokens)

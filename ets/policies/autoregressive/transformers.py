@@ -1,0 +1,428 @@
+"""Autoregressive models through transformers, computing nothing twice.
+
+The prompt is read once per problem; candidates fork its cache, rollouts continue their candidate's, and the
+next guide step continues the chosen one's. Rows that have ended leave the batch at the next look.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ets.models import MASKED_DIFFUSION
+from ets.policies.autoregressive.beam_search import Ended, beam_search
+from ets.policies.autoregressive.cache import Memory, RowCache, columns_each, compact, fork, share
+from ets.policies.autoregressive.law import (
+    Endings,
+    Horizon,
+    Sampling,
+    TokenState,
+    as_token_states,
+    draw_of,
+    require_same_tokens,
+)
+from ets.policies.autoregressive.scoring import (
+    Path,
+    PathKey,
+    Score,
+    of_equal_length,
+    paths_between,
+    read_on,
+    require_known,
+    score,
+)
+from ets.policies.checkpoint import Checkpoint
+from ets.policies.memory import MemoryLimit, cache_bytes
+from ets.policies.prompts import encode_prompt
+from ets.policies.token_draws import certainty_of, in_slices, pick_tokens, require_finite
+from ets.randomness import uniform
+from ets.step import require_counts
+from ets.types import Certainty, Cost, Draw, Followed, InputError, Keys, Policy, Problem, Scored, State
+
+Pick: TypeAlias = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""From logits `[R, V]` and uniforms `[R]` to tokens `[R]` and their log-probabilities `[R]`."""
+
+LOOK_EVERY = 8
+"""Tokens between two looks at what has ended, where looking means waiting for another device."""
+
+
+class TransformersPolicy:
+    """p_ref as a causal language model under a sampling rule; a guide step is `block_size` tokens.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+    sampling : Sampling
+        The distribution that is sampled, and whose log-probabilities are recorded.
+    horizon : Horizon
+        Block size and longest generation, in tokens.
+    memory_gib : float, optional
+        Limit on the cache of the rows that advance together; more rows are split into chunks. By default
+        half of the memory that is free when the model has been loaded.
+    end_ids : collection of int, optional
+        Tokens that end a generation. By default the checkpoint's; a proposal takes its reference policy's.
+    certainty : bool
+        Record `Text.certainty` of what is drawn token by token, which beam search does not: a pass over the vocabulary
+        for each token more.
+    look_every : int, optional
+        Tokens that rows draw between two looks at which of them have ended. What an ended row reads until then is
+        charged, and changes no result. By default 1 on a CPU, so that nothing is wasted; elsewhere `LOOK_EVERY`,
+        because each look waits for the device.
+
+    Raises
+    ------
+    InputError
+        For a model with another kind of memory than keys and values.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        sampling: Sampling,
+        horizon: Horizon,
+        *,
+        memory_gib: float | None = None,
+        end_ids: Collection[int] | None = None,
+        certainty: bool = False,
+        look_every: int | None = None,
+    ) -> None:
+        self._config = checkpoint.config.get_text_config()
+        if self._config.model_type in MASKED_DIFFUSION:
+            raise InputError(
+                f"{checkpoint.name!r} is a masked-diffusion model ({self._config.model_type}), which is not "
+                "autoregressive; use MaskedDiffusionPolicy, or llada/eval.sh"
+            )
+        layers = getattr(self._config, "layer_types", None) or []
+        if unknown := set(layers) - {"full_attention", "sliding_attention", "attention"}:
+            raise InputError(
+                f"{checkpoint.name!r} has layers of the type {sorted(unknown)[0]}; only attention layers are supported"
+            )
+        self.checkpoint, self.sampling, self.horizon = checkpoint, sampling, horizon
+        ends = checkpoint.end_ids if end_ids is None else end_ids
+        self.endings = Endings(checkpoint.tokenizer, ends, self._config.vocab_size)
+        self.ledger, self.memory_gib, self.certainty = Cost(), memory_gib, certainty
+        require_counts(look_every=1 if look_every is None else look_every)
+        self._look_every = look_every
+        self._memory = MemoryLimit(memory_gib, lambda: checkpoint.model.device)
+
+    @property
+    def deterministic(self) -> bool:
+        return self.sampling.temperature == 0
+
+    def start(self, problems: Sequence[Problem]) -> list[State]:
+        """Empty generations; prompts are checked now and read when first needed."""
+        context, tokenizer = self.checkpoint.context, self.checkpoint.tokenizer
+        prompts = [encode_prompt(tokenizer, problem, self.horizon.max_length, context) for problem in problems]
+        sure = Certainty() if self.certainty else None
+        return [TokenState(*pair, memory=Memory(), certainty=sure) for pair in zip(problems, prompts, strict=True)]
+
+    def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
+        return self._draw(states, keys, self.horizon.block_size, "candidate", self._pick)
+
+    def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
+        return self._draw(states, keys, self.horizon.max_length, "rollout", self._pick)
+
+    def greedy(self, states: Sequence[State], keys: Keys) -> list[Draw]:
+        """The most probable token at each turn, whatever the sampling rule; logp is the untempered model's."""
+        return self._draw(states, keys, self.horizon.max_length, "rollout", _most_probable)
+
+    @torch.inference_mode()
+    def beam(self, states: Sequence[State], beams: int) -> list[Draw]:
+        """What transformers' beam search finds, see `ets.policies.autoregressive.beam_search`; logp is the untempered model's.
+
+        Prompts are read once. Then each state is charged for `beams` rows in every forward pass, until the last search
+        of its batch is over. A state that comes several times is searched, and charged for, once.
+        """
+        require_counts(beams=beams)
+        own = as_token_states(states)
+        if beams == 1:
+            return self.greedy(own, np.zeros(len(own), np.uint64))
+        compact([state.memory for state in own])
+        prompts = self._read_prompts(own)
+        alike: dict[int, list[TokenState]] = defaultdict(list)
+        for state in dict.fromkeys(own):
+            alike[len(state.tokens)].append(state)
+        bytes_each = beams * self._bytes_per_row(own)
+        found: dict[TokenState, Draw] = {}
+        for group in alike.values():
+            for draws in self._memory.in_chunks(group, bytes_each, lambda chunk: self._search(chunk, beams, prompts)):
+                found |= draws
+        self.ledger += Cost.total(draw.cost for draw in found.values())
+        free = {state: replace(draw, cost=Cost()) for state, draw in found.items()}
+        return [found.pop(state, free[state]) for state in own]
+
+    def _search(self, states: Sequence[TokenState], beams: int, prompts: dict[Memory, int]) -> dict[TokenState, Draw]:
+        """Beam search from states with equally many tokens."""
+        room = self.horizon.max_length - len(states[0].tokens)
+        cache = fork([state.memory for state in states for _ in range(beams)], room)
+        rules: dict[str, Any] = {"end_ids": self.endings.end_ids, "ended": self._ended}
+        found = beam_search(self.checkpoint.model, cache, states, beams=beams, room=room, **rules)
+        require_finite([state.problem for state in states], found.logps)
+        self.ledger += Cost(forwards=found.forwards)
+        each, draws = beams * found.forwards, {}
+        for state, tokens, logp in zip(states, found.tokens, found.logps, strict=True):
+            cost = Cost(prompt=prompts.pop(state.memory, 0), rollout=each, generated=each)
+            draws[state] = draw_of(state, tokens, logp, None, cost, self.endings)
+        return draws
+
+    def require_proposal(self, proposal: Policy) -> None:
+        """Refuse a proposal with other tokens, other endings or another length."""
+        require_same_tokens(self, proposal)
+
+    @torch.inference_mode()
+    def follow(self, own: Sequence[State], foreign: Sequence[State]) -> list[Followed]:
+        """One forward over the new tokens, continuing my cache; rows that share state and tokens share it.
+
+        What has ended needs no reading. The states' own log-probabilities are not computed: they are NaN.
+        """
+        paths = paths_between(as_token_states(own), foreign)
+        going = {path.key: path for path in paths if not path.end.done}
+        require_known(going.values(), self._config.vocab_size)
+        compact([path.start.memory for path in going.values()])
+        prompts = self._read_prompts([path.start for path in going.values()])
+        memories: dict[PathKey, Memory] = {}
+        for group in of_equal_length(going.values()):
+            bytes_each = self._bytes_per_row([path.start for path in group])
+            for found in self._memory.in_chunks(group, bytes_each, partial(read_on, self._forward)):
+                memories |= found
+        costs = self._reading_costs(paths, {key: len(path.tokens) for key, path in going.items()}, prompts)
+        supports = () if self.sampling.truncated else None
+        return [
+            Followed(self._arrived(path, memories.get(path.key), supports), cost)
+            for path, cost in zip(paths, costs, strict=True)
+        ]
+
+    @staticmethod
+    def _arrived(path: Path, memory: Memory | None, supports: tuple[()] | None) -> TokenState:
+        start, end = path.start, path.end
+        return TokenState(start.problem, start.prompt, end.tokens, end.text, math.nan, end.done, memory, supports)
+
+    @torch.inference_mode()
+    def logp(self, starts: Sequence[State], ends: Sequence[State]) -> list[Scored]:
+        """One parallel forward over the paths' own tokens, continuing the starts' cache; equal paths share it.
+
+        A path that holds a token beyond the model's vocabulary has probability 0 and is not read.
+        """
+        paths = paths_between(as_token_states(starts), ends)
+        compact([path.start.memory for path in paths])
+        prompts = self._read_prompts([path.start for path in paths])
+        known = {path.key: path for path in paths if max(path.tokens, default=0) < self._config.vocab_size}
+        ordered = sorted(known.values(), key=lambda path: len(path.tokens))
+        bytes_each = self._bytes_per_row([path.start for path in paths])
+        scoring = partial(score, self._forward, self.sampling.probabilities)
+        scores = {path.key: Score(-math.inf) for path in paths}
+        for found in self._memory.in_chunks(ordered, bytes_each, scoring):
+            scores |= found
+        costs = self._reading_costs(paths, {key: found.positions for key, found in scores.items()}, prompts)
+        return [
+            Scored(scores[path.key].logp, cost, scores[path.key].missed)
+            for path, cost in zip(paths, costs, strict=True)
+        ]
+
+    def _reading_costs(
+        self, paths: Sequence[Path], positions: dict[PathKey, int], prompts: dict[Memory, int]
+    ) -> list[Cost]:
+        """What paths that share work cost: the first pays."""
+        costs = [Cost(prompt=prompts.pop(path.start.memory, 0), scored=positions.pop(path.key, 0)) for path in paths]
+        self.ledger += Cost.total(costs)
+        return costs
+
+    @torch.inference_mode()
+    def _draw(self, states: Sequence[State], keys: Keys, block: int, kind: str, pick: Pick) -> list[Draw]:
+        own = as_token_states(states)
+        compact([state.memory for state in own])
+        prompts, rows = self._read_prompts(own), list(zip(own, keys, strict=True))
+        bytes_each = columns_each([state.memory for state in own], self._room(own, block)) * self._bytes_per_column
+        advance = partial(self._advance, block=block, kind=kind, pick=pick, prompts=prompts)
+        chunks = self._memory.in_chunks(rows, bytes_each, advance)
+        draws = [draw for chunk in chunks for draw in chunk]
+        self.ledger += Cost.total(draw.cost for draw in draws)
+        return draws
+
+    def _pick(self, logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return pick_tokens(self.sampling.probabilities(logits), uniforms)
+
+    def _read_prompts(self, states: Sequence[TokenState]) -> dict[Memory, int]:
+        """Fill the memories of start states: one forward per prompt length, so nothing is padded.
+
+        Returns the token positions computed, by memory.
+        """
+        unread = {state.memory: state for state in states if state.memory.logits is None}
+        by_length: dict[int, list[TokenState]] = defaultdict(list)
+        for state in unread.values():
+            by_length[len(state.prompt)].append(state)
+        for length, group in by_length.items():
+            self._memory.in_chunks(group, length * self._bytes_per_column, self._read)
+        return {memory: len(state.prompt) for memory, state in unread.items()}
+
+    def _read(self, states: Sequence[TokenState]) -> None:
+        cache = RowCache(self._config.num_hidden_layers, len(states[0].prompt), [0] * len(states))
+        logits = self._forward(cache, [state.prompt for state in states])[:, -1]
+        for row, state in enumerate(states):
+            state.memory.cache, state.memory.row, state.memory.logits = cache, row, logits[row]
+
+    def _advance(
+        self,
+        batch: Sequence[tuple[TokenState, np.uint64]],
+        block: int,
+        kind: str,
+        pick: Pick,
+        prompts: dict[Memory, int],
+    ) -> list[Draw]:
+        """Draw up to `block` tokens for each row; rows that have ended leave the batch when they are looked at."""
+        states, keys = [state for state, _ in batch], np.array([key for _, key in batch], np.uint64)
+        memories, drawn = [state.memory for state in states], _Tally(states)
+        logits = torch.stack([memory.logits for memory in memories])
+        room = self._room(states, block)
+        positions = np.array([len(tokens) for tokens in drawn.tokens])[:, None] + np.arange(room)
+        uniforms = torch.from_numpy(uniform(keys[:, None], positions)).to(logits.device)
+        look_every = self._look_every or (1 if logits.device.type == "cpu" else LOOK_EVERY)
+        cache, rows, column = share(memories, room), list(range(len(states))), 0
+        while rows and column < room:
+            left = min(self.horizon.max_length - len(drawn.tokens[n]) for n in rows)
+            own = uniforms[rows]
+            columns = [self._column(logits, own[:, column], pick, drawn)]
+            for at in range(column + 1, column + min(look_every, room - column, left)):
+                logits = self._forward(cache, columns[-1].tokens[:, None])[:, -1]
+                columns.append(self._column(logits, own[:, at], pick, drawn))
+            column += len(columns)
+            going = drawn.take(rows, columns, self._ended)
+            if len(going) < len(rows):
+                rows = [rows[r] for r in cache.keep(going)]
+            if rows:
+                logits = self._forward(cache, [drawn.tokens[n][-1:] for n in rows])[:, -1]
+        require_finite([state.problem for state in states], drawn.numbers[:, 0].tolist())
+        reached = {n: Memory(cache, r, logits[r]) for r, n in enumerate(rows)}
+        return self._draws(states, drawn, reached, self._costs(drawn, reached, kind, prompts))
+
+    def _column(self, logits: torch.Tensor, uniforms: torch.Tensor, pick: Pick, drawn: _Tally) -> _Column:
+        """One token for each row, left on the device."""
+        tokens, logps = in_slices(pick, logits, uniforms)
+        sure = certainty_of(logits) if self.certainty else logps.new_zeros(len(logps), 2)
+        return _Column(tokens, logps, sure, [self.sampling.support(row) for row in logits if drawn.supports])
+
+    def _draws(
+        self, states: Sequence[TokenState], drawn: _Tally, reached: dict[int, Memory], costs: Sequence[Cost]
+    ) -> list[Draw]:
+        """What became of rows; those with a memory have not ended."""
+        draws = []
+        for n, (state, cost) in enumerate(zip(states, costs, strict=True)):
+            logp, *sums = drawn.numbers[n].tolist()
+            sure = state.certainty and state.certainty + Certainty(cost.generated, *sums)
+            tokens, supports = tuple(drawn.tokens[n]), drawn.supports.get(n)
+            draws.append(draw_of(state, tokens, logp, reached.get(n), cost, self.endings, supports, sure))
+        return draws
+
+    def _ended(self, state: TokenState, tokens: list[int]) -> bool:
+        problem, longest = state.problem, self.horizon.max_length
+        return len(tokens) >= longest or self.endings.reached(tokens, problem.stop, problem.thinking, state.prompt)
+
+    @staticmethod
+    def _costs(drawn: _Tally, reached: dict[int, Memory], kind: str, prompts: dict[Memory, int]) -> list[Cost]:
+        """Each row's cost: the model reads every drawn token but the last of a row that ended, and what is unseen.
+
+        A prompt that was read in this call is charged to the first of its rows, and taken out of `prompts`.
+        """
+        costs = []
+        for n, (state, tokens) in enumerate(zip(drawn.states, drawn.tokens, strict=True)):
+            new = len(tokens) - len(state.tokens)
+            positions = new - (n not in reached) + int(drawn.unseen[n])
+            costs.append(Cost(**{"prompt": prompts.pop(state.memory, 0), "generated": new, kind: positions}))
+        return costs
+
+    def _forward(self, cache: RowCache, tokens: Sequence[Sequence[int]] | torch.Tensor, last: int = 1) -> torch.Tensor:
+        """Read tokens `[rows, columns]` after what is in the cache; the logits `[rows, last, V]` after its end."""
+        model = self.checkpoint.model
+        ids = torch.as_tensor(tokens, device=model.device)
+        mask = cache.mask(ids.shape[1], ids.device)
+        if mask is not None and cache.shares and ids.shape[1] == 1:
+            mask = mask.bool()[:, None, None]  # as attention takes it: transformers would look at it, and wait for it
+        logits = model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=cache.positions(ids.shape[1], ids.device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=last,
+            **({"row_cache": cache} if self._may_share else {}),
+        ).logits
+        cache.advance(ids.shape[1])
+        self.ledger += Cost(forwards=1)
+        return logits
+
+    def _room(self, states: Sequence[TokenState], block: int) -> int:
+        """Tokens that the shortest of these states can go on for."""
+        return min(block, self.horizon.max_length - min(len(state.tokens) for state in states))
+
+    def _bytes_per_row(self, states: Sequence[TokenState]) -> int:
+        """Bytes that one of these rows takes in the cache, at most."""
+        return (max(len(state.prompt) for state in states) + self.horizon.max_length) * self._bytes_per_column
+
+    @cached_property
+    def _may_share(self) -> bool:
+        """Whether the model looks at all that came before, takes positions as they are given, and hands arguments on.
+
+        Where it counts positions by the columns of a cache, or has a window in its mask alone, attention cannot tell.
+        """
+        parameters = inspect.signature(self.checkpoint.model.forward).parameters
+        hands_on = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+        return hands_on and "position_ids" in parameters and not getattr(self._config, "sliding_window", None)
+
+    @cached_property
+    def _bytes_per_column(self) -> int:
+        """Bytes that one token of one row takes in the cache."""
+        return cache_bytes(self._config, self.checkpoint.model.dtype.itemsize)
+
+
+def _most_probable(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens = logits.argmax(-1)
+    return tokens, logits.double().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+
+
+@dataclass(frozen=True)
+class _Column:
+    """One token for each of R rows: tokens `[R]`, log-probabilities `[R]`, certainties `[R, 2]`, supports if kept."""
+
+    tokens: torch.Tensor
+    logps: torch.Tensor
+    sure: torch.Tensor
+    supports: Sequence[NDArray[np.int64]]
+
+
+class _Tally:
+    """What rows have drawn, brought to the host some columns at a time.
+
+    `unseen` counts what was drawn, and read, for a row between its end and the look that found it.
+    """
+
+    def __init__(self, states: Sequence[TokenState]) -> None:
+        self.states = states
+        self.tokens = [list(state.tokens) for state in states]
+        self.unseen = np.zeros(len(states), np.int64)
+        self.numbers = np.zeros((len(states), 3))  # sums of log-probabilities, entropies, self-certainties
+        self.supports = {n: list(state.supports) for n, state in enumerate(states) if state.supports is not None}
+
+    def take(self, rows: Sequence[int], columns: Sequence[_Column], ended: Ended) -> list[int]:
+        """Add columns for these rows; returns the places of those that go on."""
+        tokens = torch.stack([column.tokens for column in columns]).tolist()
+        numbers = torch.stack([torch.cat((column.logps[:, None], column.sure), -1) for column in columns]).cpu().numpy()
+        going = list(range(len(rows)))
+        for at, column in enumerate(columns):
+            own = [rows[r] for r in going]
+            self.numbers[own] += numbers[at, going]
+            for r, n in zip(going, own, strict=True):
+                self.tokens[n].append(tokens[at][r])
+                if n in self.supports:
+                    self.supports[n].append(column.supports[r])
+            going = [r for r in going if not ended(self.states[rows[r]], self.tokens[rows[r]])]
+            self.unseen[list(set(rows) - {rows[r] for r in going})] += at + 1 < len(columns)
+        return going

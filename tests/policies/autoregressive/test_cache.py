@@ -1,0 +1,214 @@
+"""Forking and dropping the rows of a cache."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ets.policies.autoregressive import cache as kv_cache
+from ets.policies.autoregressive.cache import Memory, Prefix, RowCache, columns_each, compact, fork, share
+from ets.policies.checkpoint import Checkpoint
+from tests.conftest import random_qwen3, tiny_tokenizer
+
+
+def read(model: Any, cache: RowCache, rows: list[list[int]]) -> torch.Tensor:
+    ids = torch.tensor(rows)
+    positions = torch.tensor(cache.lengths)[:, None] + torch.arange(ids.shape[1])
+    with torch.no_grad():
+        logits = model(
+            input_ids=ids,
+            attention_mask=cache.mask(ids.shape[1], ids.device),
+            position_ids=positions,
+            past_key_values=cache,
+            row_cache=cache,
+        ).logits[:, -1]
+    cache.advance(ids.shape[1])
+    return logits
+
+
+def uncached(model: Any, tokens: list[int]) -> torch.Tensor:
+    with torch.no_grad():
+        return model(torch.tensor([tokens])).logits[0, -1]
+
+
+def test_rows_of_different_lengths_and_caches_advance_together_as_they_would_alone() -> None:
+    model = random_qwen3(4, end=0)
+    long, short = RowCache(2, 3, [0]), RowCache(2, 2, [0, 0])
+    read(model, long, [[1, 2, 3]])
+    read(model, short, [[3, 1], [2, 2]])
+    memories = [Memory(short, 1), Memory(long, 0), Memory(short, 0), Memory(long, 0)]
+    prefixes = [[2, 2], [1, 2, 3], [3, 1], [1, 2, 3]]
+    cache = fork(memories, room=3)
+    logits = read(model, cache, [[1], [2], [3], [0]])
+    for row, last in enumerate([1, 2, 3, 0]):
+        torch.testing.assert_close(logits[row], uncached(model, [*prefixes[row], last]))
+
+    order = cache.keep([0, 3])
+    assert sorted(order) == [0, 3]
+    texts = {0: [2, 2, 1], 3: [1, 2, 3, 0]}
+    logits = read(model, cache, [[3]] * 2)
+    for place, row in enumerate(order):
+        torch.testing.assert_close(logits[place], uncached(model, [*texts[row], 3]))
+
+    again = fork([Memory(cache, place) for place in (1, 0, 1)], room=1)
+    logits = read(model, again, [[1]] * 3)
+    for place, row in enumerate([order[1], order[0], order[1]]):
+        torch.testing.assert_close(logits[place], uncached(model, [*texts[row], 3, 1]))
+
+
+def test_a_fork_leaves_its_source_as_it_was() -> None:
+    model = random_qwen3(4, end=0)
+    source = RowCache(2, 4, [0])
+    read(model, source, [[1, 2]])
+    read(model, fork([Memory(source, 0)] * 2, room=2), [[3], [1]])
+    assert source.lengths == [2]
+    torch.testing.assert_close(read(model, source, [[3]])[0], uncached(model, [1, 2, 3]))
+
+
+def test_what_is_masked_is_finite_whatever_was_in_memory() -> None:
+    source = RowCache(1, 3, [3, 1])
+    source.layers[0].update(torch.ones(2, 1, 3, 2), torch.ones(2, 1, 3, 2))
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    try:
+        layer = fork([Memory(source, 0), Memory(source, 1)], room=1).layers[0]
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert layer.keys[:, :, :3].isfinite().all() and layer.values[:, :, :3].isfinite().all()
+
+
+def test_keeping_all_or_none_moves_nothing() -> None:
+    cache = RowCache(1, 2, [1, 2, 3])
+    assert cache.keep([0, 1, 2]) == [0, 1, 2]
+    assert cache.keep([]) == []
+
+
+@pytest.fixture
+def model(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A network whose attention reads prefixes, however short they are."""
+    monkeypatch.setattr(kv_cache, "SHORTEST", 1)
+    return Checkpoint.loaded(random_qwen3(4, end=0), tiny_tokenizer()).model
+
+
+class Family:
+    """Rows of a cache with the tokens that they have read."""
+
+    def __init__(self, model: Any, cache: RowCache, texts: list[list[int]]) -> None:
+        self.model, self.cache, self.texts = model, cache, texts
+
+    @classmethod
+    def begun(cls, model: Any, texts: list[list[int]]) -> Family:
+        """Prompts of one length."""
+        family = cls(model, RowCache(2, len(texts[0]), [0] * len(texts)), [[] for _ in texts])
+        family.read(texts)
+        return family
+
+    def read(self, rows: list[list[int]]) -> None:
+        """What the network says of rows that share is what it says of each of them alone."""
+        self.texts = [text + row for text, row in zip(self.texts, rows, strict=True)]
+        logits = read(self.model, self.cache, rows)
+        for text, row in zip(self.texts, logits, strict=True):
+            torch.testing.assert_close(row, uncached(self.model, text))
+
+    def keep(self, rows: list[int]) -> None:
+        self.texts = [self.texts[row] for row in self.cache.keep(rows)]
+
+    def __getitem__(self, row: int) -> tuple[Memory, list[int]]:
+        return Memory(self.cache, row), self.texts[row]
+
+
+def shared(model: Any, rows: list[tuple[Memory, list[int]]], room: int) -> Family:
+    return Family(model, share([memory for memory, _ in rows], room), [text for _, text in rows])
+
+
+def test_rows_that_share_a_prefix_advance_as_they_would_alone(model: Any) -> None:
+    """Candidates of two prompts of different lengths, their rollouts, and what goes on from those."""
+    short, long = Family.begun(model, [[1, 2], [3, 3]]), Family.begun(model, [[2, 1, 3]])
+    candidates = shared(model, [row for row in (short[1], long[0], short[0]) for _ in range(2)], room=2)
+    assert candidates.cache.prefix is not None and candidates.cache.lengths == [2, 2, 3, 3, 2, 2]
+    for _ in range(2):
+        candidates.read([[1], [2], [3], [1], [2], [3]])
+    rollouts = shared(model, [candidates[row] for row in (0, 0, 1, 2, 2, 4)], room=3)
+    assert rollouts.cache.prefix is not None and rollouts.cache.prefix.cache is candidates.cache.prefix.cache
+    rollouts.read([[1], [2], [3], [1], [2], [3]])
+    rollouts.keep([0, 2, 3, 4, 5])
+    rollouts.read([[3]] * 5)
+    rollouts.keep([row for row, text in enumerate(rollouts.texts) if text[:3] == [2, 1, 3]])
+    rollouts.read([[2]] * 2)
+    again = shared(model, [rollouts[0], rollouts[1], short[0], short[0], rollouts[0], rollouts[1]], room=1)
+    assert again.cache.prefix is not None
+    again.read([[1], [2], [3], [1], [2], [3]])
+
+
+def test_what_is_shared_is_neither_copied_nor_read_for_nobody(model: Any) -> None:
+    prompts = Family.begun(model, [[1, 2, 3], [3, 2, 1], [2, 2, 2], [1, 1, 1]])
+    rows = shared(model, [prompts[row] for row in (0, 0, 1, 1, 2, 2, 3, 3)], room=2)
+    assert rows.cache.prefix is not None and rows.cache.prefix.cache is prompts.cache
+    assert rows.cache.layers[0].keys.shape[::2] == (8, 2)
+    rows.read([[1]] * 8)
+    rows.keep([0, 1, 6, 7])
+    assert [rows.cache.prefix.cache.lengths, rows.cache.prefix.rows] == [[3, 3], [0, 0, 1, 1]]
+    rows.read([[2]] * 4)
+
+
+@pytest.mark.parametrize("shortest", [1, 4])
+def test_rows_share_where_two_or_more_begin_alike_and_with_enough(
+    model: Any, monkeypatch: pytest.MonkeyPatch, shortest: int
+) -> None:
+    monkeypatch.setattr(kv_cache, "SHORTEST", shortest)
+    prompts = Family.begun(model, [[1, 2, 3], [3, 2, 1]])
+    once, twice = [prompts[0][0], prompts[1][0]], [prompts[row][0] for row in (0, 0, 1, 1)]
+    assert share(once, 2).prefix is None and columns_each(once, 2) == 5
+    assert (share(twice, 2).prefix is not None) == (shortest == 1)
+    assert columns_each(twice, 2) == (1.5 + 2 if shortest == 1 else 5)
+
+
+def test_a_cache_with_a_prefix_can_be_forked_whole(model: Any) -> None:
+    prompts = Family.begun(model, [[1, 2, 3]])
+    rows = shared(model, [prompts[0]] * 2, room=1)
+    rows.read([[1], [2]])
+    flat = fork([rows[1][0], prompts[0][0]], room=1)
+    assert flat.prefix is None
+    Family(model, flat, [rows[1][1], prompts[0][1]]).read([[3], [1]])
+
+
+@pytest.mark.parametrize("chosen", [[2], [3, 0, 2]])
+def test_chosen_rows_leave_the_others_and_share_on_where_that_pays(model: Any, chosen: list[int]) -> None:
+    prompts = Family.begun(model, [[1, 2, 3]])
+    rows = shared(model, [prompts[0]] * 4, room=1)
+    rows.read([[1], [2], [3], [0]])
+    kept = [rows[row] for row in chosen]
+    for memory, _ in kept:
+        memory.logits = torch.zeros(4)
+    compact([memory for memory, _ in kept])
+    assert {len(memory.cache.lengths) for memory, _ in kept if memory.cache} == {len(chosen)}
+    assert all((memory.cache.prefix is not None) == (len(chosen) > 1) for memory, _ in kept if memory.cache)
+    again = shared(model, [row for row in kept for _ in range(2)], room=1)
+    again.read([[row % 4] for row in range(2 * len(chosen))])
+
+
+def test_columns_are_counted_as_they_are_stored(model: Any) -> None:
+    """Prompts of different lengths, together in one copy, with their padding."""
+    short, long = Family.begun(model, [[1, 2]]), Family.begun(model, [[2, 1, 3, 1, 2]])
+    begun = [family[0] for family in (short, long) for _ in range(3)]
+    rows = shared(model, begun, room=2)
+    assert rows.cache.prefix is not None
+    stored = [cache.layers[0].keys.shape for cache in (rows.cache, rows.cache.prefix.cache)]
+    assert [shape[::2] for shape in stored] == [(6, 2), (2, 5)]
+    assert columns_each([memory for memory, _ in begun], room=2) == 2 + 2 * 5 / 6
+
+
+@pytest.mark.parametrize(("rows", "copied"), [([3, 1, 1, 2], False), ([3, 1, 1], False), ([0, 3, 3, 0], True)])
+def test_a_prefix_is_copied_where_half_of_it_would_be_read_for_nobody(
+    model: Any, rows: list[int], copied: bool
+) -> None:
+    """Three rows of which two are read are left where they are, two of four are not."""
+    prompts = Family.begun(model, [[1, 2], [3, 3], [2, 1], [1, 1]])
+    prefix = Prefix.of(prompts.cache, rows)
+    assert (prefix.cache is not prompts.cache) == copied
+    keys, values = prefix.keys_and_values(1)
+    assert len(keys) == (2 if copied else 3) and prefix.most == 2
+    whole = prompts.cache.layers[1]
+    torch.testing.assert_close(keys[prefix.groups], whole.keys[rows])
+    torch.testing.assert_close(values[prefix.groups], whole.values[rows])
