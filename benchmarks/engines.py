@@ -16,7 +16,7 @@ from random_models import described, random_checkpoint
 from ets.groups import run_in_groups
 from ets.kernel import energy_guided
 from ets.policies.autoregressive.engine import EnginePolicy
-from ets.policies.autoregressive.law import Horizon, Sampling
+from ets.policies.settings import Horizon, Sampling
 from ets.policies.autoregressive.vllm import VLLMEngine, engine_arguments
 from ets.policies.checkpoint import Checkpoint
 from ets.rewards import per_text

@@ -16,10 +16,11 @@ from random_models import llada, qwen3, random_checkpoint
 
 from ets.importance import ImportanceSampling
 from ets.kernel import energy_guided
-from ets.policies.autoregressive.law import Horizon, Sampling
+from ets.policies.settings import Horizon, Sampling
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.diffusion.denoise import Schedule, Unmasking
+from ets.policies.diffusion.denoise import Schedule
+from ets.policies.settings import Unmasking
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
 from ets.rewards import per_text
 from ets.runner import run

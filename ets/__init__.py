@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Caching": "ets.policies.diffusion.cache",
+    "Caching": "ets.policies.settings",
     "Chain": "ets.types",
     "Chat": "ets.chat",
     "Checkpoint": "ets.policies.checkpoint",
     "Cost": "ets.types",
-    "Horizon": "ets.policies.autoregressive.law",
+    "Horizon": "ets.policies.settings",
     "InputError": "ets.types",
     "MaskedDiffusionPolicy": "ets.policies.diffusion.policy",
     "Problem": "ets.types",
     "Result": "ets.api",
-    "Sampling": "ets.policies.autoregressive.law",
+    "Sampling": "ets.policies.settings",
     "Schedule": "ets.policies.diffusion.denoise",
     "Step": "ets.types",
     "Text": "ets.types",
     "TransformersPolicy": "ets.policies.autoregressive.transformers",
-    "Unmasking": "ets.policies.diffusion.denoise",
+    "Unmasking": "ets.policies.settings",
     "energy_guided": "ets.kernel",
     "generate": "ets.hf_generate",
     "run": "ets.runner",
@@ -68,12 +68,11 @@ if TYPE_CHECKING:
     from ets.chat import Chat
     from ets.hf_generate import generate
     from ets.kernel import energy_guided
-    from ets.policies.autoregressive.law import Horizon, Sampling
     from ets.policies.autoregressive.transformers import TransformersPolicy
     from ets.policies.checkpoint import Checkpoint
-    from ets.policies.diffusion.cache import Caching
-    from ets.policies.diffusion.denoise import Schedule, Unmasking
+    from ets.policies.diffusion.denoise import Schedule
     from ets.policies.diffusion.policy import MaskedDiffusionPolicy
+    from ets.policies.settings import Caching, Horizon, Sampling, Unmasking
     from ets.runner import run
     from ets.types import Chain, Cost, InputError, Problem, Step, Text
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+import inspect
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -18,12 +19,13 @@ from ets.policies.autoregressive.server import Endpoint
 from ets.policies.autoregressive.vllm import VLLMEngine
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion.levels import target_of
-from ets.policies.diffusion.policy import MaskedDiffusionPolicy
-from ets.policies.making import fast_sampler_of, policy_of, proposal_of
+from ets.policies.registry import SETTINGS, fast_sampler_of, minimum_votes, policy_of, proposal_of
+from ets.policies.settings import Weighing
 from ets.readouts import Vote, vote
 from ets.rewards import Extract, Scoring, as_extract, as_reward, majority
 from ets.rewards.lifting import ReadProblem
 from ets.runner import run
+from ets.settings import Guide, fields_of, made, require_known, with_settings
 from ets.step import require_variety
 from ets.stopping import Decided
 from ets.trace_view import trace_html, trace_text
@@ -92,107 +94,61 @@ class Result:
 
 
 @overload
-def sample(prompt: One, *, model: Model, **options: Any) -> Result: ...
+def sample(prompt: One, *, model: Model | Policy, **options: Any) -> Result: ...
 @overload
-def sample(prompt: Sequence[One], *, model: Model, **options: Any) -> list[Result]: ...
+def sample(prompt: Sequence[One], *, model: Model | Policy, **options: Any) -> list[Result]: ...
+@with_settings(Guide, *SETTINGS, Weighing)
 def sample(  # type: ignore[misc]
     prompt: One | Sequence[One],
     *,
-    model: Model,
+    model: Model | Policy,
     chat: bool | str | Path | Chat | None = None,
     reward: Scoring | Reward | None = None,
     extract: Extract | None = None,
-    candidates: int = 8,
-    rollouts: int = 3,
-    lam: float = 0.1,
-    block_size: int = 64,
-    max_length: int = 512,
-    temperature: float = 1.0,
-    top_k: int | str | None = None,
-    top_p: float | str | None = None,
-    steps: int | None = None,
-    block_length: int | None = None,
-    cfg: float | None = None,
-    remasking: str | None = None,
-    stop_at_end: bool | None = None,
-    threshold: float | None = None,
-    factor: float | None = None,
-    cache: str | None = None,
-    refresh: int | None = None,
-    level: str | None = None,
-    proposal: Local | None = None,
-    proposal_temperature: float | None = None,
-    proposal_top_k: int | str | None = None,
-    proposal_top_p: float | str | None = None,
-    clip: tuple[float, float] | None = None,
+    step: Callable[..., StepFn] = energy_guided,
     decided: Decided | None = None,
-    certainty: bool = False,
     stop: Sequence[str] = (),
     seed: int = 0,
     width: int = 8,
     progress: bool = True,
+    **settings: Any,
 ) -> Result | list[Result]:
     """Sample from p*(x | prompt) ∝ p_ref(x | prompt) · exp(reward / λ) by energy-guided test-time scaling.
 
     Parameters
     ----------
-    prompt : str, list of messages, list of int, or a list of one of these
+    prompt : str, list of messages, list of int, or a list of these
         Text, used as it is unless `chat` is set; a conversation, ``[{"role": "user", "content": …}, …]``, which the
-        chat template writes as text; or token ids, used as they are. For several, which are all of one kind, results
+        chat template writes as text; or token ids, used as they are. Several prompts are all of one kind; their results
         come in the same order.
-    model : str, Path, (model, tokenizer), Checkpoint, VLLMEngine or Endpoint
-        A checkpoint's folder or hub name, or a loaded pair. The last two checkpoints named stay loaded. Or a model that
-        XXX
-        calls may share and which stays open. Those tell no certainty and take no proposal.
+    model : str, Path, (model, tokenizer), Checkpoint, VLLMEngine, Endpoint or Policy
+        A checkpoint's folder or hub name, or a loaded pair. The last two checkpoints by name stay loaded. A
+        `VLLMEngine` or an `Endpoint` runs already; calls may share it, and it stays open. A `Policy` is used as it is,
+        and takes no settings of policies.
     chat : bool, str, Path or Chat, optional
         True: text is the user's turn in the tokenizer's default chat template. A name of another of its templates, the
-        path of a file with one, or an `ets.Chat` with a system text and thinking on or off. Messages need a template,
-        and get the default one. `Result.prompt` is the text that the template wrote.
+        path of a file with a template, or an `ets.Chat`. Messages need a template, and get the default one.
+        `Result.prompt` is the text that the template wrote.
     reward : callable, optional
         `(prompt, text) -> number`, or an `ets.types.Reward` of (problem, rollouts, chain).
     extract : callable, optional
         `text -> answer or None`, or `(problem, text) -> answer or None`. Without a reward, the reward is
         `ets.rewards.majority(extract)`, the paper's, for masked diffusion with `minimum=2`.
-    candidates, rollouts, lam : int, int, float
-        M, K and λ. M·K rollouts are scored in each guide step; λ is in units of the reward.
-    block_size, max_length : int
-        Tokens per guide step, and in all: I = ⌈max_length / block_size⌉ guide steps at most.
-    temperature, top_k, top_p : float, int, float
-        The law of p_ref. A checkpoint's generation_config is applied where top_k or top_p is "checkpoint", and then as
-        `model.generate` applies it. Masked diffusion has no top_k and top_p.
-    steps, block_length, cfg, remasking, stop_at_end : int, int, float, str, bool
-        For masked diffusion (LLaDA) alone: denoising steps (by default one per token), tokens of a block (by default
-        the model family's, or the whole canvas where that does not divide max_length), and the guidance, the rule and
-        the early end of `ets.policies.diffusion.denoise.Unmasking`. Here block_size must divide max_length.
-    threshold, factor, cache, refresh : float, float, str, int
-        For masked diffusion alone, a faster sampler: parallel decoding by a threshold or a factor of `Unmasking`, and
-        a "dual" or "prefix" cache with the refresh of `Caching`. It is p_ref itself: the weight of a sample is exactly
-        1 (Level 0).
-    level : str, optional
-        For masked diffusion alone: "1" or "1F" makes the faster sampler a proposal instead, whose paths are
-        weighed towards the law that `ets.policies.diffusion.levels.LEVELS` names; it stands in `Result.target`. "0" is p_ref
-        itself. At "1" drawn tokens must not choose positions: the fast sampler's rule is then `largest`, unless
-        `remasking` is given.
-    proposal : str, Path, (model, tokenizer) or Checkpoint, optional
-        A cheaper model with the same vocabulary, which draws the rollouts; `model` corrects them by importance weights
-        (ETS-IS). Whether that works stands in `Result.ratios`.
-    proposal_temperature, proposal_top_k, proposal_top_p : float, int, float
-        Of the proposal: by default the model's temperature and no truncation. At a level the temperature alone.
-    clip : (float, float), optional
-        Bounds on the importance ratios, which bias the energies.
+    step : callable
+        Makes the step function from the reward and the keywords candidates, rollouts and lam: `ets.energy_guided`, or
+        another function of its form, such as `ets.baselines.retained_rollouts`.
     decided : callable, optional
-        A rule of `ets.stopping` by which a chain ends as soon as going on would change nothing, or little.
-    certainty : bool
-        Record how certain the model is of what it draws: for the rewards `entropy` and `self_certainty`.
+        A rule of `ets.stopping`, for `energy_guided` alone: a chain ends as soon as the rule finds it decided.
     stop : sequence of str
         Strings that end a generation; they are cut off its text.
     seed : int
-        Results are a function of it, the prompt's place in the list, and the arguments above; through a `VLLMEngine` or
-        an `Endpoint` up to rounding, which may change a text.
+        Results are a function of it, the prompt's place in the list, and the settings; through a `VLLMEngine` or an
+        `Endpoint` up to rounding, which may change a text.
     width : int
         Prompts that advance together.
     progress : bool
-        Show a progress bar over the prompts if there are several; ets itself prints nothing else.
+        Show a progress bar over the prompts if there are several.
+    {settings}
 
     Returns
     -------
@@ -209,47 +165,67 @@ def sample(  # type: ignore[misc]
     prompts, single = as_prompts(prompt)
     problems = [_problem(n, each, as_stops(stop)) for n, each in enumerate(prompts)]
     chosen = as_chat(chat) or (Chat() if any(problem.messages for problem in problems) else None)
-    level = None if level is None else str(level)
-    weighed = level not in (None, "0")
-    if clip is not None and proposal is None and not weighed:
-        raise InputError(f"clip is {clip!r}, but there is no proposal; leave it out")
-    length: dict[str, Any] = {"block_size": block_size, "max_length": max_length}
-    law: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    canvas: dict[str, Any] = {"steps": steps, "block_length": block_length, "cfg": cfg, "remasking": remasking}
-    fast: dict[str, Any] = {"threshold": threshold, "factor": factor, "cache": cache, "refresh": refresh}
-    other: dict[str, Any] = {"temperature": proposal_temperature, "top_k": proposal_top_k, "top_p": proposal_top_p}
-    policy: Policy = _policy(
-        model,
-        **length,
-        **law,
-        **canvas,
-        stop_at_end=stop_at_end,
-        certainty=certainty,
-        **({} if weighed else fast),
-    )
-    minimum = 2 if isinstance(policy, MaskedDiffusionPolicy) else 1  # as in the authors' code for LLaDA
-    guide = guide_of(reward, extract, minimum)
+    given = {name: value for name, value in settings.items() if value is not None}
+    require_known(given, (Guide, *SETTINGS, Weighing), inspect.signature(sample).parameters)
+    guide, weighing = made(Guide, given), made(Weighing, {**given, "level": _level(given)})
+    values = {name: value for name, value in given.items() if name in fields_of(*SETTINGS)}
+    policy = _policy(model, values, weighing)
     if chosen is not None:
         problems = _in_template(problems, chosen, policy)
-    if level is not None:
-        at_level = {"temperature": other.pop("temperature"), **fast} if weighed else {}
-        if level == "1" and remasking is None:
-            at_level["remasking"] = "largest"
-        policy = fast_sampler_of(policy, level, clip=clip, **at_level)
-    numbers: dict[str, Any] = {"candidates": candidates, "rollouts": rollouts, "lam": lam}
-    step = energy_guided(guide, **numbers, decided=decided)
-    other_model = _proposal(policy, proposal, other)
-    if other_model is not None:
-        policy = ImportanceSampling(policy, other_model, clip)
-    require_variety(policy, candidates)
+    rule = {} if decided is None else {"decided": decided}
+    steered = step(guide_of(reward, extract, minimum_votes(policy)), **vars(guide), **rule)
+    policy, target = _weighed(policy, values, weighing)
+    require_variety(policy, guide.candidates)
     policy.start(problems)  # bad prompts are named before the weights are loaded
-    chains = _chains(policy, step, problems, width=width, seed=seed, progress=progress)
-    at = "0" if level is None and _given(fast) else level
-    target = None if at is None else f"{target_of(at)} (level {at})"
-    ratios_of = partial(ratio_summary, clip=clip) if proposal is not None or weighed else None
-    approximate = model.approximate if isinstance(model, Endpoint) else ""
+    chains = _chains(policy, steered, problems, width=width, seed=seed, progress=progress)
+    ratios_of = partial(ratio_summary, clip=weighing.clip) if getattr(policy, "weighed", False) else None
+    approximate = getattr(model, "approximate", "")
     results = [result_of(chain, read, ratios_of, target, approximate) for chain in chains]
     return results[0] if single else results
+
+
+FAST = ("threshold", "factor", "cache", "refresh")
+"""Settings that make a sampler of masked diffusion faster."""
+
+
+def _level(given: Mapping[str, Any]) -> str | None:
+    level = given.get("level")
+    return None if level is None else str(level)
+
+
+def _policy(model: Model | Policy, values: Mapping[str, Any], weighing: Weighing) -> Policy:
+    """p_ref. At a level above 0 the settings of a faster sampler are not its own: they make the proposal."""
+    if isinstance(model, Policy):
+        for name, value in values.items():
+            raise InputError(f"{name} is {value!r}, but the model is a policy already; make the policy with it")
+        return model
+    if weighing.level not in (None, "0"):
+        values = {name: value for name, value in values.items() if name not in FAST}
+    if isinstance(model, VLLMEngine | Endpoint):
+        return policy_of(lambda: model.checkpoint, ready=model, **values)
+    return policy_of(lambda: _checkpoint(model), **values)
+
+
+def _weighed(policy: Policy, values: Mapping[str, Any], weighing: Weighing) -> tuple[Policy, str | None]:
+    """What the step samples from, and its target in words where the sampler is a faster one of masked diffusion."""
+    fast = {name: values[name] for name in FAST if name in values}
+    level, small, warmth = weighing.level, weighing.proposal, weighing.proposal_temperature
+    if small is None and level is None:
+        for name in ("clip", "proposal_temperature"):
+            if getattr(weighing, name) is not None:
+                raise InputError(f"{name} is {getattr(weighing, name)}, but there is no proposal; name one")
+    if level is not None:
+        own: dict[str, Any] = {} if level == "0" else {"temperature": warmth, **fast}
+        if level == "1" and "remasking" not in values:
+            own["remasking"] = "largest"  # at level 1 drawn tokens must not choose positions
+        policy = fast_sampler_of(policy, level, **own, clip=weighing.clip)
+    if small is not None:
+        truncation = {name: values[name] for name in ("top_k", "top_p") if name in values}
+        opened: Any = lambda: _checkpoint(small, "proposal")  # type: ignore[arg-type]  # noqa: E731
+        proposal = proposal_of(policy, opened, temperature=warmth, truncation=truncation)
+        policy = ImportanceSampling(policy, proposal, weighing.clip)
+    at = "0" if level is None and fast else level
+    return policy, None if at is None else f"{target_of(at)} (level {at})"
 
 
 def _problem(place: int, prompt: Prompt, stops: tuple[str, ...]) -> Problem:
@@ -264,7 +240,9 @@ def _in_template(problems: Sequence[Problem], chat: Chat, policy: Any) -> list[P
     for problem in problems:
         if chat.system is not None and problem.messages and problem.messages[0]["role"] == "system":
             raise InputError("the conversation has a system turn, and chat a system text; leave one of them out")
-    checkpoint: Checkpoint = policy.checkpoint
+    checkpoint: Checkpoint | None = getattr(policy, "checkpoint", None)
+    if checkpoint is None:
+        raise InputError("the policy has no checkpoint, whose tokenizer holds the chat template; leave chat out")
     template = ChatTemplate(checkpoint.tokenizer, chat, checkpoint.name, checkpoint.end_ids)
     written = [template.problem(problem) for problem in problems]
     return [
@@ -279,7 +257,7 @@ def _chains(
     """A chain of each problem, in their order; with a progress bar if there are several."""
     chains: dict[str, Chain] = {}
     with tqdm(total=len(problems), desc="prompts", disable=not progress or len(problems) < 2) as bar:
-        for chain in run(policy, _told(step, bar), problems, width=width, seed=seed):
+        for chain in run(policy, _shown(step, bar), problems, width=width, seed=seed):
             chains[chain.problem.id] = chain
             bar.update()
     return [chains[problem.id] for problem in problems]
@@ -304,20 +282,16 @@ def as_stops(stop: Sequence[str]) -> tuple[str, ...]:
     return tuple(stop)
 
 
-def _told(step: StepFn, bar: Any) -> StepFn:
-    """The step function, telling the bar how far its chains are: prompts end together, and late."""
+def _shown(step: StepFn, bar: Any) -> StepFn:
+    """The step function, which shows in the bar how far its chains are: prompts end together, and late."""
 
-    def told(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
+    def stepped(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
         advanced = step(policy, chains)
         under_way = sum(not chain.state.done for chain in advanced)
         bar.set_postfix_str(f"{under_way} under way, guide step {max(len(chain.trace) for chain in advanced)}")
         return advanced
 
-    return told
-
-
-def _given(options: dict[str, Any]) -> bool:
-    return any(value is not None for value in options.values())
+    return stepped
 
 
 def result_of(
@@ -333,20 +307,6 @@ def result_of(
     votes = vote(read, chain) if read else None
     prompt = chain.problem.prompt
     return Result(text, answer, trace, chain.cost, chain.valid, ratios, target, votes, approximate, prompt)
-
-
-def _policy(model: Model, **settings: Any) -> Policy:
-    if isinstance(model, VLLMEngine | Endpoint):
-        return policy_of(lambda: model.checkpoint, engine=model, **settings)
-    return policy_of(lambda: _checkpoint(model), **settings)
-
-
-def _proposal(policy: Policy, model: Local | None, law: dict[str, Any]) -> Policy | None:
-    if model is None:
-        if given := [name for name, value in law.items() if value is not None]:
-            raise InputError(f"proposal_{given[0]} is {law[given[0]]!r}, but there is no proposal; name one")
-        return None
-    return proposal_of(policy, lambda: _checkpoint(model, "proposal"), **law)
 
 
 def _checkpoint(model: Local, name: str = "model") -> Checkpoint:

@@ -8,31 +8,31 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ets import __version__
-from ets.commands import compare as compare_command
-from ets.commands import estimate as estimate_command
-from ets.commands import eval as eval_command
-from ets.commands import sample as sample_command
-from ets.commands import study as study_command
-from ets.commands import view as view_command
+from ets.commands import estimate, evaluate, sample, view
 from ets.evaluation.ranks import told_once
 from ets.exits import KEPT, NOTHING_KEPT, exit_status
 from ets.types import InputError
 
 COMMANDS = {
-    "sample": (sample_command, "sample one text, and show how it came about"),
-    "eval": (eval_command, "measure methods on a task"),
-    "compare": (compare_command, "measure many methods at equal budgets"),
-    "estimate": (estimate_command, "tell what a run of eval will take"),
-    "study": (study_command, "which rewards tell right answers from wrong ones"),
-    "view": (view_command, "show a results folder as one HTML file"),
+    "sample": (sample.add_arguments, sample.execute, sample.EXAMPLE, "sample one text, and show its trace"),
+    "eval": (evaluate.add_arguments, evaluate.execute, evaluate.EXAMPLE, "measure methods on a task"),
+    "compare": (
+        evaluate.add_compare_arguments,
+        evaluate.execute,
+        evaluate.COMPARE_EXAMPLE,
+        "measure methods at several budgets",
+    ),
+    "estimate": (estimate.add_arguments, estimate.execute, estimate.EXAMPLE, "measure what a run of eval will take"),
+    "view": (view.add_arguments, view.execute, view.EXAMPLE, "show a results folder as one HTML file"),
 }
+"""By name: what adds its flags, what runs it, an example, and a line of help."""
 EXAMPLE = """examples:
   ets sample --model embedded --extract '#### (-?[0-9]+)' --block-size 16 --max-length 96 \\
       --prompt 'Question: Tom has 5 eggs. He buys 4. How many eggs does Tom have now?
 Answer:'
   ets eval --help    # what a command takes, and an example of it
 """
-JOURNALLED = ("eval", "compare", "study")
+JOURNALLED = ("eval", "compare")
 """Commands that go on where they were interrupted."""
 
 
@@ -61,8 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="ets", description=text, epilog=EXAMPLE, formatter_class=layout)
     parser.add_argument("--version", action="version", version=f"ets {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="command")
-    for name, (module, text) in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text, epilog=module.EXAMPLE, formatter_class=layout)
-        module.add_arguments(command)
-        command.set_defaults(execute=module.execute)
+    for name, (add_arguments, execute, example, text) in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text, epilog=example, formatter_class=layout)
+        add_arguments(command)
+        command.set_defaults(execute=execute)
     return parser

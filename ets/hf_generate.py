@@ -24,9 +24,9 @@ from transformers.generation import GenerateDecoderOnlyOutput
 
 from ets.api import Result, as_stops, guide_of, result_of
 from ets.kernel import energy_guided
-from ets.policies.autoregressive.law import Horizon, Sampling
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.settings import Horizon, Sampling
 from ets.rewards import Extract, Scoring, as_extract
 from ets.runner import run
 from ets.step import require_variety

@@ -325,6 +325,7 @@ class Chain:
         return possible and not math.isinf(last.log_weights[last.choice])
 
 
+@runtime_checkable
 class Policy(Protocol):
     """A frozen model behind a sampling rule. It sees rows only and knows neither M nor K.
 

@@ -296,8 +296,8 @@ def canvas_scores(q: Any, remasking: str, mask: int) -> Any:
 @pytest.fixture(scope="session")
 def make_tiny(tiny_checkpoint: Any) -> Any:
     """`make_tiny(sampling=…, block_size=…, max_length=…)`: a policy over the tiny checkpoint."""
-    from ets.policies.autoregressive.law import Horizon, Sampling
     from ets.policies.autoregressive.transformers import TransformersPolicy
+    from ets.policies.settings import Horizon, Sampling
 
     def make(sampling: Any = None, block_size: int = 2, max_length: int = 4, **options: Any) -> Any:
         return TransformersPolicy(tiny_checkpoint, sampling or Sampling(), Horizon(block_size, max_length), **options)

@@ -380,8 +380,9 @@ def test_stopping_depends_neither_on_the_width_nor_costs_it_anything() -> None:
 
 @pytest.mark.parametrize("sampler", ["causal", "masked"])
 def test_a_real_network_stops_too_and_its_trace_tells_so(sampler: str, make_tiny: Any, tiny_llada: Any) -> None:
-    from ets.policies.diffusion.denoise import Schedule, Unmasking
+    from ets.policies.diffusion.denoise import Schedule
     from ets.policies.diffusion.policy import MaskedDiffusionPolicy
+    from ets.policies.settings import Unmasking
 
     policy = make_tiny(block_size=1, max_length=4)
     if sampler == "masked":

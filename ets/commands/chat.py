@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from ets.chat import Chat
-from ets.commands.engines import flag
+from ets.settings import flag
 from ets.types import InputError
 
 OWN = "default"

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from ets import demo
 from ets.chat import as_prompts
 from ets.commands.chat import add_chat_arguments, chat_of
-from ets.commands.engines import CHECKPOINT, TOP_K, TOP_P, flag
-from ets.commands.rewards import NAMES, OF_CERTAINTY, named_reward, pattern_extract
+from ets.evaluation.methods import step_of
+from ets.policies.registry import ENGINES, SETTINGS, own_policy
+from ets.policies.settings import Weighing
+from ets.rewards.registry import NAMES, OF_CERTAINTY, named_reward
+from ets.settings import Guide, add_flags, fields_of
 from ets.types import InputError
 
 if TYPE_CHECKING:
@@ -32,34 +38,7 @@ EMBEDDED = {
     "embedded-small": demo.model_path("small"),
     "diffusion": demo.model_path("diffusion"),
 }
-NUMBERS: dict[str, tuple[Any, str]] = {
-    "candidates": (int, "M, candidates per guide step (default: 8)"),
-    "rollouts": (int, "K, rollouts per candidate (default: 3)"),
-    "lam": (float, "λ, in units of the reward (default: 0.1)"),
-    "block_size": (int, "tokens per guide step (default: 64)"),
-    "max_length": (int, "tokens in all (default: 512)"),
-    "temperature": (float, "of the reference policy (default: 1.0)"),
-    "top_k": (
-        TOP_K,
-        f"sample from the k most probable tokens (default: all); {CHECKPOINT}",
-    ),
-    "top_p": (
-        TOP_P,
-        f"sample from the most probable tokens whose mass reaches p (default: all); {CHECKPOINT}",
-    ),
-    "seed": (int, "of all randomness (default: 0)"),
-}
-CANVAS: dict[str, tuple[Any, str]] = {
-    "steps": (int, "denoising steps in all (default: one per token)"),
-    "block_length": (int, "tokens of a block; blocks are filled from left to right"),
-    "cfg": (float, "classifier-free guidance (default: none)"),
-    "remasking": (str, "low_confidence (the default), largest, random, margin or entropy"),
-    "threshold": (float, "a step reveals every position whose confidence reaches this"),
-    "factor": (float, "the same, by the factor rule"),
-    "cache": (str, "dual or prefix; like threshold and factor, it makes p_ref a faster sampler"),
-    "refresh": (int, "denoising steps of a block after which the whole canvas is computed"),
-    "level": (str, "0, 1, 1F or 2: weigh the faster sampler towards the exact one"),
-}
+_OWNERS = (Guide, *SETTINGS, Weighing)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,18 +49,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = 'the prompt is JSON: messages, [{"role": …, "content": …}, …], or token ids, [1, 2, …]'
     parser.add_argument("--json", action="store_true", help=text)
     add_chat_arguments(parser, benchmark=False)
-    own = f"{', '.join(NAMES)}; or module:function or file.py:function of (prompt, text)"
-    parser.add_argument("--reward", default="majority", help=f"{own} (default: majority, the paper's)")
+    named = f"{', '.join(NAMES)}; or module:function or file.py:function of (prompt, text)"
+    parser.add_argument("--reward", default="majority", help=f"{named} (default: majority, the paper's)")
     text = "a regular expression that finds answers: the last match counts, its first group if it has one"
     parser.add_argument("--extract", metavar="REGEX", help=text)
-    for name, (kind, text) in NUMBERS.items():
-        parser.add_argument(flag(name), type=kind, help=text)
-    parser.add_argument("--proposal", help="a cheaper model with the same tokens, which draws the rollouts (ETS-IS)")
-    parser.add_argument("--stop", action="append", help="a string that ends the text; may be given several times")
+    text = "a step function as file.py:function of (reward, *, candidates, rollouts, lam); default: ETS"
+    parser.add_argument("--step", help=text)
+    parser.add_argument("--engine", help="an engine as file.py:function of (model, **settings); default: by the model")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all randomness (default: 0)")
+    parser.add_argument("--stop", action="append", default=[], help="a string that ends the text; may be given again")
     parser.add_argument("--html", type=Path, help="also write the trace to this file, as a page to look at")
-    group = parser.add_argument_group("options for masked diffusion (LLaDA) alone")
-    for name, (kind, text) in CANVAS.items():
-        group.add_argument(flag(name), type=kind, help=text)
+    add_flags(parser, Guide, *_LOCAL, Weighing, title="settings", leave_out=("certainty",))
+
+
+_LOCAL = (*ENGINES["transformers"].settings, *ENGINES["masked-diffusion"].settings)
 
 
 def execute(options: argparse.Namespace) -> None:
@@ -96,32 +77,50 @@ def execute(options: argparse.Namespace) -> None:
     messages = not isinstance(prompt, str) and not isinstance(prompt[0], int)
     chat = chat_of(options, needed=messages)
     extract = None if options.extract is None else pattern_extract(options.extract)
-    reward = named_reward(options.reward, extract)
+    reader = None if extract is None else SimpleNamespace(extract=extract)
+    reward = named_reward(options.reward, reader)
     if options.html is not None and not options.html.absolute().parent.is_dir():
         raise InputError(f"the folder of {options.html} does not exist; make it, or name another file")
     if options.html is not None and options.html.is_dir():
         raise InputError(f"{options.html} is a folder; name a file")
     from ets.api import sample
 
-    given = {name: getattr(options, name) for name in (*NUMBERS, *CANVAS, "stop", "proposal")}
-    settings = {name: value for name, value in given.items() if value is not None}
+    settings = {name: value for name, value in vars(options).items() if name in fields_of(*_OWNERS)}
     if "proposal" in settings:
-        settings["proposal"] = EMBEDDED.get(options.proposal, options.proposal)
+        settings["proposal"] = EMBEDDED.get(settings["proposal"], settings["proposal"])
     if options.reward in OF_CERTAINTY:
         settings["certainty"] = True
-    model = EMBEDDED.get(options.model, options.model)
-    result = sample(prompt, model=model, chat=chat, reward=reward, extract=extract, **settings)
+    if options.step is not None:
+        settings["step"] = step_of(options.step)
+    model: Any = EMBEDDED.get(options.model, options.model)
+    if options.engine is not None:
+        own = {name: settings.pop(name) for name in fields_of(*SETTINGS) if name in settings}
+        model = own_policy(options.engine, options.model, own)
+    shared: dict[str, Any] = {"chat": chat, "reward": reward, "extract": extract}
+    result = sample(prompt, model=model, stop=options.stop, seed=options.seed, **shared, **settings)
     print(result)
-    if result.vote is not None:
-        answer = result.vote.winner
-        if answer is not None:
-            print(f"most votes of all rollouts: {answer} ({result.vote.shares[answer]:.0%})")
+    if result.vote is not None and (answer := result.vote.winner) is not None:
+        print(f"most votes of all rollouts: {answer} ({result.vote.shares[answer]:.0%})")
     if options.html is not None:
         try:
             options.html.write_text(_page(result), encoding="utf-8")
         except OSError as error:
             raise InputError(f"cannot write {options.html}: {error.strerror}; name another file") from None
         print(f"trace: {options.html}")
+
+
+def pattern_extract(pattern: str) -> Callable[[str], str | None]:
+    """A reader of answers: the first group of the last match, or the whole match where the pattern has no group."""
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"extract is {pattern!r}, which is no regular expression: {error}") from None
+
+    def extract(text: str) -> str | None:
+        found = list(compiled.finditer(text))
+        return found[-1].group(min(1, compiled.groups)) if found else None
+
+    return extract
 
 
 def _prompt(options: argparse.Namespace) -> Any:

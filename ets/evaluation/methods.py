@@ -230,19 +230,27 @@ def own_method(name: str) -> Method:
     InputError
         For a name that is not there, or a function that takes no reward.
     """
+    made_step = step_of(name)
+
+    def step(task: Task, settings: MethodSettings, size: int) -> StepFn:
+        return made_step(steering(task, settings), **_guide(settings, size))
+
+    label = f"{name.rpartition(':')[2]} (M {{size}}, K {{rollouts}})"
+    return Method(step, label, votes=True, samples=lambda settings: 2.0 * settings.rollouts, at_candidates=True)
+
+
+def step_of(name: str) -> Callable[..., StepFn]:
+    """The function that `file.py:function` names, called with the guide settings that its signature has."""
     function = named_object(name, "step function")
     parameters = inspect.signature(function).parameters if callable(function) else {}
     if not parameters:
         raise InputError(f"the step function {name!r} takes no reward; give a function of (reward, *, candidates, …)")
     open_ended = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
 
-    def step(task: Task, settings: MethodSettings, size: int) -> StepFn:
-        values = _guide(settings, size)
-        taken = {key: value for key, value in values.items() if open_ended or key in parameters}
-        return function(steering(task, settings), **taken)
+    def made_step(reward: Reward, **guide: Any) -> StepFn:
+        return function(reward, **{key: value for key, value in guide.items() if open_ended or key in parameters})
 
-    label = f"{name.rpartition(':')[2]} (M {{size}}, K {{rollouts}})"
-    return Method(step, label, votes=True, samples=lambda settings: 2.0 * settings.rollouts, at_candidates=True)
+    return made_step
 
 
 def methods_named(names: Sequence[str]) -> dict[str, Method]:

@@ -147,6 +147,8 @@ def policy_of(
     ]
     if engine is not None:
         _require_settings(engine, values)
+    if ready is not None and (taken := [n for n in values if n in fields_of(*engine_named(engine or "").resources)]):
+        raise InputError(f"{taken[0]} is {values[taken[0]]!r}, but the engine runs already; give it to the engine")
     if able:
         engine_named(able[0]).objects(values, None)  # values out of range are refused before anything is opened
     opened = checkpoint()
@@ -191,6 +193,11 @@ def own_policy(name: str, model: str, values: Mapping[str, Any]) -> Policy:
     return policy
 
 
+def minimum_votes(policy: Policy) -> int:
+    """The votes that an answer needs under the majority reward, as in the authors' code: 2 for masked diffusion."""
+    return ENGINES["masked-diffusion" if hasattr(policy, "unmasking") else "transformers"].minimum
+
+
 def law_of(policy: Policy) -> dict[str, Any]:
     """The settings that the policy's results depend on, as JSON values: equal laws give equal values."""
     found: dict[str, Any] = {}
@@ -199,9 +206,9 @@ def law_of(policy: Policy) -> dict[str, Any]:
             found |= asdict(each)
     if found.get("top_p") == 1:
         found["top_p"] = None
-    engine = getattr(policy, "engine", None)
-    if hasattr(policy, "approximate"):
-        found |= {"served_model": engine.model, "approximate": policy.approximate, "placement": "the server's"}  # type: ignore[union-attr]
+    engine: Any = getattr(policy, "engine", None)
+    if hasattr(engine, "approximate"):
+        found |= {"served_model": engine.model, "approximate": engine.approximate, "placement": "the server's"}
     return found
 
 

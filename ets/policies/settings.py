@@ -13,6 +13,8 @@ from ets.types import InputError
 if TYPE_CHECKING:
     import torch
 
+    from ets.policies.diffusion.denoise import Schedule
+
 CHECKPOINT = "checkpoint"
 """The value of top_k or top_p that stands for the checkpoint's generation configuration."""
 _AS_GENERATE = "checkpoint: the value that transformers' generate takes from the generation configuration"
@@ -169,6 +171,29 @@ class Unmasking:
 
         return self.temperature == 0 and not RULES[self.remasking].random
 
+    def probabilities(self, logits: torch.Tensor, mask_id: int) -> torch.Tensor:
+        """The law p of the drawn tokens `[..., V]` in float64: tempered, without the mask token."""
+        import torch
+
+        logits = logits.to(torch.float64, copy=True)
+        logits[..., mask_id] = -math.inf
+        if self.temperature == 0:
+            return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+        return logits.div_(self.temperature).softmax(-1)
+
+    def bars(self, quota: torch.Tensor, positions: int) -> torch.Tensor:
+        """What the best of `positions` scores, the second best, … must reach `[R, positions]`, by quotas `[R]`."""
+        import torch
+
+        m = torch.arange(1, positions + 1, dtype=torch.float64, device=quota.device)
+        if self.threshold is not None:
+            beyond = torch.full_like(m, math.log(self.threshold))
+        elif self.factor is not None:
+            beyond = (1 - self.factor / (m + 1)).clamp(min=0).log()
+        else:
+            beyond = torch.full_like(m, math.inf)
+        return torch.where(m <= quota[:, None], -math.inf, beyond)
+
 
 @dataclass(frozen=True)
 class Canvas:
@@ -209,6 +234,8 @@ class Canvas:
 
     def schedule(self, family_block_length: int) -> Schedule:
         """The schedule of a family whose blocks have so many tokens by default."""
+        from ets.policies.diffusion.denoise import Schedule
+
         block = family_block_length if self.max_length % family_block_length == 0 else self.max_length
         return Schedule(
             self.max_length,

@@ -9,8 +9,9 @@ import pytest
 
 from ets.baselines import beam, greedy
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.diffusion.denoise import Schedule, Unmasking
+from ets.policies.diffusion.denoise import Schedule
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
+from ets.policies.settings import Unmasking
 from ets.runner import run
 from ets.testing import TabularPolicy
 from ets.types import Chain, InputError, Policy, Problem

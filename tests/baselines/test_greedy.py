@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from ets.baselines import greedy
-from ets.policies.autoregressive.law import Sampling
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.diffusion.denoise import Schedule, Unmasking
+from ets.policies.diffusion.denoise import Schedule
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
+from ets.policies.settings import Sampling, Unmasking
 from ets.runner import run
 from ets.testing import TabularMaskedDiffusion, TabularPolicy
 from ets.types import Chain, GreedySearcher, InputError, Policy, Problem

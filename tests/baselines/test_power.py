@@ -364,8 +364,9 @@ def test_a_real_network_follows_its_exact_law_and_reads_the_prompt_once(make_tin
 
 
 def test_a_masked_diffusion_network_goes_on_from_its_boundaries(tiny_llada: Any) -> None:
-    from ets.policies.diffusion.denoise import Schedule, Unmasking
+    from ets.policies.diffusion.denoise import Schedule
     from ets.policies.diffusion.policy import MaskedDiffusionPolicy
+    from ets.policies.settings import Unmasking
 
     policy = MaskedDiffusionPolicy(tiny_llada, Unmasking(), Schedule(4, 2, 4, 2))
     chains = chains_of(policy, power_sampling(alpha=2.0, moves=2), samples=20)
@@ -397,7 +398,7 @@ def test_a_bad_number_of_moves_is_refused(value: Any) -> None:
 
 
 def test_a_policy_that_always_draws_the_same_is_refused(make_tiny: Any) -> None:
-    from ets.policies.autoregressive.law import Sampling
+    from ets.policies.settings import Sampling
 
     with pytest.raises(InputError, match="temperature 0"):
         chains_of(make_tiny(Sampling(temperature=0)), power_sampling(alpha=2.0, moves=1), samples=1)

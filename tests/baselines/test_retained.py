@@ -15,8 +15,9 @@ import pytest
 from ets.baselines import iterated_sir, one_step, retained_rollouts
 from ets.baselines.retained import Path, RetainedState, draw_paths, log_law_of_last
 from ets.kernel import energy_guided
-from ets.policies.diffusion.denoise import Schedule, Unmasking
+from ets.policies.diffusion.denoise import Schedule
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
+from ets.policies.settings import Unmasking
 from ets.randomness import chain_key, derive
 from ets.runner import run
 from ets.testing import Law, TabularMaskedDiffusion, TabularPolicy, check_law, optimal_law, total_variation

@@ -21,8 +21,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from ets.kernel import energy_guided
-from ets.policies.autoregressive.law import Horizon, Sampling
 from ets.policies.autoregressive.transformers import TransformersPolicy
+from ets.policies.settings import Horizon, Sampling
 from ets.rewards import per_text
 from ets.runner import run
 from ets.testing import check_policy

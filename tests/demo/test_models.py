@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from ets import demo
 from ets.kernel import energy_guided
-from ets.policies.autoregressive.law import Horizon, Sampling
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.settings import Horizon, Sampling
 from ets.rewards import majority
 from ets.runner import run
 from ets.tasks import Arithmetic

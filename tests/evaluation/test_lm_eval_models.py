@@ -19,9 +19,9 @@ from ets.cli import main as ets_main
 from ets.evaluation.lm_eval_models import LLaDADist, Qwen, QwenETS
 from ets.evaluation.paper_command import main
 from ets.policies.autoregressive.engine import EnginePolicy
-from ets.policies.autoregressive.law import Sampling
 from ets.policies.autoregressive.vllm import VLLMEngine
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.settings import Sampling
 from ets.types import InputError
 from tests.chatting import CHATML
 from tests.sandboxed import needs_sandbox

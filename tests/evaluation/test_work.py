@@ -17,14 +17,13 @@ from ets.kernel import energy_guided
 from ets.policies.autoregressive import cache as kv_cache
 from ets.policies.autoregressive.cache import RowCache
 from ets.policies.autoregressive.engine import Answer, EnginePolicy, Request
-from ets.policies.autoregressive.law import Horizon, Sampling
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.diffusion.cache import Caching
-from ets.policies.diffusion.denoise import Schedule, Unmasking
+from ets.policies.diffusion.denoise import Schedule
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
 from ets.policies.making import fast_sampler_of
 from ets.policies.memory import cache_bytes
+from ets.policies.settings import Caching, Horizon, Sampling, Unmasking
 from ets.randomness import derive
 from ets.rewards import per_text
 from ets.runner import run

@@ -19,7 +19,8 @@ from ets import models
 from ets.cli import main
 from ets.policies.autoregressive.engine import EnginePolicy
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.diffusion.denoise import Schedule, Unmasking
+from ets.policies.diffusion.denoise import Schedule
+from ets.policies.settings import Unmasking
 from ets.testing import check_policy
 from ets.types import Problem
 from tests.conftest import MASKED_ALPHABET, canvas_oracle, causal_oracle, tiny_tokenizer

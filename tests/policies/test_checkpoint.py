@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from ets import demo, hub
-from ets.policies.autoregressive.law import Horizon, Sampling
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.settings import Horizon, Sampling
 from ets.types import InputError
 from tests.conftest import random_qwen3, tiny_tokenizer
 

@@ -12,9 +12,9 @@ import torch
 
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion import cache as canvas_cache
-from ets.policies.diffusion.cache import Caching
 from ets.policies.diffusion.canvas import Memory
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
+from ets.policies.settings import Caching
 from ets.runner import run
 from ets.testing import check_policy
 from ets.types import Cost, InputError, Problem

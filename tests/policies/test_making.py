@@ -15,15 +15,14 @@ from ets.api import Result, _last_checkpoint
 from ets.models import MASKED_DIFFUSION
 from ets.path_weights import PathWeights
 from ets.policies.autoregressive.engine import EnginePolicy
-from ets.policies.autoregressive.law import Horizon, Sampling
 from ets.policies.autoregressive.server import Endpoint
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.diffusion.cache import Caching
-from ets.policies.diffusion.denoise import Schedule, Unmasking
+from ets.policies.diffusion.denoise import Schedule
 from ets.policies.diffusion.levels import LEVELS, target_of
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
 from ets.policies.making import SETTINGS, at_law, fast_sampler_of, policy_of
+from ets.policies.settings import Caching, Horizon, Sampling, Unmasking
 from ets.types import InputError, Problem
 from tests.tiny_server import TinyServer
 

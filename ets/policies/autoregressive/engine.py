@@ -17,9 +17,10 @@ from typing import Any, Protocol, Self, TypeVar
 import numpy as np
 from anyio.from_thread import start_blocking_portal
 
-from ets.policies.autoregressive.law import Endings, Horizon, Sampling, TokenState, as_token_states, draw_of
+from ets.policies.autoregressive.law import Endings, TokenState, as_token_states, draw_of
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.prompts import encode_prompt
+from ets.policies.settings import Horizon, Sampling
 from ets.policies.token_draws import require_finite
 from ets.randomness import derive
 from ets.types import Cost, Draw, InputError, Keys, Problem, State
@@ -143,6 +144,10 @@ class EnginePolicy:
     def beside(self) -> Self:
         """Another policy of the same law over the same engine, for another thread."""
         return type(self)(self.engine, self.sampling, self.horizon, end_ids=self.endings.end_ids)
+
+    def at_law(self, sampling: Sampling) -> Self:
+        """The same engine, horizon and ends at another law."""
+        return type(self)(self.engine, sampling, self.horizon, end_ids=self.endings.end_ids)
 
     def start(self, problems: Sequence[Problem]) -> list[State]:
         """Empty generations; the prompts are encoded and checked, and read by the first draw."""

@@ -12,7 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ets.step import require_counts
+from ets.models import MASKED_DIFFUSION
+from ets.policies.checkpoint import Checkpoint
+from ets.policies.settings import Sampling
 from ets.thinking import Tags, begun, cut_at, is_thinking
 from ets.types import Certainty, Cost, Draw, InputError, Problem, State, Text
 
@@ -20,58 +22,20 @@ FEW = 512
 """Tokens that are sorted first, to find those that top-p keeps."""
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """The distribution that tokens are drawn from; a checkpoint's `generation_config` is never applied.
-
-    Parameters
-    ----------
-    temperature : float
-        At least 0; 0 takes the most probable token.
-    top_k : int, optional
-        Keep the k most probable tokens, and those as probable as the last of them.
-    top_p : float, optional
-        Of these, renormalised, keep the smallest set of most probable tokens whose mass reaches p, 0 < p ≤ 1.
-    """
-
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-
-    def __post_init__(self) -> None:
-        numbers = [value for value in (self.temperature, self.top_p) if value is not None]
-        if not all(isinstance(value, int | float) for value in numbers):
-            raise InputError(f"temperature {self.temperature!r}, top_p {self.top_p!r}: both must be numbers")
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise InputError(f"temperature is {self.temperature}; it must be a finite number of at least 0")
-        if self.top_k is not None:
-            require_counts(top_k=self.top_k)
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise InputError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
-
-    @property
-    def truncated(self) -> bool:
-        """Whether some tokens cannot be drawn at all."""
-        return self.top_k is not None or self.top_p not in (None, 1) or self.temperature == 0
-
-    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """The sampled distribution `[..., V]` in float64, from logits `[..., V]`."""
-        logits = logits.double()
-        if self.temperature == 0:
-            return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-        scaled = logits / self.temperature
-        if self.top_k is not None and self.top_k < scaled.shape[-1]:
-            threshold = scaled.topk(self.top_k, dim=-1).values[..., -1:]
-            scaled = scaled.masked_fill(scaled < threshold, -math.inf)
-        probabilities = scaled.softmax(-1)
-        if self.top_p is None or self.top_p == 1:
-            return probabilities
-        kept = torch.zeros_like(probabilities).scatter_(-1, *_nucleus(probabilities, self.top_p))
-        return kept / kept.sum(-1, keepdim=True)
-
-    def support(self, logits: torch.Tensor) -> NDArray[np.int64]:
-        """The tokens that can be drawn at all, from logits `[V]`."""
-        return self.probabilities(logits).nonzero()[:, 0].cpu().numpy()
+def probabilities(sampling: Sampling, logits: torch.Tensor) -> torch.Tensor:
+    """The sampled distribution `[..., V]` in float64, from logits `[..., V]`."""
+    logits = logits.double()
+    if sampling.temperature == 0:
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    scaled = logits / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < scaled.shape[-1]:
+        threshold = scaled.topk(sampling.top_k, dim=-1).values[..., -1:]
+        scaled = scaled.masked_fill(scaled < threshold, -math.inf)
+    found = scaled.softmax(-1)
+    if sampling.top_p is None or sampling.top_p == 1:
+        return found
+    kept = torch.zeros_like(found).scatter_(-1, *_nucleus(found, sampling.top_p))
+    return kept / kept.sum(-1, keepdim=True)
 
 
 def _nucleus(probabilities: torch.Tensor, mass: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,22 +58,6 @@ def _nucleus(probabilities: torch.Tensor, mass: float) -> tuple[torch.Tensor, to
 def _until(ordered: torch.Tensor, mass: float) -> torch.Tensor:
     """Probabilities in falling order, 0 from where those before reach `mass`."""
     return ordered.masked_fill(ordered.cumsum(-1) - ordered >= mass, 0.0)
-
-
-@dataclass(frozen=True)
-class Horizon:
-    """How far rows go: `block_size` tokens per guide step (B), `max_length` in all (d_x)."""
-
-    block_size: int
-    max_length: int
-
-    def __post_init__(self) -> None:
-        require_counts(block_size=self.block_size, max_length=self.max_length)
-        if self.block_size > self.max_length:
-            raise InputError(
-                f"block_size {self.block_size} is longer than max_length {self.max_length}; "
-                "lower it, or raise max_length"
-            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -257,3 +205,12 @@ def require_same_vocabulary(reference: Endings, proposal: Endings) -> None:
                 f"the token {token!r} is {mine.get(token, 'missing')} in the model's vocabulary and "
                 f"{other.get(token, 'missing')} in the proposal's; choose a proposal of the same family"
             )
+
+
+def require_autoregressive(checkpoint: Checkpoint, engine: str) -> None:
+    """Raise `InputError` for a checkpoint of masked diffusion, which the engine cannot run."""
+    if checkpoint.config.model_type in MASKED_DIFFUSION:
+        raise InputError(
+            f"{checkpoint.name!r} is a masked-diffusion model, which the engine {engine} does not have; "
+            "see llada/eval.sh"
+        )

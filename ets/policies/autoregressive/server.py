@@ -17,9 +17,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from ets.policies.autoregressive.engine import Answer, EventLoop, Request, require_temperature, tempered
-from ets.policies.autoregressive.law import Sampling
+from ets.policies.autoregressive.engine import Answer, EnginePolicy, EventLoop, Request, require_temperature, tempered
+from ets.policies.autoregressive.law import require_autoregressive
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.settings import Horizon, Sampling, ServerResources
 from ets.step import require_counts, require_positive
 from ets.types import InputError, one_line
 
@@ -74,6 +75,8 @@ class Endpoint:
         For a malformed address or key, and for a server that cannot be reached, does not serve the model, or reports
         no log-probabilities.
     """
+
+    engine_name = "endpoint"
 
     def __init__(
         self,
@@ -338,3 +341,21 @@ def _shut_down(connection: Connection, loop: EventLoop) -> None:
     loop.interrupt()  # a request on a closed connection would be tried again
     loop.wait(connection.close())
     loop.stop()
+
+
+def make_policy(
+    checkpoint: Checkpoint,
+    sampling: Sampling,
+    horizon: Horizon,
+    resources: ServerResources,
+    ready: Endpoint | None = None,
+) -> EnginePolicy:
+    """The policy of the engine "endpoint" in `ets.policies.registry`."""
+    require_autoregressive(checkpoint, "endpoint")
+    if ready is None:
+        if not resources.endpoint:
+            raise InputError("endpoint is not set; give the server's address, such as http://localhost:8000/v1")
+        limits: dict[str, Any] = {"connections": resources.connections, "seconds": resources.seconds}
+        named: dict[str, Any] = {"model": resources.served_model, "key": resources.key_variable}
+        ready = Endpoint(resources.endpoint, checkpoint, **named, **limits)
+    return EnginePolicy(ready, sampling, horizon)

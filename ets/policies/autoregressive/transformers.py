@@ -21,15 +21,7 @@ from numpy.typing import NDArray
 from ets.models import MASKED_DIFFUSION
 from ets.policies.autoregressive.beam_search import Ended, beam_search
 from ets.policies.autoregressive.cache import Memory, RowCache, columns_each, compact, fork, share
-from ets.policies.autoregressive.law import (
-    Endings,
-    Horizon,
-    Sampling,
-    TokenState,
-    as_token_states,
-    draw_of,
-    require_same_tokens,
-)
+from ets.policies.autoregressive.law import Endings, TokenState, as_token_states, draw_of, require_same_tokens
 from ets.policies.autoregressive.scoring import (
     Path,
     PathKey,
@@ -43,6 +35,8 @@ from ets.policies.autoregressive.scoring import (
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.memory import MemoryLimit, cache_bytes
 from ets.policies.prompts import encode_prompt
+from ets.policies.settings import Horizon, Sampling
+from ets.policies.settings import Memory as MemorySettings
 from ets.policies.token_draws import certainty_of, in_slices, pick_tokens, require_finite
 from ets.randomness import uniform
 from ets.step import require_counts
@@ -117,6 +111,18 @@ class TransformersPolicy:
     @property
     def deterministic(self) -> bool:
         return self.sampling.temperature == 0
+
+    def at_law(self, sampling: Sampling) -> TransformersPolicy:
+        """The same model, horizon and ends at another law."""
+        return self._with(sampling, self.horizon)
+
+    def at_horizon(self, horizon: Horizon) -> TransformersPolicy:
+        """The same model, law and ends at another horizon."""
+        return self._with(self.sampling, horizon)
+
+    def _with(self, sampling: Sampling, horizon: Horizon) -> TransformersPolicy:
+        shared: dict[str, Any] = {"memory_gib": self.memory_gib, "end_ids": self.endings.end_ids}
+        return TransformersPolicy(self.checkpoint, sampling, horizon, certainty=self.certainty, **shared)
 
     def start(self, problems: Sequence[Problem]) -> list[State]:
         """Empty generations; prompts are checked now and read when first needed."""
@@ -426,3 +432,8 @@ class _Tally:
             going = [r for r in going if not ended(self.states[rows[r]], self.tokens[rows[r]])]
             self.unseen[list(set(rows) - {rows[r] for r in going})] += at + 1 < len(columns)
         return going
+
+
+def make_policy(checkpoint: Checkpoint, sampling: Sampling, horizon: Horizon, memory: MemorySettings) -> TransformersPolicy:
+    """The policy of the engine "transformers" in `ets.policies.registry`."""
+    return TransformersPolicy(checkpoint, sampling, horizon, **vars(memory))

@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
-from ets.policies.autoregressive.engine import Answer, EventLoop, Request, require_temperature, tempered
-from ets.policies.autoregressive.law import Sampling
+from ets.policies.autoregressive.engine import Answer, EnginePolicy, EventLoop, Request, require_temperature, tempered
+from ets.policies.autoregressive.law import require_autoregressive
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.settings import Horizon, Sampling, VLLMResources
 from ets.step import require_counts, require_positive
 from ets.types import InputError, one_line
 
@@ -56,6 +57,7 @@ class VLLMEngine:
         has.
     """
 
+    engine_name = "vllm"
     name = "vLLM"
 
     def __init__(
@@ -318,3 +320,15 @@ def _answer(output: Any) -> Answer:
 
 def _line(error: BaseException) -> str:
     return one_line(error) or type(error).__name__
+
+
+def make_policy(
+    checkpoint: Checkpoint,
+    sampling: Sampling,
+    horizon: Horizon,
+    resources: VLLMResources,
+    ready: VLLMEngine | None = None,
+) -> EnginePolicy:
+    """The policy of the engine "vllm" in `ets.policies.registry`."""
+    require_autoregressive(checkpoint, "vllm")
+    return EnginePolicy(ready or VLLMEngine(checkpoint, **vars(resources)), sampling, horizon)

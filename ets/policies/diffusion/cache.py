@@ -12,48 +12,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ets.step import require_counts
-from ets.types import InputError
-
-KINDS = ("dual", "prefix")
-
-
-@dataclass(frozen=True)
-class Caching:
-    """Which part of the canvas a denoising step computes, and how often it computes all of it.
-
-    Parameters
-    ----------
-    kind : str
-        `dual`: the active block is computed; what stands before and after it is known. `prefix`: everything from the
-        active block on is computed; what stands before it is known.
-    refresh : int, optional
-        Every how many denoising steps of a block everything is computed; by default at the block's first step alone.
-        With 1 the law is the exact one.
-
-    Raises
-    ------
-    InputError
-        For another kind, or a refresh that is not a whole number of at least 1.
-    """
-
-    kind: str = "dual"
-    refresh: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise InputError(f"unknown cache {self.kind!r}; choose from {', '.join(KINDS)}")
-        if self.refresh is not None:
-            require_counts(refresh=self.refresh)
-
-    def last_refresh(self, step: int) -> int:
-        """The step at which everything was computed last, this one included; both counted from the block's first."""
-        return step // self.refresh * self.refresh if self.refresh else 0
-
-    def window(self, block: tuple[int, int], gen_length: int) -> tuple[int, int]:
-        """The first position that is computed between refreshes, and the one after the last."""
-        return block if self.kind == "dual" else (block[0], gen_length)
-
 
 @dataclass(frozen=True, eq=False)
 class Known:

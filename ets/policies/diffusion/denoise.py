@@ -12,7 +12,6 @@ Shape letters: R rows, U different canvases among them, n masked positions of th
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 
 from ets.policies.diffusion.remasking import RULES, Drawn, at_tokens, for_rows, row_slices
 from ets.policies.token_draws import pick_tokens
-from ets.step import require_counts, require_positive
+from ets.step import require_counts
 from ets.types import InputError
 
 
@@ -110,104 +109,6 @@ class Schedule:
     def _boundaries(self) -> list[int]:
         revealed = list(accumulate(map(self.quota, range(self.steps))))
         return revealed[self.steps_per_guide_step - 1 :: self.steps_per_guide_step]
-
-
-@dataclass(frozen=True)
-class Unmasking:
-    """The law of one denoising step.
-
-    Parameters
-    ----------
-    temperature : float
-        Of the drawn tokens, at least 0. Scores are always of the untempered distribution.
-    remasking : str
-        A key of `ets.policies.diffusion.remasking.RULES`: which masked positions are revealed first. `low_confidence` is LLaDA's name
-        for those whose drawn token is the most probable (the others are masked again); `largest`, those whose most
-        probable token is, whatever was drawn; `random`; `margin`, between the two most probable tokens; `entropy`, the
-        lowest. The mask token has its share in the confidences, as in LLaDA's own sampler, and none in margin and
-        entropy.
-    cfg : float
-        Classifier-free guidance s: logits un + (s + 1)(cond - un), at twice the forwards; 0 is none.
-    stop_at_end : bool
-        Leave out the blocks after one that holds an end token. The law of the text is the same: it is cut at the
-        first end token, and no block looks at a later one that has been filled.
-    threshold : float, optional
-        Parallel decoding (Wu et al., Fast-dLLM, arXiv 2505.22618): beyond its quota, a step reveals every position
-        whose confidence reaches this, above 0 and at most 1. For `low_confidence` and `largest`.
-    factor : float, optional
-        Parallel decoding by Fast-dLLM's factor rule, for the same two: beyond its quota, as many of the most confident
-        positions as have (n + 1)(1 - confidence of the n-th) at most this.
-
-    Raises
-    ------
-    InputError
-        For an unknown rule, a number out of range, or parallel decoding by a rule that has no confidences.
-    """
-
-    temperature: float = 1.0
-    remasking: str = "low_confidence"
-    cfg: float = 0.0
-    stop_at_end: bool = False
-    threshold: float | None = None
-    factor: float | None = None
-
-    def __post_init__(self) -> None:
-        for name, value in (("temperature", self.temperature), ("cfg", self.cfg)):
-            if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-                raise InputError(f"{name} is {value!r}; it must be a finite number of at least 0")
-        if self.remasking not in RULES:
-            raise InputError(f"unknown remasking {self.remasking!r}; choose from {', '.join(RULES)}")
-        if not isinstance(self.stop_at_end, bool):
-            raise InputError(f"stop_at_end is {self.stop_at_end!r}; it must be True or False")
-        self._require_level()
-
-    def _require_level(self) -> None:
-        levels = {"threshold": self.threshold, "factor": self.factor}
-        given = {name: value for name, value in levels.items() if value is not None}
-        require_positive(**given)
-        if len(given) > 1:
-            raise InputError(f"threshold {self.threshold} and factor {self.factor} exclude each other; leave one out")
-        if self.threshold is not None and self.threshold > 1:
-            raise InputError(f"threshold is {self.threshold!r}, but a confidence is 1 at most; choose less")
-        if given and not RULES[self.remasking].confident:
-            confident = " or ".join(name for name, rule in RULES.items() if rule.confident)
-            raise InputError(
-                f"{next(iter(given))} needs confidences, which remasking {self.remasking!r} has not; choose {confident}"
-            )
-
-    @property
-    def parallel(self) -> bool:
-        """Whether a step may reveal more than its quota."""
-        return self.threshold is not None or self.factor is not None
-
-    @property
-    def by_canvas(self) -> bool:
-        """Whether the positions revealed do not depend on the tokens drawn."""
-        return RULES[self.remasking].by_canvas
-
-    @property
-    def deterministic(self) -> bool:
-        """Whether a step has one outcome only: greedy tokens, and positions that depend on nothing random."""
-        return self.temperature == 0 and not RULES[self.remasking].random
-
-    def probabilities(self, logits: torch.Tensor, mask_id: int) -> torch.Tensor:
-        """The law p of the drawn tokens `[..., V]` in float64: tempered, without the mask token."""
-        logits = logits.to(torch.float64, copy=True)
-        logits[..., mask_id] = -math.inf
-        if self.temperature == 0:
-            return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-        return logits.div_(self.temperature).softmax(-1)
-
-    def bars(self, quota: torch.Tensor, positions: int) -> torch.Tensor:
-        """What the best of `positions` scores, the second best, … must reach `[R, positions]`, by quotas `[R]`."""
-        m = torch.arange(1, positions + 1, dtype=torch.float64, device=quota.device)
-        if self.threshold is not None:
-            beyond = torch.full_like(m, math.log(self.threshold))
-        elif self.factor is not None:
-            beyond = (1 - self.factor / (m + 1)).clamp(min=0).log()
-        else:
-            beyond = torch.full_like(m, math.inf)
-        return torch.where(m <= quota[:, None], -math.inf, beyond)
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from ets.path_weights import PathRatio, PathWeights
 from ets.policies.autoregressive.law import require_same_vocabulary
 from ets.policies.diffusion.canvas import CanvasState
-from ets.policies.diffusion.denoise import Unmasking
 from ets.policies.diffusion.path_probability import path_probabilities, path_steps
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
+from ets.policies.settings import Unmasking
 from ets.types import Cost, InputError, State
 
 LEVELS = {

@@ -18,14 +18,16 @@ import torch
 from ets.models import MASKED_DIFFUSION
 from ets.policies.autoregressive.law import Endings
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.diffusion.cache import Caching
 from ets.policies.diffusion.canvas import Canvas, CanvasState, Ints, Memory, Rows, alike, canvas_before, equally_masked
-from ets.policies.diffusion.denoise import Revealed, Schedule, Turn, Unmasking, denoise, denoise_greedily
+from ets.policies.diffusion.denoise import Revealed, Schedule, Turn, denoise, denoise_greedily
 from ets.policies.diffusion.forward import BYTES_PER_LOGIT, CanvasReader
 from ets.policies.diffusion.path_search import beam_search, require_searchable
 from ets.policies.diffusion.remasking import for_rows
 from ets.policies.memory import MemoryLimit
 from ets.policies.prompts import encode_prompt
+from ets.policies.settings import Caching, Unmasking
+from ets.policies.settings import Canvas as CanvasSettings
+from ets.policies.settings import Memory as MemorySettings
 from ets.policies.token_draws import certainty_of, require_finite, rows_together
 from ets.randomness import Purpose, derive, uniform
 from ets.step import require_counts
@@ -355,3 +357,12 @@ class MaskedDiffusionPolicy:
                 run.append(token)
         text, problem = "".join([*pieces, self.endings.decode(run)]), before.problem
         return self.endings.cut(text, problem.stop, problem.thinking, before.prompt)
+
+
+def make_policy(
+    checkpoint: Checkpoint, unmasking: Unmasking, canvas: CanvasSettings, caching: Caching | None, memory: MemorySettings
+) -> MaskedDiffusionPolicy:
+    """The policy of the engine "masked-diffusion" in `ets.policies.registry`."""
+    family = MASKED_DIFFUSION.get(checkpoint.config.model_type)
+    schedule = canvas.schedule(canvas.max_length if family is None else family.block_length)
+    return MaskedDiffusionPolicy(checkpoint, unmasking, schedule, caching=caching, **vars(memory))

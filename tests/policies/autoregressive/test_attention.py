@@ -14,9 +14,9 @@ from ets.policies.autoregressive import attention
 from ets.policies.autoregressive import cache as kv_cache
 from ets.policies.autoregressive.attention import NAME, attend_shared, grouped_sdpa, use_grouped_sdpa
 from ets.policies.autoregressive.cache import Prefix, RowCache
-from ets.policies.autoregressive.law import Horizon, Sampling
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.settings import Horizon, Sampling
 from ets.rewards import per_text
 from ets.runner import run
 from ets.types import Problem

@@ -12,9 +12,10 @@ import torch
 
 from ets import demo
 from ets.policies.autoregressive import law as autoregressive
-from ets.policies.autoregressive.law import Endings, Horizon, Sampling
+from ets.policies.autoregressive.law import Endings
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.prompts import encode_prompt
+from ets.policies.settings import Horizon, Sampling
 from ets.policies.token_draws import pick_tokens
 from ets.types import InputError, Problem
 from tests.conftest import tiny_tokenizer

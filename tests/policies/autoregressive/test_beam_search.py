@@ -11,9 +11,9 @@ import torch
 from transformers import GenerationConfig
 
 from ets.baselines import beam
-from ets.policies.autoregressive.law import Horizon, Sampling
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.settings import Horizon, Sampling
 from ets.runner import run
 from ets.types import Draw, InputError, Problem
 from tests.conftest import ALPHABET, best_of_beams, causal_oracle, random_qwen3, tiny_tokenizer

@@ -18,9 +18,9 @@ from ets.kernel import energy_guided
 from ets.policies import token_draws as drawing
 from ets.policies.autoregressive import scoring as reading
 from ets.policies.autoregressive import transformers as transformers_policy
-from ets.policies.autoregressive.law import Horizon, Sampling
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.settings import Horizon, Sampling
 from ets.randomness import derive
 from ets.rewards import per_text
 from ets.runner import run

@@ -25,10 +25,10 @@ from ets.evaluation.journal import Journal
 from ets.importance import ImportanceSampling
 from ets.kernel import energy_guided
 from ets.policies.autoregressive.engine import EnginePolicy
-from ets.policies.autoregressive.law import Horizon, Sampling
 from ets.policies.autoregressive.server import TEXT_ONLY, Endpoint
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.settings import Horizon, Sampling
 from ets.randomness import derive
 from ets.rewards import per_text, verifier
 from ets.runner import run

@@ -16,9 +16,9 @@ from ets.kernel import energy_guided
 from ets.policies.autoregressive import cache as kv_cache
 from ets.policies.autoregressive import transformers as transformers_policy
 from ets.policies.autoregressive.cache import Prefix, RowCache
-from ets.policies.autoregressive.law import Horizon, Sampling
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.settings import Horizon, Sampling
 from ets.policies.token_draws import pick_tokens
 from ets.rewards import per_text
 from ets.runner import run

@@ -21,11 +21,11 @@ import ets
 from ets import demo
 from ets.kernel import energy_guided
 from ets.policies.autoregressive.engine import EnginePolicy
-from ets.policies.autoregressive.law import Horizon, Sampling
 from ets.policies.autoregressive.law import vllm as vllm_engine
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.autoregressive.vllm import CPU_BLOCK, VLLMEngine
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.settings import Horizon, Sampling
 from ets.randomness import derive
 from ets.rewards import verifier
 from ets.runner import run

@@ -14,8 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ets.policies.diffusion import remasking as rules
-from ets.policies.diffusion.denoise import Revealed, Schedule, Turn, Unmasking, denoise
+from ets.policies.diffusion.denoise import Revealed, Schedule, Turn, denoise
 from ets.policies.diffusion.remasking import RULES
+from ets.policies.settings import Unmasking
 from ets.testing import check_law
 from ets.types import InputError
 

@@ -17,10 +17,10 @@ import pytest
 from ets.kernel import energy_guided
 from ets.path_weights import PathWeights
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.diffusion.cache import Caching
 from ets.policies.diffusion.levels import LEVELS, weighed_sampler
 from ets.policies.diffusion.path_probability import PathStep, path_steps
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
+from ets.policies.settings import Caching
 from ets.rewards import per_text
 from ets.runner import run
 from ets.testing import check_law, total_variation

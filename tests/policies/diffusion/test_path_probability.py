@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.diffusion.cache import Caching
 from ets.policies.diffusion.canvas import CanvasState
 from ets.policies.diffusion.path_probability import PathProbability, PathStep, path_probabilities, path_steps
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
+from ets.policies.settings import Caching
 from ets.types import Cost, InputError
 from tests.conftest import canvas_oracle
 from tests.policies.test_masked_diffusion import MASK, PROBLEMS, keys, make, watching

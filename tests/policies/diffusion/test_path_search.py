@@ -13,10 +13,10 @@ import torch
 
 from ets.baselines import beam, greedy
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.diffusion.cache import Caching
-from ets.policies.diffusion.denoise import Schedule, Unmasking
+from ets.policies.diffusion.denoise import Schedule
 from ets.policies.diffusion.path_search import best_pairs, best_products
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
+from ets.policies.settings import Caching, Unmasking
 from ets.runner import run
 from ets.types import Cost, InputError, Problem
 from tests.conftest import canvas_oracle

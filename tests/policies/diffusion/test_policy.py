@@ -24,11 +24,11 @@ from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion import denoise as unmasking
 from ets.policies.diffusion import policy as masked_diffusion
 from ets.policies.diffusion import remasking as rules
-from ets.policies.diffusion.cache import Caching
 from ets.policies.diffusion.canvas import PADDING, Memory
-from ets.policies.diffusion.denoise import Schedule, Unmasking
+from ets.policies.diffusion.denoise import Schedule
 from ets.policies.diffusion.forward import BYTES_PER_LOGIT
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
+from ets.policies.settings import Caching, Unmasking
 from ets.policies.token_draws import pick_tokens
 from ets.randomness import uniform
 from ets.rewards import per_text
