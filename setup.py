@@ -18,6 +18,7 @@ setup(
         "transformers>=5.16.1,<5.20",
         "accelerate>=1.10,<2",
         "tqdm>=4.66",
+        "anyio>=4.10,<5",  # transformers installs it too
     ],
     extras_require={
         "eval": ["matplotlib>=3.9,<4"],

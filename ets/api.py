@@ -142,8 +142,9 @@ def sample(  # type: ignore[misc]
         come in the same order.
     model : str, Path, (model, tokenizer), Checkpoint, VLLMEngine or Endpoint
         A checkpoint's folder or hub name, or a loaded pair. The last two checkpoints named stay loaded. Or a model that
-        XXX
-        calls may share and which stays open. Those tell no certainty and take no proposal.
+        is served already: a `VLLMEngine` of `ets.policies.autoregressive.vllm` or an `Endpoint` of
+        `ets.policies.autoregressive.server`. Calls may share an engine, and it stays open. Engines compute no certainty
+        and take no proposal.
     chat : bool, str, Path or Chat, optional
         True: text is the user's turn in the tokenizer's default chat template. A name of another of its templates, the
         path of a file with one, or an `ets.Chat` with a system text and thinking on or off. Messages need a template,

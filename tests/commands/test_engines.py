@@ -64,7 +64,7 @@ def test_results_do_not_depend_on_where_a_server_is(tmp_path: Path) -> None:
         ({"replicas": "99"}, "replicas 99 · tensor_parallel 1 take 99 GPUs, but "),
         ({"tensor_parallel": "99"}, "replicas 1 · tensor_parallel 99 take 99 GPUs, but "),
         ({"utilization": "0"}, "utilization is 0.0"),
-        ({"utilization": "90"}, "utilization is 90.0; it is a share, at most 1"),
+        ({"utilization": "90"}, "utilization is 90.0; give a share of at most 1"),
         ({"memory_gib": "-1"}, "memory_gib is -1.0"),
         ({"shots": "200"}, "leaves no room for a generation of 32 in the model's context of 8192"),
         ({"model": demo.model_path("diffusion")}, "is a masked-diffusion model, which the engine vllm does not have"),
