@@ -11,7 +11,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["ets", "ets.*"]),
-    package_data={"ets": ["py.typed", "demo/assets/*/*", "report/template.html"]},
+    package_data={"ets": ["py.typed", "demo/assets/*/*", "templates/*"]},
     install_requires=[
         "numpy>=2.0,<3",
         "torch>=2.8,<3",
@@ -19,6 +19,8 @@ setup(
         "accelerate>=1.10,<2",
         "tqdm>=4.66",
         "anyio>=4.10,<5",  # transformers installs it too
+        "jinja2>=3.1,<4",
+        "markdown-it-py>=3,<5",
     ],
     extras_require={
         "eval": ["matplotlib>=3.9,<4"],

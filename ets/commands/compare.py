@@ -25,7 +25,7 @@ from ets.types import InputError
 if TYPE_CHECKING:
     from ets.evaluation.compared import Hyper
     from ets.evaluation.comparison import Comparison, Entry
-    from ets.report.comparison import Setting
+    from ets.report.budgets import Setting
 
 EXAMPLE = """example:
   ets compare --tasks arithmetic --model embedded --count 20 --shots 0 --candidates 2,4 --rollouts 3 --lam 0.1 \\
@@ -114,8 +114,8 @@ def execute(options: argparse.Namespace) -> None:
 def _compare(name: str, names: Sequence[str], hyper: Hyper, options: argparse.Namespace) -> None:
     from ets.baselines import require_beam, require_greedy
     from ets.evaluation.journal import fingerprint
-    from ets.report.comparison import Setting
-    from ets.report.html import write_report
+    from ets.report.budgets import Setting
+    from ets.report.page import write_report
 
     found = opened(name, options)
     for method, require in (("greedy", require_greedy), ("beam", require_beam)):
@@ -182,7 +182,8 @@ def _folder(found: Opened, options: argparse.Namespace, digits: str) -> Path:
 
 
 def _write(entries: Sequence[Entry], setting: Setting, prompt: dict[str, Any], folder: Path) -> None:
-    from ets.report.comparison import markdown, plot_accuracy_by_cost
+    from ets.report.budgets import markdown
+    from ets.report.plots import plot_accuracy_by_cost
 
     text = markdown(entries, setting)
     print(f"\n{text}\n")
@@ -198,7 +199,7 @@ def _scan(
 ) -> None:
     """ETS alone, as one of M, K and I grows and the others stay at the middle budget's."""
     from ets.evaluation.ranks import join
-    from ets.report.comparison import plot_scaling
+    from ets.report.plots import plot_scaling
 
     middle = options.candidates[len(options.candidates) // 2]
     guided = [entry for entry in entries if (entry.method, entry.readout) == ("ets", "last")]

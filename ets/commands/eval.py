@@ -189,7 +189,7 @@ def _summary(row: Row) -> dict[str, Any]:
 
 def _write(rows: Sequence[Row], title: str, folder: Path, approximate: str) -> None:
     from ets.evaluation.tables import approximate_lines, ratio_lines, score_table, table
-    from ets.report.html import write_report
+    from ets.report.page import write_report
     from ets.report.plots import plot_accuracies
 
     parts = (table(rows), score_table(rows, "lm-eval"), ratio_lines(rows), *approximate_lines(approximate))
