@@ -52,7 +52,6 @@ setup(
             "qwen=ets.evaluation.lm_eval_models:Qwen",
             "qwen-beam=ets.evaluation.lm_eval_models:QwenBeam",
             "qwen-ets=ets.evaluation.lm_eval_models:QwenETS",
-            "qwen-draw=ets.evaluation.lm_eval_models:QwenDraw",
             "llada_dist=ets.evaluation.lm_eval_models:LLaDADist",
         ],
     },

@@ -12,7 +12,6 @@ from ets.commands import compare as compare_command
 from ets.commands import estimate as estimate_command
 from ets.commands import eval as eval_command
 from ets.commands import sample as sample_command
-from ets.commands import study as study_command
 from ets.commands import view as view_command
 from ets.evaluation.ranks import told_once
 from ets.exits import KEPT, NOTHING_KEPT, exit_status
@@ -23,7 +22,6 @@ COMMANDS = {
     "eval": (eval_command, "measure methods on a task"),
     "compare": (compare_command, "measure many methods at equal budgets"),
     "estimate": (estimate_command, "tell what a run of eval will take"),
-    "study": (study_command, "which rewards tell right answers from wrong ones"),
     "view": (view_command, "show a results folder as one HTML file"),
 }
 EXAMPLE = """examples:
@@ -32,7 +30,7 @@ EXAMPLE = """examples:
 Answer:'
   ets eval --help    # what a command takes, and an example of it
 """
-JOURNALLED = ("eval", "compare", "study")
+JOURNALLED = ("eval", "compare")
 """Commands that go on where they were interrupted."""
 
 
