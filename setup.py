@@ -11,13 +11,16 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["ets", "ets.*"]),
-    package_data={"ets": ["py.typed", "demo/assets/*/*", "report/template.html"]},
+    package_data={"ets": ["py.typed", "demo/assets/*/*", "templates/*"]},
     install_requires=[
         "numpy>=2.0,<3",
         "torch>=2.8,<3",
         "transformers>=5.16.1,<5.20",
         "accelerate>=1.10,<2",
         "tqdm>=4.66",
+        "anyio>=4.10,<5",  # transformers installs it too
+        "jinja2>=3.1,<4",
+        "markdown-it-py>=3,<5",
     ],
     extras_require={
         "eval": ["matplotlib>=3.9,<4"],
@@ -49,7 +52,6 @@ setup(
             "qwen=ets.evaluation.lm_eval_models:Qwen",
             "qwen-beam=ets.evaluation.lm_eval_models:QwenBeam",
             "qwen-ets=ets.evaluation.lm_eval_models:QwenETS",
-            "qwen-draw=ets.evaluation.lm_eval_models:QwenDraw",
             "llada_dist=ets.evaluation.lm_eval_models:LLaDADist",
         ],
     },

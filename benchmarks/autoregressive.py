@@ -15,9 +15,9 @@ from random_models import described, random_checkpoint
 
 from ets.importance import ImportanceSampling
 from ets.kernel import energy_guided
-from ets.policies.settings import Horizon, Sampling
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.settings import Horizon, Sampling
 from ets.rewards import per_text
 from ets.runner import run
 from ets.types import Cost, Policy, Problem

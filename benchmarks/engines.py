@@ -16,9 +16,9 @@ from random_models import described, random_checkpoint
 from ets.groups import run_in_groups
 from ets.kernel import energy_guided
 from ets.policies.autoregressive.engine import EnginePolicy
-from ets.policies.settings import Horizon, Sampling
-from ets.policies.autoregressive.vllm import VLLMEngine, engine_arguments
+from ets.policies.autoregressive.vllm import VLLMEngine
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.settings import Horizon, Sampling
 from ets.rewards import per_text
 from ets.types import Chain, Problem, StepFn
 
@@ -105,7 +105,7 @@ class Plain:
     def __init__(self, engine: VLLMEngine, like: Way) -> None:
         from vllm import LLM
 
-        self.llm, self.like = LLM(**engine_arguments(engine.checkpoint, memory_gib=MEMORY_GIB)), like
+        self.llm, self.like = LLM(**engine.arguments), like
 
     def __call__(self) -> None:
         from vllm import SamplingParams

@@ -13,10 +13,9 @@ from measuring import Conditions, Row, Table
 from random_models import described, random_checkpoint
 
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.settings import Caching
-from ets.policies.settings import Unmasking
 from ets.policies.diffusion.levels import weighed_sampler
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
+from ets.policies.settings import Caching, Unmasking
 from ets.runner import run
 from ets.types import Cost
 

@@ -16,12 +16,11 @@ from random_models import llada, qwen3, random_checkpoint
 
 from ets.importance import ImportanceSampling
 from ets.kernel import energy_guided
-from ets.policies.settings import Horizon, Sampling
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion.denoise import Schedule
-from ets.policies.settings import Unmasking
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
+from ets.policies.settings import Horizon, Sampling, Unmasking
 from ets.rewards import per_text
 from ets.runner import run
 from ets.testing import (

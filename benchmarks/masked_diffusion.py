@@ -14,8 +14,8 @@ from random_models import described, random_checkpoint
 from ets.kernel import energy_guided
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion.denoise import Schedule
-from ets.policies.settings import Unmasking
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
+from ets.policies.settings import Unmasking
 from ets.rewards import per_text
 from ets.runner import run
 from ets.types import Problem, StepFn

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Hashable, Mapping, Sequence
-from html import escape
 from itertools import takewhile
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
+from ets.templates import render
 from ets.types import Cost, Step
 from ets.weights import effective_sample_size, normalised
 
@@ -23,22 +24,6 @@ STEPS, CANDIDATES, ROLLOUTS = 16, 16, 4
 """How many guide steps, candidates of a step and rollouts of a candidate are shown."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_STYLE = """<style>
-div.ets-trace { font-size: 13px; line-height: 1.4; max-width: 960px; }
-div.ets-trace pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 6px; padding: 6px 10px;
-  background: rgba(127, 127, 127, .12); border-left: 3px solid #2b6cb0; }
-div.ets-trace table { border-collapse: collapse; table-layout: auto; width: 100%; margin: 2px 0 4px; }
-div.ets-trace th, div.ets-trace td { text-align: right; vertical-align: top; padding: 1px 8px; white-space: nowrap;
-  font-weight: normal; }
-div.ets-trace th:nth-child(2), div.ets-trace td:nth-child(2) { text-align: left; width: 99%; overflow-wrap: anywhere;
-  white-space: pre-wrap; }
-div.ets-trace td:nth-child(2) { font-family: monospace; }
-div.ets-trace td:nth-child(5) { text-align: left; min-width: 92px; }
-div.ets-trace tr.chosen td { font-weight: bold; background: rgba(43, 108, 176, .15); }
-div.ets-trace .bar { display: inline-block; height: 9px; background: #2b6cb0; }
-div.ets-trace summary { cursor: pointer; }
-div.ets-trace .note, div.ets-trace th { opacity: .7; }
-</style>"""
 
 
 def trace_html(
@@ -63,16 +48,17 @@ def trace_html(
     notes : mapping of str to str
         What else is to be said, by heading: of a proposal, what its ratios are worth.
     """
-    shown = [f"<pre>{escape(elide(text, TEXT))}</pre>"]
-    if answer is not None:
-        shown.append(f"<div>answer: <b>{escape(elide(str(answer), PIECE))}</b></div>")
-    shown.append(_note(_cost_line(cost)))
-    shown += [f"<div>{_note(escape(f'{heading}: {said}'))}</div>" for heading, said in notes.items()]
     starts = befores(trace)
-    shown += [_step_html(n, trace, starts[n]) for n in range(min(STEPS, len(trace)))]
-    if len(trace) > STEPS:
-        shown.append(_note(f"… {len(trace) - STEPS} more guide steps: see <code>trace</code>"))
-    return f'<div class="ets-trace">{_STYLE}{"".join(shown)}</div>'
+    fragment = render(
+        "trace.html",
+        text=elide(text, TEXT),
+        answer=None if answer is None else elide(str(answer), PIECE),
+        cost=_cost_line(cost),
+        notes=notes,
+        steps=[_shown_step(n, trace, starts[n]) for n in range(min(STEPS, len(trace)))],
+        total=len(trace),
+    )
+    return str(fragment)  # no Markup, so that callers can append HTML to it
 
 
 def trace_text(
@@ -142,20 +128,23 @@ def _verdict(step: Step, last: bool) -> str:
     return f"{chosen} (p {probability:.2f}), effective sample size {effective_sample_size(step.log_weights):.1f}"
 
 
-def _step_html(number: int, trace: Sequence[Step], before: str) -> str:
-    step, verdict = trace[number], _verdict(trace[number], last=number == len(trace) - 1)
-    shares, shown = normalised(step.log_weights), _shown_candidates(step)
-    rows = [_candidate_row(step, m, new_text(step.candidates[m].text, before), shares[m]) for m in shown]
-    left_out = len(step.candidates) - len(shown)
-    more = _note(f"… {left_out} more candidates, of smaller weight") if left_out else ""
-    rollouts = [row for m in shown for row in _rollout_rows(step, m)]
-    heading = "r/λ + log ratio" if np.any(step.log_ratios) else "r/λ"
-    return (
-        f"<details open><summary>guide step {number + 1} of {len(trace)}: {verdict}</summary>"
-        f"{_table(('', 'new text', 'log Ê', 'p', ''), rows)}{more}"
-        f"<details><summary>{step.log_rewards.size} rollouts</summary>"
-        f"{_table(('', 'goes on with', heading), rollouts)}</details></details>"
-    )
+def _shown_step(number: int, trace: Sequence[Step], before: str) -> dict[str, Any]:
+    """The values of a step that the template shows: its verdict, candidates, probabilities and rollouts."""
+    step = trace[number]
+    shown, terms = _shown_candidates(step), step.log_rewards + step.log_ratios
+    return {
+        "step": step,
+        "verdict": _verdict(step, last=number == len(trace) - 1),
+        "shares": normalised(step.log_weights),
+        "candidates": [(m, _piece(step.candidates[m].text, before)) for m in shown],
+        "rollouts": {
+            m: [
+                (_piece(rollout.text, step.candidates[m].text), term)
+                for rollout, term in zip(step.rollouts[m][:ROLLOUTS], terms[m], strict=False)
+            ]
+            for m in shown
+        },
+    }
 
 
 def _shown_candidates(step: Step) -> list[int]:
@@ -164,43 +153,6 @@ def _shown_candidates(step: Step) -> list[int]:
     return sorted([step.choice, *(m for m in largest if m != step.choice)][:CANDIDATES])
 
 
-def _candidate_row(step: Step, m: int, new: str, share: float) -> str:
-    chosen = m == step.choice
-    bar = f'<span class="bar" style="width:{max(1, round(90 * share))}px"></span>' if share > 0 else ""
-    cells = (f"{'► ' if chosen else ''}{m + 1}", _piece(new), _number(step.log_weights[m]), f"{share:.2f}", bar)
-    return _row(cells, "chosen" if chosen else "")
-
-
-def _rollout_rows(step: Step, m: int) -> list[str]:
-    candidate, rollouts, log_rewards = step.candidates[m], step.rollouts[m], step.log_rewards[m]
-    if candidate.done:
-        return [_row((str(m + 1), _note("nothing: it is complete"), _number(log_rewards[0])))]
-    terms = log_rewards + step.log_ratios[m]
-    rows = [
-        _row((str(m + 1), _piece(new_text(rollout.text, candidate.text)), _number(value)))
-        for rollout, value in zip(rollouts[:ROLLOUTS], terms, strict=False)
-    ]
-    left_out = len(rollouts) - len(rows)
-    return [*rows, _row((str(m + 1), _note(f"… {left_out} more"), ""))] if left_out else rows
-
-
-def _table(headings: Sequence[str], rows: Sequence[str]) -> str:
-    head = "".join(f"<th>{heading}</th>" for heading in headings)
-    return f"<table><tr>{head}</tr>{''.join(rows)}</table>"
-
-
-def _row(cells: Sequence[str], name: str = "") -> str:
-    return f'<tr class="{name}">{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
-
-
-def _note(text: str) -> str:
-    return f'<span class="note">{text}</span>'
-
-
-def _piece(text: str) -> str:
-    """A short text on one line, with its line breaks visible."""
-    return escape(elide(text, PIECE)).replace("\n", "↵ ") or _note("nothing")
-
-
-def _number(value: float) -> str:
-    return "−∞" if np.isneginf(value) else f"{value:.2f}"
+def _piece(text: str, before: str) -> str:
+    """The new part of a text on one line, shortened, with visible line breaks."""
+    return elide(new_text(text, before), PIECE).replace("\n", "↵ ")

@@ -208,7 +208,8 @@ def canvas_oracle(checkpoint: Any, schedule: Any, unmasking: Any, caching: Any =
     the laws are over paths.
     """
     from ets.testing import CanvasSchedule, MaskedDiffusionOracle, enumerated_step
-    from ets.testing.masked_laws import MaskedPathOracle, canvas_before, parallel_bar
+    from ets.testing.masked_laws import MaskedPathOracle
+    from tests.laws.masked import canvas_before, parallel_bar
 
     tokenizer, mask = checkpoint.tokenizer, checkpoint.model.config.mask_token_id
     numbers = CanvasSchedule(schedule.gen_length, schedule.block_length, schedule.steps, schedule.guide_steps)

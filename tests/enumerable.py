@@ -7,8 +7,9 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, TypeAlias
 
 from ets.rewards import per_text
-from ets.testing import Law, TabularMaskedDiffusion, TabularPolicy
+from ets.testing import Law, TabularPolicy
 from ets.types import Floats, Problem, Reward
+from tests.laws.masked_tabular import TabularMaskedDiffusion
 
 Tabular: TypeAlias = TabularPolicy | TabularMaskedDiffusion
 

@@ -41,7 +41,7 @@ SMALLER = {  # numbers of problems and of samples, in what a block says
 }
 HERE = {  # the repository and this interpreter's environment, seen from another folder
     r"\.venv/": f"{sys.prefix}/",
-    r"(?<![\w/])(qwen|llada|scripts|tests|ets)/(?=\w)": rf"{ROOT}/\1/",
+    r"(?<![\w/])(qwen|llada|scripts|benchmarks|tests|ets)/(?=\w)": rf"{ROOT}/\1/",
 }
 
 

@@ -22,11 +22,13 @@ from ets.kernel import energy_guided
 from ets.randomness import derive
 from ets.rewards import agreement_share
 from ets.runner import run
-from ets.testing import TabularMaskedDiffusion, TabularPolicy, check_law, frequencies, optimal_law, total_variation
+from ets.testing import check_law, frequencies, optimal_law, total_variation
 from ets.types import Chain, Cost, InputError, Problem, Scored
 from ets.weights import log_run_weight
 from tests.enumerable import PROBLEM, largest_error, lifted, liking
 from tests.laws.kernel import kernel_law
+from tests.laws.masked_tabular import TabularMaskedDiffusion
+from tests.laws.tabular import TabularModel
 from tests.laws.voting import agreement_share_law
 
 LAM, LEVEL, DRAWS = 0.5, 1e-4, 5_000
@@ -34,16 +36,16 @@ REFERENCE = {"block_size": 1, "max_length": 3}
 PROPOSALS = {"other weights": {"seed": 1}, "other temperature": {"temperature": 2.0}}
 
 
-def reference() -> TabularPolicy:
-    return TabularPolicy(**REFERENCE)
+def reference() -> TabularModel:
+    return TabularModel(**REFERENCE)
 
 
-def another(name: str) -> TabularPolicy:
-    return TabularPolicy(**REFERENCE | PROPOSALS[name])
+def another(name: str) -> TabularModel:
+    return TabularModel(**REFERENCE | PROPOSALS[name])
 
 
 def of_outcome(tokens: tuple[int, ...]) -> float:
-    return liking(TabularPolicy.spelled(tokens))
+    return liking(TabularModel.spelled(tokens))
 
 
 REWARD = lifted(liking)
@@ -58,7 +60,7 @@ def chains(proposal: Any, candidates: int, rollouts: int, draws: int = DRAWS, **
         return list(run(pair, step, [PROBLEM], width=5000, seed=0, samples=draws))
 
 
-def law(proposal: TabularPolicy, candidates: int, rollouts: int) -> Any:
+def law(proposal: TabularModel, candidates: int, rollouts: int) -> Any:
     numbers: dict[str, Any] = {"lam": LAM, "candidates": candidates, "rollouts": rollouts}
     return kernel_law(reference().oracle, PROBLEM, of_outcome, **numbers, proposal=proposal.oracle)
 
@@ -87,7 +89,7 @@ def test_a_proposal_that_is_the_policy_itself_changes_no_text() -> None:
     assert all(np.allclose(step.log_ratios, 0) for chain in same for step in chain.trace)
 
 
-def largest_error_of_a_weight(proposal: TabularPolicy, clip: Any = None) -> float:
+def largest_error_of_a_weight(proposal: TabularModel, clip: Any = None) -> float:
     """|w - p_ref(x_0 | x_s) / q(x_0 | x_s)| over rollouts from a prefix, which follow q."""
     pair = ImportanceSampling(reference(), proposal, clip)
     start = pair.start([PROBLEM])[0]
@@ -110,7 +112,7 @@ def test_weights_are_proper_for_every_outcome(name: str) -> None:
 
 def test_a_constant_weight_turns_that_red(monkeypatch: pytest.MonkeyPatch) -> None:
     """It passes the blunt test, that weights average to 1."""
-    monkeypatch.setattr(TabularPolicy, "logp", without_ratio)
+    monkeypatch.setattr(TabularModel, "logp", without_ratio)
     assert largest_error_of_a_weight(another("other weights")) > 0.1
 
 
@@ -121,30 +123,30 @@ def test_a_clip_turns_that_red_and_is_seen_in_the_trace() -> None:
     assert ratios.min() == pytest.approx(math.log(0.8)) and ratios.max() == pytest.approx(math.log(1.25))
 
 
-def without_ratio(self: TabularPolicy, starts: Any, ends: Any) -> Any:
+def without_ratio(self: TabularModel, starts: Any, ends: Any) -> Any:
     return [Scored(end.logp - start.logp, Cost()) for start, end in zip(starts, ends, strict=True)]
 
 
-def read(policy: TabularPolicy, tokens: tuple[int, ...], end: Any) -> float:
+def read(policy: TabularModel, tokens: tuple[int, ...], end: Any) -> float:
     """The log-probability of what comes after so many tokens."""
     return policy._read(SimpleNamespace(tokens=tokens, problem=PROBLEM), end)[1]
 
 
-def over_all_tokens(self: TabularPolicy, starts: Any, ends: Any) -> Any:
+def over_all_tokens(self: TabularModel, starts: Any, ends: Any) -> Any:
     """A fault of the reference code: the ratio over the whole generation, the reference's own tokens included."""
     proposal = another("other weights")
     return [Scored(read(self, (), e) - read(proposal, (), s), Cost()) for s, e in zip(starts, ends, strict=True)]
 
 
-def without_the_last_token(self: TabularPolicy, starts: Any, ends: Any) -> Any:
+def without_the_last_token(self: TabularModel, starts: Any, ends: Any) -> Any:
     """A fault: the end token's probability is left out."""
     cut = [SimpleNamespace(tokens=end.tokens[:-1]) for end in ends]
     return [Scored(read(self, s.tokens, e), Cost()) for s, e in zip(starts, cut, strict=True)]
 
 
-def at_another_temperature(self: TabularPolicy, starts: Any, ends: Any) -> Any:
+def at_another_temperature(self: TabularModel, starts: Any, ends: Any) -> Any:
     """A fault of the reference code: scored at temperature 1 while another was sampled."""
-    cold = TabularPolicy(**REFERENCE | {"temperature": 0.5})
+    cold = TabularModel(**REFERENCE | {"temperature": 0.5})
     return [Scored(read(cold, s.tokens, e), Cost()) for s, e in zip(starts, ends, strict=True)]
 
 
@@ -152,7 +154,7 @@ def at_another_temperature(self: TabularPolicy, starts: Any, ends: Any) -> Any:
 def test_a_wrong_ratio_turns_the_law_red(fault: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     proposal = another("other weights")
     expected = law(proposal, 4, 2)
-    monkeypatch.setattr(TabularPolicy, "logp", fault)
+    monkeypatch.setattr(TabularModel, "logp", fault)
     drawn = chains(proposal, 4, 2, 6_000)
     with pytest.raises(AssertionError, match="exact law"):
         check_law([chain.state.tokens for chain in drawn], expected, level=LEVEL)
@@ -197,7 +199,7 @@ def test_votes_carry_the_ratio(pool: Any, weighed: bool) -> None:
 
     M = 32: the bias of finite M and the noise of 400 chains leave about 0.1; votes without their ratio leave 0.4.
     """
-    lam, oracle, agreement = 0.1, TabularPolicy(seed=17).oracle, agreement_share(len, pool=pool)
+    lam, oracle, agreement = 0.1, TabularModel(seed=17).oracle, agreement_share(len, pool=pool)
 
     def reward(problem: Problem, rollouts: Any, chain: Chain) -> Any:
         if weighed:
@@ -208,9 +210,9 @@ def test_votes_carry_the_ratio(pool: Any, weighed: bool) -> None:
     def plain(text: Any) -> Any:
         return replace(text, log_ratio=0.0)
 
-    target = agreement_share_law(oracle, PROBLEM, lambda tokens: len(TabularPolicy.spelled(tokens)), lam=lam, pool=pool)
+    target = agreement_share_law(oracle, PROBLEM, lambda tokens: len(TabularModel.spelled(tokens)), lam=lam, pool=pool)
     step = energy_guided(reward, candidates=32, rollouts=4, lam=lam)
-    pair = ImportanceSampling(TabularPolicy(seed=17), TabularPolicy(seed=18))
+    pair = ImportanceSampling(TabularModel(seed=17), TabularModel(seed=18))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         drawn = list(run(pair, step, [PROBLEM], width=500, seed=0, samples=400))
@@ -247,8 +249,8 @@ def test_a_warning_tells_once_that_the_correction_is_noise(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"proposal": TabularPolicy(vocabulary=4, **REFERENCE)}, "vocabulary is 3 here and 4 in the proposal"),
-        ({"proposal": TabularPolicy(max_length=2)}, "max_length is 3 here and 2"),
+        ({"proposal": TabularModel(vocabulary=4, **REFERENCE)}, "vocabulary is 3 here and 4 in the proposal"),
+        ({"proposal": TabularModel(max_length=2)}, "max_length is 3 here and 2"),
         ({"proposal": TabularMaskedDiffusion()}, "cannot follow another policy"),
         ({"clip": (2.0, 3.0)}, "clip is"),
         ({"clip": 3.0}, "clip is 3.0"),

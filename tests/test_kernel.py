@@ -10,18 +10,11 @@ import pytest
 from ets.kernel import energy_guided
 from ets.rewards import per_text
 from ets.runner import run
-from ets.testing import (
-    Law,
-    TabularMaskedDiffusion,
-    TabularPolicy,
-    check_law,
-    frequencies,
-    optimal_law,
-    total_variation,
-)
+from ets.testing import Law, TabularPolicy, check_law, frequencies, optimal_law, total_variation
 from ets.types import Chain, Floats, InputError, Problem, Text
 from ets.weights import log_mean_exp
 from tests.enumerable import PROBLEM, Tabular, lifted, liking, reference
+from tests.laws.masked_tabular import TabularMaskedDiffusion
 
 LAM = 0.5
 

@@ -17,11 +17,12 @@ from ets import kernel
 from ets.kernel import energy_guided
 from ets.rewards import agreement_share
 from ets.runner import run
-from ets.testing import TabularMaskedDiffusion, TabularPolicy, check_law, frequencies, optimal_law, total_variation
+from ets.testing import TabularPolicy, check_law, frequencies, optimal_law, total_variation
 from ets.types import Chain, Floats
 from ets.weights import log_mean_exp, log_run_weight
 from tests.enumerable import PROBLEM, Tabular, largest_error, lifted, liking, reference, spelled
 from tests.laws.kernel import kernel_law
+from tests.laws.masked_tabular import TabularMaskedDiffusion
 from tests.laws.voting import agreement_share_law
 
 LAM, LEVEL, DRAWS = 0.5, 1e-4, 20_000

@@ -19,19 +19,22 @@ from ets.path_weights import PathWeights
 from ets.randomness import derive
 from ets.rewards import per_text
 from ets.runner import run
-from ets.testing import TabularMaskedDiffusion, check_law, total_variation
-from ets.testing.masked_levels import TabularWeigher
+from ets.testing import check_law, total_variation
 from ets.types import Chain, Cost, InputError, Step, Text
 from ets.weights import log_run_weight
 from tests.enumerable import PROBLEM, largest_error, lifted, liking
+from tests.laws.fast import TabularFastDiffusion, TabularWeigher
 from tests.laws.kernel import kernel_law
+from tests.laws.masked_tabular import TabularMaskedDiffusion
 
-LAM, LEVEL = 0.5, 1e-4
+LAM, LEVEL, DRAWS = 0.5, 1e-4, 16_000
 
 
-def sampler(**changed: Any) -> TabularMaskedDiffusion:
-    shape = {"gen_length": 3, "block_length": 3, "steps": 3, "guide_steps": 3}
-    return TabularMaskedDiffusion(**shape | changed)
+SHAPE = {"gen_length": 3, "block_length": 3, "steps": 3, "guide_steps": 3}
+
+
+def sampler(**changed: Any) -> TabularFastDiffusion:
+    return TabularFastDiffusion(**SHAPE | changed)
 
 
 CASES = {
@@ -49,7 +52,7 @@ CASES = {
 
 def weigher(name: str) -> TabularWeigher:
     level, exact, fast = CASES[name]
-    return TabularWeigher(sampler(**exact), sampler(**fast), level)
+    return TabularWeigher(TabularMaskedDiffusion(**SHAPE | exact), sampler(**fast), level)
 
 
 def by_canvas(law: Any) -> dict[Any, float]:
@@ -83,7 +86,7 @@ def test_at_level_1f_the_target_is_the_exact_sampler() -> None:
 
 def test_at_level_1f_a_cache_may_lose_support_which_the_mean_ratio_tells() -> None:
     """Where no draw can lose at a position, the fast sampler never passes it by: such exact paths are missing."""
-    pair = TabularWeigher(sampler(seed=5), sampler(seed=5, refresh=3), "1F")
+    pair = TabularWeigher(TabularMaskedDiffusion(**SHAPE, seed=5), sampler(seed=5, refresh=3), "1F")
     root, fast = pair.oracle.root, pair.fast.oracle.by_path
     drawn, wanted = fast.finish_law(PROBLEM, root), pair.oracle.finish_law(PROBLEM, root)
     weights = {end: q * math.exp(pair.log_ratio(PROBLEM, root, end)) for end, q in drawn.items()}
@@ -92,14 +95,14 @@ def test_at_level_1f_a_cache_may_lose_support_which_the_mean_ratio_tells() -> No
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         policy = PathWeights(pair.fast, pair)
-        ends = policy.finish(policy.start([PROBLEM]) * 4_000, derive(np.arange(4_000, dtype=np.uint64), 1))
+        ends = policy.finish(policy.start([PROBLEM]) * DRAWS, derive(np.arange(DRAWS, dtype=np.uint64), 1))
     start = Text((), "", 0.0, False)
-    step = Step((start,), (tuple(end.text for end in ends),), np.zeros((1, 4_000)), np.zeros(1), 0, Cost())
-    assert ratio_summary([step]).mean == pytest.approx(1 - missing, abs=0.05)
+    step = Step((start,), (tuple(end.text for end in ends),), np.zeros((1, DRAWS)), np.zeros(1), 0, Cost())
+    assert ratio_summary([step]).mean == pytest.approx(1 - missing, abs=0.05)  # 4 standard errors
 
 
 def test_an_impossible_candidate_keeps_the_warning_of_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    pair = TabularWeigher(sampler(seed=5), sampler(seed=5, refresh=3), "1F")
+    pair = TabularWeigher(TabularMaskedDiffusion(**SHAPE, seed=5), sampler(seed=5, refresh=3), "1F")
     policy, seen = PathWeights(pair.fast, pair), []
     monkeypatch.setattr(policy, "_warn_of_noise", seen.extend)
     start = policy.start([PROBLEM])[0]

@@ -14,8 +14,9 @@ import pytest
 from ets.baselines import plain
 from ets.kernel import energy_guided
 from ets.runner import run
-from ets.testing import TabularMaskedDiffusion, TabularPolicy, check_law
+from ets.testing import TabularPolicy, check_law
 from ets.types import Chain, Cost, Draw, InputError, Keys, Policy, Problem, State, StepFn, Text
+from tests.laws.masked_tabular import TabularMaskedDiffusion
 
 PROBLEMS = [Problem(f"problem-{n}", f"prompt {n}") for n in range(5)]
 

@@ -20,16 +20,18 @@ from ets.readouts import vote
 from ets.rewards import majority, per_text, voters, votes, winner
 from ets.runner import run
 from ets.stopping import Decided, all_at_maximum, vote_decided
-from ets.testing import Law, TabularMaskedDiffusion, TabularPolicy, check_law, frequencies, optimal_law, total_variation
+from ets.testing import Law, check_law, frequencies, optimal_law, total_variation
 from ets.trace_view import trace_text
 from ets.types import Chain, Cost, Floats, InputError, Policy, Problem, Step, StepFn, Text
 from ets.weights import log_mean_exp
 from tests.enumerable import PROBLEM, lifted
 from tests.laws.kernel import kernel_law
+from tests.laws.masked_tabular import TabularMaskedDiffusion
+from tests.laws.tabular import TabularModel
 from tests.laws.voting import majority_law
 
 LAM, LEVEL = 0.5, 1e-4
-POLICY = TabularPolicy(vocabulary=3, block_size=1, max_length=3, seed=4)
+POLICY = TabularModel(vocabulary=3, block_size=1, max_length=3, seed=4)
 STEPS = 3
 
 
@@ -97,7 +99,7 @@ def test_a_candidates_weight_is_spread_over_its_rollouts_by_ratio_and_reward() -
 
 def test_with_a_proposal_the_stopped_law_is_proper() -> None:
     """M·K = 64 pairs by ratio · exp(r/λ) at the first step are near p*, though the proposal is far from p_ref."""
-    proposal = TabularPolicy(vocabulary=3, block_size=1, max_length=3, seed=9)
+    proposal = TabularModel(vocabulary=3, block_size=1, max_length=3, seed=9)
     q = proposal.oracle.finish_law(PROBLEM, ())
     assert total_variation(q, POLICY.oracle.finish_law(PROBLEM, ())) > 0.3
     step, pair = verified(always, 32, 2), ImportanceSampling(POLICY, proposal)
@@ -105,7 +107,7 @@ def test_with_a_proposal_the_stopped_law_is_proper() -> None:
     assert total_variation(drawn, optimum(right)) < 0.1
 
 
-EASY = TabularPolicy(vocabulary=3, block_size=1, max_length=3, seed=5)
+EASY = TabularModel(vocabulary=3, block_size=1, max_length=3, seed=5)
 
 
 def passing(text: str) -> float:
@@ -322,7 +324,7 @@ def test_with_the_majority_reward_a_decided_chain_returns_the_answer_in_proporti
     assert abs(errors.sum()) < 4 * spread_of_one
 
 
-AGREEING = TabularPolicy(vocabulary=3, block_size=1, max_length=3, concentration=2.0, seed=14)
+AGREEING = TabularModel(vocabulary=3, block_size=1, max_length=3, concentration=2.0, seed=14)
 
 
 def test_stopping_where_all_have_the_majority_answer_is_within_its_bound() -> None:
@@ -351,7 +353,7 @@ def test_stopping_where_all_have_the_majority_answer_is_within_its_bound() -> No
 
 def test_votes_that_turn_after_all_had_the_majority_answer_are_within_their_bound() -> None:
     """Of chains whose first rollouts all agree (M = 2, K = 1), a share of n·M·K·ε / (D + 1) turns at most."""
-    policy = TabularPolicy(vocabulary=3, block_size=1, max_length=3, seed=1)
+    policy = TabularModel(vocabulary=3, block_size=1, max_length=3, seed=1)
     step = energy_guided(majority(last_letter), candidates=2, rollouts=1, lam=LAM)
     turned, bounds = [], []
     for chain in chains_of(policy, step, 3_000):
@@ -366,7 +368,7 @@ def test_votes_that_turn_after_all_had_the_majority_answer_are_within_their_boun
 
 
 def test_stopping_depends_neither_on_the_width_nor_costs_it_anything() -> None:
-    policy = TabularPolicy(vocabulary=3, block_size=1, max_length=3, seed=4)
+    policy = TabularModel(vocabulary=3, block_size=1, max_length=3, seed=4)
     step = verified(all_at_maximum(1.0), 2, 2)
     together = chains_of(policy, step, 60, width=64)
     spent = policy.ledger.generated

@@ -16,10 +16,12 @@ from tests.ports import kept_port
 
 HANG_UP = "hang up"
 """A fault: the connection is closed in the middle of an answer."""
+NO_JSON = "no JSON"
+"""A fault: an answer in another form."""
 FOREVER = float("inf")
 """A fault: silence until the server dies."""
 Fault: TypeAlias = int | float | str | Callable[[], object] | None
-"""`HANG_UP`, a status, seconds (float) of silence, what to wait for before the answer, or none."""
+"""`HANG_UP`, `NO_JSON`, a status, seconds (float) of silence, what to wait for before the answer, or none."""
 
 
 class TinyServer:
@@ -189,6 +191,8 @@ def _handler(server: TinyServer) -> type[BaseHTTPRequestHandler]:
                 self.send_header("content-length", "1000")
                 self.end_headers()
                 self.close_connection = True
+            elif fault == NO_JSON:
+                self._say(200, None, b"<html></html>")
             elif isinstance(fault, int):
                 self._say(fault, {"error": {"message": "as told"}})
             elif len(body.get("stop", [])) > 4:
@@ -215,8 +219,8 @@ def _handler(server: TinyServer) -> type[BaseHTTPRequestHandler]:
                 return False
             return True
 
-        def _say(self, status: int, value: Any) -> None:
-            content = json.dumps(value).encode()
+        def _say(self, status: int, value: Any, content: bytes = b"") -> None:
+            content = content or json.dumps(value).encode()
             self.send_response(status)
             self.send_header("content-length", str(len(content)))
             if status == 429:

@@ -23,6 +23,6 @@ def execute(options: argparse.Namespace) -> None:
     InputError
         For a folder without a finished run.
     """
-    from ets.report.html import write_report
+    from ets.report.page import write_report
 
     print(write_report(options.folder, whole=options.whole))

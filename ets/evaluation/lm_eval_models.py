@@ -28,17 +28,14 @@ from ets.evaluation.paper_arguments import (
     BENCHMARKS,
     CHECKPOINT,
     RESOURCES,
-    STUDY,
     PaperRun,
     read_arguments,
 )
 from ets.evaluation.proposing import Proposing, opened_pair
 from ets.evaluation.ranks import join, require_shareable
-from ets.evaluation.reward_study import draws, noted_rewards, reward_study
 from ets.evaluation.tables import ratio_lines, table
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.making import SETTINGS, policy_of
-from ets.step import require_variety
 from ets.tasks import Benchmark, Task, task_named
 from ets.tasks.humaneval import HumanEval
 from ets.thinking import THINKING, Tags
@@ -76,7 +73,7 @@ class PaperLM(LM):
         self.run = read_arguments(self.paper_name, arguments)
         values = self.run.values
         self.settings = _settings(self.run)
-        names = ["plain" if self.run.method == STUDY else self.run.method]
+        names = [self.run.method]
         require_methods(names, values["samples"], self.settings)
         self.ranks = join()  # lm-eval itself sees one process: each gets all requests, and does its share of them
         require_shareable(values["engine"], self.ranks)
@@ -86,7 +83,6 @@ class PaperLM(LM):
         self.run = _truncated(self.run, self.checkpoint)
         values = self.run.values
         settings = {name: values[name] for name in (*SETTINGS, *RESOURCES) if name in values}
-        settings["certainty"] = self.run.method == STUDY
         self.policy: Policy = policy_of(lambda: self.checkpoint, engine=values["engine"], **settings)
         require_able(self.policy, names, values["samples"], self.settings)
         own = self.settings.proposing
@@ -309,37 +305,6 @@ class QwenETS(PaperLM):
     """Energy-guided sampling with an autoregressive model."""
 
     paper_name = "qwen-ets"
-
-
-@register_model("qwen-draw")
-class QwenDraw(PaperLM):
-    """The reward study: `num_samples` answers to each problem, and which rewards tell the right ones.
-
-    The results folder then holds what that of `ets study` does. lm-eval scores each problem's first answer.
-    """
-
-    paper_name = "qwen-draw"
-
-    def __init__(self, **arguments: Any) -> None:
-        from ets.report.plots import require_matplotlib
-
-        super().__init__(**arguments)
-        require_matplotlib()
-        draws(self.run.values["samples"])
-        require_variety(self.policy, self.run.values["samples"])
-
-    def _method(self, evaluation: Evaluation) -> Method:
-        return draws(self.run.values["samples"])
-
-    def _noted(self, chain: Chain) -> Mapping[str, Any]:
-        return noted_rewards(chain)
-
-    def _tell(self, name: str, evaluation: Evaluation, method: Method, records: Sequence[Record]) -> None:
-        from ets.report.reward_plots import write_study
-
-        super()._tell(name, evaluation, method, records)
-        study = reward_study(evaluation.task, evaluation.problems, records, seed=evaluation.seed)
-        print(write_study(study, f"{name}: {self.run.values['model']}", evaluation.journal.folder))
 
 
 @register_model("llada_dist")

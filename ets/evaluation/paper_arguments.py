@@ -22,24 +22,20 @@ MODELS: dict[str, tuple[Family, str]] = {
     "qwen": ("qwen", "plain"),
     "qwen-beam": ("qwen", "beam"),
     "qwen-ets": ("qwen", "ets"),
-    "qwen-draw": ("qwen", "draw"),
     "llada_dist": ("llada", "plain"),
 }
 """By the paper's name of a model: the kind of arguments that it takes, and its method without further arguments."""
 
-STUDY = "draw"
-"""What samples for the reward study, see `ets.evaluation.reward_study`: no method that others are compared with."""
-
 ENGINES: dict[Family, tuple[str, ...]] = {"qwen": ("transformers", "vllm"), "llada": ("masked-diffusion",)}
 """What runs the models; the first is the default, and the only one that runs `ONE_ENGINE`."""
 
-ONE_ENGINE = ("beam", "ets-is", STUDY)
-"""Methods that need transformers: vLLM has no beam search, no scores at other temperatures, and no certainties."""
+ONE_ENGINE = ("beam", "ets-is")
+"""Methods that need transformers: vLLM has no beam search, and no scores at other temperatures."""
 
 BASE: dict[str, Any] = asdict(Base())
 """The law of the paper's Base row, from which its model `qwen` samples whatever the arguments."""
 
-DEFAULTS: dict[str, dict[str, Any]] = {"qwen": BASE, "qwen-draw": BASE | {"samples": 20}}
+DEFAULTS: dict[str, dict[str, Any]] = {"qwen": BASE}
 """By model: the defaults that differ from the family's `ARGUMENTS`, by our names."""
 
 BENCHMARKS = {
@@ -69,7 +65,7 @@ class PaperRun:
     ----------
     family : {"qwen", "llada"}
     method : str
-        A key of `ets.evaluation.methods.METHODS`, or `STUDY`.
+        A key of `ets.evaluation.methods.METHODS`.
     values : mapping
         By our names, all of the family's. `top_k` and `top_p` may be `"checkpoint"`: the values of the checkpoint's
         generation_config.
@@ -345,6 +341,10 @@ def read_arguments(model: str, arguments: Mapping[str, Any]) -> PaperRun:
 
 
 def _model(model: str) -> tuple[Family, str]:
+    if model == "qwen-draw":
+        raise InputError(
+            "the model qwen-draw is the reward study; run python benchmarks/reward_study.py (see its --help)"
+        )
     if model not in MODELS:
         raise InputError(f"unknown model {model!r}; choose from {', '.join(MODELS)}")
     return MODELS[model]
@@ -377,8 +377,6 @@ def _chosen(family: Family, method: str, named: str | None, arguments: Mapping[s
     chosen = {name: flags[name] for name in flags if _flag(name, arguments.get(name, False))}
     if named is not None:
         chosen["method"] = named
-    if method == STUDY and chosen:
-        raise InputError(f"the model qwen-draw has no other method; leave {next(iter(chosen))} out, or take qwen")
     if len(set(chosen.values())) > 1:
         raise InputError(f"{' and '.join(chosen)} ask for different methods; keep one of them")
     return next(iter(chosen.values()), method)

@@ -10,14 +10,13 @@ from ets.types import InputError, Problem
 def encode_prompt(tokenizer: Any, problem: Problem, length: int, context: int | None) -> tuple[int, ...]:
     """The prompt's token ids.
 
-    A chat prompt, and any text that begins with the tokenizer's BOS token, has its special tokens already: the
-    tokenizer adds none.
+    The tokenizer adds no special tokens to a chat prompt, nor to a text that begins with its BOS token.
 
     Raises
     ------
     InputError
-        For an empty prompt, a token id that the tokenizer does not have, or a prompt that leaves no room for `length`
-        more tokens in the model's context.
+        For an empty prompt, an unknown token id, or a prompt that leaves no room for `length` further tokens in the
+        model's context.
     """
     prompt = problem.prompt
     if not isinstance(prompt, str | tuple):
@@ -27,8 +26,12 @@ def encode_prompt(tokenizer: Any, problem: Problem, length: int, context: int | 
         raise InputError(f"problem {problem.id!r} has the stop string {bad[0]!r}; give non-empty text")
     if problem.messages and not prompt:
         raise InputError(f"problem {problem.id!r} has messages, and no chat template has written them; choose one")
-    if isinstance(prompt, tuple):
-        _require_known(tokenizer, problem.id, prompt)
+    known = len(tokenizer)
+    if unknown := [each for each in ids if not 0 <= each < known]:
+        raise InputError(
+            f"the prompt of problem {problem.id!r} has the token id {unknown[0]}, and the tokenizer has 0 to "
+            f"{known - 1}; encode the text by this model's tokenizer"
+        )
     if not prompt or not ids:
         raise InputError(f"the prompt of problem {problem.id!r} is empty; give at least one token")
     if context is not None and len(ids) + length > context:
@@ -37,15 +40,6 @@ def encode_prompt(tokenizer: Any, problem: Problem, length: int, context: int | 
             f"{length} in the model's context of {context}; shorten one of them"
         )
     return ids
-
-
-def _require_known(tokenizer: Any, name: str, ids: tuple[int, ...]) -> None:
-    known = len(tokenizer)
-    for each in (each for each in ids if not 0 <= each < known):
-        raise InputError(
-            f"the prompt of problem {name!r} has the token id {each}, and the tokenizer has 0 to {known - 1}; encode "
-            "the text by this model's tokenizer"
-        )
 
 
 def _encoded(tokenizer: Any, problem: Problem) -> tuple[int, ...]:

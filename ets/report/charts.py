@@ -1,36 +1,40 @@
-"""Line charts as inline SVG: what a report shows without a library, and without a script."""
+"""Line charts as inline SVG, drawn without a plotting library and shown without a script."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from html import escape
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP, LINE = 560, 300, 52, 44, 12, 18
-"""Of the plot with its axes, in pixels; LINE is the height of a line of the legend, which stands below."""
-Place: TypeAlias = Callable[[float], float]
-"""From a value to where it stands, in pixels."""
+from ets.templates import render
+
+WIDTH, BOTTOM, LEFT, TOP, LINE = 560, 256, 52, 12, 18
+"""Pixels: the chart's width, the lower, left and upper edge of the plot, and a line of the legend below the plot."""
+MARGIN = 44
+"""Pixels below the plot for the x axis."""
+Scale: TypeAlias = Callable[[float], float]
+"""From a value to its place in pixels."""
 COLOURS = ("#2b6cb0", "#c05621", "#2f855a", "#b83280", "#6b46c1", "#975a16", "#0987a0", "#c53030", "#718096", "#65830f")
 SHORT = 34
-"""Characters of a name; where none is longer, a long legend has two columns."""
+"""Characters of a short name; a long legend of short names has two columns."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """A value with its interval, and what is told where the pointer rests on it."""
+    """A value with its interval, the note of its tooltip, and a label that a PNG prints next to it."""
 
     x: float
     y: float
     low: float
     high: float
     note: str = ""
+    label: str = ""
 
 
 @dataclass(frozen=True)
 class Series:
-    """Points that belong together, in the order of x; `look` numbers colour and shape, by default its place."""
+    """Points in the order of x; `look` numbers colour and shape, by default the place among the series."""
 
     name: str
     points: Sequence[Point]
@@ -40,8 +44,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Axes:
-    """What the axes are called; `log` is whether x is on a logarithmic scale, `exact` whether its marks are the values
-    themselves instead of round ones; `top` a bound of y, if it has one."""
+    """The names of both axes; a log scale of x; ticks at the values of x (`exact`), not at round numbers; y's bound."""
 
     x: str
     y: str
@@ -51,33 +54,41 @@ class Axes:
 
 
 def chart(axes: Axes, series: Sequence[Series]) -> str:
-    """An SVG element with a line, points, intervals and a name in the legend for each series; empty without points.
+    """Return an SVG element with a line, points, intervals and a legend entry for each series; "" without points.
 
-    Each series is a group with its name, so that a page's style can let the others fade where the pointer rests on one.
+    Each series is a group, so that the page's style can fade the other groups while the pointer rests on one.
     """
     points = [point for each in series for point in each.points]
     if not points:
         return ""
-    across, down, marks = _scales(axes, points)
-    columns = 2 if len(series) > 6 and max(len(each.name) for each in series) <= SHORT else 1
-    looks = [_Look(n if each.look is None else each.look, each.dashed) for n, each in enumerate(series)]
-    groups = [
-        f'<g class="series">{_line(each, look, across, down)}{_legend(each.name, look, n, columns)}</g>'
-        for n, (each, look) in enumerate(zip(series, looks, strict=True))
-    ]
-    height = HEIGHT + LINE * -(-len(series) // columns)
-    label = escape(f"{axes.y} against {axes.x}")
-    middle = (HEIGHT - BOTTOM) / 2
-    titles = (
-        f'<text class="t" x="{LEFT + (WIDTH - LEFT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(axes.x)}</text>'
-        f'<text class="t" transform="translate(12 {middle}) rotate(-90)" text-anchor="middle">{escape(axes.y)}</text>'
-    )
-    body = "".join([*marks, titles, *groups])
-    return f'<svg role="img" aria-label="{label}" viewBox="0 0 {WIDTH} {height}">{body}</svg>'
+    across, down, columns, rows = _scales(axes, points)
+    width = 2 if len(series) > 6 and max(len(each.name) for each in series) <= SHORT else 1
+    drawn = []
+    for number, each in enumerate(series):
+        line, column = divmod(number, width)
+        place = {"x": LEFT + 14 + column * (WIDTH - LEFT) // 2, "baseline": BOTTOM + MARGIN + 10 + LINE * line}
+        shown = [_point(each.name, point, across, down) for point in each.points]
+        drawn.append({"name": each.name, "points": shown, "look": _look(number, each), **place})
+    height = BOTTOM + MARGIN + LINE * -(-len(series) // width)
+    size = {"width": WIDTH, "height": height, "left": LEFT, "bottom": BOTTOM}
+    return render("chart.svg", axes=axes, series=drawn, columns=columns, rows=rows, **size)
 
 
-def _scales(axes: Axes, points: Sequence[Point]) -> tuple[Place, Place, list[str]]:
-    """Where an x and a y stand, in pixels, and the marks of both axes."""
+def _point(name: str, point: Point, across: Scale, down: Scale) -> dict[str, Any]:
+    note = f"{name}: {point.y:,.4g} ({point.low:,.4g} to {point.high:,.4g}); {point.note}"
+    return {"x": across(point.x), "y": down(point.y), "low": down(point.low), "high": down(point.high), "note": note}
+
+
+def _look(number: int, series: Series) -> dict[str, Any]:
+    """Colour and shape: after the last colour, the first one comes again with another shape."""
+    number = number if series.look is None else series.look
+    return {"colour": COLOURS[number % len(COLOURS)], "diamond": number >= len(COLOURS), "dashed": series.dashed}
+
+
+def _scales(
+    axes: Axes, points: Sequence[Point]
+) -> tuple[Scale, Scale, list[tuple[float, str]], list[tuple[float, str]]]:
+    """Return the scales of x and y, and the ticks of both axes: each a place in pixels and a label."""
     xs = sorted({point.x for point in points})
     log = axes.log and xs[0] > 0
     ticks = xs[:: 1 + len(xs) // 16] if axes.exact else _log_ticks(xs[0], xs[-1]) if log else _ticks(xs[0], xs[-1])
@@ -87,65 +98,16 @@ def _scales(axes: Axes, points: Sequence[Point]) -> tuple[Place, Place, list[str
 
     def across(x: float) -> float:
         share = (scale(x) - scale(first)) / (scale(last) - scale(first)) if last > first else 0.5
-        return LEFT + 16 + (WIDTH - LEFT - 40) * share
+        return round(LEFT + 16 + (WIDTH - LEFT - 40) * share, 1)
 
     def down(y: float) -> float:
-        return HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * (y - rows[0]) / (rows[-1] - rows[0])
+        return round(BOTTOM - (BOTTOM - TOP) * (y - rows[0]) / (rows[-1] - rows[0]), 1)
 
-    return across, down, [*(_x_mark(across(x), x) for x in ticks), *(_y_mark(down(y), y) for y in rows)]
-
-
-def _x_mark(at: float, value: float) -> str:
-    return f'<text x="{at:.1f}" y="{HEIGHT - BOTTOM + 16}" text-anchor="middle">{value:,.6g}</text>'
-
-
-def _y_mark(at: float, value: float) -> str:
-    return (
-        f'<line class="g" x1="{LEFT}" x2="{WIDTH}" y1="{at:.1f}" y2="{at:.1f}"/>'
-        f'<text x="{LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{value:,.6g}</text>'
-    )
-
-
-@dataclass(frozen=True)
-class _Look:
-    """How a series is drawn: after the last colour the first one comes again, with another shape."""
-
-    number: int
-    dashed: bool
-
-    @property
-    def colour(self) -> str:
-        return COLOURS[self.number % len(COLOURS)]
-
-    def marker(self, x: float, y: float, title: str = "") -> str:
-        """A shape around a place, hollow where lines are dashed; with a title it is a point."""
-        place, body = f"{x:.1f}", f"<title>{title}</title>" if title else ""
-        fill = f'class="hollow" stroke="{self.colour}"' if self.dashed else f'fill="{self.colour}"'
-        if self.number < len(COLOURS):
-            return f'<circle cx="{place}" cy="{y:.1f}" r="4" {fill}>{body}</circle>'
-        return f'<path d="M{place} {y - 5:.1f}l5 5l-5 5l-5-5z" {fill}>{body}</path>'
-
-
-def _line(series: Series, look: _Look, across: Place, down: Place) -> str:
-    at = [(across(point.x), down(point.y), point) for point in series.points]
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _ in at)
-    dashes = ' stroke-dasharray="4 3"' if look.dashed else ""
-    drawn = [f'<polyline points="{path}" fill="none" stroke="{look.colour}"{dashes}/>'] if len(at) > 1 else []
-    for x, y, point in at:
-        told = escape(f"{series.name}: {point.y:,.4g} ({point.low:,.4g} to {point.high:,.4g}); {point.note}")
-        ends = f'x1="{x:.1f}" x2="{x:.1f}" y1="{down(point.low):.1f}" y2="{down(point.high):.1f}"'
-        drawn.append(f'<line class="i" {ends} stroke="{look.colour}"/>{look.marker(x, y, told)}')
-    return "".join(drawn)
-
-
-def _legend(name: str, look: _Look, number: int, columns: int) -> str:
-    row, column = divmod(number, columns)
-    x, y = LEFT + 14 + column * (WIDTH - LEFT) // 2, HEIGHT + 10 + LINE * row
-    return f'{look.marker(x, y - 4)}<text x="{x + 12}" y="{y}">{escape(name)}</text>'
+    return across, down, [(across(x), f"{x:,.6g}") for x in ticks], [(down(y), f"{y:,.6g}") for y in rows]
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    """Four to eight round numbers around all that is shown."""
+    """Four to eight round numbers around the range."""
     span = max(high - low, 1e-9 + abs(high) / 10)
     unit = 10 ** math.floor(math.log10(span / 3))
     step = next(unit * n for n in (1, 2, 5, 10) if span / (unit * n) <= 6)
@@ -154,7 +116,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Of 1, 2 and 5 times powers of ten, those around all that is shown."""
+    """The products of 1, 2 or 5 and a power of ten around the range; only powers of ten if there are many."""
     numbers = [n * 10.0**power for power in range(math.floor(math.log10(low)), 15) for n in (1, 2, 5)]
     first = max(i for i, number in enumerate(numbers) if number <= low * (1 + 1e-9))
     last = min(i for i, number in enumerate(numbers) if number >= high * (1 - 1e-9))

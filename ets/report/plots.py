@@ -1,40 +1,90 @@
-"""Plots of a run's rows."""
+"""PNG files of a run and of a comparison."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+from ets.evaluation.comparison import Entry
 from ets.evaluation.evaluate import Row
 from ets.evaluation.tables import score_name, unit
+from ets.report.budgets import COSTS, Setting
+from ets.report.charts import COLOURS, Axes, Series
+from ets.report.figures import compared_accuracy, scaling
 from ets.types import InputError
 
 
 def require_matplotlib() -> None:
-    """Raise `InputError` if plots cannot be drawn, before anything that they would show is computed."""
+    """Raise `InputError` if matplotlib is missing, before a run computes anything."""
     if find_spec("matplotlib") is None:
         raise InputError("matplotlib is not installed; install it with: pip install 'ets-sampling[eval]'")
 
 
 def plot_accuracies(rows: Sequence[Row], title: str, path: Path) -> None:
-    """A PNG with each method's accuracy, its 95% interval and its cost per problem."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 1.2 + 0.6 * len(rows)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    """Write a PNG with a bar for each method: accuracy, its 95% interval and the cost per problem."""
+    figure, axes = _figure(8, 1.2 + 0.6 * len(rows))
     means = [100 * row.accuracy.mean for row in rows]
     low = [100 * (row.accuracy.mean - row.accuracy.low) for row in rows]
     high = [100 * (row.accuracy.high - row.accuracy.mean) for row in rows]
-    colours = ["#2b6cb0" if row.method.startswith("ets") else "#a0aec0" for row in rows]
+    colours = [COLOURS[0] if row.method.startswith("ets") else "#a0aec0" for row in rows]
     costs = [f"{row.generated:,.0f} tokens, {row.positions:,.0f} positions per {unit(rows)}" for row in rows]
     labels = [f"{row.label}\n{cost}" for row, cost in zip(rows, costs, strict=True)]
-    axes.barh(labels, means, xerr=(low, high), color=colours, capsize=4, height=0.6)
-    axes.set_xlim(0, 100)
-    axes.set_xlabel(f"accuracy ({score_name(rows)}, %) with 95% interval")
-    axes.set_title(title, parse_math=False)
-    axes.invert_yaxis()
-    axes.spines[["top", "right"]].set_visible(False)
+    axes[0].barh(labels, means, xerr=(low, high), color=colours, capsize=4, height=0.6)
+    axes[0].set_xlim(0, 100)
+    axes[0].set_xlabel(f"accuracy ({score_name(rows)}, %) with 95% interval")
+    axes[0].set_title(title, parse_math=False)
+    axes[0].invert_yaxis()
     figure.savefig(path, dpi=150)
+
+
+def plot_accuracy_by_cost(entries: Sequence[Entry], setting: Setting, path: Path) -> None:
+    """Write a PNG: accuracy with its 95% interval against cost on a log scale, a line for each method and readout."""
+    figure, axes = _figure(9, 5.5)
+    _draw(axes[0], *compared_accuracy(entries, setting))
+    axes[0].set_title(f"{setting.task}: {setting.model}", parse_math=False)
+    axes[0].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
+def plot_scaling(panels: Mapping[str, Sequence[tuple[float, Entry]]], setting: Setting, path: Path) -> None:
+    """Write a PNG with a panel for each of M, K and I: accuracy of ETS, its interval, and the cost at each point."""
+    figure, axes = _figure(4 * len(panels), 4, columns=len(panels))
+    for place, (name, values) in zip(axes, panels.items(), strict=True):
+        named, series = scaling(name, values, setting)
+        _draw(place, named, series)
+        for point in series[0].points:
+            at = {"xytext": (4, -12), "textcoords": "offset points", "fontsize": "x-small"}
+            place.annotate(point.label, (point.x, point.y), **at)
+        place.set_xlabel(f"{name} (at the points: {COSTS[setting.currency]} per problem)", fontsize="small")
+        place.label_outer()
+    figure.savefig(path, dpi=150)
+
+
+def _figure(width: float, height: float, columns: int = 1) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(1, columns, sharey=True, squeeze=False)[0]
+    for place in axes:
+        place.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _draw(place: Any, axes: Axes, series: Sequence[Series]) -> None:
+    for number, each in enumerate(series):
+        look = number if each.look is None else each.look
+        style = {"marker": "osD^vP*X"[look % 8], "color": COLOURS[look % len(COLOURS)], "capsize": 3}
+        xs, means = [point.x for point in each.points], [point.y for point in each.points]
+        spread = [point.y - point.low for point in each.points], [point.high - point.y for point in each.points]
+        place.errorbar(xs, means, yerr=spread, label=each.name, linestyle=":" if each.dashed else "-", **style)
+    place.set_xscale("log")
+    if axes.exact:
+        xs = sorted({point.x for each in series for point in each.points})
+        place.set_xticks(xs, [f"{x:g}" for x in xs])
+        place.minorticks_off()
+    place.set_xlabel(axes.x)
+    place.set_ylabel(axes.y)

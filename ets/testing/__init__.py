@@ -1,29 +1,13 @@
-"""Policies small enough to be enumerated, exact laws, and the tests that any new policy must pass.
+"""Tests for a policy, a reward or a step function: tabular policies, their exact laws, and tests at a stated level.
 
-A new policy is judged by `check_policy`, against an oracle that computes its laws some other way. A law test
-says whether drawn outcomes follow an exact law, at a stated level: a correct sampler fails it with that
-probability at most.
+`check_policy` judges a policy against an oracle that computes the policy's laws another way. `check_law` tests whether
+drawn outcomes follow an exact law; a correct sampler fails with a probability of at most `level`.
 """
 
 from ets.testing.contract import check_policy
 from ets.testing.judging import Verdict, check_law, judge_law
-from ets.testing.laws import (
-    AutoregressiveOracle,
-    Law,
-    Oracle,
-    frequencies,
-    optimal_law,
-    total_variation,
-)
-from ets.testing.masked_laws import (
-    CanvasSchedule,
-    MaskedDiffusionOracle,
-    closed_form_step,
-    enumerated_step,
-    position_term,
-    scores_of,
-)
-from ets.testing.masked_tabular import TabularMaskedDiffusion
+from ets.testing.laws import AutoregressiveOracle, Law, Oracle, frequencies, optimal_law, total_variation
+from ets.testing.masked_laws import CanvasSchedule, MaskedDiffusionOracle, MaskedPathOracle, StepLaw, enumerated_step
 from ets.testing.tabular import TabularPolicy
 
 __all__ = [
@@ -31,18 +15,16 @@ __all__ = [
     "CanvasSchedule",
     "Law",
     "MaskedDiffusionOracle",
+    "MaskedPathOracle",
     "Oracle",
-    "TabularMaskedDiffusion",
+    "StepLaw",
     "TabularPolicy",
     "Verdict",
     "check_law",
     "check_policy",
-    "closed_form_step",
     "enumerated_step",
     "frequencies",
     "judge_law",
     "optimal_law",
-    "position_term",
-    "scores_of",
     "total_variation",
 ]

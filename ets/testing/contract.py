@@ -1,4 +1,4 @@
-"""The one test that judges every policy."""
+"""The test that every policy must pass."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ import numpy as np
 from ets.randomness import derive
 from ets.testing.judging import check_law
 from ets.testing.laws import Law, Oracle
-from ets.types import Cost, Draw, Keys, Policy, Problem, State
+from ets.types import Cost, Draw, Keys, Policy, Problem
 
 
 def check_policy(
     policy: Policy, oracle: Oracle, problems: Sequence[Problem], *, draws: int = 100_000, level: float = 1e-4
 ) -> None:
-    """Raise AssertionError unless a policy keeps its contract (laws 1, 2 and 4 of the design).
+    """Raise AssertionError unless a policy keeps its contract.
 
-    `extend` and `finish`, from the start and from a state on the way, draw from the exact reference law;
-    recorded log-probabilities are those of the exact law of paths; a row's draw depends on its state and key
-    only, not on the rows beside it; the rows' costs add up to the ledger. The law tests share `level` equally;
-    where several paths lead to an outcome, outcomes and paths are tested.
+    `extend` and `finish` draw from the exact reference law, from the start and from an unfinished state. The recorded
+    log-probabilities are the logarithms of the exact law of paths. A row's draw depends on its state and its key only.
+    The rows' costs add up to the ledger. The law tests share `level` equally; where several paths lead to an outcome,
+    both outcomes and paths are tested.
 
     Parameters
     ----------
     policy : Policy
     oracle : Oracle
-        Its exact laws, computed some other way.
+        The policy's exact laws, computed another way.
     problems : sequence of Problem
-        At least two, with prompts of different lengths. The laws are tested on the first.
+        At least two, with prompts of different lengths. The laws are tested on the first problem.
     draws : int
-        Per law test; 100,000 see a fault of 1% on 20 outcomes at level 1e-4.
+        Per law test; 100,000 draws detect a fault of 1% on 20 outcomes at level 1e-4.
     level : float
-        The probability at most that a correct policy fails.
+        A correct policy fails with this probability at most.
     """
     problem, start = problems[0], policy.start(problems[:1])[0]
     views = (oracle,) if oracle.by_path is oracle else (oracle, oracle.by_path)
@@ -63,7 +63,7 @@ def _likely_unfinished(draws: Sequence[Draw]) -> Draw:
 
 
 def _check_log_probabilities(draws: Sequence[Draw], oracle: Oracle, law: Law, so_far: float, what: str) -> None:
-    """Of what was drawn in this call, and of the whole text, where that before the call is `so_far`."""
+    """Checks `Draw.logp`, and `Text.logp` given the text's log-probability `so_far` before the call."""
     for outcome, draw in {oracle.outcome(draw.state): draw for draw in draws}.items():
         state, text, expected = draw.state, draw.text, np.log(law[outcome])
         assert text.tokens == state.tokens and text.done == state.done and text.text == state.text
@@ -72,7 +72,7 @@ def _check_log_probabilities(draws: Sequence[Draw], oracle: Oracle, law: Law, so
 
 
 def _check_independence(policy: Policy, oracle: Oracle, problems: Sequence[Problem]) -> None:
-    """Rows drawn together, problems mixed, equal the rows drawn one by one from states of their own."""
+    """Rows of mixed problems in one call equal the same rows in one call each."""
     rows = [problem for problem in problems for _ in range(8)]
     keys = _keys(len(rows), 9)
     shared = {problem.id: state for problem, state in zip(problems, policy.start(problems), strict=True)}
@@ -92,13 +92,8 @@ def _check_costs(policy: Policy, problems: Sequence[Problem]) -> None:
     rows, spent = Cost.total([draw.cost for draw in (*extended, *finished)]), policy.ledger - before
     for name in ("prompt", "candidate", "rollout", "scored", "generated", "row_forwards", "vocabulary"):
         assert getattr(rows, name) == getattr(spent, name), f"{name}: rows {rows}, ledger {spent}"
-    assert rows.generated == sum(
-        _drawn_tokens(before, draw.state)
-        for before, draw in zip((*states, *unfinished), (*extended, *finished), strict=True)
-    )
+    # a token is new where it was appended, or where it replaced a mask
+    steps = zip((*states, *unfinished), (*extended, *finished), strict=True)
+    tokens = ((before.tokens, draw.state.tokens) for before, draw in steps)
+    assert rows.generated == sum(old != new for pair in tokens for old, new in zip_longest(*pair))
     assert all(draw.state.done for draw in finished)
-
-
-def _drawn_tokens(before: State, after: State) -> int:
-    """Tokens that the later state has and the earlier one has not: appended, or instead of masks."""
-    return sum(old != new for old, new in zip_longest(before.tokens, after.tokens))

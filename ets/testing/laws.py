@@ -12,41 +12,36 @@ import numpy as np
 from ets.types import Floats, Problem
 
 Law: TypeAlias = Mapping[Any, float]
-"""Probabilities by outcome: what an oracle tells states apart by, such as the tuple of all tokens drawn."""
+"""Probabilities by outcome, such as the tuple of all drawn tokens."""
 Prefix: TypeAlias = tuple[int, ...]
 
 
 class Oracle(Protocol):
-    """The exact laws of a policy, computed without it."""
+    """The exact laws of a policy, computed without the policy."""
 
     @property
     def root(self) -> Any:
         """The outcome of an empty generation."""
-        ...
 
     @property
     def by_path(self) -> Oracle:
-        """The laws over all that was drawn on the way; the oracle itself, if an outcome has one path only."""
-        ...
+        """The laws over paths of draws; the oracle itself if one path leads to each outcome."""
 
-    def outcome(self, state: Any) -> Any:
-        """A state's outcome."""
-        ...
-
+    def outcome(self, state: Any) -> Any: ...
     def extend_law(self, problem: Problem, outcome: Any) -> Law: ...
     def finish_law(self, problem: Problem, outcome: Any) -> Law: ...
 
 
 @dataclass(frozen=True)
 class AutoregressiveOracle:
-    """The exact laws of an autoregressive policy, by enumeration. Outcomes are tuples of all tokens drawn.
+    """The exact laws of an autoregressive policy, by enumeration. Outcomes are tuples of all drawn tokens.
 
     Parameters
     ----------
     next_token : callable
         `(problem, tokens so far) -> [V]` probabilities.
     ended : callable
-        `(problem, tokens) -> bool`, beside the length: an end token or a stop string.
+        `(problem, tokens) -> bool`: true after an end token or a stop string.
     block_size, max_length : int
     """
 
@@ -98,6 +93,6 @@ def total_variation(law: Law, other: Law) -> float:
 
 
 def frequencies(outcomes: Iterable[Hashable]) -> Law:
-    """The share of each outcome among those that were drawn."""
+    """The share of each outcome among the drawn outcomes."""
     counts = Counter(outcomes)
     return {outcome: n / counts.total() for outcome, n in counts.items()}

@@ -13,9 +13,9 @@ from ets.policies.diffusion.denoise import Schedule
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
 from ets.policies.settings import Unmasking
 from ets.runner import run
-from ets.testing import TabularPolicy
 from ets.types import Chain, InputError, Policy, Problem
 from tests.conftest import best_of_beams
+from tests.laws.tabular import TabularModel
 
 PROBLEMS = [Problem(str(n), f"prompt {n}") for n in range(30)]
 
@@ -25,8 +25,8 @@ def chains_of(policy: Policy, beams: int, samples: int = 1) -> dict[str, Chain]:
     return {chain.problem.id: chain for chain in chains}
 
 
-def new_policy() -> TabularPolicy:
-    return TabularPolicy(vocabulary=4, max_length=5, concentration=1.5, seed=3)
+def new_policy() -> TabularModel:
+    return TabularModel(vocabulary=4, max_length=5, concentration=1.5, seed=3)
 
 
 def test_with_a_beam_for_every_prefix_it_finds_the_most_probable_text() -> None:

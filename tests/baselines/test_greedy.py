@@ -14,10 +14,11 @@ from ets.policies.diffusion.denoise import Schedule
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
 from ets.policies.settings import Sampling, Unmasking
 from ets.runner import run
-from ets.testing import TabularMaskedDiffusion, TabularPolicy
 from ets.types import Chain, GreedySearcher, InputError, Policy, Problem
 from tests.conftest import canvas_oracle, causal_oracle
 from tests.hooks import what_is_read
+from tests.laws.masked_tabular import TabularMaskedDiffusion
+from tests.laws.tabular import TabularModel
 
 PROBLEMS = [
     Problem("p", "abc"),
@@ -40,7 +41,7 @@ def best_turns(oracle: Any, problem: Problem) -> tuple[int, ...]:
 
 
 def test_a_tabular_policy_takes_the_most_probable_token_at_each_turn() -> None:
-    policy = TabularPolicy(vocabulary=4, max_length=5, seed=2)
+    policy = TabularModel(vocabulary=4, max_length=5, seed=2)
     problems = [Problem(str(n), f"prompt {n}") for n in range(30)]
     found = {chain.problem.id: chain for chain in chains_of(policy, problems)}
     for problem in problems:

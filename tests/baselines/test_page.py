@@ -12,8 +12,9 @@ import pytest
 from ets import baselines, stopping
 from ets.baselines.power import power_sampling
 from ets.runner import run
-from ets.testing import TabularPolicy, check_law
+from ets.testing import check_law
 from ets.types import Problem
+from tests.laws.tabular import TabularModel
 
 PAGE = Path(__file__).parents[2] / "docs" / "baselines.md"
 TEXT = PAGE.read_text(encoding="utf-8")
@@ -32,7 +33,7 @@ def test_python_blocks_run_in_order_and_tell_costs(capsys: pytest.CaptureFixture
 def test_its_own_step_function_draws_from_the_law_it_states_at_level_1e_4() -> None:
     names: dict[str, object] = {}
     exec(BLOCKS[1].split("\n\n\nfor ")[0], names)
-    policy, problem = TabularPolicy(vocabulary=3, block_size=1, max_length=3, seed=4), Problem("p", "a prompt")
+    policy, problem = TabularModel(vocabulary=3, block_size=1, max_length=3, seed=4), Problem("p", "a prompt")
     step = names["rejection"](lambda text: "b" in text, tries=3)  # type: ignore[operator]
     chains = list(run(policy, step, [problem], width=1000, seed=0, samples=3000))
     law = {x: p for x, p in policy.oracle.finish_law(problem, ()).items() if "b" in policy.spelled(x)}

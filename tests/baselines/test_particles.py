@@ -17,12 +17,13 @@ from ets.baselines import log_normaliser, lookahead, particle_filter, particles
 from ets.baselines.particles import Particle, Population, systematic
 from ets.rewards import agreement_share
 from ets.runner import run
-from ets.testing import Law, TabularMaskedDiffusion, TabularPolicy, check_law, optimal_law, total_variation
+from ets.testing import Law, TabularPolicy, check_law, optimal_law, total_variation
 from ets.types import Chain, Cost, Draw, InputError, Keys, Policy, Problem, Reward, State, Step, StepFn, Text
 from ets.weights import normalised
 from tests.conftest import causal_oracle
 from tests.enumerable import PROBLEM, Tabular, largest_error, lifted, reference, spelled
 from tests.laws.kernel import kernel_law
+from tests.laws.masked_tabular import TabularMaskedDiffusion
 from tests.laws.particles import ParticleLaw, particle_law
 
 Method: TypeAlias = tuple[int, float, int | None]

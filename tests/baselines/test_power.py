@@ -18,17 +18,19 @@ from ets.baselines.power import Path, log_acceptance
 from ets.randomness import chain_key
 from ets.rewards import likelihood
 from ets.runner import run
-from ets.testing import Law, TabularMaskedDiffusion, TabularPolicy, check_law, total_variation
+from ets.testing import Law, check_law, total_variation
 from ets.testing.tabular import TabularState
 from ets.types import Chain, InputError, Policy, Problem, StepFn, Text
 from tests.conftest import causal_oracle
 from tests.enumerable import PROBLEM, Tabular
+from tests.laws.masked_tabular import TabularMaskedDiffusion
+from tests.laws.tabular import TabularModel
 
 Nodes: TypeAlias = tuple[Any, ...]
 """A text as the outcomes at all its guide boundaries, the root first."""
 
 LEVEL, DRAWS, ALPHA = 1e-4, 4_000, 3.0
-LETTERS = TabularPolicy(concentration=0.7, seed=1)
+LETTERS = TabularModel(concentration=0.7, seed=1)
 """15 texts of one to three tokens, which are its guide steps."""
 CANVAS = TabularMaskedDiffusion(gen_length=3, block_length=3, steps=3, guide_steps=3, concentration=0.4)
 """48 paths to 8 texts."""
@@ -134,8 +136,8 @@ def outcomes(policy: Tabular, chains: Sequence[Chain]) -> list[Any]:
 SHAPES: list[Any] = [
     (LETTERS, 3.0, 3),
     (LETTERS, 0.4, 1),
-    (TabularPolicy(vocabulary=3, block_size=2, max_length=3, seed=3), 4.0, 2),
-    (TabularPolicy(block_size=3), 2.0, 3),
+    (TabularModel(vocabulary=3, block_size=2, max_length=3, seed=3), 4.0, 2),
+    (TabularModel(block_size=3), 2.0, 3),
     (CANVAS, 2.0, 2),
     (TabularMaskedDiffusion(4, 2, 2, 2, guide_steps=2, remasking="random", concentration=0.5), 3.0, 2),
 ]
@@ -159,7 +161,7 @@ def test_the_exact_law_tends_to_the_powered_law_of_complete_texts_as_moves_grow(
 
 
 def test_with_many_moves_it_draws_from_the_powered_law() -> None:
-    policy = TabularPolicy(max_length=2, concentration=0.5, seed=1)
+    policy = TabularModel(max_length=2, concentration=0.5, seed=1)
     oracle = policy.oracle
     target = powered(oracle.finish_law(PROBLEM, ()), ALPHA)
     assert total_variation(by_outcome(exact_law(oracle, ALPHA, 20)), target) < 1e-4
@@ -169,13 +171,13 @@ def test_with_many_moves_it_draws_from_the_powered_law() -> None:
 
 
 def test_one_step_ets_by_likelihood_has_the_same_target() -> None:
-    policy = TabularPolicy(max_length=2, concentration=0.5, seed=1)
+    policy = TabularModel(max_length=2, concentration=0.5, seed=1)
     target = powered(policy.oracle.finish_law(PROBLEM, ()), ALPHA)
     chains = chains_of(policy, one_step(likelihood(), samples=128, lam=1 / (ALPHA - 1)), samples=500)
     check_law(outcomes(policy, chains), target, level=LEVEL)
 
 
-def path_of(policy: TabularPolicy, nodes: Nodes) -> Path:
+def path_of(policy: TabularModel, nodes: Nodes) -> Path:
     """A text as a chain carries it."""
     (start,) = policy.start([PROBLEM])
     wanted = [TabularState(PROBLEM, node, "", 0.0, False) for node in nodes[1:]]
@@ -314,7 +316,7 @@ def test_a_chain_is_the_text_that_its_last_moves_ended_with() -> None:
 
 def test_the_acceptance_rate_is_that_of_the_moves() -> None:
     """Over chains of one block, where a move is accepted exactly if the choice is not the beginning; |z| < 4."""
-    chains = chains_of(TabularPolicy(block_size=3), power_sampling(alpha=3, moves=1))
+    chains = chains_of(TabularModel(block_size=3), power_sampling(alpha=3, moves=1))
     expected = np.mean([acceptance_rate(chain.trace) for chain in chains])
     accepted = np.mean([chain.trace[0].choice for chain in chains])
     assert 0.2 < expected < 0.9
@@ -324,7 +326,7 @@ def test_the_acceptance_rate_is_that_of_the_moves() -> None:
 class Counted:
     """A table that counts its draws and the calls in which they come."""
 
-    def __init__(self, policy: TabularPolicy) -> None:
+    def __init__(self, policy: TabularModel) -> None:
         self.policy, self.rows, self.tokens = policy, [0], 0
 
     def __getattr__(self, name: str) -> Any:
@@ -340,7 +342,7 @@ class Counted:
 
 
 def test_every_draw_is_charged_once_the_rejected_ones_too_and_chains_advance_together() -> None:
-    policy = Counted(TabularPolicy())
+    policy = Counted(TabularModel())
     chains = chains_of(policy, power_sampling(alpha=8, moves=3), samples=50, width=50)
     assert sum(chain.cost.generated for chain in chains) == policy.ledger.generated == policy.tokens
     assert sum(chain.cost.candidate for chain in chains) == policy.ledger.candidate == policy.tokens

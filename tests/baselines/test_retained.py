@@ -20,10 +20,11 @@ from ets.policies.diffusion.policy import MaskedDiffusionPolicy
 from ets.policies.settings import Unmasking
 from ets.randomness import chain_key, derive
 from ets.runner import run
-from ets.testing import Law, TabularMaskedDiffusion, TabularPolicy, check_law, optimal_law, total_variation
+from ets.testing import Law, TabularPolicy, check_law, optimal_law, total_variation
 from ets.types import Chain, Cost, InputError, Policy, Problem, StepFn
 from tests.enumerable import PROBLEM, Tabular, lifted, liking, reference, spelled
 from tests.laws.kernel import kernel_law
+from tests.laws.masked_tabular import TabularMaskedDiffusion
 from tests.laws.retained import iterated_sir_law, path_law, retained_law
 
 LAM, LEVEL, DRAWS = 0.2, 1e-4, 3_000

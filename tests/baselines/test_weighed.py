@@ -10,21 +10,22 @@ from ets import baselines
 from ets.importance import ImportanceSampling
 from ets.path_weights import PathWeights
 from ets.runner import run
-from ets.testing import TabularMaskedDiffusion, TabularPolicy
-from ets.testing.masked_levels import TabularWeigher
 from ets.types import InputError, Policy, StepFn
 from tests.enumerable import PROBLEM, lifted, liking
+from tests.laws.fast import TabularFastDiffusion, TabularWeigher
+from tests.laws.masked_tabular import TabularMaskedDiffusion
+from tests.laws.tabular import TabularModel
 
 REWARD = lifted(liking)
 
 
 def of_levels() -> Policy:
-    exact, fast = TabularMaskedDiffusion(remasking="largest"), TabularMaskedDiffusion(remasking="largest", refresh=2)
+    exact, fast = TabularMaskedDiffusion(remasking="largest"), TabularFastDiffusion(remasking="largest", refresh=2)
     return PathWeights(fast, TabularWeigher(exact, fast, "1"))
 
 
 WEIGHED: dict[str, Callable[[], Policy]] = {
-    "proposal": lambda: ImportanceSampling(TabularPolicy(), TabularPolicy(seed=1)),
+    "proposal": lambda: ImportanceSampling(TabularModel(), TabularModel(seed=1)),
     "level": of_levels,
 }
 METHODS: dict[str, StepFn] = {

@@ -8,15 +8,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from ets.commands.engines import ENGINES, closed_after, engine_settings, served_settings
+from ets.policies.making import RESOURCES
 
 from ets import demo
 from ets.cli import _parser
-from ets.commands.engines import ENGINES, closed_after, engine_settings, served_settings
 from ets.policies.autoregressive.server import Connection
 from ets.policies.autoregressive.vllm import VLLMEngine
-from ets.policies.making import RESOURCES
-from ets.testing import TabularPolicy
 from tests.conftest import Refused
+from tests.laws.tabular import TabularModel
 from tests.test_cli import PROPOSED, command
 
 needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here; `bash scripts/setup.sh vllm`")
@@ -51,7 +51,7 @@ def test_results_do_not_depend_on_where_a_server_is(tmp_path: Path) -> None:
     ]
     plain = engine_settings(_parser().parse_args(command(tmp_path)))
     assert found[0] == found[1] == plain | {"engine": "endpoint"}
-    assert served_settings(TabularPolicy()) == {}
+    assert served_settings(TabularModel()) == {}
 
 
 @needs_vllm
@@ -64,7 +64,7 @@ def test_results_do_not_depend_on_where_a_server_is(tmp_path: Path) -> None:
         ({"replicas": "99"}, "replicas 99 · tensor_parallel 1 take 99 GPUs, but "),
         ({"tensor_parallel": "99"}, "replicas 1 · tensor_parallel 99 take 99 GPUs, but "),
         ({"utilization": "0"}, "utilization is 0.0"),
-        ({"utilization": "90"}, "utilization is 90.0; it is a share, at most 1"),
+        ({"utilization": "90"}, "utilization is 90.0; give a share of at most 1"),
         ({"memory_gib": "-1"}, "memory_gib is -1.0"),
         ({"shots": "200"}, "leaves no room for a generation of 32 in the model's context of 8192"),
         ({"model": demo.model_path("diffusion")}, "is a masked-diffusion model, which the engine vllm does not have"),
@@ -128,7 +128,7 @@ def test_a_missing_vllm_is_one_line_that_names_the_mend(
 
 
 def test_an_engine_is_closed_however_the_run_ends() -> None:
-    class Open(TabularPolicy):
+    class Open(TabularModel):
         closed = 0
 
         def close(self) -> None:
@@ -143,5 +143,5 @@ def test_an_engine_is_closed_however_the_run_ends() -> None:
     with pytest.raises(SystemExit), closed_after(policy):
         signal.raise_signal(signal.SIGTERM)
     assert policy.closed == 3 and signal.getsignal(signal.SIGTERM) == before
-    with closed_after(TabularPolicy()):
+    with closed_after(TabularModel()):
         pass

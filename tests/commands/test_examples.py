@@ -76,7 +76,6 @@ def test_the_example_of_estimate_prints_a_table(capsys: pytest.CaptureFixture[st
         (["view", "here", "--magic"], "unrecognized arguments: --magic; see ets --help"),
         (["eval", "--task"], "argument --task: expected one argument; see ets eval --help"),
         (["compare", *examples("compare")[0][1:], "--tasks", "chess"], "unknown task 'chess'; choose from arithmetic"),
-        (["study", *examples("study")[0][1:], "--task", "chess"], "unknown task 'chess'; choose from arithmetic"),
         (["estimate", *examples("estimate")[0][1:], "--task", "chess"], "unknown task 'chess'; choose from arithmetic"),
     ],
 )
@@ -97,7 +96,7 @@ def test_an_interrupted_command_says_what_was_kept(
 
     monkeypatch.setattr(COMMANDS[name][0], "execute", interrupted)
     assert main(examples(name)[0]) == 130
-    keeps = name in ("eval", "compare", "study")
+    keeps = name in ("eval", "compare")
     kept = "finished problems are kept, and the same command goes on"
     nothing = "nothing was kept, and the same command begins anew"
     assert capsys.readouterr().err == f"\ninterrupted; {kept if keeps else nothing}\n"

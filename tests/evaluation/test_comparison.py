@@ -11,16 +11,17 @@ from statistics import fmean
 from typing import Any
 
 import pytest
-
 from ets.evaluation.compared import CHOOSING, GUIDED, Hyper, require_compared
-from ets.evaluation.comparison import Comparison, Entry
 from ets.evaluation.depth import Metered, metered
-from ets.evaluation.journal import FORM
 from ets.evaluation.pooled import chosen
+
+from ets.evaluation.comparison import Comparison, Entry
+from ets.evaluation.journal import FORM
 from ets.runner import run
-from ets.testing import TabularMaskedDiffusion, TabularPolicy
 from ets.types import Draw, InputError, Policy, Problem, State
 from tests.evaluation.test_evaluate import Letters
+from tests.laws.masked_tabular import TabularMaskedDiffusion
+from tests.laws.tabular import TabularModel
 
 HYPER = Hyper(rollouts=2, lam=0.3, pool="chain", iterations=2)
 NAMES = ["plain", "majority", "one-step", "best-of-n", "weighted-majority", "iterated-sir", *GUIDED, "greedy"]
@@ -31,7 +32,7 @@ MASKED_DIFFUSION = TabularMaskedDiffusion(vocabulary=3, gen_length=4, block_leng
 
 def comparison(folder: Path, task: Letters | None = None, **changed: Any) -> Comparison:
     task = task or Letters()
-    policy = TabularPolicy(vocabulary=4, block_size=1, max_length=4, seed=4)
+    policy = TabularModel(vocabulary=4, block_size=1, max_length=4, seed=4)
     whole = Comparison(
         task, policy, task.problems(12, 0), HYPER, "generated", folder, {"seed": 0}, seeds=3, width=5, seed=0,
         progress=False,
@@ -94,7 +95,7 @@ def test_stopping_is_measured_at_the_candidates_of_ets(entries: list[Entry]) -> 
 
 
 def test_iterated_resampling_takes_the_texts_that_it_may() -> None:
-    policy = TabularPolicy(vocabulary=4, max_length=4, seed=4)
+    policy = TabularModel(vocabulary=4, max_length=4, seed=4)
     for size in range(1, 40):
         step = CHOOSING["iterated-sir"].step(Letters(), replace(HYPER, iterations=4), size)
         chain = next(iter(run(policy, step, Letters().problems(1, 0), width=1, seed=0)))
@@ -208,7 +209,7 @@ def test_serial_depth_is_of_the_longest_text_and_in_calls_per_token(tmp_path: Pa
     assert named(whole)["majority", "last"].cost["depth"] == pytest.approx(fmean(map(max, lengths)))
 
 
-@pytest.mark.parametrize("policy", [TabularPolicy(vocabulary=4, max_length=4, seed=4), MASKED_DIFFUSION], ids=str)
+@pytest.mark.parametrize("policy", [TabularModel(vocabulary=4, max_length=4, seed=4), MASKED_DIFFUSION], ids=str)
 def test_depth_adds_up_the_longest_row_of_every_call(policy: Policy) -> None:
     """At width 1, where a call is one chain's; power sampling's moves follow each other, rollouts do not."""
     problems = Letters().problems(4, 0)

@@ -12,21 +12,22 @@ from statistics import fmean
 from typing import Any
 
 import pytest
-
-from ets.diagnostics import ratio_summary
 from ets.evaluation.base import Base
 from ets.evaluation.budget import Budget, GeneratedTokens, Pilot
 from ets.evaluation.evaluate import Evaluation, Row
+from ets.evaluation.proposing import Proposing
+
+from ets.diagnostics import ratio_summary
 from ets.evaluation.intervals import accuracy
 from ets.evaluation.journal import Journal, Record
 from ets.evaluation.methods import METHODS, REWARDS, Method, Settings, require_able, require_methods
-from ets.evaluation.proposing import Proposing
 from ets.evaluation.ratios import total_ratios
 from ets.evaluation.tables import ratio_lines, table
 from ets.importance import ImportanceSampling
 from ets.runner import run
-from ets.testing import TabularMaskedDiffusion, TabularPolicy
 from ets.types import Chain, InputError, Problem
+from tests.laws.masked_tabular import TabularMaskedDiffusion
+from tests.laws.tabular import TabularModel
 
 COUNT = 12
 PROPOSING = Proposing("another table", candidates=2, block_size=2, temperature=1.0, clip=(0.5, 2.0), revision="r1")
@@ -71,7 +72,7 @@ def compared(
 ) -> tuple[list[Row], dict[tuple[str, str, int], Record]]:
     """The rows of a run, and the records of its journal as they can be read again."""
     task = task or Letters()
-    policy = TabularPolicy(vocabulary=4, block_size=1, max_length=4, seed=4)
+    policy = TabularModel(vocabulary=4, block_size=1, max_length=4, seed=4)
     journal = Journal(folder, {"seed": 0})
     try:
         evaluation = Evaluation(
@@ -89,7 +90,7 @@ def compared(
 
 def pair() -> ImportanceSampling:
     """What ets-is samples from: longer guide steps than those of the other methods, and another table's rollouts."""
-    reference, proposal = (TabularPolicy(vocabulary=4, block_size=2, max_length=4, seed=seed) for seed in (4, 5))
+    reference, proposal = (TabularModel(vocabulary=4, block_size=2, max_length=4, seed=seed) for seed in (4, 5))
     return ImportanceSampling(reference, proposal, PROPOSING.clip)
 
 
@@ -422,7 +423,7 @@ def test_ets_is_with_other_options_is_sampled_again(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["majority", "best-of-n", "one-step", "ets", "ets-is"])
 def test_several_draws_from_a_deterministic_policy_are_refused_before_anything_runs(name: str) -> None:
-    class Deterministic(TabularPolicy):
+    class Deterministic(TabularModel):
         deterministic = True
 
     policy = Deterministic()
@@ -528,7 +529,7 @@ def test_good_methods_and_settings_pass() -> None:
 
 
 def test_searches_that_a_policy_does_not_have_are_named_before_anything_runs() -> None:
-    require_able(TabularPolicy(), ["greedy", "beam"], None, SETTINGS)
+    require_able(TabularModel(), ["greedy", "beam"], None, SETTINGS)
     require_able(TabularMaskedDiffusion(), ["ets", "best-of-n"], None, SETTINGS)
     for name in ("greedy", "beam"):
         with pytest.raises(InputError, match=r"^TabularMaskedDiffusion has no "):

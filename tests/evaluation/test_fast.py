@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from ets.evaluation.fast import FastSampling, opened_sampler
+from ets.policies.making import policy_of
 
 from ets import demo
-from ets.evaluation.fast import FastSampling, opened_sampler
 from ets.path_weights import PathWeights
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
-from ets.policies.making import policy_of
 from ets.types import InputError, Policy
 
 FAST = FastSampling("1", 4, temperature=2.4, remasking="largest", threshold=0.9, cache="dual")

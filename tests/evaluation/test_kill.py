@@ -33,7 +33,7 @@ from ets.evaluation.journal import Journal
 from ets.evaluation.methods import METHODS, Settings
 from ets.evaluation.proposing import Proposing
 from ets.importance import ImportanceSampling
-from ets.testing import TabularPolicy
+from tests.laws.tabular import TabularModel
 from ets.types import InputError, Problem
 
 
@@ -67,11 +67,11 @@ def evaluate(folder, bytes, ending):
     if bytes is not None:
         journal._file = Mortal(journal._file, bytes, ending)
     problems = [Problem(f"letters-{n}", f"prompt {n}", doc={"answer": "ab"[n % 2]}) for n in range(16)]
-    policy = TabularPolicy(vocabulary=4, block_size=1, max_length=4, seed=4)
+    policy = TabularModel(vocabulary=4, block_size=1, max_length=4, seed=4)
     proposing = Proposing("another table", candidates=2, block_size=1, temperature=1.0)
     settings = Settings(candidates=3, rollouts=2, lam=0.2, pool="chain", beams=2, proposing=proposing)
     budget = GeneratedTokens()
-    own = {"ets-is": ImportanceSampling(policy, TabularPolicy(vocabulary=4, block_size=1, max_length=4, seed=5))}
+    own = {"ets-is": ImportanceSampling(policy, TabularModel(vocabulary=4, block_size=1, max_length=4, seed=5))}
     run = Evaluation(Letters(), policy, problems, journal, 5, 0, settings, progress=False, own=own)
     run.compare(list(METHODS), budget)
 

@@ -400,9 +400,9 @@ def launch(*words: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_script_is_launched_inside_its_folder() -> None:
-    words = ("accelerate.commands.launch", "eval_qwen.py", "--tasks", "gsm8k", "--model", "qwen-draw")
+    words = ("accelerate.commands.launch", "eval_qwen.py", "--tasks", "gsm8k", "--model", "qwen")
     done = launch(*words, "--model_args", "max_length=8", folder=ROOT / "qwen")
-    assert "error: the model qwen-draw needs model_path=…" in done.stderr
+    assert "error: the model qwen needs model_path=…" in done.stderr
 
 
 def test_the_script_for_vllm_chooses_vllm(tmp_path: Path) -> None:
@@ -410,43 +410,6 @@ def test_the_script_for_vllm_chooses_vllm(tmp_path: Path) -> None:
     words = ["--tasks", "gsm8k", "--model", "llada_dist", "--model_args", "model_path=embedded"]
     done = launch("qwen_vllm.eval_qwen", *words, folder=ROOT)
     assert done.stderr.endswith("error: engine is 'vllm'; choose from masked-diffusion\n")
-
-
-def test_the_reward_study_of_the_paper_s_form_is_that_of_ets_study(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The same answers, rewards and areas, and the same files beside them; and it resumes."""
-    arguments = SMALL.replace("m_candidates=2,k_monte_carlo=1", "num_samples=3")
-    for _ in range(2):
-        assert run_paper(tmp_path / "paper", "minerva_math500", model="qwen-draw", arguments=arguments) == 0
-    printed = capsys.readouterr().out
-    assert "minerva_math500, graded by ets" in printed and "| self-certainty " in printed
-    words = """--task math500 --model embedded-small --count 2 --samples 3 --max-length 16 --temperature 0.7 --top-k 20
-        --top-p 0.8 --seed 0 --width 2"""
-    assert ets_main(["study", *words.split(), "--data", str(DATA), "--out", str(tmp_path / "own" / "run")]) == 0
-    ours, theirs = records(tmp_path / "own"), records(tmp_path / "paper")
-    assert [(r["problem"], r["text"], r["rewards"]) for r in ours] == [
-        (r["problem"], r["text"], pytest.approx(r["rewards"], rel=1e-5)) for r in theirs
-    ]
-    (folder,) = (tmp_path / "paper").iterdir()
-    assert {path.name for path in folder.iterdir()} == {path.name for path in (tmp_path / "own" / "run").iterdir()}
-
-
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
-        ("num_samples=1", "samples is 1, and one answer to a problem agrees with itself alone"),
-        ("num_samples=3,temperature=0,top_k=0,top_p=1", "so all 3 draws from a state would be equal"),
-        ("num_samples=3,use_bon=True", "the model qwen-draw has no other method; leave use_bon out"),
-    ],
-)
-def test_what_the_reward_study_cannot_do_is_one_line(
-    changed: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = f"model_path=embedded-small,max_length=16,{changed}"
-    assert run_paper(tmp_path, "minerva_math500", model="qwen-draw", arguments=arguments) == 2
-    error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
 
 
 def test_stop_strings_of_the_command_line_are_heeded(tmp_path: Path) -> None:

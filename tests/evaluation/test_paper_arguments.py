@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from ets.evaluation.base import Base
+
 from ets.evaluation.methods import METHODS
 from ets.evaluation.paper_arguments import (
     ARGUMENTS,
@@ -23,7 +23,6 @@ from ets.evaluation.paper_arguments import (
     MODELS,
     OF_PROPOSALS,
     RESOURCES,
-    STUDY,
     PaperRun,
     read_arguments,
 )
@@ -72,7 +71,6 @@ def test_the_lines_are_printed_as_a_table() -> None:
 ORIGINAL: dict[str, dict[str, Any]] = {
     "qwen": {"max_length": 512, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "block_size": 64},
     "qwen-beam": {"max_length": 512, "beams": 5},
-    "qwen-draw": {"max_length": 512, "temperature": 0.7, "top_k": 20, "top_p": 0.8, "samples": 20},
     "qwen-ets": {"max_length": 512, "temperature": 0.7, "candidates": 3, "rollouts": 3, "lam": 0.1, "block_size": 64,
                  "pool": "chain"},
     "llada_dist": {"max_length": 1024, "steps": 1024, "block_length": 1024, "temperature": 0.0, "guide_steps": 8,
@@ -200,8 +198,8 @@ def test_the_readout_is_the_vote_where_the_paper_s_script_returns_it(flags: str,
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("--model qwen-draw " + QWEN + ",use_bon=True", "the model qwen-draw has no other method; leave use_bon out"),
-        ("--model qwen-etc " + QWEN, "unknown model 'qwen-etc'; choose from qwen, qwen-beam, qwen-ets, qwen-draw"),
+        ("--model qwen-draw " + QWEN, "the model qwen-draw is the reward study; run python benchmarks/reward_study.py"),
+        ("--model qwen-etc " + QWEN, "unknown model 'qwen-etc'; choose from qwen, qwen-beam, qwen-ets, llada_dist"),
         (QWEN, "unknown model ''; choose from qwen"),
         ("--model qwen-ets --model_args max_length=512", "the model qwen-ets needs model_path=…"),
         ("--model llada_dist --model_args gen_length=8", "the model llada_dist needs model_path=…"),
@@ -340,7 +338,6 @@ def test_an_argument_of_llada_without_effect_is_answered_by_one_line(argument: s
             f"--model qwen-ets {QWEN},engine=vllm,use_importance_sampling=True,small_model_path=/s",
             "the method ets-is runs through transformers, as in the paper",
         ),
-        (f"--model qwen-draw {QWEN},engine=vllm", "the method draw runs through transformers, as in the paper"),
         (f"--model qwen-ets {QWEN},engine=vllm", None),
     ],
 )
@@ -385,7 +382,7 @@ def test_what_belongs_to_ets_is_is_no_setting_of_another_method() -> None:
 
 def test_the_tables_name_what_exists() -> None:
     flags = {method for own in FLAGS.values() for method in own.values()}
-    assert {method for _, method in MODELS.values()} | flags <= {*METHODS, STUDY}
+    assert {method for _, method in MODELS.values()} | flags <= {*METHODS}
     assert set(RESOURCES) == set(making.RESOURCES["vllm"])
     assert (making.CHECKPOINT, asdict(Base())) == (CHECKPOINT, BASE)
     hosted = {task.lm_eval: task.name for task in (make() for make in TASKS.values()) if isinstance(task, Benchmark)}

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ets.evaluation.pooled import chosen, costs_by_size, mean_cost_curve, noted_texts, pool
 
 from ets.baselines import best_of_n, majority, one_step
-from ets.evaluation.pooled import chosen, costs_by_size, mean_cost_curve, noted_texts, pool
 from ets.rewards import per_text
 from ets.runner import run
-from ets.testing import TabularMaskedDiffusion, TabularPolicy
+from ets.testing import TabularPolicy
 from ets.types import Policy, StepFn
 from tests.evaluation.test_evaluate import Letters
+from tests.laws.masked_tabular import TabularMaskedDiffusion
 
 TASK = Letters()
 PROBLEMS = TASK.problems(6, 0)

@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ets.evaluation.work import TokenWork, Work, formula_of
+from ets.policies.making import fast_sampler_of
 
 from ets import baselines, demo
-from ets.evaluation.work import TokenWork, Work, formula_of
 from ets.importance import ImportanceSampling
 from ets.kernel import energy_guided
 from ets.policies.autoregressive import cache as kv_cache
@@ -21,7 +22,6 @@ from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion.denoise import Schedule
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
-from ets.policies.making import fast_sampler_of
 from ets.policies.memory import cache_bytes
 from ets.policies.settings import Caching, Horizon, Sampling, Unmasking
 from ets.randomness import derive

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ets.policies.making import SETTINGS, at_law, fast_sampler_of, policy_of
 
 import ets
 from ets.api import Result, _last_checkpoint
@@ -21,7 +22,6 @@ from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion.denoise import Schedule
 from ets.policies.diffusion.levels import LEVELS, target_of
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
-from ets.policies.making import SETTINGS, at_law, fast_sampler_of, policy_of
 from ets.policies.settings import Caching, Horizon, Sampling, Unmasking
 from ets.types import InputError, Problem
 from tests.tiny_server import TinyServer

@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ets.policies.making import proposal_of
 
 from ets import Horizon, Sampling, TransformersPolicy, sample
 from ets.importance import ImportanceSampling
 from ets.kernel import energy_guided
-from ets.policies.making import proposal_of
 from ets.rewards import entropy, self_certainty
 from ets.runner import run
-from ets.testing import TabularPolicy
 from ets.types import Certainty, Chain, InputError, Problem, Text
+from tests.laws.tabular import TabularModel
 
 PROBLEM = Problem("p", "abc")
 
@@ -23,14 +23,14 @@ PROBLEM = Problem("p", "abc")
 def test_they_are_means_over_tokens_and_higher_for_a_surer_model(reward: Any, expected: list[float]) -> None:
     sure, guessing = Certainty(4, 2.0, 6.0), Certainty(8, 16.0, 2.0)
     texts = [Text((1,), "a", -1.0, True, certainty=certainty) for certainty in (sure, guessing)]
-    assert list(reward(PROBLEM, texts, Chain(PROBLEM, 0, 1, TabularPolicy().start([PROBLEM])[0]))) == expected
+    assert list(reward(PROBLEM, texts, Chain(PROBLEM, 0, 1, TabularModel().start([PROBLEM])[0]))) == expected
 
 
 @pytest.mark.parametrize("reward", [entropy(), self_certainty()])
 def test_a_policy_that_did_not_record_it_is_told_in_one_line(reward: Any) -> None:
     step = energy_guided(reward, candidates=2, rollouts=2, lam=1.0)
     with pytest.raises(InputError, match="problem 'p'; make the policy with certainty=True") as caught:
-        list(run(TabularPolicy(seed=1), step, [PROBLEM], width=1, seed=0))
+        list(run(TabularModel(seed=1), step, [PROBLEM], width=1, seed=0))
     assert "\n" not in str(caught.value)
 
 

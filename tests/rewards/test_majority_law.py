@@ -20,9 +20,10 @@ from ets.kernel import energy_guided
 from ets.rewards import agreement_share, majority, self_consistency
 from ets.rewards.self_consistency import Pool
 from ets.runner import run
-from ets.testing import Law, TabularPolicy, check_law, frequencies, optimal_law, total_variation
+from ets.testing import Law, check_law, frequencies, optimal_law, total_variation
 from ets.types import Chain, InputError, Policy, Problem, Reward, Text
 from tests.enumerable import PROBLEM, reference, spelled
+from tests.laws.tabular import TabularModel
 from tests.laws.voting import agreement_share_law, majority_law, majority_limit_law
 
 LAM, LEVEL, DRAWS = 0.2, 1e-4, 1_500
@@ -47,9 +48,9 @@ def whole(text: str) -> str | None:
     return text if len(text) > 1 else None
 
 
-TIED = TabularPolicy(vocabulary=3, block_size=1, max_length=3, seed=3)
-SPLIT = TabularPolicy(vocabulary=3, block_size=1, max_length=3, seed=1)
-SHORT = TabularPolicy(vocabulary=3, block_size=1, max_length=2, seed=1)
+TIED = TabularModel(vocabulary=3, block_size=1, max_length=3, seed=3)
+SPLIT = TabularModel(vocabulary=3, block_size=1, max_length=3, seed=1)
+SHORT = TabularModel(vocabulary=3, block_size=1, max_length=2, seed=1)
 
 
 def drawn(policy: Policy, reward: Reward, candidates: int, rollouts: int, draws: int = DRAWS) -> list[Any]:
@@ -57,7 +58,7 @@ def drawn(policy: Policy, reward: Reward, candidates: int, rollouts: int, draws:
     return [chain.state.tokens for chain in run(policy, step, [PROBLEM], width=5000, seed=0, samples=draws)]
 
 
-def finite(policy: TabularPolicy, answer: ReadAnswer, candidates: int, rollouts: int, **options: Any) -> Law:
+def finite(policy: TabularModel, answer: ReadAnswer, candidates: int, rollouts: int, **options: Any) -> Law:
     sizes = {"candidates": candidates, "rollouts": rollouts}
     return majority_law(policy.oracle, PROBLEM, spelled(policy, answer), lam=LAM, **sizes, **options)
 
@@ -69,7 +70,7 @@ def finite(policy: TabularPolicy, answer: ReadAnswer, candidates: int, rollouts:
     ids=["M2-K1", "M2-K2", "M3-K1", "M4-K1"],
 )
 def test_the_kernel_follows_the_majoritys_exact_law(
-    policy: TabularPolicy, answer: ReadAnswer, candidates: int, rollouts: int, pool: Pool
+    policy: TabularModel, answer: ReadAnswer, candidates: int, rollouts: int, pool: Pool
 ) -> None:
     """1,500 chains; the laws of the two pools differ by at least 0.06."""
     laws = {p: finite(policy, answer, candidates, rollouts, pool=p) for p in POOLS}
@@ -80,7 +81,7 @@ def test_the_kernel_follows_the_majoritys_exact_law(
 
 def test_the_exact_law_of_two_complete_candidates_is_that_of_all_pairs() -> None:
     """One guide step, M = 2: only pairs with a winner and a loser are uneven, and the first answer wins a tie."""
-    policy = TabularPolicy(vocabulary=3, block_size=3, max_length=3, seed=3)
+    policy = TabularModel(vocabulary=3, block_size=3, max_length=3, seed=3)
     prior, answer, tilt = reference(policy), spelled(policy, whole), math.exp(1 / LAM)
     expected: defaultdict[Any, float] = defaultdict(float)
     for pair in product(prior, repeat=2):
@@ -134,7 +135,7 @@ def test_a_mutation_of_the_majority_turns_its_law_red(name: str, monkeypatch: py
         check_law(drawn(TIED, MUTATIONS[name], 2, 1), law, level=LEVEL)
 
 
-PROPOSAL = TabularPolicy(vocabulary=3, block_size=1, max_length=2, seed=8)
+PROPOSAL = TabularModel(vocabulary=3, block_size=1, max_length=2, seed=8)
 
 
 def unweighed(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> Sequence[float]:
@@ -161,10 +162,10 @@ def test_with_a_proposal_votes_carry_the_ratio(reward: Reward) -> None:
             check_law(chains, law, level=LEVEL)
 
 
-STEADY = TabularPolicy(vocabulary=3, block_size=1, max_length=3, seed=18)
+STEADY = TabularModel(vocabulary=3, block_size=1, max_length=3, seed=18)
 
 
-def optimum(policy: TabularPolicy, answer: ReadAnswer) -> Law:
+def optimum(policy: TabularModel, answer: ReadAnswer) -> Law:
     """p* of the fixed reward 1[a = a*], a* the mode of the reference's answers."""
     by_answer: defaultdict[Hashable, float] = defaultdict(float)
     for outcome, p in reference(policy).items():
@@ -205,7 +206,7 @@ def test_the_limit_with_one_guide_step_is_the_optimal_law() -> None:
 
 
 def test_no_limit_is_computed_where_two_answers_are_the_mode() -> None:
-    policy = TabularPolicy(vocabulary=3, concentration=1e-12)
+    policy = TabularModel(vocabulary=3, concentration=1e-12)
     with pytest.raises(InputError, match=r"^two answers are the mode, each with probability 0\.333333;"):
         majority_limit_law(policy.oracle, PROBLEM, spelled(policy, last_letter), lam=LAM)
 

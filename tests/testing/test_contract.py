@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ets.randomness import uniform
-from ets.testing import TabularMaskedDiffusion, TabularPolicy, check_policy, masked_tabular, scores_of
-from ets.types import Problem
+from ets.testing import TabularPolicy, check_policy
+from ets.types import Draw, Keys, Problem, State
+from tests.laws import masked_tabular
+from tests.laws.masked import canvas_before, scores_of
+from tests.laws.masked_tabular import TabularMaskedDiffusion
 
 PROBLEMS = [Problem("p", (1,)), Problem("q", "two"), Problem("r", (2, 3))]
 RULES = ("low_confidence", "random", "margin", "entropy")
@@ -47,25 +53,38 @@ def test_a_wrong_temperature_turns_the_law_red(make: Any) -> None:
         check_policy(make(temperature=1.05), make().oracle, PROBLEMS)
 
 
-def without_the_step(keys: Any, *absorbed: Any) -> Any:
-    """A position's number is the same at every step."""
-    return uniform(keys, *absorbed[:-2], absorbed[-1])
+class TokensAlone(TabularMaskedDiffusion):
+    """Records Σ log p_i(v_i) of the revealed tokens, without the probability that these positions win."""
+
+    def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
+        return [replace(draw, logp=self.tokens_logp(draw.state)) for draw in super().finish(states, keys)]
+
+    def tokens_logp(self, state: Any) -> float:
+        total = 0.0
+        for i, step in enumerate(state.path):
+            before = canvas_before(state.tokens, state.path, step, self.mask)
+            p, *_ = self.step_arguments(state.problem.prompt, before)
+            total += float(np.log(p[i, state.tokens[i]]))
+        return total
 
 
-# A draw that is used again does no harm under the other rules: there it was thrown away whatever it was.
-FAULTS: dict[str, tuple[dict[str, Any], str, Any, str]] = {
-    "no position term": ({}, "position_term", lambda *of: 0.0, "logp"),
-    "no position term, random": ({"remasking": "random"}, "position_term", lambda *of: 0.0, "logp"),
-    "a draw used again": ({}, "uniform", without_the_step, "exact law"),
-    "tempered scores": ({}, "scores_of", lambda logits, rule: scores_of(logits / 2.0, rule), "exact law"),
+@pytest.mark.parametrize("rule", ["low_confidence", "random"])
+def test_a_dropped_position_term_turns_the_contract_red(rule: str) -> None:
+    wrong = TokensAlone(3, remasking=rule, temperature=2.0, seed=3)
+    with pytest.raises(AssertionError, match="logp"):
+        check_policy(wrong, wrong.oracle, PROBLEMS, draws=DRAWS, level=LEVEL)
+
+
+FAULTS: dict[str, tuple[str, Any]] = {
+    "a draw used again": ("uniform", lambda keys, step: uniform(keys)),
+    "tempered scores": ("scores_of", lambda logits, rule: scores_of(logits / 2.0, rule)),
 }
 
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_in_masked_diffusion_turns_the_contract_red(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    options, name, faulty, message = FAULTS[fault]
-    right, wrong = diffusion(**options), diffusion(**options)
+    right, wrong = diffusion(), diffusion()
     right.oracle.finish_law(PROBLEMS[0], right.oracle.root)
-    monkeypatch.setattr(masked_tabular, name, faulty)
-    with pytest.raises(AssertionError, match=message):
+    monkeypatch.setattr(masked_tabular, *FAULTS[fault])
+    with pytest.raises(AssertionError, match="exact law"):
         check_policy(wrong, right.oracle, PROBLEMS, draws=DRAWS, level=LEVEL)

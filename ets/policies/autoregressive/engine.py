@@ -61,26 +61,27 @@ class Answer:
 
 
 class Engine(Protocol):
-    """Draws rows for an `EnginePolicy`; any number of threads may call it at once."""
+    """Draws rows for an `EnginePolicy`; any number of threads may call it at once.
+
+    Attributes
+    ----------
+    checkpoint : Checkpoint
+        The model's tokenizer and configuration; the weights are never read.
+    name : str
+        The engine's name in error messages.
+    context : int or None
+        Positions of the longest row, if known.
+    """
 
     @property
-    def checkpoint(self) -> Checkpoint:
-        """The model's tokenizer and configuration; the weights are never read."""
-        ...
-
+    def checkpoint(self) -> Checkpoint: ...
     @property
-    def name(self) -> str:
-        """The engine's name in error messages."""
-        ...
-
+    def name(self) -> str: ...
     @property
-    def context(self) -> int | None:
-        """Positions of the longest row, if known."""
-        ...
+    def context(self) -> int | None: ...
 
     def require_law(self, sampling: Sampling) -> None:
         """Raise `InputError` for a distribution that the engine does not sample."""
-        ...
 
     def draw(self, requests: Sequence[Request], sampling: Sampling, end_ids: Sequence[int]) -> list[Answer]:
         """Continue each row up to an end token, a stop string or its `room`; returns when the last row has ended."""
@@ -88,15 +89,12 @@ class Engine(Protocol):
 
     def load(self) -> None:
         """Load the model, unless it is loaded; the first draw loads it otherwise."""
-        ...
 
     def interrupt(self, thread: int) -> None:
         """Cancel the draw of the thread with this identifier, if any: `draw` raises `CancelledError` there."""
-        ...
 
     def close(self) -> object:
         """Free all resources; later draws raise."""
-        ...
 
 
 class EnginePolicy:
@@ -156,25 +154,17 @@ class EnginePolicy:
         return [TokenState(*pair, memory=OPEN) for pair in zip(problems, prompts, strict=True)]
 
     def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
-        return self._draw(states, keys, self.horizon.block_size, "candidate", self.sampling)
+        return self._draw(states, keys, self.horizon.block_size, "candidate")
 
     def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
-        return self._draw(states, keys, self.horizon.max_length, "rollout", self.sampling)
+        return self._draw(states, keys, self.horizon.max_length, "rollout")
 
     def greedy(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         """The most probable token at each turn, whatever the sampling rule; logp is the untempered model's."""
-        return self._draw(states, keys, self.horizon.max_length, "rollout", Sampling(0.0), untempered=True)
+        return self._draw(states, keys, self.horizon.max_length, "rollout", greedy=True)
 
-    def _draw(
-        self,
-        states: Sequence[State],
-        keys: Keys,
-        block: int,
-        kind: str,
-        sampling: Sampling,
-        *,
-        untempered: bool = False,
-    ) -> list[Draw]:
+    def _draw(self, states: Sequence[State], keys: Keys, block: int, kind: str, *, greedy: bool = False) -> list[Draw]:
+        sampling = Sampling(0.0) if greedy else self.sampling
         longest, ends = self.horizon.max_length, sorted(self.endings.end_ids)
         rows = [
             _Row(state, np.asarray(key), min(len(state.tokens) + block, longest), list(state.tokens))
@@ -187,20 +177,13 @@ class EnginePolicy:
                 row.append(answer, kind, self.endings)
             going = [row for row in going if not row.ended and len(row.tokens) < row.target]
         require_finite([row.state.problem for row in rows], [row.logp for row in rows])
-        certain = sampling.temperature == 0 and not untempered
-        draws = [
-            draw_of(
-                row.state,
-                tuple(row.tokens),
-                0.0 if certain else row.logp,
-                None if row.ended or len(row.tokens) >= longest else OPEN,
-                row.cost,
-                self.endings,
-            )
-            for row in rows
-        ]
+        draws = [self._draw_of(row, 0.0 if self.deterministic and not greedy else row.logp) for row in rows]
         self.ledger += Cost.total(draw.cost for draw in draws)
         return draws
+
+    def _draw_of(self, row: _Row, logp: float) -> Draw:
+        memory = None if row.ended or len(row.tokens) >= self.horizon.max_length else OPEN
+        return draw_of(row.state, tuple(row.tokens), logp, memory, row.cost, self.endings)
 
 
 @dataclass
@@ -285,6 +268,24 @@ async def _gather(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
     except ExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return [task.result() for task in tasks]
+
+
+def parameters(request: Request, sampling: Sampling, end_ids: Sequence[int]) -> dict[str, Any]:
+    """Every parameter that changes the distribution, by vLLM's names, whatever the engine's defaults are."""
+    return {
+        "max_tokens": request.room,
+        "seed": request.seed,
+        "temperature": sampling.temperature,
+        "top_p": 1.0 if sampling.top_p is None else sampling.top_p,
+        "top_k": sampling.top_k or -1,
+        "min_p": 0.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "repetition_penalty": 1.0,
+        "stop_token_ids": list(end_ids),
+        "skip_special_tokens": False,
+        "spaces_between_special_tokens": False,
+    }
 
 
 def require_temperature(name: str, sampling: Sampling) -> None:

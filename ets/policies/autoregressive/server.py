@@ -17,7 +17,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
-from ets.policies.autoregressive.engine import Answer, EnginePolicy, EventLoop, Request, require_temperature, tempered
+from ets.policies.autoregressive.engine import (
+    Answer,
+    EnginePolicy,
+    EventLoop,
+    Request,
+    parameters,
+    require_temperature,
+    tempered,
+)
 from ets.policies.autoregressive.law import require_autoregressive
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.settings import Horizon, Sampling, ServerResources
@@ -154,27 +162,10 @@ class Endpoint:
         return Answer(tokens, logps, int(details.get("cached_tokens") or 0))
 
     def _body(self, request: Request, sampling: Sampling, end_ids: Sequence[int], logprobs: int = 1) -> dict[str, Any]:
-        """Every parameter that changes the distribution, whatever the server's defaults are."""
-        body: dict[str, Any] = {
-            "model": self.model,
-            "prompt": list(request.tokens),
-            "max_tokens": request.room,
-            "seed": request.seed,
-            "temperature": sampling.temperature,
-            "top_p": 1.0 if sampling.top_p is None else sampling.top_p,
-            "presence_penalty": 0.0,
-            "frequency_penalty": 0.0,
-            "logprobs": logprobs,
-            # vLLM's own parameters; other servers support or ignore them.
-            "top_k": sampling.top_k or -1,
-            "min_p": 0.0,
-            "repetition_penalty": 1.0,
-            "stop_token_ids": list(end_ids),
-            "skip_special_tokens": False,
-            "spaces_between_special_tokens": False,
-            "return_token_ids": True,
-        }
-        return body | ({"stop": list(request.stop[:MOST_STOPS])} if request.stop else {})
+        # Some parameters are vLLM's own; other servers support or ignore them.
+        body = {"model": self.model, "prompt": list(request.tokens), "logprobs": logprobs, "return_token_ids": True}
+        stop = {"stop": list(request.stop[:MOST_STOPS])} if request.stop else {}
+        return body | parameters(request, sampling, end_ids) | stop
 
     def _served(self, model: str | None) -> tuple[str, int | None]:
         """The server's name for the model, and the model's context."""
@@ -193,25 +184,22 @@ class Endpoint:
     def _probe(self) -> tuple[str, bool]:
         """The attributes `approximate` and `tempered`, from two requests."""
         bodies = [self._body(Request((0,), 0, PROBED), Sampling(t), (), logprobs=PROBED) for t in (1.0, 0.5)]
-        choices = [self._choice(self._loop.wait(self._connection.ask("completions", body))) for body in bodies]
+        answers = [self._loop.wait(self._connection.ask("completions", body)) for body in bodies]
+        choices = [self._choice(answer, least=1) for answer in answers]
         for choice in choices:
-            if not choice["logprobs"]["token_logprobs"]:
-                raise self._without_logps()
             self._require_tokenizer(choice)
         first = [dict((choice["logprobs"].get("top_logprobs") or [{}])[0] or {}) for choice in choices]
         return "" if choices[0].get("token_ids") else TEXT_ONLY, tempered(*first)
 
-    def _choice(self, answer: Any) -> dict[str, Any]:
+    def _choice(self, answer: Any, least: int = 0) -> dict[str, Any]:
+        """The only choice of an answer, with log-probabilities; the list may be empty if the row ended at once."""
         try:
             (choice,) = answer["choices"]
-            if not isinstance(choice["logprobs"]["token_logprobs"], list):  # empty if the row ended at once
-                raise TypeError
+            if len(choice["logprobs"]["token_logprobs"]) < least:
+                raise ValueError
         except (KeyError, TypeError, ValueError):
-            raise self._without_logps() from None
+            raise InputError(f"{self.name} reports no log-probabilities; start it with them enabled") from None
         return dict(choice)
-
-    def _without_logps(self) -> InputError:
-        return InputError(f"{self.name} reports no log-probabilities; start it with log-probabilities enabled")
 
     def _require_tokenizer(self, choice: Mapping[str, Any]) -> None:
         """Raise `InputError` if the checkpoint's tokenizer decodes the server's tokens to another text."""
@@ -294,7 +282,8 @@ class Connection:
     def _read(self, response: Any) -> Any:
         status = response.status_code
         if status != 200:
-            remedy = f"put the API key into {self._variable}" if status in (401, 403) else "correct address or model"
+            key = f"put the API key into {self._variable}"
+            remedy = key if status in (401, 403) else "correct the address or the model"
             raise InputError(f"{self.name} answers {status} ({self._reason(response)}); {remedy}")
         try:
             return response.json()

@@ -434,6 +434,8 @@ class _Tally:
         return going
 
 
-def make_policy(checkpoint: Checkpoint, sampling: Sampling, horizon: Horizon, memory: MemorySettings) -> TransformersPolicy:
+def make_policy(
+    checkpoint: Checkpoint, sampling: Sampling, horizon: Horizon, memory: MemorySettings
+) -> TransformersPolicy:
     """The policy of the engine "transformers" in `ets.policies.registry`."""
     return TransformersPolicy(checkpoint, sampling, horizon, **vars(memory))

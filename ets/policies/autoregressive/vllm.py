@@ -16,7 +16,15 @@ from typing import Any
 
 import torch
 
-from ets.policies.autoregressive.engine import Answer, EnginePolicy, EventLoop, Request, require_temperature, tempered
+from ets.policies.autoregressive.engine import (
+    Answer,
+    EnginePolicy,
+    EventLoop,
+    Request,
+    parameters,
+    require_temperature,
+    tempered,
+)
 from ets.policies.autoregressive.law import require_autoregressive
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.settings import Horizon, Sampling, VLLMResources
@@ -50,6 +58,11 @@ class VLLMEngine:
     rows : int
         Largest number of rows that advance together.
 
+    Attributes
+    ----------
+    arguments : dict
+        The arguments of vLLM's engine.
+
     Raises
     ------
     InputError
@@ -78,9 +91,9 @@ class VLLMEngine:
             raise InputError(
                 "the model is loaded in memory, and vLLM loads models from files; save it to a folder first"
             )
-        self.checkpoint, self.replicas = checkpoint, replicas
+        self.checkpoint = checkpoint
         self._ids = count()  # of requests
-        self._arguments = engine_arguments(checkpoint, memory_gib, utilization, replicas, tensor_parallel, rows)
+        self.arguments = _arguments(checkpoint, memory_gib, utilization, replicas, tensor_parallel, rows)
         self._lock = threading.RLock()
         self._loaded: list[_Loaded] = []  # at most one
         self.close = weakref.finalize(self, _shut_down, self._loaded)
@@ -104,7 +117,7 @@ class VLLMEngine:
             if not self.close.alive:
                 raise InputError("the vLLM engine has been closed; make another one")
             if not self._loaded:
-                self._loaded.append(_load(self._arguments))
+                self._loaded.append(_load(self.arguments))
                 try:
                     self._require_processed_logps()
                 except BaseException:
@@ -190,18 +203,10 @@ class VLLMEngine:
             )
 
 
-def engine_arguments(
-    checkpoint: Checkpoint,
-    memory_gib: float | None = None,
-    utilization: float = 0.9,
-    replicas: int = 1,
-    tensor_parallel: int = 1,
-    rows: int = 256,
+def _arguments(
+    checkpoint: Checkpoint, memory_gib: float | None, utilization: float, replicas: int, tensor_parallel: int, rows: int
 ) -> dict[str, Any]:
-    """vLLM's arguments: every argument that results depend on, whatever a checkpoint's files and vLLM's defaults are.
-
-    For the parameters see `VLLMEngine`. Raises `InputError` if vLLM is not installed, or for too few GPUs.
-    """
+    """Every argument that results depend on, whatever a checkpoint's files and vLLM's defaults are."""
     # vLLM reads these variables at import: no usage reports, no log lines in this program's output.
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -285,26 +290,14 @@ def _shut_down(loaded: list[_Loaded]) -> None:
 
 
 def _params(request: Request, sampling: Sampling, end_ids: Sequence[int]) -> Any:
-    """vLLM's sampling parameters, with a value for each one that changes the distribution."""
     from vllm import SamplingParams
     from vllm.sampling_params import RequestOutputKind
 
     return SamplingParams(
-        temperature=sampling.temperature,
-        top_k=sampling.top_k or 0,
-        top_p=1.0 if sampling.top_p is None else sampling.top_p,
-        min_p=0.0,
-        repetition_penalty=1.0,
-        presence_penalty=0.0,
-        frequency_penalty=0.0,
-        seed=request.seed,
-        max_tokens=request.room,
-        ignore_eos=True,  # `end_ids` end the row instead
-        stop_token_ids=list(end_ids),
+        **parameters(request, sampling, end_ids),
         stop=list(request.stop),
         detokenize=bool(request.stop),
-        skip_special_tokens=False,
-        spaces_between_special_tokens=False,
+        ignore_eos=True,  # `end_ids` end the row instead
         logprobs=0,  # of the drawn token alone
         flat_logprobs=True,
         skip_clone=True,  # no other request has these parameters

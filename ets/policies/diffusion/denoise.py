@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from ets.policies.diffusion.remasking import RULES, Drawn, at_tokens, for_rows, row_slices
+from ets.policies.settings import Unmasking
 from ets.policies.token_draws import pick_tokens
 from ets.step import require_counts
 from ets.types import InputError

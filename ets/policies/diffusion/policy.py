@@ -360,7 +360,11 @@ class MaskedDiffusionPolicy:
 
 
 def make_policy(
-    checkpoint: Checkpoint, unmasking: Unmasking, canvas: CanvasSettings, caching: Caching | None, memory: MemorySettings
+    checkpoint: Checkpoint,
+    unmasking: Unmasking,
+    canvas: CanvasSettings,
+    caching: Caching | None,
+    memory: MemorySettings,
 ) -> MaskedDiffusionPolicy:
     """The policy of the engine "masked-diffusion" in `ets.policies.registry`."""
     family = MASKED_DIFFUSION.get(checkpoint.config.model_type)

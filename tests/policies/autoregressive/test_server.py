@@ -36,7 +36,7 @@ from ets.tasks.arithmetic import Arithmetic
 from ets.testing import check_law, check_policy, judge_law
 from ets.types import InputError, Keys, Problem
 from tests.conftest import causal_oracle, random_qwen3, tiny_tokenizer
-from tests.tiny_server import FOREVER, HANG_UP, TinyServer
+from tests.tiny_server import FOREVER, HANG_UP, NO_JSON, TinyServer
 
 PROBLEMS = [Problem("p", "abc"), Problem("q", (1, 3, 3, 2, 1)), Problem("r", "b")]
 LEVEL = 1e-4
@@ -175,6 +175,8 @@ def test_faults_that_pass_are_tried_again_and_change_nothing(server: TinyServer,
         (500, r"answers 500 \(as told\); tried 3 times"),
         (FOREVER, "has not answered within 1 seconds"),
         (HANG_UP, "cannot be reached"),
+        (404, r"answers 404 \(as told\); correct the address or the model"),
+        (NO_JSON, "answers no JSON; give an OpenAI-compatible server"),
     ],
 )
 def test_faults_that_stay_are_one_line_with_the_address(server: TinyServer, fault: Any, said: str) -> None:

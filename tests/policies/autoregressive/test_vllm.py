@@ -158,7 +158,7 @@ def test_vllm_is_given_the_copies_and_the_gpus_of_each(checkpoint: Checkpoint, m
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     _with_gpus(monkeypatch, 8)
-    arguments = VLLMEngine(checkpoint, replicas=2, tensor_parallel=4)._arguments
+    arguments = VLLMEngine(checkpoint, replicas=2, tensor_parallel=4).arguments
     assert (arguments["data_parallel_size"], arguments["tensor_parallel_size"]) == (2, 4)
     assert "block_size" not in arguments  # which a CPU needs
     made = AsyncEngineArgs(**arguments)

@@ -13,14 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ets.evaluation.traces import compact, effective_sizes, read_traces
+from ets.evaluation import traces as kept
+from ets.evaluation.traces import compact, read_traces
 from ets.report.charts import Axes, Point, Series, chart
-from ets.report.html import PACKED, effective_chart, packed_traces, write_report
+from ets.report.figures import effective_sizes
+from ets.report.page import PACKED, markdown_html, packed_traces, write_report
 from ets.types import Cost, InputError, Step, Text
 from tests.report.browser import CHROMIUM, Browser
 
 HOSTILE = '</script><script>hurt=1</script><img src=x onerror="hurt=1">'
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install one, or name it in CHROMIUM")
+
+
+PROMPT = {"prompt": f"What?{HOSTILE}", "prompt_kind": "as it is"}
 
 
 def text(content: str, done: bool = False) -> Text:
@@ -48,12 +53,12 @@ def line(problem: str, trace: Sequence[Step] = TRACE, prompt: str = f"What?{HOST
 def run_folder(folder: Path, problems: int = 2, label: str = f"ETS {HOSTILE}") -> Path:
     """What `ets eval` leaves, as far as the report reads it."""
     share = {"mean": 0.5, "low": 0.2, "high": 0.8}
-    row = {"method": "ets", "label": label, "accuracy": share, "repeats": 1, "key": "ets"}
+    row = {"method": "ets", "label": label, "accuracy": share, "repeats": 1, "key": "ets", "readout": "last"}
     row |= {"generated": 120.0, "positions": 150.0, "row_forwards": 0.0}
     told = {"method": "ets", "sample": 0, "answer": HOSTILE, "correct": 1.0, "valid": True}
-    records = [told | {"problem": f"p{n}", "effective": effective_sizes(TRACE)} for n in range(problems)]
+    records = [told | {"problem": f"p{n}", "effective": kept.effective_sizes(TRACE)} for n in range(problems)]
     folder.mkdir(exist_ok=True)
-    (folder / "configuration.json").write_text(json.dumps({"task": "sums", "model": HOSTILE, "lam": 0.1}))
+    (folder / "configuration.json").write_text(json.dumps({"task": "sums", "model": HOSTILE, "lam": 0.1, **PROMPT}))
     (folder / "summary.json").write_text(json.dumps([row, row | {"method": "plain", "label": "plain", "key": "plain"}]))
     (folder / "table.md").write_text(f"| method | pass@1 |\n| --- | ---: |\n| {label} |  50.0% |\n\nnote {HOSTILE}\n")
     (folder / "journal.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -64,24 +69,40 @@ def run_folder(folder: Path, problems: int = 2, label: str = f"ETS {HOSTILE}") -
 COST = {"generated": 50.0, "positions": 90.0, "row_forwards": 0.0, "seconds": 0.1, "depth": 9.0}
 
 
-def comparison_folder(folder: Path, problems: int = 2, **changed: Any) -> Path:
+def comparison_folder(folder: Path, problems: int = 2) -> Path:
     """What `ets compare` leaves of ETS at two budgets, as far as the report reads it; 8 candidates were a pilot."""
     ids = [f"p{n}" for n in range(problems)]
-    entry = {"method": "ets", "readout": "last", "scores": dict.fromkeys(ids, 0.5), "draws": 2} | changed
+    entry = {
+        "method": "ets",
+        "readout": "last",
+        "size": 2,
+        "scores": dict.fromkeys(ids, 0.5),
+        "draws": 2,
+        "rival": None,
+    }
     entries = [
         entry | {"budget": n, "label": f"ETS (M {m})", "key": f"ets-{m}", "cost": COST | {"generated": 50.0 * m}}
         for n, m in enumerate((2, 4))
     ]
     vote = entries[0] | {"readout": "vote", "label": "ETS (M 2), vote"}
-    setting = {"task": "sums", "model": "tiny", "seeds": 2, "currency": "generated", "against": "ets"}
-    (folder / "comparison.json").write_text(json.dumps({"setting": setting, "entries": [*entries, vote]}))
+    setting = {
+        "task": "sums",
+        "model": "tiny",
+        "problems": problems,
+        "seeds": 2,
+        "currency": "generated",
+        "against": "ets",
+    }
+    (folder / "comparison.json").write_text(
+        json.dumps({"setting": setting, "entries": [*entries, vote], "prompt": PROMPT})
+    )
     (folder / "comparison.md").write_text("### Budget 1\n\n| method |\n| --- |\n| ETS |\n\n- Better: ETS.\n")
     (folder / "scaling.json").write_text(json.dumps({"M, candidates": [[1, entries[0]], [2, entries[1]]]}))
     lines = []
     for key in ("ets-2", "ets-4", "ets-8"):
         (folder / key).mkdir()
         told = {"method": key, "sample": 0, "answer": "5", "correct": 1.0, "valid": True}
-        records = [told | {"problem": id, "effective": effective_sizes(TRACE)} for id in ids]
+        records = [told | {"problem": id, "effective": kept.effective_sizes(TRACE)} for id in ids]
         (folder / key / "journal.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
         lines += [json.dumps(line(id) | {"method": key}) for id in ids]
     (folder / "traces.jsonl").write_text("\n".join(lines) + "\n")
@@ -121,7 +142,7 @@ def test_torn_lines_are_passed_over_and_the_later_trace_counts(tmp_path: Path) -
 def test_the_report_holds_table_charts_settings_and_graded_traces(tmp_path: Path) -> None:
     page = write_report(run_folder(tmp_path)).read_text()
     assert page.count("<svg") == 2 and "tokens per problem (log scale)" in page
-    assert "<td>50.0%" in page and "<td>lam<td>0.1" in page
+    assert ">50.0%</td>" in page and "<td>lam</td><td>0.1</td>" in page
     shown = unpacked(page)
     assert (shown["kept"], shown["limit"], len(shown["traces"])) == (2, None, 2)
     assert shown["traces"][0]["answer"] == HOSTILE and shown["traces"][0]["correct"] == 1.0
@@ -129,21 +150,12 @@ def test_the_report_holds_table_charts_settings_and_graded_traces(tmp_path: Path
 
 def test_the_report_shows_the_first_prompt_and_its_kind(tmp_path: Path) -> None:
     folder = run_folder(tmp_path)
-    assert "<h2>Prompt" not in write_report(folder).read_text()  # of a folder from before it was kept
     told = {"task": "sums", "model": "m", "prompt": f"<s>What?{HOSTILE}", "prompt_kind": "chat template"}
     (folder / "configuration.json").write_text(json.dumps(told))
     page = write_report(folder).read_text()
     assert "by: chat template" in page and "<pre>&lt;s&gt;What?&lt;/script&gt;" in page
     (folder / "configuration.json").write_text(json.dumps({**told, "prompt": [1, 2], "prompt_kind": "token ids"}))
     assert "<pre>[1, 2]</pre>" in write_report(folder).read_text()
-
-
-def test_a_run_from_before_rows_had_keys_shows_its_traces(tmp_path: Path) -> None:
-    folder = run_folder(tmp_path)
-    rows = json.loads((folder / "summary.json").read_text())
-    (folder / "summary.json").write_text(json.dumps([{n: row[n] for n in row if n != "key"} for row in rows]))
-    page = write_report(folder).read_text()
-    assert [trace["label"] for trace in unpacked(page)["traces"]] == ["ets", "ets"] and page.count("<svg") == 2
 
 
 def test_the_same_folder_gives_the_same_bytes_at_any_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,6 +169,14 @@ def test_nothing_is_fetched_and_no_text_is_markup(tmp_path: Path) -> None:
     page = write_report(run_folder(tmp_path)).read_text()
     assert "<img" not in page and page.count("</script>") == 2
     assert not re.search(r"<[^>&]*(?:src|href)=|url\(|@import|https?:", page)
+
+
+def test_the_text_of_a_table_stays_as_it_is() -> None:
+    """Labels hold asterisks, underscores and addresses, which are no emphasis, links or images here."""
+    labels = "p* and p*, a_b_c, `x`, ![y](http://z), &lt;"
+    found = markdown_html(f"| a | b |\n| --- | ---: |\n| {labels} | <b> |\n\none\ntwo\n")
+    assert "<td>p* and p*, a_b_c, `x`, ![y](http://z), &amp;lt;</td>" in found and "&lt;b&gt;" in found
+    assert "<p>one<br" in found and "<img" not in found and "<a " not in found
 
 
 def test_a_hundred_long_traces_stay_below_a_megabyte_and_whole_ones_on_request(tmp_path: Path) -> None:
@@ -183,7 +203,7 @@ def test_a_hundred_long_traces_stay_below_a_megabyte_and_whole_ones_on_request(t
 
 
 def test_traces_are_left_out_where_even_short_texts_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ets.report.html.PACKED", 1000)
+    monkeypatch.setattr("ets.report.page.PACKED", 1000)
     traces = [line(f"{n} of many {hash((n, 1))}") for n in range(64)]
     found = packed_traces(traces)
     shown = json.loads(gzip.decompress(base64.b64decode(found)))
@@ -192,7 +212,7 @@ def test_traces_are_left_out_where_even_short_texts_do_not_fit(monkeypatch: pyte
 
 def test_a_comparison_shows_its_budgets_scaling_and_effective_sizes(tmp_path: Path) -> None:
     page = write_report(comparison_folder(tmp_path)).read_text()
-    assert "<h3>Budget 1</h3>" in page and "<li>Better: ETS." in page and "Scaling in M, candidates" in page
+    assert "<h3>Budget 1</h3>" in page and "<li>Better: ETS.</li>" in page and "Scaling in M, candidates" in page
     assert "Effective sample size, budget 2" in page and page.count("<svg") == 4
     assert ">ETS (M 4)</text>" in page and "M 8" not in page and "ets-2" not in page
 
@@ -206,20 +226,16 @@ def test_a_comparison_shows_traces_of_the_sizes_in_its_table_with_their_grades(t
 
 
 def test_traces_of_a_comparison_keep_to_the_same_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ets.report.html.PACKED", 1000)
+    monkeypatch.setattr("ets.report.page.PACKED", 1000)
     shown = unpacked(write_report(comparison_folder(tmp_path, problems=100)).read_text())
     assert shown["kept"] == 200 > len(shown["traces"]) > 0
 
 
-def test_a_comparison_without_traces_or_from_before_they_were_kept_has_a_report(tmp_path: Path) -> None:
+def test_a_comparison_without_traces_has_a_report(tmp_path: Path) -> None:
     folder = comparison_folder(tmp_path)
     (folder / "traces.jsonl").unlink()
     page = write_report(folder).read_text()
     assert 'type="text/plain"></script>' in page and page.count("<svg") == 4
-    content = json.loads((folder / "comparison.json").read_text())
-    old = [{name: value for name, value in entry.items() if name != "key"} for entry in content["entries"]]
-    (folder / "comparison.json").write_text(json.dumps(content | {"entries": old}))
-    assert write_report(folder).read_text().count("<svg") == 2
 
 
 def test_charts_place_points_by_their_logarithms() -> None:
@@ -232,10 +248,10 @@ def test_charts_place_points_by_their_logarithms() -> None:
 
 def test_effective_sizes_are_those_of_named_methods_with_several_steps() -> None:
     records = [{"method": name, "effective": [2.0, 4.0]} for name in ("ets", "power")]
-    records += [{"method": "plain", "effective": [1.0]}, {"method": "old"}]
-    svg = effective_chart(records, {"ets": "ETS (M 4)", "plain": "plain", "old": "old"})
-    assert ">ETS (M 4)</text>" in svg and "plain" not in svg and "power" not in svg and "old" not in svg
-    assert effective_chart(records, {"plain": "plain"}) == ""
+    records += [{"method": "plain", "effective": [1.0]}]
+    svg = chart(*effective_sizes(records, {"ets": "ETS (M 4)", "plain": "plain"}))
+    assert ">ETS (M 4)</text>" in svg and "plain" not in svg and "power" not in svg
+    assert chart(*effective_sizes(records, {"plain": "plain"})) == ""
 
 
 def test_series_beyond_the_colours_have_another_shape_and_dashed_ones_are_hollow() -> None:
@@ -313,7 +329,7 @@ def test_in_a_narrow_browser_the_words_of_column_headings_stay_whole(tmp_path: P
     cells = ["ETS (M 2, K 2), stopped when all agree, vote", "58.1%", "-25.9 (-29.2 to -22.5), majority", "4", "5", "6"]
     table = "\n".join(f"| {' | '.join(row)} |" for row in (headings, ["---"] * len(headings), cells))
     (comparison_folder(tmp_path) / "comparison.md").write_text(f"{table}\n")
-    lines_of_words = """[...document.querySelectorAll('.numbers th')].flatMap((heading) => {
+    lines_of_words = """[...document.querySelectorAll('#tables th')].flatMap((heading) => {
         const words = [...heading.textContent.matchAll(/\\S+/g)], range = document.createRange();
         return words.map((word) => {
             range.setStart(heading.firstChild, word.index);

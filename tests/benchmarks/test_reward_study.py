@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import json
 import math
+import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from ets import demo
+from ets.evaluation.intervals import accuracy
 from ets.evaluation.journal import Record
-from ets.evaluation.reward_study import (
-    AGREEMENT,
-    OF_A_TEXT,
-    agreement,
-    draws,
-    noted_rewards,
-    reward_study,
-    study_summary,
-    study_table,
-    wins,
-)
+from ets.policies.checkpoint import Checkpoint
 from ets.rewards import agreement_share
-from ets.runner import run
-from ets.types import Chain, InputError, Problem, Text
+from ets.types import Chain, Problem, Text
+from tests.tiny_server import TinyServer
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+script = importlib.import_module("reward_study")
+sys.path.pop(0)
+agreement, reward_study, study_summary, study_table = (
+    script.agreement, script.reward_study, script.study_summary, script.study_table
+)  # fmt: skip
+BASE = {
+    "task": "arithmetic",
+    "model": "embedded-small",
+    "count": "4",
+    "shots": "0",
+    "samples": "4",
+    "max-length": "64",
+    "temperature": "1.5",
+    "width": "2",
+}
+DIFFUSION = BASE | {
+    "task": "sums",
+    "model": "embedded-diffusion",
+    "count": "2",
+    "samples": "2",
+    "max-length": "24",
+    "steps": "12",
+    "block-length": "8",
+}
+REWARDS = ["likelihood-per-token", "negative-entropy", "self-certainty", "agreement-share"]
 
 
 class Letters:
@@ -57,7 +79,9 @@ def problems(count: int) -> list[Problem]:
     return [Problem(f"p{n}", "abc") for n in range(count)]
 
 
-def records_of(values: Sequence[Sequence[tuple[float, bool, str]]], names: Iterable[str] = OF_A_TEXT) -> list[Record]:
+def records_of(
+    values: Sequence[Sequence[tuple[float, bool, str]]], names: Iterable[str] = tuple(script.OF_A_TEXT)
+) -> list[Record]:
     """Of each problem's (reward, right, text): that reward under all names."""
     return [
         {"problem": f"p{p}", "correct": right, "text": text, "rewards": dict.fromkeys(names, value)}
@@ -99,7 +123,7 @@ def test_areas_are_those_of_all_pairs_with_ties_a_half(with_ties: list[list[tupl
 def test_wins_are_counted_for_every_pair_of_problems(with_ties: list[list[tuple[float, bool, str]]]) -> None:
     scores = [np.array([value for value, _, _ in group]) for group in with_ties]
     right = [np.array([known for _, known, _ in group]) for group in with_ties]
-    found = wins(scores, right)
+    found = script.wins(scores, right)
     for p, q in itertools.product(range(5), repeat=2):
         pairs = itertools.product(scores[p][right[p]], scores[q][~right[q]])
         assert found[p, q] == sum((good > bad) + (good == bad) / 2 for good, bad in pairs)
@@ -128,7 +152,7 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(monkeypatch: pytest.M
     95% less what a percentile interval of 40 problems lacks, 1.7 points by 2,500 repetitions: from 360 to 385 of 400,
     but for a chance of 1%. An interval of 90% covers it 355 times here.
     """
-    monkeypatch.setattr("ets.evaluation.reward_study.RESAMPLES", 200)
+    monkeypatch.setattr(script, "RESAMPLES", 200)
     truth, rng, covered = 0.5 * (1 + math.erf(0.5)), np.random.default_rng(1), 0
     for repetition in range(400):
         right = rng.random((40, 6)) < 0.5
@@ -154,7 +178,7 @@ def test_without_a_pair_there_is_no_area(right: bool) -> None:
     study = reward_study(Letters(), problems(2), records_of([[(1.0, right, "a")] * 3] * 2))
     assert study.mixed == 0 and "| none |" in " ".join(study_table(study).split())
     summary = json.loads(json.dumps(study_summary(study), allow_nan=False))
-    assert summary["rewards"][AGREEMENT]["pooled"] == {"auc": None, "low": None, "high": None}
+    assert summary["rewards"]["agreement-share"]["pooled"] == {"auc": None, "low": None, "high": None}
 
 
 @pytest.mark.parametrize("task", [Letters(), SlowLetters()])
@@ -166,19 +190,94 @@ def test_agreement_is_the_share_of_votes(task: Any) -> None:
     assert agreement(task, problem, texts).tolist() == pytest.approx(list(expected))
 
 
-def test_records_keep_the_rewards_of_what_was_drawn(make_tiny: Any) -> None:
-    policy = make_tiny(certainty=True)
-    for chain in run(policy, draws(2).step, problems(3), width=3, seed=0, samples=2):
-        (text,) = chain.trace[0].candidates
-        assert text.text == chain.state.text and text.certainty is not None
-        assert noted_rewards(chain)["rewards"] == {
-            "likelihood-per-token": text.logp / len(text.tokens),
-            "negative-entropy": -text.certainty.mean_entropy,
-            "self-certainty": text.certainty.mean_self_certainty,
-        }
+def command(folder: Path, base: dict[str, str] = BASE, **changed: str) -> list[str]:
+    options = base | {"out": str(folder)} | {name.replace("_", "-"): value for name, value in changed.items()}
+    return [word for name, value in options.items() for word in (f"--{name}", value)]
 
 
-@pytest.mark.parametrize(("samples", "message"), [(0, "samples is 0"), (1, "one answer to a problem agrees with itse")])
-def test_too_few_samples_are_refused(samples: int, message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        draws(samples)
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
+
+
+def test_a_study_leaves_a_folder_and_continues_after_an_interruption(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    assert script.main(command(folder)) == 0
+    assert (folder / "table.md").read_text() in capsys.readouterr().out + "\n"
+    assert {path.name for path in folder.iterdir()} == {
+        "configuration.json", "journal.jsonl", "summary.json", "table.md", "rewards.png",
+    }  # fmt: skip
+    summary, records = json.loads((folder / "summary.json").read_text()), lines_of(folder)
+    assert list(summary["rewards"]) == REWARDS and (summary["problems"], summary["samples"]) == (4, 4)
+    assert {(r["method"], r["problem"], r["sample"]) for r in records} == {
+        ("draw", f"arithmetic-{problem}", sample) for problem in range(4) for sample in range(4)
+    }
+    assert summary["accuracy"]["mean"] == sum(r["correct"] for r in records) / 16
+    assert all(list(record["rewards"]) == REWARDS[:3] for record in records)
+
+    journal = folder / "journal.jsonl"
+    whole = journal.read_text().splitlines(keepends=True)
+    journal.write_text("".join(whole[:9]) + whole[9][:30])  # as after a kill in the middle of a line
+    assert script.main(command(folder, width="3")) == 0
+    assert {(r["problem"], r["sample"], r["text"]) for r in lines_of(folder)} == {
+        (r["problem"], r["sample"], r["text"]) for r in records
+    }
+    assert json.loads((folder / "summary.json").read_text()) == summary
+
+    assert script.main(command(folder, samples="2")) == 0  # a part of the folder's answers
+    assert json.loads((folder / "summary.json").read_text())["samples"] == 2 and len(lines_of(folder)) == 16
+
+
+def test_a_masked_diffusion_model_has_the_same_rewards(tmp_path: Path) -> None:
+    assert script.main([*command(tmp_path / "run", DIFFUSION), "--stop-at-end"]) == 0
+    for record in lines_of(tmp_path / "run"):
+        likelihood, entropy, certainty = (record["rewards"][name] for name in REWARDS[:3])
+        assert likelihood < 0 and entropy < 0 < certainty
+
+
+def test_a_served_model_has_the_rewards_without_certainty(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with TinyServer(Checkpoint(demo.model_path("small"), device="cpu")) as server:
+        words = command(folder, count="2", samples="2", engine="endpoint", endpoint=server.address)
+        assert script.main(words) == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    assert list(summary["rewards"]) == ["likelihood-per-token", "agreement-share"]
+    for record in lines_of(folder):
+        assert list(record["rewards"]) == ["likelihood-per-token"] and record["rewards"]["likelihood-per-token"] < 0
+    assert (folder / "rewards.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"samples": "1"}, "samples is 1, and one answer to a problem agrees with itself alone"),
+        ({"samples": "0"}, "samples is 0"),
+        ({"temperature": "0"}, "so all 4 draws from a state would be equal"),
+        ({"task": "chess"}, "unknown task 'chess'"),
+        ({"width": "0"}, "width is 0"),
+        ({"model": "./nowhere"}, "no checkpoint at './nowhere'"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_weights_are_loaded(
+    changed: dict[str, str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert script.main(command(tmp_path / "run", **changed)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and message in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("right", "wrong"), [(25, 15), (40, 0), (0, 40)])
+def test_each_reward_has_a_panel(right: int, wrong: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng, area, drawn = np.random.default_rng(0), script.Area(0.75, 0.5, 1.0), list[Any]()
+    each = [script.Separation(name, area, area, rng.normal(1, 1, right), rng.normal(0, 1, wrong)) for name in REWARDS]
+    study, panel = script.RewardStudy(10, 4, 8, accuracy([0.5] * 10, 4), tuple(each)), script._panel
+    monkeypatch.setattr(script, "_panel", lambda axes, one: (panel(axes, one), drawn.append(axes)))
+    table = script.write_study(study, "a $ title", tmp_path)
+    assert (tmp_path / "table.md").read_text() == f"{table}\n"
+    assert (tmp_path / "rewards.png").stat().st_size > 10_000
+    for axes, name in zip(drawn, REWARDS, strict=True):
+        assert axes.get_xlabel() == script.LABELS[name] and name in axes.get_title()
+        legend = [text.get_text() for text in axes.get_legend().get_texts()]
+        assert legend == [f"{kind} ({count})" for kind, count in (("right", right), ("wrong", wrong)) if count]

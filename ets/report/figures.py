@@ -1,0 +1,81 @@
+"""The series of every figure, from the entries, rows and records of a results folder; SVG and PNG draw the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from statistics import quantiles
+from typing import Any
+
+from ets.evaluation.comparison import Entry
+from ets.evaluation.intervals import Accuracy
+from ets.report.budgets import COSTS, Setting, interval
+from ets.report.charts import Axes, Point, Series
+
+ACCURACY = "accuracy (%) with 95% interval"
+
+
+def run_accuracy(rows: Sequence[Mapping[str, Any]], cost: str, unit: str) -> tuple[Axes, list[Series]]:
+    """One point for each row of `summary.json`: accuracy against one of `COSTS`."""
+    axes = Axes(f"{COSTS[cost]} per {unit} (log scale)", ACCURACY, log=True, top=100)
+    notes = [f"{row[cost]:,.0f} {COSTS[cost]}" for row in rows]
+    points = [_point(row[cost], Accuracy(**row["accuracy"]), note) for row, note in zip(rows, notes, strict=True)]
+    return axes, [Series(row["label"], [point]) for row, point in zip(rows, points, strict=True)]
+
+
+def compared_accuracy(entries: Sequence[Entry], setting: Setting) -> tuple[Axes, list[Series]]:
+    """A line for each method and readout; the readouts of a method share a colour, and all but `last` are dashed."""
+    lines: dict[tuple[str, str], list[Entry]] = {}
+    for entry in entries:
+        lines.setdefault((entry.method, entry.readout), []).append(entry)
+    methods = list(dict.fromkeys(entry.method for entry in entries))
+    series = [
+        Series(
+            method if readout == "last" else f"{method}, {readout}",
+            [_entry_point(entry.cost[setting.currency], entry, setting) for entry in members],
+            dashed=readout != "last",
+            look=methods.index(method),
+        )
+        for (method, readout), members in lines.items()
+    ]
+    return Axes(f"{COSTS[setting.currency]} per problem (log scale)", ACCURACY, log=True, top=100), series
+
+
+def scaling(name: str, values: Sequence[tuple[float, Entry]], setting: Setting) -> tuple[Axes, list[Series]]:
+    """ETS against one of M, K and I."""
+    axes = Axes(f"{name} (log scale)", ACCURACY, log=True, exact=True, top=100)
+    return axes, [Series("ETS", [_entry_point(x, entry, setting) for x, entry in values])]
+
+
+def effective_sizes(records: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> tuple[Axes, list[Series]]:
+    """Median and quartiles of the effective sample size at each guide step, for methods with several steps.
+
+    Parameters
+    ----------
+    records : sequence of mapping
+    labels : mapping of str to str
+        The labels of the shown methods, by the methods' names in the records.
+    """
+    sizes: dict[str, dict[int, list[float]]] = {key: {} for key in labels}
+    for record in (record for record in records if record["method"] in labels):
+        for number, size in enumerate(record["effective"], 1):
+            sizes[record["method"]].setdefault(number, []).append(size)
+    series = [
+        Series(labels[key], [_quartiles(number, found) for number, found in sorted(steps.items())])
+        for key, steps in sizes.items()
+        if len(steps) > 1 and max(map(max, steps.values())) > 1
+    ]
+    return Axes("guide step", "effective candidates, quartiles", exact=True), series
+
+
+def _quartiles(number: int, sizes: Sequence[float]) -> Point:
+    low, middle, high = quantiles(sizes, n=4, method="inclusive") if len(sizes) > 1 else (sizes[0],) * 3
+    return Point(number, middle, low, high, f"{len(sizes)} chains at guide step {number}")
+
+
+def _entry_point(x: float, entry: Entry, setting: Setting) -> Point:
+    spent = f"{entry.cost[setting.currency]:,.0f}"
+    return _point(x, interval(entry), f"{entry.label}, {spent} {COSTS[setting.currency]}", spent)
+
+
+def _point(x: float, share: Accuracy, note: str, label: str = "") -> Point:
+    return Point(x, 100 * share.mean, 100 * share.low, 100 * share.high, note, label)

@@ -1,0 +1,170 @@
+"""A results folder as one HTML file with tables, charts and traces, which loads nothing from elsewhere.
+
+The page depends on the folder's files alone. Templates escape all texts, traces are packed into letters without markup,
+and the page's security policy allows only the viewer's script.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from ets.evaluation.comparison import entry_of
+from ets.evaluation.traces import TRACED, read_traces
+from ets.report.budgets import Setting
+from ets.report.charts import Axes, Series, chart
+from ets.report.figures import compared_accuracy, effective_sizes, run_accuracy, scaling
+from ets.templates import plain, render
+from ets.trace_view import elide
+from ets.types import InputError
+
+Stored: TypeAlias = Mapping[str, Any]
+"""JSON values of a folder."""
+Figures: TypeAlias = Mapping[str, tuple[Axes, Sequence[Series]]]
+"""Axes and series by heading."""
+NAME = "report.html"
+PACKED = 700_000
+"""The most characters of packed traces; unless the whole texts are requested, texts are shortened until they fit."""
+LIMITS = (20_000, 4_000, 1_000, 400, 160, 60, 24)
+"""Limits of a text's characters, tried one after the other."""
+COST, EFFECTIVE = "Accuracy against cost", "Effective sample size"
+
+
+def write_report(folder: Path, *, whole: bool = False) -> Path:
+    """Write `report.html` of a folder of `ets eval` or `ets compare`, and return its path.
+
+    Parameters
+    ----------
+    folder : Path
+    whole : bool
+        Keep the whole texts of traces, however large the file becomes.
+
+    Raises
+    ------
+    InputError
+        For a folder that holds no finished run, or a damaged one.
+    """
+    compared = (folder / "comparison.json").exists()
+    if not compared and not ((folder / "summary.json").exists() and (folder / "configuration.json").exists()):
+        raise InputError(f"{str(folder)!r} holds no finished run of ets eval or ets compare; name its results folder")
+    try:
+        page = _compared(folder, whole) if compared else _evaluated(folder, whole)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{str(folder)!r} is damaged ({error}); run its command again to continue the run") from error
+    path = folder / NAME
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def packed(values: Any) -> str:
+    """Compress JSON values into letters, digits, +, / and =; equal values give equal letters."""
+    content = json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode()
+    return base64.b64encode(gzip.compress(content, 6, mtime=0)).decode()
+
+
+def packed_traces(traces: Sequence[Stored], *, whole: bool = False) -> str:
+    """Pack traces for the viewer; unless `whole`, shorten texts, then leave traces out, until `PACKED` is kept."""
+    every, cut = len(traces), any(len(text) > LIMITS[0] for trace in traces for text in trace["texts"])
+    if whole:
+        return packed({"kept": every, "limit": None, "traces": traces})
+    fewer = [(every >> halvings, LIMITS[-1]) for halvings in range(1, every.bit_length() + 1)]
+    for count, limit in [*((every, limit) for limit in LIMITS), *fewer]:
+        shown = [_shortened(trace, limit) for trace in traces[:count]]
+        letters = packed({"kept": every, "limit": limit if cut or limit < LIMITS[0] else None, "traces": shown})
+        if len(letters) <= PACKED:
+            break
+    return letters
+
+
+def _shortened(trace: Stored, limit: int) -> dict[str, Any]:
+    texts = {name: elide(str(trace[name]), 4 * limit) for name in ("answer", "prompt") if trace.get(name) is not None}
+    return {**trace, **texts, "texts": [elide(text, limit) for text in trace["texts"]]}
+
+
+def markdown_html(text: str) -> str:
+    """Render headings, tables, lists and paragraphs; every other character of Markdown stays as it is."""
+    from markdown_it import MarkdownIt
+    from markupsafe import Markup
+
+    return Markup(MarkdownIt("zero", {"breaks": True}).enable(["heading", "table", "list", "newline"]).render(text))
+
+
+def _evaluated(folder: Path, whole: bool) -> str:
+    rows = _read(folder / "summary.json")
+    records = _records(folder / "journal.jsonl")
+    configuration = _read(folder / "configuration.json")
+    cost = "positions" if any(row["row_forwards"] for row in rows) else "generated"
+    guided = _guided(rows)
+    unit = "problem" if rows[0]["repeats"] == 1 else "sample"
+    figures = {COST: run_accuracy(rows, cost, unit), EFFECTIVE: effective_sizes(records, guided)}
+    title = f"{configuration['task']}: {configuration['model']}"
+    return _page(title, folder / "table.md", configuration, figures, _graded_traces(folder, records, guided), whole)
+
+
+def _compared(folder: Path, whole: bool) -> str:
+    content = _read(folder / "comparison.json")
+    setting, entries = Setting(**content["setting"]), [entry_of(entry) for entry in content["entries"]]
+    guided = _guided(content["entries"])
+    paths = [folder / key / "journal.jsonl" for key in guided]
+    records = [record for path in paths if path.exists() for record in _records(path)]
+    figures = {COST: compared_accuracy(entries, setting)}
+    path = folder / "scaling.json"
+    for name, values in (_read(path) if path.exists() else {}).items():
+        figures[f"Scaling in {name}"] = scaling(name, [(x, entry_of(entry)) for x, entry in values], setting)
+    for budget in sorted({entry.budget for entry in entries if entry.budget is not None}):
+        labels = _guided([entry for entry in content["entries"] if entry["budget"] == budget])
+        figures[f"{EFFECTIVE}, budget {budget + 1}"] = effective_sizes(records, labels)
+    configuration = asdict(setting)
+    configuration |= configuration.pop("told") | content["prompt"]
+    traces = _graded_traces(folder, records, guided)
+    return _page(f"{setting.task}: {setting.model}", folder / "comparison.md", configuration, figures, traces, whole)
+
+
+def _guided(rows: Sequence[Stored]) -> dict[str, str]:
+    """The labels of methods with weighed candidates, by the methods' names in the records."""
+    return {row["key"]: row["label"] for row in rows if row["readout"] == "last" and row["method"] in TRACED}
+
+
+def _graded_traces(folder: Path, records: Sequence[Stored], labels: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The traces of chains that have a record, with the record's grade, in the order of the labels."""
+    known = {(r["method"], r["problem"]): r for r in records if r["sample"] == 0}
+    traces = [trace for trace in read_traces(folder) if trace["method"] in labels]
+    places = {key: place for place, key in enumerate(labels)}
+    return [
+        trace | {name: record[name] for name in ("answer", "correct", "valid")} | {"label": labels[trace["method"]]}
+        for trace in sorted(traces, key=lambda trace: places[trace["method"]])
+        if (record := known.get((trace["method"], trace["problem"])))
+    ]
+
+
+def _page(
+    title: str, table: Path, configuration: Stored, figures: Figures, traces: Sequence[Stored], whole: bool
+) -> str:
+    script = render("viewer.js")
+    return render(
+        "report.html",
+        title=elide(title, 200),
+        script=script,
+        policy=f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'",
+        tables=markdown_html(table.read_text(encoding="utf-8")),
+        charts=[(heading, chart(axes, series)) for heading, (axes, series) in figures.items()],
+        prompt=elide(plain(configuration["prompt"]), LIMITS[0]),
+        prompt_kind=configuration["prompt_kind"],
+        settings=[(name, value) for name, value in sorted(configuration.items()) if name != "prompt"],
+        traces=packed_traces(traces, whole=whole) if traces else "",
+    )
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_bytes())
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    """The complete lines of a journal; another process may be appending a line."""
+    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
