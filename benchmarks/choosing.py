@@ -17,7 +17,7 @@ import choosing_demo
 import choosing_laws
 from choosing_plots import draw
 
-from ets.evaluation.tables import aligned
+from ets.report.tables import aligned
 
 TEMPLATE = Path(__file__).with_name("choosing_template.md")
 PAGE = Path(__file__).parents[1] / "docs" / "choosing.md"

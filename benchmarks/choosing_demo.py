@@ -9,9 +9,10 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from statistics import fmean
 
+from ets.evaluation.work import TokenWork
+
 import ets
 from ets.evaluation.intervals import accuracy
-from ets.evaluation.work import TokenWork
 from ets.rewards import as_reward, majority, verifier
 from ets.tasks import Arithmetic
 from ets.types import Chain, Problem, Reward

@@ -33,9 +33,9 @@ from ets.evaluation.bootstrap import RESAMPLES
 from ets.evaluation.hosted import conditions, digest, opened_task
 from ets.evaluation.intervals import Accuracy, accuracy
 from ets.evaluation.journal import Journal, Record
-from ets.evaluation.tables import aligned
 from ets.exits import exit_status
 from ets.policies.checkpoint import Checkpoint
+from ets.report.tables import aligned
 from ets.rewards import entropy, likelihood, self_certainty
 from ets.runner import run
 from ets.step import require_counts, require_variety

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ets.types import InputError
 
@@ -39,3 +39,20 @@ def exiting_at_sigterm() -> Iterator[None]:
 
 def _terminated(number: int, frame: object) -> NoReturn:
     sys.exit(128 + number)
+
+
+@contextmanager
+def closed_after(policy: Any) -> Iterator[None]:
+    """Close a policy's engine, such as its processes, however the block ends; for use in the main thread.
+
+    A signal to terminate would end this process at once, and leave the others.
+    """
+    close = getattr(policy, "close", None)
+    if close is None:
+        yield
+        return
+    with exiting_at_sigterm():
+        try:
+            yield
+        finally:
+            close()

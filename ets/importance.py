@@ -79,6 +79,7 @@ class ImportanceSampling:
             raise InputError("at temperature 0 the proposal draws one text only, which has no ratio; raise it")
         reference.require_proposal(proposal)
         self.reference, self.proposal, self._clip = reference, proposal, Clip(clip)
+        self.clip = clip
         self._warn_of_noise = NoiseWarning()
 
     weighed = True  # `ets.step.require_unweighed`

@@ -79,6 +79,7 @@ class PathWeights:
 
     def __init__(self, sampler: Policy, weigher: Weigher, clip: tuple[float, float] | None = None) -> None:
         self.sampler, self.weigher, self._clip = sampler, weigher, Clip(clip)
+        self.clip = clip
         self._warn_of_noise = NoiseWarning()
 
     weighed = True  # `ets.step.require_unweighed`

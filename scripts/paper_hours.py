@@ -17,11 +17,12 @@ from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
-from ets import Checkpoint, demo
-from ets.cli import _parser
-from ets.evaluation.tables import aligned
 from ets.evaluation.work import CanvasWork, TokenWork, Work
 from ets.policies.making import fast_sampler_of, policy_of
+
+from ets import Checkpoint, demo
+from ets.cli import _parser
+from ets.report.tables import aligned
 
 ROOT = Path(__file__).parents[1]
 

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ets.commands import evaluate
 from ets.types import InputError
+
+if TYPE_CHECKING:
+    from ets.evaluation.comparison import Entry
 
 EXAMPLE = """the flags are those of ets eval: put estimate in the place of eval. Example:
   ets estimate --task arithmetic --model embedded --shots 0 --methods plain,majority,ets \\
@@ -34,6 +40,21 @@ def execute(options: argparse.Namespace) -> None:
     for setup, plan in evaluate.prepared(options):
         problems = setup.problems[: options.problems]
         with tempfile.TemporaryDirectory(prefix="ets-estimate-") as folder:
-            entries = evaluate.entries_of(setup.with_problems(problems), plan, Path(folder))
+            entries, _ = evaluate.entries_of(replace(setup, problems=problems), plan, Path(folder))
         if setup.ranks.first:
-            _print(entries, len(setup.problems), len(problems), plan.repeats)
+            print(_table(entries, len(setup.problems), len(problems), plan.repeats))
+
+
+def _table(entries: Sequence[Entry], problems: int, measured: int, repeats: int) -> str:
+    """The cost of each method over all problems and repeats, extrapolated from the mean of the measured problems."""
+    from ets.report.tables import COSTS, aligned
+
+    costs = {name: title for name, title in COSTS.items() if name != "depth" and any(e.cost[name] for e in entries)}
+    rows = [
+        (entry.label, *(f"{entry.cost[name] * problems * min(repeats, entry.draws):,.0f}" for name in costs))
+        for entry in entries
+        if entry.readout == "last"
+    ]
+    heading = f"expected for {problems} problems, {repeats} of each, from {measured} of them on this machine:"
+    note = "loading, grading and plots come on top; methods that share complete samples draw them once"
+    return f"{heading}\n\n{aligned([('method', *costs.values()), *rows])}\n\n{note}"

@@ -25,6 +25,7 @@ from ets.types import InputError
 if TYPE_CHECKING:
     from ets.evaluation.comparison import Comparison, Entry
     from ets.evaluation.setup import Setup
+    from ets.report.tables import Setting
 
 EXAMPLE = """example:
   ets eval --task arithmetic --model embedded --count 20 --shots 0 --methods plain,majority,ets \\
@@ -149,16 +150,21 @@ def execute(options: argparse.Namespace) -> None:
     InputError
         For bad input, most of it before a model is loaded.
     """
+    for setup, plan in prepared(options):
+        compare(setup, plan)
+
+
+def prepared(options: argparse.Namespace) -> list[tuple[Setup, Plan]]:
+    """The setup of each task, all of them checked before the first one runs."""
     plan = _parsed(options)
     _require_plan(plan)
-    setups = [
-        open_setup(replace(plan.asked, task=task), plan.values, plan.settings, plan.methods, plan.chat)
-        for task in plan.tasks
-    ]
-    for setup in setups:
-        require_able(setup.policies, plan.methods, setup.settings)
-    for setup in setups:
-        compare(setup, plan)
+    found = []
+    for task in plan.tasks:
+        asked = replace(plan.asked, task=task)
+        setup = open_setup(asked, plan.values, plan.settings, plan.methods, plan.chat)
+        require_able(setup.policies, plan.methods, plan.budgets)
+        found.append((setup, replace(plan, asked=asked)))
+    return found
 
 
 def _require_plan(plan: Plan) -> None:
@@ -196,22 +202,25 @@ def _require_budget(plan: Plan) -> None:
             )
 
 
-def compare(setup: Setup, plan: Plan) -> list[Entry]:
+def compare(setup: Setup, plan: Plan) -> None:
     """Run the plan on a task, and write its results folder: journal, tables, plots and report."""
-    from ets.evaluation.journal import Journal, fingerprint
-    from ets.evaluation.traces import Traces
-    from ets.exits import closed_after
     from ets.report.results import write_results
 
-    configuration = dict(setup.configuration)
-    identity = {**configuration, "candidates": plan.budgets} if len(plan.budgets) == 1 else configuration
-    name = setup.task.name if len(plan.budgets) == 1 else f"compare-{setup.task.name}"
-    folder = plan.results / f"{name}-{fingerprint(identity)}"
-    if plan.out is not None:
-        folder = plan.out if len(plan.tasks) == 1 else plan.out / setup.task.name
+    folder = _folder(setup, plan)
+    entries, panels = entries_of(setup, plan, folder)
+    if setup.ranks.first:
+        write_results(entries, panels, _setting(setup, plan), folder)
+
+
+def entries_of(setup: Setup, plan: Plan, folder: Path) -> tuple[list[Entry], dict[str, list[tuple[float, Entry]]]]:
+    """The entries of a plan on a task, and those of its scans; the folder holds the journal and the traces."""
+    from ets.evaluation.journal import Journal
+    from ets.evaluation.traces import Traces
+    from ets.exits import closed_after
+
     traced = [problem.id for problem in setup.problems[: plan.traces]]
     with (
-        Journal(folder, configuration, setup.ranks) as journal,
+        Journal(folder, setup.configuration, setup.ranks) as journal,
         Traces(folder, traced, setup.ranks) as traces,
         closed_after(setup.policy),
     ):
@@ -220,10 +229,27 @@ def compare(setup: Setup, plan: Plan) -> list[Entry]:
             setup.ranks.say(line)
         comparison = comparison_of(setup, plan, journal, kept=traces.keep)
         entries = comparison.entries(plan.budgets, plan.against)
-        panels = _scans(setup, plan, comparison, folder, entries)
-    if setup.ranks.first:
-        write_results(entries, panels, setup, plan, folder)
-    return entries
+        return entries, _scans(setup, plan, comparison, folder, entries)
+
+
+def _folder(setup: Setup, plan: Plan) -> Path:
+    from ets.evaluation.journal import fingerprint
+
+    if plan.out is not None:
+        return plan.out if len(plan.tasks) == 1 else plan.out / setup.task.name
+    if len(plan.budgets) > 1:  # a folder that further budgets extend
+        return plan.results / f"compare-{setup.task.name}-{fingerprint(setup.configuration)}"
+    return plan.results / f"{setup.task.name}-{fingerprint({**setup.configuration, 'budget': plan.budgets})}"
+
+
+def _setting(setup: Setup, plan: Plan) -> Setting:
+    from ets.report.tables import Setting
+
+    hidden = ("task", "model", "prompt", "prompt_kind", "model_revision", "placement", "ets", "approximate", "own_code")
+    shown = {n: v for n, v in setup.configuration.items() if n not in hidden and isinstance(v, int | float | str)}
+    problems, currency = len(setup.problems), setup.engine.currency
+    shared = (setup.task.name, plan.asked.model, problems, plan.repeats, currency)
+    return Setting(*shared, plan.against, setup.notes, shown)
 
 
 def comparison_of(setup: Setup, plan: Plan, journal: Any, **options: Any) -> Comparison:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
@@ -85,13 +86,9 @@ class Entry:
 def entry_of(content: Mapping[str, Any]) -> Entry:
     """An entry from its JSON values."""
     rival, ratios = content["rival"], content["ratios"]
-    return Entry(
-        **{
-            **content,
-            "rival": rival and Rival(**rival),
-            "ratios": ratios and RatioSummary(**{k: float("nan") if v is None else v for k, v in ratios.items()}),
-        }
-    )
+    read: dict[str, Any] = {name: math.nan if value is None else value for name, value in (ratios or {}).items()}
+    further = {"rival": rival and Rival(**rival), "ratios": RatioSummary(**read) if ratios else None}
+    return Entry(**{**content, **further})
 
 
 @dataclass(frozen=True)
@@ -269,7 +266,7 @@ class Comparison:
             policy=policy,
             votes=method.votes,
             weighed=weighed,
-            clip=self.settings.clip if weighed else None,
+            clip=getattr(policy, "clip", None),
         )
         return self.run.records(drawing, problems, repeats)
 

@@ -23,8 +23,8 @@ from ets.evaluation.ranks import ALONE, Ranks
 from ets.types import InputError
 
 Record = dict[str, Any]
-FORM = 2
-"""Which form a configuration has. In form 1, one digest stood for the set of problems, which could not grow."""
+VERSION = 3
+"""The version of a results folder, in its configuration and in its summary."""
 ELIDED = 60
 """Characters of a value in an error."""
 
@@ -192,7 +192,7 @@ def _parsed(content: bytes, place: str) -> Any:
 
 def _require_same(path: Path, configuration: Mapping[str, Any]) -> None:
     """Write the configuration of a new folder, in one piece; compare it with that of an old one."""
-    configuration = {**configuration, "form": FORM}
+    configuration = {**configuration, "version": VERSION}
     if not path.exists():
         whole = path.with_suffix(".part")
         whole.write_text(_canonical(configuration) + "\n", encoding="utf-8")
@@ -201,11 +201,7 @@ def _require_same(path: Path, configuration: Mapping[str, Any]) -> None:
     stored, current = _parsed(path.read_bytes(), str(path)), json.loads(_canonical(configuration))
     if not isinstance(stored, dict):
         raise InputError(f"{path} is damaged, it holds no configuration; choose another folder")
-    if stored.get("form") != FORM:
-        raise InputError(
-            f"the results folder {str(path.parent)!r} is of another version of ets, whose configuration has another "
-            "form; finish it with that version, or choose another folder"
-        )
+    require_version(stored, path.parent)
     absent = "absent"
     pairs = {k: (stored.get(k, absent), current.get(k, absent)) for k in sorted({*stored, *current})}
     differing = [f"{k} ({_brief(there)} there, {_brief(now)} now)" for k, (there, now) in pairs.items() if there != now]
@@ -232,3 +228,12 @@ def _locked(path: Path) -> BinaryIO:
             f"another process is writing to {str(path.parent)!r}; wait for it, or choose another folder"
         ) from None
     return file
+
+
+def require_version(content: Mapping[str, Any], folder: Path) -> None:
+    """Raise `InputError` for the content of a results folder of another version."""
+    if content.get("version") != VERSION:
+        raise InputError(
+            f"the results folder {str(folder)!r} has version {content.get('version', 'none')}, and this ets reads "
+            f"version {VERSION}; finish it with the ets that began it, or choose another folder"
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -289,13 +289,12 @@ def require_settings(methods: Mapping[str, Method], settings: MethodSettings, si
         require_counts(**{f"the size of {name}": size})
 
 
-def require_able(policies: Mapping[str, Policy], methods: Iterable[str], settings: MethodSettings) -> None:
-    """Raise `InputError` for a search that a policy does not have, or several draws from one that draws but one."""
+def require_able(policies: Mapping[str, Policy], methods: Mapping[str, Method], budgets: Sequence[float]) -> None:
+    """Raise `InputError` for a search that a policy does not have, or several draws from a deterministic policy."""
     searches = {"greedy": baselines.require_greedy, "beam": baselines.require_beam}
-    for name in methods:
-        method = METHODS.get(name)
-        policy = policies[method.law if method else ""]
+    alone = budgets == (1,)  # one candidate of ETS is one draw
+    for name, method in methods.items():
         if name in searches:
-            searches[name](policy)
-        elif method is None or method.kind in ("guided", "among"):
-            require_variety(policy, max(2, settings.candidates) if name != "ets" else settings.candidates)
+            searches[name](policies[method.law])
+        elif method.kind in ("guided", "among") and not (alone and method.at_candidates):
+            require_variety(policies[method.law], 2)

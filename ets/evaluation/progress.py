@@ -64,8 +64,8 @@ class Progress:
         self._describe()
         self._bar.close()
 
-    def told(self, step: StepFn) -> StepFn:
-        """The step function, telling the bar of every step: chains end together, and late."""
+    def shown_at_each(self, step: StepFn) -> StepFn:
+        """The step function, which updates the bar at every step: chains end together, and late."""
 
         def stepped(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
             if self._news and not self._bar.disable:

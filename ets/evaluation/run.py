@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
@@ -16,8 +18,14 @@ from ets.evaluation.traces import effective_sizes
 from ets.groups import run_in_groups
 from ets.readouts import vote
 from ets.runner import run
-from ets.tasks.task import Slow, Task, problem_digest
+from ets.tasks.task import Slow, Task
 from ets.types import Chain, Policy, Problem, StepFn
+
+
+def problem_digest(problem: Problem) -> str:
+    """16 hexadecimal digits of a hash of everything that a problem asks and holds."""
+    values = [problem.id, problem.prompt, problem.stop, problem.doc, problem.messages, problem.thinking]
+    return hashlib.sha256(json.dumps(values, default=str, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @runtime_checkable

@@ -74,6 +74,19 @@ class Setup:
     def policy(self) -> Policy:
         return self.policies[""]
 
+    @property
+    def notes(self) -> list[str]:
+        """Lines that the tables show: targets of weighed draws, and why the draws of a server are approximate."""
+        targets = [f"{law}: its target is {target}" for law, target in self.targets.items()]
+        approximate = self.configuration.get("approximate")
+        return targets + ([f"approximate: {approximate}"] if approximate else [])
+
+    @property
+    def per_token(self) -> float:
+        """Model calls in a row that a token takes: 1, or denoising steps over tokens."""
+        schedule = getattr(self.policy, "schedule", None)
+        return 1.0 if schedule is None else schedule.steps / schedule.gen_length
+
 
 def open_setup(
     asked: RunSettings,

@@ -14,14 +14,15 @@ from types import TracebackType
 from typing import Any
 
 from ets.evaluation.journal import written_to
-from ets.evaluation.methods import Method
 from ets.evaluation.ranks import ALONE, Ranks
 from ets.trace_view import befores, new_text
 from ets.types import Chain, Step
 from ets.weights import effective_sample_size
 
-TRACED = ("ets", "ets-is", "ets-stopped", "retained", "lookahead", "particles")
-"""The methods whose guide steps weigh candidates: those that traces are kept of."""
+
+def weighs_candidates(trace: Sequence[Step]) -> bool:
+    """Whether a chain's guide steps choose among weighed candidates, so that its trace shows more than its text."""
+    return len(trace) > 1 and any(len(step.candidates) > 1 for step in trace)
 
 
 class Traces:
@@ -69,11 +70,11 @@ class Traces:
                 file.write(b"\n" + path.read_bytes())
             path.unlink()
 
-    def keep(self, method: Method, chain: Chain) -> None:
+    def keep(self, key: str, chain: Chain) -> None:
         """Write the chain's trace, if it is one to keep."""
-        if self._file and method.name in TRACED and chain.sample == 0 and chain.problem.id in self._problems:
+        if self._file and weighs_candidates(chain.trace) and chain.sample == 0 and chain.problem.id in self._problems:
             prompt = chain.problem.prompt if isinstance(chain.problem.prompt, str) else ""
-            named = {"method": method.key, "problem": chain.problem.id, "sample": chain.sample, "prompt": prompt}
+            named = {"method": key, "problem": chain.problem.id, "sample": chain.sample, "prompt": prompt}
             self._file.write(json.dumps({**named, **compact(chain.trace)}).encode() + b"\n")
             self._file.flush()
 

@@ -1,4 +1,4 @@
-"""The series of every figure, from the entries, rows and records of a results folder; SVG and PNG draw the same."""
+"""The series of every figure, from the entries and records of a results folder; SVG and PNG draw the same."""
 
 from __future__ import annotations
 
@@ -8,18 +8,10 @@ from typing import Any
 
 from ets.evaluation.comparison import Entry
 from ets.evaluation.intervals import Accuracy
-from ets.report.budgets import COSTS, Setting, interval
 from ets.report.charts import Axes, Point, Series
+from ets.report.tables import COSTS, Setting, interval
 
 ACCURACY = "accuracy (%) with 95% interval"
-
-
-def run_accuracy(rows: Sequence[Mapping[str, Any]], cost: str, unit: str) -> tuple[Axes, list[Series]]:
-    """One point for each row of `summary.json`: accuracy against one of `COSTS`."""
-    axes = Axes(f"{COSTS[cost]} per {unit} (log scale)", ACCURACY, log=True, top=100)
-    notes = [f"{row[cost]:,.0f} {COSTS[cost]}" for row in rows]
-    points = [_point(row[cost], Accuracy(**row["accuracy"]), note) for row, note in zip(rows, notes, strict=True)]
-    return axes, [Series(row["label"], [point]) for row, point in zip(rows, points, strict=True)]
 
 
 def compared_accuracy(entries: Sequence[Entry], setting: Setting) -> tuple[Axes, list[Series]]:

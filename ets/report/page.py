@@ -11,15 +11,15 @@ import gzip
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from ets.evaluation.comparison import entry_of
-from ets.evaluation.traces import TRACED, read_traces
-from ets.report.budgets import Setting
+from ets.evaluation.journal import require_version
+from ets.evaluation.traces import read_traces
 from ets.report.charts import Axes, Series, chart
-from ets.report.figures import compared_accuracy, effective_sizes, run_accuracy, scaling
+from ets.report.figures import compared_accuracy, effective_sizes, scaling
+from ets.report.tables import Setting
 from ets.templates import plain, render
 from ets.trace_view import elide
 from ets.types import InputError
@@ -28,7 +28,7 @@ Stored: TypeAlias = Mapping[str, Any]
 """JSON values of a folder."""
 Figures: TypeAlias = Mapping[str, tuple[Axes, Sequence[Series]]]
 """Axes and series by heading."""
-NAME = "report.html"
+NAME, SUMMARY = "report.html", "summary.json"
 PACKED = 700_000
 """The most characters of packed traces; unless the whole texts are requested, texts are shortened until they fit."""
 LIMITS = (20_000, 4_000, 1_000, 400, 160, 60, 24)
@@ -50,11 +50,10 @@ def write_report(folder: Path, *, whole: bool = False) -> Path:
     InputError
         For a folder that holds no finished run, or a damaged one.
     """
-    compared = (folder / "comparison.json").exists()
-    if not compared and not ((folder / "summary.json").exists() and (folder / "configuration.json").exists()):
+    if not (folder / SUMMARY).exists():
         raise InputError(f"{str(folder)!r} holds no finished run of ets eval or ets compare; name its results folder")
     try:
-        page = _compared(folder, whole) if compared else _evaluated(folder, whole)
+        page = _report(folder, whole)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(f"{str(folder)!r} is damaged ({error}); run its command again to continue the run") from error
     path = folder / NAME
@@ -95,40 +94,31 @@ def markdown_html(text: str) -> str:
     return Markup(MarkdownIt("zero", {"breaks": True}).enable(["heading", "table", "list", "newline"]).render(text))
 
 
-def _evaluated(folder: Path, whole: bool) -> str:
-    rows = _read(folder / "summary.json")
-    records = _records(folder / "journal.jsonl")
-    configuration = _read(folder / "configuration.json")
-    cost = "positions" if any(row["row_forwards"] for row in rows) else "generated"
-    guided = _guided(rows)
-    unit = "problem" if rows[0]["repeats"] == 1 else "sample"
-    figures = {COST: run_accuracy(rows, cost, unit), EFFECTIVE: effective_sizes(records, guided)}
-    title = f"{configuration['task']}: {configuration['model']}"
-    return _page(title, folder / "table.md", configuration, figures, _graded_traces(folder, records, guided), whole)
-
-
-def _compared(folder: Path, whole: bool) -> str:
-    content = _read(folder / "comparison.json")
-    setting, entries = Setting(**content["setting"]), [entry_of(entry) for entry in content["entries"]]
-    guided = _guided(content["entries"])
-    paths = [folder / key / "journal.jsonl" for key in guided]
-    records = [record for path in paths if path.exists() for record in _records(path)]
+def _report(folder: Path, whole: bool) -> str:
+    content = _read(folder / SUMMARY)
+    require_version(content, folder)
+    entries, setting = [entry_of(entry) for entry in content["entries"]], Setting(**content["setting"])
+    records, guided = _records(folder / "journal.jsonl"), _guided(content["entries"])
     figures = {COST: compared_accuracy(entries, setting)}
-    path = folder / "scaling.json"
-    for name, values in (_read(path) if path.exists() else {}).items():
+    for name, values in content["panels"].items():
         figures[f"Scaling in {name}"] = scaling(name, [(x, entry_of(entry)) for x, entry in values], setting)
-    for budget in sorted({entry.budget for entry in entries if entry.budget is not None}):
+    budgets = sorted({entry.budget for entry in entries if entry.budget is not None})
+    for budget in budgets:
         labels = _guided([entry for entry in content["entries"] if entry["budget"] == budget])
-        figures[f"{EFFECTIVE}, budget {budget + 1}"] = effective_sizes(records, labels)
-    configuration = asdict(setting)
-    configuration |= configuration.pop("told") | content["prompt"]
+        heading = f"{EFFECTIVE}, budget {budget + 1}" if len(budgets) > 1 else EFFECTIVE
+        figures[heading] = effective_sizes(records, labels)
+    configuration = {**_read(folder / "configuration.json"), "repeats": setting.repeats, "problems": setting.problems}
     traces = _graded_traces(folder, records, guided)
-    return _page(f"{setting.task}: {setting.model}", folder / "comparison.md", configuration, figures, traces, whole)
+    return _page(f"{setting.task}: {setting.model}", folder / "table.md", configuration, figures, traces, whole)
 
 
 def _guided(rows: Sequence[Stored]) -> dict[str, str]:
     """The labels of methods with weighed candidates, by the methods' names in the records."""
-    return {row["key"]: row["label"] for row in rows if row["readout"] == "last" and row["method"] in TRACED}
+    return {
+        row["key"]: row["label"]
+        for row in rows
+        if row["readout"] == "last" and row["budget"] is not None and not row["key"].startswith("pool")
+    }
 
 
 def _graded_traces(folder: Path, records: Sequence[Stored], labels: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ets.evaluation.comparison import Entry
-from ets.evaluation.evaluate import Row
-from ets.evaluation.tables import score_name, unit
-from ets.report.budgets import COSTS, Setting
 from ets.report.charts import COLOURS, Axes, Series
 from ets.report.figures import compared_accuracy, scaling
+from ets.report.tables import COSTS, Setting, interval
 from ets.types import InputError
 
 
@@ -22,19 +20,19 @@ def require_matplotlib() -> None:
         raise InputError("matplotlib is not installed; install it with: pip install 'ets-sampling[eval]'")
 
 
-def plot_accuracies(rows: Sequence[Row], title: str, path: Path) -> None:
-    """Write a PNG with a bar for each method: accuracy, its 95% interval and the cost per problem."""
-    figure, axes = _figure(8, 1.2 + 0.6 * len(rows))
-    means = [100 * row.accuracy.mean for row in rows]
-    low = [100 * (row.accuracy.mean - row.accuracy.low) for row in rows]
-    high = [100 * (row.accuracy.high - row.accuracy.mean) for row in rows]
-    colours = [COLOURS[0] if row.method.startswith("ets") else "#a0aec0" for row in rows]
-    costs = [f"{row.generated:,.0f} tokens, {row.positions:,.0f} positions per {unit(rows)}" for row in rows]
-    labels = [f"{row.label}\n{cost}" for row, cost in zip(rows, costs, strict=True)]
-    axes[0].barh(labels, means, xerr=(low, high), color=colours, capsize=4, height=0.6)
+def plot_accuracies(entries: Sequence[Entry], setting: Setting, path: Path) -> None:
+    """Write a PNG with a bar for each entry: its score, the 95% interval and the cost per problem."""
+    figure, axes = _figure(8, 1.2 + 0.6 * len(entries))
+    shares = [interval(entry) for entry in entries]
+    means = [100 * share.mean for share in shares]
+    spread = [100 * (s.mean - s.low) for s in shares], [100 * (s.high - s.mean) for s in shares]
+    colours = [COLOURS[0] if entry.method.startswith("ets") else "#a0aec0" for entry in entries]
+    costs = [f"{e.cost['generated']:,.0f} tokens, {e.cost['positions']:,.0f} positions per problem" for e in entries]
+    labels = [f"{entry.label}\n{cost}" for entry, cost in zip(entries, costs, strict=True)]
+    axes[0].barh(labels, means, xerr=spread, color=colours, capsize=4, height=0.6)
     axes[0].set_xlim(0, 100)
-    axes[0].set_xlabel(f"accuracy ({score_name(rows)}, %) with 95% interval")
-    axes[0].set_title(title, parse_math=False)
+    axes[0].set_xlabel(f"accuracy ({setting.score}, %) with 95% interval")
+    axes[0].set_title(f"{setting.task}: {setting.model}", parse_math=False)
     axes[0].invert_yaxis()
     figure.savefig(path, dpi=150)
 
