@@ -31,6 +31,10 @@ class PairedState:
     logp: float = 0.0
 
     @property
+    def problem(self) -> Problem | None:
+        return getattr(self.reference, "problem", None)
+
+    @property
     def tokens(self) -> tuple[int, ...]:
         return self.reference.tokens
 

@@ -49,6 +49,10 @@ class WeighedState:
     log_ratio: float = 0.0
 
     @property
+    def problem(self) -> Problem | None:
+        return getattr(self.drawn, "problem", None)
+
+    @property
     def tokens(self) -> tuple[int, ...]:
         return self.drawn.tokens
 

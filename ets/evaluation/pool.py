@@ -6,9 +6,10 @@ the texts of a pool: their differences are paired exactly, and a smaller N is th
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -83,19 +84,20 @@ class Pool:
     policy: Policy
     name: str
     repeats: int
-    _read: dict[tuple[str, str, int], tuple[list[Draw], list[Cost]]] = field(default_factory=dict)
 
     def samples(self, count: int) -> list[Sample]:
         """The first `count` complete samples of every chain, drawn where the journal lacks them."""
         while missing := self._missing(count):
             for first, problems in missing.items():
-                key = f"{self.name}-{first}:{count}"
+                key = f"{self.name}[{first}:{count}]"
                 label = f"complete samples {first + 1} to {count}" if first else f"{count} complete samples"
                 note = partial(self._note, first)
                 self.run.records(
                     Drawing(key, label, completions(first, count), self.policy, note=note), problems, self.repeats
                 )
-        return [self._joined(problem, n, count) for problem in self.run.problems for n in range(self.repeats)]
+        bounds = self._bounds()
+        places = [(problem, n) for problem in self.run.problems for n in range(self.repeats)]
+        return [self._joined(problem, n, count, self._parts(problem, n, bounds)) for problem, n in places]
 
     def mean_costs(self, count: int, currency: str) -> Floats:
         """What the first 1, 2, …, `count` samples cost, a mean over chains `[count]`, as generated tokens or positions."""
@@ -108,30 +110,31 @@ class Pool:
             count = max(count + 1, round(count * amount / costs[-1]))
         return nearest(costs, amount)
 
-    def _parts(self, problem: Problem, sample: int) -> list[Record]:
+    def _parts(self, problem: Problem, sample: int, bounds: Sequence[tuple[int, int]]) -> list[Record]:
         """The records of a chain's parts, in the order of their texts and without gaps or overlaps."""
         parts: dict[int, Record] = {}
-        for first, end in self._bounds:
-            record = self.run.journal.records.get((f"{self.name}-{first}:{end}", problem.id, sample))
-            if record is not None and (first not in parts or len(parts[first]["texts"]) < end - first):
-                parts[first] = record
+        for first, end in bounds:
+            record = self.run.journal.records.get((f"{self.name}[{first}:{end}]", problem.id, sample))
+            if record is not None:
+                parts[first] = record  # of two parts with the same begin, the longer one: bounds are sorted
         found, end = [], 0
         while end in parts:
             found.append(parts[end])
             end += len(parts[end]["texts"])
         return found
 
-    @property
     def _bounds(self) -> list[tuple[int, int]]:
-        keys = {method for method, _, _ in self.run.journal.records if method.startswith(f"{self.name}-")}
-        ends = (key.removeprefix(f"{self.name}-").split(":") for key in keys)
-        return sorted((int(first), int(end)) for first, end in ends)
+        """The first and the end of all parts in the journal."""
+        form = re.compile(re.escape(self.name) + r"\[(\d+):(\d+)\]")
+        keys = {method for method, _, _ in self.run.journal.records}
+        return sorted((int(found[1]), int(found[2])) for key in keys if (found := form.fullmatch(key)))
 
     def _missing(self, count: int) -> dict[int, list[Problem]]:
         """By their number of samples: the problems that have fewer than `count`."""
         missing: dict[int, list[Problem]] = {}
+        bounds = self._bounds()
         for problem in self.run.problems:
-            parts = (self._parts(problem, n) for n in range(self.repeats))
+            parts = (self._parts(problem, n, bounds) for n in range(self.repeats))
             held = min(sum(len(part["texts"]) for part in each) for each in parts)
             if held < count:
                 missing.setdefault(held, []).append(problem)
@@ -146,9 +149,9 @@ class Pool:
         texts = [{**self.run.graded(chain.problem, draw.text.text), **_draw_values(draw)} for draw in draws]
         return {"texts": texts, "correct": float(np.mean([text["correct"] for text in texts]))}
 
-    def _joined(self, problem: Problem, sample: int, count: int) -> Sample:
+    def _joined(self, problem: Problem, sample: int, count: int, parts: Sequence[Record]) -> Sample:
         draws, grades, costs, total = list[Draw](), list[Record](), list[Cost](), Cost()
-        for number, part in enumerate(self._parts(problem, sample)):
+        for number, part in enumerate(parts):
             own = [Cost(**text["cost"]) for text in part["texts"]]
             if number and not isinstance(self.policy, Shareable):
                 own[0] = replace(own[0], prompt=0)  # drawn together, the samples share one reading of the prompt

@@ -175,7 +175,7 @@ class Run:
     def _record(self, drawing: Drawing, chain: Chain, groups: int) -> Record:
         """The journal's record of a chain. The seconds of a group pass for the other groups too."""
         cost = replace(chain.cost, seconds=chain.cost.seconds / groups)
-        depth = self._depths.pop(chain.key, len(chain.state.tokens))  # of a search: the length of its text
+        depth = self._depths.pop(chain.key, 0) or len(chain.state.tokens)  # of a search: the length of its text
         return {
             "method": drawing.key,
             "problem": chain.problem.id,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 from ets.types import Chain, Cost, Draw, Keys, Policy, Problem, State, StepFn
 
@@ -22,6 +23,10 @@ class Metered:
     def deterministic(self) -> bool:
         return self.policy.deterministic
 
+    def __getattr__(self, name: str) -> Any:
+        """Further parts of the policy: searches, and whether its draws are weighed."""
+        return getattr(self.policy, name)
+
     def start(self, problems: Sequence[Problem]) -> list[State]:
         return self.policy.start(problems)
 
@@ -34,7 +39,8 @@ class Metered:
     def _noted(self, states: Sequence[State], draws: list[Draw]) -> list[Draw]:
         longest = defaultdict[str, int](int)
         for state, draw in zip(states, draws, strict=True):
-            name = state.problem.id  # type: ignore[attr-defined]  # of every policy's states
+            problem = getattr(state, "problem", None)  # a user's policy may keep no problem: then all rows count alike
+            name = "" if problem is None else problem.id
             longest[name] = max(longest[name], draw.cost.generated)
         for name, tokens in longest.items():
             self.depths[name] += tokens
@@ -51,7 +57,7 @@ def metered(step: StepFn, depths: dict[int, int]) -> StepFn:
         meter = Metered(policy)
         advanced = step(meter, chains)
         for chain in advanced:
-            depths[chain.key] = depths.get(chain.key, 0) + meter.depths[chain.problem.id]
+            depths[chain.key] = depths.get(chain.key, 0) + meter.depths[chain.problem.id] + meter.depths[""]
         return advanced
 
     return stepped

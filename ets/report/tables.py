@@ -90,7 +90,7 @@ def _section(entries: Sequence[Entry], setting: Setting, budget: int) -> Iterato
 
 def table(entries: Sequence[Entry], setting: Setting) -> str:
     """A Markdown table: scores with intervals, differences from `setting.against` at equal cost, and costs."""
-    costs = {name: title for name, title in COSTS.items() if any(entry.cost[name] for entry in entries)}
+    costs = {name: title for name, title in COSTS.items() if any(entry.cost[name] >= 0.005 for entry in entries)}
     rival = (f"minus {setting.against} at equal cost, points",) if setting.against else ()
     titles = ("method", setting.score, "95% interval", *rival, *costs.values())
     return aligned([titles, *(_cells(entry, list(costs), bool(rival)) for entry in entries)])
