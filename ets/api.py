@@ -122,8 +122,6 @@ def sample(  # type: ignore[misc]
     level: str | None = None,
     proposal: Local | None = None,
     proposal_temperature: float | None = None,
-    proposal_top_k: int | str | None = None,
-    proposal_top_p: float | str | None = None,
     clip: tuple[float, float] | None = None,
     decided: Decided | None = None,
     certainty: bool = False,
@@ -177,8 +175,8 @@ def sample(  # type: ignore[misc]
     proposal : str, Path, (model, tokenizer) or Checkpoint, optional
         A cheaper model with the same vocabulary, which draws the rollouts; `model` corrects them by importance weights
         (ETS-IS). Whether that works stands in `Result.ratios`.
-    proposal_temperature, proposal_top_k, proposal_top_p : float, int, float
-        Of the proposal: by default the model's temperature and no truncation. At a level the temperature alone.
+    proposal_temperature : float, optional
+        By default the model's. The proposal has the same `top_k` and `top_p`; at "checkpoint" those of its checkpoint.
     clip : (float, float), optional
         Bounds on the importance ratios, which bias the energies.
     decided : callable, optional
@@ -212,13 +210,14 @@ def sample(  # type: ignore[misc]
     chosen = as_chat(chat) or (Chat() if any(problem.messages for problem in problems) else None)
     level = None if level is None else str(level)
     weighed = level not in (None, "0")
-    if clip is not None and proposal is None and not weighed:
-        raise InputError(f"clip is {clip!r}, but there is no proposal; leave it out")
+    if proposal is None and not weighed:
+        for name, value in (("clip", clip), ("proposal_temperature", proposal_temperature)):
+            if value is not None:
+                raise InputError(f"{name} is {value!r}, but there is no proposal; leave it out, or set proposal")
     length: dict[str, Any] = {"block_size": block_size, "max_length": max_length}
     law: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
     canvas: dict[str, Any] = {"steps": steps, "block_length": block_length, "cfg": cfg, "remasking": remasking}
     fast: dict[str, Any] = {"threshold": threshold, "factor": factor, "cache": cache, "refresh": refresh}
-    other: dict[str, Any] = {"temperature": proposal_temperature, "top_k": proposal_top_k, "top_p": proposal_top_p}
     policy: Policy = _policy(
         model,
         **length,
@@ -233,15 +232,16 @@ def sample(  # type: ignore[misc]
     if chosen is not None:
         problems = _in_template(problems, chosen, policy)
     if level is not None:
-        at_level = {"temperature": other.pop("temperature"), **fast} if weighed else {}
+        at_level = {"temperature": proposal_temperature, **fast} if weighed else {}
         if level == "1" and remasking is None:
             at_level["remasking"] = "largest"
         policy = fast_sampler_of(policy, level, clip=clip, **at_level)
     numbers: dict[str, Any] = {"candidates": candidates, "rollouts": rollouts, "lam": lam}
     step = energy_guided(guide, **numbers, decided=decided)
-    other_model = _proposal(policy, proposal, other)
-    if other_model is not None:
-        policy = ImportanceSampling(policy, other_model, clip)
+    if proposal is not None:
+        small = partial(_checkpoint, proposal, "proposal")
+        other = proposal_of(policy, small, temperature=proposal_temperature, top_k=top_k, top_p=top_p)
+        policy = ImportanceSampling(policy, other, clip)
     require_variety(policy, candidates)
     policy.start(problems)  # bad prompts are named before the weights are loaded
     chains = _chains(policy, step, problems, width=width, seed=seed, progress=progress)
@@ -340,14 +340,6 @@ def _policy(model: Model, **settings: Any) -> Policy:
     if isinstance(model, VLLMEngine | Endpoint):
         return policy_of(lambda: model.checkpoint, engine=model, **settings)
     return policy_of(lambda: _checkpoint(model), **settings)
-
-
-def _proposal(policy: Policy, model: Local | None, law: dict[str, Any]) -> Policy | None:
-    if model is None:
-        if given := [name for name, value in law.items() if value is not None]:
-            raise InputError(f"proposal_{given[0]} is {law[given[0]]!r}, but there is no proposal; name one")
-        return None
-    return proposal_of(policy, lambda: _checkpoint(model, "proposal"), **law)
 
 
 def _checkpoint(model: Local, name: str = "model") -> Checkpoint:

@@ -132,7 +132,7 @@ def test_ets_is_joins_a_folder_and_tells_what_its_ratios_were(
     assert "ratios" not in ets
     assert set(guided["ratios"]) == {
         "rollouts", "effective", "mean", "spread", "wide", "impossible", "clipped", "candidates_effective",
-        "candidates_clipped", "missed", "complete_drawn", "complete_chosen",
+        "candidates_clipped", "complete_drawn", "complete_chosen",
     }  # fmt: skip
     assert guided["ratios"]["clipped"] > 0  # at 0.5 and 2
     assert guided["ratios"]["rollouts"] > 0 and guided["positions"] > guided["generated"]
@@ -143,14 +143,6 @@ def test_ets_is_joins_a_folder_and_tells_what_its_ratios_were(
 def test_a_proposal_without_its_method_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(tmp_path / "run", methods="ets", proposal="embedded", count="1")) == 0
     assert "note: --proposal has no effect without the method ets-is\n" in capsys.readouterr().err
-
-
-def test_a_truncated_proposal_tells_the_mass_that_it_misses(tmp_path: Path) -> None:
-    words = PROPOSED | {"proposal": "embedded-small", "proposal_top_k": "1", "count": "1"}
-    assert main(command(tmp_path / "run", **words)) == 0
-    row, _ = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert 0 < row["ratios"]["missed"] < 1
-    assert "truncation misses" in (tmp_path / "run" / "table.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -204,7 +196,7 @@ def test_a_truncated_proposal_tells_the_mass_that_it_misses(tmp_path: Path) -> N
         (PROPOSED | {"is_candidates": "0"}, "candidates is 0"),
         (PROPOSED | {"is_block_size": "64"}, "for the method ets-is, block_size 64 is longer than max_length 32"),
         (PROPOSED | {"proposal_temperature": "0"}, "for the method ets-is, at temperature 0 the proposal draws one"),
-        (PROPOSED | {"proposal_top_p": "2"}, "for the method ets-is, top_p is 2.0"),
+        (PROPOSED | {"proposal_top_k": "5"}, "unrecognized arguments: --proposal-top-k"),
         (PROPOSED | {"proposal": "./nowhere"}, "for the method ets-is, no checkpoint at './nowhere'"),
         (PROPOSED | {"proposal": demo.model_path("diffusion")}, "is a masked-diffusion model (llada)"),
         ({"engine": "abacus"}, "argument --engine: invalid choice: 'abacus'"),

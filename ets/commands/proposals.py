@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from ets.commands.engines import CHECKPOINT, ENGINES, TOP_K, TOP_P, engine_policy, flag
+from ets.commands.engines import ENGINES, engine_policy, flag
 from ets.commands.fast import OPTIONS as FAST_OPTIONS
 from ets.commands.fast import SHARED, add_fast_arguments, fast_of, fast_policy
 from ets.evaluation.fast import FastSampling
@@ -27,11 +27,6 @@ def _bounds(text: str) -> tuple[float, float]:
 OPTIONS: dict[str, tuple[Any, str]] = {
     "proposal": (str, "q, what draws the rollouts: a checkpoint with the model's tokens, or an embedded one"),
     "proposal_temperature": (float, "default: the policy's"),
-    "proposal_top_k": (
-        TOP_K,
-        f"{CHECKPOINT} (default: all tokens); tokens beyond it are never drawn",
-    ),
-    "proposal_top_p": (TOP_P, f"{CHECKPOINT} (default: all tokens)"),
     "clip": (_bounds, "LOW,HIGH: bounds on the importance ratio (default: none), which bias the energies"),
     "is_candidates": (int, "M of ets-is (default: that of ets)"),
     "is_block_size": (int, "tokens per guide step of ets-is (default: those of ets)"),
@@ -77,8 +72,8 @@ def _small_model_of(options: argparse.Namespace) -> Proposing | None:
         candidates=_or(options.is_candidates, options.candidates),
         block_size=_or(options.is_block_size, options.block_size),
         temperature=_or(options.proposal_temperature, options.temperature),
-        top_k=options.proposal_top_k,
-        top_p=options.proposal_top_p,
+        top_k=options.top_k,
+        top_p=options.top_p,
         clip=options.clip,
     )
 

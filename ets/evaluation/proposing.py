@@ -25,12 +25,14 @@ class Proposing:
         M.
     block_size : int
         Tokens per guide step.
-    temperature, top_k, top_p : float, int, float
-        Of the proposal; untruncated by default. "checkpoint" as for `ets.policies.making.policy_of`.
+    temperature : float
+        Of the proposal.
+    top_k, top_p : int, float
+        The settings of the policy. `opened_pair` replaces "checkpoint" by the value of the proposal's checkpoint.
     clip : (float, float), optional
         Bounds on the ratio.
     revision : str
-        Which weights the proposal has; `opened_pair` fills it in.
+        Of the proposal's weights; `opened_pair` fills it in.
     """
 
     model: str
@@ -74,7 +76,7 @@ class Proposing:
 def opened_pair(
     proposing: Proposing, reference: Policy, checkpoint: Callable[[], Checkpoint]
 ) -> tuple[Proposing, ImportanceSampling]:
-    """The settings with the proposal's revision, and the pair; the weights are loaded when they are first needed.
+    """The settings with the proposal's revision and truncation, and the pair; the weights are loaded when first needed.
 
     Parameters
     ----------
@@ -94,7 +96,9 @@ def opened_pair(
     opened = checkpoint()
     law: dict[str, Any] = {"temperature": proposing.temperature, "top_k": proposing.top_k, "top_p": proposing.top_p}
     proposal = proposal_of(reference, lambda: opened, **law)
-    return replace(proposing, revision=opened.revision[:8]), ImportanceSampling(reference, proposal, proposing.clip)
+    found, revision = proposal.sampling, opened.revision[:8]
+    settings = replace(proposing, top_k=found.top_k, top_p=found.top_p, revision=revision)
+    return settings, ImportanceSampling(reference, proposal, proposing.clip)
 
 
 def bounds_of(text: str) -> tuple[float, float]:

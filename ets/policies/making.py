@@ -145,7 +145,7 @@ def proposal_of(
     top_k: int | str | None = None,
     top_p: float | str | None = None,
 ) -> TransformersPolicy:
-    """A proposal for a policy: another model (or the same one) with the policy's guide steps, length and endings.
+    """A proposal q for a policy: another model (or the same one) with the policy's guide steps, length and endings.
 
     Parameters
     ----------
@@ -153,9 +153,11 @@ def proposal_of(
         Made by `policy_of`.
     checkpoint : callable
         Opens the proposal's.
-    temperature, top_k, top_p : float, int, float
-        Of the proposal, "checkpoint" as for `policy_of`. By default the policy's temperature, and no truncation: what a
-        proposal cannot draw is missing from every energy.
+    temperature : float, optional
+        By default the policy's.
+    top_k, top_p : int or "checkpoint", float or "checkpoint"
+        The settings that `policy_of` got for the policy. At "checkpoint" q has the truncation in the generation_config
+        of its own checkpoint. The texts that q cannot draw are missing from every energy.
 
     Raises
     ------

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ets.thinking import Tags, begun, cut_at, is_thinking
 from ets.transition import require_counts
@@ -69,10 +68,6 @@ class Sampling:
         kept = torch.zeros_like(probabilities).scatter_(-1, *_nucleus(probabilities, self.top_p))
         return kept / kept.sum(-1, keepdim=True)
 
-    def support(self, logits: torch.Tensor) -> NDArray[np.int64]:
-        """The tokens that can be drawn at all, from logits `[V]`."""
-        return self.probabilities(logits).nonzero()[:, 0].cpu().numpy()
-
 
 def _nucleus(probabilities: torch.Tensor, mass: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The smallest sets of most probable tokens whose mass reaches `mass`: `[..., n]` tokens, and probabilities.
@@ -116,7 +111,6 @@ class Horizon:
 class TokenState:
     """A generation so far. `memory` is what an engine keeps to go on from it; states that share it share work.
 
-    `supports` is None, or, for a proposal under a truncated law, the tokens that each draw could have taken.
     `certainty` is None where it is not recorded, or other policies' tokens have been read.
     """
 
@@ -127,7 +121,6 @@ class TokenState:
     logp: float = 0.0
     done: bool = False
     memory: Any = field(default=None, repr=False)
-    supports: Sequence[NDArray[np.int64]] | None = field(default=None, repr=False)
     certainty: Certainty | None = None
 
 
@@ -210,13 +203,12 @@ def draw_of(
     memory: Any,
     cost: Cost,
     endings: Endings,
-    supports: Sequence[NDArray[np.int64]] | None = None,
     certainty: Certainty | None = None,
 ) -> Draw:
     """The draw of a row that went from `before` to `tokens`; one without a memory to go on from has ended."""
     problem, total, done = before.problem, before.logp + logp, memory is None
     text = endings.text(tokens, problem.stop, problem.thinking, before.prompt)
-    state = TokenState(problem, before.prompt, tokens, text, total, done, memory, supports, certainty)
+    state = TokenState(problem, before.prompt, tokens, text, total, done, memory, certainty)
     return Draw(state, Text(tokens, text, total, done, certainty=certainty), logp, cost)
 
 
