@@ -373,7 +373,7 @@ def test_ets_is_samples_from_its_own_pair_and_needs_no_budget(undisturbed: Run, 
     (row, _), records = compared(tmp_path, ["ets-is"], budget=Untouchable())
     assert row.label == "ETS-IS (M 2, K 2, block 2)"
     assert {record["guide_steps"] for record in records.values()} == {1, 2}  # four tokens, two at a time
-    assert {method for method, _, _ in records} == {"ets-is-another table@r1-M2-block2-T1.0-clip0.5:2.0-plain"}
+    assert {method for method, _, _ in records} == {"ets-is-another table@r1-M2-block2-T1.0-clip0.5:2.0"}
     assert row.positions == pytest.approx(fmean(sum(parts(r)) for r in records.values()))
     scored = fmean(record["cost"]["scored"] for record in records.values())
     assert scored > 0 and row.positions > scored and row.generated > 0
