@@ -411,12 +411,12 @@ def test_ets_is_goes_on_where_it_was_interrupted(tmp_path: Path, graded: int) ->
 
 
 def test_ets_is_with_other_options_is_sampled_again(tmp_path: Path) -> None:
-    changes: list[dict[str, Any]] = [{}, {"clip": (0.9, 1.1)}, {"revision": "r2"}, {"clip": None}]
+    changes: list[dict[str, Any]] = [{}, {"candidates": 4}, {"revision": "r2"}, {"clip": None}]
     for change in changes:
         settings = replace(SETTINGS, proposing=replace(PROPOSING, **change))
         _, records = compared(tmp_path, ["ets-is"], budget=1, settings=settings)
     assert len(records) == len(changes) * COUNT
-    names = ("@r1-M2-block2-T1.0-clip0.5:2.0", "-clip0.9:1.1")
+    names = ("@r1-M2-block2-T1.0-clip0.5:2.0", "@r1-M4-block2-T1.0-clip0.5:2.0")
     texts = [{r["problem"]: r["text"] for r in records.values() if r["method"].endswith(name)} for name in names]
     assert len(texts[0]) == len(texts[1]) == COUNT and texts[0] != texts[1]
 
