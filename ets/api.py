@@ -98,7 +98,7 @@ def sample(prompt: One, *, model: Model | Policy, **options: Any) -> Result: ...
 @overload
 def sample(prompt: Sequence[One], *, model: Model | Policy, **options: Any) -> list[Result]: ...
 @with_settings(Guide, *SETTINGS, Weighing)
-def sample(  # type: ignore[misc]
+def sample(
     prompt: One | Sequence[One],
     *,
     model: Model | Policy,

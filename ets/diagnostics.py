@@ -29,7 +29,9 @@ class RatioSummary:
         The effective sample size of a candidate's rollouts over their number, a mean over candidates: from 1/K to 1.
         NaN at K = 1, where a candidate's one rollout cannot tell.
     mean : float
-        The mean ratio of rollouts, 1 but for noise: less where the proposal cannot draw what the policy can.
+        The mean ratio of rollouts. Its expectation is 1 if q can draw whatever p_ref can; else it is p_ref's
+        probability of the texts that q can draw. A mean clearly below 1 therefore shows that q, truncated for example,
+        cannot draw all of p_ref: the missing texts are missing from every energy.
     spread : float
         Standard deviation of the finite log-ratios within a guide step, a root mean square over steps: from one step to
         another they shift, and so do all candidates of a choice.
@@ -42,8 +44,6 @@ class RatioSummary:
         steps.
     candidates_clipped : float
         There, the share of their own ratios that stand at a bound of the clip.
-    missed : float
-        Of a truncated proposal: the reference policy's probability of what it cannot draw, per token drawn.
     complete_drawn, complete_chosen : float
         The share of complete candidates among those drawn, and among those chosen, over the steps that had complete and
         open ones. Much more often chosen than their share tells of skewed energies, or of a reward that likes an end.
@@ -57,7 +57,6 @@ class RatioSummary:
     clipped: float
     candidates_effective: float
     candidates_clipped: float
-    missed: float
     complete_drawn: float
     complete_chosen: float
 
@@ -74,7 +73,6 @@ class RatioSummary:
             _told("{:.1%} impossible under the model", self.impossible or math.nan),
             _told("{:.1%} clipped", self.clipped or math.nan),
             _told("{:.1%} of candidates clipped", self.candidates_clipped or math.nan),
-            _told("the proposal's truncation misses {:.2%} a token", self.missed or math.nan),
         ]
         return "; ".join(filter(None, parts))
 
@@ -95,7 +93,6 @@ def ratio_summary(steps: Iterable[Step], clip: tuple[float, float] | None = None
     """
     steps = list(steps)
     ratios = [row for step in steps for row in _open(step, step.log_ratios)]
-    rows = [row for step in steps for row in _open(step, step.rollouts)]
     flat = np.concatenate([np.array([]), *ratios])
     own = [ratios for ratios in (step.candidate_log_ratios for step in steps) if np.any(ratios)]
     mixed = [step for step in steps if 0 < sum(c.done for c in step.candidates) < len(step.candidates)]
@@ -108,7 +105,6 @@ def ratio_summary(steps: Iterable[Step], clip: tuple[float, float] | None = None
         clipped=_mean(_at(flat, clip)) if clip else 0.0,
         candidates_effective=_mean([_effective(row) for row in own]),
         candidates_clipped=_mean([at for row in own for at in _at(row, clip)]) if clip else 0.0,
-        missed=_mean([text.missed for row in rows for text in row]),
         complete_drawn=_mean([sum(c.done for c in step.candidates) / len(step.candidates) for step in mixed]),
         complete_chosen=_mean([float(step.candidates[step.choice].done) for step in mixed]),
     )

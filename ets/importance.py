@@ -52,12 +52,13 @@ class ImportanceSampling:
 
     A rollout's text carries `log_ratio` = log p_ref(x_0 | x_s) - log q(x_0 | x_s): over exactly the tokens that q drew
     (the end token and those trimmed with a stop string included), under exactly the distributions that were sampled.
-    A weight exp(log_ratio) is proper: E_q[exp(log_ratio) f(x_0)] = E_ref[f(x_0)] for every f, provided that it is not
-    clipped and that q can draw whatever p_ref can; what a truncated q cannot is told in `Text.missed`.
+    A weight exp(log_ratio) is proper: E_q[exp(log_ratio) f(x_0)] = E_ref[f(x_0)] for every f, provided that no ratio is
+    clipped and that q can draw whatever p_ref can. Where a truncated q cannot, the mean ratio is below 1
+    (`RatioSummary.mean`).
 
     A truncated p_ref (top-k, top-p) gives weight 0 to each rollout that leaves its support, which after 100 tokens may
-    be nearly all. In half precision it also does so by rounding, because one forward over a rollout and its tokens one
-    by one differ in the last digits: borders of the support move. Leave the reference policy untruncated.
+    be nearly all. In half precision rounding has the same effect, because one forward over a rollout and forwards over
+    single tokens differ in the last digits: borders of the support move. Leave the reference policy untruncated.
 
     Parameters
     ----------
@@ -121,7 +122,7 @@ class ImportanceSampling:
 
     def _weighed(self, before: PairedState, draw: Draw, scored: Scored) -> Draw:
         ratio = self._clip(scored.logp - draw.logp)
-        text = replace(draw.text, logp=before.logp + scored.logp, log_ratio=ratio, missed=scored.missed)
+        text = replace(draw.text, logp=before.logp + scored.logp, log_ratio=ratio)
         return replace(
             draw, state=PairedState(draw.state, draw.state, text.logp), text=text, cost=draw.cost + scored.cost
         )

@@ -136,9 +136,6 @@ class Text:
     log_ratio : float
         log p_ref - log q of all that a proposal q drew since the guide step began: 0 where nothing, -inf where the
         reference policy cannot draw it.
-    missed : float
-        Where a proposal's law is truncated: the probability under p_ref of the tokens that it could not draw, a mean
-        over the tokens that it drew, along what it drew.
     certainty : Certainty, optional
         Where the policy records it, and has drawn every token itself.
     """
@@ -148,7 +145,6 @@ class Text:
     logp: float
     done: bool
     log_ratio: float = 0.0
-    missed: float = 0.0
     certainty: Certainty | None = None
 
 
@@ -372,13 +368,10 @@ class Scored:
     logp : float
         Natural-log probability under this policy's sampled distribution; -inf if it cannot draw the path.
     cost : Cost
-    missed : float
-        This policy's probability of what the other one's truncation left out: a mean over the tokens drawn.
     """
 
     logp: float
     cost: Cost
-    missed: float = 0.0
 
 
 @runtime_checkable

@@ -176,7 +176,7 @@ def test_a_level_weighs_a_fast_sampler_and_says_towards_what() -> None:
     ("wrong", "message"),
     [
         ({"level": "1", "cache": "dual", "remasking": "low_confidence"}, "choose largest, margin"),
-        ({"clip": (0.1, 10)}, "there is none; leave them out"),
+        ({"clip": (0.1, 10)}, "there is no proposal; leave it out"),
         ({"level": "1F", "threshold": 0.9}, "support is lost"),
         ({"level": "4"}, "unknown level '4'"),
         ({"proposal": demo.model_path("small")}, "LLaDA has levels instead"),

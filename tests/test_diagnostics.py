@@ -11,8 +11,8 @@ from ets.diagnostics import ratio_summary
 from ets.types import Cost, Step, Text
 
 
-def text(log_ratio: float = 0.0, *, done: bool = True, missed: float = 0.0) -> Text:
-    return Text((1,), "a", -1.0, done, log_ratio, missed)
+def text(log_ratio: float = 0.0, *, done: bool = True) -> Text:
+    return Text((1,), "a", -1.0, done, log_ratio)
 
 
 def step(candidates: list[Text], rollouts: list[list[Text]], choice: int) -> Step:
@@ -23,7 +23,7 @@ def step(candidates: list[Text], rollouts: list[list[Text]], choice: int) -> Ste
 
 def test_the_summary_is_of_the_open_candidates_rollouts() -> None:
     ended = text()
-    mixed = step([text(done=False), ended], [[text(0.0), text(math.log(3), missed=0.1)], [ended, ended]], 1)
+    mixed = step([text(done=False), ended], [[text(0.0), text(math.log(3))], [ended, ended]], 1)
     alone = step([text(done=False)], [[text(0.0), text(-math.inf)]], 0)
     found = ratio_summary([mixed, alone])
     assert found.rollouts == 4
@@ -32,7 +32,6 @@ def test_the_summary_is_of_the_open_candidates_rollouts() -> None:
     assert found.spread == pytest.approx(math.sqrt(within))
     assert found.mean == pytest.approx((1 + 3 + 1 + 0) / 4)
     assert found.impossible == pytest.approx(1 / 4)
-    assert found.missed == pytest.approx(0.1 / 4)
     assert (found.complete_drawn, found.complete_chosen) == (0.5, 1.0)  # the step with both kinds
     assert not found.wide and "25.0% impossible" in str(found)
 

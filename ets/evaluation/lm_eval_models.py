@@ -80,6 +80,7 @@ class PaperLM(LM):
         embedded = EMBEDDED[self.run.family]
         device = self._placed(arguments)
         self.checkpoint = Checkpoint(embedded.get(values["model"], values["model"]), device=device)
+        asked = {name: values[name] for name in TRUNCATION if name in values}
         self.run = _truncated(self.run, self.checkpoint)
         values = self.run.values
         settings = {name: values[name] for name in (*SETTINGS, *RESOURCES) if name in values}
@@ -90,9 +91,9 @@ class PaperLM(LM):
             own, self.policy = opened_sampler(own, self.policy)
         elif own is not None:
             small = Checkpoint(embedded.get(own.model, own.model), device=device)
-            self.run = _truncated(self.run, small, "proposal_")
-            law = {name: self.run.values[f"proposal_{name}"] for name in TRUNCATION}
-            own, self.policy = opened_pair(replace(own, **law), self.policy, lambda: small)
+            drawn = _truncated(replace(self.run, values={**values, **asked}), small, "small model")
+            self.run = replace(self.run, notes=drawn.notes)
+            own, self.policy = opened_pair(replace(own, **asked), self.policy, lambda: small)
         self.settings = replace(self.settings, proposing=own)
         self._chat = Chat(thinking=values["thinking"])
         self._conversations: dict[str, tuple[Message, ...]] = {}  # by the prompt that the template wrote
@@ -250,14 +251,14 @@ class PaperLM(LM):
         return text.rpartition(end)[2].lstrip() if end in text else text
 
 
-def _truncated(run: PaperRun, checkpoint: Checkpoint, prefix: str = "") -> PaperRun:
-    """The run with the checkpoint's own truncation where `top_k` and `top_p` ask for it, and a line that shows it."""
-    asked = [f"{prefix}{name}" for name in TRUNCATION if run.values.get(f"{prefix}{name}") == CHECKPOINT]
-    found = {name: checkpoint.truncation[name.removeprefix(prefix)] for name in asked}
+def _truncated(run: PaperRun, checkpoint: Checkpoint, model: str = "") -> PaperRun:
+    """The run with a checkpoint's truncation where `top_k` and `top_p` are "checkpoint", and a note that shows it."""
+    asked = [name for name in TRUNCATION if run.values.get(name) == CHECKPOINT]
+    found = {name: checkpoint.truncation[name] for name in asked}
     shown = ", ".join(f"{name} {value}" for name, value in found.items() if value is not None)
-    note = f"{shown}: of the checkpoint's generation_config, as in the paper; {prefix}top_k=0,{prefix}top_p=1 for none"
+    owner, law = (f"{model}'s", f"the {model}'s law") if model else ("checkpoint's", "p_ref")
+    note = f"{shown}: of the {owner} generation_config, as in the paper; top_k=0,top_p=1 for none"
     lacking = ", ".join(f"{name} {value:g}" for name, value in checkpoint.unapplied.items()) if asked else ""
-    law = "the small model's law" if prefix else "p_ref"
     without = f"{law} is without the checkpoint's {lacking}, which the paper's generate would apply too"
     notes = [*([note] if shown else []), *([without] if lacking else [])]
     return replace(run, values={**run.values, **found}, notes=(*run.notes, *notes))

@@ -185,8 +185,6 @@ ARGUMENTS: dict[Family, dict[str, Argument]] = {
         "top_p": Argument("top_p", _truncation(_number), None),
         "small_model_path": Argument("proposal", _text, None),
         "proposal_temperature": Argument("proposal_temperature", _number, None),
-        "proposal_top_k": Argument("proposal_top_k", _truncation(_whole), None),
-        "proposal_top_p": Argument("proposal_top_p", _truncation(_number), None),
         "engine": Argument("engine", _engine("qwen"), "transformers"),
         "data_parallel_size": Argument("replicas", _whole, 1),
         "tensor_parallel_size": Argument("tensor_parallel", _whole, 1),
@@ -227,7 +225,7 @@ RESOURCES = ("replicas", "tensor_parallel", "utilization")
 """Our names of the arguments that say what vLLM may use."""
 
 OF_PROPOSALS = (
-    *("proposal", "proposal_temperature", "proposal_top_k", "proposal_top_p", "clip"),
+    *("proposal", "proposal_temperature", "clip"),
     *("level", *(f"fast_{name}" for name in FAST)),
 )
 """Our names of the arguments that belong to ETS-IS alone. A clip's bounds stand as `clip=0.1:10`: commas separate
@@ -457,9 +455,9 @@ def _completed(family: Family, values: dict[str, Any], given: Collection[str]) -
     if family == "llada":
         return values | {"beams": values["candidates"], "minimum": 2}
     default = CHECKPOINT if values["engine"] == "transformers" else None
-    for name in (name for name in values if name.endswith(("top_k", "top_p"))):
+    for name, none in (("top_k", 0), ("top_p", 1)):
         if values[name] is None:
             values[name] = default
-        elif values[name] == (0 if name.endswith("top_k") else 1):
+        elif values[name] == none:
             values[name] = None
     return values | {"minimum": 1}

@@ -10,7 +10,7 @@ from typing import Any
 from ets.diagnostics import RatioSummary, ratio_summary
 from ets.types import Step
 
-_PER_ROLLOUT = ("effective", "mean", "impossible", "clipped", "missed")
+_PER_ROLLOUT = ("effective", "mean", "impossible", "clipped")
 _PER_STEP = ("candidates_effective", "candidates_clipped")
 _PER_MIXED_STEP = ("complete_drawn", "complete_chosen")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, combinations, product
 from typing import Any, TypeAlias
 
+from ets.step import require_counts
 from ets.testing.laws import Law
 from ets.types import Floats, InputError, Problem
 

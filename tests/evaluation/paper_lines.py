@@ -82,7 +82,7 @@ def markdown(lines: Sequence[PaperLine]) -> str:
 BASE = {"temperature": 0.7, "top_k": 20, "top_p": 0.8}
 TRUNCATED = {"top_k": "checkpoint", "top_p": "checkpoint"}
 M15 = TRUNCATED | {"candidates": 15, "rollouts": 3, "lam": 0.1, "max_length": 512, "pool": "chain", "minimum": 1}
-SMALL = {"proposal": "Qwen/Qwen3-1.7B", "proposal_top_k": "checkpoint", "proposal_top_p": "checkpoint"}
+SMALL = {"proposal": "Qwen/Qwen3-1.7B"}
 EIGHT_B = "model_path='Qwen/Qwen3-8B'"
 GPQA = "--tasks gpqa_diamond_generative_n_shot --num_fewshot 5"
 CODE = "--tasks humaneval --confirm_run_unsafe_code"

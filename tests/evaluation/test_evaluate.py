@@ -16,13 +16,13 @@ from ets.evaluation.base import Base
 from ets.evaluation.budget import Budget, GeneratedTokens, Pilot
 from ets.evaluation.evaluate import Evaluation, Row
 from ets.evaluation.proposing import Proposing
+from ets.evaluation.tables import ratio_lines, table
 
 from ets.diagnostics import ratio_summary
 from ets.evaluation.intervals import accuracy
 from ets.evaluation.journal import Journal, Record
 from ets.evaluation.methods import METHODS, REWARDS, Method, Settings, require_able, require_methods
 from ets.evaluation.ratios import total_ratios
-from ets.evaluation.tables import ratio_lines, table
 from ets.importance import ImportanceSampling
 from ets.runner import run
 from ets.types import Chain, InputError, Problem
@@ -373,7 +373,7 @@ def test_ets_is_samples_from_its_own_pair_and_needs_no_budget(undisturbed: Run, 
     (row, _), records = compared(tmp_path, ["ets-is"], budget=Untouchable())
     assert row.label == "ETS-IS (M 2, K 2, block 2)"
     assert {record["guide_steps"] for record in records.values()} == {1, 2}  # four tokens, two at a time
-    assert {method for method, _, _ in records} == {"ets-is-another table@r1-M2-block2-T1.0-clip0.5:2.0-plain"}
+    assert {method for method, _, _ in records} == {"ets-is-another table@r1-M2-block2-T1.0-clip0.5:2.0"}
     assert row.positions == pytest.approx(fmean(sum(parts(r)) for r in records.values()))
     scored = fmean(record["cost"]["scored"] for record in records.values())
     assert scored > 0 and row.positions > scored and row.generated > 0
@@ -411,12 +411,12 @@ def test_ets_is_goes_on_where_it_was_interrupted(tmp_path: Path, graded: int) ->
 
 
 def test_ets_is_with_other_options_is_sampled_again(tmp_path: Path) -> None:
-    changes: list[dict[str, Any]] = [{}, {"clip": (0.9, 1.1)}, {"revision": "r2"}, {"clip": None}]
+    changes: list[dict[str, Any]] = [{}, {"candidates": 4}, {"revision": "r2"}, {"clip": None}]
     for change in changes:
         settings = replace(SETTINGS, proposing=replace(PROPOSING, **change))
         _, records = compared(tmp_path, ["ets-is"], budget=1, settings=settings)
     assert len(records) == len(changes) * COUNT
-    names = ("@r1-M2-block2-T1.0-clip0.5:2.0", "-clip0.9:1.1")
+    names = ("@r1-M2-block2-T1.0-clip0.5:2.0", "@r1-M4-block2-T1.0-clip0.5:2.0")
     texts = [{r["problem"]: r["text"] for r in records.values() if r["method"].endswith(name)} for name in names]
     assert len(texts[0]) == len(texts[1]) == COUNT and texts[0] != texts[1]
 

@@ -148,7 +148,7 @@ def test_ets_is_of_the_paper_s_form_samples_what_ets_eval_samples(
     assert printed.count("ETS-IS (M 2, K 1, block 8): ") == 2 and "rollouts of the proposal" in printed
     words = """--task math500 --model embedded --count 2 --methods ets-is --candidates 5 --rollouts 1 --lam 0.1
         --pool chain --block-size 16 --max-length 16 --temperature 0.7 --top-k checkpoint --top-p checkpoint --seed 0
-        --width 2 --proposal embedded-small --proposal-top-k 50 --is-candidates 2 --is-block-size 8 --clip 0.1,10"""
+        --width 2 --proposal embedded-small --is-candidates 2 --is-block-size 8 --clip 0.1,10"""
     assert ets_main(["eval", *words.split(), "--data", str(DATA), "--out", str(tmp_path / "own" / "run")]) == 0
     ours, theirs = records(tmp_path / "own"), records(tmp_path / "paper")
     assert len(theirs) == 2  # the second command found them
@@ -245,7 +245,7 @@ def test_p_ref_is_truncated_by_the_checkpoint_and_a_line_shows_it(
     assert model(tmp_path, QwenETS, top_k=0, top_p=0.9).policy.sampling == Sampling(1.5, None, 0.9)
     pair = model(tmp_path, QwenETS, **PROPOSED).policy
     assert (pair.reference.sampling, pair.proposal.sampling) == (Sampling(1.5, 50, None),) * 2
-    assert "note: proposal_top_k 50: of the checkpoint's generation_config" in capsys.readouterr().err
+    assert "note: top_k 50: of the small model's generation_config" in capsys.readouterr().err
 
 
 def test_what_generate_would_apply_beside_the_truncation_is_named(

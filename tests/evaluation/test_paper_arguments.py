@@ -96,11 +96,9 @@ def test_what_a_line_leaves_out_is_the_default_of_the_paper_s_constructor(model:
         ),
         (
             "--tasks minerva_math500 --model qwen-ets --model_args model_path=Qwen/Qwen3-8B,"
-            "small_model_path=Qwen/Qwen3-1.7B,use_importance_sampling=True,clip=0.1:10,proposal_temperature=1,"
-            "proposal_top_k=0,proposal_top_p=0.9",
+            "small_model_path=Qwen/Qwen3-1.7B,use_importance_sampling=True,clip=0.1:10,proposal_temperature=1",
             "ets-is",
-            {"clip": (0.1, 10.0), "proposal_temperature": 1.0, "proposal_top_k": None, "proposal_top_p": 0.9,
-             "top_k": "checkpoint"},
+            {"clip": (0.1, 10.0), "proposal_temperature": 1.0, "top_k": "checkpoint"},
         ),
         ("--tasks gsm8k --model qwen " + QWEN + ",method=ets-is,small_model_path=/s", "ets-is", {"proposal": "/s"}),
         ("--tasks gsm8k --model qwen " + QWEN + ",is_rl=True", "greedy", {}),
@@ -351,7 +349,7 @@ def test_what_vllm_does_not_run_has_transformers_p_ref() -> None:
     """The truncation too: the paper's qwen_vllm script runs ETS-IS through transformers."""
     line = f"--tasks gsm8k --model qwen-ets {QWEN},engine=vllm,use_importance_sampling=True,small_model_path=/s"
     values = translated(line).values
-    assert (values["engine"], values["top_k"], values["proposal_top_p"]) == ("transformers",) + ("checkpoint",) * 2
+    assert (values["engine"], values["top_k"], values["top_p"]) == ("transformers",) + ("checkpoint",) * 2
     assert not set(RESOURCES) & set(values)
 
 

@@ -16,22 +16,22 @@ from ets.types import Cost, Step, Text
 CLIP = (0.5, 2.0)
 
 
-def step(ratios: list[list[float]], done: list[bool], choice: int, missed: float = 0.0) -> Step:
+def step(ratios: list[list[float]], done: list[bool], choice: int) -> Step:
     """A step of which the complete candidates' rows are themselves."""
     candidates = tuple(Text((1,), "a", -1.0, ended) for ended in done)
     rows = zip(ratios, candidates, strict=True)
-    texts = tuple(tuple(c if c.done else Text((1,), "a", -1.0, True, r, missed) for r in row) for row, c in rows)
+    texts = tuple(tuple(c if c.done else Text((1,), "a", -1.0, True, r) for r in row) for row, c in rows)
     zeros = np.zeros((len(ratios), len(ratios[0])))
     return Step(candidates, texts, zeros, zeros[:, 0], choice, Cost())
 
 
 CHAINS: list[list[Step]] = [
     [
-        step([[0.0, math.log(2)], [0.3, -math.inf]], [False, False], 0, missed=0.1),
+        step([[0.0, math.log(2)], [0.3, -math.inf]], [False, False], 0),
         step([[0.1, 0.2], [0.0, 0.0]], [False, True], 1),
         step([[math.log(0.5), 0.4], [0.0, 0.0]], [False, True], 0),
     ],
-    [step([[1.0, 0.0], [0.0, 0.0]], [False, True], 1, missed=0.4)],
+    [step([[1.0, 0.0], [0.0, 0.0]], [False, True], 1)],
     [step([[0.0, 0.0], [0.0, 0.0]], [True, True], 0)],  # no rollout at all
 ]
 
@@ -45,7 +45,7 @@ def recorded(chains: list[list[Step]]) -> list[dict[str, Any]]:
 def test_the_shares_are_those_of_all_steps_together() -> None:
     total, pooled = total_ratios(recorded(CHAINS)), ratio_summary([s for trace in CHAINS for s in trace], CLIP)
     assert total.rollouts == pooled.rollouts == 10
-    for name in ("effective", "mean", "spread", "impossible", "clipped", "missed", "complete_drawn", "complete_chosen"):
+    for name in ("effective", "mean", "spread", "impossible", "clipped", "complete_drawn", "complete_chosen"):
         assert 0 < getattr(pooled, name) < 2
         assert getattr(total, name) == pytest.approx(getattr(pooled, name)), name
 

@@ -9,10 +9,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from ets.commands.proposals import OPTIONS
 
 from ets.cli import _parser, main
 from ets.commands import fast
-from ets.commands.proposals import OPTIONS
 from tests.sandboxed import needs_sandbox
 from tests.scripts.test_eval_sh import ROOT, bash
 
@@ -96,7 +96,7 @@ def test_what_the_rows_of_the_paper_depend_on_can_be_set_by_a_variable(tmp_path:
     assert options(QWEN, "math500", tmp_path, SIZES="")["sizes"] == {}
 
 
-PAPER_IS = {"proposal": "Qwen/Qwen3-1.7B", "clip": None, "proposal_top_k": "checkpoint"}
+PAPER_IS = {"proposal": "Qwen/Qwen3-1.7B", "clip": None, "top_k": "checkpoint"}
 
 
 @pytest.mark.parametrize(
@@ -124,11 +124,11 @@ def test_a_small_model_adds_ets_is_with_the_numbers_of_the_paper(
 @pytest.mark.parametrize(("script", "preset"), [(QWEN, "math500"), (AIME, "")])
 def test_what_belongs_to_ets_is_can_be_set_by_a_variable(script: Path, preset: str, tmp_path: Path) -> None:
     given = {
-        "SMALL_MODEL_PATH": "/small", "PROPOSAL_TEMPERATURE": "0.5", "PROPOSAL_TOP_K": "7", "PROPOSAL_TOP_P": "0.9",
+        "SMALL_MODEL_PATH": "/small", "PROPOSAL_TEMPERATURE": "0.5",
         "CLIP": "0.1,10", "IS_M_CANDIDATES": "3", "IS_BLOCK_SIZE": "9",
     }  # fmt: skip
     found = options(script, preset, tmp_path, **given)
-    assert [found[name] for name in OPTIONS] == ["/small", 0.5, 7, 0.9, (0.1, 10.0), 3, 9]
+    assert [found[name] for name in OPTIONS] == ["/small", 0.5, (0.1, 10.0), 3, 9]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_code_of_a_chat_is_an_answer_in_fences(script: Path, tmp_path: Path) -> 
 def test_the_demonstration_of_importance_sampling_is_the_other_one_with_a_small_model(tmp_path: Path) -> None:
     plain, proposed = options(QWEN, "demo", tmp_path), options(QWEN, "demo-is", tmp_path)
     differing = {name for name in plain if plain[name] != proposed[name]}
-    assert differing == {"methods", *OPTIONS} - {"clip", "proposal_top_k", "proposal_top_p"}
+    assert differing == {"methods", *OPTIONS} - {"clip"}
     assert proposed["proposal"] == "embedded-small" and proposed["methods"] == f"{plain['methods']},ets-is"
     assert (proposed["is_candidates"], proposed["is_block_size"]) == (plain["candidates"], plain["block_size"])
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ets.models import MASKED_DIFFUSION
 from ets.policies.checkpoint import Checkpoint
@@ -64,7 +63,6 @@ def _until(ordered: torch.Tensor, mass: float) -> torch.Tensor:
 class TokenState:
     """A generation so far. `memory` is what an engine keeps to go on from it; states that share it share work.
 
-    `supports` is None, or, for a proposal under a truncated law, the tokens that each draw could have taken.
     `certainty` is None where it is not recorded, or other policies' tokens have been read.
     """
 
@@ -75,7 +73,6 @@ class TokenState:
     logp: float = 0.0
     done: bool = False
     memory: Any = field(default=None, repr=False)
-    supports: Sequence[NDArray[np.int64]] | None = field(default=None, repr=False)
     certainty: Certainty | None = None
 
 
@@ -158,13 +155,12 @@ def draw_of(
     memory: Any,
     cost: Cost,
     endings: Endings,
-    supports: Sequence[NDArray[np.int64]] | None = None,
     certainty: Certainty | None = None,
 ) -> Draw:
     """The draw of a row that went from `before` to `tokens`; one without a memory to go on from has ended."""
     problem, total, done = before.problem, before.logp + logp, memory is None
     text = endings.text(tokens, problem.stop, problem.thinking, before.prompt)
-    state = TokenState(problem, before.prompt, tokens, text, total, done, memory, supports, certainty)
+    state = TokenState(problem, before.prompt, tokens, text, total, done, memory, certainty)
     return Draw(state, Text(tokens, text, total, done, certainty=certainty), logp, cost)
 
 

@@ -32,7 +32,7 @@ LOGIT_BYTES = 2**29
 
 @dataclass(frozen=True, eq=False)
 class Path:
-    """The tokens from one of my states to a state of another policy, and what that policy could have drawn."""
+    """The tokens from one of my states to a state of another policy."""
 
     start: TokenState
     end: State
@@ -89,11 +89,10 @@ def read_on(forward: Forward, paths: Sequence[Path]) -> dict[PathKey, Memory]:
 
 @dataclass
 class Score:
-    """Of one path: log-probability, positions read, and the probability of what could not have been drawn."""
+    """Of one path: its log-probability, and the number of positions read."""
 
     logp: float = 0.0
     positions: int = 0
-    missed: float = 0.0
 
 
 def score(forward: Forward, law: Law, paths: Sequence[Path]) -> dict[PathKey, Score]:
@@ -131,10 +130,5 @@ def _add(
         probabilities = law(logits[tuple(torch.tensor(part, device=logits.device).unbind(-1))])
         targets = torch.tensor([tokens[r][column] for r, column in part], device=logits.device)
         logps = probabilities.gather(-1, targets[:, None])[:, 0].log().tolist()
-        for number, ((r, column), logp) in enumerate(zip(part, logps, strict=True)):
-            path, found = paths[rows[r]], scores[rows[r]]
-            found.logp += logp
-            if supports := getattr(path.end, "supports", None):
-                kept = torch.from_numpy(supports[at + column]).to(logits.device)
-                kept = kept[kept < logits.shape[-1]]  # what the proposal's head has beyond ours, nobody else draws
-                found.missed += float(1 - probabilities[number, kept].sum()) / len(path.tokens)
+        for (r, _), logp in zip(part, logps, strict=True):
+            scores[rows[r]].logp += logp

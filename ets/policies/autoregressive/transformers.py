@@ -16,7 +16,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ets.models import MASKED_DIFFUSION
 from ets.policies.autoregressive.beam_search import Ended, beam_search
@@ -201,16 +200,14 @@ class TransformersPolicy:
             for found in self._memory.in_chunks(group, bytes_each, partial(read_on, self._forward)):
                 memories |= found
         costs = self._reading_costs(paths, {key: len(path.tokens) for key, path in going.items()}, prompts)
-        supports = () if self.sampling.truncated else None
         return [
-            Followed(self._arrived(path, memories.get(path.key), supports), cost)
-            for path, cost in zip(paths, costs, strict=True)
+            Followed(self._arrived(path, memories.get(path.key)), cost) for path, cost in zip(paths, costs, strict=True)
         ]
 
     @staticmethod
-    def _arrived(path: Path, memory: Memory | None, supports: tuple[()] | None) -> TokenState:
+    def _arrived(path: Path, memory: Memory | None) -> TokenState:
         start, end = path.start, path.end
-        return TokenState(start.problem, start.prompt, end.tokens, end.text, math.nan, end.done, memory, supports)
+        return TokenState(start.problem, start.prompt, end.tokens, end.text, math.nan, end.done, memory)
 
     @torch.inference_mode()
     def logp(self, starts: Sequence[State], ends: Sequence[State]) -> list[Scored]:
@@ -229,10 +226,7 @@ class TransformersPolicy:
         for found in self._memory.in_chunks(ordered, bytes_each, scoring):
             scores |= found
         costs = self._reading_costs(paths, {key: found.positions for key, found in scores.items()}, prompts)
-        return [
-            Scored(scores[path.key].logp, cost, scores[path.key].missed)
-            for path, cost in zip(paths, costs, strict=True)
-        ]
+        return [Scored(scores[path.key].logp, cost) for path, cost in zip(paths, costs, strict=True)]
 
     def _reading_costs(
         self, paths: Sequence[Path], positions: dict[PathKey, int], prompts: dict[Memory, int]
@@ -296,10 +290,10 @@ class TransformersPolicy:
         while rows and column < room:
             left = min(self.horizon.max_length - len(drawn.tokens[n]) for n in rows)
             own = uniforms[rows]
-            columns = [self._column(logits, own[:, column], pick, drawn)]
+            columns = [self._column(logits, own[:, column], pick)]
             for at in range(column + 1, column + min(look_every, room - column, left)):
                 logits = self._forward(cache, columns[-1].tokens[:, None])[:, -1]
-                columns.append(self._column(logits, own[:, at], pick, drawn))
+                columns.append(self._column(logits, own[:, at], pick))
             column += len(columns)
             going = drawn.take(rows, columns, self._ended)
             if len(going) < len(rows):
@@ -310,11 +304,11 @@ class TransformersPolicy:
         reached = {n: Memory(cache, r, logits[r]) for r, n in enumerate(rows)}
         return self._draws(states, drawn, reached, self._costs(drawn, reached, kind, prompts))
 
-    def _column(self, logits: torch.Tensor, uniforms: torch.Tensor, pick: Pick, drawn: _Tally) -> _Column:
+    def _column(self, logits: torch.Tensor, uniforms: torch.Tensor, pick: Pick) -> _Column:
         """One token for each row, left on the device."""
         tokens, logps = in_slices(pick, logits, uniforms)
         sure = certainty_of(logits) if self.certainty else logps.new_zeros(len(logps), 2)
-        return _Column(tokens, logps, sure, [self.sampling.support(row) for row in logits if drawn.supports])
+        return _Column(tokens, logps, sure)
 
     def _draws(
         self, states: Sequence[TokenState], drawn: _Tally, reached: dict[int, Memory], costs: Sequence[Cost]
@@ -324,8 +318,7 @@ class TransformersPolicy:
         for n, (state, cost) in enumerate(zip(states, costs, strict=True)):
             logp, *sums = drawn.numbers[n].tolist()
             sure = state.certainty and state.certainty + Certainty(cost.generated, *sums)
-            tokens, supports = tuple(drawn.tokens[n]), drawn.supports.get(n)
-            draws.append(draw_of(state, tokens, logp, reached.get(n), cost, self.endings, supports, sure))
+            draws.append(draw_of(state, tuple(drawn.tokens[n]), logp, reached.get(n), cost, self.endings, sure))
         return draws
 
     def _ended(self, state: TokenState, tokens: list[int]) -> bool:
@@ -396,12 +389,11 @@ def _most_probable(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.
 
 @dataclass(frozen=True)
 class _Column:
-    """One token for each of R rows: tokens `[R]`, log-probabilities `[R]`, certainties `[R, 2]`, supports if kept."""
+    """One token for each of R rows: tokens `[R]`, log-probabilities `[R]`, certainties `[R, 2]`."""
 
     tokens: torch.Tensor
     logps: torch.Tensor
     sure: torch.Tensor
-    supports: Sequence[NDArray[np.int64]]
 
 
 class _Tally:
@@ -415,20 +407,17 @@ class _Tally:
         self.tokens = [list(state.tokens) for state in states]
         self.unseen = np.zeros(len(states), np.int64)
         self.numbers = np.zeros((len(states), 3))  # sums of log-probabilities, entropies, self-certainties
-        self.supports = {n: list(state.supports) for n, state in enumerate(states) if state.supports is not None}
 
     def take(self, rows: Sequence[int], columns: Sequence[_Column], ended: Ended) -> list[int]:
         """Add columns for these rows; returns the places of those that go on."""
         tokens = torch.stack([column.tokens for column in columns]).tolist()
         numbers = torch.stack([torch.cat((column.logps[:, None], column.sure), -1) for column in columns]).cpu().numpy()
         going = list(range(len(rows)))
-        for at, column in enumerate(columns):
+        for at in range(len(columns)):
             own = [rows[r] for r in going]
             self.numbers[own] += numbers[at, going]
             for r, n in zip(going, own, strict=True):
                 self.tokens[n].append(tokens[at][r])
-                if n in self.supports:
-                    self.supports[n].append(column.supports[r])
             going = [r for r in going if not ended(self.states[rows[r]], self.tokens[rows[r]])]
             self.unseen[list(set(rows) - {rows[r] for r in going})] += at + 1 < len(columns)
         return going

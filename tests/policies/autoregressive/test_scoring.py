@@ -164,24 +164,6 @@ def test_a_token_that_the_reference_cannot_draw_has_weight_zero(make_pair: Any) 
     assert np.exp(ratios).mean() == pytest.approx(1, abs=0.5)
 
 
-def test_what_a_truncated_proposal_misses_is_measured(make_pair: Any) -> None:
-    """The reference's probability of the tokens outside the proposal's two best, a mean over a rollout's tokens."""
-    pair = make_pair(Sampling(0.8), Sampling(top_k=2), max_length=5)
-    mine, its = causal_oracle(pair.reference, 0.8), causal_oracle(pair.proposal)
-    start = pair.start([PROBLEM])[0]
-    state = next(d.state for d in pair.extend([start] * 8, keys(8)) if not d.state.done)
-    for rollout in quietly(pair, [state] * 20, keys(20, 1)):
-        tokens, begun = rollout.state.tokens, len(state.tokens)
-        missed = [
-            mine.next_token(PROBLEM, tokens[:n])[np.argsort(its.next_token(PROBLEM, tokens[:n]))[:-2]].sum()
-            for n in range(begun, len(tokens))
-        ]
-        assert rollout.text.missed == pytest.approx(np.mean(missed), abs=1e-9) and rollout.text.missed > 0
-    untruncated = make_pair(max_length=5)
-    state = next(d.state for d in untruncated.extend(untruncated.start([PROBLEM]) * 8, keys(8)) if not d.state.done)
-    assert quietly(untruncated, [state], keys(1))[0].text.missed == 0
-
-
 @pytest.mark.parametrize(
     "samplings", [(Sampling(0.8), Sampling(0.8)), (Sampling(), Sampling(1.6))], ids=["weights", "temperature"]
 )
@@ -292,9 +274,6 @@ def test_a_token_beyond_the_models_own_has_weight_zero_and_one_beyond_the_propos
     beyond = [max(r.state.tokens) >= len(ALPHABET) for r in rollouts]
     assert 0 < sum(beyond) < 40
     assert [r.text.log_ratio == -math.inf for r in rollouts] == beyond
-    truncated = ImportanceSampling(narrow, TransformersPolicy(padded, Sampling(top_k=5), Horizon(2, 4)))
-    state = next(d.state for d in truncated.extend(truncated.start([PROBLEM]) * 8, keys(8)) if not d.state.done)
-    assert all(0 <= r.text.missed < 1 for r in quietly(truncated, [state] * 40, keys(40, 1)))
     other = ImportanceSampling(wide, narrow)
     drawn = wide.extend([other.start([PROBLEM])[0].reference] * 40, keys(40))  # type: ignore[attr-defined]
     unknown = next(d.state for d in drawn if max(d.state.tokens) >= len(ALPHABET) and not d.state.done)

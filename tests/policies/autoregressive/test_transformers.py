@@ -352,17 +352,6 @@ def test_what_the_model_reads_of_ended_rows_is_in_the_ledger(make_tiny: Any) -> 
     assert policy.ledger.rollout > policy.ledger.generated - 30
 
 
-def test_rows_that_are_looked_at_less_often_keep_their_supports(make_tiny: Any) -> None:
-    def supports(look_every: int) -> list[Any]:
-        policy = make_tiny(Sampling(top_k=2), max_length=6, look_every=look_every)
-        (start,) = policy.start(PROBLEMS[:1])
-        draws = policy.finish([dataclasses.replace(start, supports=())] * 20, np.arange(20, dtype=np.uint64))
-        assert all(len(draw.state.supports) == len(draw.state.tokens) for draw in draws)
-        return [[kept.tolist() for kept in draw.state.supports] for draw in draws]
-
-    assert supports(1) == supports(4)
-
-
 WAITING = {getattr(torch.ops.aten, name).default for name in ("is_nonzero", "item", "_local_scalar_dense", "nonzero")}
 BRINGING = ("tolist", "numpy", "cpu", "item", "__bool__")
 
