@@ -23,7 +23,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from ets.policies.making import RESOURCES, policy_of
+from ets.policies.registry import RESOURCES, policy_of
 from numpy.typing import NDArray
 from tqdm import tqdm
 

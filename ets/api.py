@@ -221,7 +221,7 @@ def _weighed(policy: Policy, values: Mapping[str, Any], weighing: Weighing) -> t
         policy = fast_sampler_of(policy, level, **own, clip=weighing.clip)
     if small is not None:
         truncation = {name: values[name] for name in ("top_k", "top_p") if name in values}
-        opened: Any = lambda: _checkpoint(small, "proposal")  # type: ignore[arg-type]  # noqa: E731
+        opened = partial(_checkpoint, small, "proposal")
         proposal = proposal_of(policy, opened, temperature=warmth, truncation=truncation)
         policy = ImportanceSampling(policy, proposal, weighing.clip)
     at = "0" if level is None and fast else level

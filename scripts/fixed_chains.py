@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ets.policies.making import fast_sampler_of
+from ets.policies.registry import fast_sampler_of
 
 import ets
 from ets import baselines

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 
-from ets.policies.making import policy_of
+from ets.policies.registry import policy_of
 
 from ets import baselines
 from ets.evaluation.intervals import Accuracy, accuracy

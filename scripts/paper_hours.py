@@ -18,7 +18,7 @@ from functools import cache
 from pathlib import Path
 
 from ets.evaluation.work import CanvasWork, TokenWork, Work
-from ets.policies.making import fast_sampler_of, policy_of
+from ets.policies.registry import fast_sampler_of, policy_of
 
 from ets import Checkpoint, demo
 from ets.cli import _parser
