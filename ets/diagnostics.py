@@ -1,4 +1,4 @@
-"""What a trace tells about a proposal: whether its importance weights correct, or are noise."""
+"""Summaries of the importance ratios in a trace: whether the weights correct the proposal, or are noise."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ets.weights import effective_draws
 
 T = TypeVar("T")
 WIDE = 1.0
-"""A standard deviation of the log-ratio beyond which complete candidates, whose energies are exact, are favoured."""
+"""Above this standard deviation of the log-ratio, complete candidates, whose energies are exact, are favoured."""
 
 
 @dataclass(frozen=True)
@@ -24,29 +24,28 @@ class RatioSummary:
     Parameters
     ----------
     rollouts : int
-        That a proposal drew.
+        Rollouts that the proposal drew.
     effective : float
         The effective sample size of a candidate's rollouts over their number, a mean over candidates: from 1/K to 1.
-        NaN at K = 1, where a candidate's one rollout cannot tell.
+        NaN at K = 1, where the ratio of a single rollout has no spread.
     mean : float
         The mean ratio of rollouts. Its expectation is 1 if q can draw whatever p_ref can; else it is p_ref's
         probability of the texts that q can draw. A mean clearly below 1 therefore shows that q, truncated for example,
         cannot draw all of p_ref: the missing texts are missing from every energy.
     spread : float
-        Standard deviation of the finite log-ratios within a guide step, a root mean square over steps: from one step to
-        another they shift, and so do all candidates of a choice.
+        Standard deviation of the finite log-ratios within a guide step, a root mean square over steps. A shift of all
+        log-ratios from step to step does not count, since a step compares its candidates alone.
     impossible : float
         The share of rollouts that the reference policy cannot draw.
     clipped : float
-        The share of rollouts' ratios that stand at a bound of the clip.
+        The share of the rollouts' ratios at a bound of the clip.
     candidates_effective : float
-        Where the proposal drew the candidates too: the effective sample size of their own ratios over M, a mean over
-        steps.
+        Where the proposal drew the candidates too: the effective sample size of their ratios over M, a mean over steps.
     candidates_clipped : float
-        There, the share of their own ratios that stand at a bound of the clip.
+        There, the share of the candidates' ratios at a bound of the clip.
     complete_drawn, complete_chosen : float
-        The share of complete candidates among those drawn, and among those chosen, over the steps that had complete and
-        open ones. Much more often chosen than their share tells of skewed energies, or of a reward that likes an end.
+        The share of complete candidates among the drawn and among the chosen candidates, over the steps with complete
+        and open candidates. A much larger share among the chosen means skewed energies, or a reward that favours an end.
     """
 
     rollouts: int
@@ -61,35 +60,35 @@ class RatioSummary:
     complete_chosen: float
 
     def __str__(self) -> str:
-        """One line, and what to make of it."""
+        """The summary as one line, with a warning where complete candidates are favoured."""
         parts = [
-            f"{self.rollouts:,} rollouts of the proposal" + _told(", {:.0%} effective", self.effective),
-            _told("{:.0%} of candidates effective", self.candidates_effective),
-            _told("log-ratios spread by {:.2f}", self.spread)
+            f"{self.rollouts:,} rollouts of the proposal" + _part(", {:.0%} effective", self.effective),
+            _part("{:.0%} of candidates effective", self.candidates_effective),
+            _part("log-ratios spread by {:.2f}", self.spread)
             + " (above 1: complete candidates are favoured)" * self.wide,
-            _told("complete candidates: {:.0%} of those drawn", self.complete_drawn)
-            + _told(", {:.0%} of those chosen", self.complete_chosen),
-            _told("mean ratio {:.2f}", self.mean),
-            _told("{:.1%} impossible under the model", self.impossible or math.nan),
-            _told("{:.1%} clipped", self.clipped or math.nan),
-            _told("{:.1%} of candidates clipped", self.candidates_clipped or math.nan),
+            _part("complete candidates: {:.0%} of those drawn", self.complete_drawn)
+            + _part(", {:.0%} of those chosen", self.complete_chosen),
+            _part("mean ratio {:.2f}", self.mean),
+            _part("{:.1%} impossible under the model", self.impossible or math.nan),
+            _part("{:.1%} clipped", self.clipped or math.nan),
+            _part("{:.1%} of candidates clipped", self.candidates_clipped or math.nan),
         ]
         return "; ".join(filter(None, parts))
 
     @property
     def wide(self) -> bool:
-        """Whether the log-ratio spreads so far that complete candidates are favoured."""
+        """Whether the log-ratio spreads beyond `WIDE`, so that complete candidates are favoured."""
         return self.spread > WIDE
 
 
 def ratio_summary(steps: Iterable[Step], clip: tuple[float, float] | None = None) -> RatioSummary:
-    """Of all the open candidates of some guide steps; NaN where there is nothing to average.
+    """The ratios of all open candidates of some guide steps; NaN where there is no value to average.
 
     Parameters
     ----------
     steps : iterable of Step
     clip : (float, float), optional
-        The bounds that the ratios were clipped to.
+        Bounds of the ratios.
     """
     steps = list(steps)
     ratios = [row for step in steps for row in _open(step, step.log_ratios)]
@@ -111,12 +110,12 @@ def ratio_summary(steps: Iterable[Step], clip: tuple[float, float] | None = None
 
 
 def _open(step: Step, rows: Iterable[T]) -> list[T]:
-    """The rows of the candidates that had not ended."""
+    """The rows of the open candidates."""
     return [row for row, candidate in zip(rows, step.candidates, strict=True) if not candidate.done]
 
 
 def _effective(log_ratios: Floats) -> float:
-    """Effective sample size over the number."""
+    """The effective sample size over the number of ratios."""
     return effective_draws(log_ratios) / len(log_ratios)
 
 
@@ -127,7 +126,7 @@ def _spread(steps: Sequence[Floats]) -> float:
     return math.sqrt(total / count) if count else math.nan
 
 
-def _told(text: str, value: float) -> str:
+def _part(text: str, value: float) -> str:
     return "" if math.isnan(value) else text.format(value)
 
 

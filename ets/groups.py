@@ -1,4 +1,4 @@
-"""Several groups of chains over one engine: while one waits for its slowest rollout, another one uses the engine."""
+"""Groups of chains over one engine: while a group waits for its slowest rollout, another group uses the engine."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ets.step import require_counts
 from ets.types import Chain, Policy, Problem, StepFn
 
 Found: TypeAlias = "SimpleQueue[Chain | BaseException | None]"
-"""What threads report: chains, an error, or that they have nothing more to do."""
+"""Reports of the threads: chains, an error, or None at the end of a thread."""
 
 
 @runtime_checkable
 class Interruptible(Protocol):
-    """A policy whose draws can be ended by another thread than the one that waits for them."""
+    """A policy whose draws another thread can end."""
 
     def interrupt(self, thread: int) -> None: ...
 
@@ -33,24 +33,24 @@ def run_in_groups(
 ) -> Iterator[Chain]:
     """Yield chains as they end, like `ets.runner.run`, from one thread per group.
 
-    Rewards run in their group's thread, beside the engine. A step's seconds are those that its group waited: over all
-    groups they add up to more than the clock's.
+    Rewards run in the thread of their group, while the engine works for the other groups. The seconds of a step are the
+    seconds that its group waited, so the sum over all groups exceeds the wall-clock time.
 
     Parameters
     ----------
     groups : sequence of (Policy, StepFn)
-        For each group a policy and a step function of its own, since neither may be shared between threads. The
-        policies draw from one engine that may, such as `ets.policies.autoregressive.vllm.VLLMEngine`.
+        One pair for each group, since threads share neither policies nor step functions with state. The policies draw
+        from one engine, such as `ets.policies.autoregressive.vllm.VLLMEngine`, which threads may share.
     problems, seed, samples, done
-        As for `run`. A problem's chains stay in one group.
+        As for `run`. The chains of a problem stay in one group.
     width : int
         Chains that are under way in all groups together, at least one in each.
 
     Raises
     ------
     InputError
-        As `run` does; the other groups then end with the step that they are taking, or, if the policy is
-        `Interruptible`, within it. So they do when nobody takes the chains any more.
+        As `run` does. The other groups then end after their current step, or within it if the policy is
+        `Interruptible`. They also end when the caller closes the iterator.
     """
     require_counts(groups=len(groups), width=width, samples=samples)
     shared, found = _Shared(problems), SimpleQueue[Chain | BaseException | None]()
@@ -91,15 +91,15 @@ def _end(thread: threading.Thread, policy: Policy) -> None:
     while thread.is_alive():
         if isinstance(policy, Interruptible) and thread.ident is not None:
             policy.interrupt(thread.ident)
-        thread.join(timeout=0.1)  # by then it may have begun another draw
+        thread.join(timeout=0.1)  # the thread may have begun another draw
 
 
 class _Stopped(Exception):
-    """Nobody waits for the chains any more."""
+    """Ends a thread whose chains the caller no longer takes."""
 
 
 class _Shared:
-    """Problems that several threads take from, until they are stopped."""
+    """Problems that several threads take, until `stopped` is set."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self._problems, self._lock = distinct(problems), threading.Lock()
@@ -113,7 +113,7 @@ class _Shared:
             return next(self._problems)
 
     def guarded(self, step: StepFn) -> StepFn:
-        """The step, unless stopped."""
+        """The step function, which raises once `stopped` is set."""
 
         def guarded(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
             if self.stopped:

@@ -1,7 +1,6 @@
 """A reference policy whose rollouts a cheaper proposal draws: Algorithm 2 of Li et al., arXiv 2601.21484.
 
-To a step function the pair is a policy like any other, except that its draws carry the logarithm of an importance
-ratio.
+The pair is a policy for every step function; its draws carry the logarithm of an importance ratio.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from ets.types import Cost, Draw, InputError, Keys, Policy, Problem, Proposal, S
 from ets.weights import effective_draws
 
 ENOUGH = 32
-"""Rollouts that tell whether the ratios' effective sample size is too low."""
+"""The fewest rollouts whose effective sample size is judged."""
 NOISE = 0.1
 """Below this share of effective rollouts, the correction is mostly noise."""
 
 
 @dataclass(frozen=True, eq=False)
 class PairedState:
-    """Where both policies stand. What a reader sees is the reference policy's state, `logp` its log-probability."""
+    """The states of both policies. Tokens and text are those of the reference policy, `logp` is its log-probability."""
 
     reference: State
     proposal: State
@@ -72,7 +71,7 @@ class ImportanceSampling:
     Raises
     ------
     InputError
-        For policies that do not fit each other, or bounds out of order.
+        For policies that do not fit each other, or bounds that do not enclose 1.
     """
 
     def __init__(self, reference: Policy, proposal: Policy, clip: tuple[float, float] | None = None) -> None:
@@ -102,7 +101,7 @@ class ImportanceSampling:
         return [PairedState(*pair) for pair in pairs]
 
     def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
-        """Candidates of the reference policy, which the proposal reads."""
+        """Candidates of the reference policy; the proposal reads their tokens."""
         pairs = _pairs(states)
         drawn = self.reference.extend([pair.reference for pair in pairs], keys)
         followed = self.proposal.follow([pair.proposal for pair in pairs], [draw.state for draw in drawn])
@@ -129,7 +128,7 @@ class ImportanceSampling:
 
 
 class NoiseWarning:
-    """Warns, once, if of at least `ENOUGH` rollouts hardly any carry weight."""
+    """Warns once if fewer than a share `NOISE` of at least `ENOUGH` rollouts is effective."""
 
     def __init__(self) -> None:
         self._given = False
@@ -152,7 +151,7 @@ class NoiseWarning:
 def _pairs(states: Sequence[State]) -> list[PairedState]:
     pairs = [state for state in states if isinstance(state, PairedState)]
     if len(pairs) != len(states):
-        raise InputError("a state is of one policy alone; draw from this pair's own states")
+        raise InputError("a state belongs to one policy alone; draw from the states of this pair")
     return pairs
 
 

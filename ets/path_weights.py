@@ -1,8 +1,8 @@
-"""A sampler whose every draw is weighed towards another law: what a fast masked-diffusion sampler needs as a proposal.
+"""A sampler whose draws are weighed towards another law, such as a fast masked-diffusion sampler as a proposal.
 
-With an autoregressive proposal the reference policy draws the candidates itself (`ets.importance`). Here both candidates
-and rollouts come from the sampler: a candidate's own path ratio multiplies its energy, and a rollout's ratio continues
-it. Mixing exact candidates with weighed rollouts would follow neither law.
+With an autoregressive proposal the reference policy draws the candidates (`ets.importance`). Here the sampler draws
+candidates and rollouts: the path ratio of a candidate multiplies its energy, and the ratio of a rollout covers the path
+after the candidate. A mixture of exact candidates and weighed rollouts would follow neither law.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ets.types import Cost, Draw, InputError, Keys, Policy, Problem, State
 
 @dataclass(frozen=True)
 class PathRatio:
-    """log target - log sampler of one path, and what finding it cost."""
+    """log target - log sampler of one path, and the cost of computing it."""
 
     log_ratio: float
     cost: Cost
 
 
 class Weigher(Protocol):
-    """Tells the importance ratios of a sampler's paths."""
+    """Computes the importance ratios of a sampler's paths."""
 
     @property
     def target(self) -> str:
@@ -36,7 +36,7 @@ class Weigher(Protocol):
     def ledger(self) -> Cost: ...
 
     def ratios(self, starts: Sequence[State], ends: Sequence[State]) -> list[PathRatio]:
-        """Of each path from one of the sampler's states to a later one."""
+        """The ratio of each path from a state of the sampler to a later state."""
         ...
 
 
@@ -66,14 +66,14 @@ class WeighedState:
 
 
 class PathWeights:
-    """A sampler q as a policy whose draws carry log target - log q: its target is what the weigher says.
+    """A sampler q as a policy whose draws carry log target - log q, where the weigher names the target.
 
     Parameters
     ----------
     sampler : Policy
     weigher : Weigher
     clip : (float, float), optional
-        Bounds on the ratio of a candidate, and on that of what follows it; a ratio of zero stays zero.
+        Bounds on the ratio of a candidate, and on the ratio of a rollout after it; a ratio of zero stays zero.
 
     Raises
     ------
@@ -111,7 +111,7 @@ class PathWeights:
         return self._weighed([replace(state, log_ratio=0.0) for state in own], drawn)
 
     def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
-        """Rollouts; their texts carry the ratio since the guide step began: their candidate's and their own."""
+        """Rollouts; their texts carry the ratio since the guide step began, with the ratio of the candidate."""
         own = _own(states)
         drawn = self._weighed(own, self.sampler.finish([state.drawn for state in own], keys))
         own_ratios = [0.0 if state.log_ratio == -math.inf else state.log_ratio for state in own]
@@ -132,5 +132,5 @@ class PathWeights:
 def _own(states: Sequence[State]) -> list[WeighedState]:
     own = [state for state in states if isinstance(state, WeighedState)]
     if len(own) != len(states):
-        raise InputError("a state is of another policy; draw from this policy's own states")
+        raise InputError("a state belongs to another policy; draw from the states of this policy")
     return own

@@ -1,8 +1,8 @@
-"""Counter-based randomness: every number drawn is a pure function of where it is used.
+"""Counter-based randomness: every number is a pure function of its place in the run.
 
-A key is 64 bits. Fields (seed, problem, step, purpose, candidate, rollout, token position) are absorbed
-one after the other, each through a full mixing round: an exclusive-or or a sum of hashes would collide.
-So a result depends neither on the batch it was computed in, nor on what was computed before it.
+A key is 64 bits. The fields of a place (seed, problem, step, purpose, candidate, rollout, token position) are absorbed
+one after the other, each through a full mixing round: an exclusive-or or a sum of hashes would collide. A result
+depends neither on its batch nor on earlier results.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SECOND = np.uint64(0x94D049BB133111EB)
 
 
 class Purpose(IntEnum):
-    """What a number is drawn for. Never renumber: stored results depend on it."""
+    """The purpose of a number. Never renumber: stored results depend on the values."""
 
     CANDIDATE = 1
     ROLLOUT = 2

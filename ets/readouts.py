@@ -13,7 +13,7 @@ from ets.types import Chain, Text
 
 @dataclass(frozen=True)
 class Vote:
-    """What the rollouts of a chain say.
+    """The votes of the rollouts of a chain.
 
     Parameters
     ----------
@@ -38,8 +38,8 @@ class Vote:
 def vote(extract: Extract, chain: Chain) -> Vote:
     """The votes of every rollout of every step: their majority is an estimator, and no sample from any stated law.
 
-    A candidate that has ended votes K times; a rollout that is kept for later steps votes once; one that a proposal
-    drew votes with its importance ratio.
+    A complete candidate votes K times. A rollout that later steps retain votes once. A rollout of a proposal votes with
+    its importance ratio.
 
     Parameters
     ----------

@@ -26,16 +26,16 @@ def run(
     Parameters
     ----------
     policy, step : Policy, StepFn
-        What to sample with, and how a chain advances.
+        `step(policy, chains)` advances chains by one guide step.
     problems : iterable of Problem
-        Read as room becomes free. Ids must be unique.
+        Read as chains end and free their places. Ids must be unique.
     width : int
         Chains that advance together. A chain's result does not depend on it.
     seed : int
     samples : int
-        Chains per problem; they share the work on its prompt.
+        Chains per problem, which share the work on the prompt.
     done : container of (problem id, sample)
-        Chains to leave out: what an earlier run has finished.
+        Chains to leave out: an earlier run has finished them.
 
     Raises
     ------
@@ -51,12 +51,12 @@ def run(
 
 
 def distinct(problems: Iterable[Problem]) -> Iterator[Problem]:
-    """The problems; raises `InputError` at one whose id has been there."""
+    """The problems; raises `InputError` at the second problem with the same id."""
     seen: set[str] = set()
     for problem in problems:
         if problem.id in seen:
             raise InputError(
-                f"two problems have the id {problem.id!r}; ids must be unique, all randomness hangs on them"
+                f"two problems have the id {problem.id!r}; ids must be unique, since the keys are hashes of them"
             )
         seen.add(problem.id)
         yield problem

@@ -1,4 +1,4 @@
-"""The pieces that every step function is built from: draw rows for chains, score texts, choose one."""
+"""The parts that step functions share: draw rows for chains, score texts, choose by weights, check arguments."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ets.weights import normalised, pick
 
 
 class RewardError(InputError):
-    """A reward that raised, or did not return one usable number per rollout; names the problem."""
+    """Raised for a reward that raises, or returns no usable number for a rollout; the message names the problem."""
 
 
 def row_keys(chains: Sequence[Chain], purpose: Purpose, *shape: int) -> Keys:
-    """Keys `[B, *shape]`, one per row that each chain's next step draws for a purpose."""
+    """Keys `[B, *shape]`: one for each row that the chains' next step draws for a purpose."""
     keys = np.array([chain.key for chain in chains], np.uint64)
     steps = np.array([len(chain.trace) for chain in chains], np.uint64)
     keys = derive(keys, steps, int(purpose))
@@ -30,19 +30,19 @@ def row_keys(chains: Sequence[Chain], purpose: Purpose, *shape: int) -> Keys:
 def draw_for_chains(
     method: Callable[[Sequence[State], Keys], list[Draw]], chains: Sequence[Chain], purpose: Purpose, copies: int
 ) -> list[list[Draw]]:
-    """`[B, copies]` draws, all from their chain's own state: its work is shared."""
+    """`[B, copies]` draws, `copies` from the state of each chain, whose work they share."""
     keys = row_keys(chains, purpose, copies)
     draws = method([chain.state for chain in chains for _ in range(copies)], keys.ravel())
     return [draws[b * copies : (b + 1) * copies] for b in range(len(chains))]
 
 
 def score(reward: Reward, lam: float, chain: Chain, rollouts: Sequence[Sequence[Text]]) -> tuple[Floats, Cost]:
-    """The scaled rewards r/λ `[M, K]` of a step's rollouts, and what asking for them cost.
+    """The scaled rewards r/λ `[M, K]` of a step's rollouts, and the cost of the reward.
 
     Raises
     ------
     RewardError
-        If the reward raises, returns NaN or +inf, not one number per rollout, or one that λ makes infinite.
+        If the reward raises, returns NaN or +inf, or not one number per rollout, or if r/λ is infinite.
     """
     texts = [text for row in rollouts for text in row]
     name, begun = chain.problem.id, time.perf_counter()
@@ -61,7 +61,7 @@ def score(reward: Reward, lam: float, chain: Chain, rollouts: Sequence[Sequence[
 
 
 def require_rewards(values: Sequence[float] | Floats, count: int, name: str) -> Floats:
-    """The rewards of a problem's rollouts as an array `[count]`; raises `RewardError` for what cannot be used."""
+    """The rewards of a problem's rollouts as an array `[count]`; raises `RewardError` for unusable values."""
     found = np.asarray(values, dtype=float)
     if found.shape != (count,):
         raise RewardError(
@@ -82,17 +82,17 @@ def _line(error: Exception) -> str:
 
 
 def choice_uniforms(chains: Sequence[Chain]) -> list[float]:
-    """`[B]` uniforms in [0, 1), by which each chain's next step chooses."""
+    """`[B]` uniforms in [0, 1), one for the choice of each chain's next step."""
     return uniform(row_keys(chains, Purpose.CHOICE)).tolist()
 
 
 def choose(log_weights: Floats, number: float) -> int:
-    """The index that a uniform selects, in proportion to exp(log_weights); all alike if all are -inf."""
+    """The index that a uniform number selects in proportion to exp(log_weights); if all are -inf, uniformly."""
     return pick(normalised(log_weights), number)
 
 
 def choose_pair(log_weights: Floats, number: float) -> tuple[int, int]:
-    """The row and column of `[M, K]` log-weights that a uniform selects, as `choose` does."""
+    """The row and column of `[M, K]` log-weights that a uniform number selects, as `choose` does."""
     row, column = divmod(choose(log_weights.ravel(), number), log_weights.shape[1])
     return row, column
 
@@ -113,7 +113,7 @@ def require_counts(**values: int) -> None:
 
 
 def shared_out(chains: Sequence[Chain], cost: Cost) -> list[Chain]:
-    """The chains, their last steps charged with shares, by token positions, of the passes and seconds of all."""
+    """The chains, whose last steps are charged with shares of the forward passes and seconds, by token positions."""
     positions = [chain.trace[-1].cost.positions for chain in chains]
     total = sum(positions)
     shares = [p / total if total else 1 / len(chains) for p in positions]
@@ -124,16 +124,16 @@ def shared_out(chains: Sequence[Chain], cost: Cost) -> list[Chain]:
 
 
 def require_unweighed(policy: Policy) -> None:
-    """Raise `InputError` for a policy whose draws carry importance ratios, for methods that do not reckon with any."""
+    """Raise `InputError` for a policy whose draws carry importance ratios, in methods that have no weights for them."""
     if getattr(policy, "weighed", False):
         raise InputError(
-            f"the draws of {type(policy).__name__} carry importance ratios, which this method would leave out; "
-            "use energy_guided, or the policy itself"
+            f"the draws of {type(policy).__name__} carry importance ratios, which this method would ignore; "
+            "use energy_guided, or the policy without a proposal"
         )
 
 
 def require_variety(policy: Policy, draws: int) -> None:
-    """Raise `InputError` if several draws from a state are asked of a policy whose draws are all the same."""
+    """Raise `InputError` for several draws from a state of a policy whose draws are all equal."""
     if draws > 1 and policy.deterministic:
         raise InputError(
             f"at temperature 0 nothing is random, so all {draws} draws from a state would be equal; "

@@ -1,7 +1,7 @@
-"""The data that flows through the house: problems, states, texts, steps, chains and costs.
+"""The data of a run: problems, states, texts, steps, chains and costs; and the protocols of policies and rewards.
 
-Shape letters, used everywhere: B chains that advance together, M candidates per guide step, K rollouts per
-candidate, V vocabulary.
+Shape letters, in all modules: B chains that advance together, M candidates per guide step, K rollouts per candidate,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,40 +19,38 @@ from ets.thinking import THINKING, Tags
 
 Floats: TypeAlias = NDArray[np.float64]
 Keys: TypeAlias = NDArray[np.uint64]
-
-
 Message: TypeAlias = Mapping[str, Any]
 """A turn of a conversation: `role` (system, user or assistant) and `content`."""
 
 
 class InputError(ValueError):
-    """Bad input: one line that names the value, the problem and the mend."""
+    """Bad input. The message is one line that names the value, the problem and the remedy."""
 
 
-def one_line(said: object) -> str:
-    """What an error says, to stand within an `InputError`: without line breaks, and its first 200 characters."""
-    return " ".join(str(said).split())[:200]
+def one_line(error: object) -> str:
+    """The message of an error without line breaks, cut after 200 characters, for use within an `InputError`."""
+    return " ".join(str(error).split())[:200]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is asked.
+    """A prompt with its id, its stop strings, and the data for rewards and graders.
 
     Parameters
     ----------
     id : str
-        Unique in a run; all randomness of the problem's chains hangs on it.
+        Unique in a run. The keys of the problem's chains are hashes of it.
     prompt : str or tuple of int
         Text, or token ids that are used as they are.
     stop : tuple of str
         Strings that end a generation as soon as they appear in it; they are cut off its text.
     doc : mapping
-        Whatever a reward or a grader wants to know, for example the true answer.
+        Data for a reward or a grader, for example the right answer.
     messages : tuple of Message
         The conversation that a chat template has written as `prompt`; no special token is added to that text. A task
         may give messages and an empty prompt: `ets.chat.ChatTemplate` then writes the prompt.
     thinking : (str, str), optional
-        The tags around thinking sections, within which no stop string counts; None if it counts everywhere.
+        The tags around thinking sections. A stop string counts only outside of them; with None it counts everywhere.
 
     Raises
     ------
@@ -73,7 +71,7 @@ class Problem:
 
 
 class State(Protocol):
-    """A partial generation `x_t`. The rest (caches, logits, paths) is the policy's own."""
+    """A partial generation `x_t`. A policy may keep further data in its states: caches, logits, paths."""
 
     @property
     def tokens(self) -> tuple[int, ...]: ...
@@ -85,19 +83,19 @@ class State(Protocol):
 
 @dataclass(frozen=True)
 class Certainty:
-    """How sure a model was where it drew: sums over the tokens drawn since the prompt.
+    """How certain the model was of a text: sums over the tokens that were drawn since the prompt.
 
-    They are of the model's own distribution p there, untempered and untruncated, whatever was sampled. For masked
-    diffusion, of each position when it was revealed, without the mask token.
+    Every term is of the model's distribution p where the token was drawn, untempered and untruncated. For masked
+    diffusion p is that of a position when it was revealed, without the mask token.
 
     Parameters
     ----------
     tokens : int
-        How many were drawn.
+        The number of tokens.
     entropy : float
-        Of -Σ_v p_v log p_v, in nats.
+        The sum of -Σ_v p_v log p_v, in nats.
     self_certainty : float
-        Of KL(uniform ‖ p) = -1/V Σ_v log(V p_v), in nats (Kang et al., arXiv 2502.18581).
+        The sum of KL(uniform ‖ p) = -1/V Σ_v log(V p_v), in nats (Kang et al., arXiv 2502.18581).
     """
 
     tokens: int = 0
@@ -119,23 +117,23 @@ class Certainty:
 
 @dataclass(frozen=True)
 class Text:
-    """What the trace keeps of a state: never the state itself, so no cache outlives its step.
+    """The part of a state that the trace keeps. A trace holds no state, so no cache outlives its step.
 
     Parameters
     ----------
     tokens : tuple of int
-        Every token drawn since the prompt: the end token and those trimmed with a stop string included. For
-        masked diffusion the whole canvas, the mask id where nothing has been revealed.
+        Every token drawn since the prompt, with the end token and the tokens of a stop string. For masked diffusion
+        the whole canvas, with the mask id where no token has been revealed.
     text : str
         The decoded generation, without the end token and cut at the first stop string.
     logp : float
         Natural-log probability of `tokens` given the prompt, under the reference policy's sampled distribution. For
-        masked diffusion that of the path: of the tokens and of the order in which they were revealed.
+        masked diffusion the log-probability of the path: of the tokens and of the order in which they were revealed.
     done : bool
         Whether the generation has ended.
     log_ratio : float
-        log p_ref - log q of all that a proposal q drew since the guide step began: 0 where nothing, -inf where the
-        reference policy cannot draw it.
+        log p_ref - log q of the tokens that a proposal q drew since the guide step began. It is 0 where q drew no
+        token, and -inf where the reference policy cannot draw the tokens.
     certainty : Certainty, optional
         Where the policy records it, and has drawn every token itself.
     """
@@ -150,24 +148,24 @@ class Text:
 
 @dataclass(frozen=True)
 class Cost:
-    """What something cost. Costs add up.
+    """Work of the model and of the reward. Costs add up.
 
     Parameters
     ----------
     prompt, candidate, rollout, scored : int
-        Token positions that the model computed: for prompts, while drawing candidates, while completing
-        them, and while scoring tokens that were drawn elsewhere.
+        Token positions that the model computed: for prompts, for candidates, for rollouts, and for scoring tokens that
+        another policy drew.
     generated : int
         Tokens drawn.
     row_forwards, vocabulary : int
         For masked diffusion: rows that went through the model, and positions whose logits were computed. An
         autoregressive policy leaves them 0.
     forwards : float
-        Forward passes; where several chains shared one, their shares by token positions.
+        Forward passes. Chains that share a pass have shares of it, by token positions.
     rewarded : int
-        Texts that a reward was asked about; a complete candidate counts once, however often it votes.
+        Texts that the reward scored. A complete candidate counts once, however often it votes.
     reward_seconds, seconds : float
-        Wall-clock seconds in the reward, and in all. Shared seconds are split by token positions.
+        Wall-clock seconds of the reward, and of everything. Shared seconds are split by token positions.
     """
 
     prompt: int = 0
@@ -184,7 +182,7 @@ class Cost:
 
     @property
     def positions(self) -> int:
-        """Token positions computed in all."""
+        """Token positions of all four kinds."""
         return self.prompt + self.candidate + self.rollout + self.scored
 
     def __add__(self, other: Cost) -> Cost:
@@ -203,18 +201,18 @@ _columns: Callable[[Cost], tuple[Any, ...]] = attrgetter(*(f.name for f in field
 
 @dataclass(frozen=True)
 class Draw:
-    """What a policy returns for one row; lives within a step.
+    """A policy's result for one row. It lives within a step.
 
     Parameters
     ----------
     state : State
-        Where the row has arrived.
+        The state that the row has reached.
     text : Text
-        What the trace may keep of it.
+        The part of the state that the trace may keep.
     logp : float
-        Natural-log probability of the tokens drawn in this call, given the state it began from.
+        Natural-log probability of the tokens drawn in this call, given the state that the call began from.
     cost : Cost
-        Positions and tokens of this row. Work that rows shared is charged to the first of them.
+        Positions and tokens of this row. Shared work is charged to the first of the rows that share it.
     """
 
     state: State
@@ -232,18 +230,17 @@ class Step:
     candidates : tuple of Text
         `[M]`.
     rollouts : tuple of tuple of Text
-        `[M, K]`. A candidate that had ended fills its row with itself.
+        `[M, K]`. A complete candidate fills its row with itself.
     log_rewards : array
-        `[M, K]`, r/λ: the log of what the energy averages.
+        `[M, K]`, r/λ.
     log_weights : array
-        `[M]`, the logarithm of each candidate's estimated energy; of a candidate that a proposal drew, times its own
-        ratio.
+        `[M]`, log Ê of each candidate. The ratio of a candidate that a proposal drew is a factor of its weight.
     choice : int
         The candidate that the chain went on from.
     cost : Cost
     rollout : int, optional
-        Which of the candidate's rollouts was chosen with it, where a step chooses pairs: the one that is retained, or
-        the one that a chain ended with that stopped because it was decided (`ets.stopping`).
+        The rollout of the candidate that was chosen with it, where a step chooses pairs: a retained rollout, or the
+        last text of a chain that stopped early (`ets.stopping`).
     """
 
     candidates: tuple[Text, ...]
@@ -261,17 +258,17 @@ class Step:
 
     @property
     def log_ratios(self) -> Floats:
-        """`[M, K]`, log p_ref - log q of what a proposal drew after the candidate; zeros for a complete candidate."""
+        """`[M, K]`, log p_ref - log q of the tokens after the candidate; zeros for a complete candidate."""
         return rollout_log_ratios(self.candidates, self.rollouts)
 
     @property
     def uninformed(self) -> bool:
-        """Whether every weight was zero, so that the choice was uniform."""
+        """Whether every weight is zero, so that the choice was uniform."""
         return bool(np.all(np.isneginf(self.log_weights)))
 
 
 def rollout_log_ratios(candidates: Sequence[Text], rollouts: Sequence[Sequence[Text]]) -> Floats:
-    """`[M, K]`, the part of the rollouts' ratios that came after their candidates; -inf for an impossible candidate."""
+    """`[M, K]`, the part of the rollouts' log-ratios after their candidates; -inf for an impossible candidate."""
     ratios = np.array([[text.log_ratio for text in row] for row in rollouts])
     before = np.array([candidate.log_ratio for candidate in candidates])[:, None]
     return ratios - np.where(np.isneginf(before), 0.0, before)
@@ -279,17 +276,17 @@ def rollout_log_ratios(candidates: Sequence[Text], rollouts: Sequence[Sequence[T
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """One sampled generation on its way, or, once `state.done`, a result.
+    """One sampled generation under way; a result as soon as `state.done`.
 
     Parameters
     ----------
     problem : Problem
     sample : int
-        Which of the problem's samples this is.
+        The number of this chain among the problem's chains.
     key : int
-        64 bits, hashed from (seed, problem id, sample): the chain's source of randomness.
+        64 bits, hashed from (seed, problem id, sample): the source of the chain's randomness.
     state : State
-        Whatever the step function carries.
+        The state that the step function carries: a generation, a population, a beam.
     trace : tuple of Step
     """
 
@@ -303,7 +300,7 @@ class Chain:
         return replace(self, state=state, trace=(*self.trace, step))
 
     def charged(self, cost: Cost) -> Chain:
-        """The chain, whose last step cost so much more."""
+        """The chain with a cost added to its last step."""
         last = replace(self.trace[-1], cost=self.trace[-1].cost + cost)
         return replace(self, trace=(*self.trace[:-1], last))
 
@@ -313,7 +310,7 @@ class Chain:
 
     @property
     def valid(self) -> bool:
-        """False for a chain that ended at a reward of -inf, or went through what p_ref cannot draw: no sample of p*."""
+        """False for a chain that ended at a reward of -inf or passed tokens that p_ref cannot draw: no sample of p*."""
         if not (self.state.done and self.trace):
             return True
         last = self.trace[-1]
@@ -323,19 +320,19 @@ class Chain:
 
 @runtime_checkable
 class Policy(Protocol):
-    """A frozen model behind a sampling rule. It sees rows only and knows neither M nor K.
+    """A frozen model under a sampling rule. A policy sees rows only, and knows neither M nor K.
 
     Rows that share a `State` object share its work: `[s] * M` costs one prefill and one first forward.
     """
 
     @property
     def ledger(self) -> Cost:
-        """All that was computed since the policy was made."""
+        """Everything that was computed since the policy was made."""
         ...
 
     @property
     def deterministic(self) -> bool:
-        """Whether every draw from a state is the same, so that several candidates would be equal."""
+        """Whether all draws from a state are equal."""
         ...
 
     def start(self, problems: Sequence[Problem]) -> list[State]:
@@ -343,17 +340,17 @@ class Policy(Protocol):
         ...
 
     def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
-        """x_s ~ p_ref(. | x_t): one guide step for each row, with the row's own key."""
+        """x_s ~ p_ref(. | x_t): one guide step for each row, with the key of the row."""
         ...
 
     def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
-        """x_0 ~ p_ref(. | x_s): to the end; in law, `extend` repeated until done."""
+        """x_0 ~ p_ref(. | x_s): to the end. In law it is `extend`, repeated until done."""
         ...
 
 
 @dataclass(frozen=True)
 class Followed:
-    """Where a policy arrived by reading tokens that another one drew, and what that cost."""
+    """The state that a policy reached by reading another policy's tokens, and the cost of reading them."""
 
     state: State
     cost: Cost
@@ -361,12 +358,12 @@ class Followed:
 
 @dataclass(frozen=True)
 class Scored:
-    """What a policy says of a path that another one drew.
+    """The log-probability of a path that another policy drew.
 
     Parameters
     ----------
     logp : float
-        Natural-log probability under this policy's sampled distribution; -inf if it cannot draw the path.
+        Natural-log probability under this policy's sampled distribution; -inf for a path that it cannot draw.
     cost : Cost
     """
 
@@ -376,49 +373,49 @@ class Scored:
 
 @runtime_checkable
 class Proposal(Policy, Protocol):
-    """A policy that can stand in for another one: it goes on from where that one has arrived."""
+    """A policy that can continue from another policy's states."""
 
     def follow(self, own: Sequence[State], foreign: Sequence[State]) -> list[Followed]:
-        """My own states advanced to another policy's: by their tokens, never by text.
+        """This policy's states, advanced to another policy's states by tokens, never by text.
 
-        Raises `InputError` for a foreign state that does not go on from the own one.
+        Raises `InputError` for a foreign state that does not continue this policy's state.
         """
         ...
 
 
 @runtime_checkable
 class Scorer(Policy, Protocol):
-    """A policy that can tell the probability of what a proposal drew."""
+    """A policy that computes the probability of another policy's paths."""
 
     def require_proposal(self, proposal: Policy) -> None:
-        """Raise `InputError` unless a proposal's draws can be weighed: other tokens, other endings, no overlap."""
+        """Raise `InputError` for a proposal without ratios: other tokens, other ends, or no common support."""
         ...
 
     def logp(self, starts: Sequence[State], ends: Sequence[State]) -> list[Scored]:
-        """Of each path from one of my states to a proposal's."""
+        """The log-probability of each path from a state of this policy to a state of the proposal."""
         ...
 
 
 @runtime_checkable
 class GreedySearcher(Protocol):
-    """A policy that can take the most probable instead of drawing; the log-probabilities are the untempered model's."""
+    """A policy with greedy decoding; the log-probabilities are the untempered model's."""
 
     def greedy(self, states: Sequence[State], keys: Keys) -> list[Draw]:
-        """Each row to the end by the most probable token at each turn; keys, for rules that leave something open."""
+        """Each row to the end by the most probable token; the keys are for rules that leave a choice."""
         ...
 
 
 @runtime_checkable
 class BeamSearcher(Protocol):
-    """A policy whose engine has a beam search; the log-probabilities are the untempered model's."""
+    """A policy with beam search; the log-probabilities are the untempered model's."""
 
     def beam(self, states: Sequence[State], beams: int) -> list[Draw]:
-        """Each row to the end: the most probable text that beam search finds, by the sum of its tokens' logp."""
+        """Each row to the end: the text of the largest log-probability that beam search finds."""
         ...
 
 
 class Reward(Protocol):
-    """Scores one problem's rollouts of this step, seeing the chain so far."""
+    """Scores the rollouts of one problem in one step; it sees the chain before the step."""
 
     def __call__(self, problem: Problem, rollouts: Sequence[Text], chain: Chain) -> Sequence[float]:
         """One number per rollout, higher is better. -inf is allowed, NaN and +inf are not."""

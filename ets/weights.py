@@ -1,4 +1,4 @@
-"""Weights in log space: averaging them, judging them, choosing by them."""
+"""Weights in log space: means, effective sample sizes, choices."""
 
 from __future__ import annotations
 
@@ -50,10 +50,10 @@ def log_run_weight(trace: Sequence[Step]) -> float:
     """log W of a chain that has ended: W = Π_i mean_m Ê_im / Π_{i<last} Ê_i,chosen.
 
     For a fixed reward, W is properly weighted with respect to p_ref · exp(r/λ) at any M and K:
-    E[W f(x)] = E_ref[exp(r(x)/λ) f(x)]. So Σ W f / Σ W over independent chains estimates E_p*[f] free of the bias
-    that finite M and K leave in the chains themselves, and the mean of W estimates the normaliser of p*. (The ratio of
-    a candidate that a proposal drew is part of its weight, but not of the energy that the next step goes on from.)
-    With a proposal this needs unclipped ratios and a proposal that can draw whatever p_ref can. -inf after a step whose
+    E[W f(x)] = E_ref[exp(r(x)/λ) f(x)]. So Σ W f / Σ W over independent chains estimates E_p*[f] without the bias of
+    chains at finite M and K, and the mean of W estimates the normaliser of p*. (The ratio of a candidate that a
+    proposal drew is a factor of its weight, and no factor of the energy that the next step continues from.) With a
+    proposal this needs unclipped ratios and a proposal that can draw whatever p_ref can. -inf after a step whose
     every weight was zero.
     """
     means = [float(log_mean_exp(step.log_weights, axis=0)) for step in trace]
