@@ -48,11 +48,5 @@ setup(
     },
     entry_points={
         "console_scripts": ["ets=ets.cli:main"],
-        "lm_eval.models": [  # for later versions of lm-eval, which read them
-            "qwen=ets.evaluation.lm_eval_models:Qwen",
-            "qwen-beam=ets.evaluation.lm_eval_models:QwenBeam",
-            "qwen-ets=ets.evaluation.lm_eval_models:QwenETS",
-            "llada_dist=ets.evaluation.lm_eval_models:LLaDADist",
-        ],
     },
 )

@@ -7,13 +7,11 @@ argument of the paper's scripts is honoured, or answered by one line that says w
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from ets.evaluation.base import Base
-from ets.evaluation.fast import FAST
-from ets.evaluation.methods import METHODS
-from ets.evaluation.proposing import bounds_of
+from ets.evaluation.methods import METHODS, MethodSettings
+from ets.settings import bounds
 from ets.types import InputError
 
 Family: TypeAlias = Literal["qwen", "llada"]
@@ -32,7 +30,9 @@ ENGINES: dict[Family, tuple[str, ...]] = {"qwen": ("transformers", "vllm"), "lla
 ONE_ENGINE = ("beam", "ets-is")
 """Methods that need transformers: vLLM has no beam search, and no scores at other temperatures."""
 
-BASE: dict[str, Any] = asdict(Base())
+BASE: dict[str, Any] = {
+    name: getattr(MethodSettings(), f"base_{name}") for name in ("temperature", "top_k", "top_p")
+}
 """The law of the paper's Base row, from which its model `qwen` samples whatever the arguments."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {"qwen": BASE}
@@ -72,7 +72,9 @@ class PaperRun:
     notes : tuple of str
         One line for each argument that has no effect here, and for each method that differs from the paper's.
     readout : {"last", "vote"}
-        The text that a chain returns: the sampled one, or the first rollout with the majority answer.
+        The row of the table that is the paper's: the sampled text, or the first rollout with the majority answer.
+    name : str
+        The method's name for `ets eval`: the paper's model `qwen` without a flag is the method `base`.
     """
 
     family: Family
@@ -80,6 +82,7 @@ class PaperRun:
     values: Mapping[str, Any]
     notes: tuple[str, ...]
     readout: Literal["last", "vote"] = "last"
+    name: str = ""
 
 
 def _whole(name: str, value: Any) -> int:
@@ -115,7 +118,7 @@ def _flag(name: str, value: Any) -> bool:
 
 
 def _bounds(name: str, value: Any) -> tuple[float, float]:
-    return bounds_of(str(value))
+    return bounds(str(value))
 
 
 def _pool(name: str, value: Any) -> str:
@@ -150,6 +153,8 @@ def _method(name: str, value: Any) -> str:
     return str(value)
 
 
+FAST = ("cache", "refresh", "threshold", "factor", "remasking", "temperature")
+"""Settings of the faster sampler of ETS-IS, `fast_cache` and so on."""
 CHECKPOINT = "checkpoint"
 """A value of `top_k` and `top_p`: the one in the checkpoint's generation_config."""
 
@@ -167,7 +172,6 @@ _SHARED = {
     "width": Argument("width", _whole, 8),
     "memory_gib": Argument("memory_gib", _number, None),
     "enable_thinking": Argument("thinking", _flag, None),
-    "think_end_token": Argument("think_end", _text, None),
     "clip": Argument("clip", _bounds, None),
 }
 ARGUMENTS: dict[Family, dict[str, Argument]] = {
@@ -280,6 +284,7 @@ _REFUSED = {
     "lora_local_path": "merge the adapter into the checkpoint, and name that by model_path",
     "quantization": "name a checkpoint that is stored as it shall run",
     "revision": "download that revision to a folder, and name it by model_path",
+    "think_end_token": "thinking sections are read by the tags of ets.thinking",
 }
 _OF_LM_EVAL = ("batch_size", "max_batch_size", "device")
 
@@ -335,7 +340,8 @@ def read_arguments(model: str, arguments: Mapping[str, Any]) -> PaperRun:
     readout: Literal["last", "vote"] = "last"
     if family == "llada" and method in ("ets", "ets-is") and values["pool"] == "chain":
         readout = "vote"
-    return PaperRun(family, method, _completed(family, values, given), tuple(notes), readout)
+    name = "base" if (model, method) == ("qwen", "plain") else method
+    return PaperRun(family, method, _completed(family, values, given), tuple(notes), readout, name)
 
 
 def _model(model: str) -> tuple[Family, str]:
