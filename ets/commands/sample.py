@@ -5,19 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ets import demo
 from ets.chat import as_prompts
 from ets.commands.chat import add_chat_arguments, chat_of
 from ets.commands.engines import CHECKPOINT, TOP_K, TOP_P, flag
 from ets.commands.rewards import NAMES, OF_CERTAINTY, named_reward, pattern_extract
+from ets.templates import render
 from ets.types import InputError
-
-if TYPE_CHECKING:
-    from ets.api import Result
 
 EXAMPLE = """examples:
   printf 'Question: Tom has 5 eggs. He buys 4. How many eggs does Tom have now?\\nAnswer:' |
@@ -117,8 +114,10 @@ def execute(options: argparse.Namespace) -> None:
         if answer is not None:
             print(f"most votes of all rollouts: {answer} ({result.vote.shares[answer]:.0%})")
     if options.html is not None:
+        prompt = result.prompt if isinstance(result.prompt, str) else f"token ids {list(result.prompt)}"
+        page = render("sample.html", title="ets sample", prompt=prompt, trace=result._repr_html_(), policy="'none'")
         try:
-            options.html.write_text(_page(result), encoding="utf-8")
+            options.html.write_text(page, encoding="utf-8")
         except OSError as error:
             raise InputError(f"cannot write {options.html}: {error.strerror}; name another file") from None
         print(f"trace: {options.html}")
@@ -150,13 +149,3 @@ def _given(options: argparse.Namespace) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the prompt: {error}; give a file of UTF-8 text") from None
     return str(read.removesuffix("\n"))
-
-
-def _page(result: Result) -> str:
-    """A page that needs nothing else: the prompt, and the trace as a notebook shows it."""
-    prompt = result.prompt if isinstance(result.prompt, str) else f"token ids {list(result.prompt)}"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>ets sample</title></head>\n'
-        f'<body style="font-family: sans-serif"><pre style="white-space: pre-wrap">{escape(prompt)}</pre>\n'
-        f"{result._repr_html_()}</body></html>\n"
-    )
