@@ -196,7 +196,7 @@ class Evaluation:
             policies[0].load()  # before the clock starts
         options: dict[str, Any] = {"width": self.width * method.samples, "seed": self.seed, "samples": samples.stop}
         with self._progress(method.label, len(problems), len(samples), known.values(), policies) as progress:
-            step = progress.told(self._prepared(method.step))
+            step = progress.observed(self._prepared(method.step))
             with closing(_chains(policies, step, problems, done=known.keys() | left_out, **options)) as chains:
                 for chain in chains:
                     self.kept(method, chain)

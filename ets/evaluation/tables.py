@@ -1,4 +1,4 @@
-"""Rows as a table for the terminal and for Markdown."""
+"""Rows as Markdown tables, which are readable in a terminal too."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ets.evaluation.evaluate import Row
 
 
 def table(rows: Sequence[Row]) -> str:
-    """A Markdown table with aligned columns, readable as it is; row-forwards are a column of masked diffusion alone."""
+    """A Markdown table with aligned columns; masked diffusion has a column of row-forwards."""
     forwards = any(row.row_forwards for row in rows)
     names = ("tokens", "positions", *(("row-forwards",) if forwards else ()), "seconds")
     costs = (f"{cost}/{unit(rows)}" for cost in names)
@@ -16,30 +16,26 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def score_name(rows: Sequence[Row]) -> str:
-    """What the accuracies are: pass@1, or avg@k."""
+    """The accuracies' name: pass@1, or avg@k."""
     return "pass@1" if rows[0].repeats == 1 else f"avg@{rows[0].repeats}"
 
 
 def unit(rows: Sequence[Row]) -> str:
-    """What the costs are for: a problem, or one of its k samples."""
+    """The unit that costs are given for: a problem, or with avg@k a sample."""
     return "problem" if rows[0].repeats == 1 else "sample"
 
 
 def score_table(rows: Sequence[Row], scorer: str) -> str:
-    """A table of the rows' further scores, whose headings name who scored; empty if there are none.
-
-    Rows without further scores, such as the vote over a method's rollouts, are left out.
-    """
+    """A table of the rows that have further scores, under headings that name the scorer; "" without any."""
     rows = [row for row in rows if row.scores]
-    if not rows:
-        return ""
-    names = list(rows[0].scores)
+    names = list(rows[0].scores) if rows else []
     headings = ("method", *(f"{scorer}: {name}" for name in names))
-    return aligned([headings, *((row.label, *(f"{row.scores[name]:.1%}" for name in names)) for row in rows)])
+    lines = [(row.label, *(f"{row.scores[name]:.1%}" for name in names)) for row in rows]
+    return aligned([headings, *lines]) if rows else ""
 
 
 def ratio_lines(rows: Sequence[Row]) -> str:
-    """Lines for each row with importance ratios or a target of its own: which that is, and what ratios are worth."""
+    """A line for each target that is not the policy's law, and for each row's importance ratios."""
     lines = []
     for row in rows:
         if row.target:
@@ -50,36 +46,29 @@ def ratio_lines(rows: Sequence[Row]) -> str:
 
 
 def target_line(label: str, target: str) -> str:
-    """Which law a method's draws are weighed towards."""
+    """The law that a method's draws are weighed towards."""
     return f"{label}: its target is {target}"
 
 
 def approximate_lines(reason: str) -> list[str]:
-    """A line that says why the draws are not exactly those of the law, if there is a reason."""
+    """The reason why the draws do not follow the law exactly, if there is a reason."""
     return [f"approximate: {reason}"] if reason else []
 
 
 def aligned(cells: Sequence[tuple[str, ...]]) -> str:
-    """A Markdown table of lines of cells, the first of them the headings; all columns but the first to the right."""
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    lines = [_line(line, widths) for line in cells]
-    rule = "| " + " | ".join("-" * w if n == 0 else "-" * (w - 1) + ":" for n, w in enumerate(widths)) + " |"
-    return "\n".join([lines[0], rule, *lines[1:]])
+    """A Markdown table; the first line of cells is the heading, and all columns except the first align right."""
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        rest = (cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True))
+        return f"| {' | '.join((cells[0].ljust(widths[0]), *rest))} |"
+
+    rule = line(("-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])))
+    return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
 
 
 def _cells(row: Row, forwards: bool) -> tuple[str, ...]:
     share = row.accuracy
-    return (
-        row.label,
-        f"{share.mean:.1%}",
-        f"{share.low:.1%} to {share.high:.1%}",
-        f"{row.generated:,.0f}",
-        f"{row.positions:,.0f}",
-        *((f"{row.row_forwards:,.0f}",) if forwards else ()),
-        f"{row.seconds:.2f}",
-    )
-
-
-def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
-    padded = [cell.ljust(w) if n == 0 else cell.rjust(w) for n, (cell, w) in enumerate(zip(cells, widths, strict=True))]
-    return "| " + " | ".join(padded) + " |"
+    costs = [row.generated, row.positions, *([row.row_forwards] if forwards else [])]
+    shown = (f"{cost:,.0f}" for cost in costs)
+    return row.label, f"{share.mean:.1%}", f"{share.low:.1%} to {share.high:.1%}", *shown, f"{row.seconds:.2f}"
