@@ -1,7 +1,6 @@
-"""A sampled text and its trace, to look at: an HTML fragment for notebooks, and a few lines for a terminal.
+"""A sampled text and its trace as an HTML fragment for notebooks, and as a few lines for a terminal.
 
-Long texts lose their middle and long traces their details, so that what is shown stays small; what was left out is
-counted. The trace itself holds everything.
+Both views shorten long texts and long traces and count the omitted parts. The trace itself holds everything.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from ets.types import Cost, Step
 from ets.weights import effective_sample_size, normalised
 
 TEXT, PIECE, LINE = 4000, 160, 60
-"""Characters shown of the result's text, of a candidate or rollout, and of a candidate in the terminal."""
+"""The most characters of the result's text, of a candidate or rollout, and of a candidate in the terminal."""
 STEPS, CANDIDATES, ROLLOUTS = 16, 16, 4
-"""How many guide steps, candidates of a step and rollouts of a candidate are shown."""
+"""The most guide steps, candidates of a step and rollouts of a candidate in a view."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -33,7 +32,7 @@ def trace_html(
     cost: Cost,
     notes: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-    """A self-contained HTML fragment: no script, nothing from the network, every text escaped.
+    """Return a self-contained HTML fragment without scripts and links, with every text escaped.
 
     Parameters
     ----------
@@ -42,11 +41,11 @@ def trace_html(
     answer : hashable or None
         Shown unless it is None.
     trace : sequence of Step
-        Each step becomes a table of its candidates: their new text, log Ê, the probability in proportion to Ê,
-        and the rollouts, folded away.
+        Each step becomes a table of the candidates with new text, log Ê, the probability in proportion to Ê, and
+        the folded rollouts.
     cost : Cost
     notes : mapping of str to str
-        What else is to be said, by heading: of a proposal, what its ratios are worth.
+        Further notes by heading; example: ``{"proposal": "mean ratio 0.98 …"}``.
     """
     starts = befores(trace)
     fragment = render(
@@ -68,15 +67,12 @@ def trace_text(
     cost: Cost,
     notes: Mapping[str, str] = MappingProxyType({}),
 ) -> str:
-    """The text, the answer, the cost, and one line for each guide step: its choice and how the weights spread.
-
-    Takes what `trace_html` takes.
-    """
+    """Return the text, answer, cost, and one line for each guide step; the parameters are those of `trace_html`."""
     lines = [elide(text, TEXT), ""]
     if answer is not None:
         lines.append(f"answer: {elide(str(answer), PIECE)}")
     lines.append(f"cost: {_cost_line(cost)}")
-    lines += [f"{heading}: {said}" for heading, said in notes.items()]
+    lines += [f"{heading}: {note}" for heading, note in notes.items()]
     for n, (step, before) in enumerate(zip(trace[:STEPS], befores(trace), strict=False)):
         new = elide(new_text(step.candidates[step.choice].text, before), LINE)
         lines.append(f"guide step {n + 1}: {_verdict(step, last=n == len(trace) - 1)}: {new!r}")
@@ -86,9 +82,9 @@ def trace_text(
 
 
 def elide(text: str, limit: int) -> str:
-    """The text itself, or its two ends with the number of characters left out between them.
+    """Return the text, or both ends of a long text around the number of omitted characters.
 
-    Control characters are replaced: a model may well draw one, and a terminal would obey it.
+    A replacement character stands for each control character, which a terminal would otherwise obey.
     """
     text = _CONTROL.sub("�", text)
     if len(text) <= limit:
@@ -98,12 +94,12 @@ def elide(text: str, limit: int) -> str:
 
 
 def befores(trace: Sequence[Step]) -> list[str]:
-    """The text that each step began from: what the step before it chose."""
+    """The text at the start of each step: "" and then the chosen candidates' texts."""
     return ["", *(step.candidates[step.choice].text for step in trace)]
 
 
 def new_text(text: str, before: str) -> str:
-    """What a text adds to an earlier one, from where the two part: a stop string may have cut some of it off."""
+    """The part of `text` after its common prefix with `before`; a stop string may have shortened `before`."""
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, before, strict=False)))
     return text[shared:]
 
@@ -118,7 +114,7 @@ def _cost_line(cost: Cost) -> str:
 
 
 def _verdict(step: Step, last: bool) -> str:
-    """What was chosen and how sure the weights were, in one line."""
+    """The choice, its probability and the effective sample size, in one line."""
     count = len(step.candidates)
     pair = "" if step.rollout is None else f", its rollout {step.rollout + 1}"
     chosen = f"chose {step.choice + 1} of {count}{pair}"

@@ -7,10 +7,9 @@ import json
 import re
 import sys
 from collections.abc import Callable
-from html import escape
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ets import demo
 from ets.chat import as_prompts
@@ -20,10 +19,8 @@ from ets.policies.registry import ENGINES, SETTINGS, own_policy
 from ets.policies.settings import Weighing
 from ets.rewards.registry import NAMES, OF_CERTAINTY, named_reward
 from ets.settings import Guide, add_flags, fields_of
+from ets.templates import render
 from ets.types import InputError
-
-if TYPE_CHECKING:
-    from ets.api import Result
 
 EXAMPLE = """examples:
   printf 'Question: Tom has 5 eggs. He buys 4. How many eggs does Tom have now?\\nAnswer:' |
@@ -102,8 +99,10 @@ def execute(options: argparse.Namespace) -> None:
     if result.vote is not None and (answer := result.vote.winner) is not None:
         print(f"most votes of all rollouts: {answer} ({result.vote.shares[answer]:.0%})")
     if options.html is not None:
+        prompt = result.prompt if isinstance(result.prompt, str) else f"token ids {list(result.prompt)}"
+        page = render("sample.html", title="ets sample", prompt=prompt, trace=result._repr_html_(), policy="'none'")
         try:
-            options.html.write_text(_page(result), encoding="utf-8")
+            options.html.write_text(page, encoding="utf-8")
         except OSError as error:
             raise InputError(f"cannot write {options.html}: {error.strerror}; name another file") from None
         print(f"trace: {options.html}")
@@ -149,13 +148,3 @@ def _given(options: argparse.Namespace) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read the prompt: {error}; give a file of UTF-8 text") from None
     return str(read.removesuffix("\n"))
-
-
-def _page(result: Result) -> str:
-    """A page that needs nothing else: the prompt, and the trace as a notebook shows it."""
-    prompt = result.prompt if isinstance(result.prompt, str) else f"token ids {list(result.prompt)}"
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>ets sample</title></head>\n'
-        f'<body style="font-family: sans-serif"><pre style="white-space: pre-wrap">{escape(prompt)}</pre>\n'
-        f"{result._repr_html_()}</body></html>\n"
-    )

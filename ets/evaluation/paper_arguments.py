@@ -30,9 +30,7 @@ ENGINES: dict[Family, tuple[str, ...]] = {"qwen": ("transformers", "vllm"), "lla
 ONE_ENGINE = ("beam", "ets-is")
 """Methods that need transformers: vLLM has no beam search, and no scores at other temperatures."""
 
-BASE: dict[str, Any] = {
-    name: getattr(MethodSettings(), f"base_{name}") for name in ("temperature", "top_k", "top_p")
-}
+BASE: dict[str, Any] = {name: getattr(MethodSettings(), f"base_{name}") for name in ("temperature", "top_k", "top_p")}
 """The law of the paper's Base row, from which its model `qwen` samples whatever the arguments."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {"qwen": BASE}

@@ -74,7 +74,9 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     if not options.tasks:
         raise InputError(f"no task is named; add --tasks with some of {', '.join(BENCHMARKS)}")
     if unknown := [name for name in options.tasks.split(",") if name not in BENCHMARKS]:
-        raise InputError(f"no answers are read in texts of the task {unknown[0]!r}; choose from {', '.join(BENCHMARKS)}")
+        raise InputError(
+            f"no answers are read in texts of the task {unknown[0]!r}; choose from {', '.join(BENCHMARKS)}"
+        )
     return options
 
 

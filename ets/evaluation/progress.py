@@ -1,7 +1,4 @@
-"""The progress bar of a run: problems done, accuracy so far, speed, and the time left.
-
-Steps may be told from several threads.
-"""
+"""The progress bar of a run: finished problems, accuracy, speed, and the time left; several threads may use it."""
 
 from __future__ import annotations
 
@@ -20,31 +17,26 @@ from ets.evaluation.journal import Record
 from ets.types import Chain, Policy, StepFn
 
 INTERVAL = 0.1
-"""Seconds between two looks at the numbers: there may be many chains a second, and many problems to average over."""
+"""Seconds between two updates of the numbers, whose mean over many problems costs time."""
 
 
 class Progress:
-    """A bar over a method's chains, of which each problem has `samples`.
+    """A bar over a method's chains.
 
     Parameters
     ----------
     label : str
     problems, samples : int
+        The number of problems, and of chains for each problem.
     known : iterable of Record
-        Chains that an earlier run has finished.
+        The records of finished chains.
     policies : sequence of Policy
-        Their ledgers tell how many tokens have been generated since the bar began.
+        The bar shows the tokens per second in the policies' ledgers.
     shown : bool
     """
 
     def __init__(
-        self,
-        label: str,
-        problems: int,
-        samples: int,
-        known: Iterable[Record],
-        policies: Sequence[Policy],
-        shown: bool,
+        self, label: str, problems: int, samples: int, known: Iterable[Record], policies: Sequence[Policy], shown: bool
     ) -> None:
         self.problems, self.samples, self.policies = problems, samples, policies
         self.right: dict[str, list[float]] = {}
@@ -52,7 +44,7 @@ class Progress:
         for record in known:
             self._note(record)
         self._before, self._begun, self._described = self._generated, time.monotonic(), -math.inf
-        self._news = False  # whether a chain has ended that the numbers do not count yet
+        self._stale = False  # True while a finished chain is missing from the numbers
         done = sum(map(len, self.right.values()))
         total = problems * samples
         self._bar: Any = tqdm(total=total, initial=min(total, done), desc=label, unit="chain", disable=not shown)
@@ -68,7 +60,7 @@ class Progress:
         """The step function, which updates the bar at every step: chains end together, and late."""
 
         def stepped(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
-            if self._news and not self._bar.disable:
+            if self._stale and not self._bar.disable:
                 self._show()
             advanced = step(policy, chains)
             if self._due:
@@ -78,10 +70,10 @@ class Progress:
         return stepped
 
     def ended(self, record: Record) -> None:
-        """A chain has ended."""
+        """Count a finished chain."""
         with self._lock:
             self._note(record)
-            self._news = True
+            self._stale = True
             if self._due:
                 self._describe()
             self._bar.update()
@@ -103,7 +95,7 @@ class Progress:
             self._bar.refresh()
 
     def _describe(self) -> None:
-        self._described, self._news = time.monotonic(), False
+        self._described, self._stale = time.monotonic(), False
         done = sum(len(values) >= self.samples for values in self.right.values())
         parts = [f"{done}/{self.problems} problems"]
         if self.right:

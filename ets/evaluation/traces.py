@@ -1,7 +1,7 @@
-"""The traces that a run keeps, for its report: `traces.jsonl` beside the journal, one JSON line for each chain.
+"""The traces of a run for its report: `traces.jsonl` in the results folder, one JSON line for each chain.
 
-They are there to be looked at, and no result depends on them. A trace is written before its chain's record, so a chain
-that an interrupted run goes on from has its own.
+No result depends on a trace. The trace of a chain is written before the chain's record, so every chain that a continued
+run reads from the journal has a trace.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ def weighs_candidates(trace: Sequence[Step]) -> bool:
 
 
 class Traces:
-    """Keeps the traces of some problems' first chains. A context, which several processes enter and leave together.
+    """A context that writes the traces of some problems' first chains; all processes enter and leave it together.
 
     Parameters
     ----------
     folder : Path
-        The results folder, made if there is none.
+        The results folder; entering the context makes a missing folder.
     problems : iterable of str
-        The ids of the problems whose traces are kept; without any, there is no file.
+        The ids of the problems with traces; without ids, there is no file.
     ranks : Ranks
 
     Raises
     ------
     InputError
-        When it is entered, if nothing can be written there.
+        On entering the context, if the folder is not writable.
     """
 
     def __init__(self, folder: Path, problems: Iterable[str], ranks: Ranks = ALONE) -> None:
@@ -49,11 +49,11 @@ class Traces:
     def __enter__(self) -> Traces:
         with written_to(self._folder):
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._take_in_parts()
-            self._ranks.wait()  # before others write to theirs again
+            self._merge_parts()
+            self._ranks.wait()  # the other processes open their files after the merge
             self._file = self._path.open("ab") if self._problems else None
         if self._file and self._file.tell():
-            self._file.write(b"\n")  # ends a line that was torn; an empty one is no trace
+            self._file.write(b"\n")  # ends a partial line of a killed run; `read_traces` skips empty lines
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -61,10 +61,10 @@ class Traces:
             self._file.close()
         if kind is None:
             self._ranks.wait()
-            self._take_in_parts()
+            self._merge_parts()
 
-    def _take_in_parts(self) -> None:
-        """The first process takes in what the others have written, now or before they were killed."""
+    def _merge_parts(self) -> None:
+        """In the first process, append the other processes' files to this process's file and remove them."""
         for path in sorted(self._folder.glob("traces-*.jsonl")) if self._ranks.first else ():
             with self._path.open("ab") as file:
                 file.write(b"\n" + path.read_bytes())
@@ -80,28 +80,27 @@ class Traces:
 
 
 def read_traces(folder: Path) -> list[dict[str, Any]]:
-    """What all processes have kept, sorted by method and problem; of a chain that was traced twice, the later one."""
+    """The traces of all processes, sorted by method and problem; the later one of two traces of a chain."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for path in sorted(folder.glob("traces*.jsonl")):
         for line in path.read_bytes().splitlines():
             try:
                 trace = json.loads(line)
-            except ValueError:  # torn when a run was killed, or empty
+            except ValueError:  # an empty line, or a partial line of a killed run
                 continue
             found[trace["method"], trace["problem"]] = trace
     return [found[at] for at in sorted(found, key=lambda at: (at[0], len(at[1]), at[1]))]
 
 
 def compact(trace: Sequence[Step]) -> dict[str, Any]:
-    """A trace as JSON values: every text once, and each as what it adds to the one before it.
+    """A trace as JSON values, with every text once and without the part that repeats the preceding text.
 
     Returns
     -------
     dict
-        `texts`, and `steps`, each with `choice` and `rollout`; by candidate `weights` (log Ê, None for -inf), `done`,
-        `texts` (numbers of texts) and `effective`, the weights' effective sample size; and by candidate and rollout
-        `rollouts` (numbers of texts; none for a candidate that is complete, or is judged itself) and `terms` (r/λ and
-        log-ratio together).
+        `texts` and `steps`. Each step has `choice`, `rollout`, `effective` (the weights' effective sample size);
+        by candidate `weights` (log Ê, None for -inf), `done` and `texts` (indices); and by candidate and rollout
+        `rollouts` (indices of texts; empty for a candidate that is rewarded itself) and `terms` (r/λ + log-ratio).
     """
     texts: dict[str, int] = {}
 
@@ -137,5 +136,5 @@ def _compact_step(step: Step, before: str, number: Callable[[str, str], int]) ->
 
 
 def _rounded(values: Sequence[float]) -> list[float | None]:
-    """JSON has no infinity; weights are never NaN or +inf."""
+    """Values as JSON, which has no infinity: None for -inf. Weights are never NaN or +inf."""
     return [None if math.isinf(value) else round(value, 3) for value in values]
