@@ -51,11 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _execute(arguments: Sequence[str]) -> None:
-    options = _parser().parse_args(arguments)
+    options = parser_of().parse_args(arguments)
     options.execute(options)
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser_of() -> argparse.ArgumentParser:
     layout = argparse.RawDescriptionHelpFormatter
     text = "Energy-guided test-time scaling."
     parser = _Parser(prog="ets", description=text, epilog=EXAMPLE, formatter_class=layout)

@@ -27,7 +27,7 @@ from ets.types import InputError
 IDLE = {
     "batch_size": "width in --model_args says how many problems advance together",
     "max_batch_size": "width in --model_args says how many problems advance together",
-    "device": "the model takes a GPU where there is one",
+    "device": "the model takes a GPU where there is one, unless this is cpu",
     "seed": "it chooses the worked examples alone, and they are fixed: the seed of sampling is seed in --model_args",
     "log_samples": "the journal in the results folder holds every text",
     "include_path": "the prompts are those of the benchmark in ets.tasks",
@@ -101,7 +101,7 @@ def translated(options: argparse.Namespace, engine: str | None = None) -> tuple[
     arguments = {**({} if engine is None else {"engine": engine}), **options.model_args}
     run = read_arguments(options.model, arguments)
     tasks = [BENCHMARKS[name] for name in options.tasks.split(",")]
-    if (named := run.values["benchmark"]) is not None and [named] != tasks:
+    if (named := run.values["benchmark"]) is not None and named not in tasks:
         raise InputError(f"the arguments name the dataset {named}, but --tasks {options.tasks}; leave dataset out")
     words = ["eval", "--task", ",".join(tasks), "--methods", run.name]
     further = {
@@ -135,7 +135,7 @@ def _chat(options: argparse.Namespace, run: PaperRun) -> Iterator[str]:
 def notes(options: argparse.Namespace, run: PaperRun) -> list[str]:
     """A line for each option or argument that changes less than its name says."""
     given = [name for name in IDLE if getattr(options, name) is not None]
-    if options.device in ("cuda", "cuda:0"):
+    if options.device in ("cpu", "cuda", "cuda:0"):
         given.remove("device")
     lines = [f"--{name} has no effect: {IDLE[name]}" for name in given]
     if options.apply_chat_template is None and run.values["thinking"] is not None:
@@ -160,6 +160,8 @@ def main(arguments: Sequence[str] | None = None, engine: str | None = None) -> i
     def translate() -> None:
         options = parsed(sys.argv[1:] if arguments is None else arguments)
         call, run = translated(options, engine)
+        if options.device == "cpu":
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""
         if os.environ.get("RANK", "0") == "0":
             print("".join(f"note: {line}\n" for line in notes(options, run)), end="", file=sys.stderr)
             print(f"ets {shlex.join(call)}")

@@ -120,7 +120,6 @@ def open_setup(
     require_shareable(asked.engine, ranks)
     task = opened_task(asked.task, asked.data, unsafe=asked.unsafe_code, stops=asked.stops, chat=chat)
     policy, checkpoint = _policy(asked, engine, values, ranks.device)
-    problems, chat = _problems(task, asked, checkpoint, chat)
     laws = {METHODS[name].law for name in methods if name in METHODS}
     policies, targets = {"": policy}, dict[str, str]()
     if "base" in laws:
@@ -129,6 +128,7 @@ def open_setup(
         weighed = weighed_policy(policy, values, lambda name: _checkpoint(engine, name, ranks.device))
         policies["ets-is"], settings = weighed.policy, replace(settings, weighing=weighed.description)
         targets |= {"ets-is": weighed.target} if weighed.target else {}
+    problems, chat = _problems(task, asked, checkpoint, chat)
     for each in policies.values():
         each.start(problems)  # a prompt that does not fit is named before the weights are loaded
     if settings.minimum is None:

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ets.evaluation.paper_arguments import PaperRun, read_arguments
-from ets.evaluation.paper_command import parsed
+from ets.evaluation.paper_arguments import PaperRun
+from ets.evaluation.paper_command import parsed, translated
 
 SHOWN = {
     "candidates": "M", "rollouts": "K", "lam": "λ", "block_size": "block", "guide_steps": "I", "max_length": "length",
@@ -49,9 +49,12 @@ class PaperLine:
         return "vllm" if self.script.startswith("qwen_vllm") else None
 
     def run(self) -> PaperRun:
-        """The line through lm-eval's parser and ours."""
-        options = parsed(shlex.split(self.line))
-        return read_arguments(options.model, {**({"engine": self.engine} if self.engine else {}), **options.model_args})
+        """The run of the line."""
+        return translated(parsed(shlex.split(self.line)), self.engine)[1]
+
+    def call(self) -> list[str]:
+        """The words of the call of `ets eval`."""
+        return translated(parsed(shlex.split(self.line)), self.engine)[0]
 
 
 def settings(run: PaperRun) -> str:

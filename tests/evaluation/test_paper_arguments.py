@@ -1,4 +1,4 @@
-"""The paper's command lines, through lm-eval's parser and into our names."""
+"""The paper's command lines, translated into calls of `ets eval`."""
 
 from __future__ import annotations
 
@@ -6,28 +6,31 @@ import shlex
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ets.evaluation.base import Base
 
+from ets.cli import parser_of
+from ets.commands import evaluate
+from ets.evaluation import paper_command
 from ets.evaluation.methods import METHODS
 from ets.evaluation.paper_arguments import (
     ARGUMENTS,
     BASE,
     BENCHMARKS,
     CHECKPOINT,
+    FAST,
     FLAGS,
     MODELS,
     OF_PROPOSALS,
     RESOURCES,
     PaperRun,
-    read_arguments,
 )
 from ets.evaluation.paper_command import main, notes, parsed
-from ets.policies import making
+from ets.policies import settings
+from ets.policies.settings import FastSampler, VLLMResources
+from ets.settings import fields_of
 from ets.tasks import TASKS, Benchmark
 from ets.types import InputError
 from tests.evaluation.paper_lines import LINES, PaperLine
@@ -40,9 +43,11 @@ LLADA = "--model_args model_path=/m,gen_length=256"
 
 
 def translated(line: str) -> PaperRun:
-    options = parsed(shlex.split(line))
-    assert set(options.tasks) <= set(BENCHMARKS)
-    return read_arguments(options.model, options.model_args)
+    """The run of a line, whose call `ets eval` must understand."""
+    call, run = paper_command.translated(parsed(shlex.split(line)))
+    plan = evaluate._parsed(parser_of().parse_args(call))
+    assert list(plan.methods) == [run.name] and plan.settings.candidates == run.values["candidates"]
+    return run
 
 
 @pytest.mark.parametrize("line", LINES, ids=lambda line: f"{line.script} {line.line}"[:110])
@@ -221,7 +226,7 @@ def test_the_readout_is_the_vote_where_the_paper_s_script_returns_it(flags: str,
         ),
         ("--model qwen-ets " + QWEN + ",gen_length=8", "unknown argument 'gen_length' of the model qwen-ets"),
         ("--model qwen-ets " + QWEN + ",m_candidates=many", "m_candidates is 'many'; it must be a whole number"),
-        ("--model qwen-ets " + QWEN + ",m_candidates=2.5", "m_candidates is 2.5; it must be a whole number"),
+        ("--model qwen-ets " + QWEN + ",m_candidates=2.5", "m_candidates is '2.5'; it must be a whole number"),
         ("--model qwen-ets " + QWEN + ",temperature=hot", "temperature is 'hot'; it must be a number"),
         ("--model qwen-ets " + QWEN + ",is_rl=perhaps", "is_rl is 'perhaps'; choose True or False"),
         ("--model qwen-ets " + QWEN + ",is_rl=True,use_bon=True", "use_bon and is_rl ask for different methods"),
@@ -233,7 +238,7 @@ def test_the_readout_is_the_vote_where_the_paper_s_script_returns_it(flags: str,
         ),
         (
             "--model qwen-ets " + QWEN + ",use_importance_sampling=True,small_model_path=/s,clip=10",
-            "clip is '10'; give the lowest and the highest ratio",
+            "'10' is no pair of bounds; give the lowest and the highest",
         ),
         (
             TINY_LLADA + ",use_importance_sampling=True,temperature=1,fast_remasking=low_confidence",
@@ -245,23 +250,20 @@ def test_the_readout_is_the_vote_where_the_paper_s_script_returns_it(flags: str,
         ),
         ("--model llada_dist " + LLADA + ",is_accelerate_available=maybe", "choose True or False"),
         ("--model qwen-ets " + QWEN + ",method=magic", "method is 'magic'; choose from plain"),
-        ("--model qwen-ets --model_args model_path", "argument --model_args: expected `key=value`, got 'model_path'"),
+        ("--model qwen-ets --model_args model_path", "argument --model_args/-a: expected `key=value`, got 'model_path'"),
         ("--model qwen-ets --banana", "unrecognized arguments: --banana; see --help"),
         ("--model qwen-ets --config x.yaml " + QWEN, "--config is not read here; write its options on the command"),
         ("--model qwen-ets --cache_requests true " + QWEN, "--cache_requests keeps prompts whatever DATA says"),
-        ("--model qwen-ets --gen_kwargs temperature=0.5 " + QWEN, "--gen_kwargs temperature=… would have no effect;"),
-        ("--model qwen-ets --gen_kwargs until=x,top_p=0.5 " + QWEN, "top_p=… would have no effect; say it in --model"),
+        ("--model qwen-ets --gen_kwargs temperature=0.5 " + QWEN, "--gen_kwargs would have no effect;"),
         ("--model qwen-ets --use_cache x " + QWEN, "--use_cache ignores the model's arguments"),
-        ("--model qwen-ets --log_samples " + QWEN, "Specify --output_path if providing --log_samples"),
-        ("--model qwen-ets --include_path nowhere " + QWEN, "--include_path is 'nowhere', which is no folder"),
-        ("--model qwen-ets --tasks mmlu " + QWEN, "no answers can be told in texts of the task 'mmlu'"),
+        ("--model qwen-ets --tasks mmlu " + QWEN, "no answers are read in texts of the task 'mmlu'"),
     ],
 )
 def test_bad_input_is_one_line(line: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     tasks = [] if "--tasks" in line else ["--tasks", "gsm8k"]
     assert main([*tasks, *shlex.split(line)]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1
+    *notes, error = capsys.readouterr().err.splitlines()
+    assert error.startswith("error: ") and all(note.startswith("note: ") for note in notes)
     assert message in error
 
 
@@ -360,13 +362,13 @@ def test_what_vllm_does_not_run_has_transformers_p_ref() -> None:
         ("--max_batch_size 8", "--max_batch_size has no effect: width in --model_args"),
         ("--device cuda:1", "--device has no effect: the model takes a GPU where there is one"),
         ("--device cpu", None),
-        ("--seed 3", "--seed chooses the worked examples alone"),
-        ("--gen_kwargs until=x", None),
+        ("--seed 3", "--seed has no effect: it chooses the worked examples alone"),
         ("--confirm_run_unsafe_code", None),
     ],
 )
 def test_an_option_of_lm_eval_that_changes_less_than_it_says_is_answered_by_one_line(flag: str, note: str) -> None:
-    found = notes(parsed(shlex.split(f"--tasks gsm8k --model qwen {QWEN} {flag}")))
+    options = parsed(shlex.split(f"--tasks gsm8k --model qwen {QWEN} {flag}"))
+    found = notes(options, paper_command.translated(options)[1])
     assert [line.startswith(note or "nothing") for line in found] == [True] * bool(note)
 
 
@@ -381,8 +383,9 @@ def test_what_belongs_to_ets_is_is_no_setting_of_another_method() -> None:
 def test_the_tables_name_what_exists() -> None:
     flags = {method for own in FLAGS.values() for method in own.values()}
     assert {method for _, method in MODELS.values()} | flags <= {*METHODS}
-    assert set(RESOURCES) == set(making.RESOURCES["vllm"])
-    assert (making.CHECKPOINT, asdict(Base())) == (CHECKPOINT, BASE)
+    assert {*RESOURCES, "memory_gib"} == {*fields_of(VLLMResources)}
+    assert {f"fast_{name}" for name in FAST} | {"is_block_size"} == {*fields_of(FastSampler)}
+    assert (settings.CHECKPOINT, {"temperature": 0.7, "top_k": 20, "top_p": 0.8}) == (CHECKPOINT, BASE)
     hosted = {task.lm_eval: task.name for task in (make() for make in TASKS.values()) if isinstance(task, Benchmark)}
     assert hosted | {"humaneval": "humaneval"} == BENCHMARKS
     assert {name: argument.name for name, argument in ARGUMENTS["llada"].items() if name != argument.name} == {
@@ -393,7 +396,6 @@ def test_the_tables_name_what_exists() -> None:
         "num_samples": "samples",
         "checkpoint_dir": "folder",
         "enable_thinking": "thinking",
-        "think_end_token": "think_end",
         "num_candidates": "candidates",
         "monte_carlo_num": "rollouts",
         "energy_weight": "lam",
