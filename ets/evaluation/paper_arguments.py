@@ -288,8 +288,8 @@ _OF_LM_EVAL = ("batch_size", "max_batch_size", "device")
 
 _LEVEL_0 = (
     "is_accelerate_available: the paper draws candidates exactly and rollouts with the dual cache, which follows no "
-    "stated law; here both come from the sampler with the dual cache, every weight exactly 1 (Level 0); level=1, 1F "
-    "or 2 weighs towards the exact sampler"
+    "stated law; here both come from the sampler with the dual cache, every weight exactly 1 (Level 0); level=1 "
+    "or 1F weighs towards the exact sampler"
 )
 _BEAM: dict[Family, str] = {
     "qwen": (

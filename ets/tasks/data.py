@@ -140,7 +140,7 @@ SOURCES = {
         common=_aime_row,
     ),
 }
-"""By the name of one of our tasks. (aime24/aime24.yaml is the last one for use with lm-eval alone.)"""
+"""By the name of one of our tasks."""
 
 
 def task_file(

@@ -181,18 +181,6 @@ def test_each_repeated_problem_is_asked_once(tmp_path: Path) -> None:
     assert [doc["answer"] for doc in docs] == ["24", "33", "28"] and len({doc["problem"] for doc in docs}) == 3
 
 
-def test_the_yaml_for_lm_eval_alone_says_the_same(tmp_path: Path) -> None:
-    from lm_eval.tasks._yaml_loader import load_yaml
-
-    monkey = pytest.MonkeyPatch()
-    monkey.setattr("ets.tasks.data.require_hub", lambda name: None)
-    written = load_yaml(task_file("aime24", tmp_path))
-    monkey.undo()
-    alone = load_yaml(ROOT / "aime24" / "aime24.yaml")
-    keys = {*written, *alone} - {"metadata"}
-    assert {key for key in keys if written.get(key) != alone.get(key)} == set()
-
-
 def test_shots_and_repeats_are_passed_on(tmp_path: Path) -> None:
     task = opened("gsm8k", tmp_path, shots=2, repeats=3)
     task.set_fewshot_seed(1234)
