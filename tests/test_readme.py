@@ -23,7 +23,7 @@ def test_the_two_commands_lead() -> None:
 
 
 def test_python_blocks_run_in_order(capsys: pytest.CaptureFixture[str]) -> None:
-    assert len(BLOCKS) == 5
+    assert len(BLOCKS) == 3
     names: dict[str, object] = {}
     for block in BLOCKS:
         exec(block, names)
