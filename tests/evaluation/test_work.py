@@ -15,7 +15,7 @@ from ets.evaluation.work import TokenWork, Work, formula_of
 from ets.kernel import energy_guided
 from ets.policies import kv_cache
 from ets.policies.autoregressive import Horizon, Sampling
-from ets.policies.autoregressive.engine import Answer, EnginePolicy, Request
+from ets.policies.autoregressive.engine import Answer, Engine, EnginePolicy, Request
 from ets.policies.canvas_cache import Caching
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.kv_cache import RowCache
@@ -56,10 +56,10 @@ def engine(block: int, longest: int, *, ends: bool) -> EnginePolicy:
     return EnginePolicy(_Uniform(ends), Sampling(1.0), Horizon(block, longest), end_ids={0} if ends else ())
 
 
-class _Uniform:
+class _Uniform(Engine):
     """Draws tokens evenly and remembers no prompts."""
 
-    name, context = "an even engine", None
+    name = "an even engine"
 
     def __init__(self, ends: bool) -> None:
         self.checkpoint, self.first = checkpoint("small"), 0 if ends else 1
@@ -71,9 +71,6 @@ class _Uniform:
         tokens = np.random.default_rng(request.seed).integers(self.first, 8, request.room).tolist()
         ended = tokens[: tokens.index(0) + 1] if 0 in tokens else tokens
         return Answer(ended, [-1.0] * len(ended), 0)
-
-    def load(self) -> None: ...
-    def close(self) -> None: ...
 
 
 def chains(policy: Policy, step: StepFn, width: int) -> list[Chain]:

@@ -18,7 +18,15 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ets.policies.autoregressive import Sampling
-from ets.policies.autoregressive.engine import Answer, EventLoop, Request, parameters, require_temperature, tempered
+from ets.policies.autoregressive.engine import (
+    Answer,
+    Engine,
+    EventLoop,
+    Request,
+    parameters,
+    require_temperature,
+    tempered,
+)
 from ets.policies.checkpoint import Checkpoint
 from ets.transition import require_counts, require_positive
 from ets.types import InputError, one_line
@@ -36,7 +44,7 @@ PROBED = 5
 TEXT_ONLY = "text only: the server returns no token ids, so tokens and their log-probabilities are read off its text"
 
 
-class Endpoint:
+class Endpoint(Engine):
     """A model behind an address. `close`, the end of a `with` statement, and the end of the program close it.
 
     Any number of threads may draw at once.
@@ -61,8 +69,6 @@ class Endpoint:
 
     Attributes
     ----------
-    context : int or None
-        Positions of the longest row.
     approximate : str
         The reason why draws follow the law only approximately; empty for an exact server.
     tempered : bool
@@ -92,9 +98,9 @@ class Endpoint:
         self._connection = Connection(address, key, connections, seconds, waits)
         self.address, self.name = self._connection.address, self._connection.name
         self._loop = EventLoop("endpoint")
-        self.close = weakref.finalize(self, _shut_down, self._connection, self._loop)
+        self._closing = weakref.finalize(self, _shut_down, self._connection, self._loop)
         try:
-            self.model, self.context = self._served(model)
+            self.model, self._context = self._served(model)
             self.approximate, self.tempered = self._probe()
         except BaseException:
             self.close()
@@ -102,14 +108,12 @@ class Endpoint:
         if self.approximate:
             warnings.warn(f"{self.name} is approximate ({self.approximate})", stacklevel=2)
 
-    def __enter__(self) -> Endpoint:
-        return self
+    def close(self) -> None:
+        self._closing()
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def load(self) -> None:
-        """The constructor has checked the server and its model."""
+    @property
+    def context(self) -> int | None:
+        return self._context
 
     def require_law(self, sampling: Sampling) -> None:
         """Raise `InputError` for a temperature out of range, or if the law's log-probabilities are not reported."""
@@ -129,7 +133,7 @@ class Endpoint:
         InputError
             If the server has stopped, or refuses a row; the other requests are then cancelled.
         """
-        if not self.close.alive:
+        if not self._closing.alive:
             raise InputError(f"the connection to {self.name} has been closed; make another one")
         return self._loop.wait_for_all([self._one(request, sampling, end_ids) for request in requests])
 
@@ -251,7 +255,8 @@ class Connection:
                 async with self._room:
                     response = await self._client.request("GET" if body is None else "POST", path, json=body)
             except self._httpx.TimeoutException as error:
-                problem = f"has not answered within {self._seconds:g} seconds ({type(error).__name__})"
+                kind = type(error).__name__
+                problem = f"has not answered within {self._seconds:g} seconds ({kind}; slow rows need more)"
             except self._httpx.TransportError as error:
                 problem = f"cannot be reached ({self._line(str(error) or type(error).__name__)})"
             else:
@@ -261,8 +266,8 @@ class Connection:
             if wait is not None:
                 await asyncio.sleep(max(wait * (1 + random.random()), pause))
         raise InputError(
-            f"{self.name} {problem}; tried {len(self._waits) + 1} times; start the server again, correct the address, "
-            "or allow more seconds, and repeat the command"
+            f"{self.name} {problem}; tried {len(self._waits) + 1} times; start it again, or correct the address, and "
+            "repeat the command"
         )
 
     async def close(self) -> None:
