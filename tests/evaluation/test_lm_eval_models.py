@@ -270,7 +270,7 @@ def test_vllm_gets_its_copies_its_seed_and_all_tokens(tmp_path: Path) -> None:
     lm = model(tmp_path, QwenETS, engine="vllm", vllm_seed=5, gpu_memory_utilization=0.4)
     assert isinstance(lm.policy, EnginePolicy) and lm.policy.sampling == Sampling(1.5)
     asked = ("data_parallel_size", "tensor_parallel_size", "gpu_memory_utilization")
-    assert [lm.policy.engine._arguments[name] for name in asked] == [1, 1, 0.4]
+    assert [lm.policy.engine.arguments[name] for name in asked] == [1, 1, 0.4]
     assert lm.run.values["seed"] == 5
 
 
