@@ -23,7 +23,6 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
-from ets.policies.registry import RESOURCES, policy_of
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -35,6 +34,7 @@ from ets.evaluation.intervals import Accuracy, accuracy
 from ets.evaluation.journal import Journal, Record
 from ets.exits import exit_status
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.registry import RESOURCES, policy_of
 from ets.report.tables import aligned
 from ets.rewards import entropy, likelihood, self_certainty
 from ets.runner import run

@@ -14,11 +14,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ets.policies.registry import fast_sampler_of
-
 import ets
 from ets import baselines
 from ets.importance import ImportanceSampling
+from ets.policies.registry import fast_sampler_of
 from ets.rewards import likelihood, majority
 from ets.tasks import Arithmetic
 from ets.tasks.arithmetic import Sums

@@ -12,11 +12,10 @@ from collections import Counter
 from collections.abc import Sequence
 from statistics import fmean
 
-from ets.policies.registry import policy_of
-
 from ets import baselines
 from ets.evaluation.intervals import Accuracy, accuracy
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.registry import policy_of
 from ets.runner import run
 from ets.tasks import TASKS, Task, task_named
 from ets.types import Chain, Policy, Problem

@@ -18,10 +18,10 @@ from functools import cache
 from pathlib import Path
 
 from ets.evaluation.work import CanvasWork, TokenWork, Work
-from ets.policies.registry import fast_sampler_of, policy_of
 
 from ets import Checkpoint, demo
 from ets.cli import _parser
+from ets.policies.registry import fast_sampler_of, policy_of
 from ets.report.tables import aligned
 
 ROOT = Path(__file__).parents[1]

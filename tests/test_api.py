@@ -247,7 +247,7 @@ def test_a_served_model_takes_what_one_of_this_process_takes(endpoint: Endpoint)
     assert len({out.text for out in outs}) > 1
     with_b, without = ([text for out in each for text in drawn(out) if "bb" in text] for each in (outs, stopped))
     assert with_b and not without
-    assert endpoint.close.alive
+    assert endpoint._closing.alive
 
 
 def test_the_law_and_the_lengths_reach_the_server(server: TinyServer, endpoint: Endpoint) -> None:
@@ -275,7 +275,7 @@ def test_texts_of_a_served_model_follow_the_seed_and_not_the_width(endpoint: End
         ({"cache": "dual"}, "cache is 'dual', but .* is an autoregressive model, which has none; leave it out"),
         ({"level": "0"}, "EnginePolicy has no faster sampler; leave the level out"),
         ({"proposal": demo.model_path("small")}, "EnginePolicy takes no proposal; leave it out, or use transf"),
-        ({"temperature": 0.001}, "samples at 0 and at 0.01 to 2; choose one of these"),
+        ({"temperature": 0.001}, "samples at 0 and at 0.01 to 2; choose another temperature"),
         ({"max_length": 600}, "leaves no room"),
     ],
 )

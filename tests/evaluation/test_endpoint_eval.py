@@ -142,7 +142,7 @@ def test_a_server_that_is_killed_in_the_middle_leaves_a_run_that_goes_on(
     mortal.lives = asked // 2
     command = words(tiny | {"--endpoint": mortal.address, "--out": str(tmp_path)})
     assert main(command) == 2
-    require_fault(capsys.readouterr().err, mortal, "tried 3 times; start it again, or mend the address, and repeat")
+    require_fault(capsys.readouterr().err, mortal, "tried 3 times; start it again, or correct the address, and repeat")
     kept, chains = journal_of(tmp_path), len((tmp_path / "journal.jsonl").read_text().splitlines())
     assert 0 < len(kept) < len(expected)
     assert all(expected[key] == record for key, record in kept.items())
@@ -288,7 +288,7 @@ def test_a_key_goes_to_the_server_and_nowhere_else(
         monkeypatch.setenv("TINY_KEY", "sk-wrong")
         assert main(command) == 2
         refused = capfd.readouterr().err
-        assert "put its API key into TINY_KEY" in refused and refused.count("\n") == 1
+        assert "put the API key into TINY_KEY" in refused and refused.count("\n") == 1
         monkeypatch.setenv("TINY_KEY", "sk-right")
         assert main(command) == 0
     shown = capfd.readouterr()

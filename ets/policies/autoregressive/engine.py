@@ -12,7 +12,7 @@ from collections.abc import Collection, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from anyio.from_thread import start_blocking_portal
@@ -60,8 +60,10 @@ class Answer:
     cached: int
 
 
-class Engine(Protocol):
+class Engine:
     """Draws rows for an `EnginePolicy`; any number of threads may call it at once.
+
+    A subclass defines the two attributes and `draw`; the other methods do nothing by default.
 
     Attributes
     ----------
@@ -69,23 +71,22 @@ class Engine(Protocol):
         The model's tokenizer and configuration; the weights are never read.
     name : str
         The engine's name in error messages.
-    context : int or None
-        Positions of the longest row, if known.
     """
 
+    checkpoint: Checkpoint
+    name: str
+
     @property
-    def checkpoint(self) -> Checkpoint: ...
-    @property
-    def name(self) -> str: ...
-    @property
-    def context(self) -> int | None: ...
+    def context(self) -> int | None:
+        """Positions of the longest row, if known."""
+        return None
 
     def require_law(self, sampling: Sampling) -> None:
         """Raise `InputError` for a distribution that the engine does not sample."""
 
     def draw(self, requests: Sequence[Request], sampling: Sampling, end_ids: Sequence[int]) -> list[Answer]:
         """Continue each row up to an end token, a stop string or its `room`; returns when the last row has ended."""
-        ...
+        raise NotImplementedError
 
     def load(self) -> None:
         """Load the model, unless it is loaded; the first draw loads it otherwise."""
@@ -93,8 +94,15 @@ class Engine(Protocol):
     def interrupt(self, thread: int) -> None:
         """Cancel the draw of the thread with this identifier, if any: `draw` raises `CancelledError` there."""
 
-    def close(self) -> object:
+    def close(self) -> None:
         """Free all resources; later draws raise."""
+
+    def __enter__(self) -> Self:
+        self.load()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class EnginePolicy:

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from ets.policies.autoregressive.engine import (
     Answer,
+    Engine,
     EnginePolicy,
     EventLoop,
     Request,
@@ -45,7 +46,7 @@ PROBED = 5
 TEXT_ONLY = "text only: the server returns no token ids, so tokens and their log-probabilities are read off its text"
 
 
-class Endpoint:
+class Endpoint(Engine):
     """A model behind an address. `close`, the end of a `with` statement, and the end of the program close it.
 
     Any number of threads may draw at once.
@@ -70,8 +71,6 @@ class Endpoint:
 
     Attributes
     ----------
-    context : int or None
-        Positions of the longest row.
     approximate : str
         The reason why draws follow the law only approximately; empty for an exact server.
     tempered : bool
@@ -103,9 +102,9 @@ class Endpoint:
         self._connection = Connection(address, key, connections, seconds, waits)
         self.address, self.name = self._connection.address, self._connection.name
         self._loop = EventLoop("endpoint")
-        self.close = weakref.finalize(self, _shut_down, self._connection, self._loop)
+        self._closing = weakref.finalize(self, _shut_down, self._connection, self._loop)
         try:
-            self.model, self.context = self._served(model)
+            self.model, self._context = self._served(model)
             self.approximate, self.tempered = self._probe()
         except BaseException:
             self.close()
@@ -113,14 +112,12 @@ class Endpoint:
         if self.approximate:
             warnings.warn(f"{self.name} is approximate ({self.approximate})", stacklevel=2)
 
-    def __enter__(self) -> Endpoint:
-        return self
+    def close(self) -> None:
+        self._closing()
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def load(self) -> None:
-        """The constructor has checked the server and its model."""
+    @property
+    def context(self) -> int | None:
+        return self._context
 
     def require_law(self, sampling: Sampling) -> None:
         """Raise `InputError` for a temperature out of range, or if the law's log-probabilities are not reported."""
@@ -140,7 +137,7 @@ class Endpoint:
         InputError
             If the server has stopped, or refuses a row; the other requests are then cancelled.
         """
-        if not self.close.alive:
+        if not self._closing.alive:
             raise InputError(f"the connection to {self.name} has been closed; make another one")
         return self._loop.wait_for_all([self._one(request, sampling, end_ids) for request in requests])
 
@@ -262,7 +259,8 @@ class Connection:
                 async with self._room:
                     response = await self._client.request("GET" if body is None else "POST", path, json=body)
             except self._httpx.TimeoutException as error:
-                problem = f"has not answered within {self._seconds:g} seconds ({type(error).__name__})"
+                kind = type(error).__name__
+                problem = f"has not answered within {self._seconds:g} seconds ({kind}; slow rows need more)"
             except self._httpx.TransportError as error:
                 problem = f"cannot be reached ({self._line(str(error) or type(error).__name__)})"
             else:
@@ -272,8 +270,8 @@ class Connection:
             if wait is not None:
                 await asyncio.sleep(max(wait * (1 + random.random()), pause))
         raise InputError(
-            f"{self.name} {problem}; tried {len(self._waits) + 1} times; start the server again, correct the address, "
-            "or allow more seconds, and repeat the command"
+            f"{self.name} {problem}; tried {len(self._waits) + 1} times; start it again, or correct the address, and "
+            "repeat the command"
         )
 
     async def close(self) -> None:

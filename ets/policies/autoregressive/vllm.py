@@ -18,6 +18,7 @@ import torch
 
 from ets.policies.autoregressive.engine import (
     Answer,
+    Engine,
     EnginePolicy,
     EventLoop,
     Request,
@@ -37,7 +38,7 @@ CLOSING_SECONDS = 20.0
 """Time limit for the end of the worker processes, which are killed afterwards."""
 
 
-class VLLMEngine:
+class VLLMEngine(Engine):
     """A model in vLLM, loaded by `load`, by a `with` statement, or by the first draw.
 
     `close` and the end of the `with` statement end the worker processes; so does the end of the program. Any number of
@@ -96,14 +97,10 @@ class VLLMEngine:
         self.arguments = _arguments(checkpoint, memory_gib, utilization, replicas, tensor_parallel, rows)
         self._lock = threading.RLock()
         self._loaded: list[_Loaded] = []  # at most one
-        self.close = weakref.finalize(self, _shut_down, self._loaded)
+        self._closing = weakref.finalize(self, _shut_down, self._loaded)
 
-    def __enter__(self) -> VLLMEngine:
-        self.load()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def close(self) -> None:
+        self._closing()
 
     def load(self) -> None:
         """Load the model, unless it is loaded.
@@ -114,7 +111,7 @@ class VLLMEngine:
             If vLLM cannot load the model or reports untempered log-probabilities, or if the engine has been closed.
         """
         with self._lock:
-            if not self.close.alive:
+            if not self._closing.alive:
                 raise InputError("the vLLM engine has been closed; make another one")
             if not self._loaded:
                 self._loaded.append(_load(self.arguments))
@@ -156,7 +153,7 @@ class VLLMEngine:
                 f"a row may take {longest} tokens, and vLLM's cache has room for {self.context}; raise memory_gib"
             )
         params = [_params(request, sampling, end_ids) for request in requests]
-        return [_answer(output) for output in self._outputs([request.tokens for request in requests], params)]
+        return [_answer(output) for output in self._outputs(requests, params)]
 
     def interrupt(self, thread: int) -> None:
         """Cancel the draw of the thread with this identifier, if any: `draw` raises `CancelledError` there."""
@@ -173,29 +170,30 @@ class VLLMEngine:
                 totals[metric.name] = totals.get(metric.name, 0) + metric.value
         return totals
 
-    def _outputs(self, prompts: Sequence[tuple[int, ...]], params: Sequence[Any]) -> list[Any]:
+    def _outputs(self, requests: Sequence[Request], params: Sequence[Any]) -> list[Any]:
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
         loaded = self._loaded[0]
         try:
-            rows = zip(prompts, params, strict=True)
+            rows = zip(requests, params, strict=True)
             return loaded.loop.wait_for_all([self._one(loaded.engine, *row) for row in rows])
         except (EngineDeadError, EngineGenerateError) as error:
             cause = _line(error.__cause__ or error)
             raise InputError(f"vLLM's engine has stopped: {cause}; see its messages above, and start again") from None
 
-    async def _one(self, engine: Any, tokens: tuple[int, ...], params: Any) -> Any:
+    async def _one(self, engine: Any, request: Request, params: Any) -> Any:
         from vllm.inputs import tokens_input
 
-        outputs = engine.generate(tokens_input(list(tokens)), params, str(next(self._ids)))
+        outputs = engine.generate(tokens_input(list(request.tokens)), params, str(next(self._ids)))
         return [output async for output in outputs][-1]
 
     def _require_processed_logps(self) -> None:
         several = min(20, self.checkpoint.config.get_text_config().vocab_size)
-        params = [_params(Request((), 0, 1), Sampling(t), ()) for t in (1.0, 0.5)]
+        request = Request((0,), 0, 1)
+        params = [_params(request, Sampling(t), ()) for t in (1.0, 0.5)]
         for each in params:
             each.logprobs = several
-        found = [output.outputs[0].logprobs for output in self._outputs([(0,), (0,)], params)]
+        found = [output.outputs[0].logprobs for output in self._outputs([request] * 2, params)]
         if not tempered(*(dict(zip(row.token_ids, row.logprobs, strict=True)) for row in found)):
             raise InputError(
                 "vLLM reports log-probabilities of the untempered model, whatever its option logprobs_mode is; "

@@ -267,7 +267,7 @@ def test_sample_takes_an_engine_as_the_page_says_and_leaves_it_open(engine: VLLM
     for wrong, message in (({"certainty": True}, "the engine vllm does not tell"), ({"steps": 4}, "steps is 4, but")):
         with pytest.raises(InputError, match=message):
             ets.sample(prompts, model=engine, extract=task.extract, **short, **wrong)
-    assert engine.close.alive
+    assert engine._closing.alive
 
 
 def test_threads_share_an_engine(engine: VLLMEngine, problem: Problem) -> None:
