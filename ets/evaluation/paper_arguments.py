@@ -22,19 +22,16 @@ MODELS: dict[str, tuple[Family, str]] = {
     "qwen-ets": ("qwen", "ets"),
     "llada_dist": ("llada", "plain"),
 }
-"""By the paper's name of a model: the kind of arguments that it takes, and its method without further arguments."""
+"""By the paper's name of a model: its family of arguments, and its method without further arguments."""
 
 ENGINES: dict[Family, tuple[str, ...]] = {"qwen": ("transformers", "vllm"), "llada": ("masked-diffusion",)}
-"""What runs the models; the first is the default, and the only one that runs `ONE_ENGINE`."""
+"""The engines of the models. The first is the default, and alone runs the methods of `ONE_ENGINE`."""
 
 ONE_ENGINE = ("beam", "ets-is")
 """Methods that need transformers: vLLM has no beam search, and no scores at other temperatures."""
 
 BASE: dict[str, Any] = {name: getattr(MethodSettings(), f"base_{name}") for name in ("temperature", "top_k", "top_p")}
 """The law of the paper's Base row, from which its model `qwen` samples whatever the arguments."""
-
-DEFAULTS: dict[str, dict[str, Any]] = {"qwen": BASE}
-"""By model: the defaults that differ from the family's `ARGUMENTS`, by our names."""
 
 BENCHMARKS = {
     "minerva_math500": "math500",
@@ -48,10 +45,10 @@ BENCHMARKS = {
 
 @dataclass(frozen=True)
 class Argument:
-    """What an argument of the paper is here: our name, how its value is read, and what holds where it is left out."""
+    """An argument of the paper: our name, the reader of its value, and its default. The reader raises ValueError."""
 
     name: str
-    read: Callable[[str, Any], Any]
+    read: Callable[[Any], Any]
     default: Any = REQUIRED
 
 
@@ -83,72 +80,61 @@ class PaperRun:
     name: str = ""
 
 
-def _whole(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | float | str) or not _is(int, value):
-        raise InputError(f"{name} is {value!r}; it must be a whole number")
+def _whole(value: Any) -> int:
+    if isinstance(value, bool) or not _is(int, value):
+        raise ValueError("it must be a whole number")
     return int(value)
 
 
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float | str) or not _is(float, value):
-        raise InputError(f"{name} is {value!r}; it must be a number")
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not _is(float, value):
+        raise ValueError("it must be a number")
     return float(value)
 
 
 def _is(kind: Callable[[Any], Any], value: Any) -> bool:
     try:
         return bool(kind(value) == float(value))
-    except (ValueError, OverflowError):
+    except (ValueError, TypeError, OverflowError):
         return False
 
 
-def _text(name: str, value: Any) -> str:
+def _text(value: Any) -> str:
     if value in ("", None) or isinstance(value, bool):
-        raise InputError(f"{name} is {value!r}; it must be a name")
+        raise ValueError("it must be a name")
     return str(value)
 
 
-def _flag(name: str, value: Any) -> bool:
+def _flag(value: Any) -> bool:
     known = {"true": True, "1": True, "false": False, "0": False}
     if str(value).lower() not in known:
-        raise InputError(f"{name} is {value!r}; choose True or False")
+        raise ValueError("choose True or False")
     return known[str(value).lower()]
 
 
-def _bounds(name: str, value: Any) -> tuple[float, float]:
-    return bounds(str(value))
+def _pool(value: Any) -> str:
+    return "chain" if _flag(value) else "step"
 
 
-def _pool(name: str, value: Any) -> str:
-    return "chain" if _flag(name, value) else "step"
-
-
-def _benchmark(name: str, value: Any) -> str:
+def _benchmark(value: Any) -> str:
     known = BENCHMARKS | {ours: ours for ours in BENCHMARKS.values()}
     known |= {"math": "math500", "gpqa_diamond": "gpqa", "aime": "aime24"}
     if str(value).lower() not in known:
-        raise InputError(f"{name} is {value!r}; choose from {', '.join(BENCHMARKS.values())}, or leave it out")
+        raise ValueError(f"choose from {', '.join(BENCHMARKS.values())}, or leave it out")
     return known[str(value).lower()]
 
 
-def _truncation(kind: Callable[[str, Any], Any]) -> Callable[[str, Any], Any]:
-    return lambda name, value: value if value == CHECKPOINT else kind(name, value)
+def _truncation(kind: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: value if value == CHECKPOINT else kind(value)
 
 
-def _engine(family: Family) -> Callable[[str, Any], str]:
-    def read(name: str, value: Any) -> str:
-        if value not in ENGINES[family]:
-            raise InputError(f"{name} is {value!r}; choose from {', '.join(ENGINES[family])}")
+def _one_of(*choices: str) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if value not in choices:
+            raise ValueError(f"choose from {', '.join(choices)}")
         return str(value)
 
     return read
-
-
-def _method(name: str, value: Any) -> str:
-    methods = [method for method in METHODS if method != "base"]  # that is the model qwen
-    if value not in methods:
-        raise InputError(f"{name} is {value!r}; choose from {', '.join(methods)}")
-    return str(value)
 
 
 FAST = ("cache", "refresh", "threshold", "factor", "remasking", "temperature")
@@ -165,12 +151,12 @@ _SHARED = {
     "num_samples": Argument("samples", _whole, None),
     "unsafe_code": Argument("unsafe_code", _flag, False),
     "checkpoint_dir": Argument("folder", _text, "results"),
-    "method": Argument("method", _method, None),
+    "method": Argument("method", _one_of(*(name for name in METHODS if name != "base")), None),
     "seed": Argument("seed", _whole, 0),
     "width": Argument("width", _whole, 8),
     "memory_gib": Argument("memory_gib", _number, None),
     "enable_thinking": Argument("thinking", _flag, None),
-    "clip": Argument("clip", _bounds, None),
+    "clip": Argument("clip", lambda value: bounds(str(value)), None),
 }
 ARGUMENTS: dict[Family, dict[str, Argument]] = {
     "qwen": _SHARED
@@ -187,7 +173,7 @@ ARGUMENTS: dict[Family, dict[str, Argument]] = {
         "top_p": Argument("top_p", _truncation(_number), None),
         "small_model_path": Argument("proposal", _text, None),
         "proposal_temperature": Argument("proposal_temperature", _number, None),
-        "engine": Argument("engine", _engine("qwen"), "transformers"),
+        "engine": Argument("engine", _one_of(*ENGINES["qwen"]), "transformers"),
         "data_parallel_size": Argument("replicas", _whole, 1),
         "tensor_parallel_size": Argument("tensor_parallel", _whole, 1),
         "gpu_memory_utilization": Argument("utilization", _number, 0.9),
@@ -217,7 +203,7 @@ ARGUMENTS: dict[Family, dict[str, Argument]] = {
         "fast_factor": Argument("fast_factor", _number, None),
         "fast_cache": Argument("fast_cache", _text, None),
         "fast_refresh": Argument("fast_refresh", _whole, None),
-        "engine": Argument("engine", _engine("llada"), "masked-diffusion"),
+        "engine": Argument("engine", _one_of(*ENGINES["llada"]), "masked-diffusion"),
     },
 }
 """By the paper's name. The defaults of the paper's arguments are those of its models' constructors. Where `top_k` or
@@ -316,8 +302,8 @@ def read_arguments(model: str, arguments: Mapping[str, Any]) -> PaperRun:
     known = ARGUMENTS[family]
     _require_known(model, family, arguments)
     values = {argument.name: argument.default for argument in known.values() if argument.default is not REQUIRED}
-    values |= DEFAULTS.get(model, {})
-    read = {name: known[name].read(name, value) for name, value in arguments.items() if name in known}
+    values |= BASE if model == "qwen" else {}
+    read = {name: _read(name, value, known[name].read) for name, value in arguments.items() if name in known}
     _require_agreement(known, read)
     values |= {known[name].name: value for name, value in read.items()}
     if missing := [name for name, argument in known.items() if argument.name not in values]:
@@ -340,6 +326,16 @@ def read_arguments(model: str, arguments: Mapping[str, Any]) -> PaperRun:
         readout = "vote"
     name = "base" if (model, method) == ("qwen", "plain") else method
     return PaperRun(family, method, _completed(family, values, given), tuple(notes), readout, name)
+
+
+def _read(name: str, value: Any, read: Callable[[Any], Any]) -> Any:
+    """The value of an argument; raises `InputError` for a value that the reader refuses."""
+    try:
+        return read(value)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{name} is {value!r}; {error}") from None
 
 
 def _model(model: str) -> tuple[Family, str]:
@@ -376,7 +372,7 @@ def _require_agreement(known: Mapping[str, Argument], read: Mapping[str, Any]) -
 def _chosen(family: Family, method: str, named: str | None, arguments: Mapping[str, Any]) -> str:
     """The model's method, or the one that an argument chooses."""
     flags = FLAGS[family]
-    chosen = {name: flags[name] for name in flags if _flag(name, arguments.get(name, False))}
+    chosen = {name: flags[name] for name in flags if _read(name, arguments.get(name, False), _flag)}
     if named is not None:
         chosen["method"] = named
     if len(set(chosen.values())) > 1:
@@ -390,7 +386,7 @@ def _idle(family: Family, arguments: Mapping[str, Any]) -> Iterator[str]:
     for name, value in arguments.items():
         if name in reasons:
             yield f"{name} {reasons[name]}"
-        if name in _ONLY_IF and _flag(name, value) == _ONLY_IF[name][0]:
+        if name in _ONLY_IF and _read(name, value, _flag) == _ONLY_IF[name][0]:
             yield f"{name} has no effect: {_ONLY_IF[name][1]}; for new samples, set another seed or checkpoint_dir"
 
 
@@ -440,7 +436,7 @@ def _level(method: str, values: dict[str, Any], arguments: Mapping[str, Any]) ->
     """
     if method != "ets-is" or "level" not in values:
         return ()
-    asked = _flag("is_accelerate_available", arguments.get("is_accelerate_available", False))
+    asked = _read("is_accelerate_available", arguments.get("is_accelerate_available", False), _flag)
     values["level"] = values["level"] or ("0" if asked else "1")
     if values["level"] == "1" and values["remasking"] == "low_confidence":
         values["fast_remasking"] = values["fast_remasking"] or "largest"
