@@ -13,6 +13,7 @@ import torch
 import ets
 from ets import demo
 from ets.hf_generate import HONOURED, GuidedOutput, _sampling
+from ets.policies.autoregressive.law import probabilities
 from ets.types import InputError
 from tests.conftest import random_llada, random_qwen3, tiny_tokenizer
 
@@ -133,7 +134,7 @@ def test_the_law_is_the_one_that_transformers_would_sample(law: dict[str, float]
     config = GenerationConfig(do_sample=True, **{"temperature": 1.0, "top_k": 0, "top_p": 1.0, **law})
     model = random_qwen3(40, end=0)
     processed = model._get_logits_processor(config, 1)(torch.zeros(5, 1, dtype=torch.long), logits)
-    torch.testing.assert_close(_sampling(config).probabilities(logits), processed.softmax(-1))
+    torch.testing.assert_close(probabilities(_sampling(config), logits), processed.softmax(-1))
     assert {type(rule) for rule in model._get_logits_processor(config, 1)} <= set(HONOURED)
 
 

@@ -13,8 +13,6 @@ from ets.types import InputError
 if TYPE_CHECKING:
     import torch
 
-    from ets.policies.diffusion.denoise import Schedule
-
 CHECKPOINT = "checkpoint"
 """The value of top_k or top_p that stands for the checkpoint's generation configuration."""
 _AS_GENERATE = "checkpoint: the value that transformers' generate takes from the generation configuration"
@@ -61,12 +59,6 @@ class Sampling:
     def truncated(self) -> bool:
         """Whether some tokens cannot be drawn at all."""
         return self.top_k is not None or self.top_p not in (None, 1) or self.temperature == 0
-
-    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
-        """The sampled distribution `[..., V]` in float64, from logits `[..., V]`."""
-        from ets.policies.autoregressive.law import probabilities
-
-        return probabilities(self, logits)
 
 
 @dataclass(frozen=True)
@@ -197,7 +189,7 @@ class Unmasking:
 
 @dataclass(frozen=True)
 class Canvas:
-    """The canvas of masked diffusion and its guide steps; `schedule` completes it for a model family.
+    """The canvas of masked diffusion and its guide steps; `Schedule.of` completes it for a model family.
 
     Parameters
     ----------
@@ -232,17 +224,10 @@ class Canvas:
     def _block_size(self) -> int:
         return min(64, self.max_length) if self.block_size is None else self.block_size
 
-    def schedule(self, family_block_length: int) -> Schedule:
-        """The schedule of a family whose blocks have so many tokens by default."""
-        from ets.policies.diffusion.denoise import Schedule
-
-        block = family_block_length if self.max_length % family_block_length == 0 else self.max_length
-        return Schedule(
-            self.max_length,
-            self.max_length if self.steps is None else self.steps,
-            block if self.block_length is None else self.block_length,
-            self.max_length // self._block_size if self.guide_steps is None else self.guide_steps,
-        )
+    @property
+    def guide_step_count(self) -> int:
+        """I, of `guide_steps` or of the block size."""
+        return self.max_length // self._block_size if self.guide_steps is None else self.guide_steps
 
 
 @dataclass(frozen=True)

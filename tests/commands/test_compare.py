@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-
-from ets.cli import main
 from ets.commands.compare import METHOD_NAMES, REWARD_NAMES
 from ets.evaluation.compared import METHODS, REWARDS
+
+from ets.cli import main
 from ets.evaluation.traces import read_traces
 
 AUTOREGRESSIVE = """

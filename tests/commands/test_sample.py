@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ets.commands.rewards import named_reward, pattern_extract
 
 import ets
 from ets import demo
 from ets.cli import main
-from ets.commands.rewards import named_reward, pattern_extract
 from ets.commands.sample import EXAMPLE, NUMBERS
 from ets.types import InputError, Problem, Text
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 
 import pytest
-
 from ets.evaluation.budget import ComputedPositions, GeneratedTokens
+
 from ets.evaluation.journal import Record
 from ets.types import Cost
 

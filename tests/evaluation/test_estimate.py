@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ets.evaluation.estimate import Estimate, Estimation
 
 from ets.cli import main
 from ets.evaluation import estimate
-from ets.evaluation.estimate import Estimate, Estimation
 from ets.policies import memory
 from ets.policies.checkpoint import Checkpoint
 from tests.test_cli import FAST, PROPOSED, command, diffusion_command

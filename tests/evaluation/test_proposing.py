@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from ets.evaluation.proposing import Proposing, bounds_of, opened_pair
+from ets.policies.making import policy_of
 
 from ets import demo
-from ets.evaluation.proposing import Proposing, bounds_of, opened_pair
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.making import policy_of
 from ets.types import InputError
 
 PROPOSING = Proposing("small", candidates=8, block_size=16, temperature=1.9)

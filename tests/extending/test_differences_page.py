@@ -6,7 +6,6 @@ import re
 from pathlib import Path
 
 import pytest
-
 from ets.evaluation.work import TokenWork, Work
 
 PAGE = Path(__file__).parents[2] / "docs" / "differences.md"

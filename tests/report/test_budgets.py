@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from ets.evaluation.comparison import Entry, Rival
 from ets.report.budgets import Setting, budget_table, markdown, summary
+
+from ets.evaluation.comparison import Entry, Rival
 from ets.report.plots import plot_accuracy_by_cost, plot_scaling
 
 SETTING = Setting("letters", "a model", 200, 4, "generated", "majority", {"lam": 0.1, "top_k": None})

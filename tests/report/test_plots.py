@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from ets.evaluation.evaluate import Row
+
 from ets.evaluation.intervals import Accuracy
 from ets.report.plots import plot_accuracies
 

@@ -20,7 +20,14 @@ import torch
 from ets.models import MASKED_DIFFUSION
 from ets.policies.autoregressive.beam_search import Ended, beam_search
 from ets.policies.autoregressive.cache import Memory, RowCache, columns_each, compact, fork, share
-from ets.policies.autoregressive.law import Endings, TokenState, as_token_states, draw_of, require_same_tokens
+from ets.policies.autoregressive.law import (
+    Endings,
+    TokenState,
+    as_token_states,
+    draw_of,
+    probabilities,
+    require_same_tokens,
+)
 from ets.policies.autoregressive.scoring import (
     Path,
     PathKey,
@@ -221,7 +228,7 @@ class TransformersPolicy:
         known = {path.key: path for path in paths if max(path.tokens, default=0) < self._config.vocab_size}
         ordered = sorted(known.values(), key=lambda path: len(path.tokens))
         bytes_each = self._bytes_per_row([path.start for path in paths])
-        scoring = partial(score, self._forward, self.sampling.probabilities)
+        scoring = partial(score, self._forward, partial(probabilities, self.sampling))
         scores = {path.key: Score(-math.inf) for path in paths}
         for found in self._memory.in_chunks(ordered, bytes_each, scoring):
             scores |= found
@@ -249,7 +256,7 @@ class TransformersPolicy:
         return draws
 
     def _pick(self, logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return pick_tokens(self.sampling.probabilities(logits), uniforms)
+        return pick_tokens(probabilities(self.sampling, logits), uniforms)
 
     def _read_prompts(self, states: Sequence[TokenState]) -> dict[Memory, int]:
         """Fill the memories of start states: one forward per prompt length, so nothing is padded.

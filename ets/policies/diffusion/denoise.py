@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from ets.policies.diffusion.remasking import RULES, Drawn, at_tokens, for_rows, row_slices
-from ets.policies.settings import Unmasking
+from ets.policies.settings import Canvas, Unmasking
 from ets.policies.token_draws import pick_tokens
 from ets.step import require_counts
 from ets.types import InputError
@@ -74,6 +74,17 @@ class Schedule:
             raise InputError(f"steps {steps} are more than the {length} tokens of gen_length; choose {length} or less")
         if steps % guides:
             raise InputError(f"guide_steps {guides} does not divide steps {steps}; choose a divisor")
+
+    @classmethod
+    def of(cls, canvas: Canvas, family_block_length: int) -> Schedule:
+        """The schedule of a canvas, for a model family whose blocks have `family_block_length` tokens by default."""
+        length, block = canvas.max_length, family_block_length
+        return cls(
+            length,
+            length if canvas.steps is None else canvas.steps,
+            (length if length % block else block) if canvas.block_length is None else canvas.block_length,
+            canvas.guide_step_count,
+        )
 
     @property
     def blocks(self) -> int:

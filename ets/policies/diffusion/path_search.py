@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from heapq import nlargest
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -30,8 +30,8 @@ from ets.policies.diffusion.remasking import RULES
 from ets.policies.token_draws import require_finite
 from ets.types import Cost, Draw, InputError
 
-if TYPE_CHECKING:
-    from ets.policies.diffusion.policy import MaskedDiffusionPolicy
+MaskedDiffusionPolicy: TypeAlias = Any
+"""The policy imports this module, so its class stands here by name alone."""
 
 
 class Continuation(NamedTuple):

@@ -368,5 +368,5 @@ def make_policy(
 ) -> MaskedDiffusionPolicy:
     """The policy of the engine "masked-diffusion" in `ets.policies.registry`."""
     family = MASKED_DIFFUSION.get(checkpoint.config.model_type)
-    schedule = canvas.schedule(canvas.max_length if family is None else family.block_length)
+    schedule = Schedule.of(canvas, canvas.max_length if family is None else family.block_length)
     return MaskedDiffusionPolicy(checkpoint, unmasking, schedule, caching=caching, **vars(memory))

@@ -25,6 +25,7 @@ from ets.evaluation.journal import Journal
 from ets.importance import ImportanceSampling
 from ets.kernel import energy_guided
 from ets.policies.autoregressive.engine import EnginePolicy
+from ets.policies.autoregressive.law import probabilities
 from ets.policies.autoregressive.server import TEXT_ONLY, Endpoint
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
@@ -332,7 +333,7 @@ def test_threads_share_an_endpoint_until_it_is_closed(server: TinyServer) -> Non
 def next_law(checkpoint: Checkpoint, tokens: Sequence[int], sampling: Sampling) -> dict[int, float]:
     with torch.inference_mode():
         logits = checkpoint.model(torch.tensor([tokens])).logits[0, -1]
-    return dict(enumerate(sampling.probabilities(logits).tolist()))
+    return dict(enumerate(probabilities(sampling, logits).tolist()))
 
 
 @pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here; `bash scripts/setup.sh vllm`")

@@ -21,6 +21,7 @@ import ets
 from ets import demo
 from ets.kernel import energy_guided
 from ets.policies.autoregressive.engine import EnginePolicy
+from ets.policies.autoregressive.law import probabilities
 from ets.policies.autoregressive.law import vllm as vllm_engine
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.autoregressive.vllm import CPU_BLOCK, VLLMEngine
@@ -73,7 +74,7 @@ def keys(count: int, salt: int = 0) -> Keys:
 def next_law(checkpoint: Checkpoint, sampling: Sampling, tokens: Sequence[int]) -> np.ndarray:
     """The sampled distribution after all these tokens, by a full forward through transformers."""
     with torch.inference_mode():
-        return sampling.probabilities(checkpoint.model(torch.tensor([tokens])).logits[0, -1]).numpy()
+        return probabilities(sampling, checkpoint.model(torch.tensor([tokens])).logits[0, -1]).numpy()
 
 
 def law_of_pairs(checkpoint: Checkpoint, sampling: Sampling, prompt: tuple[int, ...]) -> dict[Any, float]:
@@ -122,7 +123,7 @@ def test_log_probabilities_agree_with_transformers(
         ids = (*problem.prompt, *draw.state.tokens)
         with torch.inference_mode():
             logits = checkpoint.model(torch.tensor([ids[:-1]])).logits[0, len(problem.prompt) - 1 :]
-        exact = sampling.probabilities(logits).log()[range(len(draw.state.tokens)), list(draw.state.tokens)]
+        exact = probabilities(sampling, logits).log()[range(len(draw.state.tokens)), list(draw.state.tokens)]
         assert draw.logp == pytest.approx(float(exact.sum()), abs=1e-3)
 
 
