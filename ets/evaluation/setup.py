@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -142,7 +143,7 @@ def open_setup(
         **{name: getattr(asked, name) for name in ("model", "engine", "seed", "unsafe_code")},
         **{name: getattr(settings, name) for name in SHARED},
         **conditions(task),
-        **_own_code(asked.engine, settings, methods),
+        **_own_code(asked.engine, settings),
         "task": task.name,
         "chat": None if chat is None else chat.settings,
         "prompt_kind": kind_of(first),
@@ -169,9 +170,15 @@ def _policy(asked: RunSettings, engine: Engine, values: Mapping[str, Any], devic
 
 
 def _checkpoint(engine: Engine, name: str, device: str | None) -> Checkpoint:
+    return _opened(engine.embedded.get(name, name), device)
+
+
+@lru_cache(maxsize=2)
+def _opened(name: str, device: str | None) -> Checkpoint:
+    """The checkpoint, whose weights several tasks and scans of a command share."""
     from ets.policies.checkpoint import Checkpoint
 
-    return Checkpoint(engine.embedded.get(name, name), device=device)
+    return Checkpoint(name, device=device)
 
 
 def _problems(
@@ -215,9 +222,9 @@ def _say_truncation(values: Mapping[str, Any], policy: Policy, checkpoint: Check
         ranks.say(f"note: p_ref is without the checkpoint's {lacking}, which generate would apply too")
 
 
-def _own_code(engine: str, settings: MethodSettings, methods: Iterable[str]) -> dict[str, Any]:
-    """Digests of the code that a user named as `file.py:name`, by name."""
-    kinds = {"engine": [engine], "reward": [settings.reward, settings.best_by], "step function": list(methods)}
+def _own_code(engine: str, settings: MethodSettings) -> dict[str, Any]:
+    """Digests of the code that a user named as `file.py:name`, by name; a step function's digest is in its records."""
+    kinds = {"engine": [engine], "reward": [settings.reward, settings.best_by]}
     names = [(kind, name) for kind, each in kinds.items() for name in each if ":" in name]
     code = {name: code_digest(named_object(name, kind)) for kind, name in names}
     return {"own_code": code} if code else {}
