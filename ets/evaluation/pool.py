@@ -104,7 +104,7 @@ class Pool:
         return [self._joined(problem, n, count, self._parts(problem, n, bounds)) for problem, n in places]
 
     def mean_costs(self, count: int, currency: str) -> Floats:
-        """The mean costs over chains of the first 1, 2, …, `count` samples `[count]`, in generated tokens or positions."""
+        """The mean costs over chains of the first 1, 2, …, `count` samples `[count]`, as tokens or positions."""
         return np.mean([[getattr(c, currency) for c in each.costs] for each in self.samples(count)], axis=0)
 
     def until(self, amount: float, currency: str, guess: int) -> int:
