@@ -108,13 +108,13 @@ class Pool:
         return np.mean([[getattr(c, currency) for c in each.costs] for each in self.samples(count)], axis=0)
 
     def until(self, amount: float, currency: str, guess: int) -> int:
-        """The number of samples whose mean cost comes nearest to an amount; the pool grows until that is known.
+        """The number of samples whose mean cost comes nearest to an amount; the pool grows until it costs as much.
 
         Samples of masked diffusion share the forwards of equal canvases. Where samples are equal, further ones are
         free, so a pool grows to `MOST` times the samples that the amount pays for without sharing, with a warning.
         """
         count = max(1, guess)
-        while (costs := self.mean_costs(count, currency))[-1] < amount - costs[-1] / count / 2:
+        while (costs := self.mean_costs(count, currency))[-1] < amount:
             most = MOST * max(1, round(amount / costs[0]))
             if count >= most:
                 warnings.warn(f"{count} samples cost {costs[-1] / amount:.0%} of the budget; set samples", stacklevel=2)

@@ -139,6 +139,7 @@ def open_setup(
     depends = {
         "placement": getattr(checkpoint, "placement", None),
         "model_revision": getattr(checkpoint, "revision", None),
+        **(_of_policy(values) if ":" in asked.engine else {}),
         **law_of(policy),
         **{name: getattr(asked, name) for name in ("model", "engine", "seed", "unsafe_code")},
         **{name: getattr(settings, name) for name in SHARED},
@@ -159,7 +160,7 @@ SHARED = ("rollouts", "lam", "pool", "reward", "minimum")
 
 def _policy(asked: RunSettings, engine: Engine, values: Mapping[str, Any], device: str | None) -> tuple[Any, Any]:
     """The policy, and its checkpoint; a policy of a user need not have a checkpoint."""
-    own = {name: value for name, value in values.items() if name not in fields_of(Weighing, FastSampler)}
+    own = _of_policy(values)
     if ":" in asked.engine:
         policy: Any = own_policy(asked.engine, asked.model, own)
         return policy, getattr(policy, "checkpoint", None)
@@ -167,6 +168,10 @@ def _policy(asked: RunSettings, engine: Engine, values: Mapping[str, Any], devic
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* is approximate")  # the command prints it
         return policy_of(lambda: checkpoint, engine=asked.engine, **own), checkpoint
+
+
+def _of_policy(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in fields_of(Weighing, FastSampler)}
 
 
 def _checkpoint(engine: Engine, name: str, device: str | None) -> Checkpoint:
