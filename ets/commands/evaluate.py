@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ets.chat import Chat
 from ets.commands.chat import add_chat_arguments, chat_of
@@ -36,6 +36,9 @@ COMPARE_EXAMPLE = """example:
       --methods plain,majority,one-step,ets,particles,retained,greedy --block-size 16 --max-length 96 \\
       --temperature 1.9 --repeats 4 --width 16
 """
+Panels: TypeAlias = "dict[str, list[tuple[float, Entry]]]"
+"""Entries by the scanned number, by the name of a plot's panel."""
+_ONLY_ETS = {"ets": METHODS["ets"]}
 _OWNERS = (RunSettings, MethodSettings, *SETTINGS, Weighing, FastSampler)
 
 
@@ -59,6 +62,11 @@ class Plan:
     out: Path | None = None
     scan_rollouts: tuple[int, ...] = ()
     scan_guide_steps: tuple[int, ...] = ()
+
+    @property
+    def middle(self) -> float:
+        """The budget that scans start from."""
+        return self.budgets[len(self.budgets) // 2]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -164,6 +172,9 @@ def prepared(options: argparse.Namespace) -> list[tuple[Setup, Plan]]:
         setup = open_setup(asked, plan.values, plan.settings, plan.methods, plan.chat)
         require_able(setup.policies, plan.methods, plan.budgets)
         found.append((setup, replace(plan, asked=asked)))
+    unused = [flag(name) for name in plan.values if name in fields_of(Weighing, FastSampler)]
+    if unused and "ets-is" not in plan.methods:
+        found[0][0].ranks.say(f"note: {', '.join(unused)}: no effect without the method ets-is")
     return found
 
 
@@ -198,7 +209,8 @@ def _require_budget(plan: Plan) -> None:
         fixed = plan.samples is not None or name in plan.sizes
         if (method.kind == "among" and not fixed) or (method.kind == "guided" and not method.at_candidates):
             raise InputError(
-                f"the size of {name} follows from the cost of ets, which is not among the methods; add ets, or set samples, sizes or budgets"
+                f"the size of {name} follows from the cost of ets, which is not among the methods; "
+                "add it, or set samples, sizes or budgets"
             )
 
 
@@ -212,7 +224,7 @@ def compare(setup: Setup, plan: Plan) -> None:
         write_results(entries, panels, _setting(setup, plan), folder)
 
 
-def entries_of(setup: Setup, plan: Plan, folder: Path) -> tuple[list[Entry], dict[str, list[tuple[float, Entry]]]]:
+def entries_of(setup: Setup, plan: Plan, folder: Path) -> tuple[list[Entry], Panels]:
     """The entries of a plan on a task, and those of its scans; the folder holds the journal and the traces."""
     from ets.evaluation.journal import Journal
     from ets.evaluation.traces import Traces
@@ -229,7 +241,8 @@ def entries_of(setup: Setup, plan: Plan, folder: Path) -> tuple[list[Entry], dic
             setup.ranks.say(line)
         comparison = comparison_of(setup, plan, journal, kept=traces.keep)
         entries = comparison.entries(plan.budgets, plan.against)
-        return entries, _scans(setup, plan, comparison, folder, entries)
+        panels = _scans(setup, plan, comparison, entries)
+    return entries, panels | _scan_of_guide_steps(setup, plan, folder)
 
 
 def _folder(setup: Setup, plan: Plan) -> Path:
@@ -271,27 +284,33 @@ def comparison_of(setup: Setup, plan: Plan, journal: Any, **options: Any) -> Com
     return Comparison(run, setup.policies, plan.methods, setup.settings, currency, **shared)
 
 
-def _scans(
-    setup: Setup, plan: Plan, comparison: Comparison, folder: Path, entries: Sequence[Entry]
-) -> dict[str, list[tuple[float, Entry]]]:
-    """ETS alone, as one of M, K and I grows and the others stay at those of the middle budget."""
-    from ets.evaluation.journal import Journal
-
+def _scans(setup: Setup, plan: Plan, comparison: Comparison, entries: Sequence[Entry]) -> Panels:
+    """ETS alone, as M or K grows and the other stays at that of the middle budget."""
     if not (plan.scan_rollouts or plan.scan_guide_steps):
         return {}
-    middle, only = plan.budgets[len(plan.budgets) // 2], {"ets": METHODS["ets"]}
     guided = [entry for entry in entries if (entry.method, entry.readout) == ("ets", "last")]
-    panels: dict[str, list[tuple[float, Entry]]] = {"M, candidates": [(entry.size, entry) for entry in guided]}
+    panels: Panels = {"M, candidates": [(entry.size, entry) for entry in guided]}
     for rollouts in sorted(plan.scan_rollouts):
-        changed = replace(comparison, methods=only, settings=replace(setup.settings, rollouts=rollouts), _targets={})
-        panels.setdefault("K, rollouts", []).append((rollouts, changed.entries([middle])[0]))
+        settings = replace(setup.settings, rollouts=rollouts)
+        changed = replace(comparison, methods=_ONLY_ETS, settings=settings, _targets={})
+        panels.setdefault("K, rollouts", []).append((rollouts, changed.entries([plan.middle])[0]))
+    return panels
+
+
+def _scan_of_guide_steps(setup: Setup, plan: Plan, folder: Path) -> Panels:
+    """ETS alone, as I grows: each number of guide steps is a policy with a journal, opened after the one before."""
+    from ets.evaluation.journal import Journal
+    from ets.exits import closed_after
+
+    found: list[tuple[float, Entry]] = []
     for guide_steps in sorted(plan.scan_guide_steps):
         values = _with_guide_steps(plan.values, guide_steps)
-        other = open_setup(replace(plan.asked, task=setup.task.name), values, plan.settings, only, plan.chat)
-        with Journal(folder / f"guide_steps={guide_steps}", other.configuration, setup.ranks) as journal:
-            entry = comparison_of(other, replace(plan, methods=only), journal).entries([middle])[0]
-        panels.setdefault("I, guide steps", []).append((guide_steps, entry))
-    return panels
+        other = open_setup(plan.asked, values, plan.settings, _ONLY_ETS, plan.chat)
+        place = folder / f"guide_steps={guide_steps}"
+        with Journal(place, other.configuration, setup.ranks) as journal, closed_after(other.policy):
+            entries = comparison_of(other, replace(plan, methods=_ONLY_ETS), journal).entries([plan.middle])
+        found.append((guide_steps, entries[0]))
+    return {"I, guide steps": found} if found else {}
 
 
 def _with_guide_steps(values: dict[str, Any], guide_steps: int) -> dict[str, Any]:

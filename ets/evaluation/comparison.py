@@ -151,7 +151,7 @@ class Comparison:
         found.sort(key=lambda entry: (entry.budget is None, entry.budget or 0, places.index(entry.method)))
         if len(budgets) == 1:
             found.sort(key=lambda entry: places.index(entry.method))
-        return self._against(found, against, [self._target(b) for b in budgets] if against else [])
+        return found if against is None else self._against(found, against, budgets)
 
     def _target(self, budget: float) -> float:
         """A budget as an amount of the currency."""
@@ -231,10 +231,8 @@ class Comparison:
             for each in pool.samples(count)
             for grade in each.grades
         ]
-        firsts = [
-            _row(each.problem, chosen(method.step(self.run.task, self.settings, 1), each, self.run.seed), 1.0)
-            for each in pool.samples(1)
-        ]
+        step, seed, per_token = method.step(self.run.task, self.settings, 1), self.run.seed, self.run.per_token
+        firsts = [_row(each.problem, chosen(step, each, seed), per_token) for each in pool.samples(1)]
         draws = count * self.repeats
         label, key = method.labelled(self.settings, draws), method.key(name, self.settings, count)
         return Entry(None, name, "last", label, 1, _scores(rows), _means(firsts), draws, _further(rows), key=key)
@@ -273,13 +271,12 @@ class Comparison:
     def _mean_cost(self, records: Sequence[Record]) -> float:
         return _means([{**record, **record["cost"]} for record in records])[self.currency]
 
-    def _against(self, entries: Sequence[Entry], against: str | None, targets: Sequence[float]) -> list[Entry]:
+    def _against(self, entries: Sequence[Entry], against: str, budgets: Sequence[float]) -> list[Entry]:
         """The entries with their rivals."""
-        if against is None:
-            return list(entries)
-        if METHODS[against].kind == "among":
-            largest = max([*targets, *(entry.cost[self.currency] for entry in entries)])
-            amount = min(largest, LARGEST_RIVAL * max(targets))
+        if self.methods[against].kind == "among":
+            largest = max(entry.cost[self.currency] for entry in entries)
+            targets = [self._target(budget) for budget in budgets if self._has_target(budget)]
+            amount = min(largest, LARGEST_RIVAL * max(targets, default=largest))
             count = self._pool("").until(amount, self.currency, 1)
             costs = self._pool("").mean_costs(count, self.currency)
             known: dict[int, Entry] = {}

@@ -230,10 +230,11 @@ def _locked(path: Path) -> BinaryIO:
     return file
 
 
-def require_version(content: Mapping[str, Any], folder: Path) -> None:
-    """Raise `InputError` for the content of a results folder of another version."""
-    if content.get("version") != VERSION:
+def require_version(content: Any, folder: Path) -> None:
+    """Raise `InputError` for the JSON content of a results folder of another version."""
+    version = content.get("version", "none") if isinstance(content, Mapping) else "none"
+    if version != VERSION:
         raise InputError(
-            f"the results folder {str(folder)!r} has version {content.get('version', 'none')}, and this ets reads "
+            f"the results folder {str(folder)!r} has version {version}, and this ets reads "
             f"version {VERSION}; finish it with the ets that began it, or choose another folder"
         )

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ets import baselines
 from ets.kernel import energy_guided
-from ets.own_code import named_object
+from ets.own_code import code_digest, named_object
 from ets.rewards import likelihood, majority
 from ets.rewards.registry import NAMES, comparing, named_reward, require_reward
 from ets.rewards.self_consistency import Pool
@@ -68,6 +68,8 @@ class Method:
         Whether a budget that is given as candidates of ETS is this method's size too.
     law : str
         The policy that it samples from: "" for the run's, "base" or "ets-is".
+    digest : str
+        Of the file that holds a user's step function.
     """
 
     step: Callable[[Task, MethodSettings, int], StepFn]
@@ -78,6 +80,7 @@ class Method:
     samples: Callable[[MethodSettings], float] = lambda settings: 1.0
     at_candidates: bool = False
     law: str = ""
+    digest: str = ""
 
     def labelled(self, settings: MethodSettings, size: int) -> str:
         label = self.label.format(size=size, **asdict(settings))
@@ -86,7 +89,8 @@ class Method:
 
     def key(self, name: str, settings: MethodSettings, size: int) -> str:
         """The method in the journal, such as `ets-8-rollouts=3-lam=0.1-…`."""
-        return "-".join([name, str(size), *(f"{each}={getattr(settings, each)}" for each in self.depends)])
+        settled = [f"{each}={getattr(settings, each)}" for each in self.depends]
+        return "-".join([name, str(size), *settled, *filter(None, [self.digest])])
 
 
 def steering(task: Task, settings: MethodSettings) -> Reward:
@@ -158,6 +162,11 @@ def _plain(task: Task, settings: MethodSettings, size: int) -> StepFn:
     return baselines.plain()
 
 
+def _twice(settings: MethodSettings) -> float:
+    """Complete samples that cost about as much as a candidate of ETS with its rollouts."""
+    return 2.0 * settings.rollouts
+
+
 _BASE = "base model (T {base_temperature:g}, top-k {base_top_k}, top-p {base_top_p}; mean of {size})"
 _WEIGHED = ("rollouts", "lam", "pool", "reward", "minimum", "weighing")
 METHODS: dict[str, Method] = {
@@ -174,7 +183,7 @@ METHODS: dict[str, Method] = {
         _ets,
         "ETS (M {size}, K {rollouts})",
         votes=True,
-        samples=lambda settings: 2.0 * settings.rollouts,
+        samples=_twice,
         at_candidates=True,
     ),
     "ets-is": Method(
@@ -182,7 +191,7 @@ METHODS: dict[str, Method] = {
         "ETS-IS (M {size}, K {rollouts})",
         depends=_WEIGHED,
         votes=True,
-        samples=lambda settings: 2.0 * settings.rollouts,
+        samples=_twice,
         at_candidates=True,
         law="ets-is",
     ),
@@ -204,7 +213,7 @@ METHODS: dict[str, Method] = {
         "look-ahead SMC ({size} particles, K {rollouts})",
         depends=("rollouts", "lam", "pool", "reward", "minimum", "resample_below"),
         votes=True,
-        samples=lambda settings: 2.0 * settings.rollouts,
+        samples=_twice,
     ),
     "particles": Method(
         _particles,
@@ -230,13 +239,13 @@ def own_method(name: str) -> Method:
     InputError
         For a name that is not there, or a function that takes no reward.
     """
-    made_step = step_of(name)
+    made_step, digest = step_of(name), code_digest(named_object(name, "step function"))
 
     def step(task: Task, settings: MethodSettings, size: int) -> StepFn:
         return made_step(steering(task, settings), **_guide(settings, size))
 
     label = f"{name.rpartition(':')[2]} (M {{size}}, K {{rollouts}})"
-    return Method(step, label, votes=True, samples=lambda settings: 2.0 * settings.rollouts, at_candidates=True)
+    return Method(step, label, votes=True, samples=_twice, at_candidates=True, digest=digest)
 
 
 def step_of(name: str) -> Callable[..., StepFn]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -22,6 +23,9 @@ from ets.step import require_variety, row_keys
 from ets.tasks.task import Slow
 from ets.types import Certainty, Chain, Cost, Draw, Floats, Keys, Policy, Problem, State, Step, StepFn, Text
 from ets.weights import normalised
+
+MOST = 16
+"""A pool holds at most so many times the samples that a budget pays for if they share nothing."""
 
 
 @dataclass(frozen=True)
@@ -100,14 +104,22 @@ class Pool:
         return [self._joined(problem, n, count, self._parts(problem, n, bounds)) for problem, n in places]
 
     def mean_costs(self, count: int, currency: str) -> Floats:
-        """What the first 1, 2, …, `count` samples cost, a mean over chains `[count]`, as generated tokens or positions."""
+        """The mean costs over chains of the first 1, 2, …, `count` samples `[count]`, as tokens or positions."""
         return np.mean([[getattr(c, currency) for c in each.costs] for each in self.samples(count)], axis=0)
 
     def until(self, amount: float, currency: str, guess: int) -> int:
-        """The number of samples whose mean cost comes nearest to an amount; the pool grows until that is known."""
+        """The number of samples whose mean cost comes nearest to an amount; the pool grows until it costs as much.
+
+        Samples of masked diffusion share the forwards of equal canvases. Where samples are equal, further ones are
+        free, so a pool grows to `MOST` times the samples that the amount pays for without sharing, with a warning.
+        """
         count = max(1, guess)
-        while (costs := self.mean_costs(count, currency))[-1] < amount - costs[-1] / count / 2:
-            count = max(count + 1, round(count * amount / costs[-1]))
+        while (costs := self.mean_costs(count, currency))[-1] < amount:
+            most = MOST * max(1, round(amount / costs[0]))
+            if count >= most:
+                warnings.warn(f"{count} samples cost {costs[-1] / amount:.0%} of the budget; set samples", stacklevel=2)
+                return count
+            count = min(most, max(count + 1, round(count * amount / costs[-1])))
         return nearest(costs, amount)
 
     def _parts(self, problem: Problem, sample: int, bounds: Sequence[tuple[int, int]]) -> list[Record]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -138,11 +139,12 @@ def open_setup(
     depends = {
         "placement": getattr(checkpoint, "placement", None),
         "model_revision": getattr(checkpoint, "revision", None),
+        **(_of_policy(values) if ":" in asked.engine else {}),
         **law_of(policy),
         **{name: getattr(asked, name) for name in ("model", "engine", "seed", "unsafe_code")},
         **{name: getattr(settings, name) for name in SHARED},
         **conditions(task),
-        **_own_code(asked.engine, settings, methods),
+        **_own_code(asked.engine, settings),
         "task": task.name,
         "chat": None if chat is None else chat.settings,
         "prompt_kind": kind_of(first),
@@ -158,7 +160,7 @@ SHARED = ("rollouts", "lam", "pool", "reward", "minimum")
 
 def _policy(asked: RunSettings, engine: Engine, values: Mapping[str, Any], device: str | None) -> tuple[Any, Any]:
     """The policy, and its checkpoint; a policy of a user need not have a checkpoint."""
-    own = {name: value for name, value in values.items() if name not in fields_of(Weighing, FastSampler)}
+    own = _of_policy(values)
     if ":" in asked.engine:
         policy: Any = own_policy(asked.engine, asked.model, own)
         return policy, getattr(policy, "checkpoint", None)
@@ -168,10 +170,20 @@ def _policy(asked: RunSettings, engine: Engine, values: Mapping[str, Any], devic
         return policy_of(lambda: checkpoint, engine=asked.engine, **own), checkpoint
 
 
+def _of_policy(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in fields_of(Weighing, FastSampler)}
+
+
 def _checkpoint(engine: Engine, name: str, device: str | None) -> Checkpoint:
+    return _opened(engine.embedded.get(name, name), device)
+
+
+@lru_cache(maxsize=2)
+def _opened(name: str, device: str | None) -> Checkpoint:
+    """The checkpoint, whose weights several tasks and scans of a command share."""
     from ets.policies.checkpoint import Checkpoint
 
-    return Checkpoint(engine.embedded.get(name, name), device=device)
+    return Checkpoint(name, device=device)
 
 
 def _problems(
@@ -215,9 +227,9 @@ def _say_truncation(values: Mapping[str, Any], policy: Policy, checkpoint: Check
         ranks.say(f"note: p_ref is without the checkpoint's {lacking}, which generate would apply too")
 
 
-def _own_code(engine: str, settings: MethodSettings, methods: Iterable[str]) -> dict[str, Any]:
-    """Digests of the code that a user named as `file.py:name`, by name."""
-    kinds = {"engine": [engine], "reward": [settings.reward, settings.best_by], "step function": list(methods)}
+def _own_code(engine: str, settings: MethodSettings) -> dict[str, Any]:
+    """Digests of the code that a user named as `file.py:name`, by name; a step function's digest is in its records."""
+    kinds = {"engine": [engine], "reward": [settings.reward, settings.best_by]}
     names = [(kind, name) for kind, each in kinds.items() for name in each if ":" in name]
     code = {name: code_digest(named_object(name, kind)) for kind, name in names}
     return {"own_code": code} if code else {}

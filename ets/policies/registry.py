@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -354,7 +354,9 @@ def _pair(
 
     if weighing.proposal is None:
         raise InputError("there is no proposal; name a small model (SMALL_MODEL_PATH in the scripts), or leave it out")
-    _refuse(fast, "fast_", "masked diffusion")
+    _refuse(
+        vars(weighing) | vars(fast), ("level", *(n for n in vars(fast) if n != "is_block_size")), "masked diffusion"
+    )
     small = opened(weighing.proposal)
     block_size = fast.is_block_size or getattr(getattr(policy, "horizon", None), "block_size", None)
     if fast.is_block_size is not None and hasattr(policy, "at_horizon"):
@@ -368,8 +370,9 @@ def _pair(
 def _at_level(policy: Policy, weighing: Weighing, fast: FastSampler) -> Weighed:
     from ets.policies.diffusion.levels import target_of
 
-    if weighing.proposal is not None:
-        raise InputError("the engine masked-diffusion takes no proposal; leave proposal out")
+    _refuse(
+        vars(weighing) | vars(fast), ("proposal", "proposal_temperature", "is_block_size"), "a pair with a proposal"
+    )
     names = ("cache", "refresh", "threshold", "factor", "remasking", "temperature")
     own = {name: getattr(fast, f"fast_{name}") for name in names}
     if all(value is None for value in own.values()):
@@ -386,7 +389,7 @@ def _at_level(policy: Policy, weighing: Weighing, fast: FastSampler) -> Weighed:
     return Weighed(sampler, target_of(level), "-".join([*parts, f"clip{weighing.clip}"]))
 
 
-def _refuse(fast: FastSampler, prefix: str, kind: str) -> None:
-    for name, value in vars(fast).items():
-        if name.startswith(prefix) and value is not None:
-            raise InputError(f"{name} is {value!r}, which only {kind} has; leave it out")
+def _refuse(values: Mapping[str, Any], names: Iterable[str], kind: str) -> None:
+    for name in names:
+        if values[name] is not None:
+            raise InputError(f"{name} is {values[name]!r}, which only {kind} has; leave it out")

@@ -114,11 +114,7 @@ def _report(folder: Path, whole: bool) -> str:
 
 def _guided(rows: Sequence[Stored]) -> dict[str, str]:
     """The labels of methods with weighed candidates, by the methods' names in the records."""
-    return {
-        row["key"]: row["label"]
-        for row in rows
-        if row["readout"] == "last" and row["budget"] is not None and not row["key"].startswith("pool")
-    }
+    return {row["key"]: row["label"] for row in rows if row["readout"] == "last" and row["budget"] is not None}
 
 
 def _graded_traces(folder: Path, records: Sequence[Stored], labels: Mapping[str, str]) -> list[dict[str, Any]]:

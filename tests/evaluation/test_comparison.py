@@ -3,81 +3,117 @@
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
-from ets.evaluation.compared import CHOOSING, GUIDED, Hyper, require_compared
-from ets.evaluation.depth import Metered, metered
-from ets.evaluation.pooled import chosen
 
-from ets.evaluation.comparison import Comparison, Entry
-from ets.evaluation.journal import FORM
-from ets.runner import run
-from ets.types import Draw, InputError, Policy, Problem, State
-from tests.evaluation.test_evaluate import Letters
-from tests.laws.masked_tabular import TabularMaskedDiffusion
-from tests.laws.tabular import TabularModel
+from ets.evaluation.comparison import Entry, entry_of
+from ets.evaluation.methods import METHODS
+from ets.evaluation.ratios import without_nan
+from ets.types import InputError
+from tests.evaluation.letters import (
+    COUNT,
+    MASKED_DIFFUSION,
+    SETTINGS,
+    Ended,
+    Endings,
+    Letters,
+    compared,
+    named,
+    of,
+    timeless,
+    without_seconds,
+)
 
-HYPER = Hyper(rollouts=2, lam=0.3, pool="chain", iterations=2)
-NAMES = ["plain", "majority", "one-step", "best-of-n", "weighted-majority", "iterated-sir", *GUIDED, "greedy"]
-
-
-MASKED_DIFFUSION = TabularMaskedDiffusion(vocabulary=3, gen_length=4, block_length=2, steps=4, guide_steps=2, seed=4)
-
-
-def comparison(folder: Path, task: Letters | None = None, **changed: Any) -> Comparison:
-    task = task or Letters()
-    policy = TabularModel(vocabulary=4, block_size=1, max_length=4, seed=4)
-    whole = Comparison(
-        task, policy, task.problems(12, 0), HYPER, "generated", folder, {"seed": 0}, seeds=3, width=5, seed=0,
-        progress=False,
-    )  # fmt: skip
-    return replace(whole, **changed)
-
-
-def named(entries: list[Entry], budget: int | None = 0) -> dict[tuple[str, str], Entry]:
-    return {(entry.method, entry.readout): entry for entry in entries if entry.budget == budget}
+GUIDED = [name for name, method in METHODS.items() if method.kind == "guided"]
+AMONG = [name for name, method in METHODS.items() if method.kind == "among"]
 
 
 @pytest.fixture(scope="module")
 def entries(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
-    return comparison(tmp_path_factory.mktemp("comparison")).entries(NAMES, [2, 5])
+    """All methods at two budgets."""
+    folder = tmp_path_factory.mktemp("comparison")
+    return compared(folder, list(METHODS), [2, 5], against="majority", repeats=3)[0]
 
 
 def test_every_method_has_a_row_at_every_budget_and_searches_one_for_all(entries: list[Entry]) -> None:
     for budget in (0, 1):
         found = named(entries, budget)
-        assert {method for method, _ in found} == {*GUIDED, *CHOOSING} - {"plain"}
-        assert {method for method, readout in found if readout == "vote"} == {n for n, g in GUIDED.items() if g.votes}
-    assert list(named(entries, None)) == [("plain", "last"), ("greedy", "last")]
+        assert {method for method, _ in found} == {*GUIDED, *AMONG}
+        assert {method for method, readout in found if readout == "vote"} == {n for n in GUIDED if METHODS[n].votes}
+    assert list(named(entries, None)) == [("base", "last"), ("plain", "last"), ("greedy", "last"), ("beam", "last")]
+
+
+def test_one_budget_has_rows_in_the_order_of_the_names(tmp_path: Path) -> None:
+    names = ["plain", "ets", "majority", "greedy"]
+    found = compared(tmp_path, names, [2])[0]
+    assert [entry.method for entry in found] == ["plain", "ets", "ets", "majority", "greedy"]
 
 
 def test_costs_are_near_the_budget(entries: list[Entry]) -> None:
-    """Sizes are whole: the nearest one is off by half a size's cost at most, and by what 12 problems vary."""
+    """Sizes are whole: the nearest one is off by half of a size's cost at most, and by the variation of 12 problems."""
     for budget, size in ((0, 2), (1, 5)):
         found = named(entries, budget)
         ets = found["ets", "last"]
-        assert ets.size == size
+        assert ets.size == found["ets-stopped", "last"].size == size and found["ets-is", "last"].size == 2
         for (method, _), entry in found.items():
-            if method == "ets-stopped":
+            if method in ("ets-stopped", "ets-is"):
                 continue
             step = entry.cost["generated"] / max(1, entry.size)
             assert abs(entry.cost["generated"] - ets.cost["generated"]) <= 0.75 * step + 1.5, method
 
 
-def test_every_row_is_set_against_majority_voting_at_its_own_cost(entries: list[Entry]) -> None:
+def test_methods_that_choose_get_the_number_of_samples_nearest_to_the_budget(tmp_path: Path) -> None:
+    found, records = compared(tmp_path, ["ets", "majority", "best-of-n", "one-step"], [3])
+    target = fmean(record["cost"]["generated"] for record in of(records, "ets"))
+    sampled: dict[str, dict[int, list[int]]] = {}
+    for (method, problem, _), record in records.items():
+        if method.startswith("pool["):
+            first = int(method[5:].split(":")[0])
+            costs = [text["cost"].get("generated", 0) for text in record["texts"]]
+            sampled.setdefault(problem, {})[first] = costs
+    lengths = [sum((parts[first] for first in sorted(parts)), []) for parts in sampled.values()]
+    costs = [fmean(sum(row[:n]) for row in lengths) for n in range(1, min(map(len, lengths)) + 1)]
+    best = min(range(len(costs)), key=lambda n: abs(costs[n] - target))
+    assert [entry.size for entry in found[2:]] == [best + 1] * 3 and costs[-1] >= target
+    assert all(entry.cost["generated"] == pytest.approx(costs[best]) for entry in found[2:])
+
+
+def test_the_budget_does_not_depend_on_the_other_methods(entries: list[Entry], tmp_path: Path) -> None:
+    names = ["one-step", "ets", "retained"]
+    few, _ = compared(tmp_path, names, [5], repeats=3)
+    expected = [entry for entry in entries if entry.budget == 1 and entry.method in names]
+    assert [(e.label, e.scores) for e in few] == [(e.label, e.scores) for e in sorted(expected, key=_place(names))]
+
+
+def _place(names: list[str]) -> Any:
+    return lambda entry: names.index(entry.method)
+
+
+def test_every_row_has_majority_voting_at_its_cost_as_its_rival(entries: list[Entry]) -> None:
     for entry in entries:
         if entry.method == "majority":
             assert entry.rival is None
-        else:
+        elif entry.cost["generated"] < 1.5 * named(entries, 1)["ets", "last"].cost["generated"]:
             assert entry.rival is not None and entry.rival.label.startswith("majority voting (")
             one = entry.rival.cost / int(entry.rival.label.split("(")[1][:-1])
             assert abs(entry.rival.cost - entry.cost["generated"]) <= 0.75 * one, entry.label
+
+
+def test_other_rivals_are_those_of_the_same_budget(tmp_path: Path) -> None:
+    found, _ = compared(tmp_path, ["plain", "majority", "ets"], [2, 4], against="ets")
+    rivals = {(entry.budget, entry.method): entry.rival and entry.rival.label for entry in found}
+    assert rivals[0, "majority"] == "ETS (M 2, K 2)" and rivals[1, "majority"] == "ETS (M 4, K 2)"
+    assert [e.rival is None for e in found if (e.method, e.readout) == ("ets", "last")] == [True, True]
+
+
+def test_without_ets_and_amounts_the_rival_needs_no_ets(tmp_path: Path) -> None:
+    found, records = compared(tmp_path, ["majority", "best-of-n", "greedy"], [3], against="majority", samples=5)
+    assert [entry.label for entry in found[:2]] == ["majority voting (5)", "best of 5, by likelihood-per-token"]
+    assert not of(records, "ets") and found[1].rival is not None and found[1].rival.label == "majority voting (5)"
 
 
 def test_plain_sampling_is_one_row_that_costs_one_sample(entries: list[Entry]) -> None:
@@ -85,173 +121,199 @@ def test_plain_sampling_is_one_row_that_costs_one_sample(entries: list[Entry]) -
     assert plain.size == 1 and plain.cost["generated"] < 5 and plain.draws > 3 * 8
 
 
-def test_stopping_is_measured_at_the_candidates_of_ets(entries: list[Entry]) -> None:
-    for budget, size in ((0, 2), (1, 5)):
+def test_plain_sampling_alone_takes_the_repeats(tmp_path: Path) -> None:
+    (plain, greedy), records = compared(tmp_path, ["plain", "greedy"], repeats=4)
+    assert plain.label == "plain sampling (mean of 4)" and plain.draws == 4 and greedy.draws == 1
+    assert {method for method, _, _ in records if method.startswith("pool")} == {"pool[0:1]"}
+
+
+def test_stopping_saves_tokens_at_the_candidates_of_ets(entries: list[Entry]) -> None:
+    for budget in (0, 1):
         ets, stopped = (named(entries, budget)[name, "last"] for name in ("ets", "ets-stopped"))
-        assert ets.size == stopped.size == size
         assert stopped.cost["generated"] <= ets.cost["generated"]
     saved = [named(entries, 0)[name, "last"].cost["generated"] for name in ("ets", "ets-stopped")]
     assert saved[1] < saved[0]  # two candidates agree more often than five
 
 
-def test_iterated_resampling_takes_the_texts_that_it_may() -> None:
-    policy = TabularModel(vocabulary=4, max_length=4, seed=4)
-    for size in range(1, 40):
-        step = CHOOSING["iterated-sir"].step(Letters(), replace(HYPER, iterations=4), size)
-        chain = next(iter(run(policy, step, Letters().problems(1, 0), width=1, seed=0)))
-        assert size - 1 <= len(chain.trace[0].candidates) <= size
-
-
 def test_sizes_come_from_a_pilot_that_need_not_be_everything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ets.evaluation.comparison.PILOT_PROBLEMS", 3)
-    for entry in comparison(tmp_path).entries(["majority", "ets", "particles"], [3]):
-        assert len(entry.scores) == 12 and (entry.rival is None or len(entry.rival.scores) == 12)
+    for entry in compared(tmp_path, ["majority", "ets", "particles"], against="majority")[0]:
+        assert len(entry.scores) == COUNT and (entry.rival is None or len(entry.rival.scores) == COUNT)
 
 
-def test_scores_are_means_over_three_samples_of_every_problem(entries: list[Entry]) -> None:
+def test_scores_are_means_over_the_samples_of_every_problem(entries: list[Entry]) -> None:
     for entry in entries:
-        assert len(entry.scores) == 12
+        assert len(entry.scores) == COUNT
         if entry.readout == "last" and entry.method in ("ets", "retained"):
             assert all(3 * score == pytest.approx(round(3 * score)) for score in entry.scores.values())
 
 
-@pytest.mark.parametrize("name", ["weighted-majority", "one-step", "iterated-sir"])
-def test_lam_is_how_far_a_likely_text_outweighs_two_that_agree(name: str) -> None:
-    """One right text with 1 nat per token more than two wrong ones: at a small λ it counts alone."""
-    problem = Letters().problems(1, 0)[0]
-    texts = [
-        {"text": text, "tokens": [1, 2], "logp": 2 * logp, "correct": float(text == "a"), "cost": {}}
-        for text, logp in (("a", -1.0), ("b", -2.0), ("b", -2.0))
-    ]
-    record = {"problem": problem.id, "sample": 0, "texts": texts, "cost": {"seconds": 0.0}}
-    for lam in (0.05, 2.0, 20.0):  # with 2 nats per text it would win the vote at 2, too
-        hyper = replace(HYPER, lam=lam, reward="likelihood-per-token", iterations=1)
-        share = 1 / (1 + 2 * math.exp(-1 / lam))
-        expected = float(share > 0.5) if name == "weighted-majority" else share
-        assert chosen(CHOOSING[name].step(Letters(), hyper, 3), problem, record, 0).score == pytest.approx(expected)
+def test_an_entry_sums_up_its_records(tmp_path: Path) -> None:
+    (last, vote), records = compared(tmp_path, ["ets"], repeats=2, task=Endings(), settings=replace(SETTINGS, lam=10.0))
+    costs = [record["cost"] for record in records.values()]
+    assert last.cost["generated"] == pytest.approx(fmean(cost["generated"] for cost in costs))
+    kinds = ("prompt", "candidate", "rollout", "scored")
+    assert last.cost["positions"] == pytest.approx(fmean(sum(cost[kind] for kind in kinds) for cost in costs))
+    for problem, score in last.scores.items():
+        assert score == fmean(r["correct"] for r in records.values() if r["problem"] == problem)
+        assert vote.scores[problem] == fmean(r["vote"]["correct"] for r in records.values() if r["problem"] == problem)
+    assert vote.cost == last.cost and vote.label == f"{last.label}, vote" and vote.scores != last.scores
 
 
-class Endings(Letters):
-    """The answer is a text's last letter, which a chain does not settle before its end."""
+def test_given_sizes_are_taken_and_need_no_ets(tmp_path: Path) -> None:
+    names, sizes = ["majority", "best-of-n", "one-step"], {"best-of-n": 3, "one-step": 5}
+    settings = replace(SETTINGS, best_by="majority")
+    found, records = compared(tmp_path, names, samples=4, sizes=sizes, settings=settings)
+    assert [entry.label for entry in found] == ["majority voting (4)", "best of 3, by majority", "one-step ETS (5)"]
+    assert {method for method, _, _ in records} == {"pool[0:4]", "pool[4:5]"}
 
-    def extract(self, problem: Problem, text: str) -> str | None:
-        return text[-1:] or None
+
+def test_best_of_n_by_a_vote_takes_the_majority_whatever_minimum_the_reward_has(tmp_path: Path) -> None:
+    """No answer has 4 of 3 votes: with that minimum every sample would be as good as any other."""
+    found = []
+    for minimum in (1, 4):
+        settings = replace(SETTINGS, best_by="majority", minimum=minimum)
+        found += compared(tmp_path / str(minimum), ["best-of-n", "majority"], samples=3, settings=settings)[0]
+    assert len({str(entry.scores) for entry in found}) == 1
 
 
-def test_the_readouts_of_a_method_are_rows_of_their_own_at_the_same_cost(tmp_path: Path) -> None:
-    found = named(comparison(tmp_path, Endings(), seeds=8).entries(["majority", "ets"], [2]))
-    last, vote = (found["ets", readout] for readout in ("last", "vote"))
-    assert last.cost == vote.cost and vote.label == f"{last.label}, vote"
-    assert last.scores != vote.scores
-    assert all(8 * score == pytest.approx(round(8 * score)) for score in vote.scores.values())  # a tie has one winner
+@pytest.mark.parametrize(
+    ("changed", "weights"),
+    [
+        ({"reward": "majority"}, {0.0, 1 / 0.2}),
+        ({"reward": "share"}, {k / 6 / 0.2 for k in range(7)}),
+        ({"minimum": 100}, {0.0}),
+    ],
+)
+def test_ets_is_steered_by_the_reward_that_is_named(
+    changed: dict[str, Any], weights: set[float], tmp_path: Path
+) -> None:
+    """The scaled rewards r/λ of the first guide step: an indicator, or shares of the M·K = 6 votes."""
+    seen: list[float] = []
+
+    def kept(key: str, chain: Any) -> None:
+        seen.extend(chain.trace[0].log_rewards.ravel())
+
+    compared(tmp_path, ["ets"], settings=replace(SETTINGS, **changed), run={"kept": kept})
+    assert {round(value, 9) for value in seen} <= {round(value, 9) for value in weights}
+    assert len(set(seen)) == min(2, len(weights)) or len(weights) > 2
+
+
+def test_costs_are_those_of_one_use_whatever_the_repeats(tmp_path: Path) -> None:
+    names = ["plain", "majority", "greedy", "ets"]
+    often, records = compared(tmp_path, names, repeats=5, samples=3)
+    assert often[0].cost["generated"] == pytest.approx(
+        fmean(r["texts"][0]["cost"]["generated"] for key, r in records.items() if key[0].startswith("pool[0:"))
+    )
+    once, _ = compared(tmp_path / "once", names, samples=3)
+    assert [e.cost["positions"] for e in once] == pytest.approx([e.cost["positions"] for e in often], rel=0.3)
+    assert without_seconds(once)[2] == without_seconds(often)[2]  # greedy decoding
+
+
+def test_a_folder_takes_further_budgets_methods_and_settings(tmp_path: Path) -> None:
+    names = ["plain", "majority", "ets", "ets-is"]
+    few, first = compared(tmp_path, names, [2], samples=3)
+    compared(tmp_path, [*names, "beam"], [2, 4], samples=5)
+    changed = ({"lam": 0.3}, {"beams": 3}, {"weighing": "other"}, {"base_top_p": 0.9}, {"alpha": 2.0})
+    counts = []
+    for change in changed:
+        again = Ended()
+        settings = replace(SETTINGS, **change)
+        compared(tmp_path, [*names, "beam", "base"], [2], samples=3, settings=settings, run={"kept": again})
+        counts.append(again.chains)
+    assert counts == [3 * COUNT, COUNT, COUNT, COUNT, 0]  # ets, ets-is and base; beam; ets-is; base; none
+    again_few, records = compared(tmp_path, names, [2], samples=3)
+    assert without_seconds(again_few) == without_seconds(few)
+    assert timeless(first).items() <= timeless(records).items()
+
+
+def test_records_are_named_by_the_settings_that_their_method_depends_on(entries: list[Entry]) -> None:
+    guided = "rollouts=2-lam=0.2-pool=chain-reward=majority-minimum=None"
+    keys = {e.method: e.key.replace(f"{e.method}-{e.size}-", f"{e.method}-N-") for e in entries}
+    assert {name: keys[name] for name in (*GUIDED, "beam")} == {
+        "ets": f"ets-N-{guided}",
+        "ets-is": f"ets-is-N-{guided}-weighing=another table",
+        "ets-stopped": f"ets-stopped-N-{guided}",
+        "retained": f"retained-N-{guided}",
+        "lookahead": f"lookahead-N-{guided}-resample_below=0.5",
+        "particles": "particles-N-lam=0.2-reward=majority-minimum=None-resample_below=0.5",
+        "power": "power-N-alpha=4.0",
+        "beam": "beam-N-beams=2",
+    }
 
 
 def test_a_comparison_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
     names = ["plain", "majority", "ets", "lookahead"]
-    whole = comparison(tmp_path / "whole").entries(names, [3])
-    with pytest.raises(KeyboardInterrupt):
-        comparison(tmp_path / "torn", Letters(patience=40)).entries(names, [3])
-    resumed = comparison(tmp_path / "torn").entries(names, [3])
-    for expected, entry in zip(whole, resumed, strict=True):
-        assert (entry.label, entry.scores) == (expected.label, expected.scores)
-        assert {**entry.cost, "seconds": 0} == pytest.approx({**expected.cost, "seconds": 0})
-
-
-def test_every_method_and_size_has_a_journal_and_its_configuration(tmp_path: Path) -> None:
-    comparison(tmp_path).entries(["majority", "ets"], [2])
-    configuration = json.loads(
-        (tmp_path / "ets-2-rollouts=2-lam=0.3-pool=chain-reward=majority-minimum=1")
-        .joinpath("configuration.json")
-        .read_text()
-    )
-    method = "ets-2-rollouts=2-lam=0.3-pool=chain-reward=majority-minimum=1"
-    assert configuration == {"seed": 0, "method": method, "form": FORM}
-
-
-def test_journals_are_named_by_all_that_their_method_depends_on(entries: list[Entry]) -> None:
-    guided = "rollouts=2-lam=0.3-pool=chain-reward=majority-minimum=1"
-    keys = {e.method: e.key.replace(f"{e.method}-{e.size}-", f"{e.method}-N-") for e in entries if e.key}
-    assert keys == {
-        "ets": f"ets-N-{guided}",
-        "ets-stopped": f"ets-stopped-N-{guided}",
-        "retained": f"retained-N-{guided}",
-        "lookahead": f"lookahead-N-{guided}-resample_below=0.5",
-        "particles": "particles-N-lam=0.3-reward=majority-minimum=1-resample_below=0.5",
-        "power": "power-N-alpha=4.0",
-    }
+    whole, expected = compared(tmp_path / "whole", names, against="majority", repeats=2)
+    for patience in (10, 40, 90):
+        with pytest.raises(KeyboardInterrupt):
+            compared(tmp_path / "torn", names, against="majority", repeats=2, task=Letters(patience=patience))
+    resumed, records = compared(tmp_path / "torn", names, against="majority", repeats=2)
+    assert without_seconds(resumed) == without_seconds(whole) and timeless(records) == timeless(expected)
 
 
 def test_budgets_may_be_amounts(tmp_path: Path) -> None:
-    found = named(comparison(tmp_path).entries(["majority", "ets"], [30.0]))
+    found = named(compared(tmp_path, ["majority", "ets", "ets-is"], [30.0])[0])
     assert found["ets", "last"].cost["generated"] == pytest.approx(30, abs=6)
+    assert found["ets-is", "last"].cost["generated"] == pytest.approx(30, abs=6)
     assert found["majority", "last"].cost["generated"] == pytest.approx(30, abs=3)
 
 
 def test_masked_diffusion_is_compared_by_computed_positions(tmp_path: Path) -> None:
-    whole = comparison(tmp_path, policy=MASKED_DIFFUSION, currency="positions")
-    found = named(whole.entries(["majority", "ets", "retained"], [3]))
+    names = ["plain", "majority", "ets", "retained"]
+    found = named(compared(tmp_path, names, policy=MASKED_DIFFUSION, currency="positions")[0])
     spent = found["ets", "last"].cost["positions"]
     assert found["majority", "last"].cost["positions"] == pytest.approx(spent, rel=0.25)
+    assert found["retained", "last"].cost["positions"] == pytest.approx(spent, rel=0.35)
 
 
 def test_serial_depth_is_of_the_longest_text_and_in_calls_per_token(tmp_path: Path) -> None:
     whole, half = (
-        comparison(tmp_path / str(calls), per_token=calls).entries(["majority", "ets", "greedy"], [2])
+        compared(tmp_path / str(calls), ["plain", "majority", "ets", "greedy"], [2], run={"per_token": calls})
         for calls in (1.0, 0.5)
     )
-    for one, other in zip(whole, half, strict=True):
+    for one, other in zip(whole[0], half[0], strict=True):
         assert other.cost["depth"] == pytest.approx(one.cost["depth"] / 2), one.label
-    size = named(whole)["majority", "last"].size
-    pools = max((tmp_path / "1.0").glob("pool-*"), key=lambda path: int(path.name.split("-")[1]))
-    records = [json.loads(line) for line in (pools / "journal.jsonl").read_text().splitlines()]
-    lengths = [[len(each["tokens"]) for each in record["texts"][:size]] for record in records]
-    assert size > 1 and any(max(row) > row[0] for row in lengths)
-    assert named(whole)["majority", "last"].cost["depth"] == pytest.approx(fmean(map(max, lengths)))
+    majority = named(whole[0])["majority", "last"]
+    texts: dict[str, list[int]] = {}
+    for (method, problem, _), record in sorted(whole[1].items()):
+        if method.startswith("pool["):
+            texts.setdefault(problem, []).extend(len(text["tokens"]) for text in record["texts"])
+    rows = [row[: majority.size] for row in texts.values()]
+    assert majority.size > 1 and any(max(row) > row[0] for row in rows)
+    assert majority.cost["depth"] == pytest.approx(fmean(map(max, rows)))
 
 
-@pytest.mark.parametrize("policy", [TabularModel(vocabulary=4, max_length=4, seed=4), MASKED_DIFFUSION], ids=str)
-def test_depth_adds_up_the_longest_row_of_every_call(policy: Policy) -> None:
-    """At width 1, where a call is one chain's; power sampling's moves follow each other, rollouts do not."""
-    problems = Letters().problems(4, 0)
-    for name, guided in GUIDED.items():
-        depths: dict[int, int] = {}
-        counted = Counted(policy)
-        step = metered(guided.step(Letters(), HYPER, 2), depths)
-        chains = list(run(counted, step, problems, width=1, seed=0))
-        assert sum(depths.values()) == counted.longest, name
-        if name == "power":
-            assert sum(depths.values()) == sum(chain.cost.generated for chain in chains)
-    assert power_depths(policy, width=4) == power_depths(policy, width=1)
+def test_an_entry_survives_its_json(entries: list[Entry]) -> None:
+    for entry in entries:
+        values = asdict(entry)
+        if entry.ratios is not None:
+            values["ratios"] = without_nan(values["ratios"])
+        assert str(entry_of(json.loads(json.dumps(values)))) == str(entry)
 
 
-def power_depths(policy: Policy, width: int) -> dict[int, int]:
-    depths: dict[int, int] = {}
-    step = metered(GUIDED["power"].step(Letters(), HYPER, 2), depths)
-    list(run(policy, step, Letters().problems(4, 0), width=width, seed=0))
-    return depths
+def test_a_step_function_of_a_user_is_a_method(tmp_path: Path) -> None:
+    """At a budget in candidates its M is that number; without K and λ in its signature it takes M alone."""
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from ets.kernel import energy_guided\n"
+        "def same(reward, *, candidates, rollouts, lam):\n"
+        "    return energy_guided(reward, candidates=candidates, rollouts=rollouts, lam=lam)\n"
+        "def fixed(reward, candidates):\n"
+        "    return energy_guided(reward, candidates=candidates, rollouts=1, lam=0.3)\n"
+    )
+    names = ["ets", f"{file}:same", f"{file}:fixed", "majority"]
+    found, records = compared(tmp_path / "run", names, against=names[1])
+    ets, own, fixed = (named(found)[name, "last"] for name in names[:3])
+    assert own.label == "same (M 3, K 2)" and own.scores == ets.scores and own.size == fixed.size == 3
+    assert fixed.cost["generated"] < own.cost["generated"] and ets.rival is not None
+    file.write_text(file.read_text().replace("rollouts=1", "rollouts=2"))
+    _, again = compared(tmp_path / "run", names)
+    assert len(again) == len(records) + 2 * COUNT  # another file: both are drawn again, and ETS is not
 
 
-class Counted(Metered):
-    """Another count, of whole calls."""
-
-    longest = 0
-
-    def _noted(self, states: Sequence[State], draws: list[Draw]) -> list[Draw]:
-        self.longest += max(draw.cost.generated for draw in draws)
-        return draws
-
-
-@pytest.mark.parametrize(
-    ("names", "changed", "message"),
-    [
-        (["ets", "ets"], {}, "method 'ets' is named twice"),
-        (["magic"], {}, "unknown method 'magic'"),
-        (["ets"], {"reward": "praise"}, "reward is 'praise'"),
-        (["ets"], {"resample_below": 2.0}, "resample_below is 2.0"),
-        (["ets"], {"lam": 0.0}, "lam is 0.0"),
-        (["ets-stopped"], {"reward": "likelihood"}, "ets-stopped stops"),
-    ],
-)
-def test_bad_settings_are_one_line(names: list[str], changed: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        require_compared(names, replace(HYPER, **changed))
+def test_a_step_function_that_cannot_be_called_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def nothing():\n    pass\nvalue = 3\n")
+    for name in ("nothing", "value"):
+        with pytest.raises(InputError, match=f"the step function '.*own.py:{name}' takes no reward"):
+            compared(tmp_path / "run", [f"{tmp_path}/own.py:{name}"])
