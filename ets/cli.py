@@ -21,7 +21,7 @@ COMMANDS = {
     "sample": (sample_command, "sample one text, and show how it came about"),
     "eval": (eval_command, "measure methods on a task"),
     "compare": (compare_command, "measure many methods at equal budgets"),
-    "estimate": (estimate_command, "tell what a run of eval will take"),
+    "estimate": (estimate_command, "measure what a run of eval will take"),
     "view": (view_command, "show a results folder as one HTML file"),
 }
 EXAMPLE = """examples:
