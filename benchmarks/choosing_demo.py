@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from statistics import fmean
 
-from ets.evaluation.work import TokenWork
+from work_formulas import TokenWork
 
 import ets
 from ets.evaluation.intervals import accuracy
@@ -111,7 +111,7 @@ def affordable(block: int, lengths: Sequence[int]) -> int:
 
 
 def formula(candidates: int, rollouts: int, block: int, lengths: Sequence[int]) -> float:
-    """Tokens that a problem is expected to generate (`ets.evaluation.work`)."""
+    """Tokens that a problem is expected to generate (`work_formulas`)."""
     return sum(step.generated for step in TokenWork(block, LENGTH).steps(1, candidates, rollouts, lengths))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from ets.evaluation.work import TokenWork
+from work_formulas import TokenWork
 
 from ets.testing import Law, TabularPolicy, optimal_law, total_variation
 from ets.types import Problem

@@ -36,7 +36,7 @@ NOT_RUN = {  # by its beginning: why
 SMALLER = {  # numbers of problems and of samples, in what a block says
     r"NUM_PROBLEMS=\d+": "NUM_PROBLEMS=2",
     r"--(count|samples) \d+": r"--\1 2",
-    r"--calibrate \d+": "--calibrate 1",
+    r"--problems \d+": "--problems 1",
     r"--candidates 2,4": "--candidates 2",
 }
 HERE = {  # the repository and this interpreter's environment, seen from another folder

@@ -39,7 +39,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from glob import glob
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias, TypeVar
@@ -140,11 +140,6 @@ def run_program(
         child.await_start()
         status = child.wait(time.monotonic() + seconds)
         return _outcome(status, _read(printed), child.errors())
-
-
-def run_programs(sources: Iterable[str], **options: Any) -> list[Outcome]:
-    """`run_program` on each, as many at a time as there are cores; `options` are its own."""
-    return in_parallel(partial(run_program, **options), sources)
 
 
 def run_judged(

@@ -58,9 +58,9 @@ def test_the_example_of_eval_leaves_a_folder_that_the_one_of_view_shows(
 
 def test_the_example_of_estimate_prints_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     (words,) = examples("estimate")
-    assert main([*words, "--calibrate", "0"]) == 0
-    told = capsys.readouterr().out
-    assert told.startswith("200 problems, with prompts of ") and "ETS (M 8, K 3)" in told
+    assert main([*words, "--problems", "1", *SMALL.split()]) == 0
+    shown = capsys.readouterr().out
+    assert "1 problems; the whole run, extrapolated from 1:" in shown and "ETS (M 2, K 1)" in shown
 
 
 @pytest.mark.parametrize(

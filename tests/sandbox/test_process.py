@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -439,14 +440,15 @@ def test_what_went_wrong_is_said() -> None:
 @needs_sandbox
 def test_a_program_starts_alike_every_time() -> None:
     source = "import os, sys\nprint(hash('a'), {'x', 'y', 'z'}, sorted(globals()), sys.argv, sys.path, os.getcwd())"
-    first, second = run_programs([source, source])
+    first, second = in_parallel(run_program, [source, source])
     assert first == second and first.ended == "ok"
 
 
 @needs_sandbox
 def test_many_run_in_parallel_in_order_beside_hogs() -> None:
     hog = "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass"
-    outcomes = run_programs([hog, *(f"print({number})" for number in range(10)), hog], seconds=2)
+    sources = [hog, *(f"print({number})" for number in range(10)), hog]
+    outcomes = in_parallel(partial(run_program, seconds=2), sources)
     assert [outcome.stdout for outcome in outcomes[1:-1]] == [f"{number}\n" for number in range(10)]
     assert {outcomes[0].ended, outcomes[-1].ended} == {"timeout"}
 

@@ -1,10 +1,11 @@
 """What the paper's runs take, by formula: the tables of docs/paper.md.
 
-    python scripts/paper_hours.py
-    python scripts/paper_hours.py --vllm 9000          with what your machine draws, in tokens per second
+    python benchmarks/paper_hours.py
+    python benchmarks/paper_hours.py --vllm 9000          with what your machine draws, in tokens per second
 
-Hyper-parameters are those of the presets, asked of the scripts themselves; amounts are those of `ets estimate`, at
-most: as if no text ended early and no two canvases were equal. Lengths of prompts and speeds are assumed, not measured.
+Hyper-parameters are those of the presets, asked of the scripts themselves; amounts are the bounds of
+`work_formulas.py`, for texts of full length and different canvases. Lengths of prompts and speeds are assumed, not
+measured.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 
-from ets.evaluation.work import CanvasWork, TokenWork, Work
+from work_formulas import CanvasWork, TokenWork, Work
 
 from ets import Checkpoint, demo
-from ets.cli import _parser
-from ets.policies.registry import fast_sampler_of, policy_of
+from ets.cli import parser_of
 from ets.report.tables import aligned
+from ets.policies.registry import fast_sampler_of, policy_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -80,7 +81,7 @@ def options_of(command: str) -> argparse.Namespace:
     at = words.index("bash")
     given = dict(word.split("=", 1) for word in words[:at]) | {"PRINT_ONLY": "1"}
     done = subprocess.run(words[at:], cwd=ROOT, env={**os.environ, **given}, capture_output=True, text=True, check=True)
-    return _parser().parse_args(shlex.split(done.stdout)[4:])
+    return parser_of().parse_args(shlex.split(done.stdout)[4:])
 
 
 def token_work(options: argparse.Namespace, prompt: int) -> Work:
@@ -113,7 +114,7 @@ def canvas_work(options: argparse.Namespace, prompt: int) -> Work:
     policy = policy_of(_diffusion, engine="masked-diffusion", max_length=options.gen_length, **law)
     if options.methods == "ets-is":
         policy = fast_sampler_of(policy, options.level, cache=options.fast_cache)  # type: ignore[assignment]
-    formula = CanvasWork(policy, [prompt], alone=True)  # type: ignore[arg-type]
+    formula = CanvasWork(policy)  # type: ignore[arg-type]
     return sum(formula.steps(prompt, options.candidates, options.rollouts), Work())
 
 

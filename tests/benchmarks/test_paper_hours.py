@@ -15,13 +15,13 @@ PAGE = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def hours() -> Any:
-    sys.path.insert(0, str(ROOT / "scripts"))
+    sys.path.insert(0, str(ROOT / "benchmarks"))
     try:
         import paper_hours
 
         return paper_hours
     finally:
-        sys.path.remove(str(ROOT / "scripts"))
+        sys.path.remove(str(ROOT / "benchmarks"))
 
 
 def test_the_tables_of_the_page_are_those_of_the_presets(hours: Any) -> None:
