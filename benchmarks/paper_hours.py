@@ -22,8 +22,8 @@ from work_formulas import CanvasWork, TokenWork, Work
 
 from ets import Checkpoint, demo
 from ets.cli import parser_of
-from ets.report.tables import aligned
 from ets.policies.registry import fast_sampler_of, policy_of
+from ets.report.tables import aligned
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from ets.policies.masked_diffusion import MaskedDiffusionPolicy
-from ets.policies.reading import COLUMNS
+from ets.policies.autoregressive.scoring import COLUMNS
+from ets.policies.diffusion.policy import MaskedDiffusionPolicy
 from ets.types import Floats
 
 
@@ -57,7 +57,7 @@ class TokenWork:
         L.
     proposed : bool
         ETS-IS: the proposal also reads the prompt and the candidates that continue, and the model reads the rollouts
-        in slices of 16 columns (`ets.policies.reading`).
+        in slices of 16 columns (`ets.policies.autoregressive.scoring`).
     """
 
     block: int

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from ets import __version__
 from ets.commands import estimate, evaluate, sample, view
-from ets.evaluation.ranks import told_once
+from ets.evaluation.ranks import reported_once
 from ets.exits import KEPT, NOTHING_KEPT, exit_status
 from ets.types import InputError
 
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; bad input ends in one line on standard error and exit status 2."""
     words = sys.argv[1:] if arguments is None else arguments
     goes_on = len(words) > 0 and words[0] in JOURNALLED
-    return exit_status(told_once(lambda: _execute(words)), KEPT if goes_on else NOTHING_KEPT)
+    return exit_status(reported_once(lambda: _execute(words)), KEPT if goes_on else NOTHING_KEPT)
 
 
 def _execute(arguments: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ RESAMPLES = 10_000
 
 
 FEWEST = 10
-"""Problems on which two methods must differ before anything is said of which is better: with fewer, a percentile
+"""The fewest problems on which two methods must differ for a significant difference: with fewer, a percentile
 interval is far too narrow."""
 
 
@@ -39,39 +39,34 @@ class Difference:
 
     @property
     def significant(self) -> bool:
-        """Whether interval and test both leave no difference out, at 5%, and enough problems tell.
-
-        For this comparison alone, whatever else is compared.
-        """
+        """Whether interval and test both exclude 0 at 5%, on at least `FEWEST` problems, for this comparison alone."""
         return (self.low > 0 or self.high < 0) and self.p < 0.05 and self.differing >= FEWEST
 
 
 def paired_difference(scores: Mapping[str, float], others: Mapping[str, float], *, seed: int = 0) -> Difference:
     """How much better the first method is: a percentile bootstrap over problems (Efron, 1979), and a sign-flip test.
 
-    Near 0 and 1, where few problems differ, the bootstrap alone finds differences that are not there.
-
-    Problems are what is drawn anew, so scores are first averaged over the samples of a problem. The interval covers
-    what other problems of the same kind would give; that another run would draw other samples is in it too, because
-    their noise is part of the differences' spread.
+    Near 0 and 1, where few problems differ, the bootstrap alone finds differences that are not there. The problems are
+    resampled, so scores are first averaged over the samples of a problem. The interval covers other problems of the
+    same kind, and other samples too, whose noise is part of the spread of the differences.
 
     Parameters
     ----------
     scores, others : mapping of str to float
         By problem: a method's mean score there.
     seed : int
-        Of the resampling: the same for all comparisons over the same problems, so that equal inputs give equal ends.
+        Seed of the resampling. Equal inputs give equal intervals.
 
     Raises
     ------
     InputError
-        If the two have not seen the same problems.
+        If the two methods have different problems.
     """
     if scores.keys() != others.keys():
         missing = sorted(scores.keys() ^ others.keys())[0]
         raise InputError(f"problem {missing!r} has a score of one method only; let the other finish first")
     differences = np.array([scores[problem] - others[problem] for problem in sorted(scores)])
-    differences[np.abs(differences) < 1e-12] = 0.0  # what rounding leaves of equal scores
+    differences[np.abs(differences) < 1e-12] = 0.0  # rounding of equal scores
     rng, count = np.random.default_rng(seed), len(differences)
     counts = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
     low, high = np.quantile(counts @ differences / count, (0.025, 0.975))

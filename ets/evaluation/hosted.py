@@ -1,4 +1,4 @@
-"""Benchmarks that lm-eval hosts: its prompts, its few-shot examples and its scorers, beside our own stricter score."""
+"""Benchmarks of lm-eval: its prompts, few-shot examples and scorers, and our stricter score."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ets.tasks.humaneval import HumanEval
 from ets.types import InputError, Problem
 
 FEWSHOT_SEED = 1234
-"""lm-eval's own seed for few-shot examples, so that `ets eval` gives the prompts of lm-eval's command line."""
+"""lm-eval's seed for few-shot examples: `ets eval` gives the prompts of lm-eval's command line."""
 
 
 def require_lm_eval() -> None:
@@ -35,16 +35,16 @@ def require_lm_eval() -> None:
 
 
 class Hosted:
-    """A benchmark whose prompts, few-shot examples and scorers are lm-eval's; answers are found and graded here.
+    """A benchmark with lm-eval's prompts, few-shot examples and scorers; the answers are extracted and graded here.
 
     Parameters
     ----------
     task : Benchmark
-        Our own extraction and grading.
+        Our extraction and grading.
     data : Path, optional
         The benchmark's rows, a folder or a file; by default they come from the hub.
     chat : Chat, optional
-        Problems then have messages, and no prompt yet: a system turn, worked examples, and the question.
+        Problems then have messages and an empty prompt: a system turn, worked examples, and the question.
     """
 
     def __init__(self, task: Benchmark, data: Path | None = None, chat: Chat | None = None) -> None:
@@ -68,7 +68,7 @@ class Hosted:
         Raises
         ------
         InputError
-            For data that can be had neither here nor from the hub, or numbers out of range.
+            For data that is neither local nor on the hub, or numbers out of range.
         """
         self._host = _loaded(configuration_of(self.name, self.data, shots))
         size = len(self._host.eval_docs)
@@ -92,7 +92,7 @@ class Hosted:
         return self.task.grade(problem, text)
 
     def scores(self, problem: Problem, text: str) -> dict[str, float]:
-        """lm-eval's metrics of a text; where it has several filters, `exact_match,strict-match` and so on."""
+        """lm-eval's metrics of a text; with several filters, `exact_match,strict-match` and so on."""
         instance = self._instances[problem.id]
         instance.resps, instance.filtered_resps = [text], {}
         several = len(self._host._filters) > 1
@@ -107,7 +107,7 @@ class Hosted:
 
 
 def _as_turns(chat: Chat | None) -> dict[str, Any]:
-    """The arguments by which lm-eval's task gives its turns, as JSON in the place of a prompt."""
+    """The arguments that make lm-eval's task return its turns as JSON in place of a prompt."""
     if chat is None:
         return {}
 
@@ -126,17 +126,17 @@ def opened_task(
     stops: str | None = None,
     chat: Chat | None = None,
 ) -> Task:
-    """A task that makes its own problems, or one that lm-eval hosts, its data here or from the hub.
+    """A task by its name: a task that makes its problems, or a benchmark of lm-eval with local data or the hub's.
 
-    With `unsafe`, code that a model wrote runs without the sandbox; `stops`, a key of `STOPS`, says where it ends: by
-    default with the function's body, or in a chat at the end of the turn. With `chat`, a hosted task's problems have
-    messages.
+    With `unsafe`, code that a model wrote runs without the sandbox. `stops`, a key of `STOPS`, names the end of the
+    code: by default the end of the function's body, or in a chat the end of the turn. With `chat`, the problems of a
+    benchmark have messages.
 
     Raises
     ------
     InputError
-        For an unknown task, data for one that has its own, `unsafe` or `stops` for one that asks for no code, worked
-        examples as turns for one that writes them as text, or if a package that the task needs is not installed.
+        For an unknown task; for data, `unsafe`, `stops` or worked examples as turns where the task has none; or if a
+        package of the task is not installed.
     """
     task = task_named(name)
     if isinstance(task, HumanEval):
@@ -164,7 +164,7 @@ def configuration_of(name: str, data: Path | None = None, shots: int | None = No
     Raises
     ------
     InputError
-        For data that can be had neither here nor from the hub.
+        For data that is neither local nor on the hub.
     """
     from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -191,7 +191,7 @@ def _loaded(configuration: Mapping[str, Any]) -> Any:
 
 
 def problem_of(instance: Any) -> Problem:
-    """The problem of a request of lm-eval's."""
+    """The problem of a request of lm-eval."""
     context, options = instance.args
     until = options.get("until") or ()
     stop = (until,) if isinstance(until, str) else tuple(until)
@@ -199,7 +199,7 @@ def problem_of(instance: Any) -> Problem:
 
 
 def conditions(task: Task) -> dict[str, Any]:
-    """What else results depend on: where code ends, the packages that ask and grade, or the code of one's own task."""
+    """Further conditions of the results: the ends of code, the versions of graders, or the digest of a user's task."""
     if isinstance(task, HumanEval):
         return {"stops": list(task.stop)}
     if isinstance(task, Hosted):
@@ -208,7 +208,7 @@ def conditions(task: Task) -> dict[str, Any]:
 
 
 def versions(task: Task) -> dict[str, str]:
-    """The versions of lm-eval and of what grades the answers of a task that it hosts."""
+    """The versions of lm-eval and of the packages that grade a task's answers."""
     packages = task.packages if isinstance(task, Benchmark) else ()
     return {name: version(name) for name in ("lm_eval", *packages)}
 

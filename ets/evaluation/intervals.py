@@ -31,7 +31,7 @@ def accuracy(scores: Sequence[float], samples: int = 1) -> Accuracy:
     values = np.asarray(scores, float)
     n, p = float(len(values)), float(values.mean())
     variance = float(values.var())
-    if variance > 1e-12:  # more than what rounding leaves of equal scores
+    if variance > 1e-12:  # more than the rounding of equal scores
         n *= min(p * (1 - p) / variance, samples)
     centre = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     half = Z95 / (1 + Z95**2 / n) * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))

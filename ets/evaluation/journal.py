@@ -1,10 +1,10 @@
 """The results folder of a run: its configuration, and one JSON line for each chain that has ended.
 
-Every line is flushed when it is written, and the same command goes on where the folder ends. Since a chain is
-a function of (seed, problem, sample) alone, a resumed run ends with what an undisturbed one ends with.
+Every line is flushed when it is written, and the same command continues the run. A chain is a function of (seed,
+problem, sample) alone, so a resumed run and an undisturbed run have equal records.
 
-Where several processes share a run, the first one's file is the run's, and each of the others writes to one of its own
-until the first has taken it in; what they leave when they are killed is taken in by the next run.
+Where several processes share a run, the first process writes the journal of the run, and each other process a part. The
+first process copies the parts into the journal; the parts of killed processes are copied by the next run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def fingerprint(configuration: Mapping[str, Any]) -> str:
 
 @contextmanager
 def written_to(folder: Path) -> Iterator[None]:
-    """What the system says against writing to a folder becomes an `InputError`."""
+    """Turn an `OSError` of writing to a folder into an `InputError`."""
     try:
         yield
     except OSError as error:
@@ -50,23 +50,23 @@ def _canonical(value: Mapping[str, Any]) -> str:
 class Journal:
     """The records of a results folder, on disk and in memory.
 
-    As a context it is closed at the end, and what a process has written beside the first one is removed if the end is
-    a good one. Several processes open, exchange and leave it together.
+    A journal is a context manager, which closes it. Several processes open, exchange and leave it together; a part is
+    removed at the end if no error ended the block.
 
     Parameters
     ----------
     folder : Path
-        Made if there is none.
+        Created if it does not exist.
     configuration : mapping
-        Everything that the results depend on but the problems, as JSON values: a record says which problem it answers.
+        Everything that the results depend on, as JSON values, without the problems: a record names its problem.
     ranks : Ranks
-        This process's place among those that share the run.
+        The place of this process among the processes of the run.
 
     Raises
     ------
     InputError
-        If the folder holds results of another configuration (naming the keys that differ), or if another
-        process is writing to it.
+        If the folder holds results of another version or configuration (the message names the keys that differ), or
+        if another process is writing to it.
     """
 
     def __init__(self, folder: Path, configuration: Mapping[str, Any], ranks: Ranks = ALONE) -> None:
@@ -74,7 +74,7 @@ class Journal:
         self._path = folder / ("journal.jsonl" if ranks.first else f"journal-{ranks.rank}.jsonl")
         self.records: dict[tuple[str, str, int], Record] = {}
         if not ranks.first:
-            ranks.wait()  # until the first one has the folder, with all that was left there
+            ranks.wait()  # until the first process has opened the folder and copied old parts
         with written_to(folder):
             self._open(configuration)
         if ranks.first:
@@ -85,7 +85,7 @@ class Journal:
     def _open(self, configuration: Mapping[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         stored = self.folder / "configuration.json"
-        with ExitStack() as refused:  # a folder that is refused is not kept locked
+        with ExitStack() as refused:  # a refused folder is unlocked
             self._file = refused.enter_context(_locked(self._path))
             if self._path.stat().st_size and not stored.exists():
                 raise InputError(
@@ -94,18 +94,18 @@ class Journal:
             _require_same(stored, configuration)
             self.records |= {self._key(record): record for record in _recovered(self._file, self._path)}
             if self.ranks.first:
-                self._take_in_parts()
+                self._copy_parts()
             refused.pop_all()
 
-    def _take_in_parts(self) -> None:
-        """What processes of an earlier run have left."""
+    def _copy_parts(self) -> None:
+        """Copy the parts that processes of an earlier run have left."""
         for path in sorted(self.folder.glob("journal-*.jsonl")):
             with _locked(path) as part:
-                self._take_in(_recovered(part, path))
+                self._copy(_recovered(part, path))
                 path.unlink()
 
-    def _take_in(self, records: Iterable[Record]) -> None:
-        """Others' records: into memory, and those of the first process to its disk, before anyone removes them."""
+    def _copy(self, records: Iterable[Record]) -> None:
+        """Keep records of other processes in memory, and in the first process on disk, before the parts are removed."""
         new = {self._key(record): record for record in records if self._key(record) not in self.records}
         self.records |= new
         if new and self.ranks.first:
@@ -122,12 +122,12 @@ class Journal:
         return [record for record in self.records.values() if record["method"] == method]
 
     def require_asked(self, asked: Mapping[str, str]) -> None:
-        """Raise `InputError` if a record answers another problem than the one of this id.
+        """Raise `InputError` if a record answers a different problem with the same id.
 
         Parameters
         ----------
         asked : mapping of str to str
-            By the problem's id, a digest of the problem. A journal may hold further problems, or lack some.
+            By id, the digest of each problem. A journal may hold further problems, or lack some.
         """
         for record in self.records.values():
             if record.get("asked") != asked.get(record["problem"], record.get("asked")):
@@ -144,10 +144,10 @@ class Journal:
         self._own.append(record)
 
     def exchange(self) -> None:
-        """Tell the other processes what this one has appended, and take in what they have; waits for all."""
+        """Send the appended records to the other processes, and receive theirs; waits for all processes."""
         own, self._own = self._own, []
         for records in self.ranks.gather(own):
-            self._take_in(records)
+            self._copy(records)
 
     def __enter__(self) -> Journal:
         return self
@@ -155,7 +155,7 @@ class Journal:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         try:
             if kind is None:
-                self.ranks.wait()  # until the first one has everything on its disk
+                self.ranks.wait()  # until the first process has everything on disk
                 if not self.ranks.first:
                     self._path.unlink()
         finally:
@@ -166,12 +166,12 @@ class Journal:
 
 
 def _line(record: Record) -> bytes:
-    """An answer may be anything hashable: what JSON does not have is written as text."""
+    """A record as a line. An answer may be any hashable value: a value that JSON does not have becomes text."""
     return json.dumps(record, default=str).encode() + b"\n"
 
 
 def _recovered(file: BinaryIO, path: Path) -> list[Record]:
-    """The records of the whole lines; a last line that was torn by a crash is cut off the file."""
+    """The records of the complete lines; an incomplete last line is cut off the file."""
     file.seek(0)
     content = file.read()
     whole = content[: content.rfind(b"\n") + 1]
@@ -179,7 +179,7 @@ def _recovered(file: BinaryIO, path: Path) -> list[Record]:
     records = [_parsed(line, f"{path}, line {number}") for number, line in enumerate(whole.splitlines(), 1)]
     for number, record in enumerate(records, 1):
         if not (isinstance(record, dict) and {"method", "problem", "sample"} <= record.keys()):
-            raise InputError(f"{path}, line {number} is no record; mend or remove it, or choose another folder")
+            raise InputError(f"{path}, line {number} is no record; correct or remove it, or choose another folder")
     return records
 
 
@@ -187,11 +187,13 @@ def _parsed(content: bytes, place: str) -> Any:
     try:
         return json.loads(content)
     except ValueError:
-        raise InputError(f"{place} is damaged, it holds no JSON; mend or remove it, or choose another folder") from None
+        raise InputError(
+            f"{place} is damaged, it holds no JSON; correct or remove it, or choose another folder"
+        ) from None
 
 
 def _require_same(path: Path, configuration: Mapping[str, Any]) -> None:
-    """Write the configuration of a new folder, in one piece; compare it with that of an old one."""
+    """Write the configuration of a new folder in one piece; compare it with the configuration of an old folder."""
     configuration = {**configuration, "version": VERSION}
     if not path.exists():
         whole = path.with_suffix(".part")
@@ -213,12 +215,12 @@ def _require_same(path: Path, configuration: Mapping[str, Any]) -> None:
 
 
 def _brief(value: Any) -> str:
-    said = repr(value)
-    return said if len(said) <= ELIDED else f"{said[:ELIDED]}…"
+    text = repr(value)
+    return text if len(text) <= ELIDED else f"{text[:ELIDED]}…"
 
 
 def _locked(path: Path) -> BinaryIO:
-    """Open for reading and appending, under a lock that the system releases when the process ends."""
+    """Open for reading and appending, with a lock that the system releases when the process ends."""
     file = path.open("ab+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""The processes of one command, as `torchrun` or `accelerate launch` start them; they share its problems."""
+"""The processes of one command, started by `torchrun` or `accelerate launch`, which share the problems."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from typing import Any, TypeVar
 from ets.types import InputError
 
 PATIENCE = timedelta(days=30)
-"""A process waits so long for the slowest one."""
+"""The longest wait for the slowest process."""
 GRACE = 10.0
-"""Seconds in which the launcher ends the other processes after the one that has told what is wrong."""
+"""Seconds in which the launcher ends the other processes after the process that has printed the error."""
 
 COPIED_BY = {
     "vllm": "--replicas (GEN_DP in the scripts, data_parallel_size in the paper's form)",
     "endpoint": "the server's own --data-parallel-size",
 }
-"""Engines that several processes would not share; what copies their model instead."""
+"""By engine that several processes cannot share: the setting that makes copies of the model."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """A process's place among those of a command; by default it is alone.
+    """The place of this process among the processes of a command; by default a single process.
 
     Parameters
     ----------
     rank, size : int
-        Its number, from 0, and how many there are.
+        The number of this process, from 0, and the number of processes.
     store : torch.distributed.Store, optional
-        What all of them reach while they live.
+        A store that all processes reach.
     """
 
     rank: int = 0
@@ -46,15 +46,15 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether it is the one that speaks for all, and whose journal is the run's."""
+        """Whether this process prints for all processes, and writes the journal of the run."""
         return self.rank == 0
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """Its own of some items: they are dealt out in turn."""
+        """The items of this process: items are dealt out in turn."""
         return items[self.rank :: self.size]
 
     def gather(self, value: T) -> list[T]:
-        """Every process's value, by rank, once all have come here.
+        """The values of all processes by rank, once all processes have called this.
 
         Raises
         ------
@@ -75,17 +75,17 @@ class Ranks:
         return values
 
     def wait(self) -> None:
-        """Until all have come here."""
+        """Return once all processes have called this."""
         self.gather(None)
 
     def say(self, line: str, **options: Any) -> None:
-        """Print, if it is the first."""
+        """Print in the first process."""
         if self.first:
             print(line, **options)
 
     @property
     def device(self) -> str | None:
-        """Where its model is: on a GPU of its own, or on the CPU without any; None for a process that is alone.
+        """The device of this process's model: one GPU for each process, or the CPU without a GPU; None if alone.
 
         Raises
         ------
@@ -107,12 +107,12 @@ ALONE = Ranks()
 
 @cache
 def join() -> Ranks:
-    """This process's place, once all have joined; the launcher's environment variables tell it.
+    """The place of this process, from the environment variables of the launcher, once all processes have joined.
 
     Raises
     ------
     InputError
-        If they tell one half.
+        If a variable is missing.
     """
     if _alone():
         return ALONE
@@ -125,45 +125,45 @@ def join() -> Ranks:
     except ValueError as error:
         raise InputError(f"WORLD_SIZE is set, but {error}; launch with torchrun, or unset WORLD_SIZE") from error
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
-    # Its threads must end before the interpreter does: one that wants the interpreter afterwards aborts the process.
+    # A thread that runs after the interpreter has ended aborts the process.
     atexit.register(distributed.destroy_process_group)
     if _local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(_local_rank())
-    if rank:  # the first one tells for all
+    if rank:  # the first process prints warnings for all
         warnings.simplefilter("ignore")
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     return Ranks(rank, size, store)
 
 
 def require_shareable(engine: str, ranks: Ranks) -> None:
-    """Raise `InputError` for several processes with an engine that has its own ways to share its work."""
+    """Raise `InputError` for several processes with an engine that shares work in another way."""
     if ranks.size > 1 and engine in COPIED_BY:
         raise InputError(
             f"the engine {engine} takes one process, not {ranks.size}; for copies of the model, use {COPIED_BY[engine]}"
         )
 
 
-def told_once(command: Callable[[], None]) -> Callable[[], None]:
-    """The command, whose bad input or interruption one process tells, and the others end without a word."""
+def reported_once(command: Callable[[], None]) -> Callable[[], None]:
+    """The command; one process raises its `InputError` or interruption, and the other processes end silently."""
 
     def run() -> None:
         try:
             command()
         except (InputError, KeyboardInterrupt) as error:
-            if _tells():
+            if _reports():
                 raise
             interrupted = isinstance(error, KeyboardInterrupt)
-            time.sleep(0 if interrupted else GRACE)  # a launcher ends all at the first end, which must be the teller's
+            time.sleep(0 if interrupted else GRACE)  # the launcher ends all processes at the first end: the reporter's
             raise SystemExit(130 if interrupted else 2) from None
 
     return run
 
 
-def _tells() -> bool:
-    """Whether it is the first to ask."""
+def _reports() -> bool:
+    """Whether this process is the first to ask."""
     try:
         return _alone() or join().store.add("told", 1) == 1
-    except (InputError, RuntimeError):  # nobody can be asked
+    except (InputError, RuntimeError):  # no store can be reached
         return True
 
 

@@ -1,4 +1,4 @@
-"""What the importance ratios of many chains add up to: each chain's summary is a part of its record."""
+"""The importance ratios of many chains, from the summaries in their records."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def recorded_ratios(trace: Sequence[Step], clip: tuple[float, float] | None) -> 
 
 
 def total_ratios(records: Sequence[Mapping[str, Any]]) -> RatioSummary:
-    """The summary over chains, from what `recorded_ratios` made of each.
+    """The summary over chains, from the values of `recorded_ratios`.
 
     Every share is over all rollouts (or all mixed steps, or all steps) of all chains; the spread is a root mean square.
     """

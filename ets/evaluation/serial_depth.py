@@ -1,4 +1,4 @@
-"""How many tokens a method has to draw one after the other, however many rows run side by side."""
+"""Serial depth: the tokens that a method draws one after the other, however many rows are drawn at once."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class Metered:
 
 
 def metered(step: StepFn, depths: dict[int, int]) -> StepFn:
-    """The step function, which adds what it draws in a row to the depth of each chain, by the chain's key.
+    """The step function, which adds the longest row of each call to the depth of the chain, by the chain's key.
 
-    Chains that advance together must be of different problems.
+    Chains that advance together must have different problems.
     """
 
     def stepped(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:

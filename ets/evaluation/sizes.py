@@ -1,4 +1,4 @@
-"""What size of a method costs a given amount."""
+"""The size of a method that costs a given amount."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import math
 from collections.abc import Callable
 
 PILOTS = 8
-"""At most so many measurements."""
+"""The largest number of measurements."""
 MOST = 16
-"""At most so many times the first guess."""
+"""The largest size, in multiples of the first guess."""
 
 
 def size_for(share_of: Callable[[int], float], first: int) -> tuple[int, float]:
-    """The size that costs as much as a budget, and the share of the budget that it costs.
+    """The size whose cost comes nearest to a budget, and its cost as a share of the budget.
 
-    By the secant method, until two neighbouring sizes enclose the budget; of these the nearer one.
+    The secant method searches until two neighbouring sizes enclose the budget.
 
     Parameters
     ----------
     share_of : callable
-        Measures what a size costs, in terms of the budget; it grows with the size.
+        Measures the cost of a size as a share of the budget; the cost grows with the size.
     first : int
         A guess, at least 1.
     """

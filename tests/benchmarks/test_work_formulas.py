@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 
 from ets import demo
+from ets.importance import ImportanceSampling
 from ets.kernel import energy_guided
-from ets.policies.autoregressive import Horizon, Sampling
-from ets.policies.canvas_cache import Caching
+from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.masked_diffusion import MaskedDiffusionPolicy
-from ets.policies.transformers import TransformersPolicy
-from ets.policies.unmasking import Schedule, Unmasking
-from ets.proposal import ImportanceSampling
+from ets.policies.diffusion.denoise import Schedule
+from ets.policies.diffusion.policy import MaskedDiffusionPolicy
+from ets.policies.settings import Caching, Horizon, Sampling, Unmasking
 from ets.randomness import derive
 from ets.rewards import per_text
 from ets.runner import run

@@ -149,7 +149,7 @@ import atexit
 import os
 import sys
 from torch import distributed
-from ets.evaluation.ranks import join, told_once
+from ets.evaluation.ranks import join, reported_once
 from ets.exits import exit_status
 from ets.types import InputError
 
@@ -163,11 +163,11 @@ def command():
         raise InputError("the second process alone fails")
     ranks.wait()
 
-sys.exit(exit_status(told_once(command)))
+sys.exit(exit_status(reported_once(command)))
 """
 
 
-def test_one_that_fails_alone_is_told_once_and_the_others_do_not_wait_for_it(tmp_path: Path) -> None:
+def test_one_that_fails_alone_is_reported_once_and_the_others_do_not_wait_for_it(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     done = launched(str(tmp_path / "script.py"))
     require_one_line(done, "the second process alone fails")

@@ -83,7 +83,7 @@ def failing(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[fl
     return {"a": [math.nan], "b": [], "c": [math.inf], "d": [1.0]}[rollouts[0].text]
 
 
-def test_failed_calls_get_their_value_are_counted_and_told_once() -> None:
+def test_failed_calls_get_their_value_are_counted_and_reported_once() -> None:
     reward = guarded(failing, on_error=-math.inf)
     with pytest.warns(UserWarning, match=r"the reward failed for problem 'p' \(RewardError.*get -inf") as told:
         found = [values(reward, *contents) for contents in ("a", "b", "c", "d", ("e", "f"))]

@@ -22,7 +22,6 @@ from ets.sandbox.process import (
     require_sandbox,
     run_judged,
     run_program,
-    run_programs,
 )
 from ets.types import InputError
 from tests.sandboxed import MISSING, needs_sandbox
