@@ -26,8 +26,7 @@ from ets.rewards import Extract, Scoring, as_extract, as_reward, majority
 from ets.rewards.lifting import ReadProblem
 from ets.runner import run
 from ets.settings import Guide, fields_of, made, require_known, with_settings
-from ets.step import require_variety
-from ets.stopping import Decided
+from ets.step import Decided, require_variety
 from ets.trace_view import trace_html, trace_text
 from ets.types import Chain, Cost, InputError, Message, Policy, Problem, Reward, Step, StepFn
 

@@ -1,17 +1,31 @@
-"""The energy-guided transition: Algorithms 1 and 2 of Li et al., arXiv 2601.21484."""
+"""The guide step of energy-guided test-time scaling: Algorithms 1 and 2 of Li et al., arXiv 2601.21484.
+
+    1  start at x_t = x_T, the prompt y alone
+    2  while x_t is not complete:
+    3      draw M candidates          x_s^m  ~ p_ref(. | x_t)
+    4      complete each K times      x_0^mk ~ p_ref(. | x_s^m)
+    5      estimate the energies      log Ê_m = logmeanexp_k  r(y, x_0^mk) / λ
+    6      choose m                   with probability proportional to Ê_m
+    7      go on from it              x_t = x_s^m
+
+`energy_guided` makes lines 3 to 7; `ets.runner.run` is the loop of lines 1 and 2. Algorithm 2 (ETS-IS) is the same step
+over a pair of policies, `ets.importance.ImportanceSampling`: its rollouts carry log-ratios, which line 5 adds to r / λ.
+
+Shape letters: B chains that advance together, M candidates, K rollouts.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from ets.randomness import Purpose
-from ets.rewards import Scoring, as_reward
 from ets.step import (
+    Decided,
+    Scoring,
+    as_reward,
     choice_uniforms,
     choose,
-    choose_pair,
+    choose_rollout,
     draw_for_chains,
     require_counts,
     require_positive,
@@ -19,52 +33,39 @@ from ets.step import (
     row_keys,
     score,
 )
-from ets.stopping import Decided
-from ets.types import Chain, Cost, Draw, Floats, Policy, Reward, Step, StepFn, rollout_log_ratios
+from ets.types import Chain, Cost, Draw, Policy, Reward, Step, StepFn, rollout_log_ratios
 from ets.weights import log_mean_exp
 
 
 def energy_guided(
-    reward: Scoring | Reward,
-    *,
-    candidates: int,
-    rollouts: int,
-    lam: float,
-    decided: Decided | None = None,
+    reward: Scoring | Reward, *, candidates: int, rollouts: int, lam: float, decided: Decided | None = None
 ) -> StepFn:
-    """One guide step towards the optimal policy p* ∝ p_ref · exp(r/λ) (Algorithms 1 and 2).
+    """One guide step towards the optimal policy p* ∝ p_ref · exp(r/λ).
 
-    Draws M candidates x_s ~ p_ref(. | x_t) per chain, completes each K times, estimates the log-energies
-    log Ê_m = logmeanexp_k r_mk / λ, and goes on from one candidate chosen in proportion to Ê_m. A candidate
-    that is already complete has the exact energy exp(r/λ) and is not rolled out.
-
-    ETS-IS (Algorithm 2) is the same step over a pair of policies, `ets.importance.ImportanceSampling`: the rollouts are
-    those of its proposal q, and each counts with its importance ratio,
-    log Ê_m = logmeanexp_k (r_mk / λ + log p_ref(x_0^mk | x_s^m) - log q(x_0^mk | x_s^m)).
-    If q can draw whatever p_ref can and no ratio is clipped, Ê_m is unbiased at any K, and the law as M → ∞ is the same
-    as without a proposal. At finite M and K the law is the exact one with z = ratio · exp(r/λ).
+    For a fixed reward of (prompt, text) the law of the chains tends to p* as M → ∞; at finite M and K it is the exact
+    law of `z = ratio · exp(r/λ)` in section 5 of the design. A candidate that is complete has the energy exp(r/λ)
+    exactly and needs no rollout. With a proposal q the limit is the same, if q can draw every text that p_ref can draw
+    and no ratio is clipped.
 
     Parameters
     ----------
     reward : callable
-        r: `(prompt, text) -> number`, or an `ets.types.Reward` of (problem, rollouts, chain). For a fixed function of
-        (prompt, text) the chain's law tends to p* as M grows; for the paper's reward see
+        r: `(prompt, text) -> number`, or an `ets.types.Reward` of (problem, rollouts, chain), such as the paper's
         `ets.rewards.majority`.
     candidates : int
         M, at least 1. With M = 1 the reward has no effect: plain sampling.
     rollouts : int
         K, at least 1.
     lam : float
-        λ > 0, the strength of the KL regularisation, in units of the reward. Towards 0: the best
-        candidate; towards infinity: plain sampling (but for the noise of a proposal's ratios).
+        λ > 0, the strength of the KL regularisation, in units of the reward. Towards 0: the best candidate. Towards
+        infinity: plain sampling, except for the noise of a proposal's ratios.
     decided : Decided, optional
-        Asked at each step whether going on can be left out, see `ets.stopping`. Then the chain ends with one of the
-        chosen candidate's rollouts, in proportion to ratio · exp(r/λ); the candidate is chosen as always.
+        A rule of `ets.stopping`. Where the rule holds, the chain ends with a rollout of the chosen candidate.
 
     Returns
     -------
     StepFn
-        Advances chains by one guide step, appending a `Step` with weights `[M]` to each trace.
+        Advances chains by one guide step, and appends a `Step` with weights `[M]` to each trace.
 
     Raises
     ------
@@ -77,7 +78,9 @@ def energy_guided(
 
     def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
         require_variety(policy, candidates)
+        # line 3: x_s^m ~ p_ref(. | x_t), [B, M]
         drawn = draw_for_chains(policy.extend, chains, Purpose.CANDIDATE, candidates)
+        # line 4: x_0^mk ~ p_ref(. | x_s^m), [B, M, K]
         completed = complete(policy, chains, drawn, rollouts)
         rows = zip(chains, drawn, completed, choice_uniforms(chains), strict=True)
         return [transition(*row, reward, lam, decided) for row in rows]
@@ -88,7 +91,7 @@ def energy_guided(
 def complete(
     policy: Policy, chains: Sequence[Chain], drawn: Sequence[Sequence[Draw]], rollouts: int
 ) -> list[list[list[Draw]]]:
-    """Rollouts `[B, M, K]`, x_0 ~ p_ref(. | x_s); a candidate that has ended fills its K cells with itself."""
+    """Rollouts `[B, M, K]`, x_0 ~ p_ref(. | x_s); a complete candidate fills its K cells with itself."""
     keys = row_keys(chains, Purpose.ROLLOUT, len(drawn[0]), rollouts)
     rows = [(b, m) for b, row in enumerate(drawn) for m, draw in enumerate(row) if not draw.state.done]
     completed = [[[draw] * rollouts for draw in row] for row in drawn]
@@ -109,28 +112,22 @@ def transition(
     lam: float,
     decided: Decided | None = None,
 ) -> Chain:
-    """Weigh the candidates by their estimated energies, choose one by a uniform number and go on from it.
-
-    Where it is decided, the chain ends with one of the candidate's rollouts.
-    """
-    texts = tuple(tuple(draw.text for draw in row) for row in completed)
-    log_rewards, reward_cost = score(reward, lam, chain, texts)
+    """Lines 5 to 7 for one chain: M candidates, M·K rollouts, and a uniform number that makes the choice."""
     candidates = tuple(draw.text for draw in drawn)
-    log_ratios = rollout_log_ratios(candidates, texts)
-    # The ratio of a candidate that a proposal drew itself multiplies its energy.
-    log_weights = log_mean_exp(log_rewards + log_ratios, axis=1) + [candidate.log_ratio for candidate in candidates]
-    if decided is not None and decided(chain.problem, texts, log_rewards * lam, chain):
-        choice, rollout = choose_pair(spread(log_weights, log_rewards + log_ratios), number)
+    rollouts = tuple(tuple(draw.text for draw in row) for row in completed)
+    # line 5: log Ê_m = logmeanexp_k (r / λ + log p_ref - log q), [M]; without a proposal the log-ratios are 0
+    log_rewards, reward_cost = score(reward, lam, chain, rollouts)
+    log_terms = log_rewards + rollout_log_ratios(candidates, rollouts)
+    log_energies = log_mean_exp(log_terms, axis=1)
+    # line 6: m with probability proportional to Ê_m; where q drew the candidate too, its ratio is a factor
+    log_weights = log_energies + [candidate.log_ratio for candidate in candidates]
+    choice, rollout, state = choose(log_weights, number), None, None
+    if decided is not None and decided(chain.problem, rollouts, log_rewards * lam, chain):
+        choice, rollout = choose_rollout(log_weights, log_terms, number)
         state = completed[choice][rollout].state
-    else:
-        choice, rollout = choose(log_weights, number), None
-        state = drawn[choice].state
-    own = {id(draw): draw.cost for row in (drawn, *completed) for draw in row}
-    cost = Cost.total([*own.values(), reward_cost])
-    return chain.advance(state, Step(candidates, texts, log_rewards, log_weights, choice, cost, rollout))
-
-
-def spread(log_weights: Floats, log_terms: Floats) -> Floats:
-    """Each candidate's weight `[M]`, spread over its rollouts `[M, K]` in proportion to exp(log_terms)."""
-    means = log_mean_exp(log_terms, axis=1)
-    return log_terms + (log_weights - np.where(np.isneginf(means), 0.0, means))[:, None]
+    # line 7: x_t = x_s^m
+    costs = {id(draw): draw.cost for row in (drawn, *completed) for draw in row}
+    step = Step(
+        candidates, rollouts, log_rewards, log_weights, choice, Cost.total([*costs.values(), reward_cost]), rollout
+    )
+    return chain.advance(drawn[choice].state if state is None else state, step)

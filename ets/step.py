@@ -2,19 +2,81 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
 from ets.randomness import Purpose, derive, uniform
-from ets.types import Chain, Cost, Draw, Floats, InputError, Keys, Policy, Reward, State, Text
-from ets.weights import normalised, pick
+from ets.types import Chain, Cost, Draw, Floats, InputError, Keys, Policy, Problem, Reward, State, Text
+from ets.weights import log_mean_exp, normalised, pick
 
 
 class RewardError(InputError):
     """Raised for a reward that raises, or returns no usable number for a rollout; the message names the problem."""
+
+
+Scoring: TypeAlias = Callable[[Any, str], float]
+"""A reward as a user writes it: `(prompt, text) -> number`, with the prompt as it was given."""
+Decided: TypeAlias = Callable[[Problem, Sequence[Sequence[Text]], Floats, Chain], bool]
+"""A rule of `ets.stopping`: whether the chain may end, from the problem, a step's rollouts `[M, K]`, their r `[M, K]`
+(as the reward returned them, up to rounding) and the chain before the step."""
+
+
+def per_text(scoring: Scoring) -> Reward:
+    """Lift `(prompt, text) -> number` to a reward.
+
+    A candidate that has ended stands for all its rollouts: it is scored once.
+    """
+
+    def reward(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
+        distinct = {id(text): text for text in rollouts}
+        values = {key: scoring(problem.prompt, text.text) for key, text in distinct.items()}
+        return [values[id(text)] for text in rollouts]
+
+    return reward
+
+
+def as_reward(function: Scoring | Reward) -> Reward:
+    """A reward from either kind of callable: `(prompt, text)` is lifted, `(problem, rollouts, chain)` kept.
+
+    A callable that accepts both two and three arguments is lifted, unless its second one is named `rollouts`.
+
+    Raises
+    ------
+    InputError
+        If it can be called with neither two nor three positional arguments.
+    """
+    return per_text(cast("Scoring", function)) if is_scoring(function) else cast("Reward", function)
+
+
+def is_scoring(function: Scoring | Reward) -> bool:
+    """Whether `as_reward` lifts it; raises as that does."""
+    if not callable(function):
+        raise InputError(f"the reward is {function!r}, which is no function; pass one of (prompt, text)")
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # some built-in callables tell no signature
+        return True
+    takes_rollouts = list(signature.parameters)[1:2] == ["rollouts"]
+    count = accepted_arguments(signature, (3,) if takes_rollouts else (2, 3))
+    if count is None:
+        raise InputError(f"the reward takes {signature}; it must accept (prompt, text) or (problem, rollouts, chain)")
+    return count == 2
+
+
+def accepted_arguments(signature: inspect.Signature, counts: Sequence[int]) -> int | None:
+    """The first of some numbers of positional arguments that a callable can be called with."""
+    for count in counts:
+        try:
+            signature.bind(*range(count))
+        except TypeError:
+            continue
+        return count
+    return None
 
 
 def row_keys(chains: Sequence[Chain], purpose: Purpose, *shape: int) -> Keys:
@@ -95,6 +157,20 @@ def choose_pair(log_weights: Floats, number: float) -> tuple[int, int]:
     """The row and column of `[M, K]` log-weights that a uniform number selects, as `choose` does."""
     row, column = divmod(choose(log_weights.ravel(), number), log_weights.shape[1])
     return row, column
+
+
+def choose_rollout(log_weights: Floats, log_terms: Floats, number: float) -> tuple[int, int]:
+    """A candidate by its weight `[M]`, and one of its rollouts in proportion to exp(log_terms) `[M, K]`.
+
+    The uniform number selects the same candidate as `choose`.
+    """
+    return choose_pair(spread(log_weights, log_terms), number)
+
+
+def spread(log_weights: Floats, log_terms: Floats) -> Floats:
+    """Each candidate's weight `[M]`, spread over its rollouts `[M, K]` in proportion to exp(log_terms)."""
+    means = log_mean_exp(log_terms, axis=1)
+    return log_terms + (log_weights - np.where(np.isneginf(means), 0.0, means))[:, None]
 
 
 def require_positive(**values: float) -> None:

@@ -7,21 +7,14 @@ better. What stops by its own rollouts has no proper weight (`ets.weights.log_ru
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from functools import partial
-from typing import TypeAlias
 
 import numpy as np
 
 from ets.rewards import Extract, remembering, voters, votes
-from ets.step import require_counts
+from ets.step import Decided, require_counts
 from ets.types import Chain, Floats, InputError, Problem, Text
-
-Decided: TypeAlias = Callable[[Problem, Sequence[Sequence[Text]], Floats, Chain], bool]
-"""From the problem, a step's rollouts `[M, K]`, their r `[M, K]` and the chain before the step: may it end here?
-
-Rewards are as the reward returned them, whatever λ is, but for rounding: they have been divided by it and multiplied.
-"""
 
 ROUNDING = 1e-12
 """Relative: a reward that is below the maximum by no more than this has it."""

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 
 from ets.importance import ImportanceSampling
-from ets.kernel import energy_guided, spread
+from ets.kernel import energy_guided
 from ets.readouts import vote
 from ets.rewards import majority, per_text, voters, votes, winner
 from ets.runner import run
+from ets.step import spread
 from ets.stopping import Decided, all_at_maximum, vote_decided
 from ets.testing import Law, check_law, frequencies, optimal_law, total_variation
 from ets.trace_view import trace_text

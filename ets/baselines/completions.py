@@ -13,8 +13,10 @@ from typing import TypeAlias
 import numpy as np
 
 from ets.randomness import Purpose
-from ets.rewards import Extract, Scoring, as_reward, remembering, votes
+from ets.rewards import Extract, remembering, votes
 from ets.step import (
+    Scoring,
+    as_reward,
     choice_uniforms,
     choose,
     draw_for_chains,

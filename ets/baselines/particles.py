@@ -16,8 +16,9 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from ets.randomness import Purpose, uniform
-from ets.rewards import Scoring, as_reward
 from ets.step import (
+    Scoring,
+    as_reward,
     choose,
     require_counts,
     require_positive,

@@ -10,8 +10,9 @@ from typing import TypeAlias
 import numpy as np
 
 from ets.randomness import Purpose
-from ets.rewards import Scoring, as_reward
 from ets.step import (
+    Scoring,
+    as_reward,
     choice_uniforms,
     choose,
     choose_pair,

@@ -3,11 +3,12 @@
 from ets.rewards.certainty import entropy, self_certainty
 from ets.rewards.code import code_verifier
 from ets.rewards.combining import Guarded, cached, guarded, weighted_sum
-from ets.rewards.lifting import Extract, Scoring, TextReward, as_extract, as_reward, per_text, remembering
+from ets.rewards.lifting import Extract, TextReward, as_extract, remembering
 from ets.rewards.likelihood import likelihood
 from ets.rewards.reward_model import reward_model
 from ets.rewards.self_consistency import agreement_share, majority, voters, votes, winner
 from ets.rewards.verifier import verifier
+from ets.step import Scoring, as_reward, per_text
 
 __all__ = [
     "Extract",

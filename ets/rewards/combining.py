@@ -12,8 +12,8 @@ from typing import Literal, TypeVar, cast
 
 import numpy as np
 
-from ets.rewards.lifting import REMEMBERED, Same, Scoring, TextReward, as_reward, is_scoring
-from ets.step import require_counts, require_positive, require_rewards
+from ets.rewards.lifting import REMEMBERED, Same, TextReward
+from ets.step import Scoring, as_reward, is_scoring, require_counts, require_positive, require_rewards
 from ets.types import Chain, Floats, InputError, Problem, Reward, Text
 
 T = TypeVar("T")

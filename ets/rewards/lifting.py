@@ -6,12 +6,10 @@ import inspect
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, TypeAlias, cast
+from typing import TypeAlias, cast
 
-from ets.types import Chain, InputError, Problem, Reward, Text
-
-Scoring: TypeAlias = Callable[[Any, str], float]
-"""What a user writes: `(prompt, text) -> number`, the prompt as it was given."""
+from ets.step import accepted_arguments
+from ets.types import Chain, InputError, Problem, Text
 
 ReadText: TypeAlias = Callable[[str], Hashable | None]
 ReadProblem: TypeAlias = Callable[[Problem, str], Hashable | None]
@@ -42,48 +40,6 @@ class TextReward:
         distinct = list(dict.fromkeys(rollout.text for rollout in rollouts))
         known = dict(zip(distinct, self.score_texts(problem, distinct), strict=True))
         return [known[rollout.text] for rollout in rollouts]
-
-
-def per_text(scoring: Scoring) -> Reward:
-    """Lift `(prompt, text) -> number` to a reward.
-
-    A candidate that has ended stands for all its rollouts: it is scored once.
-    """
-
-    def reward(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
-        distinct = {id(text): text for text in rollouts}
-        values = {key: scoring(problem.prompt, text.text) for key, text in distinct.items()}
-        return [values[id(text)] for text in rollouts]
-
-    return reward
-
-
-def as_reward(function: Scoring | Reward) -> Reward:
-    """A reward from either kind of callable: `(prompt, text)` is lifted, `(problem, rollouts, chain)` kept.
-
-    A callable that accepts both two and three arguments is lifted, unless its second one is named `rollouts`.
-
-    Raises
-    ------
-    InputError
-        If it can be called with neither two nor three positional arguments.
-    """
-    return per_text(cast("Scoring", function)) if is_scoring(function) else cast("Reward", function)
-
-
-def is_scoring(function: Scoring | Reward) -> bool:
-    """Whether `as_reward` lifts it; raises as that does."""
-    if not callable(function):
-        raise InputError(f"the reward is {function!r}, which is no function; pass one of (prompt, text)")
-    try:
-        signature = inspect.signature(function)
-    except ValueError:  # some built-in callables tell no signature
-        return True
-    takes_rollouts = list(signature.parameters)[1:2] == ["rollouts"]
-    count = _accepted(signature, (3,) if takes_rollouts else (2, 3))
-    if count is None:
-        raise InputError(f"the reward takes {signature}; it must accept (prompt, text) or (problem, rollouts, chain)")
-    return count == 2
 
 
 def as_extract(function: Extract) -> ReadProblem:
@@ -132,18 +88,7 @@ def _reads_problem(function: Extract) -> bool:
     except ValueError:  # some built-in callables tell no signature
         return False
     named = list(signature.parameters)[:1] == ["problem"]
-    count = _accepted(signature, (2, 1) if named else (1, 2))
+    count = accepted_arguments(signature, (2, 1) if named else (1, 2))
     if count is None:
         raise InputError(f"extract takes {signature}; it must accept (text) or (problem, text)")
     return count == 2
-
-
-def _accepted(signature: inspect.Signature, counts: Sequence[int]) -> int | None:
-    """The first of some numbers of positional arguments that a callable can be called with."""
-    for count in counts:
-        try:
-            signature.bind(*range(count))
-        except TypeError:
-            continue
-        return count
-    return None

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from ets.own_code import named_object
 from ets.rewards.certainty import entropy, self_certainty
-from ets.rewards.lifting import as_reward
 from ets.rewards.likelihood import likelihood
 from ets.rewards.self_consistency import Pool, agreement_share, majority
+from ets.step import as_reward
 from ets.types import Chain, InputError, Problem, Reward, Text
 
 

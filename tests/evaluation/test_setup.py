@@ -90,7 +90,9 @@ def test_the_pair_of_ets_is_has_the_proposals_law_and_longer_guide_steps() -> No
     assert pair.reference.horizon == pair.proposal.horizon and pair.proposal.horizon.block_size == 16
     assert (pair.proposal.sampling.temperature, pair.proposal.sampling.top_k, pair.clip) == (0.7, 5, (0.1, 10.0))
     assert found.policy.horizon.block_size == 8  # type: ignore[attr-defined]
-    assert found.settings.weighing.startswith("embedded@") and "-block16-T0.7-clip(0.1, 10.0)" in found.settings.weighing
+    assert (
+        found.settings.weighing.startswith("embedded@") and "-block16-T0.7-clip(0.1, 10.0)" in found.settings.weighing
+    )
 
 
 @pytest.mark.parametrize(
@@ -172,7 +174,11 @@ def test_an_engine_of_a_user_is_a_function_that_makes_a_policy(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("engine", "values", "message"),
     [
-        ("make", {"temperature": 0.5}, "temperature is 0.5, which the engine .*own.py:make does not take; leave it out"),
+        (
+            "make",
+            {"temperature": 0.5},
+            "temperature is 0.5, which the engine .*own.py:make does not take; leave it out",
+        ),
         ("wrong", {}, "made a str; it must be a policy: start, extend, finish"),
         ("absent", {}, "has no 'absent'; name a engine that is in it"),
     ],
