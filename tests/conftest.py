@@ -221,7 +221,7 @@ def canvas_oracle(checkpoint: Any, schedule: Any, unmasking: Any, caching: Any =
         if origin == canvas:
             found = whole_logits(checkpoint.model, prompt, canvas)
         else:
-            last = block.stop if caching.kind == "dual" else len(canvas)
+            last = block.stop if caching.cache == "dual" else len(canvas)
             found = cached_logits(checkpoint.model, prompt, canvas, origin, range(block.start, last))
         if unmasking.cfg:
             without = whole_logits(checkpoint.model, [mask] * len(prompt), canvas)

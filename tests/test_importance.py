@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ets import proposal as pairs
+from ets import importance as pairs
 from ets.importance import ImportanceSampling
 from ets.kernel import energy_guided
 from ets.randomness import derive

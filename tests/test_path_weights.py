@@ -195,5 +195,5 @@ def test_the_costs_are_the_samplers_and_a_foreign_state_is_refused() -> None:
     found = list(run(policy, energy_guided(per_text(lambda _, t: 0.0), candidates=2, rollouts=2, lam=1.0),
                      [PROBLEM], width=2, seed=0, samples=3))  # fmt: skip
     assert Cost.total(chain.cost for chain in found).generated == policy.ledger.generated > 0
-    with pytest.raises(InputError, match="of another policy"):
+    with pytest.raises(InputError, match="belongs to another policy"):
         policy.extend(pair.fast.start([PROBLEM]), np.zeros(1, np.uint64))

@@ -75,6 +75,8 @@ class Engine:
         for name in ("top_k", "top_p"):
             if known.get(name) == CHECKPOINT:
                 known[name] = checkpoint and checkpoint.truncation[name]
+        if not {"block_size", "guide_steps"} & known.keys():
+            known["block_size"] = min(64, known.get("max_length", 512))
         if "cache" not in known and "refresh" in known:
             raise InputError(f"refresh is {known['refresh']}, but there is no cache to refresh; add cache")
         return [None if owner is Caching and "cache" not in known else made(owner, known) for owner in self.settings]

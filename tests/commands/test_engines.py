@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from ets.commands.engines import ENGINES, closed_after, engine_settings, served_settings
-from ets.policies.making import RESOURCES
+from ets.policies.registry import RESOURCES
 
 from ets import demo
 from ets.cli import _parser

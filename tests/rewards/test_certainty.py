@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ets.policies.making import proposal_of
+from ets.policies.registry import proposal_of
 
 from ets import Horizon, Sampling, TransformersPolicy, sample
 from ets.importance import ImportanceSampling

@@ -28,7 +28,7 @@ from ets.testing.masked_laws import MaskedPathOracle
 from ets.types import Cost, InputError
 from tests.conftest import canvas_oracle, whole_logits
 from tests.laws.kernel import kernel_law
-from tests.policies.test_masked_diffusion import MASK, PROBLEMS, keys, make, watching
+from tests.policies.diffusion.test_policy import MASK, PROBLEMS, keys, make, watching
 
 SHAPE = (4, 4, 4, 2)  # gen_length, block_length, steps, guide_steps
 LARGEST = {"remasking": "largest"}

@@ -14,7 +14,7 @@ from ets.policies.diffusion.policy import MaskedDiffusionPolicy
 from ets.policies.settings import Caching
 from ets.types import Cost, InputError
 from tests.conftest import canvas_oracle
-from tests.policies.test_masked_diffusion import MASK, PROBLEMS, keys, make, watching
+from tests.policies.diffusion.test_policy import MASK, PROBLEMS, keys, make, watching
 
 RULES: list[dict[str, Any]] = [
     {},

@@ -64,7 +64,7 @@ def best_of_paths(oracle: Any, problem: Problem, beams: int, mask: int) -> Any:
     while any(mask in canvas for canvas, _ in kept):
         after: dict[Any, float] = {}
         for node, logp in kept.items():
-            steps = oracle._step(problem, *node) if mask in node[0] else {node: 1.0}
+            steps = dict(oracle._step(problem, node)) if mask in node[0] else {node: 1.0}
             after |= {there: logp + math.log(p) for there, p in steps.items()}
         kept = {node: after[node] for node in nlargest(beams, after, key=lambda node: after[node])}
     return next(iter(kept))

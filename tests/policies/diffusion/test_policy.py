@@ -39,7 +39,7 @@ from tests.conftest import MASKED_ALPHABET, canvas_oracle, random_llada, random_
 from tests.hooks import hooked
 from tests.laws.kernel import kernel_law
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "llada"
+GOLDEN = Path(__file__).parents[2] / "golden" / "llada"
 CANONICAL = [case for case in json.loads((GOLDEN / "generate.json").read_text()) if case["sampler"] == "canonical"]
 
 # The first two stand in one batch, padded; the last in another.

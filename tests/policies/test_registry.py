@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from ets.policies.making import SETTINGS, at_law, fast_sampler_of, policy_of
 
 import ets
 from ets.api import Result, _last_checkpoint
@@ -22,6 +20,7 @@ from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion.denoise import Schedule
 from ets.policies.diffusion.levels import LEVELS, target_of
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
+from ets.policies.registry import ENGINES, fast_sampler_of, law_of, minimum_votes, own_policy, policy_of
 from ets.policies.settings import Caching, Horizon, Sampling, Unmasking
 from ets.types import InputError, Problem
 from tests.tiny_server import TinyServer
@@ -68,16 +67,15 @@ def test_a_policy_at_another_law_shares_its_model_and_its_engine(
 ) -> None:
     law = Sampling(0.7, 20, 0.8)
     policy = policy_of(lambda: tiny_checkpoint, **SMALL)
-    other = at_law(policy, law)
+    other = policy.at_law(law)
     assert isinstance(policy, TransformersPolicy) and isinstance(other, TransformersPolicy)
     assert (other.sampling, other.horizon, other.checkpoint) == (law, policy.horizon, policy.checkpoint)
     with TinyServer(tiny_checkpoint) as server:
         served = policy_of(lambda: tiny_checkpoint, engine="endpoint", endpoint=server.address, **SMALL)
-        again = at_law(served, law)
+        again = served.at_law(law)
         assert isinstance(served, EnginePolicy) and isinstance(again, EnginePolicy)
         assert again.sampling == law and again.engine is served.engine
-    with pytest.raises(InputError, match="MaskedDiffusionPolicy has no top-k and top-p; leave the method base out"):
-        at_law(policy_of(lambda: tiny_llada, **SMALL), law)
+    assert not hasattr(policy_of(lambda: tiny_llada, **SMALL), "at_law")
 
 
 def never() -> Checkpoint:
@@ -172,9 +170,9 @@ def test_defaults_are_the_familys(tiny_llada: Checkpoint) -> None:
 
 def test_guide_steps_may_be_given_instead_of_their_tokens(tiny_llada: Checkpoint) -> None:
     assert llada_of(tiny_llada, block_size=None, guide_steps=4).schedule == Schedule(4, 4, 4, guide_steps=4)
-    for both in ({"block_size": None}, {"guide_steps": 2}):
-        with pytest.raises(InputError, match=r"block_size is .* and guide_steps .*; set one of the two"):
-            llada_of(tiny_llada, **both)
+    assert llada_of(tiny_llada, block_size=None).schedule.guide_steps == 1  # a block of 64 tokens, or of all
+    with pytest.raises(InputError, match="block_size is 2 and guide_steps 2; set one of the two"):
+        llada_of(tiny_llada, guide_steps=2)
 
 
 @pytest.mark.parametrize("engine", [None, "masked-diffusion"])
@@ -205,11 +203,11 @@ def test_a_server_is_an_engine_whose_policy_is_asked_for_by_name(tiny_checkpoint
 
 def test_an_engine_that_is_there_is_shared_and_has_its_resources(tiny_checkpoint: Checkpoint) -> None:
     with TinyServer(tiny_checkpoint) as server, Endpoint(server.address, tiny_checkpoint) as endpoint:
-        policies: list[Any] = [policy_of(lambda: tiny_checkpoint, engine=endpoint, top_k=k, **SMALL) for k in (2, 3)]
+        policies: list[Any] = [policy_of(lambda: tiny_checkpoint, ready=endpoint, top_k=k, **SMALL) for k in (2, 3)]
         assert all(type(policy) is EnginePolicy and policy.engine is endpoint for policy in policies)
         assert [policy.sampling.top_k for policy in policies] == [2, 3]
-        with pytest.raises(InputError, match="memory_gib is 1, but the engine is there already; say it where"):
-            policy_of(lambda: tiny_checkpoint, engine=endpoint, memory_gib=1, **SMALL)
+        with pytest.raises(InputError, match="connections is 1, but the engine runs already; give it to the engine"):
+            policy_of(lambda: tiny_checkpoint, ready=endpoint, connections=1, **SMALL)
 
 
 def test_an_engine_that_holds_masked_diffusion_is_refused(tiny_llada: Checkpoint) -> None:
@@ -219,26 +217,45 @@ def test_an_engine_that_holds_masked_diffusion_is_refused(tiny_llada: Checkpoint
         Endpoint(server.address, tiny_llada) as endpoint,
         pytest.raises(InputError, match=message),
     ):
-        policy_of(lambda: tiny_llada, engine=endpoint, **SMALL)
+        policy_of(lambda: tiny_llada, ready=endpoint, **SMALL)
 
 
 def test_what_belongs_to_another_engine_is_refused_by_name(tiny_checkpoint: Checkpoint) -> None:
-    for engine, other, name, value in (
-        ("endpoint", "vllm", "replicas", 2),
-        ("transformers", "vllm", "tensor_parallel", 2),
-        ("transformers", "endpoint", "connections", 3),
-        (None, "endpoint", "endpoint", "http://127.0.0.1:1/v1"),
-        ("masked-diffusion", "vllm", "utilization", 0.5),
+    for engine, name, value in (
+        ("endpoint", "replicas", 2),
+        ("transformers", "tensor_parallel", 2),
+        ("transformers", "connections", 3),
+        ("masked-diffusion", "utilization", 0.5),
     ):
-        with pytest.raises(InputError, match=f"{name} is {value!r}, which the engine {other} alone has; leave it out"):
+        with pytest.raises(InputError, match=f"{name} is {value!r}, which the engine {engine} does not have; leave it"):
             policy_of(lambda: tiny_checkpoint, engine=engine, **{name: value}, **SMALL)
-    with pytest.raises(TypeError, match="no setting 'tempreature'"):
+    with pytest.raises(InputError, match="tempreature is no setting here; did you mean temperature"):
         policy_of(lambda: tiny_checkpoint, tempreature=1.0, **SMALL)
 
 
-def test_every_setting_has_its_name_in_the_list() -> None:
-    named = set(inspect.signature(policy_of).parameters) - {"checkpoint", "engine", "resources"}
-    assert set(SETTINGS) == named
+def test_a_user_s_engine_is_a_function_of_the_model_and_the_settings_that_it_takes(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from ets.testing import TabularPolicy\n"
+        "def table(model, *, max_length=3):\n    return TabularPolicy(vocabulary=3, max_length=max_length, seed=1)\n"
+        "def nothing(model):\n    return model\n"
+    )
+    policy: Any = own_policy(f"{tmp_path}/mine.py:table", "any", {"max_length": 2})
+    assert policy.max_length == 2
+    with pytest.raises(InputError, match=r"top_k is 3, which the engine .*mine.py:table does not take; leave it out"):
+        own_policy(f"{tmp_path}/mine.py:table", "any", {"top_k": 3})
+    with pytest.raises(InputError, match="made a str; it must be a policy"):
+        own_policy(f"{tmp_path}/mine.py:nothing", "any", {})
+
+
+def test_equal_laws_have_equal_configurations(tiny_checkpoint: Checkpoint, tiny_llada: Checkpoint) -> None:
+    for checkpoint, default in ((tiny_checkpoint, {"top_p": 1.0}), (tiny_llada, {"steps": 4, "block_length": 4})):
+        laws = [law_of(policy_of(lambda c=checkpoint: c, **SMALL, **more)) for more in ({}, default)]  # type: ignore[misc]
+        assert laws[0] == laws[1] and laws[0]["temperature"] == 1.0
+
+
+def test_the_least_votes_are_the_engine_s(tiny_checkpoint: Checkpoint, tiny_llada: Checkpoint) -> None:
+    found = [minimum_votes(policy_of(lambda c=c: c, **SMALL)) for c in (tiny_checkpoint, tiny_llada)]  # type: ignore[misc]
+    assert found == [ENGINES["transformers"].minimum, ENGINES["masked-diffusion"].minimum] == [1, 2]
 
 
 def test_unequal_guide_steps_are_refused_in_the_callers_words(tiny_llada: Checkpoint) -> None:
@@ -255,20 +272,20 @@ def test_unequal_guide_steps_are_refused_in_the_callers_words(tiny_llada: Checkp
         ("cfg", 0.0),
         ("remasking", "random"),
         ("stop_at_end", True),
-        ("guide_steps", 2),
         ("threshold", 0.9),
         ("factor", 1.0),
         ("cache", "dual"),
     ],
 )
 def test_what_autoregressive_models_lack_is_refused_by_name(tiny_checkpoint: Checkpoint, name: str, value: Any) -> None:
-    with pytest.raises(InputError, match=f"{name} is {value!r}, but .* is an autoregressive model"):
+    with pytest.raises(InputError, match=f"{name} is {value!r}, which .* run by transformers, does not have"):
         policy_of(lambda: tiny_checkpoint, **SMALL, **{name: value})
 
 
 @pytest.mark.parametrize(("name", "value"), [("top_k", 2), ("top_p", 0.9), ("top_p", 1.0)])
 def test_what_masked_diffusion_lacks_is_refused_by_name(tiny_llada: Checkpoint, name: str, value: Any) -> None:
-    with pytest.raises(InputError, match=f"{name} is {value!r}, but .* is a masked-diffusion model") as caught:
+    message = f"{name} is {value!r}, which .* run by masked-diffusion, does not have"
+    with pytest.raises(InputError, match=message) as caught:
         llada_of(tiny_llada, **{name: value})
     assert "\n" not in str(caught.value)
 

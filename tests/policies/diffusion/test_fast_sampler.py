@@ -20,7 +20,7 @@ from ets.testing import check_policy
 from ets.types import Cost, InputError, Problem
 from tests.conftest import canvas_oracle
 from tests.hooks import hooked
-from tests.policies.test_masked_diffusion import (
+from tests.policies.diffusion.test_policy import (
     GOLDEN,
     PROBLEMS,
     START,
@@ -274,7 +274,7 @@ def test_the_log_probability_of_each_step_is_recorded(tiny_llada: Checkpoint) ->
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"kind": "triple"}, "unknown cache 'triple'; choose from dual, prefix"), ({"refresh": 0}, "refresh is 0")],
+    [({"cache": "triple"}, "unknown cache 'triple'; choose from dual, prefix"), ({"refresh": 0}, "refresh is 0")],
 )
 def test_a_cache_that_there_is_not_is_refused_in_one_line(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
