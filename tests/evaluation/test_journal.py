@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import ets
-from ets.evaluation.journal import Journal, Record, fingerprint
+from ets.evaluation.journal import VERSION, Journal, Record, fingerprint
 from ets.types import InputError
 
 CONFIGURATION = {"task": "arithmetic", "lam": 0.1, "seed": 0, "top_k": None, "methods": "ets,plain"}
@@ -32,14 +32,15 @@ def written(folder: Path, *records: Record, configuration: dict[str, Any] = CONF
     return before
 
 
-def test_a_folder_of_another_form_is_refused_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "configuration.json").write_text(json.dumps({**CONFIGURATION, "problems": "3, 1234567890abcdef"}))
-    with pytest.raises(
-        InputError,
-        match="of another version of ets, whose configuration has another form; finish it with that version",
-    ) as e:
+@pytest.mark.parametrize(("version", "shown"), [({}, "none"), ({"version": 2}, "2"), ({"version": "new"}, "new")])
+def test_a_folder_of_another_version_is_refused_in_one_line(
+    tmp_path: Path, version: dict[str, Any], shown: str
+) -> None:
+    (tmp_path / "configuration.json").write_text(json.dumps({**CONFIGURATION, **version}))
+    message = f"has version {shown}, and this ets reads version {VERSION}; finish it with the ets that began it, or choose"
+    with pytest.raises(InputError, match=message) as error:
         written(tmp_path)
-    assert "\n" not in str(e.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_long_value_that_differs_is_shortened(tmp_path: Path) -> None:

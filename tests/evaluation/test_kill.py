@@ -19,7 +19,7 @@ import ets
 from ets.cli import main
 
 SERVER = '''
-"""For each line of input, runs an evaluation in a process of its own, and tells how that ended.
+"""For each line of input, runs a comparison in a forked process, and prints how the process ended.
 
 It may die, or stop, after so many bytes of journal, in the middle of a line; or die after so many seconds.
 """
@@ -27,24 +27,12 @@ It may die, or stop, after so many bytes of journal, in the middle of a line; or
 import json, os, signal, sys, time
 from pathlib import Path
 
-from ets.evaluation.budget import GeneratedTokens
-from ets.evaluation.evaluate import Evaluation
+from ets.evaluation.comparison import Comparison
 from ets.evaluation.journal import Journal
-from ets.evaluation.methods import METHODS, Settings
-from ets.evaluation.proposing import Proposing
-from ets.importance import ImportanceSampling
-from tests.laws.tabular import TabularModel
-from ets.types import InputError, Problem
-
-
-class Letters:
-    name = "letters"
-
-    def extract(self, problem, text):
-        return text[:1] or None
-
-    def grade(self, problem, text):
-        return self.extract(problem, text) == problem.doc["answer"]
+from ets.evaluation.methods import METHODS
+from ets.evaluation.run import Run
+from ets.types import InputError
+from tests.evaluation.letters import SETTINGS, Letters, policies
 
 
 class Mortal:
@@ -66,14 +54,8 @@ def evaluate(folder, bytes, ending):
     journal = Journal(Path(folder), {"seed": 0})
     if bytes is not None:
         journal._file = Mortal(journal._file, bytes, ending)
-    problems = [Problem(f"letters-{n}", f"prompt {n}", doc={"answer": "ab"[n % 2]}) for n in range(16)]
-    policy = TabularModel(vocabulary=4, block_size=1, max_length=4, seed=4)
-    proposing = Proposing("another table", candidates=2, block_size=1, temperature=1.0)
-    settings = Settings(candidates=3, rollouts=2, lam=0.2, pool="chain", beams=2, proposing=proposing)
-    budget = GeneratedTokens()
-    own = {"ets-is": ImportanceSampling(policy, TabularModel(vocabulary=4, block_size=1, max_length=4, seed=5))}
-    run = Evaluation(Letters(), policy, problems, journal, 5, 0, settings, progress=False, own=own)
-    run.compare(list(METHODS), budget)
+    run = Run(Letters(), Letters().problems(16, 0), journal, 5, 0, progress=False)
+    Comparison(run, policies(), METHODS, SETTINGS).entries([3], against="majority")
 
 
 def child(order):
@@ -143,6 +125,8 @@ def journal_of(folder: Path) -> dict[tuple[str, str, int], Any]:
     assert len(records) == len(lines)
     result, prompts = copy.deepcopy(records), dict[tuple[str, str], int]()
     for (method, problem, _), record in result.items():
+        for text in record.get("texts", ()):
+            text["logp"] = round(text["logp"], 3)  # of a batch with other rows
         for name in ("seconds", "reward_seconds", "forwards"):
             del record["cost"][name]
         prompts[method, problem] = max(prompts.get((method, problem), 0), record["cost"].pop("prompt"))

@@ -63,8 +63,8 @@ def test_tokens_count_from_the_start_of_the_bar_and_show_before_a_chain_has_ende
         return list(chains)
 
     with Progress("ETS", 4, 1, [], [policy], True) as bar:
-        told = bar.observed(step)
-        assert told(policy, []) == []
+        shown_at_each = bar.shown_at_each(step)
+        assert shown_at_each(policy, []) == []
         before = shown(capsys)[-1]
     assert "0/4 problems, 250 tokens/s" in before and "accuracy" not in before  # 5,000 in 20 s
 
@@ -79,12 +79,12 @@ def test_chains_that_end_together_are_all_shown_before_the_next_step(
         return list(chains)
 
     with Progress("ETS", 8, 1, [], [TabularPolicy()], True) as bar:
-        told = bar.observed(step)
-        told(TabularPolicy(), [])
+        shown_at_each = bar.shown_at_each(step)
+        shown_at_each(TabularPolicy(), [])
         monkeypatch.setattr(progress, "INTERVAL", 1e9)
         for n in range(5):
             bar.ended(record(n, True))
-        told(TabularPolicy(), [])
+        shown_at_each(TabularPolicy(), [])
     assert "| 5/8 [" in before[1] and "5/8 problems, accuracy 100.0%" in before[1]
 
 
@@ -93,6 +93,6 @@ def test_nothing_is_shown_or_counted_up_when_it_is_switched_off(capsys: pytest.C
         return list(chains)
 
     with Progress("ETS", 2, 1, [], [TabularPolicy()], False) as bar:
-        bar.observed(step)(TabularPolicy(), [])
+        bar.shown_at_each(step)(TabularPolicy(), [])
         bar.ended(record(0, True))
     assert capsys.readouterr().err == ""
