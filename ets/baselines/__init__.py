@@ -1,10 +1,19 @@
-"""Baselines: step functions of the same type as the kernel's, so that all are run and charged alike."""
+"""Baselines: step functions of the kernel's type, so that the runner and the cost account treat all alike."""
 
-from ets.baselines.completions import best_of_n, majority, one_step, plain, weighted_majority
+from ets.baselines.completions import (
+    beam,
+    best_of_n,
+    greedy,
+    majority,
+    one_step,
+    plain,
+    require_beam,
+    require_greedy,
+    weighted_majority,
+)
 from ets.baselines.particles import log_normaliser, lookahead, particle_filter
 from ets.baselines.power import acceptance_rate, power_sampling
 from ets.baselines.retained import iterated_sir, retained_rollouts
-from ets.baselines.search import beam, greedy, require_beam, require_greedy
 
 __all__ = [
     "acceptance_rate",

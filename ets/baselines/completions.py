@@ -1,6 +1,6 @@
-"""Baselines that draw complete generations at once and keep one of them.
+"""Baselines that draw or search complete generations in one step and keep a single text.
 
-A reward is one of `ets.rewards`, or any function of (prompt, text): `ets.rewards.as_reward`.
+Every reward may be a function of `ets.rewards`, or a function of (prompt, text): `ets.rewards.as_reward`.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -26,17 +26,29 @@ from ets.step import (
     require_variety,
     score,
 )
-from ets.types import Chain, Cost, Draw, Floats, Policy, Reward, Step, StepFn, Text
+from ets.types import (
+    BeamSearcher,
+    Chain,
+    Cost,
+    Draw,
+    Floats,
+    GreedySearcher,
+    InputError,
+    Policy,
+    Reward,
+    Step,
+    StepFn,
+    Text,
+)
 
 Weigh: TypeAlias = Callable[[Chain, Sequence[Text]], tuple[Floats, Cost]]
-"""Log-weights `[N]` of N complete texts, and what finding them cost."""
+"""Log-weights `[N]` of N complete texts, and their cost."""
 
 ROUNDING = 1e-9
-"""Sums of weights that differ by less, relatively, are equal: they were added up in different orders."""
+"""The relative difference below which sums of weights count as equal, whatever the order of their terms."""
 
 
 def unweighed(chain: Chain, texts: Sequence[Text]) -> tuple[Floats, Cost]:
-    """Equal weights."""
     return np.zeros(len(texts)), Cost()
 
 
@@ -46,11 +58,11 @@ def plain() -> StepFn:
 
 
 def majority(extract: Extract, *, samples: int) -> StepFn:
-    """Majority voting (self-consistency decoding): one of N samples that gives the most frequent answer.
+    """Majority voting (self-consistency decoding): a uniform sample among the texts with the most frequent answer.
 
-    `extract` takes a text, or a problem and a text. Answers with equally many votes are equally likely to be
-    returned; `best_of_n` by `ets.rewards.majority` takes the answer that reached the count first. If no sample holds an
-    answer, any of them may be returned.
+    `extract` takes a text, or a problem and a text. Samples of answers with equal counts are equally likely, whereas
+    `best_of_n` by `ets.rewards.majority` takes the answer that reached the count first. If no text has an answer, the
+    choice is uniform over all N.
     """
     remembered = remembering(extract)
 
@@ -67,11 +79,11 @@ def majority(extract: Extract, *, samples: int) -> StepFn:
 def weighted_majority(extract: Extract, reward: Scoring | Reward, *, samples: int, lam: float) -> StepFn:
     """Weighted majority voting: each of N samples votes for its answer with the weight exp(r/λ).
 
-    For a fixed reward, the winner estimates the answer that is most probable under p* ∝ p_ref · exp(r/λ); with a
-    constant reward this is `majority`. One of the samples that give the winning answer is returned, in proportion to
-    its weight, as p* given the answer has it; so answers with equal sums are equally likely. Texts with the reward -inf
-    do not vote. If no vote has an answer, any text may be returned, in proportion to exp(r/λ); if every reward is -inf,
-    any at all, and the chain is marked invalid. For self-consistency, which is no fixed reward, there is no p*.
+    For a fixed reward the winner estimates the most probable answer under p* ∝ p_ref · exp(r/λ); a constant reward
+    gives `majority`. The step returns a sample with the winning answer, in proportion to exp(r/λ), which is the law of
+    p* given the answer; answers with equal sums are equally likely. Texts with the reward -inf do not vote. If no vote
+    has an answer, the choice is in proportion to exp(r/λ) over all N; if every reward is -inf, the choice is uniform
+    and the chain is invalid. For self-consistency, which is no fixed reward, there is no p*.
     """
     require_positive(lam=lam)
     reward, remembered = as_reward(reward), remembering(extract)
@@ -80,7 +92,7 @@ def weighted_majority(extract: Extract, reward: Scoring | Reward, *, samples: in
         read = partial(remembered, chain.problem)
         log_rewards, cost = score(reward, lam, chain, [[text] for text in texts])
         log_votes = log_rewards[:, 0]
-        # A weighted vote counts like that of a text with this log-ratio.
+        # `votes` reads weights from log_ratio.
         counts = votes(read, [replace(text, log_ratio=vote) for text, vote in zip(texts, log_votes, strict=True)])
         least = max(counts.values(), default=0.0) * (1 - ROUNDING)
         winning = [counts.get(read(text.text), 0.0) >= least for text in texts]
@@ -90,9 +102,9 @@ def weighted_majority(extract: Extract, reward: Scoring | Reward, *, samples: in
 
 
 def one_step(reward: Scoring | Reward, *, samples: int, lam: float) -> StepFn:
-    """ETS with one guide step (I = 1): one of N samples in proportion to exp(r/λ), a softmax best-of-N.
+    """ETS with one guide step (I = 1): a choice among N samples in proportion to exp(r/λ), a softmax best-of-N.
 
-    For a fixed reward it has the same target p* as guided sampling, and tends to it as N grows.
+    For a fixed reward the law of the chosen text tends to p* as N grows, as in guided sampling.
     """
     require_positive(lam=lam)
     reward = as_reward(reward)
@@ -107,8 +119,8 @@ def one_step(reward: Scoring | Reward, *, samples: int, lam: float) -> StepFn:
 def best_of_n(reward: Scoring | Reward, *, samples: int) -> StepFn:
     """The sample with the highest reward among N: ETS with one guide step and λ → 0.
 
-    Samples with equal rewards are equally likely to be returned. If every reward is -inf, any of them may be, and
-    the chain is marked invalid.
+    Samples with equal rewards are equally likely. If every reward is -inf, the choice is uniform and the chain is
+    invalid.
     """
     reward = as_reward(reward)
 
@@ -134,10 +146,70 @@ def _among_completions(samples: int, weigh: Weigh) -> StepFn:
 
 
 def keep_one(chain: Chain, draws: Sequence[Draw], number: float, weigh: Weigh) -> Chain:
-    """The chain ended by one of some completions, which a uniform number chooses by their weights."""
+    """The chain with a completion that a uniform number chooses in proportion to the weights."""
     texts = tuple(draw.text for draw in draws)
     log_weights, cost = weigh(chain, texts)
     choice = choose(log_weights, number)
     rollouts = tuple((text,) for text in texts)
     total = Cost.total([*(draw.cost for draw in draws), cost])
     return chain.advance(draws[choice].state, Step(texts, rollouts, log_weights[:, None], log_weights, choice, total))
+
+
+@runtime_checkable
+class Particular(Protocol):
+    """A policy that supports beam search for some settings only."""
+
+    def require_searchable(self) -> None:
+        """Raise `InputError` if the settings have no beam search."""
+        ...
+
+
+def greedy() -> StepFn:
+    """The most probable token at each turn; for masked diffusion, the denoising rule at temperature 0.
+
+    The search takes one step, and all chains of a problem end alike. Log-probabilities in the trace are of the model's
+    untempered law, as in `beam`.
+    """
+
+    def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
+        drawn = draw_for_chains(require_greedy(policy).greedy, chains, Purpose.COMPLETION, 1)
+        return [keep_one(*row, 0.0, unweighed) for row in zip(chains, drawn, strict=True)]
+
+    return step
+
+
+def beam(beams: int) -> StepFn:
+    """The engine's beam search: the text with the highest log-probability that the search finds.
+
+    For masked diffusion, the denoising path with the highest log-probability.
+
+    Parameters
+    ----------
+    beams : int
+        Prefixes per token, or paths per denoising step, at least 1; for autoregressive models 1 is greedy decoding.
+    """
+    require_counts(beams=beams)
+
+    def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
+        found = require_beam(policy).beam([chain.state for chain in chains], beams)
+        return [keep_one(chain, [draw], 0.0, unweighed) for chain, draw in zip(chains, found, strict=True)]
+
+    return step
+
+
+def require_greedy(policy: Policy) -> GreedySearcher:
+    """Return the policy; raise `InputError` if it has no greedy decoding."""
+    if isinstance(policy, GreedySearcher):
+        return policy
+    raise InputError(f"{type(policy).__name__} has no greedy decoding; leave the method greedy out")
+
+
+def require_beam(policy: Policy) -> BeamSearcher:
+    """Return the policy; raise `InputError` if it has no beam search for its settings."""
+    if isinstance(policy, Particular):
+        policy.require_searchable()
+    if isinstance(policy, BeamSearcher):
+        return policy
+    raise InputError(
+        f"{type(policy).__name__} has no beam search, which autoregressive models have in transformers; leave beam out"
+    )

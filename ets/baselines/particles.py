@@ -1,8 +1,8 @@
-"""Particle methods: sequential Monte Carlo over populations of partial generations, see `particle_filter`, `lookahead`.
+"""Sequential Monte Carlo over populations of partial generations: `particle_filter` and `lookahead`.
 
-A particle's weight is multiplied by new over old potential at each guide step. When the effective sample size is low,
-particles are drawn again in proportion to their weights, and every copy gets the mean weight: so the sum of the
-weights stays what it was on average, and the mean weight at the end is the estimate Ẑ of the normaliser of p*.
+Each guide step multiplies a particle's weight by new potential / old potential. At a low effective sample size the
+particles are resampled in proportion to their weights, and every copy gets the mean weight. Resampling keeps the
+expected sum of the weights, so the final mean weight is the estimate Ẑ of the normaliser of p*.
 """
 
 from __future__ import annotations
@@ -38,13 +38,12 @@ class Particle:
     Parameters
     ----------
     state, text : State, Text
-        Where it stands.
     rollouts, log_rewards : tuple of Text, array
-        `[K]`, what its potential is the mean of, and r/λ of each.
+        `[K]`; the potential is the mean of exp(log_rewards), with log_rewards = r/λ.
     log_potential, log_weight : float
         A particle of weight zero is dead.
     line : tuple of int
-        The places in the population that it and its forebears had, by guide step.
+        The indices of the particle and its ancestors in the population, by guide step.
     """
 
     state: State
@@ -56,12 +55,12 @@ class Particle:
     line: tuple[int, ...] = ()
 
     def moved(self, place: int, draw: Draw | None) -> Particle:
-        """One guide step further, if it has taken one."""
+        """The particle after its guide step, if there was a draw."""
         line = (*self.line, place)
         return replace(self, line=line, state=draw.state, text=draw.text) if draw else replace(self, line=line)
 
     def judged(self, rollouts: tuple[Text, ...], log_rewards: Floats) -> Particle:
-        """With a new potential, and its weight multiplied by new over old: the dead remain dead."""
+        """The particle with a new potential and the weight w · new / old; dead particles remain dead."""
         potential, dead = float(log_mean_exp(log_rewards, axis=0)), math.isinf(self.log_weight)
         weight = self.log_weight if dead else self.log_weight + potential - self.log_potential
         return replace(self, rollouts=rollouts, log_rewards=log_rewards, log_potential=potential, log_weight=weight)
@@ -69,18 +68,17 @@ class Particle:
 
 @dataclass(frozen=True, eq=False)
 class Population:
-    """What a chain carries: N particles `[N]`. As a state it reads like its heaviest particle."""
+    """The state of a chain: particles `[N]`. Its text and tokens are the heaviest particle's."""
 
     particles: tuple[Particle, ...]
 
     @property
     def log_weights(self) -> Floats:
-        """`[N]`"""
         return np.array([particle.log_weight for particle in self.particles])
 
     @property
     def going(self) -> list[int]:
-        """The places of the particles that go on: those that have not ended, and no dead ones, unless all are dead."""
+        """Indices of the unfinished particles; dead particles stop, unless all are dead."""
         lost = np.isneginf(self.log_weights)
         return [n for n, p in enumerate(self.particles) if not p.state.done and (not lost[n] or bool(lost.all()))]
 
@@ -102,51 +100,51 @@ class Population:
 
 
 class Judged(NamedTuple):
-    """Of one chain: texts and r/λ `[K]`, by the places of the particles they judge, and what they cost."""
+    """Texts and r/λ `[K]` of one chain, by particle index, and their cost."""
 
     rows: Mapping[int, tuple[tuple[Text, ...], Floats]]
     cost: Cost
 
 
 Moves: TypeAlias = Mapping[int, Draw]
-"""The guide steps that one chain's particles have taken, by their places."""
+"""The draws of one chain's guide step, by particle index."""
 Potential: TypeAlias = Callable[[Policy, Sequence[Chain], Sequence[Population], Sequence[Moves]], list[Judged]]
-"""Judges particles that have just moved; those that it leaves out keep their potentials."""
+"""Scores the particles after a move; particles without a score keep their potentials."""
 
 
 def particle_filter(reward: Scoring | Reward, *, particles: int, lam: float, threshold: float = 0.5) -> StepFn:
     """Sequential Monte Carlo towards p* ∝ p_ref · exp(r/λ), by the reward of the partial texts.
 
-    After each guide step a particle's potential is exp(r(text so far)/λ), 1 for the empty text, so that its increments
-    multiply to exp(r(x)/λ) when it has ended. One particle is chosen in proportion to its weight once all have ended.
+    A particle's potential after a guide step is exp(r(partial text)/λ), and 1 for the empty text. The increments of a
+    complete text x multiply to exp(r(x)/λ). Once all particles are complete, the step chooses a particle in proportion
+    to its weight.
 
-    For a fixed reward the estimate is unbiased at any N, E[Ẑ f(chosen)] = E_ref[exp(r(x)/λ) f(x)] with Ẑ as in
-    `log_normaliser`, and the law of the chosen one tends to p* as N grows; with threshold 0 it is that of `one_step`.
-    A particle dies at a reward of -inf: to forbid a text that could still become allowed loses what it could become.
+    For a fixed reward the estimate is unbiased at any N: E[Ẑ f(chosen)] = E_ref[exp(r(x)/λ) f(x)], with Ẑ as in
+    `log_normaliser`. The law of the chosen text tends to p* as N grows; at threshold 0 it is the law of `one_step`.
+    A reward of -inf kills a particle, even where a continuation of the text would be allowed.
 
-    Neither holds for self-consistency (`ets.rewards.majority`, `ets.rewards.agreement_share`), which is asked at every
-    step about all N texts, those that have ended included: the last values decide, as the old ones that are divided out
-    are those that were recorded. Early on no text has an answer, all potentials are 1, and nothing is selected. Use
-    `pool="step"`: in the pool of a chain the unfinished texts of earlier steps vote too, and count in the share.
+    Neither property holds for self-consistency (`ets.rewards.majority`, `ets.rewards.agreement_share`), which scores
+    all N texts at every step, complete texts too. Early texts have no answer, so all potentials are 1 and the filter
+    selects nothing. Use `pool="step"`: with `pool="chain"` the unfinished texts of earlier steps vote too.
 
     Parameters
     ----------
     reward : callable
-        r, as in `ets.kernel.energy_guided`, of partial texts too. For masked diffusion, of what has been revealed.
+        r, as in `ets.kernel.energy_guided`, of partial texts; for masked diffusion, of the revealed text.
     particles : int
-        N, at least 1. With N = 1 the reward has no effect: plain sampling.
+        N, at least 1. N = 1 is plain sampling.
     lam : float
         λ > 0, in units of the reward.
     threshold : float
-        From 0 to 1: particles are resampled (systematically) when their effective sample size is below this share of
-        N. 0 is never, 1 whenever weights differ.
+        From 0 to 1: systematic resampling when the effective sample size is below this share of N. 0 never resamples,
+        1 resamples whenever weights differ.
 
     Returns
     -------
     StepFn
-        Advances all particles by one guide step. The trace's candidates are the particles `[N]`, its rollouts
-        their texts `[N, 1]`, `log_weights` those before resampling; once the chain has ended, `choice` is the chosen
-        particle's forebear. If all particles die, they go on, one is chosen uniformly, and the chain is invalid.
+        Advances all particles by one guide step. The trace holds the particles `[N]` as candidates, their texts
+        `[N, 1]` as rollouts, and `log_weights` before resampling. At the end of the chain `choice` is the index of
+        the chosen particle's ancestor. If all particles die, the choice is uniform and the chain is invalid.
 
     Raises
     ------
@@ -168,23 +166,22 @@ def particle_filter(reward: Scoring | Reward, *, particles: int, lam: float, thr
 def lookahead(reward: Scoring | Reward, *, particles: int, rollouts: int, lam: float, threshold: float = 0.5) -> StepFn:
     """Look-ahead sequential Monte Carlo: a particle's potential is its estimated energy Ê, of K rollouts.
 
-    Its weight is multiplied by Ê_new / Ê_parent, with Ê_root = 1; the energy of a particle that has ended is exact,
-    exp(r/λ), and asked for once. Rewards are those of complete texts.
+    A guide step multiplies the weight by Ê_new / Ê_parent, with Ê_root = 1. The energy of a complete text is exact,
+    exp(r/λ), and computed once. Rewards are of complete texts.
 
     For a finite fixed reward it is proper at any N and K: E[Ẑ f(chosen)] = E_ref[exp(r(x)/λ) f(x)], with Ẑ as in
-    `log_normaliser`. Proof: let z_i = (x_i, u_i) be a particle's text after guide step i and its K rollouts, auxiliary
-    variables drawn from p_ref(. | x_i). Under p_ref the z_i are a Markov chain whose texts have the law p_ref, whatever
-    the u_i are. The factor Ê_i / Ê_{i-1} is a function of (z_{i-1}, z_i), so this is plain sequential Monte Carlo on
-    the extended space; that it does not estimate E(x_i) / E(x_{i-1}) without bias is of no account, because along any
-    path the factors multiply to the last Ê, exp(r(x)/λ). Resampling gives a particle of weight w on average
-    N w / Σ w copies of weight Σ w / N, so given the past Σ w φ(z) is the same on average after it as before, for any
-    φ, whether or not the past decides when to resample; and choosing in proportion to w, times Ẑ = Σ w / N, is
-    Σ w f / N on average. (Del Moral, Feynman-Kac Formulae, 2004, chapter 7; Andrieu, Doucet and Holenstein, 2010.)
+    `log_normaliser`. Proof: let z_i = (x_i, u_i) be a particle's text after guide step i and its K rollouts from
+    p_ref(. | x_i), as auxiliary variables. Under p_ref the z_i are a Markov chain whose texts have the law p_ref,
+    for any u_i. The factor Ê_i / Ê_{i-1} is a function of (z_{i-1}, z_i), so the method is plain sequential Monte Carlo
+    on the extended space. The factor may be a biased estimate of E(x_i) / E(x_{i-1}): along any path the factors
+    multiply to the last Ê, exp(r(x)/λ). Resampling gives a particle of weight w on average N w / Σ w copies of weight
+    Σ w / N, so given the past it preserves Σ w φ(z) on average for any φ, also where the past decides when to resample.
+    A choice in proportion to w, times Ẑ = Σ w / N, is Σ w f / N on average. (Del Moral, Feynman-Kac Formulae, 2004,
+    chapter 7; Andrieu, Doucet and Holenstein, 2010.)
 
-    So the law of the chosen one tends to p* as N grows. With rewards of -inf it does not: a particle whose K rollouts
-    are all forbidden dies, though its text could have become an allowed one, and what that loses falls with K, not with
-    N. With self-consistency a particle that ended keeps the value it had then, and later it votes through
-    `pool="chain"` alone.
+    So the law of the chosen text tends to p* as N grows, for finite rewards. A particle whose K rollouts all have the
+    reward -inf dies, though another continuation might be allowed; this error falls with K, not with N. With
+    self-consistency a complete particle keeps its first value, and later votes through `pool="chain"` alone.
 
     Parameters
     ----------
@@ -196,7 +193,7 @@ def lookahead(reward: Scoring | Reward, *, particles: int, rollouts: int, lam: f
     Returns
     -------
     StepFn
-        As in `particle_filter`, with rollouts `[N, K]`; a particle that has ended fills its row with itself.
+        As in `particle_filter`, with rollouts `[N, K]`; a complete particle's row holds K copies of its text.
 
     Raises
     ------
@@ -223,47 +220,51 @@ def lookahead(reward: Scoring | Reward, *, particles: int, rollouts: int, lam: f
 
 
 def log_normaliser(trace: Sequence[Step]) -> float:
-    """log Ẑ of a chain of `particle_filter` or `lookahead` that has ended: of the mean of its last weights.
+    """log Ẑ of a complete chain of `particle_filter` or `lookahead`: the log of the mean of the last weights.
 
-    For a fixed reward E[Ẑ] = E_ref[exp(r/λ)], so Σ Ẑ f / Σ Ẑ over independent chains estimates E_p*[f], as
-    `ets.weights.log_run_weight` does for guided sampling (not for these, whose weights are multiplied up already). Of
-    an earlier step it estimates the mean of that step's potentials. -inf where all particles died.
+    For a fixed reward E[Ẑ] = E_ref[exp(r/λ)], so Σ Ẑ f / Σ Ẑ over independent chains estimates E_p*[f].
+    `ets.weights.log_run_weight` computes the same for guided sampling, whose weights are not cumulative. For a shorter
+    trace the value estimates the mean of the last step's potentials. It is -inf where all particles died.
     """
     return float(log_mean_exp(trace[-1].log_weights, axis=0))
 
 
 def systematic(log_weights: Floats, number: float) -> list[int]:
-    """Parents `[N]` by one uniform number: each has N · its share of the weights copies on average, up to rounding."""
+    """Parents `[N]` by one uniform number: a particle with the weight w gets N w / Σ w copies on average."""
     shares = normalised(log_weights)
     return [pick(shares, (number + n) / len(shares)) for n in range(len(shares))]
 
 
 def _sequential(potential: Potential, particles: int, threshold: float) -> StepFn:
-    """The step that moves a population, weighs it by a potential, and resamples it or chooses one."""
+    """The step function that moves, weighs and resamples populations, and chooses a particle at the end."""
     require_counts(particles=particles)
-    _require_share(threshold=threshold)
+    number = isinstance(threshold, int | float | np.number) and not isinstance(threshold, bool)
+    if not (number and 0 <= threshold <= 1):
+        raise InputError(f"threshold is {threshold!r}; it must be a number from 0 to 1")
 
     def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
         require_unweighed(policy)
         require_variety(policy, particles)
         populations = [_population(chain, particles) for chain in chains]
+        # move: x_i ~ p_ref(. | x_{i-1}) for every unfinished particle, [B, N]
         moves = _move(policy, chains, populations)
-        populations = [_moved(*row) for row in zip(populations, moves, strict=True)]
+        populations = [
+            Population(tuple(p.moved(n, row.get(n)) for n, p in enumerate(population.particles)))
+            for population, row in zip(populations, moves, strict=True)
+        ]
+        # weigh: w_i = w_{i-1} · potential(x_i) / potential(x_{i-1})
         judged = potential(policy, chains, populations, moves)
+        populations = [
+            Population(tuple(p.judged(*j.rows[n]) if n in j.rows else p for n, p in enumerate(population.particles)))
+            for population, j in zip(populations, judged, strict=True)
+        ]
+        # resample, or choose at the end
         costs = [Cost.total([*(d.cost for d in m.values()), j.cost]) for m, j in zip(moves, judged, strict=True)]
-        populations = [_weighed(population, j.rows) for population, j in zip(populations, judged, strict=True)]
         numbers = uniform(row_keys(chains, Purpose.CHOICE, 2)).tolist()
         rows = zip(chains, populations, costs, numbers, strict=True)
         return [_advanced(*row, threshold) for row in rows]
 
     return step
-
-
-def _require_share(**values: float) -> None:
-    for name, value in values.items():
-        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        if not (number and 0 <= value <= 1):
-            raise InputError(f"{name} is {value!r}; it must be a number from 0 to 1")
 
 
 def _population(chain: Chain, particles: int) -> Population:
@@ -282,7 +283,7 @@ def _move(policy: Policy, chains: Sequence[Chain], populations: Sequence[Populat
 def _draw(
     method: Callable[[Sequence[State], Keys], list[Draw]], states: Sequence[Mapping[int, State]], keys: Keys
 ) -> list[dict[int, list[Draw]]]:
-    """Draws from each chain's states, with keys `[B, N, copies]`, all in one call."""
+    """Draws from every chain's states in one call, by keys `[B, N, copies]`."""
     places = [(b, n) for b, row in enumerate(states) for n in row]
     if not places:
         return [{} for _ in states]
@@ -291,21 +292,13 @@ def _draw(
     return [{n: list(islice(draws, keys.shape[-1])) for n in row} for row in states]
 
 
-def _moved(population: Population, moves: Moves) -> Population:
-    return Population(tuple(p.moved(n, moves.get(n)) for n, p in enumerate(population.particles)))
-
-
 def _judge(reward: Reward, lam: float, chain: Chain, texts: Mapping[int, tuple[Text, ...]]) -> Judged:
     log_rewards, cost = score(reward, lam, chain, list(texts.values()))
     return Judged(dict(zip(texts, zip(texts.values(), log_rewards, strict=True), strict=True)), cost)
 
 
-def _weighed(population: Population, rows: Mapping[int, tuple[tuple[Text, ...], Floats]]) -> Population:
-    return Population(tuple(p.judged(*rows[n]) if n in rows else p for n, p in enumerate(population.particles)))
-
-
 def _advanced(chain: Chain, population: Population, cost: Cost, numbers: Sequence[float], threshold: float) -> Chain:
-    """The chain one guide step further: by two uniform numbers, resampled and, once all have ended, chosen from."""
+    """The chain after the step: resampled by the first uniform number, at the end chosen by the second."""
     particles, log_weights = population.particles, population.log_weights
     candidates, rollouts = tuple(p.text for p in particles), tuple(p.rollouts for p in particles)
     log_rewards = np.array([p.log_rewards for p in particles])
@@ -320,11 +313,7 @@ def _advanced(chain: Chain, population: Population, cost: Cost, numbers: Sequenc
 
 
 def _resampled(population: Population, number: float, threshold: float) -> Population:
-    """The population itself, or if few of its weights count, copies of its particles with the mean weight.
-
-    A copy keeps its parent's state, so their work is shared, and its parent's potential, which its next one is divided
-    by.
-    """
+    """Systematic resampling below the threshold; a copy keeps its parent's state and potential."""
     log_weights = population.log_weights
     if effective_sample_size(log_weights) >= threshold * len(log_weights):
         return population

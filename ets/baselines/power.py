@@ -16,44 +16,43 @@ from ets.types import Chain, Cost, Floats, Keys, Policy, State, Step, StepFn, Te
 def power_sampling(*, alpha: float, moves: int) -> StepFn:
     """Draw from p_ref^α, normalised over complete texts, by Metropolis-Hastings moves.
 
-    It is p* for the reward log p_ref and λ = 1/(α - 1), so `one_step(likelihood(), lam=1 / (alpha - 1))` has the same
-    target. Every guide step draws one more block from p_ref and then makes `moves` moves on the text x so far, which
-    has n guide steps. A move chooses one of the n boundaries before x's end, j, evenly, and draws what comes after it
-    again from p_ref, which makes x' with n' guide steps. By way of each j, x goes to x' with probability
-    (1/n) p_ref(x' | x_j) A, x_j being what they share, so detailed balance on p_ref^α holds with
+    p_ref^α is p* for the reward log p_ref and λ = 1/(α - 1), the target of `one_step(likelihood(), lam=1 / (α - 1))`.
+    Every guide step draws one more block from p_ref and then makes `moves` moves on the text x so far, of n guide
+    steps. A move chooses a boundary j < n of x uniformly and redraws the text after x_j from p_ref, which gives x' with
+    n' guide steps. By way of each j, x goes to x' with probability (1/n) p_ref(x' | x_j) A, so detailed balance on
+    p_ref^α holds with
 
         A(x, x') = min(1, p_ref(x')^α p_ref(x | x_j) n / (p_ref(x)^α p_ref(x' | x_j) n'))
                  = min(1, [p_ref(x') / p_ref(x)]^(α - 1) · n / n'),
 
-    because p_ref(x) = p_ref(x_j) p_ref(x | x_j): the ratio of whole texts is that of what was drawn again.
+    because p_ref(x) = p_ref(x_j) p_ref(x | x_j).
 
-    While x is open, a move stops at the boundary that x has reached, and its target is p_ref^α over the texts that are
-    open there: one that ends before is not accepted. These stages only find a good text to begin with. As soon as a
-    block ends x, the step makes its moves to the very end of the text, on p_ref^α over complete texts, and the chain is
-    done. So the last moves leave p_ref^α as it is, whatever the lengths, and from any beginning the law tends to it as
-    `moves` grows. (Stages of open and complete texts together would be left by texts that have ended and not by the
-    others.) At α = 1 the law is p_ref with any number of moves.
+    While x is open, a move stops at the boundary n, and its target is p_ref^α over the texts that are open there: a
+    shorter complete text is not accepted. These stages only find a good first text. As soon as a block completes x, the
+    step makes its moves over complete texts, on p_ref^α, and ends the chain. So the last moves leave p_ref^α invariant,
+    for texts of any lengths, and the law tends to p_ref^α as `moves` grows. At α = 1 the law is p_ref with any number
+    of moves.
 
-    The paper draws again from any token on, and from the model at temperature 1/α; here it is from guide boundaries on,
-    and from p_ref itself, as every policy can, at the price of more rejections after long redraws. For masked diffusion
-    p_ref is the law of paths: what is powered is the probability of the tokens and of the order in which they were
-    revealed, not that of a text.
+    The paper redraws from any token on, from the model at temperature 1/α. This function redraws from guide boundaries
+    on, from p_ref itself, which every policy can do, at the price of more rejections after long redraws. For masked
+    diffusion p_ref is the law of paths: the power applies to the probability of the tokens and of their order of
+    revelation, not to the probability of a text.
 
-    In the trace a step's candidates are the text that the moves began with and those they proposed, `[1 + moves]`;
-    `log_rewards` are (α - 1) log p_ref, and `log_weights` the log-probabilities of being accepted (see
-    `acceptance_rate`), no energies. A chain keeps its states at all boundaries until it is done.
+    A step's candidates `[1 + moves]` in the trace are the first text and the proposals of the moves. `log_rewards` are
+    (α - 1) log p_ref. `log_weights` are the log-probabilities of acceptance (see `acceptance_rate`), no energies. A
+    chain keeps the states at all boundaries until its end.
 
     Parameters
     ----------
     alpha : float
         α > 0; above 1 it sharpens p_ref.
     moves : int
-        At each guide step, at least 1. Where all texts have I guide steps, 1 + moves (I + 3) / 4 texts' worth is drawn.
+        Per guide step, at least 1. For texts of I guide steps the draws cost as much as 1 + moves (I + 3) / 4 texts.
 
     Raises
     ------
     InputError
-        For values out of range, and for a policy that always draws the same.
+        For values out of range, and for a deterministic policy.
     """
     require_positive(alpha=alpha)
     require_counts(moves=moves)
@@ -73,13 +72,13 @@ def power_sampling(*, alpha: float, moves: int) -> StepFn:
 
 
 def acceptance_rate(trace: Sequence[Step]) -> float:
-    """The share of a power-sampling chain's moves that is accepted, in expectation: the mean of their probabilities."""
+    """The expected share of accepted moves in a chain: the mean of their acceptance probabilities."""
     return float(np.mean([np.exp(step.log_weights[1:]) for step in trace]))
 
 
 @dataclass(frozen=True)
 class Path:
-    """A generation on its way with all its guide boundaries, the empty one first: `[n + 1]` states and their texts."""
+    """A generation with the states `[n + 1]` and texts at all guide boundaries, from the empty text on."""
 
     states: tuple[State, ...]
     texts: tuple[Text, ...]
@@ -94,12 +93,11 @@ class Path:
 
     @property
     def done(self) -> bool:
-        """Never: a chain that is done has a policy's state."""
+        """False: a complete chain holds the policy's state instead."""
         return False
 
     @property
     def ended(self) -> bool:
-        """Whether the text is complete."""
         return self.states[-1].done
 
     @property
@@ -108,12 +106,12 @@ class Path:
         return len(self.states) - 1
 
     def cut(self, boundary: int) -> Path:
-        """The path up to a boundary, 0 the empty generation."""
+        """The path up to a boundary; 0 is the empty text."""
         return Path(self.states[: boundary + 1], self.texts[: boundary + 1])
 
 
 def as_path(state: State) -> Path:
-    """What a chain carries as a path; a policy's start state is one without guide steps."""
+    """The state of a chain as a path; a policy's start state is a path without guide steps."""
     return state if isinstance(state, Path) else Path((state,), (Text(state.tokens, state.text, 0.0, state.done),))
 
 
@@ -134,7 +132,7 @@ class _Walk:
         self.texts, self.log_acceptances, self.choice = [path.texts[-1]], [0.0], 0
 
     def judge(self, proposed: Path, costs: Sequence[Cost], number: float, alpha: float) -> None:
-        """Go on from a proposed path if a uniform number is below its probability of being accepted."""
+        """Accept the proposed path if a uniform number is below its acceptance probability."""
         log_accepted = log_acceptance(self.path, proposed, alpha)
         self.texts.append(proposed.texts[-1])
         self.log_acceptances.append(log_accepted)
@@ -151,7 +149,7 @@ class _Walk:
 
 
 def _move(policy: Policy, walks: Sequence[_Walk], keys: Keys, numbers: Floats, alpha: float) -> None:
-    """One move of every chain, with its key and two uniforms `[B, 2]`: where to cut, and whether to accept."""
+    """One move of every chain, by keys `[B]` and uniform numbers `[B, 2]` for the boundary and the acceptance."""
     cuts = [walk.path.cut(int(where * walk.path.steps)) for walk, where in zip(walks, numbers[:, 0], strict=True)]
     redrawn = _drawn_on(policy, cuts, [walk.limit for walk in walks], keys)
     for walk, (proposed, costs), number in zip(walks, redrawn, numbers[:, 1].tolist(), strict=True):
@@ -161,7 +159,7 @@ def _move(policy: Policy, walks: Sequence[_Walk], keys: Keys, numbers: Floats, a
 def _drawn_on(
     policy: Policy, paths: Sequence[Path], limits: Sequence[float], keys: Keys
 ) -> list[tuple[Path, list[Cost]]]:
-    """Paths drawn on until they end or have as many guide steps as their limits; one call for a block of each."""
+    """Extend paths until they are complete or have `limits` guide steps; one call draws a block of each path."""
     grown, costs = list(paths), list[list[Cost]]([] for _ in paths)
     while rows := [n for n, path in enumerate(grown) if not path.ended and path.steps < limits[n]]:
         begun = [grown[n] for n in rows]

@@ -1,4 +1,4 @@
-"""Kernels that keep what they have chosen: the optimal law, once reached, is never left again."""
+"""Step functions that retain the chosen text: each step after the first leaves p* invariant."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from ets.types import Chain, Cost, Draw, Floats, Keys, Policy, Reward, State, St
 from ets.weights import log_mean_exp, normalised
 
 Path: TypeAlias = tuple[Draw, ...]
-"""A rollout: its draws at each guide boundary after the state it began from. Empty if that one was complete."""
+"""A rollout: the draws at the guide boundaries after its first state; empty if that state is complete."""
 
 
 @dataclass(frozen=True, eq=False)
 class RetainedState:
-    """x_s, and the rollouts from it that the next guide step begins with: the retained one, then its siblings."""
+    """x_s and the rollouts from x_s for the next guide step: the retained rollout, then its siblings."""
 
     state: State
     rollouts: tuple[Path, ...] = ()
@@ -52,37 +52,37 @@ class RetainedState:
 
 
 def retained_rollouts(reward: Scoring | Reward, *, candidates: int, rollouts: int, lam: float) -> StepFn:
-    """Guided sampling that keeps the chosen rollout: conditional SMC towards p* ∝ p_ref · exp(r/λ).
+    """Guided sampling that retains the chosen rollout: conditional SMC towards p* ∝ p_ref · exp(r/λ).
 
-    The first guide step draws what `ets.kernel.energy_guided` would, but chooses a (candidate, rollout) pair in
-    proportion to exp(r_mk / λ); a complete candidate stands for K equal cells. The chosen rollout is retained. The M
-    candidates of the next step are its own next block, those of its K - 1 siblings (the chosen candidate's other
-    rollouts, already paid for), and M - K fresh ones (if K > M, those of M - 1 siblings and none); a rollout
-    whose block became a candidate is one of that candidate's K, the others are fresh. Then a pair is chosen again.
+    The first guide step draws M·K rollouts as `ets.kernel.energy_guided` does, and chooses a (candidate, rollout) pair
+    in proportion to exp(r_mk / λ); a complete candidate fills K equal cells. The step retains the chosen rollout and
+    its siblings, the other K - 1 rollouts of the chosen candidate. The M candidates of the next step are the next
+    blocks of the retained rollout and of its siblings, then M - K fresh blocks (if K > M: of M - 1 siblings, and no
+    fresh block). A retained rollout is one of its candidate's K rollouts; the others are fresh. Then the step chooses
+    a pair again.
 
-    Why every step after the first leaves p* invariant, at any M and K: let x_0 ~ p*(. | x_t) be retained and its
-    siblings be i.i.d. p_ref(. | x_t). Then the step's M·K rollouts have the density of M fresh candidates with K fresh
-    rollouts each, times exp(r/λ) at the retained one, over a constant; candidates and rollouts are exchangeable, so
-    the retained one might stand in any cell. Given all of them, its cell has probability proportional to exp(r_mk / λ),
-    and choosing it anew is a Gibbs step. The new x_0 again follows p*(. | x_t), and the other rollouts of its
-    candidate x_s, which chose nothing but by their own weights, are again i.i.d. p_ref(. | x_s). (The extended target
-    of particle Gibbs: Andrieu, Doucet and Holenstein, 2010; of iterated sampling-importance-resampling: Andrieu, Lee
-    and Vihola, 2018.) An invariant step never increases the total variation to its target, so the error is that of the
-    first step, of order 1/M, and does not add up over steps.
+    Every step after the first leaves p* invariant, at any M and K. Proof: let x_0 ~ p*(. | x_t) be retained and its
+    siblings i.i.d. p_ref(. | x_t). The step's M·K rollouts have the density of M fresh candidates with K fresh rollouts
+    each, times exp(r/λ) at the retained rollout, over a constant. Candidates and rollouts are exchangeable, so any cell
+    may hold the retained rollout: given all rollouts, its cell has probability proportional to exp(r_mk / λ), and the
+    new choice is a Gibbs step. The new x_0 again follows p*(. | x_t). The siblings entered the choice by their weights
+    alone, so they are again i.i.d. p_ref(. | x_s). (The extended target of particle Gibbs: Andrieu, Doucet and
+    Holenstein, 2010; of iterated sampling-importance-resampling: Andrieu, Lee and Vihola, 2018.) An invariant step
+    never increases the total variation to its target, so the error is of order 1/M, from the first step alone.
 
-    For self-consistency there is no p*; a rollout that is kept is scored again, but votes in the pool of a chain once.
+    For self-consistency there is no p*; a retained rollout votes once in the pool of a chain.
 
-    Rollouts are drawn guide step by guide step (`extend`), which is charged as candidate positions; the states at all
-    their boundaries live until the choice, those of the retained one and its siblings until the next. Nothing is drawn
-    twice, but the reward is asked about kept rollouts again, together with the new ones. `Step.rollout` is the rollout
-    that was chosen. `ets.weights.log_run_weight` does not apply.
+    `extend` draws the rollouts block by block, and `Cost` counts them as candidate positions. The states at all
+    boundaries live until the choice, and for the retained rollouts until the next choice. The reward scores retained
+    rollouts again, together with the new rollouts. `Step.rollout` is the index of the chosen rollout.
+    `ets.weights.log_run_weight` does not apply.
 
     Parameters
     ----------
     reward : callable
         r, as in `ets.kernel.energy_guided`.
     candidates, rollouts : int
-        M and K, at least 1. With M = K = 1: plain sampling.
+        M and K, at least 1. M = K = 1 is plain sampling.
     lam : float
         λ > 0, in units of the reward.
 
@@ -108,7 +108,7 @@ def retained_rollouts(reward: Scoring | Reward, *, candidates: int, rollouts: in
 
 
 def _candidates(policy: Policy, keys: Keys, begun: Sequence[RetainedState]) -> list[list[Draw]]:
-    """`[B, M]`, by keys `[B, M]`: the next blocks of the rollouts that were kept, then fresh ones."""
+    """`[B, M]`, by keys `[B, M]`: the next blocks of the retained rollouts, then fresh blocks."""
     known = [[path[0] for path in state.rollouts] for state in begun]
     rows = [(b, m) for b, row in enumerate(known) for m in range(len(row), keys.shape[1])]
     if not rows:
@@ -120,7 +120,7 @@ def _candidates(policy: Policy, keys: Keys, begun: Sequence[RetainedState]) -> l
 def _completions(
     policy: Policy, keys: Keys, begun: Sequence[RetainedState], drawn: Sequence[Sequence[Draw]]
 ) -> list[list[list[Path]]]:
-    """`[B, M, K]`, by keys `[B, M, K]`: a kept rollout first, where the candidate is its block, then fresh ones."""
+    """`[B, M, K]`, by keys `[B, M, K]`: the rest of a retained rollout in its candidate's row, then fresh rollouts."""
     kept = [dict(enumerate(path[1:] for path in state.rollouts)) for state in begun]
     cells = [
         (b, m, k)
@@ -139,9 +139,9 @@ def _completions(
 
 
 def draw_paths(policy: Policy, states: Sequence[State], keys: Keys) -> list[Path]:
-    """x_0 ~ p_ref(. | x_s) for each row, with the states at all guide boundaries; in law, `Policy.finish`.
+    """x_0 ~ p_ref(. | x_s) for each row, with the states at all guide boundaries; the law of `Policy.finish`.
 
-    A row's key serves all of its guide steps: it is absorbed with the position of each number drawn.
+    A row uses one key for all guide steps, since every random number depends on the key and the token position.
     """
     paths: list[Path] = [()] * len(states)
     rows = list(range(len(states)))
@@ -162,7 +162,7 @@ def _retain(
     reward: Reward,
     lam: float,
 ) -> Chain:
-    """Choose a pair by a uniform number, and keep its candidate's rollouts, the chosen one first."""
+    """Choose a pair by a uniform number, and retain the rollouts of its candidate, the chosen rollout first."""
     texts = tuple(
         tuple((path[-1] if path else draw).text for path in row) for draw, row in zip(drawn, paths, strict=True)
     )
@@ -170,8 +170,8 @@ def _retain(
     m, k = choose_pair(log_rewards, number)
     state, row = drawn[m].state, paths[m]
     if not state.done:
-        # Siblings in turn from the chosen one on: by their cells, what was retained before would always come first,
-        # and where K > M leaves some out, those that stay would be no fair sample of them.
+        # Siblings in cyclic order from k on: in the order of cells the last retained rollout would always come first,
+        # and for K > M the M - 1 siblings that stay would not be exchangeable.
         state = RetainedState(state, (*row[k:], *row[:k])[: len(drawn)])
     cost = Cost.total([*_fresh_costs(begun, drawn, paths), reward_cost])
     candidates, log_weights = tuple(draw.text for draw in drawn), log_mean_exp(log_rewards, axis=1)
@@ -179,29 +179,29 @@ def _retain(
 
 
 def _fresh_costs(begun: RetainedState, drawn: Sequence[Draw], paths: Sequence[Sequence[Path]]) -> list[Cost]:
-    """Of what this step drew: what was kept has been paid for."""
+    """The costs of the new draws; earlier steps have counted the retained draws."""
     paid = {id(draw) for path in begun.rollouts for draw in path}
     held = {id(draw): draw for row in ([drawn], *paths) for path in row for draw in path}
     return [draw.cost for name, draw in held.items() if name not in paid]
 
 
 def iterated_sir(reward: Scoring | Reward, *, samples: int, iterations: int, lam: float) -> StepFn:
-    """Iterated sampling-importance-resampling towards p* ∝ p_ref · exp(r/λ): nothing is frozen but the text kept.
+    """Iterated sampling-importance-resampling towards p* ∝ p_ref · exp(r/λ).
 
-    Of N complete texts one is chosen in proportion to exp(r/λ); then, at each further iteration, one of it and N - 1
-    fresh ones. With one iteration: `ets.baselines.one_step`. Each iteration leaves p* invariant (Andrieu, Lee and
-    Vihola, 2018), and with w̄ the largest exp(r/λ) over its mean under p_ref, a text y follows any kept x with
-    probability at least (N - 1) p_ref(y) w_y E[1 / (w_x + w_y + Σ_{N-2} w)] ≥ δ p*(y), δ = (N - 1) / (2 w̄ + N - 2)
-    (by Jensen's inequality): the total variation to p* falls at least by the factor 1 - δ.
+    The first iteration chooses a text in proportion to exp(r/λ) among N complete texts. Each further iteration chooses
+    among the current text and N - 1 fresh texts. One iteration is `ets.baselines.one_step`. Each iteration leaves p*
+    invariant (Andrieu, Lee and Vihola, 2018). With w̄ the largest exp(r/λ) over its mean under p_ref, a text y follows
+    any current x with probability at least (N - 1) p_ref(y) w_y E[1 / (w_x + w_y + Σ_{N-2} w)] ≥ δ p*(y), with
+    δ = (N - 1) / (2 w̄ + N - 2) by Jensen's inequality: the total variation to p* falls at least by the factor 1 - δ.
 
-    No draw depends on what is kept, so all N + (iterations - 1)(N - 1) texts are drawn in one batch, and the chain ends
-    in one step. The law of the text kept last is computed given all texts, and one number chooses by it: it is what
-    `Step.log_weights` holds, r/λ being in `Step.log_rewards`. `ets.weights.log_run_weight` does not apply.
+    No draw depends on the current text, so the step draws all N + (iterations - 1)(N - 1) texts in one batch and ends
+    the chain. It computes the law of the last choice given all texts, and one uniform number chooses by this law.
+    `Step.log_weights` holds the law, `Step.log_rewards` r/λ. `ets.weights.log_run_weight` does not apply.
 
     Parameters
     ----------
     reward : callable
-        r, as in `ets.kernel.energy_guided`. It sees the texts of all iterations at once.
+        r, as in `ets.kernel.energy_guided`. One call scores the texts of all iterations.
     samples, iterations : int
         N and the number of choices, at least 1.
     lam : float
@@ -236,7 +236,7 @@ def iterated_sir(reward: Scoring | Reward, *, samples: int, iterations: int, lam
 
 
 def log_law_of_last(log_weights: Floats, samples: int) -> Floats:
-    """log of the probability that each text is kept last, given all texts in the order in which iterations meet them.
+    """The log-probability of each text as the last choice, given all texts in the order of the iterations.
 
     Parameters
     ----------
@@ -248,7 +248,7 @@ def log_law_of_last(log_weights: Floats, samples: int) -> Floats:
     Returns
     -------
     array
-        Of the same shape; -inf throughout, where every weight is zero.
+        Of the same shape; all -inf if every weight is zero.
     """
     if np.all(np.isneginf(log_weights)):
         return log_weights

@@ -1,30 +1,54 @@
-"""Model families that transformers does not have; importing this package registers them with its Auto classes."""
+"""Model families that transformers lacks; the import of this package registers them with its Auto classes."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
-from ets.models.family import Family
 from ets.models.llada import LLaDAConfig, LLaDAModelLM
 
 __all__ = ["MASKED_DIFFUSION", "Family", "LLaDAConfig", "LLaDAModelLM", "register"]
 
+
+@dataclass(frozen=True)
+class Family:
+    """Conventions that the checkpoints of a masked-diffusion model family share.
+
+    Parameters
+    ----------
+    mask_field : str
+        The configuration's field with the mask token's id.
+    end_tokens : tuple of str
+        Tokens that end a text, in addition to the end tokens of the configuration and the tokenizer.
+    block_length : int
+        Default block of the semi-autoregressive order.
+    shift : int
+        The logits for a position stand `shift` positions to its left: 0, or 1 for models from autoregressive models.
+    """
+
+    mask_field: str = "mask_token_id"
+    end_tokens: tuple[str, ...] = ()
+    block_length: int = 32
+    shift: int = 0
+
+
 MASKED_DIFFUSION: dict[str, Family] = {}
-"""The families that unmask, by the `model_type` of their configuration."""
+"""The masked-diffusion families, by the `model_type` of their configuration."""
 
 
 def register(config: type[PreTrainedConfig], model: type[PreTrainedModel], family: Family) -> None:
-    """Make a masked-diffusion family known, here and to transformers' Auto classes.
+    """Register a masked-diffusion family here and with transformers' Auto classes.
 
     Parameters
     ----------
     config : type
-        With a `model_type` of its own, and the mask token's id in the field that the family names.
+        With a distinct `model_type`, and the mask token's id in `family.mask_field`.
     model : type
-        `model.base_model(ids, mask)` gives `last_hidden_state` `[rows, length, width]`, for a mask `[rows, length]`
-        that is 0 at padding on the left, or None; every position sees all others. `get_output_embeddings()` is the
-        head, linear and without a bias. A cache (`ets.Caching`) also needs `position_ids` and `exchange`, as
-        `ets.models.llada` takes them.
+        `model.base_model(ids, mask)` returns `last_hidden_state` `[rows, length, width]`, for a mask `[rows, length]`
+        with 0 at padding on the left, or None; every position attends to all others. `get_output_embeddings()` is the
+        head, linear without a bias. A cache (`ets.Caching`) also needs `position_ids` and `exchange`, as in
+        `ets.models.llada`.
     family : Family
     """
     MASKED_DIFFUSION[config.model_type] = family

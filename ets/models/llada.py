@@ -1,8 +1,8 @@
 """LLaDA (Nie et al., arXiv 2502.09992) as a transformers model, compatible with the published checkpoints.
 
-It is a Llama decoder without the causal mask: rotary positions and norms in float32, SwiGLU, no biases. The names of
-parameters and of configuration fields are the publishers', so nothing is converted and no remote code is run. Whatever
-calls it unmasks: the logits at a position are for the token at that position.
+LLaDA is a Llama decoder without the causal mask: rotary positions and norms in float32, SwiGLU, no biases. Parameters
+and configuration fields have the publishers' names, so checkpoints load without conversion and without remote code.
+The logits at a position are for the token at that position.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attenti
 
 from ets.types import InputError
 
-# Variants that the publishers' configuration could name and that no published checkpoint has.
+# Fields of the publishers' configuration, with the value of every published checkpoint.
 _FIXED = {
     "activation_type": "silu", "block_type": "llama", "block_group_size": 1, "alibi": False, "rope": True,
     "attention_layer_norm": False, "layer_norm_type": "rms", "include_bias": False, "include_qkv_bias": False,
@@ -32,7 +32,7 @@ _FIXED = {
 
 
 class LLaDAConfig(PreTrainedConfig):
-    """The publishers' configuration fields; transformers' standard names for them work too.
+    """The publishers' configuration fields, also under transformers' standard names.
 
     Raises
     ------
@@ -67,7 +67,7 @@ class LLaDAConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs: Any) -> None:
-        super().__post_init__(**kwargs)  # first: it also sets the fields that came under transformers' names
+        super().__post_init__(**kwargs)  # first: also sets fields by transformers' names
         self.n_kv_heads = self.n_kv_heads or self.n_heads
         for name, value in _FIXED.items():
             if (given := getattr(self, name, value)) is not None and given != value:
@@ -78,14 +78,14 @@ Turns: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines `[rows, 1, length, head]` of the positions' angles."""
 
 Exchange: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""`(layer, keys, values)` `[rows, heads, length, head]`, the keys turned, to those that the layer's queries look at.
+"""`(layer, keys, values)` `[rows, heads, length, head]` with rotated keys, to the keys and values of the attention.
 
-It may keep them, and give back more than it got: this is how a cache takes part.
+A cache stores its arguments and returns cached columns too.
 """
 
 
 class _Block(nn.Module):
-    """Attention and MLP, each after a norm and around a residual."""
+    """Attention and MLP, each with a norm before and a residual around."""
 
     def __init__(self, config: LLaDAConfig, layer_idx: int) -> None:
         super().__init__()
@@ -132,17 +132,17 @@ class _Block(nn.Module):
 
 
 def rotated(vectors: torch.Tensor, turns: Turns) -> torch.Tensor:
-    """Queries or keys `[rows, heads, length, head]` turned by their positions' angles, in float32 or wider."""
+    """Queries or keys `[rows, heads, length, head]`, rotated by their positions' angles in float32 or wider."""
     cos, sin = turns
     wide = vectors.to(cos.dtype)
     return (wide * cos + rotate_half(wide) * sin).to(vectors.dtype)
 
 
 class LLaDAModel(nn.Module):
-    """Everything but the head.
+    """The decoder without the head.
 
-    With an `exchange`, `input_ids` may be a part of the sequences: `position_ids` then say where it stands, and
-    `attention_mask` `[rows, columns]`, needed where rows are padded, is of the keys that the exchange gives back.
+    With an `exchange`, `input_ids` may be a part of the sequences: `position_ids` then hold the positions of the part,
+    and `attention_mask` `[rows, columns]`, required for padded rows, covers the keys that the exchange returns.
     """
 
     def __init__(self, config: LLaDAConfig) -> None:
@@ -177,7 +177,7 @@ class LLaDAModel(nn.Module):
         return BaseModelOutput(last_hidden_state=self.transformer["ln_f"](hidden))
 
     def _angles(self, position_ids: torch.Tensor) -> torch.Tensor:
-        """`[rows, length, head]`: position times frequency, both halves of a head alike; float32 in every dtype."""
+        """`[rows, length, head]`: position times frequency, equal in both halves of a head; always float32."""
         width = self.config.d_model // self.config.n_heads
         exponents = torch.arange(0, width, 2, device=position_ids.device).float() / width
         angles = position_ids[..., None].float() * (1.0 / self.config.rope_theta**exponents)
@@ -185,18 +185,14 @@ class LLaDAModel(nn.Module):
 
 
 def _positions(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """Position ids that count a row's real tokens only, so that padding on the left shifts nothing."""
+    """Position ids that count a row's tokens from the first token after the padding."""
     if attention_mask is None:
         return torch.arange(input_ids.shape[1], device=input_ids.device)[None]
     return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 class LLaDAModelLM(PreTrainedModel):
-    """LLaDA with its head, under the publishers' name.
-
-    `forward` takes `input_ids` `[rows, length]`, masks among them, and returns logits `[rows, length, V]` of the
-    tokens at those positions.
-    """
+    """LLaDA with its head, under the publishers' name."""
 
     config_class = LLaDAConfig
     base_model_prefix = "model"
@@ -225,20 +221,20 @@ class LLaDAModelLM(PreTrainedModel):
         logits_at: torch.Tensor | None = None,
         **options: Any,
     ) -> MaskedLMOutput:
-        """Logits of the tokens at all positions, or at requested ones.
+        """Logits `[rows, length, V]` of the tokens at all positions.
 
         Parameters
         ----------
         input_ids : tensor
-            `[rows, length]`.
+            `[rows, length]`, with mask tokens.
         attention_mask : tensor, optional
-            `[rows, length]`, 0 at padding, which stands on the left; positions are counted from the first real token.
+            `[rows, length]`, 0 at padding, which is on the left.
         position_ids : tensor, optional
-            `[rows, length]`, instead of the counted ones.
+            `[rows, length]`; by default counted from the first token after the padding.
         logits_at : tensor, optional
-            Booleans `[rows, length]`: compute logits there only, and return them as `[N, V]`, row by row.
+            Booleans `[rows, length]`: return logits `[N, V]` of these positions only, row by row.
         """
         hidden = self.model(input_ids, attention_mask, position_ids, **options).last_hidden_state
         if logits_at is not None:
-            hidden = hidden[logits_at.to(hidden.device)]  # the last layer's, where the model is spread over several
+            hidden = hidden[logits_at.to(hidden.device)]  # layers may be on different devices
         return MaskedLMOutput(logits=self.model.transformer["ff_out"](hidden))

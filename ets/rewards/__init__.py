@@ -1,13 +1,11 @@
-"""Rewards: what the sampler is steered towards. Any `ets.types.Reward` will do; these are ready-made."""
+"""Ready-made rewards; every function of the type `ets.types.Reward` is a reward."""
 
-from ets.rewards.certainty import entropy, self_certainty
-from ets.rewards.code import code_verifier
 from ets.rewards.combining import Guarded, cached, guarded, weighted_sum
 from ets.rewards.lifting import Extract, TextReward, as_extract, remembering
-from ets.rewards.likelihood import likelihood
+from ets.rewards.likelihood import entropy, likelihood, self_certainty
 from ets.rewards.reward_model import reward_model
 from ets.rewards.self_consistency import agreement_share, majority, voters, votes, winner
-from ets.rewards.verifier import verifier
+from ets.rewards.verifier import code_verifier, verifier
 from ets.step import Scoring, as_reward, per_text
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Rewards made of rewards: weighted sums, guards against slow and failing ones, and remembered scores."""
+"""Rewards of rewards: weighted sums, guards against slow and failing calls, and caches of scores."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ T = TypeVar("T")
 def weighted_sum(*terms: tuple[float, Scoring | Reward]) -> Reward:
     """The sum of weight · reward over (weight, reward) pairs.
 
-    A text that one reward forbids (-inf) stays forbidden, whatever that reward's weight is. If every part is a fixed
-    function of (problem, text), so is the sum, and the law p* ∝ p_ref · exp(r/λ) holds for it.
+    If a reward is -inf, the sum is -inf at any weight. If every reward is a fixed function of (problem, text), so is
+    the sum, and the law p* ∝ p_ref · exp(r/λ) holds.
 
     Raises
     ------
     InputError
-        For no terms, one that is no pair, or a weight that is not a finite number.
+        For no terms, a term that is no pair, or a weight that is not a finite number.
     """
     if not terms:
         raise InputError("a weighted sum of no rewards; give (weight, reward) pairs")
@@ -54,27 +54,25 @@ def weighted_sum(*terms: tuple[float, Scoring | Reward]) -> Reward:
 def guarded(
     reward: Scoring | Reward, *, seconds: float | None = None, on_error: float | Literal["raise"] = "raise"
 ) -> Guarded:
-    """A reward with a limit on each call's time, and a policy for calls that fail.
+    """A reward with a limit on each call's time, and a value for failed calls.
 
-    A call fails if it raises, exceeds its seconds, or returns anything but one usable number per rollout. With a
-    limit, each call runs in a thread of its own. A call that exceeds it is abandoned, not killed: Python cannot end a
-    thread, so it may go on using the machine, and what it changes then may meet the next call, which does not wait for
-    it. Rewards that need the main thread (limits on time by signals, as in math-verify) cannot run under a limit.
+    A call fails if it raises, exceeds the limit, or returns anything but a usable number per rollout. With a limit,
+    each call runs in a separate thread. Python cannot end a thread, so a call beyond the limit continues to use the
+    machine, and the next call starts meanwhile. Rewards that need the main thread (limits on time by signals, as in
+    math-verify) cannot run under a limit.
 
-    A value that stands in for a failed call is no fixed function of the text: the law p* then holds only as far as
-    calls do not fail. `cached(guarded(…))` is refused for the same reason; write `guarded(cached(…))`.
+    The value of a failed call is no fixed function of the text, so the law p* holds only while no call fails. For the
+    same reason `cached(guarded(…))` raises `InputError`; write `guarded(cached(…))`.
 
     Parameters
     ----------
     reward : callable
-        `(prompt, text) -> number`, or an `ets.types.Reward`. One that scores single texts is asked about all rollouts
-        of a step in one call.
+        `(prompt, text) -> number`, or an `ets.types.Reward`. A guarded call scores all rollouts of a step.
     seconds : float, optional
-        For one call; by default there is no limit.
+        Limit for a call; by default no limit.
     on_error : "raise" or float
-        Raise, so that the run ends with the error (what is finished stays in the journal); or the value of all
-        rollouts of a failed call: a finite number, or -inf to forbid them. The first failure is told in a warning, and
-        `failures` counts them.
+        "raise" ends the run with the error; the journal keeps the finished problems. A finite number or -inf is the
+        value of all rollouts of a failed call. The first failure warns, and `failures` counts all.
 
     Raises
     ------
@@ -112,16 +110,16 @@ class Guarded:
             self.failures += 1
             first = self.failures == 1
         if first:
-            said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
             warnings.warn(
-                f"the reward failed for problem {problem.id!r} ({said}); its rollouts get {self.on_error}, as those of "
-                "further calls that fail, which are counted in `failures`",
+                f"the reward failed for problem {problem.id!r} ({reason}); the rollouts of failed calls get "
+                f"{self.on_error}, and `failures` counts the calls",
                 stacklevel=2,
             )
 
 
 def _within(seconds: float, call: Callable[[], T]) -> T:
-    """The call's result, from a thread of its own; raises `TimeoutError` if it is not there in time."""
+    """The result of a call in a separate thread; raises `TimeoutError` after `seconds`."""
     found: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
 
     def work() -> None:
@@ -134,7 +132,7 @@ def _within(seconds: float, call: Callable[[], T]) -> T:
     thread.start()
     thread.join(seconds)
     if found.empty():
-        raise TimeoutError(f"the reward took longer than {seconds:g} s, and its call is abandoned")
+        raise TimeoutError(f"the reward took longer than {seconds:g} s, and the call is abandoned")
     result, error = found.get()
     if error is not None:
         raise error
@@ -142,15 +140,13 @@ def _within(seconds: float, call: Callable[[], T]) -> T:
 
 
 def cached(reward: Scoring | TextReward, *, size: int = REMEMBERED) -> TextReward:
-    """A reward that remembers its last `size` texts, least recently used ones going first.
+    """A reward with a cache of `size` scores, which drops the least recently used score first.
 
-    Only for deterministic rewards of single texts: a function of (prompt, text), whose results are remembered by
-    these, or a `TextReward` (`reward_model`, `code_verifier`, `verifier`), by (problem, text). A reward that looks at
-    the other rollouts, such as self-consistency, cannot be told from one that does not, so none of three arguments is
-    accepted unless it is declared as a `TextReward`.
+    Only for deterministic rewards of single texts: a function of (prompt, text), with these as the key, or a
+    `TextReward` (`reward_model`, `code_verifier`, `verifier`), with the key (problem, text). Any other reward of three
+    arguments might compare rollouts, as self-consistency does, so it raises `InputError`.
 
-    A text that is remembered costs no call and next to no `Cost.reward_seconds`, but it is counted in `Cost.rewarded`,
-    which says what the sampler asked about.
+    A cached score costs no call and next to no `Cost.reward_seconds`, but `Cost.rewarded` counts the text.
 
     Parameters
     ----------
@@ -179,31 +175,28 @@ def cached(reward: Scoring | TextReward, *, size: int = REMEMBERED) -> TextRewar
 
 
 class _Remembered:
-    """Scores of texts, those of the last `size` known; of a text that two threads ask about at once, both calls count.
-
-    `asked` says by what, beside the text, a score is remembered.
-    """
+    """A cache of scores by (`key(problem)`, text); two threads may compute the same score at once."""
 
     def __init__(
         self,
         score_texts: Callable[[Problem, Sequence[str]], Sequence[float]],
-        asked: Callable[[Problem], Hashable],
+        key: Callable[[Problem], Hashable],
         size: int,
     ) -> None:
-        self.score_texts, self.asked, self.size = score_texts, asked, size
+        self.score_texts, self.key, self.size = score_texts, key, size
         self._known: OrderedDict[tuple[Hashable, str], float] = OrderedDict()
         self._lock = threading.Lock()
 
     def __call__(self, problem: Problem, texts: Sequence[str]) -> list[float]:
-        asked = self.asked(problem)
+        key = self.key(problem)
         with self._lock:
-            found = {text: self._known[asked, text] for text in texts if (asked, text) in self._known}
+            found = {text: self._known[key, text] for text in texts if (key, text) in self._known}
         if new := [text for text in texts if text not in found]:
             found |= dict(zip(new, self.score_texts(problem, new), strict=True))
         with self._lock:
             for text, score in found.items():
-                self._known[asked, text] = score
-                self._known.move_to_end((asked, text))
+                self._known[key, text] = score
+                self._known.move_to_end((key, text))
             while len(self._known) > self.size:
                 self._known.popitem(last=False)
         return [found[text] for text in texts]

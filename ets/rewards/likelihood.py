@@ -1,26 +1,58 @@
-"""How probable the policy finds a text: the reward of best-of-N sampling without a reward model."""
+"""Rewards without training from the policy's records of a text: log-probability, entropy and self-certainty."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from ets.types import Chain, Problem, Reward, Text
+from ets.types import Certainty, Chain, InputError, Problem, Reward, Text
 
 
 def likelihood(*, per_token: bool = False) -> Reward:
-    """The log-probability of a text given its prompt, under the distribution that was sampled.
+    """The log-probability of a text given its prompt, under the law that the policy samples.
 
-    So it is that of the tempered and truncated policy, which is the model's own at temperature 1 alone, and for masked
-    diffusion that of the path.
+    The law is the tempered and truncated law; at temperature 1 without truncation, the model's law. For masked
+    diffusion the value is the log-probability of the path.
 
     Parameters
     ----------
     per_token : bool
-        Divided by the number of tokens drawn, the end token included: without it, short texts are at an advantage. For
-        masked diffusion, by the tokens of the canvas.
+        Divide by the number of tokens, the end token included, or for masked diffusion by the tokens of the canvas.
+        The undivided value favours short texts.
     """
 
     def reward(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
         return [text.logp / (len(text.tokens) if per_token else 1) for text in rollouts]
+
+    return reward
+
+
+def entropy() -> Reward:
+    """Minus the mean entropy of the model's distributions at a text's tokens, in nats; 0 is certain.
+
+    The policy must record `ets.types.Certainty` (`certainty=True`); for a text without the record the reward raises
+    `InputError`. It is a fixed function of the text for autoregressive models, and of the path for masked diffusion.
+    """
+    return _mean(lambda certainty: -certainty.mean_entropy)
+
+
+def self_certainty() -> Reward:
+    """The mean of KL(uniform ‖ p) over a text's tokens, in nats; 0 is guessing (Kang et al., arXiv 2502.18581).
+
+    The requirements are those of `entropy`.
+    """
+    return _mean(lambda certainty: certainty.mean_self_certainty)
+
+
+def _mean(of: Callable[[Certainty], float]) -> Reward:
+    def value(problem: Problem, text: Text) -> float:
+        if text.certainty is None:
+            raise InputError(
+                f"the rollouts of problem {problem.id!r} have no recorded certainty; make the policy with "
+                "certainty=True (vLLM, servers and proposals do not record it)"
+            )
+        return of(text.certainty)
+
+    def reward(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
+        return [value(problem, text) for text in rollouts]
 
     return reward

@@ -1,4 +1,4 @@
-"""Rewards by name: the one registry that every front door reads. A new reward is a function and one line here."""
+"""The registry of rewards by name. A new reward is a function and a line in this module."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ from functools import partial
 from typing import Any, Protocol
 
 from ets.own_code import named_object
-from ets.rewards.certainty import entropy, self_certainty
-from ets.rewards.likelihood import likelihood
+from ets.rewards.likelihood import entropy, likelihood, self_certainty
 from ets.rewards.self_consistency import Pool, agreement_share, majority
 from ets.step import as_reward
 from ets.types import Chain, InputError, Problem, Reward, Text
 
 
 class Reader(Protocol):
-    """Reads answers; a task is one. `extract_all`, where there is one, reads many texts in parallel."""
+    """Reads answers, as a task does. An optional method `extract_all` reads many texts in parallel."""
 
     @property
     def extract(self) -> Callable[..., Any]: ...
 
 
 def comparing(compare: Callable[..., Reward], reader: Reader, pool: Pool, minimum: int) -> Reward:
-    """A reward that compares answers, `majority` or `agreement_share`; a slow reader reads a step's in parallel."""
+    """The reward `majority` or `agreement_share`; a reader with `extract_all` reads a step's texts in parallel."""
     reward = compare(reader.extract, pool=pool, minimum=minimum)
     if not hasattr(reader, "extract_all"):
         return reward
@@ -68,7 +67,7 @@ def named_reward(name: str, reader: Reader | None, *, pool: Pool = "chain", mini
     Raises
     ------
     InputError
-        For an unknown name, code that raises when it is read, or a reward that compares answers without a reader.
+        For an unknown name, code that raises at import, or a reward that compares answers without a reader.
     """
     require_reward(name)
     if name in COMPARING:

@@ -24,28 +24,28 @@ def reward_model(
 ) -> TextReward:
     """The logit that a sequence-classification model gives to a prompt and a text.
 
-    It is a fixed function of (problem, text), so the law p* ∝ p_ref · exp(r/λ) holds for it; λ is in units of the
-    logit. The weights load when the first text is scored. Code that comes with a checkpoint is never run.
+    The reward is a fixed function of (problem, text), so the law p* ∝ p_ref · exp(r/λ) holds; λ is in units of the
+    logit. The weights load at the first score. Code in the checkpoint never runs.
 
     Parameters
     ----------
     checkpoint : str or Path
         A folder, or a name on the model hub.
     batch : int
-        Texts that go through the model together, of similar lengths. Scores depend on it by rounding errors alone.
+        Texts per forward pass, of similar lengths. The batch changes scores by rounding errors alone.
     device : str, optional
-        By default the GPU if there is one. The numbers are float32 on a CPU, the checkpoint's own elsewhere.
+        By default the GPU, or the CPU without a GPU. The dtype is float32 on a CPU, elsewhere the checkpoint's dtype.
     template : bool
-        Put the prompt as the user's turn and the text as the assistant's into the tokenizer's chat template, if it has
-        one. Otherwise, and with False, the model reads the prompt followed by the text.
+        Render prompt and text as user and assistant turns of the tokenizer's chat template. With False, or without a
+        template, the model reads the prompt followed by the text.
     max_length : int, optional
-        Tokens of the longest text, prompt included; by default as many as the model was made for.
+        Most tokens of prompt and text; by default the model's `max_position_embeddings`.
 
     Raises
     ------
     InputError
-        For a checkpoint that cannot be found or has another number of labels than one. When texts are scored, for one
-        that is too long, or a prompt of token ids.
+        For a missing checkpoint, or a number of labels other than 1. At a score, for a text beyond `max_length` and
+        for a prompt of token ids.
     """
     require_counts(batch=batch, **({} if max_length is None else {"max_length": max_length}))
     name = str(checkpoint)
@@ -68,7 +68,6 @@ class _RewardModel:
         self._turn = threading.Lock()
 
     def score_texts(self, problem: Problem, texts: Sequence[str]) -> list[float]:
-        """One logit per text."""
         encoded = [self._encoded(problem, text) for text in texts]
         scores = [0.0] * len(texts)
         with self._turn:
@@ -84,8 +83,8 @@ class _RewardModel:
             )
         whole = problem.prompt + text
         if self.template:
-            asked = problem.messages or ({"role": "user", "content": problem.prompt},)
-            turns = [*asked, {"role": "assistant", "content": text}]
+            prompt = problem.messages or ({"role": "user", "content": problem.prompt},)
+            turns = [*prompt, {"role": "assistant", "content": text}]
             whole = self.tokenizer.apply_chat_template(turns, tokenize=False)
         ids: list[int] = self.tokenizer(whole, add_special_tokens=not self.template)["input_ids"]
         most = self._max_length or getattr(self.config.get_text_config(), "max_position_embeddings", None)
@@ -97,7 +96,7 @@ class _RewardModel:
         return ids
 
     def _batches(self, encoded: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-        """Rows of similar lengths; of equal ones for a model that knows no padding."""
+        """Batches of rows of similar lengths; of equal lengths for a model without a padding token."""
         rows: list[int] = []
         for row in sorted(range(len(encoded)), key=lambda row: len(encoded[row])):
             shorter = rows and len(encoded[rows[0]]) < len(encoded[row])
@@ -109,7 +108,7 @@ class _RewardModel:
             yield rows
 
     def _logits(self, rows: Sequence[list[int]]) -> list[float]:
-        """Of one batch, padded on the right."""
+        """The logits of a batch, padded on the right."""
         import torch
 
         longest = max(map(len, rows))
@@ -125,7 +124,7 @@ class _RewardModel:
 
     @property
     def _padding(self) -> int | None:
-        """The token that the model itself takes for padding: it pools before it."""
+        """The model's padding token; the model pools before padding."""
         padding: int | None = self.config.get_text_config().pad_token_id
         return padding
 
@@ -145,7 +144,7 @@ class _RewardModel:
         return model.to(device).eval()
 
     def _opened(self, kind: str, **options: Any) -> Any:
-        """A part of the checkpoint; whatever a damaged one raises becomes one line."""
+        """Load a part of the checkpoint; an exception becomes an `InputError` of one line."""
         import transformers
 
         try:

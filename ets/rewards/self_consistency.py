@@ -1,7 +1,4 @@
-"""Self-consistency: rewards that compare a rollout's answer with the answers of the other rollouts.
-
-`majority` is the paper's reward, the indicator of the majority answer. `agreement_share` is the share of votes.
-"""
+"""Self-consistency: rewards that compare a rollout's answer with the answers of the other rollouts."""
 
 from __future__ import annotations
 
@@ -16,35 +13,32 @@ from ets.step import require_counts
 from ets.types import Chain, InputError, Problem, Reward, Text
 
 Pool: TypeAlias = Literal["step", "chain"]
-"""Whose rollouts vote: those of the guide step under way, or those of every guide step of the chain so far."""
+"""The rollouts that vote: of the current guide step, or of all guide steps of the chain so far."""
 
 Answered: TypeAlias = Sequence[tuple[Hashable | None, Text]]
-"""The rollouts of a pool in the order of (step, candidate, rollout), each after its answer; None: it has no answer."""
+"""(answer, rollout) pairs of a pool in the order of (step, candidate, rollout); None is no answer."""
 
 
 def votes(extract: ReadText, texts: Sequence[Text]) -> dict[Hashable, float]:
-    """The votes for each answer: one a text, or the importance ratio of a text that a proposal drew.
+    """The votes for each answer: a text's vote is 1, or with a proposal its importance ratio over the largest ratio.
 
-    Texts without an answer do not vote. Ratios are in terms of the largest ratio among the voters, so that none
-    overflows.
+    Texts without an answer do not vote.
     """
     return _counted(_with_answers([(extract(text.text), text) for text in texts]))
 
 
 def winner(extract: ReadText, texts: Sequence[Text], minimum: int = 1) -> Hashable | None:
-    """The majority answer of `texts`; None where none has an answer, or fewer than `minimum` texts have this one.
+    """The majority answer of `texts`; None if no text has an answer, or fewer than `minimum` texts give the winner.
 
-    Of several answers with equally many votes, the answer that reached the count first in the order of `texts` wins:
-    of a, b, b, a it is b. So the majority is a function of the rollouts and their order.
+    Among equal counts the answer that reached the count first in the order of `texts` wins: for a, b, b, a it is b.
     """
     return _winner([(extract(text.text), text) for text in texts], minimum)
 
 
 def voters(steps: Iterable[Iterable[Sequence[Text]]]) -> list[Text]:
-    """The rollouts of some steps that vote: all cells `[M, K]` of each step, without those that an earlier step drew.
+    """The voting rollouts of steps with cells `[M, K]`: each step's rollouts without the rollouts of earlier steps.
 
-    A complete candidate fills its K cells and votes K times. A rollout that a kernel keeps from step to step votes
-    once.
+    A complete candidate fills its K cells and votes K times. A rollout that a kernel retains votes once.
     """
     known: set[int] = set()
     voting: list[Text] = []
@@ -60,7 +54,7 @@ def _with_answers(answered: Answered) -> Answered:
 
 
 def _weighed(answered: Answered) -> list[tuple[Hashable | None, float]]:
-    """Each answer and its vote: its text's importance ratio in terms of the largest ratio; without a proposal 1."""
+    """(answer, vote) pairs: the vote is the importance ratio over the largest ratio, which cannot overflow."""
     largest = max((text.log_ratio for _, text in answered), default=0.0)
     return [(answer, math.exp(text.log_ratio - largest)) for answer, text in answered if text.log_ratio > -math.inf]
 
@@ -74,7 +68,7 @@ def _counted(answered: Answered) -> dict[Hashable | None, float]:
 
 
 def _winner(answered: Answered, minimum: int) -> Hashable | None:
-    """The answer with the most votes, of equals the one that reached the count first; None if too few texts give it."""
+    """The answer that first reached the most votes; None if fewer than `minimum` texts give the answer."""
     counts: defaultdict[Hashable | None, float] = defaultdict(float)
     weighed = _weighed(_with_answers(answered))
     best: Hashable | None = None
@@ -86,18 +80,17 @@ def _winner(answered: Answered, minimum: int) -> Hashable | None:
 
 
 def _texts(weighed: Iterable[tuple[Hashable | None, float]]) -> Counter[Hashable | None]:
-    """The number of texts that give each answer, whatever their votes weigh."""
+    """The number of texts with a positive vote for each answer."""
     return Counter(answer for answer, _ in weighed)
 
 
 def majority(extract: Extract, *, pool: Pool = "chain", minimum: int = 1) -> Reward:
     """The paper's reward: 1 for a rollout whose answer is the majority answer of the pool, else 0.
 
-    r = 1[a(x_0) = â], where â is the answer with the most votes of the pooled rollouts. Every rollout has one vote; a
-    rollout that a proposal drew has its importance ratio (clipped, if ratios are clipped). A candidate that has ended
-    votes K times. Ties: the answer that reached the count first in the order of (step, candidate, rollout) wins, so
-    that a run is a function of its seed. A rollout without an answer has no vote and the reward 0. At λ = 0.1 a
-    rollout with the majority answer weighs e^10 times as much as any other.
+    r = 1[a(x_0) = â], where â is the answer with the most votes in the pool. A rollout's vote is 1, or with a proposal
+    its (clipped) importance ratio. A complete candidate votes K times. Among equal counts the answer that reached the
+    count first in the order of (step, candidate, rollout) wins. A rollout without an answer has no vote and the
+    reward 0. At λ = 0.1 a rollout with the majority answer weighs e^10 times as much as any other.
 
     **At finite M and K** the reward is no fixed function of the text, because â is random. A guide step from x_t draws
     all M candidates and M·K rollouts, and then a candidate in proportion to mean_k exp(1[a_mk = â] / λ), â a function
@@ -105,23 +98,21 @@ def majority(extract: Extract, *, pool: Pool = "chain", minimum: int = 1) -> Rew
 
     **As M → ∞** a guide step draws x_s ∝ p_ref(x_s | x_t) · E[exp(1[a = â_t] / λ) | x_s]. Let
     π_t(a) = P_ref(answer a | x_t). With `pool="step"` â_t is the mode of π_t, with `pool="chain"` the mode of the mean
-    of π_t' over the steps t' so far, wherever that mode is unique. In the first
-    step â_t is a*, the mode of P_ref(answer | prompt). With one guide step, and with several if â_t remains a* on every
-    path, that is p* ∝ p_ref · exp(r/λ) of the *fixed* reward r = 1[a(x_0) = a*]. Otherwise it is not. Let π_0 be 60% a
-    and 40% b: from an x_1 with 90% b, the mean has 65% b, and the chain goes on towards b, however large M is.
+    of π_t' over the steps t' so far, where the mode is unique. In the first step â_t is a*, the mode of
+    P_ref(answer | prompt). If â_t is a* on every path, as with one guide step, the law is p* ∝ p_ref · exp(r/λ) of the
+    *fixed* reward r = 1[a(x_0) = a*]. Otherwise it differs. Example: π_0 is 60% a and 40% b, and x_1 has 90% b. The
+    mean has 65% b, and the chain goes on towards b at any M.
 
     Parameters
     ----------
     extract : callable
-        `text -> answer or None` or `(problem, text) -> answer or None`: a pure function, whose results are
-        remembered. Answers that are equal as keys of a dictionary (`==`, and so of one hash) vote together.
+        `text -> answer or None` or `(problem, text) -> answer or None`: a pure function, whose results are cached.
+        Answers that are equal as keys of a dictionary (`==` and the same hash) vote together.
     pool : {"step", "chain"}
-        Whose votes count: the rollouts of this step, or of all steps of the chain so far (the default, as in the
-        paper).
+        The rollouts that vote: of this step, or of all steps of the chain so far (the default, as in the paper).
     minimum : int
-        Rollouts that must have the majority answer; with fewer every reward is 0. The authors' code for LLaDA has 2:
-        no reward while no answer occurs twice. With a proposal these are still rollouts, whatever their ratios, but
-        for those of ratio 0.
+        The least number of rollouts with the majority answer; below it every reward is 0. The authors' code for LLaDA
+        uses 2. With a proposal the number counts all rollouts of positive ratio.
 
     Returns
     -------
@@ -140,7 +131,7 @@ def majority(extract: Extract, *, pool: Pool = "chain", minimum: int = 1) -> Rew
 
     def judged(answered: Answered) -> Callable[[Hashable | None], float]:
         best = _winner(answered, minimum)
-        values: dict[Hashable, float] = {} if best is None else {best: 1.0}  # equal by the rule that counted them
+        values: dict[Hashable, float] = {} if best is None else {best: 1.0}  # equality as in the count, by key
         return lambda answer: values.get(answer, 0.0)
 
     return _pooled(extract, pool, minimum, judged)
@@ -149,27 +140,21 @@ def majority(extract: Extract, *, pool: Pool = "chain", minimum: int = 1) -> Rew
 def agreement_share(extract: Extract, *, pool: Pool = "chain", minimum: int = 1) -> Reward:
     """The share of the pooled rollouts that agree with a rollout's answer; 0 for a rollout without an answer.
 
-    At the same λ it is a weaker reward than `majority`, the paper's: answers with 60% and 40% of the votes differ by
-    0.2 here, and by 1 there.
+    At the same λ the reward is weaker than `majority`: answers with 60% and 40% of the votes differ by 0.2 here, and by
+    1 there.
 
-    The share is not a fixed function of the text, so the law p* ∝ p_ref · exp(r/λ) does not apply to it. As M → ∞
-    this holds: pooling over one step draws
-    `x_s ∝ p_ref(x_s | x_t) · E[exp(π_t(a)/λ) | x_s]`, with a the rollout's answer and
-    `π_t(a) = P_ref(a | x_t)`; pooling over the chain replaces π_t by the mean of `π_t'` over the steps t' so
-    far, weighted by their votes. A candidate that has ended votes K times; a rollout that a kernel keeps for a later
-    step votes in the first alone. With a proposal a rollout's vote is its importance ratio (clipped, if ratios are), so
-    that shares tend to the same π_t; at finite M one heavy rollout may own the pool.
+    The share is no fixed function of the text, so the law p* ∝ p_ref · exp(r/λ) does not apply. As M → ∞, the pool of a
+    step draws x_s ∝ p_ref(x_s | x_t) · E[exp(π_t(a)/λ) | x_s], with a the rollout's answer and π_t(a) = P_ref(a | x_t).
+    The pool of the chain replaces π_t by the mean of π_t' over the steps t' so far, weighted by their votes. A
+    rollout's vote is as in `majority`; a rollout that a kernel retains votes in its first step alone. With a proposal
+    the shares tend to the same π_t, but at finite M a rollout of large ratio may dominate the pool.
 
     Parameters
     ----------
-    extract : callable
-        `text -> answer or None` or `(problem, text) -> answer or None`: a pure function, whose results are
-        remembered. Answers that are equal as keys of a dictionary (`==`, and so of one hash) vote together.
-    pool : {"step", "chain"}
-        Whose votes count: the rollouts of this step, or of all steps of the chain so far (the default).
+    extract, pool
+        As in `majority`.
     minimum : int
-        Rollouts that must have an answer, whatever their ratios; with fewer, they have the reward 0, as those without
-        an answer.
+        The least number of rollouts with an answer of positive vote; the reward of rarer answers is 0.
 
     Returns
     -------
@@ -194,7 +179,7 @@ def agreement_share(extract: Extract, *, pool: Pool = "chain", minimum: int = 1)
 def _pooled(
     extract: Extract, pool: Pool, minimum: int, judged: Callable[[Answered], Callable[[Hashable | None], float]]
 ) -> Reward:
-    """The reward that `judged` makes of the pooled answers: from them to a function of a rollout's answer."""
+    """A reward from `judged`, which maps the pooled answers to a function from an answer to its value."""
     if pool not in ("step", "chain"):
         raise InputError(f"pool is {pool!r}; choose 'step' or 'chain'")
     require_counts(minimum=minimum)

@@ -102,7 +102,7 @@ def test_a_call_out_of_time_is_abandoned_and_the_next_one_does_not_wait() -> Non
         return 1.0
 
     reward = guarded(scoring, seconds=0.2, on_error=-1.0)
-    with pytest.warns(UserWarning, match=r"TimeoutError: the reward took longer than 0.2 s, and its call is abandoned"):
+    with pytest.warns(UserWarning, match=r"TimeoutError: the reward took longer than 0.2 s, and the call is abandoned"):
         assert values(reward, "slow", "quick") == [-1.0, -1.0]
     assert begun.wait(60) and threads[0].is_alive()
     assert values(guarded(scoring, seconds=60), "quick") == [1.0]

@@ -26,7 +26,7 @@ class CanvasReader:
     checkpoint : Checkpoint
     mask_id : int
     shift : int
-        See `ets.models.family.Family`.
+        See `ets.models.Family`.
     cfg : float
         Classifier-free guidance; without a cache only.
     """
