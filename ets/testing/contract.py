@@ -92,7 +92,6 @@ def _check_costs(policy: Policy, problems: Sequence[Problem]) -> None:
     rows, spent = Cost.total([draw.cost for draw in (*extended, *finished)]), policy.ledger - before
     for name in ("prompt", "candidate", "rollout", "scored", "generated", "row_forwards", "vocabulary"):
         assert getattr(rows, name) == getattr(spent, name), f"{name}: rows {rows}, ledger {spent}"
-    # a token is new where it was appended, or where it replaced a mask
     steps = zip((*states, *unfinished), (*extended, *finished), strict=True)
     tokens = ((before.tokens, draw.state.tokens) for before, draw in steps)
     assert rows.generated == sum(old != new for pair in tokens for old, new in zip_longest(*pair))

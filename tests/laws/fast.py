@@ -88,11 +88,13 @@ class TabularWeigher:
         return MaskedPathOracle(self._target_law, self.fast.schedule, self.fast.mask)
 
     def ratios(self, starts: Sequence[Any], ends: Sequence[Any]) -> list[PathRatio]:
-        known = {
-            (id(start), id(end)): self.log_ratio(start.problem, (start.tokens, start.path), (end.tokens, end.path))
-            for start, end in zip(starts, ends, strict=True)
-        }
-        return [PathRatio(known[id(start), id(end)], Cost()) for start, end in zip(starts, ends, strict=True)]
+        known: dict[tuple[int, int], PathRatio] = {}
+        rows = [(id(start), id(end)) for start, end in zip(starts, ends, strict=True)]
+        for row, start, end in zip(rows, starts, ends, strict=True):
+            if row not in known:
+                path = (start.tokens, start.path), (end.tokens, end.path)
+                known[row] = PathRatio(self.log_ratio(start.problem, *path), Cost())
+        return [known[row] for row in rows]
 
     def log_ratio(self, problem: Problem, start: tuple[Canvas, Path], end: tuple[Canvas, Path]) -> float:
         """The log-ratio of the path between two (canvas, path), a sum over its denoising steps."""
