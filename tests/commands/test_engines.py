@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from ets.commands.engines import ENGINES, closed_after, engine_settings, served_settings
-from ets.policies.registry import RESOURCES
 
 from ets import demo
 from ets.cli import _parser
 from ets.policies.autoregressive.server import Connection
 from ets.policies.autoregressive.vllm import VLLMEngine
+from ets.policies.registry import RESOURCES
 from tests.conftest import Refused
 from tests.laws.tabular import TabularModel
 from tests.test_cli import PROPOSED, command

@@ -37,7 +37,9 @@ def test_a_folder_of_another_version_is_refused_in_one_line(
     tmp_path: Path, version: dict[str, Any], shown: str
 ) -> None:
     (tmp_path / "configuration.json").write_text(json.dumps({**CONFIGURATION, **version}))
-    message = f"has version {shown}, and this ets reads version {VERSION}; finish it with the ets that began it, or choose"
+    message = (
+        f"has version {shown}, and this ets reads version {VERSION}; finish it with the ets that began it, or choose"
+    )
     with pytest.raises(InputError, match=message) as error:
         written(tmp_path)
     assert "\n" not in str(error.value)

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ets.policies.registry import proposal_of
 
 from ets import Horizon, Sampling, TransformersPolicy, sample
 from ets.importance import ImportanceSampling
 from ets.kernel import energy_guided
+from ets.policies.registry import proposal_of
 from ets.rewards import entropy, self_certainty
 from ets.runner import run
 from ets.types import Certainty, Chain, InputError, Problem, Text
