@@ -39,7 +39,7 @@ COMPARE_EXAMPLE = """example:
 Panels: TypeAlias = "dict[str, list[tuple[float, Entry]]]"
 """Entries by the scanned number, by the name of a plot's panel."""
 _ONLY_ETS = {"ets": METHODS["ets"]}
-_OWNERS = (RunSettings, MethodSettings, *SETTINGS, Weighing, FastSampler)
+OWNERS: tuple[type, ...] = (RunSettings, MethodSettings, *SETTINGS, Weighing, FastSampler)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _add_shared(parser: argparse.ArgumentParser, several: bool = False) -> None:
 
 def _parsed(options: argparse.Namespace) -> Plan:
     """The plan of the options; raises `InputError` for options that do not fit each other."""
-    given = {name: value for name, value in vars(options).items() if name in fields_of(*_OWNERS)}
+    given = {name: value for name, value in vars(options).items() if name in fields_of(*OWNERS)}
     candidates = given.pop("candidates", None)
     if candidates and options.budgets:
         raise InputError("give either --candidates, whose cost is the budget, or --budgets, amounts")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ets.evaluation.hosted import Hosted, conditions, opened_task
-from ets.evaluation.paper_arguments import BENCHMARKS
+from ets.commands.paper import BENCHMARKS
 from ets.evaluation.run import problem_digest
 from ets.tasks import expressions
 from ets.types import InputError, Problem
