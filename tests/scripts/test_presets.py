@@ -20,12 +20,8 @@ from tests.sandboxed import needs_sandbox
 from tests.scripts.test_eval_sh import ROOT, bash
 
 OPTIONS = ("proposal", "proposal_temperature", "clip", "is_candidates", "is_block_size")
-FAST = (
-    "level",
-    "clip",
-    "is_candidates",
-    *(f"fast_{name}" for name in ("cache", "refresh", "threshold", "factor", "remasking", "temperature")),
-)
+_OF_SAMPLERS = ("cache", "refresh", "threshold", "factor", "remasking", "temperature")
+FAST = ("level", "clip", "is_candidates", *(f"fast_{name}" for name in _OF_SAMPLERS))
 """Settings of ets-is, with a proposal and with masked diffusion."""
 QWEN, LLADA, AIME = ROOT / "qwen" / "eval.sh", ROOT / "llada" / "eval.sh", ROOT / "aime24" / "eval_aime.sh"
 DEFAULTS: dict[str, object] = dict.fromkeys(fields_of(RunSettings, MethodSettings, *SETTINGS, Weighing, FastSampler))
@@ -52,8 +48,9 @@ def options(script: Path, preset: str, folder: Path, **variables: str) -> dict[s
 
 
 def parsed(words: list[str]) -> dict[str, object]:
-    """The values of the flags; a flag that is not given is None."""
-    return DEFAULTS | vars(_parser().parse_args(words))
+    """The values of the flags; a flag that is not given is None, and candidates are those of the one budget."""
+    found = vars(_parser().parse_args(words))
+    return DEFAULTS | found | {"candidates": found["candidates"][0]}
 
 
 def sizes_of(script: Path, candidates: int) -> dict[str, object]:
@@ -61,7 +58,7 @@ def sizes_of(script: Path, candidates: int) -> dict[str, object]:
     return {"sizes": {"best-of-n": candidates} | ({"one-step": 20} if script == AIME else {})}
 
 
-SHARED = {"candidates": (15,), "rollouts": 3, "lam": 0.1, "count": None, "data": None, "repeats": 1}
+SHARED = {"candidates": 15, "rollouts": 3, "lam": 0.1, "count": None, "data": None, "repeats": 1}
 EIGHT_B = {**SHARED, "engine": "transformers", "model": "Qwen/Qwen3-8B", "max_length": 512, "beams": 20}
 MASKED = {**SHARED, "engine": "masked-diffusion", "model": "GSAI-ML/LLaDA-8B-Instruct", "guide_steps": 4, "cfg": 0.0}
 
@@ -71,7 +68,7 @@ MASKED = {**SHARED, "engine": "masked-diffusion", "model": "GSAI-ML/LLaDA-8B-Ins
     [
         (QWEN, "math500", {**EIGHT_B, "task": "math500", "block_size": 64, "temperature": 0.7}),
         (QWEN, "gsm8k", {**EIGHT_B, "task": "gsm8k", "block_size": 128, "temperature": 1.5}),
-        (QWEN, "humaneval", {**EIGHT_B, "task": "humaneval", "candidates": (20,), "block_size": 64, "temperature": 0.25}),
+        (QWEN, "humaneval", {**EIGHT_B, "task": "humaneval", "candidates": 20, "block_size": 64, "temperature": 0.25}),
         (QWEN, "gpqa", {**EIGHT_B, "task": "gpqa", "shots": 5, "beams": 50, "block_size": 64, "temperature": 0.25}),
         (LLADA, "math500", {**MASKED, "max_length": 256, "steps": 256, "block_length": 32, "temperature": 0.5}),
         (LLADA, "gsm8k", {**MASKED, "max_length": 256, "steps": 256, "block_length": 8, "temperature": 1.0}),
@@ -80,7 +77,7 @@ MASKED = {**SHARED, "engine": "masked-diffusion", "model": "GSAI-ML/LLaDA-8B-Ins
         (
             AIME,
             "",
-            {**EIGHT_B, "task": "aime24", "max_length": 6144, "candidates": (5,), "block_size": 2048, "temperature": 0.7,
+            {**EIGHT_B, "task": "aime24", "max_length": 6144, "candidates": 5, "block_size": 2048, "temperature": 0.7,
              "beams": 50, "repeats": 32},
         ),
     ],
@@ -122,7 +119,7 @@ PAPER_IS = {"proposal": "Qwen/Qwen3-1.7B", "clip": None, "top_k": "checkpoint"}
     [
         (QWEN, "math500", {"is_candidates": 15, "is_block_size": 128, "proposal_temperature": 0.7, "block_size": 64}),
         (QWEN, "gsm8k", {"is_candidates": 15, "is_block_size": 128, "proposal_temperature": 1.5}),
-        (QWEN, "humaneval", {"is_candidates": 10, "is_block_size": 64, "candidates": (20,)}),
+        (QWEN, "humaneval", {"is_candidates": 10, "is_block_size": 64, "candidates": 20}),
         (QWEN, "gpqa", {"is_candidates": 15, "is_block_size": 64, "proposal_temperature": 0.25}),
         (AIME, "", {"is_candidates": 5, "is_block_size": 1536, "block_size": 2048, "proposal_temperature": 0.7}),
     ],
@@ -202,7 +199,7 @@ def test_vllm_runs_with_the_numbers_of_transformers(script: Path, other: Path, p
         "replicas": 4,
         "tensor_parallel": 2,
         "utilization": 0.5,
-        "candidates": (7,),
+        "candidates": 7,
     }
 
 
@@ -215,7 +212,7 @@ def test_a_server_runs_with_the_numbers_of_transformers(script: Path, preset: st
     own = {"engine": "endpoint", "endpoint": reached["ENDPOINT"]}
     assert found == plain | own | {"methods": str(plain["methods"]).replace("beam,", ""), "top_k": None, "top_p": None}
     given = {"SERVED_MODEL": "qwen", "CONNECTIONS": "9", "ROW_SECONDS": "60", "M_CANDIDATES": "7"}
-    changed = {"served_model": "qwen", "connections": 9, "seconds": 60.0, "candidates": (7,)}
+    changed = {"served_model": "qwen", "connections": 9, "seconds": 60.0, "candidates": 7}
     assert options(script, preset, tmp_path, **reached, **given) == found | changed | sizes_of(script, 7)
     assert options(script, preset, tmp_path, ENGINE="endpoint", **reached) == found
 
@@ -229,7 +226,7 @@ def test_a_server_needs_no_engine_here(tmp_path: Path) -> None:
 
 
 PAPER_FORM = {
-    "methods": "ets", "engine": "vllm", "candidates": (15,), "rollouts": 3, "block_size": 64, "max_length": 512,
+    "methods": "ets", "engine": "vllm", "candidates": 15, "rollouts": 3, "block_size": 64, "max_length": 512,
     "temperature": 0.7, "seed": 0, "replicas": 8, "tensor_parallel": 1, "utilization": 0.8,
 }  # fmt: skip
 
