@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ets.cli import _parser, main
+from ets.cli import parser_of, main
 from ets.evaluation.methods import MethodSettings
 from ets.evaluation.setup import RunSettings
 from ets.policies.registry import SETTINGS
@@ -49,7 +49,7 @@ def options(script: Path, preset: str, folder: Path, **variables: str) -> dict[s
 
 def parsed(words: list[str]) -> dict[str, object]:
     """The values of the flags; a flag that is not given is None, and candidates are those of the one budget."""
-    found = vars(_parser().parse_args(words))
+    found = vars(parser_of().parse_args(words))
     return DEFAULTS | found | {"candidates": found["candidates"][0]}
 
 
