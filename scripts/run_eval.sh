@@ -158,7 +158,7 @@ run_eval() {
     choose_processes "$engine"
     case "${UNSAFE_CODE:-}" in
     "" | 0 | False) ;;
-    1 | True) unsafe=--unsafe-code ;;
+    1 | True) unsafe="--unsafe-code True" ;;
     *) refuse "UNSAFE_CODE is '$UNSAFE_CODE'; set it to 1, or leave it empty" ;;
     esac
     command=(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -31,6 +32,7 @@ BASE = {
 }
 
 
+GUIDED = "rollouts=2-lam=0.1-pool=chain-reward=majority-minimum=1"
 PROPOSED = {"methods": "ets-is", "proposal": "embedded"}
 
 
@@ -44,7 +46,7 @@ def test_a_run_leaves_a_folder_and_the_same_command_resumes(tmp_path: Path, caps
     assert main(command(folder)) == 0
     table = (folder / "table.md").read_text()
     assert table.strip() in capsys.readouterr().out
-    assert len(table.splitlines()) == 2 + 4 + 1  # the vote of ETS is a row of its own
+    assert table.count("\n| ") == 2 + 4 + 1  # ETS has a second row, its vote
     assert {path.name for path in folder.iterdir()} == {
         "accuracy.png", "configuration.json", "journal.jsonl", "report.html", "summary.json", "table.md",
         "traces.jsonl",
@@ -52,21 +54,25 @@ def test_a_run_leaves_a_folder_and_the_same_command_resumes(tmp_path: Path, caps
     journal = folder / "journal.jsonl"
     lines = journal.read_text().splitlines()
     methods = {json.loads(line)["method"] for line in lines}
-    assert {method.rstrip("-0123456789") for method in methods} == {"plain", "majority", "one-step", "ets"}
+    assert {re.split("[-[]", method)[0] for method in methods} == {"pool", "ets"}
 
-    journal.write_text("\n".join(lines[:5]) + "\n" + lines[5][:40])  # as if it had been killed in the middle of a line
+    journal.write_text("\n".join(lines[:4]) + "\n" + lines[4][:40])  # killed in the middle of a line
     assert main(command(folder, width="3")) == 0
-    assert "5 finished chains" in capsys.readouterr().out
+    assert "4 finished chains" in capsys.readouterr().out
 
     def results(text: list[str]) -> list[tuple[str, ...]]:
         records = [json.loads(line) for line in text]
-        return sorted((r["method"], r["problem"], str(r["sample"]), r["text"]) for r in records)
+        return sorted(
+            (r["method"], r["problem"], str(r["sample"]), str(r.get("text", [t["text"] for t in r.get("texts", ())])))
+            for r in records
+        )
 
     assert results(journal.read_text().splitlines()) == results(lines)
-    positions = [
-        line.split("|")[5] for line in ((folder / "table.md").read_text(), table) for line in line.splitlines()
+    again = (folder / "table.md").read_text()
+    lines_of = [
+        [line.split("|")[4:6] for line in text.splitlines() if line.startswith("| ")] for text in (again, table)
     ]
-    assert positions[:7] == positions[7:]  # a prompt that was read again after the interruption is counted once
+    assert lines_of[0] == lines_of[1]  # a prompt that was read again after the interruption is counted once
 
 
 def test_the_checkpoints_truncation_is_shown_with_what_it_lacks(
@@ -79,10 +85,10 @@ def test_the_checkpoints_truncation_is_shown_with_what_it_lacks(
     law = {"top_k": "checkpoint", "top_p": "checkpoint"}
     assert main(command(tmp_path / "run", model=str(model), methods="plain", samples="1", count="1", **law)) == 0
     shown = capsys.readouterr().out
-    assert "p_ref has the checkpoint's top_k 20, top_p 1.0 (its generation_config" in shown
+    assert "p_ref has the checkpoint's top_k 20, top_p None (its generation_config" in shown
     assert "note: p_ref is without the checkpoint's repetition_penalty 1.05, which generate would apply too" in shown
     configuration = json.loads((tmp_path / "run" / "configuration.json").read_text())
-    assert (configuration["top_k"], configuration["top_p"]) == (20, 1.0)
+    assert (configuration["top_k"], configuration["top_p"]) == (20, None)
 
 
 def test_a_folder_of_another_configuration_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,7 +115,11 @@ def test_a_folder_takes_further_methods_and_equal_settings(tmp_path: Path, capsy
         found[str(changed)] = int(told.split()[0])
     assert list(found.values()) == [0, 3, 6, 9]
     methods = [json.loads(line)["method"] for line in (folder / "journal.jsonl").read_text().splitlines()]
-    assert {name: methods.count(name) for name in methods} == {"ets": 3, "beam-2": 3, "beam-3": 3}
+    assert {name: methods.count(name) for name in methods} == {
+        f"ets-2-{GUIDED}": 3,
+        "beam-1-beams=2": 3,
+        "beam-1-beams=3": 3,
+    }
 
 
 def test_ets_is_joins_a_folder_and_tells_what_its_ratios_were(
@@ -125,41 +135,40 @@ def test_ets_is_joins_a_folder_and_tells_what_its_ratios_were(
         assert f"{finished} finished chains" in shown
     methods = [json.loads(line)["method"] for line in (folder / "journal.jsonl").read_text().splitlines()]
     assert {method: methods.count(method) for method in set(methods)} == {
-        "ets": 3,
-        **{m: 3 for m in methods if m.endswith(("-M2-block16-T1.9-clip0.5:2.0", "-clip0.1:10.0"))},
+        f"ets-2-{GUIDED}": 3,
+        **{m: 3 for m in methods if m.endswith(("-block16-T1.9-clip(0.5, 2.0)", "-clip(0.1, 10.0)"))},
     }
-    ets, _, guided, _ = json.loads((folder / "summary.json").read_text())
-    assert "ratios" not in ets
+    ets, _, guided, _ = json.loads((folder / "summary.json").read_text())["entries"]
+    assert ets["ratios"] is None
     assert set(guided["ratios"]) == {
-        "rollouts", "effective", "mean", "spread", "wide", "impossible", "clipped", "candidates_effective",
+        "rollouts", "effective", "mean", "spread", "impossible", "clipped", "candidates_effective",
         "candidates_clipped", "complete_drawn", "complete_chosen",
     }  # fmt: skip
     assert guided["ratios"]["clipped"] > 0  # at 0.5 and 2
-    assert guided["ratios"]["rollouts"] > 0 and guided["positions"] > guided["generated"]
+    assert guided["ratios"]["rollouts"] > 0 and guided["cost"]["positions"] > guided["cost"]["generated"]
     (line,) = [line for line in (folder / "table.md").read_text().splitlines() if "rollouts of the proposal" in line]
-    assert line.startswith("ETS-IS (M 2, K 2, block 16): ") and line in shown
+    assert line.startswith("ETS-IS (M 2, K 2): ") and line in shown
 
 
 def test_a_proposal_without_its_method_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(tmp_path / "run", methods="ets", proposal="embedded", count="1")) == 0
-    assert "note: --proposal has no effect without the method ets-is\n" in capsys.readouterr().err
+    assert "note: --proposal: no effect without the method ets-is\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"candidates": "0"}, "candidates is 0"),
+        ({"candidates": "0"}, "'0' is not above zero and finite"),
         ({"rollouts": "0"}, "rollouts is 0"),
         ({"lam": "-1"}, "lam is -1.0"),
         ({"lam": "nan"}, "lam is nan"),
-        ({"candidates": "many"}, "argument --candidates: invalid int value: 'many'"),
+        ({"candidates": "many"}, "argument --candidates: 'many' is no number"),
         ({"block_size": "64"}, "block_size 64 is longer than max_length 32"),
         ({"max_length": "0"}, "max_length is 0"),
         ({"temperature": "-0.5"}, "temperature is -0.5"),
-        ({"methods": "plain,magic"}, "unknown method 'magic'; choose from base, plain, majority, one-step, ets"),
-        ({"methods": "plain"}, "have no ets whose tokens"),
+        ({"methods": "plain,magic"}, "unknown method 'magic'; choose from base, plain, majority, weighted-majority"),
+        ({"methods": "majority"}, "the size of majority follows from the cost of ets, which is not among the methods"),
         ({"methods": "ets,ets"}, "method 'ets' is named twice"),
-        ({"methods": "ets,beam"}, "beams is not set, which the method beam needs; set it, or leave beam out"),
         ({"methods": "ets,beam", "beams": "0"}, "beams is 0"),
         (
             {"methods": "ets,best-of-n", "best_by": "luck"},
@@ -176,7 +185,7 @@ def test_a_proposal_without_its_method_is_told(tmp_path: Path, capsys: pytest.Ca
         ({"memory_gib": "0"}, "memory_gib is 0.0"),
         ({"samples": "0"}, "samples is 0"),
         ({"temperature": "0"}, "at temperature 0 nothing is random, so all 2 draws from a state would be equal"),
-        ({"temperature": "0", "methods": "majority", "samples": "3"}, "so all 3 draws from a state would be equal"),
+        ({"temperature": "0", "methods": "majority", "samples": "3"}, "so all 2 draws from a state would be equal"),
         ({"stops": "answer"}, "stops is 'answer', but the task arithmetic asks for no code; leave stops out"),
         ({"task": "humaneval", "stops": "never"}, "stops is 'never'; choose from completion, answer"),
         ({"task": "humaneval", "data": "x"}, "the task humaneval brings its own problems, and takes no data"),
@@ -185,13 +194,11 @@ def test_a_proposal_without_its_method_is_told(tmp_path: Path, capsys: pytest.Ca
             "500 problems of humaneval asked for; choose 1 to 164",
             marks=needs_sandbox,
         ),
-        ({"gen_length": "8"}, "--gen-length is no option of the engine transformers; leave it out"),
-        ({"methods": "ets-is"}, "proposal is not set, which the method ets-is needs; name a small model"),
-        ({"clip": "0.1,10"}, "--clip is of the method ets-is, which needs --proposal; name a model"),
-        ({"fast_cache": "dual"}, "--fast-cache is of ets-is with masked diffusion; leave it out"),
-        ({"cache": "dual"}, "--cache is no option of the engine transformers; leave it out"),
-        ({"is_block_size": "8"}, "--is-block-size is of the method ets-is, which needs --proposal"),
-        (PROPOSED | {"clip": "0.1"}, "argument --clip: clip is '0.1'; give the lowest and the highest ratio"),
+        ({"steps": "8"}, "steps is 8, which the engine transformers does not have; leave it out"),
+        ({"methods": "ets-is"}, "for the method ets-is, there is no proposal; name a small model"),
+        (PROPOSED | {"fast_cache": "dual"}, "fast_cache is 'dual', which only masked diffusion has; leave it out"),
+        ({"cache": "dual"}, "cache is 'dual', which the engine transformers does not have; leave it out"),
+        (PROPOSED | {"clip": "0.1"}, "argument --clip: '0.1' is no pair of bounds; give the lowest and the highest"),
         (PROPOSED | {"clip": "2,3"}, "clip is (2.0, 3.0); its bounds must enclose 1"),
         (PROPOSED | {"is_candidates": "0"}, "candidates is 0"),
         (PROPOSED | {"is_block_size": "64"}, "for the method ets-is, block_size 64 is longer than max_length 32"),
@@ -199,7 +206,7 @@ def test_a_proposal_without_its_method_is_told(tmp_path: Path, capsys: pytest.Ca
         (PROPOSED | {"proposal_top_k": "5"}, "unrecognized arguments: --proposal-top-k"),
         (PROPOSED | {"proposal": "./nowhere"}, "for the method ets-is, no checkpoint at './nowhere'"),
         (PROPOSED | {"proposal": demo.model_path("diffusion")}, "is a masked-diffusion model (llada)"),
-        ({"engine": "abacus"}, "argument --engine: invalid choice: 'abacus'"),
+        ({"engine": "abacus"}, "unknown engine 'abacus'; choose from transformers, vllm, endpoint, masked-diffusion"),
     ],
 )
 def test_bad_input_is_one_line_before_any_weights_are_loaded(
@@ -239,25 +246,24 @@ def test_a_fast_sampler_joins_a_folder_level_by_level_and_says_its_target(
     folder, level_1 = tmp_path / "run", FAST | {"level": "1", "fast_remasking": "largest", "fast_threshold": "0.5"}
     assert main(diffusion_command(folder, methods="ets")) == 0
     shown = capsys.readouterr().out
-    assert "row-forwards/problem" in shown and "target" not in shown
+    assert "row-forwards" in shown and "target" not in shown
     told = {"0": "its target is the fast sampler itself", "1": "its target is the exact model's token probabilities"}
     for options, level, finished in ((FAST, "0", 3), (level_1, "1", 6), (FAST | {"level": "0"}, "0", 9)):
         assert main(diffusion_command(folder, **options | {"methods": "ets,ets-is"})) == 0
         shown = capsys.readouterr().out
         assert f"{finished} finished chains" in shown
-        before, after = shown.split("row-forwards/problem")
-        line = f"ETS-IS at level {level} (M 2, K 2): {told[level]}"
+        before, after = shown.split("row-forwards")
+        line = f"ets-is: {told[level]}"
         assert line in before and line in after and line in (folder / "table.md").read_text()
-        ets, _, fast, voted = json.loads((folder / "summary.json").read_text())
-        assert (voted["readout"], "target" in voted, "ratios" in voted) == ("vote", False, False)
-        assert ("ratios" in fast) == (level == "1") == ("rollouts of the proposal" in shown)
-        assert "target" not in ets and fast["target"] in shown
-        assert fast["row_forwards"] > 0 and fast["positions"] < ets["positions"]
+        ets, _, fast, voted = json.loads((folder / "summary.json").read_text())["entries"]
+        assert (voted["readout"], voted["ratios"]) == ("vote", None)
+        assert (fast["ratios"] is not None) == (level == "1") == ("rollouts of the proposal" in shown)
+        assert fast["cost"]["row_forwards"] > 0 and fast["cost"]["positions"] < ets["cost"]["positions"]
     methods = [json.loads(line)["method"] for line in (folder / "journal.jsonl").read_text().splitlines()]
     assert {method: methods.count(method) for method in set(methods)} == {
-        "ets": 3,
-        "ets-is-level0-M2-T1.0-low_confidence-cachedual": 3,
-        "ets-is-level1-M2-T1.0-largest-threshold0.5-cachedual": 3,
+        f"ets-2-{GUIDED[:-1]}2": 3,
+        f"ets-is-2-{GUIDED[:-1]}2-weighing=level0-temperature1.0-remaskinglow_confidence-cachedual-clipNone": 3,
+        f"ets-is-2-{GUIDED[:-1]}2-weighing=level1-temperature1.0-remaskinglargest-threshold0.5-cachedual-clipNone": 3,
     }
 
 
@@ -266,20 +272,23 @@ def test_a_fast_sampler_may_be_p_ref_of_all_methods(tmp_path: Path, capsys: pyte
     folder, fast = tmp_path / "run", {"cache": "dual", "refresh": "2", "threshold": "0.9", "methods": "ets"}
     assert main(diffusion_command(folder, **fast)) == 0
     assert main(diffusion_command(folder, methods="ets")) == 2
-    assert "cache ('dual' there, None now), refresh (2 there, None now), threshold (0.9 " in capsys.readouterr().err
+    assert (
+        "cache ('dual' there, 'absent' now), refresh (2 there, 'absent' now), threshold (0.9 "
+        in capsys.readouterr().err
+    )
 
 
 def test_a_fast_sampler_without_its_method_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(diffusion_command(tmp_path / "run", methods="ets", fast_cache="dual", count="1")) == 0
-    assert "note: --fast-cache has no effect without the method ets-is\n" in capsys.readouterr().err
+    assert "note: --fast-cache: no effect without the method ets-is\n" in capsys.readouterr().out
 
 
 def test_masked_diffusion_is_measured_at_equal_positions(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     assert main(diffusion_command(folder)) == 0
-    rows = {row["method"]: row for row in json.loads((folder / "summary.json").read_text())}
+    rows = {entry["method"]: entry["cost"] for entry in json.loads((folder / "summary.json").read_text())["entries"]}
     assert set(rows) == {"plain", "majority", "one-step", "ets"}
-    for row in rows.values():
+    for row in [rows[name] for name in ("majority", "one-step")]:
         assert abs(row["positions"] / rows["ets"]["positions"] - 1) <= 0.15  # a sample more or less
     before = (folder / "journal.jsonl").read_bytes()
     assert main(diffusion_command(folder, methods="ets", stop_at_end="False")) == 0  # which it is when left out
@@ -300,27 +309,24 @@ def test_masked_diffusion_is_measured_at_equal_positions(tmp_path: Path) -> None
         ({"temperature": "0"}, "at temperature 0 nothing is random, so all 2 draws from a state would be equal"),
         ({"model": demo.model_path("small")}, "is a 'qwen3' model, which does not unmask"),
         ({"shots": "400"}, "leaves no room for a generation of 24 in the model's context of 8192"),
-        ({"steps": None}, "the engine masked-diffusion needs --steps"),
-        ({"block_size": "8"}, "--block-size is no option of the engine masked-diffusion"),
-        ({"top_p": "0.9"}, "--top-p is no option of the engine masked-diffusion"),
+        ({"block_size": "8"}, "block_size is 8 and guide_steps 3; set one of the two"),
+        ({"top_p": "0.9"}, "top_p is 0.9, which the engine masked-diffusion does not have; leave it out"),
         (
             {"methods": "ets,beam", "beams": "4", "steps": "12"},
             "beam search by remasking 'low_confidence' needs steps that reveal one",
         ),
         ({"methods": "base,ets"}, "MaskedDiffusionPolicy has no top-k and top-p; leave the method base out"),
-        ({"engine": "transformers", "gen_length": None}, "the engine transformers needs --block-size"),
-        (PROPOSED, "the engine masked-diffusion takes no proposal; leave --proposal out"),
-        (FAST | {"is_block_size": "8"}, "the engine masked-diffusion takes no proposal; leave --is-block-size out"),
-        ({"level": "1"}, "--level needs a fast sampler; say what makes it fast, such as --fast-cache dual"),
-        ({"clip": "0.1,10"}, "--clip needs a fast sampler"),
-        ({"methods": "ets-is"}, "the method ets-is needs a fast sampler; say what makes it fast"),
-        ({"methods": "ets, ets-is"}, "the method ets-is needs a fast sampler; say what makes it fast"),
+        ({"engine": "transformers"}, "steps is 12, which the engine transformers does not have; leave it out"),
+        (PROPOSED, "proposal is 'embedded', which only a pair with a proposal has; leave it out"),
+        (FAST | {"is_block_size": "8"}, "is_block_size is 8, which only a pair with a proposal has; leave it out"),
+        ({"methods": "ets-is"}, "for the method ets-is, there is no faster sampler; give what makes it fast"),
+        ({"methods": "ets, ets-is"}, "for the method ets-is, there is no faster sampler; give what makes it fast"),
         (FAST | {"level": "3"}, "for the method ets-is, unknown level '3'; choose from 0, 1, 1F"),
         (FAST | {"level": "1"}, "for the method ets-is, level 1 takes the positions as given, but remasking 'low_conf"),
         (FAST | {"level": "1F", "fast_threshold": "0.9"}, "support is lost and the weights do not average to 1"),
         (FAST | {"level": "1F", "cache": "dual"}, "has a cache itself; leave its cache out, or take level 0"),
         (FAST | {"clip": "0.1,10"}, "at level 0 every weight is exactly 1; leave it out"),
-        (FAST | {"fast_temperature": "0"}, "for the method ets-is, at temperature 0 nothing is random"),
+        (FAST | {"fast_temperature": "0"}, "at temperature 0 nothing is random"),
         (FAST | {"fast_cache": "double"}, "for the method ets-is, unknown cache 'double'; choose from dual, prefix"),
         (FAST | {"fast_refresh": "0"}, "for the method ets-is, refresh is 0"),
         (FAST | {"is_candidates": "0"}, "candidates is 0"),

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from ets.cli import _parser
+from ets.cli import parser_of
 from tests.documentation import PAGES, ROOT, Block, blocks, name_of
 from tests.scripts.test_eval_sh import bash
 
@@ -130,7 +130,7 @@ def read_script(words: list[str], script: str, folder: Path) -> None:
 
 
 def read_ets(words: list[str]) -> None:
-    _parser().parse_args(words[words.index("ets") + 1 :])
+    parser_of().parse_args(words[words.index("ets") + 1 :])
 
 
 def read_paper_form(words: list[str]) -> None:

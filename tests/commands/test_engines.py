@@ -11,7 +11,7 @@ import pytest
 from ets.commands.engines import ENGINES, closed_after, engine_settings, served_settings
 
 from ets import demo
-from ets.cli import _parser
+from ets.cli import parser_of
 from ets.policies.autoregressive.server import Connection
 from ets.policies.autoregressive.vllm import VLLMEngine
 from ets.policies.registry import RESOURCES
@@ -24,7 +24,7 @@ needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here;
 
 def test_an_option_that_engines_share_stands_once_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        _parser().parse_args(["eval", "--help"])
+        parser_of().parse_args(["eval", "--help"])
     shown = capsys.readouterr().out
     shared = shown.index("options of the engine transformers, vllm and endpoint:")
     own = shown.index("options of the engine vllm:")
@@ -34,7 +34,7 @@ def test_an_option_that_engines_share_stands_once_in_the_help(capsys: pytest.Cap
 
 def test_results_do_not_depend_on_what_an_engine_may_use(tmp_path: Path) -> None:
     found = [
-        engine_settings(_parser().parse_args(command(tmp_path, engine="vllm", **given)))
+        engine_settings(parser_of().parse_args(command(tmp_path, engine="vllm", **given)))
         for given in ({}, {"replicas": "2", "tensor_parallel": "2", "utilization": "0.5", "top_p": "1"})
     ]
     assert found[0] == found[1] == {"engine": "vllm", "block_size": 16, "max_length": 32, "top_k": None, "top_p": 1.0}
@@ -46,10 +46,10 @@ def test_results_do_not_depend_on_where_a_server_is(tmp_path: Path) -> None:
     """Which model it serves, and whether it is exact, it says itself; results depend on that."""
     reached = {"endpoint": "http://there:1/v1", "connections": "3", "key_variable": "KEY", "seconds": "9"}
     found = [
-        engine_settings(_parser().parse_args(command(tmp_path, engine="endpoint", **given)))
+        engine_settings(parser_of().parse_args(command(tmp_path, engine="endpoint", **given)))
         for given in ({"endpoint": "http://here:1/v1"}, reached | {"served_model": "other"})
     ]
-    plain = engine_settings(_parser().parse_args(command(tmp_path)))
+    plain = engine_settings(parser_of().parse_args(command(tmp_path)))
     assert found[0] == found[1] == plain | {"engine": "endpoint"}
     assert served_settings(TabularModel()) == {}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ets.cli import COMMANDS, EXAMPLE, _parser, main
+from ets.cli import COMMANDS, EXAMPLE, parser_of, main
 
 SMALL = "--count 1 --candidates 2 --rollouts 1 --max-length 32 --samples 1"
 
@@ -26,7 +26,7 @@ def test_every_command_shows_an_example_that_it_can_read(name: str, capsys: pyte
     shown = " ".join(capsys.readouterr().out.split())
     assert examples(name)
     for words in examples(name):
-        assert _parser().parse_args(words).execute is COMMANDS[name][0].execute
+        assert parser_of().parse_args(words).execute is COMMANDS[name][0].execute
         assert f"ets {' '.join(words[:4])}" in shown
 
 

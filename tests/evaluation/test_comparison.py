@@ -75,7 +75,7 @@ def test_methods_that_choose_get_the_number_of_samples_nearest_to_the_budget(tmp
             first = int(method[5:].split(":")[0])
             costs = [text["cost"].get("generated", 0) for text in record["texts"]]
             sampled.setdefault(problem, {})[first] = costs
-    lengths = [sum((parts[first] for first in sorted(parts)), []) for parts in sampled.values()]
+    lengths = [[c for first in sorted(parts) for c in parts[first]] for parts in sampled.values()]
     costs = [fmean(sum(row[:n]) for row in lengths) for n in range(1, min(map(len, lengths)) + 1)]
     best = min(range(len(costs)), key=lambda n: abs(costs[n] - target))
     assert [entry.size for entry in found[2:]] == [best + 1] * 3 and costs[-1] >= target

@@ -9,14 +9,23 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from ets.commands.proposals import OPTIONS
 
-from ets.cli import _parser, main
-from ets.commands import fast
+from ets.cli import parser_of, main
+from ets.evaluation.methods import MethodSettings
+from ets.evaluation.setup import RunSettings
+from ets.policies.registry import SETTINGS
+from ets.policies.settings import FastSampler, Weighing
+from ets.settings import fields_of
 from tests.sandboxed import needs_sandbox
 from tests.scripts.test_eval_sh import ROOT, bash
 
+OPTIONS = ("proposal", "proposal_temperature", "clip", "is_candidates", "is_block_size")
+_OF_SAMPLERS = ("cache", "refresh", "threshold", "factor", "remasking", "temperature")
+FAST = ("level", "clip", "is_candidates", *(f"fast_{name}" for name in _OF_SAMPLERS))
+"""Settings of ets-is, with a proposal and with masked diffusion."""
 QWEN, LLADA, AIME = ROOT / "qwen" / "eval.sh", ROOT / "llada" / "eval.sh", ROOT / "aime24" / "eval_aime.sh"
+DEFAULTS: dict[str, object] = dict.fromkeys(fields_of(RunSettings, MethodSettings, *SETTINGS, Weighing, FastSampler))
+DEFAULTS |= {"unsafe_code": False}
 SCRIPTS = {
     QWEN: ("math500", "gsm8k", "humaneval", "gpqa"),
     LLADA: ("math500", "gsm8k", "humaneval", "gpqa"),
@@ -35,7 +44,13 @@ def printed(script: Path, preset: str, folder: Path, **variables: str) -> list[l
 
 def options(script: Path, preset: str, folder: Path, **variables: str) -> dict[str, object]:
     (words,) = printed(script, preset, folder, **variables)
-    return vars(_parser().parse_args(words))
+    return parsed(words)
+
+
+def parsed(words: list[str]) -> dict[str, object]:
+    """The values of the flags; a flag that is not given is None, and candidates are those of the one budget."""
+    found = vars(parser_of().parse_args(words))
+    return DEFAULTS | found | {"candidates": found["candidates"][0]}
 
 
 def sizes_of(script: Path, candidates: int) -> dict[str, object]:
@@ -55,10 +70,10 @@ MASKED = {**SHARED, "engine": "masked-diffusion", "model": "GSAI-ML/LLaDA-8B-Ins
         (QWEN, "gsm8k", {**EIGHT_B, "task": "gsm8k", "block_size": 128, "temperature": 1.5}),
         (QWEN, "humaneval", {**EIGHT_B, "task": "humaneval", "candidates": 20, "block_size": 64, "temperature": 0.25}),
         (QWEN, "gpqa", {**EIGHT_B, "task": "gpqa", "shots": 5, "beams": 50, "block_size": 64, "temperature": 0.25}),
-        (LLADA, "math500", {**MASKED, "gen_length": 256, "steps": 256, "block_length": 32, "temperature": 0.5}),
-        (LLADA, "gsm8k", {**MASKED, "gen_length": 256, "steps": 256, "block_length": 8, "temperature": 1.0}),
-        (LLADA, "humaneval", {**MASKED, "gen_length": 512, "steps": 512, "block_length": 32, "temperature": 0.5}),
-        (LLADA, "gpqa", {**MASKED, "shots": 5, "gen_length": 64, "steps": 64, "block_length": 8, "temperature": 0.5}),
+        (LLADA, "math500", {**MASKED, "max_length": 256, "steps": 256, "block_length": 32, "temperature": 0.5}),
+        (LLADA, "gsm8k", {**MASKED, "max_length": 256, "steps": 256, "block_length": 8, "temperature": 1.0}),
+        (LLADA, "humaneval", {**MASKED, "max_length": 512, "steps": 512, "block_length": 32, "temperature": 0.5}),
+        (LLADA, "gpqa", {**MASKED, "shots": 5, "max_length": 64, "steps": 64, "block_length": 8, "temperature": 0.5}),
         (
             AIME,
             "",
@@ -219,7 +234,7 @@ PAPER_FORM = {
 def of_paper_form(folder: Path, *words: str, **variables: str) -> dict[str, object]:
     done = bash(str(VLLM), *words, folder=folder, PRINT_ONLY="1", **variables)
     assert done.returncode == 0, done.stderr
-    return vars(_parser().parse_args(shlex.split(done.stdout)[4:]))
+    return parsed(shlex.split(done.stdout)[4:])
 
 
 @pytest.mark.parametrize(
@@ -267,7 +282,7 @@ def test_words_that_name_no_run_are_one_line(words: tuple[str, ...], message: st
 
 
 def test_all_runs_the_benchmarks_through_vllm(tmp_path: Path) -> None:
-    found = [vars(_parser().parse_args(words)) for words in printed(VLLM, "all", tmp_path)]
+    found = [parsed(words) for words in printed(VLLM, "all", tmp_path)]
     assert [(run["engine"], run["task"]) for run in found] == [("vllm", task) for task in SCRIPTS[QWEN]]
 
 
@@ -308,7 +323,7 @@ def test_what_an_engine_does_not_do_is_one_line(
 def fast_options(preset: str, folder: Path, **variables: str) -> dict[str, object]:
     """What is given of ETS-IS with masked diffusion."""
     found = options(LLADA, preset, folder, **variables)
-    return {name: found[name] for name in (*fast.OPTIONS, *fast.SHARED) if found[name] is not None}
+    return {name: found[name] for name in FAST if found[name] is not None}
 
 
 def test_the_fast_demonstration_is_the_other_one_with_a_fast_sampler(tmp_path: Path) -> None:
@@ -370,7 +385,7 @@ def test_an_unclear_acceleration_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("script", [QWEN, LLADA])
 def test_all_runs_the_benchmarks_one_after_the_other(script: Path, tmp_path: Path) -> None:
     lines = printed(script, "all", tmp_path, NUM_PROBLEMS="3", DATA="/some data/it's here")
-    found = [vars(_parser().parse_args(words)) for words in lines]
+    found = [parsed(words) for words in lines]
     assert [run["task"] for run in found] == list(SCRIPTS[script])
     assert all(run["count"] == 3 for run in found)
     places = {run["task"]: run["data"] for run in found}
@@ -385,7 +400,7 @@ def test_all_gives_each_benchmark_the_variables_that_it_takes(script: Path, tmp_
     for shots in ("4", "5"):
         done = bash(str(script), "all", folder=tmp_path, SHOTS=shots, **given)
         words = [shlex.split(line)[4:] for line in done.stdout.splitlines()]
-        runs = {run["task"]: run for run in (vars(_parser().parse_args(line)) for line in words)}
+        runs = {run["task"]: run for run in (parsed(line) for line in words)}
         assert {name: str(run["out"]) for name, run in runs.items()} == {
             name: f"out/{name}" for name in SCRIPTS[script]
         }
