@@ -95,7 +95,7 @@ def test_rewards_are_told_the_prompt_as_text(loaded: tuple[Any, Any], batch: Any
 def test_a_tokenizer_can_be_bound_where_the_model_names_none() -> None:
     model, ids = random_qwen3(4, end=0), torch.tensor([[1, 2]])
     arguments: dict[str, Any] = {"reward": lambda prompt, text: float(prompt == "ab"), "max_new_tokens": 4}
-    with pytest.raises(InputError, match="does not say where its tokenizer is"):
+    with pytest.raises(InputError, match="has no name_or_path to load its tokenizer"):
         model.generate(ids, custom_generate=ets.generate, **arguments)
     bound = partial(ets.generate, tokenizer=tiny_tokenizer())
     out = model.generate(ids, custom_generate=bound, return_dict_in_generate=True, **arguments)
