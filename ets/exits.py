@@ -15,7 +15,7 @@ NOTHING_KEPT = "nothing was kept, and the same command begins anew"
 
 
 def exit_status(command: Callable[[], None], interrupted: str = KEPT) -> int:
-    """Run a command: 0 if it ends, 2 and one line for bad input, 130 and what becomes of its work if interrupted."""
+    """Run a command and return 0, 2 after `InputError` with its line, or 130 with a line after an interrupt."""
     try:
         command()
     except InputError as error:
@@ -29,24 +29,21 @@ def exit_status(command: Callable[[], None], interrupted: str = KEPT) -> int:
 
 @contextmanager
 def exiting_at_sigterm() -> Iterator[None]:
-    """At a signal to terminate, leave the block by `SystemExit`, so that clean-ups run; for use in the main thread."""
-    before = signal.signal(signal.SIGTERM, _terminated)
+    """Raise `SystemExit` at SIGTERM, so that `finally` blocks run; for use in the main thread."""
+
+    def terminated(number: int, frame: object) -> NoReturn:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, terminated)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def _terminated(number: int, frame: object) -> NoReturn:
-    sys.exit(128 + number)
-
-
 @contextmanager
 def closed_after(policy: Any) -> Iterator[None]:
-    """Close a policy's engine, such as its processes, however the block ends; for use in the main thread.
-
-    A signal to terminate would end this process at once, and leave the others.
-    """
+    """Call `policy.close()`, if the policy has one, at the end of the block or at SIGTERM; for the main thread."""
     close = getattr(policy, "close", None)
     if close is None:
         yield

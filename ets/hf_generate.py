@@ -1,7 +1,7 @@
 """The method as a decoding loop of transformers: `model.generate(..., custom_generate=ets.generate)`.
 
-transformers prepares the prompts, its generation configuration and whatever should act on the logits, and hands them
-over. What of it has no place in this method is refused, never ignored.
+transformers prepares the prompts, the generation configuration and the logits processors. `generate` refuses every
+setting that it does not support.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ HONOURED = {
     MaxLengthCriteria: "max_length",
     EosTokenCriteria: "eos_token_id",
 }
-"""What may act on logits, or end a text: each says what a setting of the generation configuration says."""
+"""Supported logits processors and stopping criteria, with the attribute and setting that each applies."""
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("num_beams", "num_beam_groups", "guidance_scale", "typical_p"), (None, 1)),
     **dict.fromkeys(("min_p", "top_h", "epsilon_cutoff", "eta_cutoff", "penalty_alpha", "use_mtp"), (None, 0)),
@@ -48,17 +48,17 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     **dict.fromkeys(("output_scores", "output_logits", "output_attentions", "output_hidden_states"), (None, False)),
     **dict.fromkeys(("cache_implementation", "prefill_chunk_size", "compile_config"), (None,)),
 }
-"""Settings that transformers honours without a processor, or when do_sample is set alone: the values to be left at."""
+"""Settings that transformers applies without a processor or only with do_sample, and their supported values."""
 PREPARED = (
     *("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position"),
     "cache_params",  # of recurrent layers, which the policy refuses by name
 )
-"""What transformers hands over for the model beside the prompts."""
+"""The model's keyword arguments that transformers prepares in addition to the prompts."""
 
 
 @dataclass
 class GuidedOutput(GenerateDecoderOnlyOutput):
-    """With `return_dict_in_generate=True`: the sequences, and for each what `ets.sample` returns."""
+    """The output with `return_dict_in_generate=True`: the sequences, and for each a result as of `ets.sample`."""
 
     results: tuple[Result, ...] | None = None
 
@@ -82,42 +82,41 @@ def generate(
     width: int = 8,
     **model_kwargs: Any,
 ) -> torch.Tensor | GuidedOutput:
-    """What `model.generate` calls for each batch of prompts, as its `custom_generate`; not for calling directly.
+    """Sample guided generations for a batch of prompts; `model.generate` calls it as its `custom_generate`.
 
-    p_ref is what `do_sample=True` samples from: the temperature, top_k and top_p of the generation configuration, whose
-    default for top_k is 50 (`top_k=0` for none). `do_sample` itself makes no difference.
+    p_ref is the law that `do_sample=True` samples: the temperature, top_k and top_p of the generation configuration,
+    whose default for top_k is 50 (`top_k=0` for none). `do_sample` itself has no effect.
 
     Parameters
     ----------
     model, input_ids, logits_processor, stopping_criteria, generation_config, model_kwargs
-        As transformers prepares them; prompts may be padded where their attention mask is 0.
+        As transformers prepares them; prompts may have padding where the attention mask is 0.
     tokenizer : PreTrainedTokenizerBase, optional
-        What rewards and stop strings read the tokens with; by default that of the folder or name that the model was
-        loaded from. transformers 5.19 drops a `tokenizer=` of `model.generate` before it calls a function: to name
-        another one, pass `custom_generate=functools.partial(ets.generate, tokenizer=…)`. It drops a `streamer` and an
-        `assistant_model` too, so neither has an effect.
+        Decodes tokens for rewards and stop strings; by default the tokenizer at the model's `name_or_path`.
+        transformers 5.19 drops a `tokenizer=` of `model.generate`, as well as `streamer` and `assistant_model`: pass
+        `custom_generate=functools.partial(ets.generate, tokenizer=…)` instead.
     reward, extract : callable, optional
-        As for `ets.sample`. The prompt is the decoded one.
+        As for `ets.sample`, with the decoded prompt.
     m_candidates, k_monte_carlo, lambda_param : int, int, float
         M, K and λ.
     block_size : int, optional
-        Tokens per guide step; by default 64, or all where they are fewer.
+        Tokens per guide step; by default 64, or the whole generation if it is shorter.
     stop : sequence of str
-        Strings that end a generation. Its tokens are returned up to the one that completed the string.
+        Strings that end a generation; the last token is the token that completes the string.
     seed : int
-        Results are a function of it, the prompt's row in the batch, and the settings.
+        Results are a function of the seed, the prompt's row in the batch, and the settings.
     width : int
         Prompts that advance together.
 
     Returns
     -------
     LongTensor or GuidedOutput
-        `[B, L]`, each prompt as it was given and its new tokens, padded on the right.
+        `[B, L]`, each prompt with its padding and its new tokens, padded on the right.
 
     Raises
     ------
     InputError
-        For settings that have no place here (beams, penalties, constraints, …), before anything is computed.
+        For unsupported settings (beams, penalties, constraints, …), before any computation.
     """
     _require_supported(model, [*logits_processor, *stopping_criteria], generation_config)
     prompts, stops = _prompts(input_ids, model_kwargs), as_stops(stop)
@@ -125,14 +124,15 @@ def generate(
     ends = _listed(generation_config.eos_token_id)
     with _left_as_found(model):
         checkpoint = Checkpoint.loaded(model, _tokenizer_of(model) if tokenizer is None else tokenizer)
-        horizon = _horizon(block_size, generation_config.max_length - input_ids.shape[1])
+        length = generation_config.max_length - input_ids.shape[1]
+        horizon = Horizon(min(BLOCK_SIZE, length) if block_size is None else block_size, length)
         policy = TransformersPolicy(checkpoint, _sampling(generation_config), horizon, end_ids=ends)
-        told = {str(row): Problem(str(row), policy.endings.decode(ids), stops) for row, ids in enumerate(prompts)}
-        guide = partial(_reward_of_text, guide_of(reward, extract), told)
+        decoded = {str(row): Problem(str(row), policy.endings.decode(ids), stops) for row, ids in enumerate(prompts)}
+        guide = partial(_reward_of_text, guide_of(reward, extract), decoded)
         step = energy_guided(guide, candidates=m_candidates, rollouts=k_monte_carlo, lam=lambda_param)
         require_variety(policy, m_candidates)
         found = {chain.problem.id: chain for chain in run(policy, step, problems, width=width, seed=seed)}
-    chains = [replace(found[id], problem=told[id]) for id in told]
+    chains = [replace(found[id], problem=problem) for id, problem in decoded.items()]
     padding = _listed(generation_config.pad_token_id) or ends or [checkpoint.tokenizer.eos_token_id]
     sequences = _joined(input_ids, [chain.state.tokens for chain in chains], padding[0])
     if not generation_config.return_dict_in_generate:
@@ -142,14 +142,14 @@ def generate(
 
 
 def generate_from_folder(model: Any, tokenizer: Any = None, streamer: Any = None, **arguments: Any) -> Any:
-    """What `custom_generate/generate.py` does: the same, from the arguments of `model.generate` as they were given."""
+    """`generate` for a folder `custom_generate/generate.py`, with the arguments of `model.generate`."""
     if streamer is not None:
         raise InputError("streamer is set, but a guide step draws many texts at once; leave it out")
     return model.generate(custom_generate=partial(generate, tokenizer=tokenizer), **arguments)
 
 
 def _require_supported(model: Any, prepared: Sequence[Any], config: Any) -> None:
-    """Refuse what would change what is sampled, or returned, in a way that this method does not know."""
+    """Raise `InputError` for a setting that would change the samples or the output and has no support."""
     if model.config.is_encoder_decoder:
         raise InputError(f"{type(model).__name__} has an encoder; only decoder-only models are supported")
     for name, values in NEUTRAL.items():
@@ -159,8 +159,8 @@ def _require_supported(model: Any, prepared: Sequence[Any], config: Any) -> None
         setting = HONOURED.get(type(rule))
         if setting is None or _listed(getattr(rule, setting)) != _listed(getattr(config, setting)):
             raise InputError(
-                f"a {type(rule).__name__} is to act on what is generated, which ets.generate does not support; "
-                "leave out the setting that asks for it"
+                f"a {type(rule).__name__} acts on the generation, which ets.generate does not support; "
+                "leave out its setting"
             )
 
 
@@ -179,24 +179,19 @@ def _prompts(input_ids: torch.Tensor, given: Mapping[str, Any]) -> list[tuple[in
     return [tuple(ids[shown == 1].tolist()) for ids, shown in zip(input_ids, seen, strict=True)]
 
 
-def _horizon(block_size: int | None, length: int) -> Horizon:
-    return Horizon(min(BLOCK_SIZE, length) if block_size is None else block_size, length)
-
-
 def _sampling(config: Any) -> Sampling:
-    """What transformers would sample from, in the same order: temperature, then top-k, then top-p."""
+    """The law of transformers, in its order: temperature, then top-k, then top-p."""
     return Sampling(config.temperature, config.top_k or None, config.top_p)
 
 
 def _reward_of_text(
-    guide: Reward, told: Mapping[str, Problem], problem: Problem, rollouts: Sequence[Text], chain: Chain
+    guide: Reward, decoded: Mapping[str, Problem], problem: Problem, rollouts: Sequence[Text], chain: Chain
 ) -> Sequence[float]:
-    """The reward, told the prompt as text."""
-    return guide(told[problem.id], rollouts, chain)
+    return guide(decoded[problem.id], rollouts, chain)
 
 
 def _joined(input_ids: torch.Tensor, drawn: Sequence[Sequence[int]], padding: int) -> torch.Tensor:
-    """Prompts `[B, L]` and new tokens, padded on the right to the longest."""
+    """Prompts `[B, L]` and new tokens, padded on the right to the longest row."""
     new = torch.full((len(drawn), max(map(len, drawn))), padding, dtype=input_ids.dtype)
     for row, tokens in enumerate(drawn):
         new[row, : len(tokens)] = torch.tensor(tokens)
@@ -205,7 +200,7 @@ def _joined(input_ids: torch.Tensor, drawn: Sequence[Sequence[int]], padding: in
 
 @contextmanager
 def _left_as_found(model: Any) -> Iterator[None]:
-    """Put back what a policy changes about a model: evaluation mode, and how attention is computed."""
+    """Restore the model's training mode and attention implementation, which a policy changes."""
     training, attention = model.training, getattr(model.config, "_attn_implementation", None)
     try:
         yield
@@ -220,7 +215,7 @@ def _tokenizer_of(model: Any) -> Any:
     name = getattr(model, "name_or_path", "")
     if not name:
         raise InputError(
-            "the model does not say where its tokenizer is, and transformers hands none over; pass "
+            "the model has no name_or_path to load its tokenizer from; pass "
             "custom_generate=functools.partial(ets.generate, tokenizer=tokenizer)"
         )
     return _tokenizer_at(name)
@@ -232,7 +227,7 @@ def _tokenizer_at(name: str) -> Any:
 
 
 def _listed(value: Any) -> list[Any]:
-    """One value, several, a tensor of them, or none, as a list."""
+    """A value, a list, a tensor or None as a list."""
     if value is None:
         return []
     return torch.as_tensor(value).flatten().tolist()

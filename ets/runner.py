@@ -21,26 +21,26 @@ def run(
     samples: int = 1,
     done: Container[tuple[str, int]] = (),
 ) -> Iterator[Chain]:
-    """Yield chains as they end, keeping up to `width` of them under way.
+    """Yield complete chains, while up to `width` chains advance together.
 
     Parameters
     ----------
     policy, step : Policy, StepFn
         `step(policy, chains)` advances chains by one guide step.
     problems : iterable of Problem
-        Read as chains end and free their places. Ids must be unique.
+        The runner reads the next problem when a chain ends. Ids must be unique.
     width : int
-        Chains that advance together. A chain's result does not depend on it.
+        Chains that advance together; the results do not depend on the width.
     seed : int
     samples : int
-        Chains per problem, which share the work on the prompt.
+        Chains per problem, which share the start state.
     done : container of (problem id, sample)
-        Chains to leave out: an earlier run has finished them.
+        Chains to skip.
 
     Raises
     ------
     InputError
-        For values out of range, or from the policy for a prompt that it cannot continue.
+        For values out of range, or from `Policy.start` for an unsupported prompt.
     """
     require_counts(width=width, samples=samples)
     if not isinstance(seed, int):
@@ -51,7 +51,7 @@ def run(
 
 
 def distinct(problems: Iterable[Problem]) -> Iterator[Problem]:
-    """The problems; raises `InputError` at the second problem with the same id."""
+    """Yield the problems; raise `InputError` at the second problem with the same id."""
     seen: set[str] = set()
     for problem in problems:
         if problem.id in seen:
@@ -71,7 +71,7 @@ def _advance(
         fresh = list(islice(waiting, width - len(active)))
         starts = _start(policy, [problem for problem, _ in fresh], starts)
         active += [Chain(p, sample, chain_key(seed, p.id, sample), starts[p.id]) for p, sample in fresh]
-        starts = {p.id: starts[p.id] for p, _ in fresh[-1:]} or starts  # only the last problem may have samples to come
+        starts = {p.id: starts[p.id] for p, _ in fresh[-1:]} or starts  # only the last problem may have further samples
         if not active:
             return
         active = _timed(policy, step, active)
@@ -80,7 +80,7 @@ def _advance(
 
 
 def _start(policy: Policy, problems: Sequence[Problem], known: dict[str, State]) -> dict[str, State]:
-    """Start states by problem id. A problem's samples follow each other, so only the last one may recur."""
+    """Start states by problem id; the samples of a problem are consecutive, so only the first id may be known."""
     if not problems:
         return known
     kept = {id: state for id, state in known.items() if id == problems[0].id}
@@ -89,7 +89,7 @@ def _start(policy: Policy, problems: Sequence[Problem], known: dict[str, State])
 
 
 def _timed(policy: Policy, step: StepFn, chains: Sequence[Chain]) -> list[Chain]:
-    """Take one step, and split its seconds and forward passes between the chains by token positions."""
+    """Take a step, and split the seconds and forward passes between the chains by token positions."""
     before, begun = policy.ledger, time.perf_counter()
     advanced = step(policy, chains)
     seconds, forwards = time.perf_counter() - begun, policy.ledger.forwards - before.forwards

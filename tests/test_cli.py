@@ -177,7 +177,7 @@ def test_a_proposal_without_its_method_is_told(tmp_path: Path, capsys: pytest.Ca
         ({"pool": "all"}, "pool is 'all'"),
         ({"task": "chess"}, "unknown task 'chess'; choose from arithmetic, sums"),
         ({"count": "0"}, "count is 0"),
-        ({"count": "99999"}, "99999 held-out problems asked for"),
+        ({"count": "99999"}, "99999 held-out problems are out of range"),
         ({"shots": "-1"}, "shots is -1"),
         ({"width": "0"}, "width is 0"),
         ({"model": "./nowhere"}, "no checkpoint at './nowhere'"),

@@ -95,7 +95,7 @@ def test_rewards_are_told_the_prompt_as_text(loaded: tuple[Any, Any], batch: Any
 def test_a_tokenizer_can_be_bound_where_the_model_names_none() -> None:
     model, ids = random_qwen3(4, end=0), torch.tensor([[1, 2]])
     arguments: dict[str, Any] = {"reward": lambda prompt, text: float(prompt == "ab"), "max_new_tokens": 4}
-    with pytest.raises(InputError, match="does not say where its tokenizer is"):
+    with pytest.raises(InputError, match="has no name_or_path to load its tokenizer"):
         model.generate(ids, custom_generate=ets.generate, **arguments)
     bound = partial(ets.generate, tokenizer=tiny_tokenizer())
     out = model.generate(ids, custom_generate=bound, return_dict_in_generate=True, **arguments)
@@ -144,11 +144,11 @@ def test_the_law_is_the_one_that_transformers_would_sample(law: dict[str, float]
         ({"num_beams": 2}, "num_beams is 2, which"),
         ({"min_p": 0.1}, "min_p is 0.1, which"),
         ({"typical_p": 0.5}, "typical_p is 0.5, which"),
-        ({"repetition_penalty": 1.2}, "a RepetitionPenaltyLogitsProcessor is to act"),
-        ({"no_repeat_ngram_size": 2}, "a NoRepeatNGramLogitsProcessor is to act"),
-        ({"min_new_tokens": 3}, "a MinLengthLogitsProcessor is to act"),
-        ({"prefix_allowed_tokens_fn": lambda row, ids: [1]}, "a PrefixConstrainedLogitsProcessor is to act"),
-        ({"max_time": 3.0}, "a MaxTimeCriteria is to act"),
+        ({"repetition_penalty": 1.2}, "a RepetitionPenaltyLogitsProcessor acts"),
+        ({"no_repeat_ngram_size": 2}, "a NoRepeatNGramLogitsProcessor acts"),
+        ({"min_new_tokens": 3}, "a MinLengthLogitsProcessor acts"),
+        ({"prefix_allowed_tokens_fn": lambda row, ids: [1]}, "a PrefixConstrainedLogitsProcessor acts"),
+        ({"max_time": 3.0}, "a MaxTimeCriteria acts"),
         ({"output_scores": True}, "output_scores is True, which"),
         ({"cache_implementation": "static"}, "cache_implementation is 'static', which"),
         ({"position_ids": torch.zeros(2, 30, dtype=torch.long)}, "position_ids skip or repeat"),
@@ -166,7 +166,7 @@ def test_what_has_no_place_is_refused(loaded: tuple[Any, Any], batch: Any, wrong
 def test_a_processor_that_contradicts_the_configuration_is_refused(loaded: tuple[Any, Any], batch: Any) -> None:
     from transformers import LogitsProcessorList, TemperatureLogitsWarper
 
-    with pytest.raises(InputError, match="a TemperatureLogitsWarper is to act"):
+    with pytest.raises(InputError, match="a TemperatureLogitsWarper acts"):
         guided(loaded, batch, logits_processor=LogitsProcessorList([TemperatureLogitsWarper(0.5)]))
     agreeing = LogitsProcessorList([TemperatureLogitsWarper(0.5)])
     assert torch.equal(

@@ -1,4 +1,4 @@
-"""What every family of embedded problems shares: rows, dice, and a split that never overlaps."""
+"""Families of embedded problems: rows, dice, and disjoint splits."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Row:
-    """One problem in GSM8K's own row format: a question, and worked steps that end in ``#### n``."""
+    """A problem in GSM8K's row format: a question, and worked steps that end in ``#### n``."""
 
     question: str
     answer: str
 
 
 class Dice:
-    """Choices that depend on nothing but ``random()``, whose stream Python guarantees for a seed."""
+    """Random choices from ``random()`` alone, whose stream Python guarantees for a seed."""
 
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed).random
@@ -37,15 +37,14 @@ class Dice:
 
 
 class Family:
-    """Problems made by a grammar, split into held-out and training ones.
+    """Problems of a grammar in two disjoint splits, held-out and training.
 
-    The two come from different seeds, and a training problem that asks a held-out question is dropped, so the
-    splits never overlap.
+    The splits have different seeds, and `training` drops every held-out question.
 
     Parameters
     ----------
     problem : callable
-        Makes one problem from dice.
+        Draws a problem with dice.
     heldout_seed : int
     """
 
@@ -59,19 +58,13 @@ class Family:
         return tuple(islice(rows.values(), HELDOUT_SIZE))
 
     def heldout(self, count: int) -> tuple[Row, ...]:
-        """The first ``count`` held-out problems: always the same ones.
-
-        Raises
-        ------
-        InputError
-            If more are asked for than are held out.
-        """
+        """The first `count` held-out problems; raises `InputError` for a count above `HELDOUT_SIZE` or below 1."""
         if not 0 < count <= HELDOUT_SIZE:
-            raise InputError(f"{count} held-out problems asked for; choose 1 to {HELDOUT_SIZE}")
+            raise InputError(f"{count} held-out problems are out of range; choose 1 to {HELDOUT_SIZE}")
         return self._heldout[:count]
 
     def training(self, seed: int) -> Iterator[Row]:
-        """An endless stream of training problems that never asks a held-out question."""
+        """An endless stream of training problems without the held-out questions."""
         if seed < 0 or seed == self.heldout_seed:
             raise InputError(f"seed {seed} is negative or belongs to the held-out problems; choose another")
         dice, excluded = Dice(seed), {row.question for row in self._heldout}

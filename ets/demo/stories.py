@@ -1,4 +1,4 @@
-"""Arithmetic word problems in GSM8K's format, made by a small grammar of stories.
+"""Arithmetic word problems in GSM8K's format, from a small grammar of stories.
 
 An example row::
 
@@ -38,7 +38,7 @@ class _Story:
     pronoun: str
     other: str
     thing: str
-    later: bool  # past the first event, where a sentence may open with "Then"
+    later: bool  # after the first event; a sentence may open with "Then"
 
     def opening(self) -> str:
         return f"Then {self.pronoun}" if self.later else self.pronoun.capitalize()
@@ -48,8 +48,8 @@ class _Story:
         return f"{opening} {self.pronoun} has <<{calculation}={result}>>{result} {self.thing}."
 
 
-# An event tells a sentence of the question and the worked steps of the answer, and returns the new number;
-# None when the number at hand does not allow it.
+# An event maps the current number to a sentence of the question, the worked steps and the new number, or to None if
+# the number does not allow the event.
 _Event = Callable[[_Story, int], tuple[str, list[str], int] | None]
 
 
@@ -58,9 +58,9 @@ def _more(story: _Story, have: int) -> tuple[str, list[str], int] | None:
         return None
     n = story.dice.between(2, min(40, LARGEST - have))
     verb = story.dice.pick(("finds", "gets", "buys", "wins"))
-    told = f"{story.opening()} {verb} {n} more {story.thing}."
+    sentence = f"{story.opening()} {verb} {n} more {story.thing}."
     first, second = story.dice.pick(((have, n), (n, have)))
-    return told, [story.holds(f"{first}+{second}", have + n)], have + n
+    return sentence, [story.holds(f"{first}+{second}", have + n)], have + n
 
 
 def _fewer(story: _Story, have: int) -> tuple[str, list[str], int] | None:
@@ -76,11 +76,11 @@ def _packs(story: _Story, have: int) -> tuple[str, list[str], int] | None:
     bought = groups * each
     if have + bought > LARGEST:
         return None
-    told = f"{story.opening()} buys {groups} {story.dice.pick(PACKS)} with {each} {story.thing} each."
+    sentence = f"{story.opening()} buys {groups} {story.dice.pick(PACKS)} with {each} {story.thing} each."
     x, y = story.dice.pick(((groups, each), (each, groups)))
     verb = story.dice.pick(("buys", "gets"))
     first = f"{story.pronoun.capitalize()} {verb} <<{x}*{y}={bought}>>{bought} {story.thing}."
-    return told, [first, story.holds(f"{have}+{bought}", have + bought)], have + bought
+    return sentence, [first, story.holds(f"{have}+{bought}", have + bought)], have + bought
 
 
 def _friends(story: _Story, have: int) -> tuple[str, list[str], int] | None:
@@ -88,11 +88,11 @@ def _friends(story: _Story, have: int) -> tuple[str, list[str], int] | None:
     given = friends * each
     if given >= have:
         return None
-    told = f"{story.opening()} gives {each} {story.thing} to each of {friends} friends."
+    sentence = f"{story.opening()} gives {each} {story.thing} to each of {friends} friends."
     x, y = story.dice.pick(((friends, each), (each, friends)))
     verb = story.dice.pick(("gives", "gives away"))
     first = f"{story.pronoun.capitalize()} {verb} <<{x}*{y}={given}>>{given} {story.thing}."
-    return told, [first, story.holds(f"{have}-{given}", have - given)], have - given
+    return sentence, [first, story.holds(f"{have}-{given}", have - given)], have - given
 
 
 def _times(story: _Story, have: int) -> tuple[str, list[str], int] | None:
@@ -100,31 +100,30 @@ def _times(story: _Story, have: int) -> tuple[str, list[str], int] | None:
     if have * factor > LARGEST:
         return None
     word = {2: "two", 3: "three"}[factor]
-    told = f"After a while {story.pronoun} has {word} times as many {story.thing}."
-    return told, [story.holds(f"{have}*{factor}", have * factor)], have * factor
+    sentence = f"After a while {story.pronoun} has {word} times as many {story.thing}."
+    return sentence, [story.holds(f"{have}*{factor}", have * factor)], have * factor
 
 
 _EVENTS: tuple[_Event, ...] = (_more, _fewer, _packs, _friends, _times)
 
 
 def _problem(dice: Dice) -> Row:
-    """One problem of two to four worked steps; an event with packs or friends takes two of them."""
-    names = tuple(NAMES)
-    name = dice.pick(names)
-    other = dice.pick([n for n in names if n != name])
+    """A problem of two to four worked steps; an event with packs or friends takes two steps."""
+    name = dice.pick(tuple(NAMES))
+    other = dice.pick([n for n in NAMES if n != name])
     thing, have = dice.pick(THINGS), dice.between(5, 40)
-    told = [f"{name} has {have} {thing}."]
+    question = [f"{name} has {have} {thing}."]
     worked: list[str] = []
     budget = dice.between(2, 4)
     while len(worked) < budget:
-        story = _Story(dice, NAMES[name], other, thing, later=len(told) > 1)
+        story = _Story(dice, NAMES[name], other, thing, later=len(question) > 1)
         event = dice.pick(_EVENTS)(story, have)
         if event is not None and len(worked) + len(event[1]) <= budget:
-            told.append(event[0])
+            question.append(event[0])
             worked.extend(event[1])
             have = event[2]
-    told.append(f"How many {thing} does {name} have now?")
-    return Row(" ".join(told), "\n".join([*worked, f"#### {have}"]))
+    question.append(f"How many {thing} does {name} have now?")
+    return Row(" ".join(question), "\n".join([*worked, f"#### {have}"]))
 
 
 STORIES = Family(_problem, HELDOUT_SEED)

@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from queue import SimpleQueue
+from concurrent.futures import Future
 from typing import Literal, TypeVar, cast
 
 import numpy as np
@@ -120,23 +120,20 @@ class Guarded:
 
 def _within(seconds: float, call: Callable[[], T]) -> T:
     """The result of a call in a separate thread; raises `TimeoutError` after `seconds`."""
-    found: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
+    found: Future[T] = Future()
 
     def work() -> None:
         try:
-            found.put((call(), None))
+            found.set_result(call())
         except BaseException as error:
-            found.put((None, error))
+            found.set_exception(error)
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     thread.join(seconds)
-    if found.empty():
+    if not found.done():
         raise TimeoutError(f"the reward took longer than {seconds:g} s, and the call is abandoned")
-    result, error = found.get()
-    if error is not None:
-        raise error
-    return cast("T", result)
+    return found.result()
 
 
 def cached(reward: Scoring | TextReward, *, size: int = REMEMBERED) -> TextReward:

@@ -1,4 +1,4 @@
-"""Beam search as a baseline: against brute force on tables; the engine's own in tests/policies/autoregressive/test_beam_search.py."""
+"""Beam search as a baseline, against brute force on tables (engines: policies/autoregressive/test_beam_search.py)."""
 
 from __future__ import annotations
 

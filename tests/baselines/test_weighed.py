@@ -43,5 +43,5 @@ METHODS: dict[str, StepFn] = {
 @pytest.mark.parametrize("policy", WEIGHED)
 @pytest.mark.parametrize("method", METHODS)
 def test_ratios_are_not_left_out_in_silence(method: str, policy: str) -> None:
-    with pytest.raises(InputError, match="carry importance ratios, which this method would leave out"):
+    with pytest.raises(InputError, match="carry importance ratios, which this method would ignore"):
         list(run(WEIGHED[policy](), METHODS[method], [PROBLEM], width=1, seed=0))

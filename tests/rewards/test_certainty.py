@@ -29,7 +29,7 @@ def test_they_are_means_over_tokens_and_higher_for_a_surer_model(reward: Any, ex
 @pytest.mark.parametrize("reward", [entropy(), self_certainty()])
 def test_a_policy_that_did_not_record_it_is_told_in_one_line(reward: Any) -> None:
     step = energy_guided(reward, candidates=2, rollouts=2, lam=1.0)
-    with pytest.raises(InputError, match="problem 'p'; make the policy with certainty=True") as caught:
+    with pytest.raises(InputError, match="have no recorded certainty; make the policy with certainty=True") as caught:
         list(run(TabularModel(seed=1), step, [PROBLEM], width=1, seed=0))
     assert "\n" not in str(caught.value)
 
