@@ -1,6 +1,6 @@
 """`ets eval` and `ets compare`: methods on a task, at one budget or at several.
 
-`_parsed` is the one function that reads an `argparse.Namespace`; everything below it takes dataclasses.
+`plan_of` is the one function that reads an `argparse.Namespace`; everything below it takes dataclasses.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _add_shared(parser: argparse.ArgumentParser, several: bool = False) -> None:
     add_chat_arguments(parser)
 
 
-def _parsed(options: argparse.Namespace) -> Plan:
+def plan_of(options: argparse.Namespace) -> Plan:
     """The plan of the options; raises `InputError` for options that do not fit each other."""
     given = {name: value for name, value in vars(options).items() if name in fields_of(*OWNERS)}
     candidates = given.pop("candidates", None)
@@ -164,7 +164,7 @@ def execute(options: argparse.Namespace) -> None:
 
 def prepared(options: argparse.Namespace) -> list[tuple[Setup, Plan]]:
     """The setup of each task, all of them checked before the first one runs."""
-    plan = _parsed(options)
+    plan = plan_of(options)
     _require_plan(plan)
     found = []
     for task in plan.tasks:

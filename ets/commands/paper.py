@@ -64,7 +64,7 @@ FLAGS: dict[str, dict[str, str]] = {
     "llada": {"use_bon": "best-of-n", "use_vanilla": "ets", "is_accelerate_available": "ets-is"}
     | {"use_beam_search": "beam", "use_importance_sampling": "ets-is"},
 }
-"""Arguments that choose a method when they are true. `is_rl` is the paper's comparison with a checkpoint trained by RL."""
+"""Arguments that choose a method when they are true. `is_rl` is the paper's row of a checkpoint trained with RL."""
 OF_BENCHMARK = ("dataset", "task")
 _PLACES = "every finished problem is written to the results folder at once"
 IDLE: dict[str, dict[str, str]] = {
@@ -124,8 +124,8 @@ NOTES = {
     "wherever the checkpoint's generation_config has do_sample",
     "llada beam": "beam search keeps num_candidates denoising paths by their log-probability at temperature 1, and "
     "reveals, as the paper's, one position a step: by default the one with the most probable token (largest)",
-    "base": "has no effect: the model qwen samples at temperature 0.7, top_k 20, top_p 0.8, as the paper's; for another "
-    "law, take the model qwen-ets with method=plain",
+    "base": "has no effect: the model qwen samples at temperature 0.7, top_k 20, top_p 0.8, as the paper's; for "
+    "another law, take the model qwen-ets with method=plain",
     "vote": "the paper's text is the vote: the row whose name ends in vote",
 }
 
@@ -163,7 +163,11 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     if not options.tasks:
         raise InputError(f"no task is named; add --tasks with some of {', '.join(BENCHMARKS)}")
     if unknown := [name for name in options.tasks.split(",") if name not in BENCHMARKS]:
-        raise InputError(f"no answers are read in texts of the task {unknown[0]!r}; choose from {', '.join(BENCHMARKS)}")
+        raise InputError(f"no answers are read in texts of {unknown[0]!r}; choose from {', '.join(BENCHMARKS)}")
+    if options.model == "qwen-draw":
+        raise InputError(
+            "the model qwen-draw is the reward study; run python benchmarks/reward_study.py (see its --help)"
+        )
     if options.model not in MODELS:
         raise InputError(f"unknown model {options.model!r}; choose from {', '.join(MODELS)}")
     return options
@@ -212,7 +216,8 @@ def translated(options: argparse.Namespace, engine: str | None = None) -> tuple[
     }
     if options.output_path is not None:
         values["results"] = options.output_path
-    words += [word for name, value in {**values, **further}.items() if value is not None for word in (flag(name), value)]
+    values |= {name: value for name, value in further.items() if value is not None}
+    words += [word for name, value in values.items() for word in (flag(name), value)]
     return [*words, *_chat(options, thinking)], notes
 
 
@@ -246,7 +251,8 @@ def _known(family: str, arguments: Mapping[str, str]) -> tuple[dict[str, str], l
             if found.setdefault(ours, value) != value:
                 raise InputError(f"{name} is {value!r}, but another argument sets {ours} to {found[ours]!r}; keep one")
         elif name not in REFUSED:
-            raise InputError(f"unknown argument {name!r}; choose from {', '.join((*NAMES[family], *FLAGS[family]))}")
+            known = ", ".join((*NAMES[family], *FLAGS[family]))
+            raise InputError(f"unknown argument {name!r}; choose from {known}, or the settings of ets eval")
     return found, notes
 
 
@@ -268,7 +274,8 @@ def _method(family: str, method: str, given: dict[str, str]) -> str:
     chosen = {name: FLAGS[family][name] for name in FLAGS[family] if _true(given, name)}
     if (named := given.pop("method", None)) is not None:
         if named not in METHODS or named == "base":
-            raise InputError(f"method is {named!r}; choose from {', '.join(name for name in METHODS if name != 'base')}")
+            known = ", ".join(name for name in METHODS if name != "base")
+            raise InputError(f"method is {named!r}; choose from {known}")
         chosen["method"] = named
     if len(set(chosen.values())) > 1:
         raise InputError(f"{' and '.join(chosen)} ask for different methods; keep one of them")
@@ -331,7 +338,7 @@ def _is_settings(
 
 
 def _engine(family: str, method: str, values: dict[str, str], given: Mapping[str, str]) -> Iterator[str]:
-    """transformers for a method that vLLM does not have; and the truncation, which the paper's transformers runs have."""
+    """transformers for a method that vLLM does not have, and the truncation of the paper's transformers runs."""
     if family == "llada":
         if values["engine"] != "masked-diffusion":
             raise InputError(f"engine is {values['engine']!r}; choose masked-diffusion")

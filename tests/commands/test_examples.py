@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ets.cli import COMMANDS, EXAMPLE, parser_of, main
+from ets.cli import COMMANDS, EXAMPLE, main, parser_of
 
 SMALL = "--count 1 --candidates 2 --rollouts 1 --max-length 32 --samples 1"
 

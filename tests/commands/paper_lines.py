@@ -2,35 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from ets.evaluation.paper_arguments import PaperRun
-from ets.evaluation.paper_command import parsed, translated
-
-SHOWN = {
-    "candidates": "M", "rollouts": "K", "lam": "λ", "block_size": "block", "guide_steps": "I", "max_length": "length",
-    "steps": "steps", "block_length": "block", "beams": "beams", "samples": "N", "best_by": "by", "temperature": "T",
-    "top_k": "top-k", "top_p": "top-p", "proposal": "q", "level": "level", "fast_cache": "cache", "pool": "pool",
-    "minimum": "least votes", "replicas": "copies", "utilization": "of a GPU's memory",
-}  # fmt: skip
-"""Our names of settings as the Markdown table shows them."""
-
-GUIDED = ("candidates", "rollouts", "lam", "pool", "minimum")
-LAW = {
-    "qwen": ("block_size", "max_length", "temperature", "top_k", "top_p", "replicas", "utilization"),
-    "llada": ("guide_steps", "max_length", "steps", "block_length", "temperature"),
-}
-OF_METHOD = {
-    "plain": (),
-    "beam": ("beams",),
-    "ets": GUIDED,
-    "ets-is": (*GUIDED, "proposal", "level", "fast_cache"),
-    "best-of-n": ("samples", "best_by"),
-}
+from ets.cli import parser_of
+from ets.commands import evaluate
+from ets.commands.paper import parsed, translated
 
 
 @dataclass(frozen=True)
@@ -48,43 +28,38 @@ class PaperLine:
         """What its script runs models with, where the line does not say it."""
         return "vllm" if self.script.startswith("qwen_vllm") else None
 
-    def run(self) -> PaperRun:
-        """The run of the line."""
-        return translated(parsed(shlex.split(self.line)), self.engine)[1]
+    @cached_property
+    def call(self) -> tuple[list[str], list[str]]:
+        """The words of the call of `ets eval`, and the notes."""
+        return translated(parsed(shlex.split(self.line)), self.engine)
 
-    def call(self) -> list[str]:
-        """The words of the call of `ets eval`."""
-        return translated(parsed(shlex.split(self.line)), self.engine)[0]
+    @property
+    def found(self) -> dict[str, Any]:
+        """The settings of the call, by our names."""
+        return settings(self.call[0])
 
 
-def settings(run: PaperRun) -> str:
-    """The settings of a run that its method depends on."""
-    names = [*OF_METHOD[run.method], *LAW[run.family]]
-    if run.method == "beam":
-        names = ["beams", "max_length"]
-    elif run.method == "plain":
-        names.remove("block_size")
-    shown = [f"{SHOWN[name]} {run.values[name]}" for name in names if run.values.get(name) is not None]
-    if "block_size" in names:
-        shown.append(f"I {math.ceil(run.values['max_length'] / run.values['block_size'])}")
-    return ", ".join(shown)
+def settings(words: Sequence[str]) -> dict[str, Any]:
+    """The settings of a call as `ets eval` reads them, with the defaults of the methods."""
+    plan = evaluate.plan_of(parser_of().parse_args(words))
+    shared = {"samples": plan.samples, "task": plan.asked.task, "model": plan.asked.model, "engine": plan.asked.engine}
+    return {**vars(plan.settings), "seed": plan.asked.seed, **plan.values, **shared, "methods": list(plan.methods)}
 
 
 def markdown(lines: Sequence[PaperLine]) -> str:
-    """A table with a row for each line, and below it the lines that the runs say about themselves."""
-    rows = ["| script | arguments | method | settings | readout | says |", "| --- | --- | --- | --- | --- | --- |"]
+    """A table with a row for each line, and below it the notes that the calls print."""
+    rows = ["| script | arguments | call | notes |", "| --- | --- | --- | --- |"]
     notes: dict[str, int] = {}
     for line in lines:
-        run = line.run()
-        says = ", ".join(str(notes.setdefault(note, len(notes) + 1)) for note in run.notes)
-        cells = (f"`{line.script}`", f"`{line.line}`", run.method, settings(run), run.readout, says)
-        rows.append(f"| {' | '.join(cells)} |")
+        words, own = line.call
+        numbers = ", ".join(str(notes.setdefault(note, len(notes) + 1)) for note in own)
+        rows.append(f"| `{line.script}` | `{line.line}` | `ets {shlex.join(words)}` | {numbers} |")
     return "\n".join([*rows, "", *(f"{number}. {note}" for note, number in notes.items())])
 
 
-BASE = {"temperature": 0.7, "top_k": 20, "top_p": 0.8}
+BASE = {"base_temperature": 0.7, "base_top_k": 20, "base_top_p": 0.8}
 TRUNCATED = {"top_k": "checkpoint", "top_p": "checkpoint"}
-M15 = TRUNCATED | {"candidates": 15, "rollouts": 3, "lam": 0.1, "max_length": 512, "pool": "chain", "minimum": 1}
+M15 = TRUNCATED | {"candidates": 15, "rollouts": 3, "lam": 0.1, "max_length": 512, "pool": "chain"}
 SMALL = {"proposal": "Qwen/Qwen3-1.7B"}
 EIGHT_B = "model_path='Qwen/Qwen3-8B'"
 GPQA = "--tasks gpqa_diamond_generative_n_shot --num_fewshot 5"
@@ -110,7 +85,7 @@ def _beams(beams: int) -> tuple[str, dict[str, Any]]:
 
 QWEN = (
     *(
-        PaperLine("qwen/eval.sh", f"{task} --model qwen --model_args {EIGHT_B},{words}", "plain", BASE | values)
+        PaperLine("qwen/eval.sh", f"{task} --model qwen --model_args {EIGHT_B},{words}", "base", BASE | values)
         for task, _, words, values in _tasks(*[("max_length=512", {"max_length": 512})] * 4)
     ),
     *(
@@ -120,7 +95,7 @@ QWEN = (
     *(
         PaperLine(
             "qwen/eval.sh", f"{task} --model qwen-ets --model_args dataset='{name}',{EIGHT_B},{words}", "ets",
-            values | {"benchmark": name},
+            values | {"task": name},
         )
         for task, name, words, values in _tasks(
             _guided(15, 64, 0.7), _guided(15, 128, 1.5), _guided(15, 64, 0.25), _guided(20, 64, 0.25)
@@ -129,7 +104,7 @@ QWEN = (
     *(
         PaperLine(
             "qwen/eval.sh", f"{task} --model qwen-ets --model_args dataset='{name}',{EIGHT_B},{words}{IS}", "ets-is",
-            values | {"benchmark": name} | SMALL,
+            values | {"task": name} | SMALL,
         )
         for task, name, words, values in _tasks(
             _guided(15, 128, 0.7), _guided(15, 128, 1.5), _guided(15, 64, 0.25), _guided(10, 64, 0.25)
@@ -152,9 +127,13 @@ def _aime_guided(m: int, k: int, block: int, method: str = "ets", **values: Any)
 
 
 AIME = (
-    _aime("", "qwen", "plain", **BASE),
+    _aime("", "qwen", "base", **BASE),
     _aime("num_beams=50,", "qwen-beam", "beam", beams=50),
-    _aime_guided(20, 1, 6144, samples=20),  # their best-of-N: one-step ETS
+    _aime_guided(
+        20,
+        1,
+        6144,
+    ),  # their best-of-N: one-step ETS
     _aime_guided(5, 3, 2048),
     _aime_guided(5, 3, 1536, "ets-is", **SMALL),
 )
@@ -172,7 +151,7 @@ LLADA = tuple(
         f'monte_carlo_num=3,energy_weight=0.1,task="{name}",accumulate_x0=True',
         method,
         {"max_length": length, "steps": length, "block_length": block, "temperature": temperature, "guide_steps": 4,
-         "candidates": 15, "rollouts": 3, "lam": 0.1, "pool": "chain", "minimum": 2, "benchmark": name, "cache": None,
+         "candidates": 15, "rollouts": 3, "lam": 0.1, "pool": "chain", "task": name,
          **more},
         "vote",
     )
@@ -189,8 +168,8 @@ VLLM = tuple(
         "m_candidates=15,k_monte_carlo=3,block_size=64,max_length=512,temperature=0.7,data_parallel_size=8,"
         "tensor_parallel_size=1,gpu_memory_utilization=0.8,vllm_seed=0",
         "ets",
-        M15 | {"top_k": None, "top_p": None, "block_size": 64, "temperature": 0.7, "engine": "vllm", "seed": 0,
-               "replicas": 8, "tensor_parallel": 1, "utilization": 0.8},
+        {n: v for n, v in M15.items() if n not in TRUNCATED}
+        | {"block_size": 64, "temperature": 0.7, "engine": "vllm", "seed": 0, "replicas": 8, "tensor_parallel": 1, "utilization": 0.8},
     )
     for task, dataset in (
         ("minerva_math500", "math500"),
