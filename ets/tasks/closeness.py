@@ -1,28 +1,29 @@
-"""Whether what sympy read is the same, where math-verify's rounding to six decimals is too coarse or too strict."""
+"""Comparisons of sympy's expressions where math-verify's rounding to six decimals is too coarse or too strict."""
 
 from __future__ import annotations
 
 from typing import Any
 
 RELATIVE = 5e-6
-"""Decimals equal what they round, to six digits or more: 0.166667 is a sixth, and .0000674 is not .0000672."""
+"""Relative error of a rounded decimal: 0.166667 equals 1/6, and .0000674 does not equal .0000672."""
 DIGITS = 50
-"""Digits to which numbers are computed."""
+"""Precision of the numbers, in decimal digits."""
 POINTS = 12
-"""Places at which two expressions are compared, and of these how many must be real."""
+"""Number of points at which `agree_where_real` compares two expressions."""
 ENOUGH = 3
+"""Number of points at which both values must be real."""
 
 
 def numbers_differ(one: Any, other: Any) -> bool:
     """Whether two readings hold numbers that differ by more than `RELATIVE`, or at all where none is a decimal.
 
-    Numbers, and those in tuples, sets, intervals and matrices of the same size, are looked at; all else differs not.
+    Compares numbers, and the numbers in tuples, sets, intervals and matrices of the same size. False for all else.
     """
     from sympy import Float
 
     try:
         left, right = _values(one), _values(other)
-    except (TypeError, ValueError):  # no number after all, as 1/0
+    except (TypeError, ValueError):  # 1/0 is no number
         return False
     if left is None or right is None or len(left) != len(right):
         return False
@@ -39,7 +40,7 @@ def _close(one: Any, other: Any, relative: float) -> bool:
 
 
 def _values(reading: Any) -> list[Any] | None:
-    """The numbers in a reading, in their order, or sorted if it has none; None if something in it is no number."""
+    """The numbers in a reading, in order (a set's are sorted), or None if a part is no number."""
     from sympy import Expr, FiniteSet, Interval, MatrixBase, Tuple, nan
 
     if isinstance(reading, MatrixBase):
@@ -88,7 +89,7 @@ def agree_where_real(one: Any, other: Any) -> bool:
 
 
 def _numbers(place: int, count: int) -> list[Any]:
-    """Different fractions, at even places positive ones, at others of either sign."""
+    """Distinct fractions: all positive at even places, of both signs at odd places."""
     from sympy import Rational
 
     signs = [1 if place % 2 == 0 or (place // 2 + at) % 2 else -1 for at in range(count)]
