@@ -59,10 +59,10 @@ T = TypeVar("T")
 class Expression(str):
     r"""An answer in LaTeX. Two are equal if math-verify verifies each by the other: ``\frac12`` equals ``0.5``.
 
-    Beyond math-verify, a set is never equal to a point or an interval, nor are numbers of different bases. All expressions
-    have the same hash, so a `Counter` groups equal expressions. Equality is symmetric, but not transitive: 0.01234505 equals
-    0.0123450 and 0.0123451, which differ, and 3 equals both ``x=3`` and ``y=3``. A vote counts for the first
-    equal group. A plain string equals an expression that is the same string.
+    Beyond math-verify, a set is never equal to a point or an interval, nor are numbers of different bases. All
+    expressions have the same hash, so a `Counter` groups equal expressions. Equality is symmetric, but not transitive:
+    0.01234505 equals 0.0123450 and 0.0123451, which differ. A vote counts for the first equal group.
+    A plain string equals an expression that is the same string.
     """
 
     __slots__ = ()

@@ -63,7 +63,7 @@ class Gpqa(Benchmark):
     r"""A letter from A to D.
 
     The first place that holds a letter decides: a letter in the last ``\boxed{}``; the last "answer is (B)" or
-    "Answer: B"; a letter that the text begins with, unless the text discusses another letter afterwards; the last "So B is
+    "Answer: B"; a letter at the beginning, unless the text discusses another letter afterwards; the last "So B is
     correct" or "I choose B"; the last "(B)" (lm-eval's flexible-extract). A choice that is spelled out, without its
     letter, is no answer, and neither is a letter in C60 or D-glucose.
     """
