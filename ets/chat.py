@@ -82,7 +82,8 @@ class ChatTemplate:
     Raises
     ------
     InputError
-        If the tokenizer has no template, or no template of this name; for `thinking` where the template has no `enable_thinking`.
+        If the tokenizer has no template, or no template of this name; or `thinking` is set and the template has no
+        `enable_thinking`.
     """
 
     tokenizer: Any
@@ -214,7 +215,7 @@ def _folded(messages: Sequence[Message]) -> list[Message]:
 
 
 def as_chat(chat: bool | str | Path | Chat | None) -> Chat | None:
-    """The argument `chat` of `ets.sample`: True for the tokenizer's default template, or the name or path of a template."""
+    """The argument `chat` of `ets.sample`: True for the default template, or the name or path of a template."""
     if chat is None or chat is False:
         return None
     if isinstance(chat, Chat):

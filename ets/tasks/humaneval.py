@@ -103,7 +103,7 @@ class HumanEval:
     def extract(self, problem: Problem, text: str) -> Hashable | None:
         """The values of the docstring's examples, in order; None if the code does not run or every example raises.
 
-        Texts with the same behaviour are equal. In 11 problems the docstring shows no call: all code that runs is equal.
+        Texts with the same behaviour are equal. 11 docstrings show no call: there, all code that runs is equal.
         """
         behaviour = self._behaviour(problem, text)
         if behaviour and all(value.startswith("!") for value in behaviour):
