@@ -192,10 +192,7 @@ class _Child:
         self._began, began = os.pipe()
         with _holding(source) as text, _holding(_system_call_filter() or b"") as calls:
             command = _UNSAFE if recipe is None else recipe.command(calls.fileno())
-            numbers = (
-                *(text.fileno(), began, limits.memory_mib * 2**20),
-                *(math.ceil(limits.seconds) + 1, OUTPUT_BYTES),
-            )
+            numbers = (text.fileno(), began, limits.memory_mib * 2**20, math.ceil(limits.seconds) + 1, OUTPUT_BYTES)
             try:
                 self._process = _spawn(
                     [*command, "-s", "-S", "-B", "-c", _START, *map(str, numbers)],
