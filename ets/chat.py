@@ -1,7 +1,7 @@
-"""Chat prompts: conversations, and the text that a checkpoint's chat template writes for one.
+"""Chat prompts: conversations, and the text that a checkpoint's chat template writes for a conversation.
 
 A conversation is a list of messages such as ``[{"role": "user", "content": "What is 2 + 3?"}]``. The template, a Jinja
-program that comes with the tokenizer, writes the whole prompt, its special tokens included.
+program that comes with the tokenizer, writes the whole prompt with all special tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ets.types import InputError, Message, Problem, one_line
 
 Prompt: TypeAlias = str | tuple[int, ...] | tuple[Message, ...]
 DATE = datetime(2025, 1, 1)
-"""The date that templates which write today's date get: a prompt is a function of its settings alone."""
+"""The date for templates that write today's date. A fixed date makes a prompt a function of the settings."""
 
 
 @dataclass(frozen=True)
@@ -27,22 +27,22 @@ class Chat:
     Parameters
     ----------
     template : str, optional
-        The name of one of the tokenizer's templates, or the path of a file that holds one; by default the tokenizer's
+        The name of one of the tokenizer's templates, or the path of a file with a template; by default the tokenizer's
         default template.
     system : str, optional
-        The text of the system turn, for conversations that have none. It opens the first user turn where the template
-        has no system role.
+        The system turn of conversations without a system turn. The text opens the first user turn if the template has
+        no system role.
     thinking : bool, optional
-        The template's variable `enable_thinking`; by default the template's own choice.
+        The template's variable `enable_thinking`; by default the template's choice.
     multiturn : bool
         Worked examples of a benchmark are turns of the user and the assistant, not part of the user's turn.
     stop : tuple of str
-        Stop strings in place of a benchmark's, which are made for prompts without a template.
+        Stop strings that replace a benchmark's stop strings, which fit prompts without a template.
 
     Raises
     ------
     InputError
-        For a system text that is no text, or one string in place of several.
+        For a system turn that is no text, or a stop string in place of a tuple.
     """
 
     template: str | None = None
@@ -82,7 +82,8 @@ class ChatTemplate:
     Raises
     ------
     InputError
-        If the tokenizer has no template, or none by this name; for `thinking` where the template has no such switch.
+        If the tokenizer has no template, or no template of this name; or `thinking` is set and the template has no
+        `enable_thinking`.
     """
 
     tokenizer: Any
@@ -94,19 +95,19 @@ class ChatTemplate:
         if self.chat.thinking is not None and "enable_thinking" not in self.text:
             raise InputError(
                 f"thinking is {self.chat.thinking}, but the chat template of {self.name!r} has no enable_thinking; "
-                "leave thinking out, or say it in the system text"
+                "leave thinking out, or put the wish into the system text"
             )
 
     @cached_property
     def text(self) -> str:
-        """The template itself."""
-        own, wanted = getattr(self.tokenizer, "chat_template", None), self.chat.template
-        named: dict[str, str] = own if isinstance(own, dict) else {"default": own} if own else {}
+        """The text of the template."""
+        found, wanted = getattr(self.tokenizer, "chat_template", None), self.chat.template
+        named: dict[str, str] = found if isinstance(found, dict) else {"default": found} if found else {}
         if (wanted or "default") in named:
             return named[wanted or "default"]
         if wanted is None and not named:
             raise InputError(
-                f"the tokenizer of {self.name!r} has no chat template; give the path of a file that holds one, take "
+                f"the tokenizer of {self.name!r} has no chat template; give the path of a file with a template, take "
                 "an instruct checkpoint, or give a prompt of text alone, without a template"
             )
         known = ", ".join(named) or "none"
@@ -124,15 +125,15 @@ class ChatTemplate:
             raise InputError(f"cannot read the chat template {wanted!r}: {error}; give a file of UTF-8 text") from error
 
     def problem(self, problem: Problem) -> Problem:
-        """The problem with a chat prompt: its messages, or its text as the user's turn.
+        """Return the problem with a chat prompt: the messages, or the text as the user's turn.
 
-        A benchmark's stop strings are dropped; those of a problem that has messages stay.
+        The stop strings of a problem without messages (a benchmark's) are dropped.
         """
         messages = problem.messages
         if not messages:
             if not isinstance(problem.prompt, str):
                 raise InputError(
-                    f"the prompt of problem {problem.id!r} is token ids, which are used as they are; leave the chat "
+                    f"the prompt of problem {problem.id!r} is token ids, which need no template; leave the chat "
                     "template out, or give messages"
                 )
             messages = ({"role": "user", "content": problem.prompt},)
@@ -141,7 +142,7 @@ class ChatTemplate:
         return replace(problem, prompt=self.render(messages), messages=messages, stop=stop)
 
     def render(self, messages: Sequence[Message], *, reply: bool | None = None) -> str:
-        """The prompt that a conversation becomes.
+        """Write the prompt of a conversation.
 
         Parameters
         ----------
@@ -194,7 +195,7 @@ class ChatTemplate:
         try:
             whole = str(self.tokenizer.apply_chat_template(turns, **options))
         except Exception:
-            return ()  # a template that wants other turns: the end tokens of the checkpoint hold
+            return ()  # a template with other turns: the end tokens of the checkpoint hold
         after = whole.rpartition(mark)[2].lstrip()
         ids = self.tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
         special = getattr(self.tokenizer, "added_tokens_decoder", {})
@@ -204,7 +205,7 @@ class ChatTemplate:
 
 
 def _folded(messages: Sequence[Message]) -> list[Message]:
-    """The conversation with its system turn at the head of the first user turn."""
+    """The conversation with the system turn at the head of the first user turn."""
     system, *others = messages
     for place, message in enumerate(others):
         if message["role"] == "user":
@@ -214,7 +215,7 @@ def _folded(messages: Sequence[Message]) -> list[Message]:
 
 
 def as_chat(chat: bool | str | Path | Chat | None) -> Chat | None:
-    """The argument `chat` of `ets.sample`: True for the tokenizer's default template, or its name or path."""
+    """The argument `chat` of `ets.sample`: True for the default template, or the name or path of a template."""
     if chat is None or chat is False:
         return None
     if isinstance(chat, Chat):
@@ -227,15 +228,15 @@ def as_chat(chat: bool | str | Path | Chat | None) -> Chat | None:
 
 
 def as_prompts(prompt: Any) -> tuple[list[Prompt], bool]:
-    """Prompts from the argument of `ets.sample`, and whether it is a single one.
+    """Return the prompts in the argument `prompt` of `ets.sample`, and whether the argument is a single prompt.
 
-    Text is a prompt, a list of messages is one conversation, a list of whole numbers is one prompt of token ids, and a
-    list of any of these is several prompts, all of the same kind.
+    Text is a prompt, a list of messages is a conversation, and a list of whole numbers is a prompt of token ids. A list
+    of prompts of the same kind is several prompts.
 
     Raises
     ------
     InputError
-        For anything else, for kinds that are mixed, and for messages without a role or content.
+        For any other argument, for mixed kinds, and for messages without a role or content.
     """
     single = _kind(prompt)
     if single is not None:
@@ -254,12 +255,12 @@ def as_prompts(prompt: Any) -> tuple[list[Prompt], bool]:
 def _no_prompt(given: object) -> InputError:
     return InputError(
         f"the prompt is {one_line(repr(given))}; pass text, messages [{{'role': …, 'content': …}}], token ids, or a "
-        "list of one of these"
+        "list of prompts"
     )
 
 
 def _kind(prompt: Any) -> str | None:
-    """What kind of one prompt this is, or None."""
+    """The kind of a single prompt, or None."""
     if isinstance(prompt, str):
         return "text"
     if not isinstance(prompt, Sequence) or not prompt:
@@ -281,7 +282,7 @@ def as_messages(messages: Iterable[Any]) -> tuple[Message, ...]:
     Raises
     ------
     InputError
-        For the first message that has not.
+        For the first message without a role or content.
     """
     found = tuple(messages)
     for number, message in enumerate(found, 1):
@@ -289,12 +290,12 @@ def as_messages(messages: Iterable[Any]) -> tuple[Message, ...]:
             raise InputError(f"message {number} is {message!r}; give {{'role': …, 'content': …}}")
         for name in ("role", "content"):
             if not isinstance(message.get(name), str):
-                raise InputError(f"message {number} has {message.get(name)!r} as its {name}; give text")
+                raise InputError(f"message {number} has {message.get(name)!r} as {name}; give text")
     return found
 
 
 def kind_of(problem: Problem) -> str:
-    """What a problem's prompt is, in words."""
+    """The kind of a problem's prompt, in words."""
     if problem.messages:
         return "chat template"
     return "text, without a chat template" if isinstance(problem.prompt, str) else "token ids"

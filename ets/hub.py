@@ -1,4 +1,4 @@
-"""Whether a checkpoint can be had: as a folder, in the local cache, or from the model hub. Answered within seconds."""
+"""Check that a checkpoint is a folder, in the local cache, or on a reachable model hub."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from urllib.request import getproxies
 from ets.types import InputError
 
 HUB_SECONDS = 3.0
-"""How long to wait for the model hub before saying that it cannot be reached."""
+"""Time limit for a connection to the model hub."""
 
 
 def require_checkpoint(name: str) -> None:
-    """Raise `InputError` within seconds for a checkpoint that can be found neither here nor on the hub."""
+    """Raise `InputError` within seconds for a checkpoint that is neither local nor on a reachable hub."""
     if Path(name).expanduser().is_dir():
         if not (Path(name).expanduser() / "config.json").is_file():
             raise InputError(f"the folder {name!r} holds no config.json; give a checkpoint's folder")
@@ -36,9 +36,9 @@ def require_checkpoint(name: str) -> None:
 
 
 def _reachable(address: str) -> bool:
-    """Whether a direct connection succeeds; with a proxy, whether it leads there is left to the download."""
+    """Whether a direct connection succeeds. True with a proxy, which only the download can check."""
     parts = urlsplit(address)
-    if getproxies().keys() & {parts.scheme, "all"}:  # it also holds "no", what needs none
+    if getproxies().keys() & {parts.scheme, "all"}:  # "no" lists hosts without a proxy
         return True
     try:
         socket.create_connection((parts.hostname or "", parts.port or 443), timeout=HUB_SECONDS).close()

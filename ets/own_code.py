@@ -1,4 +1,4 @@
-"""Code of one's own that a command line names: `module:name` or `file.py:name`."""
+"""Objects in user code that a command line names: `module:name` or `file.py:name`."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from ets.types import InputError, one_line
 
 
 def named_object(name: str, what: str) -> Any:
-    """What stands under a name in a module or a file, which is executed.
+    """Import a module or a file, and return the object of a name.
 
     Parameters
     ----------
     name : str
-        `module:name`, of a module that is installed or lies where the command is run, or `file.py:name`.
+        `module:name`, of a module that is installed or in the working directory, or `file.py:name`.
     what : str
-        What it is to be, for errors: "reward".
+        The kind of the object, for errors: "reward".
 
     Raises
     ------
     InputError
-        For a file that is not there, code that raises when it is read, or a name that is not in it.
+        For a missing file, code that cannot be imported, or a missing name.
     """
     place, _, attribute = name.rpartition(":")
     if place.endswith(".py") and not Path(place).expanduser().is_file():
@@ -34,8 +34,8 @@ def named_object(name: str, what: str) -> Any:
     try:
         module = _file_module(Path(place).expanduser()) if place.endswith(".py") else _module(place)
     except Exception as error:
-        said = one_line(f"{type(error).__name__}: {error}")
-        raise InputError(f"cannot read the {what} {name!r}: {said}; give code that can be imported") from error
+        reason = one_line(f"{type(error).__name__}: {error}")
+        raise InputError(f"cannot read the {what} {name!r}: {reason}; give code that can be imported") from error
     if not hasattr(module, attribute):
         raise InputError(f"{place} has no {attribute!r}; name a {what} that is in it")
     return getattr(module, attribute)
@@ -49,7 +49,6 @@ def code_digest(thing: Any) -> str:
 
 
 def _module(name: str) -> Any:
-    """A module that is installed, or lies where the command is run."""
     if "" not in sys.path:
         sys.path.insert(0, "")
     return importlib.import_module(name)
@@ -58,8 +57,8 @@ def _module(name: str) -> Any:
 def _file_module(path: Path) -> Any:
     name = f"ets_own_{path.stem}"  # a file may be called random.py or numpy.py, which others import
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None  # its name ends in .py
+    assert spec is not None and spec.loader is not None  # the name ends in .py
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses, for one, look their module up
+    sys.modules[name] = module  # dataclasses read sys.modules
     spec.loader.exec_module(module)
     return module

@@ -1,4 +1,4 @@
-"""What stands around an answer in a generated text: thinking sections, and special tokens that were not removed."""
+"""Thinking sections and leftover special tokens around the answer in a generated text."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ THINKING: Tags = ("<think>", "</think>")
 
 
 def is_thinking(text: str, tags: Tags) -> bool:
-    """Whether a text ends within a section: its last tag is an opening one."""
+    """Whether a text ends within a section: the last tag is an opening tag."""
     opening, closing = tags
     return text.rfind(opening) > text.rfind(closing)
 
 
 def begun(prompt: str, tags: Tags | None) -> str:
-    """The opening tag if a prompt ends with it, as some chat templates' do: then a generation begins in a section."""
+    """The opening tag if a prompt ends with this tag, else "". (Some chat templates open the section in the prompt.)"""
     return tags[0] if tags is not None and prompt.rstrip().endswith(tags[0]) else ""
 
 
 def after_thinking(text: str, tags: Tags | None = THINKING) -> str | None:
-    """The text after the last thinking section; None if a section has no end, as the answer is then missing.
+    """The text after the last thinking section; None if a section has no end.
 
-    The opening tag may be missing, as some chat templates put it into the prompt.
+    The opening tag may be missing, as some chat templates put the tag into the prompt.
 
     >>> after_thinking("<think>9? No.</think>5")
     '5'
@@ -45,9 +45,9 @@ def cut_at(text: str, stop: Iterable[str], tags: Tags | None = None, before: str
     text : str
     stop : iterable of str
     tags : (str, str), optional
-        The tags around thinking sections; None if there are none.
+        The tags around thinking sections, or None.
     before : str
-        What stands before the text, as far as tags are concerned: see `begun`.
+        The opening tag before the text, if any: see `begun`.
 
     Examples
     --------
@@ -65,9 +65,9 @@ _END = re.compile(rf"{_SPECIAL}|(?:</s>|<eos>|<end_of_turn>)(?=\s*$)", re.MULTIL
 
 
 def without_special(text: str) -> str:
-    """The text without special tokens at its beginning, and up to the first one after that: another text follows it.
+    """The text after leading special tokens, up to the next special token, which starts another text.
 
-    A checkpoint does not know the tokens of other families, and writes them as plain text.
+    A checkpoint writes the special tokens of other model families as plain text.
 
     >>> without_special("5<|endoftext|>Question: ...")
     '5'

@@ -132,8 +132,8 @@ def test_prompts_are_of_one_kind() -> None:
         ([True], r"the prompt is \[True\]; pass"),
         ([1, 2, True], r"the prompt is \[1, 2, True\]; pass"),
         ([[]], r"the prompt is \[\[\]\]; pass"),
-        ([{"role": "user"}], "message 1 has None as its content"),
-        ([*ASKED, {"role": 1, "content": ""}], "message 2 has 1 as its role"),
+        ([{"role": "user"}], "message 1 has None as content"),
+        ([*ASKED, {"role": 1, "content": ""}], "message 2 has 1 as role"),
     ],
 )
 def test_anything_else_is_refused(prompt: Any, message: str) -> None:

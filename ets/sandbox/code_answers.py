@@ -1,4 +1,4 @@
-"""From what a model wrote to a program: completions of a function, and answers in fences."""
+"""Programs in generated texts: completions of a function, and answers in fences."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ets.thinking import THINKING, Tags, after_thinking, without_special
 from ets.types import InputError
 
 COMPLETION_STOPS = ("\nclass ", "\ndef ", "\n#", "\n@", "\nif ", "\nprint", "\nassert ", "\n```")
-"""Where the completion of a function's body has run on into something else."""
+"""Strings that end the completion of a function's body."""
 STOPS = {"completion": COMPLETION_STOPS, "answer": ()}
-"""Where a generation ends, by what it is: of an answer in words and fences, `program_of` takes the program."""
+"""Stop strings by the kind of a generation. `program_of` finds the program in an answer with words and fences."""
 LONGEST = 50_000
 """Longer texts (in characters) are no answers."""
 
@@ -31,7 +31,7 @@ _RETURN = re.compile(r"^return\b", re.MULTILINE)
 _INDENTED = re.compile(r"^(?: {2,}|\t)\S", re.MULTILINE)
 _FUTURE = re.compile(r"^from __future__ import .*$", re.MULTILINE)
 _MARGIN = re.compile(r"^[ \t]+", re.MULTILINE)
-_ONE_AT_A_TIME = Lock()  # threads that silence warnings at once may leave them silenced
+_ONE_AT_A_TIME = Lock()  # catch_warnings is not thread-safe
 _STATEMENTS = (ast.Assert, ast.Expr, ast.If, ast.For, ast.While, ast.With, ast.Try)
 _ASSIGNMENTS = (ast.Assign, ast.AnnAssign, ast.AugAssign)
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -46,31 +46,30 @@ def stops_named(name: str) -> tuple[str, ...]:
 
 
 def program_of(prompt: str, entry_point: str, text: str, thinking: Tags | None = THINKING) -> str | None:
-    """The program that a text stands for, or None if it holds no code for the function.
+    """Return the program in a text, or None without code for the function.
 
-    Understood are the function's body as a continuation of the prompt, cut where it runs on into something else;
-    the whole function; and either of them in a fence, as CommonMark reads fences. Of several fences the last one that
-    holds the whole function, complete, counts, with the helpers that it needs from the others. What follows a
-    function and is no Python is dropped, and so are statements that only show it off (`print(f(3))`, asserts,
-    `if __name__ == "__main__"`) or read an input, and imports of what is not used. A function that is cut off is no
-    answer.
+    A text holds the function's body as a continuation of the prompt (cut at `COMPLETION_STOPS`), or the whole function.
+    Both may stand in a fence of CommonMark. The last fence with the complete function counts, with the necessary
+    helpers from other fences. Dropped are: text after a function that is no Python; statements that show the function
+    (`print(f(3))`, asserts, `if __name__ == "__main__"`) or read an input; unused imports. A function that is cut off
+    is no answer.
 
     Parameters
     ----------
     prompt : str
-        Imports, helpers, and the function's head and docstring: a valid program by itself.
+        Imports, helpers, and the function's head and docstring: a valid program.
     entry_point : str
         The function's name.
     text : str
-        Everything up to the last thinking section is left out, and everything from a model's end token on.
+        Only the part after the last thinking section and before a model's end token counts.
     thinking : (str, str), optional
-        The tags around thinking sections; None if there are none.
+        The tags around thinking sections, or None.
     """
     answer = after_thinking(text, thinking)
     if answer is None or len(answer) > LONGEST:
         return None
     answer = without_special(answer.replace("\r\n", "\n").replace("\r", "\n")).lstrip("\n")
-    if re.match(r" \S", answer):  # some tokenizers put one space before everything
+    if re.match(r" \S", answer):  # some tokenizers start a text with a space
         answer = answer[1:]
     prompt = prompt if prompt.endswith("\n") else prompt + "\n"
     head, blocks = _blocks(answer)
@@ -81,10 +80,10 @@ def program_of(prompt: str, entry_point: str, text: str, thinking: Tags | None =
 
 
 def _blocks(text: str) -> tuple[str, list[tuple[str, str]]]:
-    """What stands before the first fence, and the (language, code) of each block.
+    """The text before the first fence, and the (language, code) of each block.
 
-    As in CommonMark, a fence stands on its own line, its language is the first word behind it, and it is closed by
-    one that is at least as long, or by the text's end. Beyond that, a fence may be glued to the end of a line.
+    As in CommonMark, a fence fills a line, the first word after the fence is the language, and a fence of at least the
+    same length or the end of the text closes the block. In addition, a fence may end a line of text.
     """
     lines, blocks = text.split("\n"), list[tuple[str, str]]()
     at = first = next(_openings(lines, 0), len(lines))
@@ -109,7 +108,7 @@ def _openings(lines: list[str], start: int) -> Iterator[int]:
 
 
 def _content(lines: list[str], start: int, fence: str, margin: str) -> tuple[str, int]:
-    """The code in a fence, without the fence's own margin, and the index of the line behind it."""
+    """The code in a fence, without the margin of the fence, and the index of the line after the block."""
     closing = re.compile(rf"[ \t]{{0,{len(margin) + 3}}}{re.escape(fence)}{re.escape(fence[0])}*[ \t]*$")
     code: list[str] = []
     for at in range(start, len(lines)):
@@ -131,7 +130,7 @@ def _unfenced(prompt: str, entry_point: str, text: str) -> str | None:
 
 
 def _after_talk(prompt: str, text: str) -> str | None:
-    """A body that follows a line of talk, which is no Python."""
+    """A body that follows a line of prose."""
     indented = _INDENTED.search(text)
     if indented is None or _FUNCTION.search(text):
         return None
@@ -158,9 +157,9 @@ def _fenced(prompt: str, entry_point: str, blocks: list[tuple[str, str]]) -> str
 
 
 def _whole(prompt: str, entry_point: str, text: str, others: Sequence[str] = ()) -> str | None:
-    """The prompt, then the function, from the first line of code from which it parses, with helpers from others.
+    """The prompt and the function, from the first line of code that parses, with helpers from other blocks.
 
-    The prompt's own version is taken away: it must not answer in the place of a function that is missing.
+    The program deletes the prompt's version of the function, which must not replace a missing function.
     """
     for begin in islice(_CODE_BEGINS.finditer(text), 20):
         code = _parsing("", text[begin.start() :])
@@ -189,7 +188,7 @@ def _is_helper(node: ast.stmt) -> bool:
 
 
 def _used(nodes: Iterable[ast.AST]) -> set[str]:
-    """The names that are read, and `stdin` in `sys.stdin`."""
+    """The names that nodes read, and `stdin` in `sys.stdin`."""
     parts = [part for node in nodes for part in ast.walk(node)]
     names = {part.id for part in parts if isinstance(part, ast.Name) and not isinstance(part.ctx, ast.Store)}
     return names | {part.attr for part in parts if isinstance(part, ast.Attribute) and part.attr == "stdin"}
@@ -211,25 +210,24 @@ def _bound(nodes: Iterable[ast.stmt]) -> set[str]:
 
 
 def _completed(prompt: str, body: str) -> str | None:
-    """The prompt and the body; the indentation of its first line, or of all of it, is mended if it must be."""
+    """The prompt and the body; corrects the indentation of the first line or of all lines if necessary."""
     unit = _MARGIN.findall(prompt)[-1]
-    cut, mended = (_RUN_ON.split(version, maxsplit=1)[0] for version in (body, _without_tabs(body)))
+    cut, expanded = (_RUN_ON.split(version, maxsplit=1)[0] for version in (body, _without_tabs(body)))
     if _indented(body):
-        variants = [cut, indent(dedent(mended), unit)]
-    elif re.search(r"\breturn\b", body):  # else it is talk rather than code
+        variants = [cut, indent(dedent(expanded), unit)]
+    elif re.search(r"\breturn\b", body):  # without a return, the text is prose
         at_margin = _parsing("", body, body=True) if _RETURN.search(body) or not _FUNCTION.search(body) else None
-        variants = [indent(at_margin or "", unit)]  # not cut, because all of it stands at the margin
+        variants = [indent(at_margin or "", unit)]  # not cut, as the whole body stands at the margin
     else:
         return None
-    programs = (_parsing(prompt, variant) for variant in [*variants, unit + mended.lstrip()])
+    programs = (_parsing(prompt, variant) for variant in [*variants, unit + expanded.lstrip()])
     return next((prompt + code for code in programs if code), None)
 
 
 def _parsing(before: str, code: str, body: bool = False) -> str | None:
-    """The code without the unindented parts from which on it is no Python; None if nothing is left.
+    """The longest head of the code that is Python and ends before an unindented line, or None.
 
-    A part begins at an unindented line; so a function that is cut off goes as a whole. Only in a body, unindented
-    parts may return.
+    So a function that is cut off is removed completely. Unindented returns are allowed in a body only.
     """
     lines = code.split("\n")
     while any(line.strip() and not line.lstrip().startswith("#") for line in lines):
@@ -243,7 +241,7 @@ def _parsing(before: str, code: str, body: bool = False) -> str | None:
 
 
 def _first_fault(program: str, body: bool) -> int | None:
-    """The line, from 1, where it stops to be Python; None if it is Python."""
+    """The first line (from 1) that is no Python, or None."""
     try:
         returns = [node.lineno for node in _parse(program).body if isinstance(node, ast.Return) and not body]
     except SyntaxError as error:
@@ -254,7 +252,7 @@ def _first_fault(program: str, body: bool) -> int | None:
 
 
 def _without_show(entry_point: str, code: str) -> str:
-    """Without unused imports, and the statements beside the definitions that print, test, call or read an input."""
+    """The code without unused imports and without top-level statements that print, test, call or read an input."""
     lines, removed = code.split("\n"), {"input", "stdin"}
     nodes = _parse(code).body
     for node in nodes:
@@ -285,7 +283,7 @@ def _blank(lines: list[str], node: ast.stmt) -> None:
 
 def _parse(program: str) -> ast.Module:
     with _ONE_AT_A_TIME, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of generated code, for example about its escape sequences
+        warnings.simplefilter("ignore")  # for example about escape sequences in generated code
         return ast.parse(program)
 
 
@@ -295,10 +293,10 @@ def _definition(entry_point: str, code: str) -> re.Match[str] | None:
 
 
 def _indented(text: str) -> bool:
-    """Whether its first line is."""
+    """Whether the first line is indented."""
     return bool(re.match(r"\s*\n[ \t]+\S|[ \t]{2,}\S|\t", text))
 
 
 def _without_tabs(code: str) -> str:
-    """At the margin only: a tab may stand in a string."""
+    """Expand tabs in margins only: a tab may be part of a string."""
     return _MARGIN.sub(lambda margin: margin.group().expandtabs(4), code)

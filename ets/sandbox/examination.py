@@ -1,7 +1,7 @@
-"""Ask a program that a model wrote: for the values of expressions, and whether it passes tests.
+"""The values of expressions in a generated program, and whether the program passes tests.
 
-The functions `plain`, `reply`, `serve` and `judge` are not called here: their source text runs in the sandbox, under
-the system's Python, and so they use the standard library alone and import it themselves.
+The source text of `plain`, `reply`, `serve` and `judge` runs in the sandbox under the system's Python. So these
+functions use and import the standard library alone.
 """
 
 from __future__ import annotations
@@ -16,51 +16,50 @@ from ets.sandbox.process import run_judged, run_program
 
 
 def values(program: str, expressions: Sequence[str], *, seconds: float, unsafe: bool = False) -> list[str] | None:
-    """What the expressions evaluate to after the program has run.
+    """Run a program, and return the values of expressions in the program's namespace.
 
     Parameters
     ----------
     program : str
         Python source code, run as a module.
     expressions : sequence of str
-        Evaluated one after the other in the module's namespace.
+        Evaluated in order.
     seconds : float
-        For all of it.
+        Time limit for the whole call.
     unsafe : bool
         See `ets.sandbox.process.run_program`.
 
     Returns
     -------
     list of str or None
-        For each a text that is the same for equal values: `=` and a literal, `~` and the items of an iterator, or
-        `!` and the name of an exception. None if the program fails, ends early or does not come to its end.
+        A text for each expression, the same text for equal values: `=` and a literal, `~` and the items of an iterator,
+        or `!` and the name of an exception. None if the program fails, exits early or exceeds the limit.
     """
     source = _source(plain, reply, serve) + f"serve({program!r}, exact=False)\n"
-    asked = "".join(json.dumps(expression) + "\n" for expression in expressions)
-    outcome = run_program(source, stdin=asked, seconds=seconds, unsafe=unsafe)
+    questions = "".join(json.dumps(expression) + "\n" for expression in expressions)
+    outcome = run_program(source, stdin=questions, seconds=seconds, unsafe=unsafe)
     answers = outcome.stdout.splitlines()
     return answers if outcome.ended == "ok" and len(answers) == len(expressions) else None
 
 
 def passes(program: str, *, prelude: str, tests: str, entry_point: str, seconds: float, unsafe: bool = False) -> bool:
-    """Whether a program's function passes tests that it never sees.
+    """Whether a program's function passes hidden tests.
 
-    The tests run in a sandbox of their own (`ets.sandbox.process.run_judged`); the function's arguments and values cross
-    over as literals, so a value is what it is as plain data: None, numbers, text, bytes, and lists, tuples, sets
-    and dicts of them. Anything else equals nothing.
+    The tests run in a second sandbox (`ets.sandbox.process.run_judged`). Arguments and values cross over as literals of
+    plain data: None, numbers, text, bytes, and lists, tuples, sets and dicts. Any other value equals nothing.
 
     Parameters
     ----------
     program : str
         Python source code that defines `entry_point`.
     prelude, tests : str
-        Trusted code: what the tests may refer to, and the definition of `check(candidate)`.
+        Trusted code: definitions that the tests use, and the definition of `check(candidate)`.
     entry_point : str
         The function's name.
     seconds : float
-        For all of it.
+        Time limit for the whole call.
     unsafe : bool
-        See `ets.sandbox.process.run_program`. Still two processes, but without protection from each other.
+        See `ets.sandbox.process.run_program`. The two processes are then not protected from each other.
     """
     answering = _source(plain, reply, serve) + f"serve({program!r}, exact=True)\n"
     asking = _source(plain, judge) + f"judge({prelude!r}, {tests!r}, {entry_point!r})\n"
@@ -72,7 +71,7 @@ def _source(*functions: Callable[..., Any]) -> str:
 
 
 def literal_text(expression: str) -> str | None:
-    """How `values` would write a literal's value; None for what is no literal. For trusted text only."""
+    """A literal's value as `values` writes the value, or None for other text. For trusted text only."""
     try:
         return "=" + plain(ast.literal_eval(expression), exact=False)
     except (ValueError, SyntaxError):
@@ -80,10 +79,9 @@ def literal_text(expression: str) -> str | None:
 
 
 def plain(value: object, exact: bool) -> str:
-    """A value as a Python literal in one line of ASCII; `<type>` for what is no plain data.
+    """A value as a Python literal in one line of ASCII; `<type>` for a value that is no plain data.
 
-    If not exact, numbers that are equal or differ after the twelfth digit only give the same text, and so do dicts
-    in another order.
+    If not exact, numbers that agree in twelve digits give the same text, and so do dicts in another order.
     """
     if isinstance(value, (list, tuple)):
         items = [plain(item, exact) for item in value]
@@ -109,7 +107,7 @@ def plain(value: object, exact: bool) -> str:
 
 
 def reply(expression: str, scope: dict[str, object], exact: bool) -> str:
-    """The expression's value, or what it raised. For an iterator its items: tests may ask for `tuple(f(x))`."""
+    """The expression's value or exception. An iterator gives the items, since tests may compute `tuple(f(x))`."""
     data = (str, bytes, bytearray, list, tuple, set, frozenset, dict)
     try:
         value = eval(expression, scope)
@@ -120,8 +118,7 @@ def reply(expression: str, scope: dict[str, object], exact: bool) -> str:
 
 
 def serve(program: str, exact: bool) -> None:
-    """Run a program, and answer the expressions that come in on standard input. The program itself has neither
-    standard input nor output."""
+    """Run a program without standard input and output, then answer the expressions on standard input."""
     import json
     import os
     import sys
@@ -130,7 +127,7 @@ def serve(program: str, exact: bool) -> None:
     nothing = os.open("/dev/null", os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(nothing, 1)
-    getattr(sys, "set_int_max_str_digits", int)(0)  # older versions know no limit
+    getattr(sys, "set_int_max_str_digits", int)(0)  # older versions have no limit
     sys.modules["answer"] = module = type(sys)("answer")
     exec(compile(program, "answer.py", "exec", dont_inherit=True), module.__dict__)
     for line in asked:
@@ -138,7 +135,7 @@ def serve(program: str, exact: bool) -> None:
 
 
 def judge(prelude: str, tests: str, entry_point: str) -> None:
-    """Run the tests on a function that asks, on standard output, for each of its values."""
+    """Run the tests on a function that requests each value on standard output."""
     import ast
     import json
     import sys
@@ -151,7 +148,7 @@ def judge(prelude: str, tests: str, entry_point: str) -> None:
         print(json.dumps(call), file=asking, flush=True)
         line = sys.stdin.readline(2**20)
         if not line.endswith("\n"):
-            raise EOFError("the program is gone, or its answer is too long")
+            raise EOFError("the program ended, or the answer is too long")
         if line[0] == "!":
             raise RuntimeError(line[1:-1])
         value = ast.literal_eval(line[1:-1])

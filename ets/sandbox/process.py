@@ -1,25 +1,24 @@
-"""Run generated Python programs where they can do no harm, and say how they ended.
+"""Run generated Python programs in a sandbox.
 
-A program runs in namespaces of its own (bubblewrap), as an unprivileged user, under resource limits and a filter
-of system calls. What holds, whatever the program does:
+A program runs in new namespaces (bubblewrap), as an unprivileged user, under resource limits and a filter of system
+calls. The sandbox guarantees:
 
-- it ends within its seconds, and nothing of it runs on: it gets one process with one thread, so that there are no
-  fork bombs and no daemons, and parallel programs cannot starve each other of processes;
-- it sees the standard library and shared libraries, read-only, and can create no file anywhere: no home, no
-  repository, no `/etc`, `/proc`, `/tmp` or `/dev/shm`, no installed packages (which may hold the hidden tests), no
-  environment variables, no other programs, no network and no other processes;
-- it holds at most its memory limit, a few pipes, and its output, which is bounded too.
+- Time: the program ends within the time limit. The program is a single process with a single thread, so fork bombs
+  and daemons are impossible, and parallel programs cannot starve each other of processes.
+- Files: the program sees the standard library and shared libraries, read-only, and can create no file. The program
+  sees no home, no repository, no `/etc`, `/proc`, `/tmp` or `/dev/shm`, no installed packages (which may hold the
+  hidden tests), no environment variables, no other programs or processes, and no network.
+- Memory: the program holds at most the memory limit, a few pipes, and bounded output.
 
-What a program prints, and that it exits with 0, it says itself: `Outcome.ended == "ok"` is no proof of anything.
-`run_judged` gives the proof: the tests run in a second sandbox, ask the program for values over a pipe, and their
-own exit status decides. The program never sees the tests or what they expect, and nothing that it does to its own
-interpreter (exiting early, patching builtins, an `__eq__` that is always true) reaches the one that judges. Only
-its answers count.
+A program controls its output and exit status: `Outcome.ended == "ok"` proves nothing. `run_judged` runs tests in a
+second sandbox. The tests request values from the program over a pipe, and the exit status of the tests decides. The
+program never sees the tests or the expected values. An early exit, patched builtins or an `__eq__` that always returns
+True do not reach the interpreter of the tests.
 
-Not defended: faults in the kernel, timing channels, a program that computes wrong answers on purpose for inputs
-that it recognises, and the load of one busy core until the time is up. The filter of system calls is there on
-x86-64 and 64-bit Arm; elsewhere shared memory outside the limit remains possible. With `unsafe=True` there is no
-sandbox: only time, memory and output are limited, and the program may read, write and send what the user may.
+Not defended: faults in the kernel, timing channels, a program that recognises inputs and computes wrong answers on
+purpose, and the load of a busy core until the time limit. The filter of system calls exists on x86-64 and 64-bit Arm;
+other machines allow shared memory outside the limit. With `unsafe=True` there is no sandbox: only time, memory and
+output are limited, and the program has all rights of the user.
 """
 
 from __future__ import annotations
@@ -47,16 +46,16 @@ from typing import IO, Any, Literal, TypeAlias, TypeVar
 from ets.types import InputError
 
 OUTPUT_BYTES = 2**20
-"""A program's standard output, and its standard error, hold so much; writing more is an error there."""
+"""Limit of a program's standard output and of the standard error. Writing more raises an error in the program."""
 STDERR_CHARACTERS = 2000
-"""So much of the end of the standard error is kept."""
+"""Length of the part of the standard error that `Outcome` keeps, from the end."""
 START_SECONDS = 60.0
-"""How long a sandbox may take to start on a busy machine; a program's own seconds begin afterwards."""
+"""Time limit for the start of a sandbox. The time of the program begins afterwards."""
 NOBODY = 65534
 INSTALL = "run `apt-get install bubblewrap util-linux`"
 OPT_OUT = "or pass unsafe=True to run generated code without protection"
 
-# Runs first in the child and is trusted: it sets the limits, says that it has begun, and runs the program.
+# Trusted first part of the child: sets the limits, writes "+" to a pipe, and runs the program.
 _START = """\
 import os as _os, resource as _resource, sys as _sys
 _source, _began, _memory, _seconds, _output = map(int, _sys.argv[1:])
@@ -85,7 +84,7 @@ class Outcome:
     Parameters
     ----------
     ended : {"ok", "failed", "timeout"}
-        "ok" says that it exited with 0, which a program may do without having done anything.
+        "ok" is exit status 0, which a program can fake.
     status : int or None
         The exit status; 128 + n after signal n; None after a time-out.
     stdout : str
@@ -115,20 +114,20 @@ class _Limits:
 def run_program(
     source: str, *, stdin: str = "", seconds: float = 5.0, memory_mib: int = 512, unsafe: bool = False
 ) -> Outcome:
-    """Run a program with the standard library, alone in its sandbox.
+    """Run a program with the standard library in a sandbox.
 
     Parameters
     ----------
     source : str
         Python source code.
     stdin : str
-        What it finds on its standard input.
+        The standard input of the program.
     seconds : float
-        Wall-clock seconds, counted from when the sandbox has started.
+        Wall-clock seconds after the start of the sandbox.
     memory_mib : int
         Address space, in MiB.
     unsafe : bool
-        Run it with this interpreter and without a sandbox.
+        Run the program with this interpreter and without a sandbox.
 
     Raises
     ------
@@ -145,15 +144,15 @@ def run_program(
 def run_judged(
     source: str, judge: str, *, seconds: float = 5.0, memory_mib: int = 512, unsafe: bool = False
 ) -> Outcome:
-    """Run a program and a trusted judge, each in a sandbox of its own, and say how the judge ended.
+    """Run a program and a trusted judge in two sandboxes, and return the outcome of the judge.
 
-    What one prints, the other finds on its standard input, and nothing else connects them: the program cannot read
-    the judge, nor end in its stead. The options are those of `run_program`.
+    The output of each process is the input of the other process. No other connection exists: the program can neither
+    read the judge nor exit in place of the judge. The options are the options of `run_program`.
 
     Returns
     -------
     Outcome
-        "ok" if the judge exited with 0. The standard error is the program's, then the judge's.
+        "ok" if the judge exited with 0. `stderr` is the program's, then the judge's.
     """
     limits = _Limits(seconds, memory_mib)
     with ExitStack() as stack:
@@ -162,7 +161,7 @@ def run_judged(
         child = stack.enter_context(_Child(source, questions, reply, limits, unsafe))
         examiner = stack.enter_context(_Child(judge, answers, ask, limits, unsafe))
         for end in (questions, ask, answers, reply):
-            end.close()  # so that each child sees the end of its input when the other is gone
+            end.close()  # each child then sees the end of the input when the other child ends
         child.await_start()
         examiner.await_start()
         status = examiner.wait(time.monotonic() + seconds)
@@ -170,7 +169,7 @@ def run_judged(
 
 
 def require_sandbox() -> None:
-    """Raise `InputError`, naming what is missing and how to get it, unless programs can be run in a sandbox."""
+    """Raise `InputError`, with the remedy, if the sandbox does not work on this machine."""
     _recipe()
 
 
@@ -179,13 +178,13 @@ _Result = TypeVar("_Result")
 
 
 def in_parallel(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> list[_Result]:
-    """The function of each item, in order, as many at a time as there are cores: for work that waits on children."""
+    """The function of each item, in order, with a thread per core: for functions that wait for children."""
     with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2) as pool:
         return list(pool.map(function, items))
 
 
 class _Child:
-    """A program under way; leaving the block ends it and all that is its own."""
+    """A running program. Leaving the block ends the process group and closes the files."""
 
     def __init__(self, source: str, stdin: IO[Any], stdout: IO[Any], limits: _Limits, unsafe: bool) -> None:
         recipe = None if unsafe else _recipe()
@@ -193,10 +192,7 @@ class _Child:
         self._began, began = os.pipe()
         with _holding(source) as text, _holding(_system_call_filter() or b"") as calls:
             command = _UNSAFE if recipe is None else recipe.command(calls.fileno())
-            numbers = (
-                *(text.fileno(), began, limits.memory_mib * 2**20),
-                *(math.ceil(limits.seconds) + 1, OUTPUT_BYTES),
-            )
+            numbers = (text.fileno(), began, limits.memory_mib * 2**20, math.ceil(limits.seconds) + 1, OUTPUT_BYTES)
             try:
                 self._process = _spawn(
                     [*command, "-s", "-S", "-B", "-c", _START, *map(str, numbers)],
@@ -223,15 +219,15 @@ class _Child:
         self._errors.close()
 
     def await_start(self) -> None:
-        """Raises `RuntimeError` if the trusted part did not get to its end: no fault of the program."""
-        poll = select.poll()  # `select` itself refuses file numbers above 1023
+        """Raise `RuntimeError` if the trusted part does not finish: a fault of the machine, not of the program."""
+        poll = select.poll()  # `select.select` refuses file numbers above 1023
         poll.register(self._began, select.POLLIN)
         if not poll.poll(START_SECONDS * 1000) or os.read(self._began, 1) != b"+":
-            said = self.errors().strip().splitlines() or ["nothing was said"]
-            raise RuntimeError(f"the sandbox did not start within {START_SECONDS:g} s: {said[-1]}")
+            lines = self.errors().strip().splitlines() or ["no error message"]
+            raise RuntimeError(f"the sandbox did not start within {START_SECONDS:g} s: {lines[-1]}")
 
     def wait(self, deadline: float) -> int | None:
-        """The exit status, or None if it is still running at the deadline."""
+        """The exit status, or None if the program still runs at the deadline."""
         try:
             return self._process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
@@ -242,7 +238,7 @@ class _Child:
 
 
 def _spawn(command: Sequence[str], pass_fds: Sequence[int], files: Sequence[IO[Any]]) -> subprocess.Popen[bytes]:
-    """Without the parent's environment; equal programs see equal hashes, so that they print sets alike."""
+    """Start a process without the parent's environment. A fixed hash seed fixes the order of sets."""
     stdin, stdout, stderr = files
     return subprocess.Popen(
         command,
@@ -263,7 +259,7 @@ def _outcome(status: int | None, stdout: str, stderr: str) -> Outcome:
 
 
 def _holding(content: str | bytes) -> IO[bytes]:
-    """A nameless file with that content, about to be read."""
+    """A temporary file with a content, at position 0."""
     file = tempfile.TemporaryFile()  # noqa: SIM115
     file.write(content.encode("utf-8", "replace") if isinstance(content, str) else content)
     file.seek(0)
@@ -271,7 +267,7 @@ def _holding(content: str | bytes) -> IO[bytes]:
 
 
 def _read(file: IO[bytes]) -> str:
-    """What was printed; the reading position is shared with the program, so it is not relied upon."""
+    """The content from position 0. (The program shares and may move the current position.)"""
     return os.pread(file.fileno(), OUTPUT_BYTES, 0).decode("utf-8", "replace")
 
 
@@ -280,7 +276,7 @@ _UNSAFE = (sys.executable,)
 
 @dataclass(frozen=True)
 class _Recipe:
-    """A command line that starts Python in a sandbox: what stands before `bwrap`, and after its filter."""
+    """A command line that starts Python in a sandbox: the words before `bwrap`, and after the filter option."""
 
     before: tuple[str, ...]
     after: tuple[str, ...]
@@ -292,7 +288,7 @@ class _Recipe:
 
 @cache
 def _recipe() -> _Recipe:
-    """The first recipe that works here; failures are not remembered, so a mended machine is noticed."""
+    """The first recipe that works on this machine. Failures are not cached, so a later installation counts."""
     if sys.platform != "linux":
         raise InputError(f"generated code runs in a sandbox, which needs Linux, not {sys.platform}; use it, {OPT_OUT}")
     root = os.geteuid() == 0
@@ -311,7 +307,7 @@ def _recipe() -> _Recipe:
 
 
 def _problem_of(recipe: _Recipe) -> str | None:
-    """What the recipe says instead of running a program."""
+    """The error of a trial run of the recipe, or None."""
     with _holding(_system_call_filter() or b"") as calls:
         trial = subprocess.run(
             [*recipe.command(calls.fileno()), "-s", "-S", "-B", "-c", "import json, resource, types"],
@@ -321,18 +317,18 @@ def _problem_of(recipe: _Recipe) -> str | None:
             env={},
             cwd="/",
         )
-    said = trial.stderr.decode("utf-8", "replace").strip().splitlines() or [f"exit status {trial.returncode}"]
-    return said[-1] if trial.returncode else None
+    lines = trial.stderr.decode("utf-8", "replace").strip().splitlines() or [f"exit status {trial.returncode}"]
+    return lines[-1] if trial.returncode else None
 
 
 def _recipes(root: bool) -> list[_Recipe]:
-    """Unprivileged user namespaces; for root, which limits do not bind, after becoming nobody.
+    """Unprivileged user namespaces. Root, which limits do not bind, becomes nobody first.
 
-    Where those are forbidden, root has another way: the namespaces as root, and nobody inside them.
+    The second recipe of root, for machines without user namespaces: other namespaces as root, then nobody inside.
     """
     python = _python()
     drop = (f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
-    # As process 1 of its own, Python needs no second bwrap, whose zombie would be left to the machine's process 1.
+    # Python as process 1 needs no second bwrap, whose zombie the machine's process 1 would inherit.
     options = ("--unshare-user", *_no_more_user_namespaces(), "--cap-drop", "ALL", "--as-pid-1")
     user = _Recipe((_found("setpriv"), *drop) if root else (), (*_view(python), *options, str(python)))
     if not root:
@@ -348,24 +344,24 @@ def _recipes(root: bool) -> list[_Recipe]:
 
 
 def _found(name: str) -> str:
-    """Where a program is, by our own PATH: the children get none."""
+    """The path of a program by the PATH of this process: children have no PATH."""
     return shutil.which(name) or name
 
 
 def _python() -> Path:
-    """The system's interpreter, which nobody may read; else the one that runs this."""
+    """The system's interpreter, which the user nobody may read, or else this interpreter."""
     known = ("/usr/bin/python3", "/usr/local/bin/python3", f"{sys.base_prefix}/bin/python3")
     return next(path.resolve() for path in map(Path, known) if path.exists())
 
 
 def _view(*programs: Path) -> tuple[str, ...]:
-    """Options for the namespaces and for a file system of libraries and these programs, all of it read-only."""
+    """Options for the namespaces and for a read-only file system of libraries and programs."""
     libraries = ["/usr/lib", "/usr/lib64", "/lib", "/lib64", str(programs[0].parent.parent / "lib")]
     paths = [Path(name) for name in dict.fromkeys(libraries) if Path(name).is_dir()]
     options: list[str] = []
     shown = (*paths, *programs, Path("/dev/null"))
     for parent in sorted({parent for path in shown for parent in path.parents} - {Path("/")}):
-        options += ["--dir", str(parent)]  # by itself, bubblewrap would make them readable for root alone
+        options += ["--dir", str(parent)]  # bubblewrap's default makes parents readable for root alone
     for path in paths:
         link = path.is_symlink()
         options += ["--symlink", os.readlink(path), str(path)] if link else ["--ro-bind", str(path), str(path)]
@@ -380,16 +376,16 @@ def _view(*programs: Path) -> tuple[str, ...]:
 
 @cache
 def _no_more_user_namespaces() -> tuple[str, ...]:
-    """Bubblewrap 0.8 can forbid them inside, which keeps much of the kernel out of reach."""
+    """The option of bubblewrap 0.8 that forbids user namespaces inside, which hides much of the kernel."""
     options = subprocess.run([_found("bwrap"), "--help"], capture_output=True, text=True).stdout
     return ("--disable-userns",) if "--disable-userns" in options else ()
 
 
 _Numbers: TypeAlias = tuple[int, ...]
 
-# Of no use to an honest program: memory outside the address space (memfd_create, memfd_secret, shmget, shmat, msgget,
+# Denied system calls: memory outside the address space (memfd_create, memfd_secret, shmget, shmat, msgget,
 # semget, mq_open), other processes (ptrace, process_vm_*, kcmp), keys (add_key, request_key, keyctl), sockets, and
-# much of where the kernel's faults were (mount and its kin, unshare, setns, chroot, pivot_root, bpf,
+# calls with a history of kernel faults (mount and relatives, unshare, setns, chroot, pivot_root, bpf,
 # perf_event_open, userfaultfd, io_uring_setup).
 _RECENT: _Numbers = (425, 428, 429, 430, 432, 442, 447)  # io_uring_setup, open_tree … memfd_secret: the same everywhere
 _X86_64: _Numbers = (
@@ -408,13 +404,13 @@ _ARCHITECTURES: dict[str, tuple[int, _Numbers]] = {
 
 @cache
 def _system_call_filter() -> bytes | None:
-    """A program for the kernel's filter of system calls: EPERM for those above, death for another architecture."""
+    """A program for the kernel's filter of system calls: EPERM for denied calls, death for another architecture."""
     if platform.machine() not in _ARCHITECTURES:
         return None
     architecture, denied = _ARCHITECTURES[platform.machine()]
     load, equal, at_least, give = 0x20, 0x15, 0x35, 0x06
     kill, allow, refuse = 0x80000000, 0x7FFF0000, 0x00050001
-    checks = [(at_least, 0x40000000), *((equal, number) for number in denied)]  # first: the x32 calls of x86-64
+    checks = [(at_least, 0x40000000), *((equal, number) for number in denied)]  # first check: the x32 calls of x86-64
     steps = [(load, 0, 0, 4), (equal, 1, 0, architecture), (give, 0, 0, kill), (load, 0, 0, 0)]
     steps += [(code, len(checks) - place, 0, number) for place, (code, number) in enumerate(checks)]
     steps += [(give, 0, 0, allow), (give, 0, 0, refuse)]

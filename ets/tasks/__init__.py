@@ -38,12 +38,13 @@ __all__ = ["TASKS", "Aime24", "Arithmetic", "Benchmark", "Gpqa", "Gsm8k", "Math5
 
 
 def task_named(name: str) -> Task:
-    """A benchmark by its name in `TASKS`, or one's own by `module:name` or `file.py:name`: an object or its class.
+    """Return the task of a name in `TASKS`, or the object or class that `module:name` or `file.py:name` names.
 
     Raises
     ------
     InputError
-        For another name, code that raises when it is read, or what is no task; and from its functions where they raise.
+        For an unknown name, code that cannot be imported, or an object that is no task. An error in a function of a
+        user's task becomes an InputError too.
     """
     if ":" in name:
         return _own(name)
@@ -52,29 +53,27 @@ def task_named(name: str) -> Task:
     return TASKS[name]()
 
 
-OWN_PARTS = ("problems", "extract", "grade", "extract_all", "grade_all", "scores")
-"""What evaluation calls of a task."""
-
-
 def _own(name: str) -> Task:
     found = named_object(name, "task")
     try:
         task = found() if isinstance(found, type) else found
     except TypeError as error:
-        mend = "give an object, or a class without arguments"
-        raise InputError(f"the task {name!r} cannot be made: {error}; {mend}") from error
+        remedy = "give an object, or a class without arguments"
+        raise InputError(f"the task {name!r} cannot be made: {error}; {remedy}") from error
     if missing := [part for part in ("name", "problems", "extract", "grade") if not hasattr(task, part)]:
         raise InputError(f"the task {name!r} has no {missing[0]!r}; a task has name, problems, extract and grade")
     if isinstance(task, Benchmark):
-        raise InputError(f"the task {name!r} has its problems from lm-eval, for which it must be in ets.tasks.TASKS")
-    for part in OWN_PARTS:
+        raise InputError(
+            f"the task {name!r} takes its problems from lm-eval; choose one of ets.tasks.TASKS, or derive no Benchmark"
+        )
+    for part in ("problems", "extract", "grade", "extract_all", "grade_all", "scores"):
         if hasattr(task, part):
-            object.__setattr__(task, part, _told(f"{part} of the task {name!r}", getattr(task, part)))
+            object.__setattr__(task, part, _with_place(f"{part} of the task {name!r}", getattr(task, part)))
     return task
 
 
-def _told(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, whose errors are one line and say where they came from."""
+def _with_place(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a function: an error becomes an InputError of one line, with the file and the line of the error."""
 
     @wraps(function)
     def called(*arguments: Any, **options: Any) -> Any:
@@ -84,7 +83,7 @@ def _told(what: str, function: Callable[..., Any]) -> Callable[..., Any]:
             raise
         except Exception as error:
             place = extract_tb(error.__traceback__)[-1]
-            said = one_line(f"{type(error).__name__}: {error}")
-            raise InputError(f"{what} raised {said} ({Path(place.filename).name}, line {place.lineno})") from error
+            reason = one_line(f"{type(error).__name__}: {error}")
+            raise InputError(f"{part} raised {reason} ({Path(place.filename).name}, line {place.lineno})") from error
 
     return called

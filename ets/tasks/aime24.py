@@ -11,7 +11,7 @@ An example row (invented, in the format of BytedTsinghua-SIA/AIME-2024, which re
     reward_model: {"ground_truth": "24", "style": "rule-lighteval/MATH_v2"}
     extra_info:   {"index": 3, "raw_problem": "Find the remainder …", "split": null}
 
-and as lm-eval passes it on, here and with its own `aime24` (Problem, Answer)::
+and as lm-eval passes the row on (the rows of lm-eval's `aime24` have the columns Problem and Answer)::
 
     problem:      Solve the following math problem …
     answer:       24
@@ -34,15 +34,15 @@ _WHOLE = re.compile(r"[(\[]?\s*(\d+)(?:\.0*)?\s*[)\]]?(?:\s*\^\s*\{?\\circ\}?)?(
 class Aime24(Benchmark):
     r"""A whole number from 0 to 999; ``\boxed{033}`` is 33.
 
-    The last whole ``\boxed{}`` decides, whatever it holds; without one, the last "answer is n" or "Answer: n".
+    The last whole ``\boxed{}`` decides, even without a number. A text without a box: the last "answer is n".
     """
 
     name = "aime24"
     lm_eval = "aime24"
     box_decides = True
 
-    def whole(self, said: str) -> int | None:
-        return _in_range(_WHOLE.fullmatch(right_side(in_words(undecorated(said)))))
+    def whole(self, stated: str) -> int | None:
+        return _in_range(_WHOLE.fullmatch(right_side(in_words(undecorated(stated)))))
 
     def truth(self, row: Mapping[str, Any]) -> int:
         values = [str(value).strip() for name, value in row.items() if name.lower() == "answer"]
@@ -67,7 +67,6 @@ def process_docs(dataset: Any) -> Any:
 
 
 def _question(row: Mapping[str, Any]) -> str:
-    """What the last user message of a row asks."""
     return str([message["content"] for message in row["prompt"] if message["role"] == "user"][-1])
 
 
@@ -76,7 +75,7 @@ def _plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[str | Sequence[str]]) -> dict[str, float]:
-    """For lm-eval: the share of right answers among all the responses to a problem, so that their mean is avg@k."""
+    """For lm-eval: the share of right answers among all the responses to a problem, whose mean is avg@k."""
     problem = Problem("", "", doc=doc)
     texts = [text for result in results for text in ([result] if isinstance(result, str) else result)]
     return {"exact_match": fmean(Aime24().grade(problem, text) for text in texts)}

@@ -1,15 +1,15 @@
-r"""The answer in a text, by one ladder for all benchmarks.
+r"""The answer in a text, by the same four steps for all benchmarks.
 
-The first of these that gives an answer decides:
+The first step that gives an answer decides:
 
-1. the task's own mark, for example ``####`` in GSM8K;
+1. the task's mark, for example ``####`` in GSM8K;
 2. the last whole, non-empty ``\boxed{}``;
 3. the last statement, for example "The answer is 5", "**Answer:** 5", "<answer>5</answer>", or a heading
    "Final Answer" with the value on the next line;
-4. the task's own fallback.
+4. the task's fallback.
 
-All of it looks only at the text after thinking sections, up to a special token of any model family. A box, a mark or
-a statement counts only if the whole of it is an answer of the task: "The answer is a single digit" states no number.
+Only the text after thinking sections counts, up to a special token of any model family. A box, a mark or a statement
+counts only if its whole content is an answer of the task: "The answer is a single digit" states no number.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from ets.thinking import Tags, after_thinking, without_special
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 Parser = Callable[[str], T | None]
-"""From a string to the answer that the whole of it is, or None."""
+"""Maps a string to the answer that the whole string is, or None."""
 
 LONGEST = 400
 """Longer statements (in characters) are no answers."""
 MOST = 30
-"""So many statements of a text are tried, from the last one on."""
+"""Number of statements that are tried, from the last one backwards."""
 
 _DECORATION = r"[\s*_#>\"'`]*"
 _MARGIN = r"[ \t*_#>\"'`]*"
@@ -63,41 +63,32 @@ _CUT = re.compile(
 
 
 class Reader(Protocol[T_co]):
-    """What a task knows about its answers."""
+    """The properties of a task that `answer_in` reads."""
 
     @property
     def mark(self) -> re.Pattern[str] | None:
-        """What stands before an answer in the task's own format, if it has one."""
-        ...
+        """The mark before an answer in the task's format, or None."""
 
     @property
     def box_decides(self) -> bool:
-        """Whether a last box that holds no answer means that there is none."""
-        ...
+        """Whether a last box without an answer means that the text has no answer."""
 
     @property
     def thinking(self) -> Tags | None:
-        """The tags around thinking sections; None if there are none."""
-        ...
+        """The tags around thinking sections, or None."""
 
-    def whole(self, said: str) -> T_co | None:
-        """The answer that the whole of a string is; None if it is none."""
-        ...
+    def whole(self, stated: str) -> T_co | None:
+        """The answer that the whole string is, or None."""
 
     def boxed(self, content: str) -> T_co | None:
-        """The answer in a box."""
-        ...
+        """The answer in a box, or None."""
 
     def fallback(self, text: str) -> T_co | None:
-        """The answer in a text, without its thinking, that neither boxes nor states one."""
-        ...
+        """The answer in a text (without thinking sections) that has no box and no statement."""
 
 
 def answer_in(text: str, reader: Reader[T]) -> T | None:
-    """The answer in a text, by the ladder of this module; None if there is none.
-
-    A thinking section without an end means that there is none.
-    """
+    """Return the answer in a text by the steps of this module. None without an answer, or in an unclosed section."""
     thought = after_thinking(text, reader.thinking)
     if thought is None:
         return None
@@ -113,21 +104,18 @@ def answer_in(text: str, reader: Reader[T]) -> T | None:
 
 
 def last_stated(text: str, whole: Parser[T], mark: re.Pattern[str] = _STATED) -> T | None:
-    """The last statement of a text that is an answer of the task as a whole; a statement begins after a mark."""
+    """Return the answer of the last statement that is an answer as a whole. A statement begins after a mark."""
     for found in list(mark.finditer(text))[: -MOST - 1 : -1]:
-        for said in _sayings(text, found.end()):
-            value = whole(said)
+        for stated in _candidates(text, found.end()):
+            value = whole(stated)
             if value is not None:
                 return value
     return None
 
 
-def _sayings(text: str, start: int) -> Iterator[str]:
-    """What a statement may state, the longest first: its line, or displayed maths; then the line up to some prose.
-
-    "5, not 6." gives "5, not 6." and "5".
-    """
-    start += len(_LEADING.match(text, start).group())  # type: ignore[union-attr]  # it matches nothing too
+def _candidates(text: str, start: int) -> Iterator[str]:
+    """Yield the line or the displayed maths after a mark, then shorter parts of the line: "5, not 6." and "5"."""
+    start += len(_LEADING.match(text, start).group())  # type: ignore[union-attr]  # the pattern matches the empty string
     for opening, closing in ((r"\[", r"\]"), ("$$", "$$")):
         end = text.find(closing, start + 2, start + LONGEST) if text.startswith(opening, start) else -1
         if end >= 0:
@@ -135,5 +123,5 @@ def _sayings(text: str, start: int) -> Iterator[str]:
     line = _TAG.split(text[start : start + LONGEST + 1].split("\n", 1)[0], maxsplit=1)[0]
     ends = [found.start() for found in _CUT.finditer(line)]
     for end in [len(line)] * (len(line) <= LONGEST) + ends[::-1]:
-        if said := line[:end].strip():
-            yield said
+        if stated := line[:end].strip():
+            yield stated

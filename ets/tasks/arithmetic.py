@@ -29,7 +29,7 @@ class Arithmetic:
     name = "arithmetic"
     family: Family = STORIES
     thinking: Tags | None = THINKING
-    """The tags around thinking sections, in which no answer is looked for; None if there are none."""
+    """The tags around thinking sections, which hold no answers, or None."""
 
     def problems(self, count: int | None = None, shots: int | None = None) -> list[Problem]:
         if shots is not None and shots < 0:
@@ -55,7 +55,7 @@ class Arithmetic:
 
 
 class Sums(Arithmetic):
-    """Held-out problems of `ets.demo.sums`: shorter ones, for the embedded masked-diffusion model."""
+    """Held-out problems of `ets.demo.sums`: shorter problems, for the embedded masked-diffusion model."""
 
     name = "sums"
     family = SUMS

@@ -1,7 +1,7 @@
 """Where a hosted benchmark's rows come from: the Hugging Face hub, or local files in the dataset's own row format.
 
-lm-eval gets a YAML file that includes its own task and says where the rows are; and, where its own processing of them
-depends on chance or loses answers, puts ours in its place.
+`task_file` writes a YAML file that includes lm-eval's task and gives the place of the rows. Where lm-eval's processing
+of rows is random or loses answers, the file replaces the processing by ours.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 from ets.types import InputError
 
 SECONDS = 5
-"""How long to wait for the hub."""
+"""Time limit for the hub."""
 
 Rows: TypeAlias = list[dict[str, Any]]
 
@@ -32,21 +32,21 @@ class Source:
     Parameters
     ----------
     lm_eval, yaml : str
-        The name of lm-eval's task, and its file in lm-eval's folder of tasks.
+        The name of lm-eval's task, and the file in lm-eval's folder of tasks.
     dataset, config : str
-        Their names on the hub.
+        Names on the hub.
     words : mapping of str to str
-        By split, a word in the names of its local files.
+        By split, a word in the names of the local files.
     problems, examples : str
-        The splits of the problems and of the worked examples; None if lm-eval has the examples itself.
+        The splits of the problems and of the worked examples; None if lm-eval holds the examples.
     shots : int
-        Worked examples that lm-eval shows by default.
+        Number of worked examples by default.
     columns : mapping of str to str
-        The columns that every row must have, each with a regular expression to be found in its values.
+        The columns that every row must have, each with a regular expression that the values match.
     changes : tuple of str
-        Lines of YAML that replace lm-eval's own.
+        Lines of YAML that replace lines of lm-eval's task.
     common : callable, optional
-        The row that a local row with other columns in common use stands for; it returns any other row as it is.
+        Converts a local row with other common columns to the columns of the dataset.
     """
 
     lm_eval: str
@@ -140,32 +140,31 @@ SOURCES = {
         common=_aime_row,
     ),
 }
-"""By the name of one of our tasks."""
+"""By the name of a task in `ets.tasks.TASKS`."""
 
 
 def task_file(
     name: str, folder: Path, data: Path | None = None, *, shots: int | None = None, repeats: int | None = None
 ) -> Path:
-    """Write the YAML of lm-eval's task for a benchmark, once it is known that its data can be had.
+    """Write the YAML of lm-eval's task for a benchmark after a check of the data.
 
     Parameters
     ----------
     name : str
         A key of `SOURCES`.
     folder : Path
-        Where the YAML is written, to be read or to be given to lm-eval as `--include_path`, and local rows beside it.
-        Made if there is none.
+        The folder of the YAML and of copies of local rows, for lm-eval's `--include_path`. Created if missing.
     data : Path, optional
         A folder or a file; by default the rows come from the hub, or from the cache of an earlier download.
     shots : int, optional
-        Worked examples in each prompt; by default the task's own number.
+        Worked examples in each prompt; by default the task's number.
     repeats : int, optional
-        Responses that lm-eval asks for to each problem; by default the task's own number.
+        Responses to each problem; by default the task's number.
 
     Raises
     ------
     InputError
-        Within seconds, if the data cannot be had: what to download, and where to put it; or if they lack something.
+        Within seconds, if the data are missing (with the address of the download) or incomplete.
     """
     source, lines = SOURCES[name], []
     if source.examples is None and shots is not None and shots > source.shots:
@@ -193,24 +192,24 @@ def _lm_eval_tasks() -> Path:
 
 
 def require_hub(name: str) -> None:
-    """Raise `InputError` if a benchmark's rows are neither in the cache nor to be had from the hub."""
+    """Raise `InputError` if a benchmark's rows are neither in the cache nor on a reachable hub."""
     source = SOURCES[name]
     trouble = None if _cached(source) else _trouble(source)
     if trouble is not None:
         raise InputError(
             f"no data for {name}: {trouble}; or download https://huggingface.co/datasets/{source.dataset} elsewhere, "
-            f"and name it here: DATA=FOLDER (--data FOLDER), {_wanted(source)}"
+            f"and give the folder: DATA=FOLDER (--data FOLDER), {_wanted(source)}"
         )
 
 
 def _wanted(source: Source) -> str:
-    """What a local folder is to hold."""
+    """The content of a local folder, in words."""
     files = " and ".join(f"{word}.jsonl" for word in source.words.values())
     return f"with {files} (.jsonl, .json, .parquet or .csv; columns: {', '.join(source.columns)})"
 
 
 def _cached(source: Source) -> bool:
-    """Whether an earlier download is there."""
+    """Whether the cache holds an earlier download."""
     from datasets import config
     from datasets.naming import camelcase_to_snakecase
 
@@ -220,7 +219,7 @@ def _cached(source: Source) -> bool:
 
 
 def _trouble(source: Source) -> str | None:
-    """Why the hub does not give a dataset, and the mend; None if it does."""
+    """The reason why the hub refuses a dataset, with the remedy, or None."""
     from datasets import config
     from huggingface_hub import get_token
 
@@ -236,14 +235,14 @@ def _trouble(source: Source) -> str | None:
         if error.code in (401, 403):
             return "the Hugging Face hub asks for a login; accept the conditions there, and run `hf auth login`"
         if error.code == 404:
-            return None  # a mirror that does not answer this question
+            return None  # a mirror without this check
         return f"the Hugging Face hub answers {error.code} ({error.reason}); try again"
     except (OSError, ValueError) as error:
         return f"the Hugging Face hub cannot be reached ({getattr(error, 'reason', error)}); connect to it"
 
 
 def _local(name: str, data: Path, folder: Path, shots: int) -> list[str]:
-    """Write the rows of local files as lm-eval is to read them; the lines of YAML that say so."""
+    """Write the rows of local files for lm-eval, and return the lines of YAML that name the copies."""
     source, lines = SOURCES[name], ["dataset_path: json", "dataset_name: null"]
     splits = [source.problems]
     if source.examples and source.examples != source.problems:
@@ -266,13 +265,13 @@ def _local(name: str, data: Path, folder: Path, shots: int) -> list[str]:
 
 
 def _require_examples(name: str, rows: int, shots: int, shared: bool) -> None:
-    """Raise `InputError` for fewer rows than worked examples, and the problem itself if it is among them."""
+    """Raise `InputError` for fewer rows than worked examples, plus the problem if the split is shared."""
     if rows < shots + shared:
         raise InputError(f"{name} has {rows} rows to take {shots} worked examples from; add rows, or set fewer shots")
 
 
 def _files(name: str, data: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
-    """The local files of each split; a file that is alone holds the problems, whatever its name."""
+    """The local files of each split. A single file of any name holds the problems."""
     source = SOURCES[name]
     if not data.exists():
         raise InputError(f"no data for {name} at {str(data)!r}; name a folder {_wanted(source)}")
@@ -283,9 +282,9 @@ def _files(name: str, data: Path, splits: Sequence[str]) -> dict[str, list[Path]
         found = {split: files * (split == source.problems) for split in splits}
     for split, paths in found.items():
         if not paths:
-            mend = "" if split == source.problems else ", or set shots to 0"
+            remedy = "" if split == source.problems else ", or set shots to 0"
             raise InputError(
-                f"no file of the split {split} of {name} in {str(data)!r}; name a folder {_wanted(source)}{mend}"
+                f"no file of the split {split} of {name} in {str(data)!r}; name a folder {_wanted(source)}{remedy}"
             )
     return found
 
@@ -295,28 +294,28 @@ def _readable(folder: Path) -> list[Path]:
 
 
 def _of(word: str, files: Sequence[Path]) -> list[Path]:
-    """The files that are named by a word alone, or else contain it; of those, the ones of one format."""
+    """The files of one format with a word as their name, or else with the word in their name."""
     exact = [path for path in files if path.stem.lower() == word]
     found = exact or [path for path in files if re.search(rf"(?<![a-z]){word}(?![a-z])", path.name.lower())]
     return [path for path in found if path.suffix == found[0].suffix]
 
 
 def _rows(path: Path, source: Source) -> Rows:
-    """The rows of a file, with the columns that are needed."""
+    """The rows of a file, with the required columns."""
     if path.suffix not in READERS:
         raise InputError(f"{str(path)!r} has an unknown format; name a file that ends in {', '.join(READERS)}")
     try:
         rows = READERS[path.suffix](path)
     except (OSError, ValueError, csv.Error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{str(path)!r} cannot be read as {path.suffix[1:]}: {reason}; mend the file") from error
+        raise InputError(f"{str(path)!r} cannot be read as {path.suffix[1:]}: {reason}; correct the file") from error
     if not rows:
-        raise InputError(f"{str(path)!r} holds no rows; mend the file")
+        raise InputError(f"{str(path)!r} holds no rows; correct the file")
     return [_checked(row, source, f"row {number} of {str(path)!r}") for number, row in enumerate(rows, 1)]
 
 
 def _checked(row: Any, source: Source, place: str) -> dict[str, Any]:
-    """A row's needed columns, numbers as text. Raises `InputError` for one that is missing or has no value."""
+    """The required columns of a row, numbers as text. Raises `InputError` for a missing column or value."""
     if not isinstance(row, dict):
         raise InputError(f"{place} is {str(row)[:60]!r}, not an object; write one with {', '.join(source.columns)}")
     row = row if source.common is None else source.common(row)
@@ -324,7 +323,9 @@ def _checked(row: Any, source: Source, place: str) -> dict[str, Any]:
         if row.get(column) is None:
             raise InputError(f"{place} has no column {column!r} but {', '.join(map(str, row))}; rename or add it")
         if not re.search(pattern, str(row[column])):
-            raise InputError(f"{place} has {str(row[column])[:60]!r} as {column!r}, without {pattern!r}; mend the row")
+            raise InputError(
+                f"{place} has {str(row[column])[:60]!r} as {column!r}, without {pattern!r}; correct the row"
+            )
     return {
         column: str(row[column]) if isinstance(row[column], int | float) else row[column] for column in source.columns
     }
@@ -335,7 +336,7 @@ def _json_lines(path: Path) -> Rows:
 
 
 def _json(path: Path) -> Rows:
-    """A list of rows; or, as in some published files of this name, one row in each line."""
+    """A list of rows, or (as in some published files) a row in each line."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
@@ -361,4 +362,4 @@ READERS: dict[str, Callable[[Path], Rows]] = {
     ".parquet": _parquet,
     ".csv": _csv,
 }
-"""By the end of a file's name."""
+"""By suffix of the file."""

@@ -1,4 +1,4 @@
-"""Mathematical answers that are equal when math-verify says so."""
+"""Mathematical answers, compared by math-verify."""
 
 from __future__ import annotations
 
@@ -10,18 +10,25 @@ from functools import cache, lru_cache, partial
 from importlib.util import find_spec
 from typing import Any, TypeVar
 
-from ets.tasks.closeness import agree_where_real, numbers_differ
 from ets.tasks.latex import undecorated, without_blanks
 from ets.types import InputError
 
 SECONDS = 5
-"""Time for reading an answer, and for a comparison: the processor's, so that a busy machine calls no answer wrong."""
+"""Time for reading an answer, and for a comparison: the processor's, so a busy machine changes no result."""
 LOADING_SECONDS = 600
-"""Time for math-verify's first reading and comparison together, which load what they need."""
+"""Time for math-verify's first reading and comparison together, which import sympy."""
 LONGEST = 400
-"""Longer answers are compared as they are written."""
+"""Longer answers (in characters) are compared as strings."""
 LONGEST_TEXT = 4000
-"""Of a text, the last characters are looked through for an expression."""
+"""Number of characters at the end of a text that `extracted` parses."""
+RELATIVE = 5e-6
+"""Relative error of a rounded decimal: 0.166667 equals 1/6, and .0000674 does not equal .0000672."""
+DIGITS = 50
+"""Precision of the numbers, in decimal digits."""
+POINTS = 12
+"""Number of points at which `agree_where_real` compares two expressions."""
+ENOUGH = 3
+"""Number of points at which both values must be real."""
 
 _LABEL = re.compile(
     r"[\s$]*\\(?:text|mathrm)(?:bf|rm)?\s*\{\s*\(?[A-E]\)\s*\}(?:\\[ ,;:]|\\q?quad|~|\s)*(?=[^\s\\~$.,;:]|\\[a-z])"
@@ -59,10 +66,10 @@ T = TypeVar("T")
 class Expression(str):
     r"""An answer in LaTeX. Two are equal if math-verify verifies each by the other: ``\frac12`` equals ``0.5``.
 
-    Beyond math-verify, a set is never equal to a point or an interval, nor are numbers of different bases. All have
-    one hash, so that a `Counter` groups equal ones. Equality is symmetric, but not transitive: 0.01234505 equals
-    0.0123450 and 0.0123451, which differ, and 3 equals both ``x=3`` and ``y=3``. A vote counts for the first group that
-    it equals. Plain strings are equal to what is written alike.
+    Beyond math-verify, a set is never equal to a point or an interval, nor are numbers of different bases. All
+    expressions have the same hash, so a `Counter` groups equal expressions. Equality is symmetric, but not transitive:
+    0.01234505 equals 0.0123450 and 0.0123451, which differ. A vote counts for the first equal group.
+    A plain string equals an expression that is the same string.
     """
 
     __slots__ = ()
@@ -89,9 +96,9 @@ def require_math_verify() -> None:
 
 
 def normalised(latex: str) -> str:
-    r"""Without decoration, and without what math-verify stumbles over: units, ``\%``, ordinals, wrapping text.
+    r"""The answer without decoration, units, ``\%``, ordinals and wrapping text, which math-verify misreads.
 
-    A percentage is its number, as in the dataset's answers, unless it is less than one percent. ``\textbf{(C)}\ 9``,
+    A percentage becomes a number, as in the dataset's answers, unless the number is less than one. ``\textbf{(C)}\ 9``,
     the choice of a test with its value, is the value.
     """
     label = _LABEL.match(latex)
@@ -121,7 +128,7 @@ def _as_fraction(sign: str, whole: str, fixed: str, period: str) -> str:
 
 @lru_cache(2**16)
 def equal(one: str, other: str) -> bool:
-    """Whether each of two normalised answers verifies the other. A comparison that takes too long says no."""
+    """Whether each of two normalised answers verifies the other. False for a comparison that takes too long."""
     kinds = {_kind(one), _kind(other)}
     if kinds in ({"set", "row"}, {"list", "row"}) or len({*_BASE.findall(one), *_BASE.findall(other)}) > 1:
         return False
@@ -140,9 +147,9 @@ def _as_written(latex: str) -> str:
 
 
 def _meaning(latex: str) -> tuple[Any, ...]:
-    r"""math-verify's readings of what an answer comes to.
+    r"""math-verify's readings of the value of an answer.
 
-    ``4+5=9``, ``f(3)=9`` and ``9=x`` come to 9, and a false equation like ``2+3=9`` stays one.
+    ``4+5=9``, ``f(3)=9`` and ``9=x`` come to 9, and a false equation like ``2+3=9`` stays an equation.
     ``x<2 \text{ or } x>3`` is a union of sets.
     """
     parts = _OR.split(latex)
@@ -167,7 +174,7 @@ def _meaning(latex: str) -> tuple[Any, ...]:
 
 
 def _union(readings: list[tuple[Any, ...]]) -> tuple[Any, ...]:
-    """The union of the sets that relations describe; nothing if one of them describes none."""
+    """The union of the sets that relations describe, or () if a relation describes no set."""
     from sympy import Union
 
     found = _in_time(lambda: Union(*(reading[0].as_set() for reading in readings)))
@@ -181,7 +188,7 @@ def _numeric(reading: Any) -> bool:
 
 
 def _kind(latex: str) -> str:
-    r"""``\{1,2\}`` is a set; ``(1,2)`` and ``[1,2]`` are rows, be they points or intervals; ``1,2`` is a list."""
+    r"""``\{1,2\}`` is a set; ``(1,2)`` and ``[1,2]`` are rows (points or intervals); ``1,2`` is a list."""
     plain = latex.replace(" ", "")
     if plain.startswith("\\{") and plain.endswith("\\}"):
         return "set"
@@ -192,7 +199,7 @@ def _kind(latex: str) -> str:
 
 @lru_cache(2**16)
 def _read(latex: str) -> tuple[Any, ...]:
-    """math-verify's readings of an answer; none for one that takes too long to read or to compare with a number."""
+    """math-verify's readings of an answer, or () if parsing or a comparison with a number takes too long."""
     require_math_verify()
     from math_verify.errors import TimeoutException
     from sympy import Rational
@@ -209,7 +216,7 @@ def _read(latex: str) -> tuple[Any, ...]:
 
 
 def _verified(gold: tuple[Any, ...], answer: tuple[Any, ...]) -> bool | None:
-    """math-verify's judgement; None if it takes too long."""
+    """math-verify's verdict, or None after a time-out."""
     from math_verify.errors import TimeoutException
 
     _, verify = _math_verify()
@@ -218,12 +225,12 @@ def _verified(gold: tuple[Any, ...], answer: tuple[Any, ...]) -> bool | None:
         return _limited(lambda limit: verify(list(gold), list(answer), timeout_seconds=limit, **options))
     except TimeoutException:
         return None
-    except Exception:  # what cannot be compared is not equal
+    except Exception:  # expressions that cannot be compared are not equal
         return False
 
 
 def extracted(text: str) -> str | None:
-    """The LaTeX of the answer that math-verify itself takes out of a text; None if it finds none, or takes too long."""
+    """The LaTeX of the answer that math-verify extracts from a text. None without an answer or after a time-out."""
     require_math_verify()
     from math_verify.errors import TimeoutException
 
@@ -238,17 +245,17 @@ def extracted(text: str) -> str | None:
 
 @cache
 def _math_verify() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """math-verify's `parse` and `verify`, used once: the seconds that they take to load count for no answer."""
+    """math-verify's `parse` and `verify`, called once, so loading time counts for no answer."""
     from math_verify import parse, verify
 
-    limit = _heard(LOADING_SECONDS)
+    limit = _main_thread_only(LOADING_SECONDS)
     half = parse(r"\boxed{\frac{1}{2}}", parsing_timeout=limit, raise_on_error=True)
     verify(half, half, timeout_seconds=limit, raise_on_error=True)
     return parse, verify
 
 
 def _in_time(work: Callable[[], T]) -> T | None:
-    """What some work of ours with sympy gives; None if it takes too long, or sympy cannot do it."""
+    """Call a function of sympy's expressions. None after a time-out or an error of sympy."""
     from math_verify.errors import TimeoutException
     from math_verify.utils import timeout
 
@@ -259,20 +266,102 @@ def _in_time(work: Callable[[], T]) -> T | None:
 
 
 def _limited(work: Callable[[int | None], T]) -> T:
-    """What some work of math-verify's gives; its limit is of the clock, so it gets more while it was hardly run."""
+    """Call math-verify with a limit in processor time: double the wall-clock limit while the thread hardly ran."""
     from math_verify.errors import TimeoutException
 
     limit = SECONDS
     while True:
         begun = time.thread_time()
         try:
-            return work(_heard(limit))
+            return work(_main_thread_only(limit))
         except TimeoutException:
             if time.thread_time() - begun >= 0.8 * SECONDS:
                 raise
             limit *= 2
 
 
-def _heard(limit: int) -> int | None:
-    """math-verify's limit works by signals, which reach the main thread alone; elsewhere nothing interrupts it."""
+def _main_thread_only(limit: int) -> int | None:
+    """The limit in the main thread, which receives math-verify's signals; None in other threads."""
     return limit if threading.current_thread() is threading.main_thread() else None
+
+
+def numbers_differ(one: Any, other: Any) -> bool:
+    """Whether two readings hold numbers that differ by more than `RELATIVE`, or at all where none is a decimal.
+
+    Compares numbers, and the numbers in tuples, sets, intervals and matrices of the same size. False for all else.
+    """
+    from sympy import Float
+
+    try:
+        left, right = _values(one), _values(other)
+    except (TypeError, ValueError):  # 1/0 is no number
+        return False
+    if left is None or right is None or len(left) != len(right):
+        return False
+    decimal = bool(one.atoms(Float) or other.atoms(Float))
+    return any(
+        not _close(a, b, RELATIVE if decimal else 10.0 ** (10 - DIGITS)) for a, b in zip(left, right, strict=True)
+    )
+
+
+def _close(one: Any, other: Any, relative: float) -> bool:
+    if one == other or one.is_infinite or other.is_infinite:
+        return bool(one == other)
+    return bool(abs(one - other) <= relative * max(abs(one), abs(other)))
+
+
+def _values(reading: Any) -> list[Any] | None:
+    """The numbers in a reading, in order (a set's are sorted), or None if a part is no number."""
+    from sympy import Expr, FiniteSet, Interval, MatrixBase, Tuple, nan
+
+    if isinstance(reading, MatrixBase):
+        parts = list(reading.flat())
+    elif isinstance(reading, Interval):
+        parts = [reading.start, reading.end]
+    elif isinstance(reading, Tuple | FiniteSet):
+        parts = list(reading.args)
+    else:
+        parts = [reading]
+    if not all(isinstance(part, Expr) and not part.free_symbols for part in parts):
+        return None
+    values = [part.evalf(DIGITS) for part in parts]
+    if any(not value.is_number or value is nan for value in values):
+        return None
+    return sorted(values, key=_place) if isinstance(reading, FiniteSet) else values
+
+
+def _place(value: Any) -> tuple[float, float]:
+    return complex(value).real, complex(value).imag
+
+
+def agree_where_real(one: Any, other: Any) -> bool:
+    r"""Whether two expressions with roots have the same value wherever both are real.
+
+    ``\sqrt{1/n}`` and ``1/\sqrt{n}`` do; ``\sqrt{x^2}`` and ``x`` do not, as both are real at -1.
+    """
+    from sympy import Expr, Pow
+
+    if not all(
+        isinstance(each, Expr) and any(not power.exp.is_integer for power in each.atoms(Pow)) for each in (one, other)
+    ):
+        return False
+    names = sorted(one.free_symbols, key=str)
+    if not names or names != sorted(other.free_symbols, key=str):
+        return False
+    found = 0
+    for place in range(POINTS):
+        point = dict(zip(names, _numbers(place, len(names)), strict=True))
+        left, right = (each.subs(point).evalf(DIGITS) for each in (one, other))
+        if left.is_real and right.is_real:
+            if not _close(left, right, 10.0 ** (10 - DIGITS)):
+                return False
+            found += 1
+    return found >= ENOUGH
+
+
+def _numbers(place: int, count: int) -> list[Any]:
+    """Distinct fractions: all positive at even places, of both signs at odd places."""
+    from sympy import Rational
+
+    signs = [1 if place % 2 == 0 or (place // 2 + at) % 2 else -1 for at in range(count)]
+    return [sign * Rational(3 * place + 5 * at + 2, 7) for at, sign in enumerate(signs)]

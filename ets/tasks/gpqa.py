@@ -8,7 +8,7 @@ An example row (invented, in the dataset's format; the other columns are not use
     Incorrect Answer 2: the muon
     Incorrect Answer 3: the positron
 
-and as lm-eval passes it on, with the choices shuffled::
+and as lm-eval passes the row on, with the choices shuffled::
 
     choice1: the muon
     choice2: the neutron
@@ -62,8 +62,8 @@ _BRACKETED = re.compile(r"\((?P<in>[A-D])\)(?P<bare>)")
 class Gpqa(Benchmark):
     r"""A letter from A to D.
 
-    The first of these that is there decides: a letter in the last ``\boxed{}``; the last "answer is (B)" or
-    "Answer: B"; a letter that the text begins with, unless it discusses another one afterwards; the last "So B is
+    The first place that holds a letter decides: a letter in the last ``\boxed{}``; the last "answer is (B)" or
+    "Answer: B"; a letter at the beginning, unless the text discusses another letter afterwards; the last "So B is
     correct" or "I choose B"; the last "(B)" (lm-eval's flexible-extract). A choice that is spelled out, without its
     letter, is no answer, and neither is a letter in C60 or D-glucose.
     """
@@ -71,8 +71,8 @@ class Gpqa(Benchmark):
     name = "gpqa"
     lm_eval = "gpqa_diamond_generative_n_shot"
 
-    def whole(self, said: str) -> str | None:
-        return _letter(_WHOLE.fullmatch(in_words(undecorated(said)).strip("[]{}'\"! ")))
+    def whole(self, stated: str) -> str | None:
+        return _letter(_WHOLE.fullmatch(in_words(undecorated(stated)).strip("[]{}'\"! ")))
 
     def fallback(self, text: str) -> str | None:
         alone = _FIRST_LINE.match(text)
@@ -93,7 +93,7 @@ def _letter(found: re.Match[str] | None) -> str | None:
 
 
 def _first(text: str) -> re.Match[str] | None:
-    """The letter that a text begins with, if no other one is discussed after it."""
+    """The letter at the beginning of a text, if the text discusses no other letter."""
     found = _FIRST.match(text)
     if found is None:
         return None
@@ -102,12 +102,12 @@ def _first(text: str) -> re.Match[str] | None:
 
 
 def process_docs(dataset: Any) -> Any:
-    """For lm-eval, whose own shuffle depends on the state of a global generator: choices in a fixed order."""
+    """For lm-eval: choices in a fixed order. (The shuffle of lm-eval depends on a global random generator.)"""
     return dataset.map(shuffled)
 
 
 def shuffled(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The choices of a row in an order that a hash of its texts decides, and the right one's letter."""
+    """The choices of a row in the order of their hashes, and the letter of the right choice."""
     texts = [_clean(row[column]) for column in COLUMNS]
     question = str(row["Question"])
     choices = sorted(texts, key=lambda text: hashlib.sha256(f"{question}\0{text}".encode()).digest())

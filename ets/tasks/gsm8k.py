@@ -30,9 +30,9 @@ DIGITS = 40
 
 
 class Gsm8k(Benchmark):
-    """A number, whatever it is written like: `$1,200.00` is 1200 and `25%` is 25, and a unit behind it does not count.
+    """A number, in any notation: `$1,200.00` is 1200 and `25%` is 25. A unit after the number does not count.
 
-    The first of these that holds a number decides: the last ``####``, the last ``\\boxed{}``, the last "answer is", a
+    The first place that holds a number decides: the last ``####``, the last ``\\boxed{}``, the last "answer is", a
     number in bold that the text begins or ends with, the last number in the text (lm-eval's flexible-extract).
     """
 
@@ -40,8 +40,8 @@ class Gsm8k(Benchmark):
     lm_eval = "gsm8k"
     mark = re.compile(r"####(?!\s*\d+[.)]\s+[A-Za-z])")  # `#### 1. Costs` is a heading
 
-    def whole(self, said: str) -> int | float | None:
-        plain = without_blanks(_plain(undecorated(said)))
+    def whole(self, stated: str) -> int | float | None:
+        plain = without_blanks(_plain(undecorated(stated)))
         sides = right_side(plain), plain.partition("=")[0].strip()  # 9*2 = 18 and 18 = 9*2
         found = next(filter(None, map(_WHOLE.fullmatch, sides)), None)
         return value_of(found["number"]) if found else None

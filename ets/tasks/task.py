@@ -1,4 +1,4 @@
-"""What a benchmark is to the evaluation."""
+"""The protocols of a task, and the base class of the benchmarks of lm-eval."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Task(Protocol):
     def name(self) -> str: ...
 
     def problems(self, count: int | None = None, shots: int | None = None) -> list[Problem]:
-        """The first `count` problems, or all; prompts open with `shots` solved examples, or the task's own number."""
+        """The first `count` problems, or all; prompts open with `shots` solved examples (default: the task's)."""
         ...
 
     def extract(self, problem: Problem, text: str) -> Hashable | None:
-        """The answer in a text, equal answers comparing equal; None if there is none."""
+        """The answer in a text, or None. Equal answers compare equal."""
         ...
 
     def grade(self, problem: Problem, text: str) -> bool:
@@ -32,13 +32,13 @@ class Task(Protocol):
 
 
 def opened_in(problem: Problem, tags: Tags | None) -> str:
-    """The opening tag if a problem's prompt is text that ends with it: its generations then begin in a section."""
+    """The opening tag if the prompt is text that ends with this tag: generations then begin in a thinking section."""
     return begun(problem.prompt, tags) if isinstance(problem.prompt, str) else ""
 
 
 @runtime_checkable
 class Slow(Protocol):
-    """A task that takes time over a text, as it runs code: it looks at many in parallel, and remembers them."""
+    """A task that runs code: `extract_all` and `grade_all` work on many texts in parallel and cache the results."""
 
     def extract_all(self, texts: Iterable[tuple[Problem, str]]) -> list[Hashable | None]:
         """`extract` of each (problem, text)."""
@@ -50,51 +50,53 @@ class Slow(Protocol):
 
 
 class Benchmark(ABC):
-    """A benchmark whose problems and prompts lm-eval makes; beside lm-eval's own score, this one is ours.
+    """A benchmark with problems and prompts from lm-eval, and answers and grades from this class.
 
-    A problem's `doc` is the dataset's row as lm-eval passes it on.
+    A problem's `doc` is the row of the dataset as lm-eval passes the row on.
     """
 
     name: ClassVar[str]
     lm_eval: ClassVar[str]
     """The name of lm-eval's task."""
     packages: ClassVar[tuple[str, ...]] = ()
-    """What grades its answers, beside this library and lm-eval."""
+    """The packages that grade answers, in addition to this library and lm-eval."""
     main_thread: ClassVar[bool] = False
-    """Whether answers are compared under limits on time that work in the main thread alone."""
+    """Whether the time limits of comparisons work in the main thread only."""
 
     mark: ClassVar[re.Pattern[str] | None] = None
-    """What stands before an answer in the benchmark's own format."""
+    """The mark before an answer in the benchmark's format."""
     box_decides: ClassVar[bool] = False
-    """Whether a last box that holds no answer means that there is none."""
+    """Whether a last box without an answer means that the text has no answer."""
     thinking: Tags | None = THINKING
-    """The tags around thinking sections, in which no answer is looked for; None if there are none."""
+    """The tags around thinking sections, which hold no answers, or None."""
 
-    def require(self) -> None:  # noqa: B027  most need nothing
-        """Raise `InputError` if one of its packages is not installed."""
+    def require(self) -> None:  # noqa: B027  most benchmarks need no package
+        """Raise `InputError` if a package of `packages` is not installed."""
 
     def problems(self, count: int | None = None, shots: int | None = None) -> list[Problem]:
-        raise InputError(f"the problems of {self.name} are made by lm-eval's task {self.lm_eval}; open it there")
+        raise InputError(
+            f"the problems of {self.name} are made by lm-eval's task {self.lm_eval}; run the task through lm-eval"
+        )
 
     def extract(self, problem: Problem, text: str) -> Hashable | None:
-        """The answer in a text by the ladder of `ets.tasks.answers`; equal answers compare equal."""
+        """The answer in a text by the steps of `ets.tasks.answers`. Equal answers compare equal."""
         return answer_in(opened_in(problem, self.thinking) + text, self)
 
     @abstractmethod
-    def whole(self, said: str) -> Hashable | None:
-        """The answer that the whole of a string is; None if it is none."""
+    def whole(self, stated: str) -> Hashable | None:
+        """The answer that the whole string is, or None."""
 
     def boxed(self, content: str) -> Hashable | None:
         """The answer in a box."""
         return self.whole(content)
 
     def fallback(self, text: str) -> Hashable | None:
-        """The answer in a text that neither boxes nor states one; None if there is none."""
+        """The answer in a text without a box and without a statement, or None."""
         return None
 
     @abstractmethod
     def truth(self, row: Mapping[str, Any]) -> Hashable:
-        """The right answer. Raises `InputError` for a row that has none."""
+        """The right answer. Raises `InputError` for a row without an answer."""
 
     def grade(self, problem: Problem, text: str) -> bool:
         """Whether the text's answer equals the row's."""
@@ -102,5 +104,5 @@ class Benchmark(ABC):
         return answer is not None and answer == self.truth(problem.doc)
 
     def no_truth(self, row: Mapping[str, Any], wanted: str) -> InputError:
-        """The error to raise for a row without an answer."""
-        return InputError(f"a row of {self.name} has no {wanted}: {str(dict(row))[:200]!r}; mend the data")
+        """The error for a row without an answer."""
+        return InputError(f"a row of {self.name} has no {wanted}: {str(dict(row))[:200]!r}; correct the data")

@@ -78,7 +78,7 @@ def test_results_depend_on_its_code(file: Path, tmp_path: Path, capsys: pytest.C
         ("{file}:number", "has no 'name'; a task has name, problems, extract and grade"),
         ("{file}:Needy", "cannot be made: .*size.*; give an object, or a class without arguments"),
         ("{folder}/missing.py:Echo", "cannot read the task .*: there is no file .*missing.py"),
-        ("ets.tasks.gsm8k:Gsm8k", "has its problems from lm-eval"),
+        ("ets.tasks.gsm8k:Gsm8k", "takes its problems from lm-eval"),
     ],
 )
 def test_what_is_no_task_is_one_line(name: str, message: str, file: Path, tmp_path: Path) -> None:
