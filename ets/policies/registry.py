@@ -40,8 +40,8 @@ class Engine:
     Parameters
     ----------
     maker : str
-        `module:function`: makes the policy from the checkpoint, the objects of `law` and `resources`, and `ready`, an
-        engine that runs already (or None).
+        `module:function` of a function of the checkpoint and the objects of `law` and `resources`. The optional
+        argument `ready` is a running engine.
     law : tuple of type
         Dataclasses of settings that results depend on.
     resources : tuple of type
@@ -49,10 +49,9 @@ class Engine:
     embedded : mapping of str to str
         Names of the embedded models, and their folders.
     currency : {"generated", "positions"}
-        The unit of budgets: generated tokens, or token positions that the model computed. For masked diffusion a
-        forward with a cache costs less than one without, so forwards are not counted.
+        The unit of budgets: generated tokens, or token positions that the model computed.
     minimum : int
-        Votes that an answer needs to be the majority's, where the user gives no number.
+        Default of the votes that an answer needs to be the majority's.
     """
 
     maker: str
@@ -69,7 +68,7 @@ class Engine:
     def objects(self, values: Mapping[str, Any], checkpoint: Checkpoint | None) -> list[Any]:
         """The objects of `law` and `resources`; raises `InputError` for values out of range.
 
-        A value "checkpoint" of top_k or top_p becomes the checkpoint's value; without a checkpoint it is left out.
+        A value "checkpoint" of top_k or top_p becomes the checkpoint's value, and None without a checkpoint.
         """
         known = dict(values)
         for name in ("top_k", "top_p"):
@@ -101,13 +100,7 @@ SETTINGS = tuple(dict.fromkeys(owner for engine in ENGINES.values() for owner in
 
 
 def engine_named(name: str) -> Engine:
-    """The engine by its name; `file.py:function` is an engine of a user, see `own_policy`.
-
-    Raises
-    ------
-    InputError
-        For an unknown name.
-    """
+    """The engine of a name; `file.py:function` is an engine of a user, see `own_policy`. Raises `InputError`."""
     if ":" in name:
         return Engine(name, SETTINGS, ())
     if name not in ENGINES:
@@ -118,7 +111,7 @@ def engine_named(name: str) -> Engine:
 def policy_of(
     checkpoint: Callable[[], Checkpoint], *, engine: str | None = None, ready: Any = None, **values: Any
 ) -> Any:
-    """The policy of a checkpoint, which is opened after the settings have been checked without it.
+    """The policy of a checkpoint. The checks of the settings that need no checkpoint come before it is opened.
 
     Parameters
     ----------
@@ -127,7 +120,7 @@ def policy_of(
     engine : str, optional
         A key of `ENGINES`; by default the checkpoint's architecture decides between transformers and masked-diffusion.
     ready : VLLMEngine or Endpoint, optional
-        An engine that runs already, which policies may share.
+        A running engine, which policies may share.
     **values
         Settings of the engine; None stands for the default.
 
@@ -140,17 +133,14 @@ def policy_of(
     if ready is not None:
         engine = ready.engine_name
     require_known(values, SETTINGS)
-    able = [
-        name
-        for name in ENGINES
-        if engine in (None, name) and values.keys() <= fields_of(*ENGINES[name].settings).keys()
-    ]
     if engine is not None:
         _require_settings(engine, values)
     if ready is not None and (taken := [n for n in values if n in fields_of(*engine_named(engine or "").resources)]):
         raise InputError(f"{taken[0]} is {values[taken[0]]!r}, but the engine runs already; give it to the engine")
-    if able:
-        engine_named(able[0]).objects(values, None)  # values out of range are refused before anything is opened
+    for found in [each for name, each in ENGINES.items() if engine in (None, name)]:
+        if values.keys() <= fields_of(*found.settings).keys():
+            found.objects(values, None)  # raises for values out of range before the checkpoint is opened
+            break
     opened = checkpoint()
     if engine is None:
         from ets.models import MASKED_DIFFUSION
@@ -172,12 +162,12 @@ def _require_settings(engine: str, values: Mapping[str, Any], checkpoint: Checkp
 
 
 def own_policy(name: str, model: str, values: Mapping[str, Any]) -> Policy:
-    """The policy that a user's function makes: `function(model, **settings)`, with the settings that it takes.
+    """The policy that a user's function returns: `function(model, **settings)`.
 
     Raises
     ------
     InputError
-        For a name that is not there, a setting that the function does not take, or a result that is no `Policy`.
+        For an unknown name, a setting that is no parameter of the function, or a result that is no `Policy`.
     """
     function = named_object(name, "engine")
     parameters = inspect.signature(function).parameters
@@ -187,9 +177,8 @@ def own_policy(name: str, model: str, values: Mapping[str, Any]) -> Policy:
             raise InputError(f"{key} is {value!r}, which the engine {name} does not take; leave it out")
     policy = function(model, **values)
     if not isinstance(policy, Policy):
-        raise InputError(
-            f"the engine {name} made a {type(policy).__name__}; it must be a policy: start, extend, finish"
-        )
+        kind = type(policy).__name__
+        raise InputError(f"the engine {name} made a {kind}; it must be a policy: start, extend, finish")
     return policy
 
 
@@ -219,19 +208,18 @@ def proposal_of(
     temperature: float | None = None,
     truncation: Mapping[str, Any] | None = None,
 ) -> TransformersPolicy:
-    """A proposal for a policy: another model (or the same one) with the policy's guide steps, length and endings.
+    """A proposal: another model (or the same model) with the guide steps, length and end tokens of a policy.
 
     Parameters
     ----------
     reference : Policy
         Made by `policy_of`.
     checkpoint : callable
-        Opens the proposal's.
+        Opens the proposal's checkpoint.
     temperature : float, optional
-        Of the proposal; by default the policy's.
+        By default the policy's temperature.
     truncation : mapping of str to value, optional
-        The policy's settings top_k and top_p, which the proposal takes too: "checkpoint" stands for the values of the
-        proposal's checkpoint.
+        The settings top_k and top_p; "checkpoint" stands for the values of the proposal's checkpoint.
 
     Raises
     ------
@@ -247,7 +235,7 @@ def proposal_of(
         raise InputError(f"{type(reference).__name__} takes no proposal; {remedy}")
     warmth = reference.sampling.temperature if temperature is None else temperature
     values = {"temperature": warmth, **(truncation or {})}
-    ENGINES["transformers"].objects(values, None)  # values out of range are refused before anything is opened
+    ENGINES["transformers"].objects(values, None)  # raises for values out of range before the checkpoint is opened
     opened = checkpoint()
     law = ENGINES["transformers"].objects(values, opened)[0]
     shared: dict[str, Any] = {"memory_gib": reference.memory_gib, "end_ids": reference.endings.end_ids}
@@ -256,18 +244,17 @@ def proposal_of(
     return proposal
 
 
+FAST = ("temperature", "remasking", "threshold", "factor", "cache", "refresh")
+"""Settings by which a faster sampler of masked diffusion may differ from p_ref."""
+
+
 def fast_sampler_of(
     exact: Policy,
     level: str = "0",
     *,
     checkpoint: Callable[[], Checkpoint] | None = None,
-    temperature: float | None = None,
-    remasking: str | None = None,
-    threshold: float | None = None,
-    factor: float | None = None,
-    cache: str | None = None,
-    refresh: int | None = None,
     clip: tuple[float, float] | None = None,
+    **settings: Any,
 ) -> MaskedDiffusionPolicy | PathWeights:
     """A faster sampler with the canvas and the guide steps of a masked-diffusion policy, weighed towards it at a level.
 
@@ -276,13 +263,14 @@ def fast_sampler_of(
     exact : Policy
         Made by `policy_of`.
     level : str
-        "0": the fast sampler itself, every weight exactly 1; or a key of `ets.policies.diffusion.levels.LEVELS`.
+        "0": the fast sampler, with every weight exactly 1; or another key of `ets.policies.diffusion.levels.LEVELS`.
     checkpoint : callable, optional
-        Opens the fast sampler's model; by default it is the policy's.
-    temperature, remasking, threshold, factor, cache, refresh
-        As for `policy_of`; by default the policy's. One of threshold and factor replaces both of the policy's.
+        Opens the fast sampler's model; by default the policy's model.
     clip : (float, float), optional
         Bounds on the ratios; level 0 has none.
+    **settings
+        Names of `FAST`, as for `policy_of`; None stands for the policy's value. A threshold or a factor replaces both
+        of the policy's.
 
     Raises
     ------
@@ -296,16 +284,16 @@ def fast_sampler_of(
         raise InputError(f"{type(exact).__name__} has no faster sampler; leave the level out")
     if level == "0" and clip is not None:
         raise InputError(f"clip is {clip!r}, but at level 0 every weight is exactly 1; leave it out")
-    rule = {"temperature": temperature, "remasking": remasking}
-    changed: dict[str, Any] = {name: value for name, value in rule.items() if value is not None}
-    if (threshold, factor) != (None, None):
-        changed |= {"threshold": threshold, "factor": factor}
-    caching = exact.caching
+    require_known(settings, (), FAST)
+    changed = {name: value for name, value in settings.items() if value is not None}
+    caching, cache, refresh = exact.caching, changed.pop("cache", None), changed.pop("refresh", None)
     if (cache, refresh) != (None, None):
         kind = cache or (caching.cache if caching else None)
         if kind is None:
             raise InputError(f"refresh is {refresh}, but there is no cache to refresh; add cache")
         caching = Caching(kind, refresh)
+    if changed.keys() & {"threshold", "factor"}:
+        changed = {"threshold": None, "factor": None} | changed
     opened = checkpoint() if checkpoint else exact.checkpoint
     shared: dict[str, Any] = {"memory_gib": exact.memory_gib, "certainty": exact.certainty}
     unmasking = replace(exact.unmasking, **changed)
@@ -315,7 +303,7 @@ def fast_sampler_of(
 
 @dataclass(frozen=True)
 class Weighed:
-    """The policy of the method ets-is, the law that its draws are weighed towards ("" for p_ref), and its settings."""
+    """The policy of the method ets-is, the target law of the weights ("" for p_ref), and a text of the settings."""
 
     policy: Policy
     target: str
@@ -337,7 +325,7 @@ def weighed_policy(policy: Policy, values: Mapping[str, Any], opened: Callable[[
     Raises
     ------
     InputError
-        Without a proposal or a faster sampler, or for what does not fit together.
+        Without a proposal or a faster sampler, or for policies that do not fit together.
     """
     weighing, fast = made(Weighing, values), made(FastSampler, values)
     try:
@@ -354,9 +342,7 @@ def _pair(
 
     if weighing.proposal is None:
         raise InputError("there is no proposal; name a small model (SMALL_MODEL_PATH in the scripts), or leave it out")
-    _refuse(
-        vars(weighing) | vars(fast), ("level", *(n for n in vars(fast) if n != "is_block_size")), "masked diffusion"
-    )
+    _refuse(vars(weighing) | vars(fast), ("level", *(f"fast_{name}" for name in FAST)), "masked diffusion")
     small = opened(weighing.proposal)
     block_size = fast.is_block_size or getattr(getattr(policy, "horizon", None), "block_size", None)
     if fast.is_block_size is not None and hasattr(policy, "at_horizon"):
@@ -370,21 +356,15 @@ def _pair(
 def _at_level(policy: Policy, weighing: Weighing, fast: FastSampler) -> Weighed:
     from ets.policies.diffusion.levels import target_of
 
-    _refuse(
-        vars(weighing) | vars(fast), ("proposal", "proposal_temperature", "is_block_size"), "a pair with a proposal"
-    )
-    names = ("cache", "refresh", "threshold", "factor", "remasking", "temperature")
-    own = {name: getattr(fast, f"fast_{name}") for name in names}
-    if all(value is None for value in own.values()):
+    pair_only = ("proposal", "proposal_temperature", "is_block_size")
+    _refuse(vars(weighing) | vars(fast), pair_only, "a pair with a proposal")
+    changed = {name: getattr(fast, f"fast_{name}") for name in FAST}
+    if all(value is None for value in changed.values()):
         raise InputError("there is no faster sampler; give what makes it fast, such as fast_cache dual")
     level = weighing.level or "0"
-    sampler = fast_sampler_of(policy, level, **own, clip=weighing.clip)
+    sampler = fast_sampler_of(policy, level, clip=weighing.clip, **changed)
     law = law_of(getattr(sampler, "sampler", sampler))
-    kept = {
-        name: law[name]
-        for name in ("temperature", "remasking", "threshold", "factor", "cache", "refresh")
-        if name in law
-    }
+    kept = {name: law[name] for name in FAST if name in law}
     parts = [f"level{level}", *(f"{name}{value}" for name, value in kept.items() if value is not None)]
     return Weighed(sampler, target_of(level), "-".join([*parts, f"clip{weighing.clip}"]))
 
