@@ -102,7 +102,7 @@ class RowCache(Cache):
         return None if padding is None else _mask(padding, self.length + queries)
 
     def _on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Lengths and padding on the device; copied only after rows have changed, because a copy waits for the device."""
+        """Lengths and padding on the device; copied after rows have changed, since copies wait for the device."""
         if self._there is None:
             self._there = torch.tensor(self.lengths, device=device), _padding(self.stored_lengths, self.length, device)
         return self._there

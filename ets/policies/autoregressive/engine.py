@@ -89,7 +89,7 @@ class Engine:
         raise NotImplementedError
 
     def load(self) -> None:
-        """Load the model, unless it is loaded; the first draw loads it otherwise."""
+        """Load the model, unless loaded; otherwise the first draw loads the model."""
 
     def interrupt(self, thread: int) -> None:
         """Cancel the draw of the thread with this identifier, if any: `draw` raises `CancelledError` there."""
@@ -179,7 +179,7 @@ class EnginePolicy:
             for state, key in zip(as_token_states(states), keys, strict=True)
         ]
         going = rows
-        while going:  # once, unless the engine stops a row at a string that `Endings` does not count
+        while going:  # one turn, unless the engine stops a row at a string that `Endings` does not count
             answers = self.engine.draw([row.request(self.endings) for row in going], sampling, ends)
             for row, answer in zip(going, answers, strict=True):
                 row.append(answer, kind, self.endings)
@@ -233,7 +233,7 @@ class _Row:
 class EventLoop:
     """An event loop in a background thread; other threads wait for coroutines there, until they are interrupted.
 
-    Stop it after use; it ends with the program.
+    `stop` ends the thread; otherwise the thread ends with the program.
     """
 
     def __init__(self, name: str) -> None:
@@ -306,10 +306,9 @@ def require_temperature(name: str, sampling: Sampling) -> None:
 
 
 def tempered(plain: Mapping[Any, float], halved: Mapping[Any, float]) -> bool:
-    """Whether reported log-probabilities are those of the sampled distribution, not of the model at temperature 1.
+    """Whether an engine reports log-probabilities of the sampled distribution, not of the model at temperature 1.
 
-    The log-probabilities of a position's tokens, at temperature 1 and 0.5, differ twice as much at 0.5 if the engine
-    reports the sampled distribution.
+    At temperature 0.5 the tempered log-probabilities of a position differ twice as much as at temperature 1.
     """
     shared = sorted(plain.keys() & halved.keys())
     spread, doubled = (np.ptp([logps[token] for token in shared]) if shared else 0.0 for logps in (plain, halved))
