@@ -345,8 +345,8 @@ def _pair(
     _refuse(vars(weighing) | vars(fast), ("level", *(f"fast_{name}" for name in FAST)), "masked diffusion")
     small = opened(weighing.proposal)
     block_size = fast.is_block_size or getattr(getattr(policy, "horizon", None), "block_size", None)
-    if fast.is_block_size is not None and hasattr(policy, "at_horizon"):
-        policy = policy.at_horizon(replace(policy.horizon, block_size=fast.is_block_size))
+    if fast.is_block_size is not None and hasattr(policy, "horizon"):
+        policy = policy.at_law(policy.sampling, replace(policy.horizon, block_size=fast.is_block_size))
     truncation = {name: values[name] for name in ("top_k", "top_p") if name in values}
     proposal = proposal_of(policy, lambda: small, temperature=weighing.proposal_temperature, truncation=truncation)
     parts = [f"{weighing.proposal}@{small.revision[:8]}", f"block{block_size}", f"T{proposal.sampling.temperature:g}"]

@@ -92,7 +92,7 @@ class Engine:
         """Load the model, unless loaded; otherwise the first draw loads the model."""
 
     def interrupt(self, thread: int) -> None:
-        """Cancel the draw of the thread with this identifier, if any: `draw` raises `CancelledError` there."""
+        """Cancel the draw of a thread, by its identifier: `draw` raises `CancelledError` there."""
 
     def close(self) -> None:
         """Free all resources; later draws raise."""
@@ -149,11 +149,11 @@ class EnginePolicy:
 
     def beside(self) -> Self:
         """Another policy of the same law over the same engine, for another thread."""
-        return type(self)(self.engine, self.sampling, self.horizon, end_ids=self.endings.end_ids)
+        return self.at_law(self.sampling)
 
-    def at_law(self, sampling: Sampling) -> Self:
-        """The same engine, horizon and ends at another law."""
-        return type(self)(self.engine, sampling, self.horizon, end_ids=self.endings.end_ids)
+    def at_law(self, sampling: Sampling, horizon: Horizon | None = None) -> Self:
+        """A policy over the same engine with another law, and optionally another horizon."""
+        return type(self)(self.engine, sampling, horizon or self.horizon, end_ids=self.endings.end_ids)
 
     def start(self, problems: Sequence[Problem]) -> list[State]:
         """Empty generations; the prompts are encoded and checked, and read by the first draw."""

@@ -63,16 +63,6 @@ def paths_between(starts: Iterable[TokenState], ends: Iterable[State]) -> list[P
     return paths
 
 
-def require_known(paths: Iterable[Path], vocabulary: int) -> None:
-    """Raise `InputError` for a token beyond the vocabulary."""
-    for path in paths:
-        if path.tokens and max(path.tokens) >= vocabulary:
-            raise InputError(
-                f"token {max(path.tokens)} is beyond the {vocabulary} that the proposal knows; "
-                "choose one of the same family"
-            )
-
-
 def of_equal_length(paths: Iterable[Path]) -> list[list[Path]]:
     """Groups of paths with equally many tokens, so that no path needs padding."""
     ordered = sorted(paths, key=lambda path: len(path.tokens))
@@ -121,7 +111,7 @@ def score(forward: Forward, law: Law, paths: Sequence[Path]) -> dict[PathKey, Sc
 def _add(
     scores: Sequence[Score], paths: Sequence[Path], rows: Sequence[int], logits: torch.Tensor, at: int, law: Law
 ) -> None:
-    """Add the log-probabilities of tokens `at`, `at + 1`, … from logits `[rows, columns, V]`; padding counts nothing."""
+    """Add the log-probabilities of tokens `at`, `at + 1`, … from logits `[rows, columns, V]`, without padding."""
     tokens = [paths[n].tokens[at : at + logits.shape[1]] for n in rows]
     where = [(r, column) for r, part in enumerate(tokens) for column in range(len(part))]
     size = rows_together(logits[0])

@@ -128,12 +128,6 @@ class VLLMEngine(Engine):
             return self.checkpoint.context
         return int(self._loaded[0].engine.vllm_config.model_config.max_model_len)
 
-    @property
-    def block(self) -> int:
-        """Tokens per cache block: rows share whole blocks."""
-        self.load()
-        return int(self._loaded[0].engine.vllm_config.cache_config.block_size)
-
     def require_law(self, sampling: Sampling) -> None:
         """Raise `InputError` for a temperature that vLLM does not sample at."""
         require_temperature(self.name, sampling)
@@ -156,7 +150,6 @@ class VLLMEngine(Engine):
         return [_answer(output) for output in self._outputs(requests, params)]
 
     def interrupt(self, thread: int) -> None:
-        """Cancel the draw of the thread with this identifier, if any: `draw` raises `CancelledError` there."""
         for loaded in self._loaded:
             loaded.loop.interrupt(thread)
 
