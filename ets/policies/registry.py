@@ -10,19 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ets import demo
 from ets.own_code import named_object
-from ets.policies.settings import (
-    CHECKPOINT,
-    Caching,
-    Canvas,
-    FastSampler,
-    Horizon,
-    Memory,
-    Sampling,
-    ServerResources,
-    Unmasking,
-    VLLMResources,
-    Weighing,
-)
+from ets.policies import settings as owners
 from ets.settings import fields_of, made, require_known
 from ets.types import InputError, Policy
 
@@ -37,21 +25,11 @@ if TYPE_CHECKING:
 class Engine:
     """One way to run a model.
 
-    Parameters
-    ----------
-    maker : str
-        `module:function` of a function of the checkpoint and the objects of `law` and `resources`. The optional
-        argument `ready` is a running engine.
-    law : tuple of type
-        Dataclasses of settings that results depend on.
-    resources : tuple of type
-        Dataclasses of settings that results do not depend on.
-    embedded : mapping of str to str
-        Names of the embedded models, and their folders.
-    currency : {"generated", "positions"}
-        The unit of budgets: generated tokens, or token positions that the model computed.
-    minimum : int
-        Default of the votes that an answer needs to be the majority's.
+    `maker` is the `module:function` that returns a policy from a checkpoint and the objects of `law` and `resources`,
+    and optionally from a running engine, `ready`. Results depend on the settings of the dataclasses in `law`, and not
+    on the settings of the dataclasses in `resources`. `embedded` maps names of embedded models to folders. The unit
+    `currency` of budgets is "generated", tokens, or "positions", token positions that the model computed. `minimum` is
+    the default of the votes that an answer needs to be the majority's.
     """
 
     maker: str
@@ -72,25 +50,31 @@ class Engine:
         """
         known = dict(values)
         for name in ("top_k", "top_p"):
-            if known.get(name) == CHECKPOINT:
+            if known.get(name) == owners.CHECKPOINT:
                 known[name] = checkpoint and checkpoint.truncation[name]
         if "cache" not in known and "refresh" in known:
             raise InputError(f"refresh is {known['refresh']}, but there is no cache to refresh; add cache")
-        return [None if owner is Caching and "cache" not in known else made(owner, known) for owner in self.settings]
+        cached = "cache" in known
+        return [made(owner, known) if cached or owner is not owners.Caching else None for owner in self.settings]
 
 
 _SMALL = {"embedded": demo.model_path("reference"), "embedded-small": demo.model_path("small")}
-_AUTOREGRESSIVE = (Sampling, Horizon)
-_DIFFUSION = (Unmasking, Canvas, Caching)
+
+
+def _autoregressive(module: str, resources: type) -> Engine:
+    maker = f"ets.policies.autoregressive.{module}:make_policy"
+    return Engine(maker, (owners.Sampling, owners.Horizon), (resources,), _SMALL)
+
+
 ENGINES: dict[str, Engine] = {
-    "transformers": Engine("ets.policies.autoregressive.transformers:make_policy", _AUTOREGRESSIVE, (Memory,), _SMALL),
-    "vllm": Engine("ets.policies.autoregressive.vllm:make_policy", _AUTOREGRESSIVE, (VLLMResources,), _SMALL),
-    "endpoint": Engine("ets.policies.autoregressive.server:make_policy", _AUTOREGRESSIVE, (ServerResources,), _SMALL),
+    "transformers": _autoregressive("transformers", owners.Memory),
+    "vllm": _autoregressive("vllm", owners.VLLMResources),
+    "endpoint": _autoregressive("server", owners.ServerResources),
     "masked-diffusion": Engine(
         "ets.policies.diffusion.policy:make_policy",
-        _DIFFUSION,
-        (Memory,),
-        {"embedded": demo.model_path("diffusion")},
+        law=(owners.Unmasking, owners.Canvas, owners.Caching),
+        resources=(owners.Memory,),
+        embedded={"embedded": demo.model_path("diffusion")},
         currency="positions",
         minimum=2,
     ),
@@ -146,28 +130,25 @@ def policy_of(
         from ets.models import MASKED_DIFFUSION
 
         engine = "masked-diffusion" if opened.config.model_type in MASKED_DIFFUSION else "transformers"
-        _require_settings(engine, values, opened)
+        _require_settings(engine, values, f"{opened.name!r}, run by {engine},")
     found = engine_named(engine)
     module, _, function = found.maker.partition(":")
     maker = getattr(import_module(module), function)
     return maker(opened, *found.objects(values, opened), **({} if ready is None else {"ready": ready}))
 
 
-def _require_settings(engine: str, values: Mapping[str, Any], checkpoint: Checkpoint | None = None) -> None:
-    """Raise `InputError` for a setting that the engine does not have."""
+def _require_settings(engine: str, values: Mapping[str, Any], subject: str = "") -> None:
     for name, value in values.items():
         if name not in fields_of(*engine_named(engine).settings):
-            subject = f"the engine {engine}" if checkpoint is None else f"{checkpoint.name!r}, run by {engine},"
-            raise InputError(f"{name} is {value!r}, which {subject} does not have; leave it out")
+            raise InputError(
+                f"{name} is {value!r}, which {subject or f'the engine {engine}'} does not have; leave it out"
+            )
 
 
 def own_policy(name: str, model: str, values: Mapping[str, Any]) -> Policy:
     """The policy that a user's function returns: `function(model, **settings)`.
 
-    Raises
-    ------
-    InputError
-        For an unknown name, a setting that is no parameter of the function, or a result that is no `Policy`.
+    Raises `InputError` for an unknown name, a setting that is no parameter, or a result that is no `Policy`.
     """
     function = named_object(name, "engine")
     parameters = inspect.signature(function).parameters
@@ -183,7 +164,7 @@ def own_policy(name: str, model: str, values: Mapping[str, Any]) -> Policy:
 
 
 def minimum_votes(policy: Policy) -> int:
-    """The votes that an answer needs under the majority reward, as in the authors' code: 2 for masked diffusion."""
+    """The votes that an answer needs under the majority reward. In the authors' code: 2 for masked diffusion."""
     return ENGINES["masked-diffusion" if hasattr(policy, "unmasking") else "transformers"].minimum
 
 
@@ -213,7 +194,6 @@ def proposal_of(
     Parameters
     ----------
     reference : Policy
-        Made by `policy_of`.
     checkpoint : callable
         Opens the proposal's checkpoint.
     temperature : float, optional
@@ -261,7 +241,6 @@ def fast_sampler_of(
     Parameters
     ----------
     exact : Policy
-        Made by `policy_of`.
     level : str
         "0": the fast sampler, with every weight exactly 1; or another key of `ets.policies.diffusion.levels.LEVELS`.
     checkpoint : callable, optional
@@ -291,7 +270,7 @@ def fast_sampler_of(
         kind = cache or (caching.cache if caching else None)
         if kind is None:
             raise InputError(f"refresh is {refresh}, but there is no cache to refresh; add cache")
-        caching = Caching(kind, refresh)
+        caching = owners.Caching(kind, refresh)
     if changed.keys() & {"threshold", "factor"}:
         changed = {"threshold": None, "factor": None} | changed
     opened = checkpoint() if checkpoint else exact.checkpoint
@@ -311,41 +290,27 @@ class Weighed:
 
 
 def weighed_policy(policy: Policy, values: Mapping[str, Any], opened: Callable[[str], Checkpoint]) -> Weighed:
-    """The pair with a proposal, or the faster sampler of masked diffusion at its level.
+    """p_ref paired with a proposal or with a faster sampler, by the settings of `Weighing`, `FastSampler` and p_ref.
 
-    Parameters
-    ----------
-    policy : Policy
-        p_ref, made by `policy_of`.
-    values : mapping of str to value
-        Settings of `Weighing`, `FastSampler` and p_ref.
-    opened : callable
-        Opens a checkpoint by its name.
-
-    Raises
-    ------
-    InputError
-        Without a proposal or a faster sampler, or for policies that do not fit together.
+    `opened` opens a checkpoint by name. Raises `InputError` without a proposal or a faster sampler, and for policies
+    that do not fit together.
     """
-    weighing, fast = made(Weighing, values), made(FastSampler, values)
     try:
-        masked = hasattr(policy, "unmasking")
-        return _at_level(policy, weighing, fast) if masked else _pair(policy, weighing, fast, values, opened)
+        return _at_level(policy, values) if hasattr(policy, "unmasking") else _pair(policy, values, opened)
     except InputError as error:
         raise InputError(f"for the method ets-is, {error}") from error
 
 
-def _pair(
-    policy: Any, weighing: Weighing, fast: FastSampler, values: Mapping[str, Any], opened: Callable[[str], Checkpoint]
-) -> Weighed:
+def _pair(policy: Any, values: Mapping[str, Any], opened: Callable[[str], Checkpoint]) -> Weighed:
     from ets.importance import ImportanceSampling
 
+    weighing, fast = made(owners.Weighing, values), made(owners.FastSampler, values)
     if weighing.proposal is None:
         raise InputError("there is no proposal; name a small model (SMALL_MODEL_PATH in the scripts), or leave it out")
-    _refuse(vars(weighing) | vars(fast), ("level", *(f"fast_{name}" for name in FAST)), "masked diffusion")
+    _refuse(values, ("level", *(f"fast_{name}" for name in FAST)), "masked diffusion")
     small = opened(weighing.proposal)
     block_size = fast.is_block_size or getattr(getattr(policy, "horizon", None), "block_size", None)
-    if fast.is_block_size is not None and hasattr(policy, "horizon"):
+    if fast.is_block_size is not None and hasattr(policy, "at_law"):
         policy = policy.at_law(policy.sampling, replace(policy.horizon, block_size=fast.is_block_size))
     truncation = {name: values[name] for name in ("top_k", "top_p") if name in values}
     proposal = proposal_of(policy, lambda: small, temperature=weighing.proposal_temperature, truncation=truncation)
@@ -353,11 +318,11 @@ def _pair(
     return Weighed(ImportanceSampling(policy, proposal, weighing.clip), "", "-".join([*parts, f"clip{weighing.clip}"]))
 
 
-def _at_level(policy: Policy, weighing: Weighing, fast: FastSampler) -> Weighed:
+def _at_level(policy: Policy, values: Mapping[str, Any]) -> Weighed:
     from ets.policies.diffusion.levels import target_of
 
-    pair_only = ("proposal", "proposal_temperature", "is_block_size")
-    _refuse(vars(weighing) | vars(fast), pair_only, "a pair with a proposal")
+    weighing, fast = made(owners.Weighing, values), made(owners.FastSampler, values)
+    _refuse(values, ("proposal", "proposal_temperature", "is_block_size"), "a pair with a proposal")
     changed = {name: getattr(fast, f"fast_{name}") for name in FAST}
     if all(value is None for value in changed.values()):
         raise InputError("there is no faster sampler; give what makes it fast, such as fast_cache dual")
@@ -371,5 +336,5 @@ def _at_level(policy: Policy, weighing: Weighing, fast: FastSampler) -> Weighed:
 
 def _refuse(values: Mapping[str, Any], names: Iterable[str], kind: str) -> None:
     for name in names:
-        if values[name] is not None:
+        if values.get(name) is not None:
             raise InputError(f"{name} is {values[name]!r}, which only {kind} has; leave it out")
