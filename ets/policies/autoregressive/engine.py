@@ -44,15 +44,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """The tokens that the engine drew for a row.
+    """The tokens that an engine drew for a row, and natural-log probabilities under the sampled distribution.
 
-    Parameters
-    ----------
-    tokens : list of int
-    logps : list of float
-        Natural-log probabilities of the tokens under the sampled distribution; at temperature 0, under the model's.
-    cached : int
-        Number of the row's first tokens that came from the prefix cache.
+    At temperature 0 the probabilities are the model's. The first `cached` tokens of the row were in the prefix cache.
     """
 
     tokens: list[int]
@@ -61,16 +55,10 @@ class Answer:
 
 
 class Engine:
-    """Draws rows for an `EnginePolicy`; any number of threads may call it at once.
+    """Draws rows for an `EnginePolicy`, for any number of threads at once.
 
-    A subclass defines the two attributes and `draw`; the other methods do nothing by default.
-
-    Attributes
-    ----------
-    checkpoint : Checkpoint
-        The model's tokenizer and configuration; the weights are never read.
-    name : str
-        The engine's name in error messages.
+    A subclass defines `draw` and two attributes: `checkpoint` with the model's tokenizer and configuration, and `name`
+    for error messages. The other methods do nothing by default.
     """
 
     checkpoint: Checkpoint
@@ -110,7 +98,7 @@ class EnginePolicy:
 
     Policies are cheap: several policies, with different rules or in different threads, share an engine. A draw depends
     on its row's key, and in the last bits of the logits on the other rows of its batch. Results are therefore equal in
-    law and not token for token.
+    law, not token for token.
 
     Each row is charged the tokens that the prefix cache did not hold, and the drawn tokens but the last. Work that the
     engine discards when its cache is full, and repeats later, is not charged.

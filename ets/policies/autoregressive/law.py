@@ -84,7 +84,7 @@ class Endings:
     Parameters
     ----------
     tokenizer : PreTrainedTokenizerBase
-    end_ids : collection of int
+    end_ids : iterable of int
         Tokens that end a generation; the text excludes end tokens.
     vocabulary : int
         Number of ids that the model can draw, which may exceed the number of ids of the tokenizer.

@@ -130,13 +130,7 @@ class Endpoint(Engine):
             )
 
     def draw(self, requests: Sequence[Request], sampling: Sampling, end_ids: Sequence[int]) -> list[Answer]:
-        """Continue each row; returns when the last row has ended.
-
-        Raises
-        ------
-        InputError
-            If the server has stopped, or refuses a row; the other requests are then cancelled.
-        """
+        """As `Engine.draw`; raises `InputError` if the server has stopped, or refuses a row."""
         if not self._closing.alive:
             raise InputError(f"the connection to {self.name} has been closed; make another one")
         return self._loop.wait_for_all([self._one(request, sampling, end_ids) for request in requests])
@@ -209,7 +203,7 @@ class Endpoint(Engine):
             )
 
     def _from_text(self, choice: Mapping[str, Any], room: int) -> tuple[list[int], list[float]]:
-        """Tokens and log-probabilities as far as the text determines them: a stopped row has drawn an end token."""
+        """Tokens and log-probabilities, estimated from the text; a stopped row has drawn an end token."""
         tokenizer = self.checkpoint.tokenizer
         tokens = list(tokenizer(choice["text"], add_special_tokens=False)["input_ids"])[:room]
         if choice.get("finish_reason") == "stop" or not tokens:
@@ -246,10 +240,8 @@ class Connection:
     async def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The JSON answer to a GET request, or to a POST request with a body.
 
-        Raises
-        ------
-        InputError
-            If every attempt fails, for a refusal (4xx), and for an answer that is not JSON; with the address.
+        Raises `InputError` with the address if every attempt fails, for a refusal (4xx), and for other answers than
+        JSON.
         """
         problem = ""
         for wait in (*self._waits, None):
