@@ -13,8 +13,9 @@ from ets import __version__
 from ets.chat import Chat, ChatTemplate, kind_of
 from ets.evaluation.methods import METHODS, MethodSettings
 from ets.own_code import code_digest, named_object
-from ets.policies.registry import Engine, engine_named, law_of, own_policy, policy_of, weighed_policy
+from ets.policies.registry import Engine, engine_named, law_of, own_policy, policy_of
 from ets.policies.settings import FastSampler, Sampling, Weighing
+from ets.policies.weighed import weighed_policy
 from ets.settings import boolean, fields_of, setting
 from ets.types import InputError, Policy
 

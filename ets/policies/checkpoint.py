@@ -1,4 +1,4 @@
-"""Checkpoints: found and checked at once, loaded when first needed."""
+"""Checkpoints: the constructor finds and checks the files; the first use loads the weights."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ NEUTRAL = {
     **dict.fromkeys(("repetition_penalty", "typical_p"), 1),
     **dict.fromkeys(("min_p", "epsilon_cutoff", "eta_cutoff", "no_repeat_ngram_size"), 0),
 }
-"""Settings by which transformers' `generate` changes the law of a token, and the values that change nothing."""
+"""Settings of transformers' `generate` that change the law of a token, with the neutral value of each setting."""
 
 
 @dataclass
 class Checkpoint:
     """A language model and its tokenizer, by path or hub name; the weights load on first use.
 
-    Code that comes with a checkpoint is never run.
+    The Python code of a checkpoint never runs.
 
     Parameters
     ----------
     name : str
         A folder, or a name on the model hub.
     dtype : torch.dtype, optional
-        By default the checkpoint's own on a GPU, float32 on a CPU.
+        By default the checkpoint's dtype on a GPU, float32 on a CPU.
     device : str, optional
-        By default the GPU if there is one.
+        By default the GPU, or the CPU on a machine without a GPU.
 
     Raises
     ------
     InputError
-        If it does not exist, or its tokenizer has no end token.
+        For a missing checkpoint, and for a tokenizer without an end token.
     """
 
     name: str
@@ -61,9 +61,9 @@ class Checkpoint:
 
     @classmethod
     def loaded(cls, model: Any, tokenizer: Any) -> Checkpoint:
-        """From a model and a tokenizer in memory; the model is used where it is, in evaluation mode.
+        """The checkpoint of a model and a tokenizer in memory; the model stays on its device, in evaluation mode.
 
-        Its attention is switched from SDPA to `ets.policies.autoregressive.attention`, which computes the same.
+        `ets.policies.autoregressive.attention` replaces SDPA in the model, and computes the same.
         """
         if not hasattr(tokenizer, "eos_token_id") or not hasattr(model, "config"):
             raise InputError("the pair is not (model, tokenizer); pass a transformers model first, then its tokenizer")
@@ -100,7 +100,6 @@ class Checkpoint:
 
     @property
     def _device(self) -> str:
-        """One device, or all GPUs."""
         return self.device or ("auto" if torch.cuda.is_available() else "cpu")
 
     @property
@@ -108,39 +107,24 @@ class Checkpoint:
         return self.dtype or (torch.float32 if self._device == "cpu" else "auto")
 
     @property
-    def number_type(self) -> torch.dtype:
-        """What the weights are loaded as; with "auto", what the configuration says they are stored as."""
-        dtype = self._dtype if isinstance(self._dtype, torch.dtype) else self.config.get_text_config().dtype
-        return torch.float32 if dtype is None else dtype
-
-    @property
-    def weight_bytes(self) -> int:
-        """Of all parameters, from the configuration alone: nothing is loaded."""
-        from transformers import AutoModelForCausalLM
-
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(self.config)
-        return sum(weight.numel() for weight in model.parameters()) * self.number_type.itemsize
-
-    @property
     def placement(self) -> str:
-        """Where and in what numbers the model runs, as far as results may depend on it."""
+        """Kind of device and dtype of the model, as far as results depend on them: "cpu float32"."""
         return f"{'cpu' if self._device == 'cpu' else 'gpu'} {str(self._dtype).removeprefix('torch.')}"
 
-    def _loading(self, what: str, load: Callable[..., Any], **options: Any) -> Any:
-        """Load a part; whatever a damaged or unsuitable checkpoint raises becomes one line."""
+    def _loading(self, part: str, load: Callable[..., Any], **options: Any) -> Any:
+        """Load a part; every error of a damaged or unsuitable checkpoint becomes one line."""
         try:
             return load(self.name, trust_remote_code=False, **options)
         except (torch.OutOfMemoryError, KeyboardInterrupt):
             raise
         except Exception as error:
             raise InputError(
-                f"cannot load the {what} of {self.name!r}: {one_line(error)}; give a complete checkpoint"
+                f"cannot load the {part} of {self.name!r}: {one_line(error)}; give a complete checkpoint"
             ) from error
 
     @cached_property
     def generation_config(self) -> Any:
-        """Read for its end tokens, and for `truncation`; None if there is none."""
+        """The source of `truncation`, `unapplied` and some end tokens; None for a checkpoint without the file."""
         from transformers import GenerationConfig
 
         try:
@@ -150,17 +134,17 @@ class Checkpoint:
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """Every token that ends a text, by the tokenizer, the configuration or the generation configuration."""
+        """The end tokens of the tokenizer, the configuration and the generation configuration."""
         named = [getattr(s, "eos_token_id", None) for s in (self.tokenizer, self.config, self.generation_config)]
         lists = [ids if isinstance(ids, list) else [ids] for ids in named if ids is not None]
         return frozenset(i for ids in lists for i in ids)
 
     @property
     def truncation(self) -> dict[str, Any]:
-        """`top_k` and `top_p` as `model.generate(do_sample=True)` applies them: None where nothing is cut off.
+        """`top_k` and `top_p` as `model.generate(do_sample=True)` applies them; None keeps all tokens.
 
-        The values are those of the checkpoint's generation configuration, or transformers' default, which is 50 for
-        `top_k`: the reference policy of code that leaves both to `generate`, as the paper's does.
+        The checkpoint's generation configuration holds the values. Transformers' defaults, such as 50 for `top_k`,
+        replace missing values. The paper's code leaves both values to `generate`.
         """
         from transformers import GenerationConfig
 
@@ -171,21 +155,21 @@ class Checkpoint:
 
     @property
     def unapplied(self) -> dict[str, Any]:
-        """Settings of the generation configuration by which `generate` changes the law, and which no policy applies.
+        """Settings of the generation configuration that change the law of `generate`, and that no policy applies.
 
-        Beside `truncation` and the temperature, such as `repetition_penalty` of Qwen2.5's Instruct models.
+        An example is `repetition_penalty` of Qwen2.5's Instruct models.
         """
         found = {name: getattr(self.generation_config, name, None) for name in NEUTRAL}
         return {name: value for name, value in found.items() if value not in (None, NEUTRAL[name])}
 
     @property
     def context(self) -> int | None:
-        """Positions that the model was made for, if it says so."""
+        """`max_position_embeddings` of the configuration, if set."""
         return getattr(self.config.get_text_config(), "max_position_embeddings", None)
 
     @cached_property
     def revision(self) -> str:
-        """Which weights these are: the hub's commit, or a hash over the folder's files (their ends, if large)."""
+        """The hub's commit, or a hash over the folder's files (of a large file, over the first and the last MiB)."""
         folder = Path(self.name).expanduser()
         if not folder.is_dir():
             return str(getattr(self.config, "_commit_hash", None))

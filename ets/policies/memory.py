@@ -1,4 +1,4 @@
-"""How many rows fit into memory at once."""
+"""The number of rows that fit into memory at once."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ T = TypeVar("T")
 
 
 def cache_bytes(config: Any, itemsize: int) -> int:
-    """Bytes that one token of one row takes in a cache: 2 · layers · key-value heads · head width · itemsize."""
+    """Bytes of one token of one row in a cache: 2 · layers · key-value heads · head width · itemsize."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return int(2 * config.num_hidden_layers * heads * width * itemsize)
 
 
 class MemoryLimit:
-    """Bytes that the rows which advance together may take; more rows are split into chunks.
+    """Limit on the bytes of the rows that advance together; more rows are split into chunks.
 
     Parameters
     ----------
     gib : float, optional
-        By default half of the memory that is free when it is first asked for: once the model has been loaded.
+        By default half of the free memory at the first call of `in_chunks`, after the model has been loaded.
     device : callable
-        Where the memory is, asked for when first needed.
+        Returns the device of the memory; called at most once.
 
     Raises
     ------
@@ -48,7 +48,7 @@ class MemoryLimit:
         self._halved = False
 
     def in_chunks(self, items: Sequence[S], bytes_each: float, work: Callable[[Sequence[S]], T]) -> list[T]:
-        """Do the work in chunks that keep the limit, and in smaller ones where memory runs out all the same.
+        """The results of `work` on chunks that keep the limit; a chunk that runs out of memory is halved.
 
         Raises
         ------
@@ -69,7 +69,7 @@ class MemoryLimit:
                         f"out of memory with one row of about {bytes_each / 2**30:.2g} GiB; "
                         f"shorten the prompt or the generation: {error}"
                     ) from None
-            # Only here, where the failed attempt is no longer referred to, can its memory be freed.
+            # After the except block nothing refers to the failed attempt, so CUDA can free the memory.
             self._halve(size * bytes_each)
         return results
 
@@ -79,7 +79,7 @@ class MemoryLimit:
         return self._bytes
 
     def _halve(self, used: float) -> None:
-        """Lower the limit after running out of memory; the rows are drawn again, with the same keys."""
+        """Lower the limit after running out of memory. The caller draws the rows again, with the same keys."""
         torch.cuda.empty_cache()
         if not self._halved:
             warnings.warn(f"out of memory at {used / 2**30:.2g} GiB; going on with fewer rows at once", stacklevel=2)
@@ -87,9 +87,9 @@ class MemoryLimit:
 
 
 def free_bytes(device: torch.device) -> float:
-    """Memory that new tensors can take: on a GPU with what PyTorch holds in reserve; 4 GiB where nothing tells.
+    """Bytes for new tensors. On a GPU, PyTorch's reserve counts as free.
 
-    On a CPU it is an equal share for each of the processes that a launcher has started here.
+    On a CPU, the processes of a launcher share the free memory equally; 4 GiB without /proc/meminfo.
     """
     if device.type == "cuda":
         reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

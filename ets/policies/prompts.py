@@ -1,4 +1,4 @@
-"""Prompts: from text to token ids, checked."""
+"""Encodes prompts to token ids, and checks the ids."""
 
 from __future__ import annotations
 
@@ -21,7 +21,12 @@ def encode_prompt(tokenizer: Any, problem: Problem, length: int, context: int | 
     prompt = problem.prompt
     if not isinstance(prompt, str | tuple):
         raise InputError(f"the prompt of problem {problem.id!r} is {prompt!r}; pass text, or a tuple of token ids")
-    ids = _encoded(tokenizer, problem) if isinstance(prompt, str) else prompt
+    if isinstance(prompt, tuple):
+        ids = prompt
+    else:
+        bos = getattr(tokenizer, "bos_token", None)
+        complete = bool(problem.messages) or bool(bos and prompt.startswith(bos))
+        ids = tuple(tokenizer(prompt, add_special_tokens=not complete)["input_ids"])
     if bad := [stop for stop in problem.stop if not isinstance(stop, str) or not stop]:
         raise InputError(f"problem {problem.id!r} has the stop string {bad[0]!r}; give non-empty text")
     if problem.messages and not prompt:
@@ -40,9 +45,3 @@ def encode_prompt(tokenizer: Any, problem: Problem, length: int, context: int | 
             f"{length} in the model's context of {context}; shorten one of them"
         )
     return ids
-
-
-def _encoded(tokenizer: Any, problem: Problem) -> tuple[int, ...]:
-    bos = getattr(tokenizer, "bos_token", None)
-    complete = bool(problem.messages) or bool(bos and str(problem.prompt).startswith(bos))
-    return tuple(tokenizer(problem.prompt, add_special_tokens=not complete)["input_ids"])

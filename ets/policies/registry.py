@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ets import demo
 from ets.own_code import named_object
-from ets.policies.settings import (
-    CHECKPOINT,
-    Caching,
-    Canvas,
-    FastSampler,
-    Horizon,
-    Memory,
-    Sampling,
-    ServerResources,
-    Unmasking,
-    VLLMResources,
-    Weighing,
-)
+from ets.policies import settings as owners
 from ets.settings import fields_of, made, require_known
 from ets.types import InputError, Policy
 
@@ -37,22 +25,11 @@ if TYPE_CHECKING:
 class Engine:
     """One way to run a model.
 
-    Parameters
-    ----------
-    maker : str
-        `module:function`: makes the policy from the checkpoint, the objects of `law` and `resources`, and `ready`, an
-        engine that runs already (or None).
-    law : tuple of type
-        Dataclasses of settings that results depend on.
-    resources : tuple of type
-        Dataclasses of settings that results do not depend on.
-    embedded : mapping of str to str
-        Names of the embedded models, and their folders.
-    currency : {"generated", "positions"}
-        The unit of budgets: generated tokens, or token positions that the model computed. For masked diffusion a
-        forward with a cache costs less than one without, so forwards are not counted.
-    minimum : int
-        Votes that an answer needs to be the majority's, where the user gives no number.
+    `maker` is the `module:function` that returns a policy from a checkpoint and the objects of `law` and `resources`,
+    and optionally from a running engine, `ready`. Results depend on the settings of the dataclasses in `law`, and not
+    on the settings of the dataclasses in `resources`. `embedded` maps names of embedded models to folders. The unit
+    `currency` of budgets is "generated", tokens, or "positions", token positions that the model computed. `minimum` is
+    the default of the votes that an answer needs to be the majority's.
     """
 
     maker: str
@@ -69,31 +46,37 @@ class Engine:
     def objects(self, values: Mapping[str, Any], checkpoint: Checkpoint | None) -> list[Any]:
         """The objects of `law` and `resources`; raises `InputError` for values out of range.
 
-        A value "checkpoint" of top_k or top_p becomes the checkpoint's value; without a checkpoint it is left out.
+        A value "checkpoint" of top_k or top_p becomes the checkpoint's value, and None without a checkpoint.
         """
         known = dict(values)
         for name in ("top_k", "top_p"):
-            if known.get(name) == CHECKPOINT:
+            if known.get(name) == owners.CHECKPOINT:
                 known[name] = checkpoint and checkpoint.truncation[name]
         if not {"block_size", "guide_steps"} & known.keys():
             known["block_size"] = min(64, known.get("max_length", 512))
         if "cache" not in known and "refresh" in known:
             raise InputError(f"refresh is {known['refresh']}, but there is no cache to refresh; add cache")
-        return [None if owner is Caching and "cache" not in known else made(owner, known) for owner in self.settings]
+        cached = "cache" in known
+        return [made(owner, known) if cached or owner is not owners.Caching else None for owner in self.settings]
 
 
 _SMALL = {"embedded": demo.model_path("reference"), "embedded-small": demo.model_path("small")}
-_AUTOREGRESSIVE = (Sampling, Horizon)
-_DIFFUSION = (Unmasking, Canvas, Caching)
+
+
+def _autoregressive(module: str, resources: type) -> Engine:
+    maker = f"ets.policies.autoregressive.{module}:make_policy"
+    return Engine(maker, (owners.Sampling, owners.Horizon), (resources,), _SMALL)
+
+
 ENGINES: dict[str, Engine] = {
-    "transformers": Engine("ets.policies.autoregressive.transformers:make_policy", _AUTOREGRESSIVE, (Memory,), _SMALL),
-    "vllm": Engine("ets.policies.autoregressive.vllm:make_policy", _AUTOREGRESSIVE, (VLLMResources,), _SMALL),
-    "endpoint": Engine("ets.policies.autoregressive.server:make_policy", _AUTOREGRESSIVE, (ServerResources,), _SMALL),
+    "transformers": _autoregressive("transformers", owners.Memory),
+    "vllm": _autoregressive("vllm", owners.VLLMResources),
+    "endpoint": _autoregressive("server", owners.ServerResources),
     "masked-diffusion": Engine(
         "ets.policies.diffusion.policy:make_policy",
-        _DIFFUSION,
-        (Memory,),
-        {"embedded": demo.model_path("diffusion")},
+        law=(owners.Unmasking, owners.Canvas, owners.Caching),
+        resources=(owners.Memory,),
+        embedded={"embedded": demo.model_path("diffusion")},
         currency="positions",
         minimum=2,
     ),
@@ -103,13 +86,7 @@ SETTINGS = tuple(dict.fromkeys(owner for engine in ENGINES.values() for owner in
 
 
 def engine_named(name: str) -> Engine:
-    """The engine by its name; `file.py:function` is an engine of a user, see `own_policy`.
-
-    Raises
-    ------
-    InputError
-        For an unknown name.
-    """
+    """The engine of a name; `file.py:function` is an engine of a user, see `own_policy`. Raises `InputError`."""
     if ":" in name:
         return Engine(name, SETTINGS, ())
     if name not in ENGINES:
@@ -120,7 +97,7 @@ def engine_named(name: str) -> Engine:
 def policy_of(
     checkpoint: Callable[[], Checkpoint], *, engine: str | None = None, ready: Any = None, **values: Any
 ) -> Any:
-    """The policy of a checkpoint, which is opened after the settings have been checked without it.
+    """The policy of a checkpoint. The checks of the settings that need no checkpoint come before it is opened.
 
     Parameters
     ----------
@@ -129,7 +106,7 @@ def policy_of(
     engine : str, optional
         A key of `ENGINES`; by default the checkpoint's architecture decides between transformers and masked-diffusion.
     ready : VLLMEngine or Endpoint, optional
-        An engine that runs already, which policies may share.
+        A running engine, which policies may share.
     **values
         Settings of the engine; None stands for the default.
 
@@ -142,44 +119,38 @@ def policy_of(
     if ready is not None:
         engine = ready.engine_name
     require_known(values, SETTINGS)
-    able = [
-        name
-        for name in ENGINES
-        if engine in (None, name) and values.keys() <= fields_of(*ENGINES[name].settings).keys()
-    ]
     if engine is not None:
         _require_settings(engine, values)
     if ready is not None and (taken := [n for n in values if n in fields_of(*engine_named(engine or "").resources)]):
         raise InputError(f"{taken[0]} is {values[taken[0]]!r}, but the engine runs already; give it to the engine")
-    if able:
-        engine_named(able[0]).objects(values, None)  # values out of range are refused before anything is opened
+    for found in [each for name, each in ENGINES.items() if engine in (None, name)]:
+        if values.keys() <= fields_of(*found.settings).keys():
+            found.objects(values, None)  # raises for values out of range before the checkpoint is opened
+            break
     opened = checkpoint()
     if engine is None:
         from ets.models import MASKED_DIFFUSION
 
         engine = "masked-diffusion" if opened.config.model_type in MASKED_DIFFUSION else "transformers"
-        _require_settings(engine, values, opened)
+        _require_settings(engine, values, f"{opened.name!r}, run by {engine},")
     found = engine_named(engine)
     module, _, function = found.maker.partition(":")
     maker = getattr(import_module(module), function)
     return maker(opened, *found.objects(values, opened), **({} if ready is None else {"ready": ready}))
 
 
-def _require_settings(engine: str, values: Mapping[str, Any], checkpoint: Checkpoint | None = None) -> None:
-    """Raise `InputError` for a setting that the engine does not have."""
+def _require_settings(engine: str, values: Mapping[str, Any], subject: str = "") -> None:
     for name, value in values.items():
         if name not in fields_of(*engine_named(engine).settings):
-            subject = f"the engine {engine}" if checkpoint is None else f"{checkpoint.name!r}, run by {engine},"
-            raise InputError(f"{name} is {value!r}, which {subject} does not have; leave it out")
+            raise InputError(
+                f"{name} is {value!r}, which {subject or f'the engine {engine}'} does not have; leave it out"
+            )
 
 
 def own_policy(name: str, model: str, values: Mapping[str, Any]) -> Policy:
-    """The policy that a user's function makes: `function(model, **settings)`, with the settings that it takes.
+    """The policy that a user's function returns: `function(model, **settings)`.
 
-    Raises
-    ------
-    InputError
-        For a name that is not there, a setting that the function does not take, or a result that is no `Policy`.
+    Raises `InputError` for an unknown name, a setting that is no parameter, or a result that is no `Policy`.
     """
     function = named_object(name, "engine")
     parameters = inspect.signature(function).parameters
@@ -189,14 +160,13 @@ def own_policy(name: str, model: str, values: Mapping[str, Any]) -> Policy:
             raise InputError(f"{key} is {value!r}, which the engine {name} does not take; leave it out")
     policy = function(model, **values)
     if not isinstance(policy, Policy):
-        raise InputError(
-            f"the engine {name} made a {type(policy).__name__}; it must be a policy: start, extend, finish"
-        )
+        kind = type(policy).__name__
+        raise InputError(f"the engine {name} made a {kind}; it must be a policy: start, extend, finish")
     return policy
 
 
 def minimum_votes(policy: Policy) -> int:
-    """The votes that an answer needs under the majority reward, as in the authors' code: 2 for masked diffusion."""
+    """The votes that an answer needs under the majority reward. In the authors' code: 2 for masked diffusion."""
     return ENGINES["masked-diffusion" if hasattr(policy, "unmasking") else "transformers"].minimum
 
 
@@ -221,19 +191,17 @@ def proposal_of(
     temperature: float | None = None,
     truncation: Mapping[str, Any] | None = None,
 ) -> TransformersPolicy:
-    """A proposal for a policy: another model (or the same one) with the policy's guide steps, length and endings.
+    """A proposal: another model (or the same model) with the guide steps, length and end tokens of a policy.
 
     Parameters
     ----------
     reference : Policy
-        Made by `policy_of`.
     checkpoint : callable
-        Opens the proposal's.
+        Opens the proposal's checkpoint.
     temperature : float, optional
-        Of the proposal; by default the policy's.
+        By default the policy's temperature.
     truncation : mapping of str to value, optional
-        The policy's settings top_k and top_p, which the proposal takes too: "checkpoint" stands for the values of the
-        proposal's checkpoint.
+        The settings top_k and top_p; "checkpoint" stands for the values of the proposal's checkpoint.
 
     Raises
     ------
@@ -249,7 +217,7 @@ def proposal_of(
         raise InputError(f"{type(reference).__name__} takes no proposal; {remedy}")
     warmth = reference.sampling.temperature if temperature is None else temperature
     values = {"temperature": warmth, **(truncation or {})}
-    ENGINES["transformers"].objects(values, None)  # values out of range are refused before anything is opened
+    ENGINES["transformers"].objects(values, None)  # raises for values out of range before the checkpoint is opened
     opened = checkpoint()
     law = ENGINES["transformers"].objects(values, opened)[0]
     shared: dict[str, Any] = {"memory_gib": reference.memory_gib, "end_ids": reference.endings.end_ids}
@@ -258,33 +226,32 @@ def proposal_of(
     return proposal
 
 
+FAST = ("temperature", "remasking", "threshold", "factor", "cache", "refresh")
+"""Settings by which a faster sampler of masked diffusion may differ from p_ref."""
+
+
 def fast_sampler_of(
     exact: Policy,
     level: str = "0",
     *,
     checkpoint: Callable[[], Checkpoint] | None = None,
-    temperature: float | None = None,
-    remasking: str | None = None,
-    threshold: float | None = None,
-    factor: float | None = None,
-    cache: str | None = None,
-    refresh: int | None = None,
     clip: tuple[float, float] | None = None,
+    **settings: Any,
 ) -> MaskedDiffusionPolicy | PathWeights:
     """A faster sampler with the canvas and the guide steps of a masked-diffusion policy, weighed towards it at a level.
 
     Parameters
     ----------
     exact : Policy
-        Made by `policy_of`.
     level : str
-        "0": the fast sampler itself, every weight exactly 1; or a key of `ets.policies.diffusion.levels.LEVELS`.
+        "0": the fast sampler, with every weight exactly 1; or another key of `ets.policies.diffusion.levels.LEVELS`.
     checkpoint : callable, optional
-        Opens the fast sampler's model; by default it is the policy's.
-    temperature, remasking, threshold, factor, cache, refresh
-        As for `policy_of`; by default the policy's. One of threshold and factor replaces both of the policy's.
+        Opens the fast sampler's model; by default the policy's model.
     clip : (float, float), optional
         Bounds on the ratios; level 0 has none.
+    **settings
+        Names of `FAST`, as for `policy_of`; None stands for the policy's value. A threshold or a factor replaces both
+        of the policy's.
 
     Raises
     ------
@@ -298,100 +265,18 @@ def fast_sampler_of(
         raise InputError(f"{type(exact).__name__} has no faster sampler; leave the level out")
     if level == "0" and clip is not None:
         raise InputError(f"clip is {clip!r}, but at level 0 every weight is exactly 1; leave it out")
-    rule = {"temperature": temperature, "remasking": remasking}
-    changed: dict[str, Any] = {name: value for name, value in rule.items() if value is not None}
-    if (threshold, factor) != (None, None):
-        changed |= {"threshold": threshold, "factor": factor}
-    caching = exact.caching
+    require_known(settings, (), FAST)
+    changed = {name: value for name, value in settings.items() if value is not None}
+    caching, cache, refresh = exact.caching, changed.pop("cache", None), changed.pop("refresh", None)
     if (cache, refresh) != (None, None):
         kind = cache or (caching.cache if caching else None)
         if kind is None:
             raise InputError(f"refresh is {refresh}, but there is no cache to refresh; add cache")
-        caching = Caching(kind, refresh)
+        caching = owners.Caching(kind, refresh)
+    if changed.keys() & {"threshold", "factor"}:
+        changed = {"threshold": None, "factor": None} | changed
     opened = checkpoint() if checkpoint else exact.checkpoint
     shared: dict[str, Any] = {"memory_gib": exact.memory_gib, "certainty": exact.certainty}
     unmasking = replace(exact.unmasking, **changed)
     fast = MaskedDiffusionPolicy(opened, unmasking, exact.schedule, caching=caching, **shared)
     return weighed_sampler(exact, fast, level, clip)
-
-
-@dataclass(frozen=True)
-class Weighed:
-    """The policy of the method ets-is, the law that its draws are weighed towards ("" for p_ref), and its settings."""
-
-    policy: Policy
-    target: str
-    description: str
-
-
-def weighed_policy(policy: Policy, values: Mapping[str, Any], opened: Callable[[str], Checkpoint]) -> Weighed:
-    """The pair with a proposal, or the faster sampler of masked diffusion at its level.
-
-    Parameters
-    ----------
-    policy : Policy
-        p_ref, made by `policy_of`.
-    values : mapping of str to value
-        Settings of `Weighing`, `FastSampler` and p_ref.
-    opened : callable
-        Opens a checkpoint by its name.
-
-    Raises
-    ------
-    InputError
-        Without a proposal or a faster sampler, or for what does not fit together.
-    """
-    weighing, fast = made(Weighing, values), made(FastSampler, values)
-    try:
-        masked = hasattr(policy, "unmasking")
-        return _at_level(policy, weighing, fast) if masked else _pair(policy, weighing, fast, values, opened)
-    except InputError as error:
-        raise InputError(f"for the method ets-is, {error}") from error
-
-
-def _pair(
-    policy: Any, weighing: Weighing, fast: FastSampler, values: Mapping[str, Any], opened: Callable[[str], Checkpoint]
-) -> Weighed:
-    from ets.importance import ImportanceSampling
-
-    if weighing.proposal is None:
-        raise InputError("there is no proposal; name a small model (SMALL_MODEL_PATH in the scripts), or leave it out")
-    _refuse(
-        vars(weighing) | vars(fast), ("level", *(n for n in vars(fast) if n != "is_block_size")), "masked diffusion"
-    )
-    small = opened(weighing.proposal)
-    block_size = fast.is_block_size or getattr(getattr(policy, "horizon", None), "block_size", None)
-    if fast.is_block_size is not None and hasattr(policy, "at_horizon"):
-        policy = policy.at_horizon(replace(policy.horizon, block_size=fast.is_block_size))
-    truncation = {name: values[name] for name in ("top_k", "top_p") if name in values}
-    proposal = proposal_of(policy, lambda: small, temperature=weighing.proposal_temperature, truncation=truncation)
-    parts = [f"{weighing.proposal}@{small.revision[:8]}", f"block{block_size}", f"T{proposal.sampling.temperature:g}"]
-    return Weighed(ImportanceSampling(policy, proposal, weighing.clip), "", "-".join([*parts, f"clip{weighing.clip}"]))
-
-
-def _at_level(policy: Policy, weighing: Weighing, fast: FastSampler) -> Weighed:
-    from ets.policies.diffusion.levels import target_of
-
-    _refuse(
-        vars(weighing) | vars(fast), ("proposal", "proposal_temperature", "is_block_size"), "a pair with a proposal"
-    )
-    names = ("cache", "refresh", "threshold", "factor", "remasking", "temperature")
-    own = {name: getattr(fast, f"fast_{name}") for name in names}
-    if all(value is None for value in own.values()):
-        raise InputError("there is no faster sampler; give what makes it fast, such as fast_cache dual")
-    level = weighing.level or "0"
-    sampler = fast_sampler_of(policy, level, **own, clip=weighing.clip)
-    law = law_of(getattr(sampler, "sampler", sampler))
-    kept = {
-        name: law[name]
-        for name in ("temperature", "remasking", "threshold", "factor", "cache", "refresh")
-        if name in law
-    }
-    parts = [f"level{level}", *(f"{name}{value}" for name, value in kept.items() if value is not None)]
-    return Weighed(sampler, target_of(level), "-".join([*parts, f"clip{weighing.clip}"]))
-
-
-def _refuse(values: Mapping[str, Any], names: Iterable[str], kind: str) -> None:
-    for name in names:
-        if values[name] is not None:
-            raise InputError(f"{name} is {values[name]!r}, which only {kind} has; leave it out")

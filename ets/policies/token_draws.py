@@ -1,4 +1,4 @@
-"""Drawing tokens from given probabilities by given uniforms, and how certain the model was of what it drew."""
+"""Draws of tokens by inverse CDF from probabilities and uniforms, and the certainty of a distribution."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 from ets.types import InputError, Problem
 
 TOGETHER = {"cpu": 2**20, "elsewhere": 2**26}
-"""Float64 numbers of a tensor over the vocabulary that are worked on together, by the kind of device."""
+"""Float64 numbers of a tensor over the vocabulary that one slice holds, by the kind of device."""
 
 
 def rows_together(vocabularies: torch.Tensor) -> int:
-    """How many rows of `[R, ..., V]` to work on together: on a CPU what stays in its cache, in memory used before."""
+    """Rows of `[R, ..., V]` in one slice. On a CPU a slice fits the cache, and reuses memory."""
     most = TOGETHER.get(vocabularies.device.type, TOGETHER["elsewhere"])
     return max(1, most // max(1, vocabularies[:1].numel()))
 
 
 def in_slices(work: Callable[..., tuple[torch.Tensor, ...]], *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """What `work` makes of tensors `[R, ...]`, the first of which is over the vocabulary, some rows at a time."""
+    """The result of `work` on tensors `[R, ...]`, some rows at a time; the first tensor is over the vocabulary."""
     size = rows_together(tensors[0])
     parts = [work(*rows) for rows in zip(*(torch.split(tensor, size) for tensor in tensors), strict=True)]
     return parts[0] if len(parts) == 1 else tuple(torch.cat(part) for part in zip(*parts, strict=True))
@@ -29,21 +29,21 @@ def in_slices(work: Callable[..., tuple[torch.Tensor, ...]], *tensors: torch.Ten
 def pick_tokens(probabilities: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Tokens `[R]` by inverse CDF and their log-probabilities `[R]`, from float64 `[R, V]` and `[R]`.
 
-    The first index with cdf > u · total, clamped to the last token of positive probability: a token of
-    probability zero is never drawn, and every other one can be.
+    The token is the first index with cdf > u · total, clamped to the last token of positive probability. So a token
+    of probability zero is never drawn.
     """
     cdf = probabilities.cumsum(-1)
     tokens = torch.searchsorted(cdf, (uniforms * cdf[:, -1])[:, None], right=True)[:, 0]
-    # The cdf reaches its total at the last token of positive probability. (Of NaN it never does.)
+    # The cdf reaches the total at the last token of positive probability; a cdf of NaN never reaches the total.
     last = torch.searchsorted(cdf, cdf[:, -1:].contiguous())[:, 0]
     tokens = torch.minimum(tokens, last).clamp(max=cdf.shape[-1] - 1)
     return tokens, (probabilities.gather(-1, tokens[:, None])[:, 0] / cdf[:, -1]).log()
 
 
 def certainty_of(logits: torch.Tensor, without: int | None = None) -> torch.Tensor:
-    """Entropy and self-certainty `[..., 2]` of the distributions that logits `[..., V]` stand for, in float64.
+    """Entropy and self-certainty `[..., 2]` in float64 of the distributions of logits `[..., V]`.
 
-    What they are, is said in `ets.types.Certainty`. `without` is a token that is never drawn: the mask.
+    `ets.types.Certainty` defines both. The token `without` (the mask) has no part in the distribution.
     """
     if without is not None:
         logits = torch.cat((logits[..., :without], logits[..., without + 1 :]), -1)
@@ -53,7 +53,7 @@ def certainty_of(logits: torch.Tensor, without: int | None = None) -> torch.Tens
 
 
 def require_finite(problems: Sequence[Problem], logps: Iterable[float]) -> None:
-    """Raise `InputError` if a problem's row was drawn from logits that are no numbers."""
+    """Raise `InputError` for a row whose log-probability is NaN or infinite."""
     for problem, logp in zip(problems, logps, strict=True):
         if not math.isfinite(logp):
             raise InputError(

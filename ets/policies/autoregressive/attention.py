@@ -1,9 +1,9 @@
-"""Attention for decoding: no copy of the cache for grouped queries, and one reading of what rows have in common.
+"""Attention for decoding: no copy of the cache for grouped queries, and one read of a prefix that rows share.
 
-transformers' own SDPA path repeats the keys and values of the whole cache for every query head as soon as there is a
-mask, in each layer and for each token. With one query per row, the heads of a group can stand in the place of queries
-instead: the same sums, and the cache is read where it is. The rows of one prompt can stand there too: their queries
-meet its keys and values in one product, and what they find is averaged with what they find in their own columns.
+With a mask, the SDPA path of transformers repeats the keys and values of the whole cache for every query head, in each
+layer and for each token. With one query per row, the heads of a group take the place of queries instead. The sums are
+the same, and no copy is made. The rows of one prompt fold into the queries as well: one product reads the prefix for
+all rows, and a weighted average joins the result with the attention over each row's further columns.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def grouped_sdpa(
 ) -> tuple[torch.Tensor, None]:
     """Attention `[rows, queries, heads, width]` of `[rows, heads, queries, width]` over grouped keys and values.
 
-    Where `row_cache` has a prefix, for one query per row, over that as well.
+    With one query per row, the attention covers the prefix of `row_cache` as well.
     """
     rows, heads, queries, width = query.shape
     groups = key.shape[1]
@@ -58,7 +58,7 @@ def _can_share(
     position_bias: torch.Tensor | None = None,
     **_: Any,
 ) -> bool:
-    """Whether this layer looks at all that came before, as it stands in the cache, with no weight but what keys say."""
+    """Whether the layer attends to all earlier tokens, read from the cache, with weights from the keys alone."""
     plain = sliding_window is None and position_bias is None and (mask is None or mask.dtype == torch.bool)
     number = getattr(module, "layer_idx", None)
     return plain and number is not None and cache.layers[number].keys.data_ptr() == key.data_ptr()
@@ -73,23 +73,25 @@ def attend_shared(
     layer: int,
     scaling: float | None = None,
 ) -> torch.Tensor:
-    """Attention `[rows, groups, heads, width]` of such queries over a prefix and `[rows, groups, columns, width]`.
+    """Attention of queries `[rows, groups, heads, width]` over a prefix and keys `[rows, groups, columns, width]`.
 
-    Each part gives an average of values and the logarithm of its weights' sum: as much as it counts for.
+    `_part` returns an average of values and the logarithm of the sum of weights. The sums weigh the two averages.
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    own, own_log = _part(query, key, value, mask, scaling)
+    single, single_log = _part(query, key, value, mask, scaling)
     common, common_log = _part_of_groups(query, *prefix.keys_and_values(layer), prefix, scaling)
-    share = (own_log - common_log).sigmoid()
-    return (own * share + common * (1 - share)).to(query.dtype)
+    share = (single_log - common_log).sigmoid()
+    return (single * share + common * (1 - share)).to(query.dtype)
 
 
 def _part_of_groups(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, prefix: Prefix, scaling: float
 ) -> list[torch.Tensor]:
-    """What `_part` finds in a prefix, the rows of each group together: `[rows, groups, heads, ...]`."""
+    """`_part` over a prefix, with the rows of a group in one product: `[rows, groups, heads, ...]`."""
     _, groups, heads, width = query.shape
-    where = tuple(number.to(query.device) for number in (prefix.groups, prefix.places))  # a layer may be elsewhere
+    where = tuple(
+        number.to(query.device) for number in (prefix.groups, prefix.places)
+    )  # layers may be on other devices
     stacked = query.new_zeros(len(keys), prefix.most, groups, heads, width)
     stacked[where] = query
     folded = stacked.transpose(1, 2).reshape(len(keys), groups, -1, width)
@@ -103,9 +105,15 @@ def _part(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Averages of values, and the logarithms of the sums of exp(score), at least in float32.
 
-    Weights are normalised before they meet the values: a sum over thousands of columns may be beyond float16.
+    The weights are normalised before the product: a sum over thousands of columns may overflow float16.
     """
-    scores = _scores(query, key).mul_(scaling)
+    # scores in float32: bfloat16 has no number between 128 and 129
+    key, precise = key.transpose(-1, -2), torch.promote_types(query.dtype, torch.float32)
+    if query.is_cuda and query.dtype != precise:  # without a copy of the keys
+        scores = torch.bmm(query.flatten(0, 1), key.flatten(0, 1), precise).view(*query.shape[:-1], -1)
+    else:
+        scores = query.to(precise) @ key.to(precise)
+    scores.mul_(scaling)
     if mask is not None:
         scores.masked_fill_(~mask, -torch.inf)
     largest = scores.amax(-1, keepdim=True)
@@ -114,19 +122,11 @@ def _part(
     return weights.div_(total).to(value.dtype) @ value, largest + total.log()
 
 
-def _scores(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Products of queries and keys, at least in float32: bfloat16 has no number between 128 and 129."""
-    key, precise = key.transpose(-1, -2), torch.promote_types(query.dtype, torch.float32)
-    if query.is_cuda and query.dtype != precise:  # without a copy of the keys
-        return torch.bmm(query.flatten(0, 1), key.flatten(0, 1), precise).view(*query.shape[:-1], -1)
-    return query.to(precise) @ key.to(precise)
-
-
 AttentionInterface.register(NAME, grouped_sdpa)
 AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
 def use_grouped_sdpa(model: Any) -> None:
-    """Switch a model from SDPA to the same attention without copies; other implementations are left as they are."""
+    """Switch a model from SDPA to `grouped_sdpa`; other implementations of attention stay."""
     if getattr(model.config, "_attn_implementation", None) == "sdpa":
         model.set_attn_implementation(NAME)

@@ -1,9 +1,8 @@
-"""transformers' own beam search, with our endings, over prompts that have been read before.
+"""The beam search of transformers, with the stop rule of `Endings`, over prompts in a cache.
 
-The plain form of it: of the texts that it finds, the one with the highest sum of log-probabilities under the model's
-untempered law, with neither a penalty nor a bonus for length. Two things of `generate` are not used: the rules of a
-checkpoint's own `generation_config` (a penalty for repetition, say), and its stop strings, which it finds in the prompt
-too.
+The search returns the text with the highest sum of log-probabilities under the model's untempered law, without a
+penalty or a bonus for length. The rules of a checkpoint's `generation_config`, such as a repetition penalty, do not
+apply. The stop strings of `generate` are not used, because `generate` finds stop strings in the prompt too.
 """
 
 from __future__ import annotations
@@ -29,9 +28,9 @@ from ets.policies.autoregressive.cache import RowCache
 from ets.policies.autoregressive.law import TokenState
 
 Ended: TypeAlias = Callable[[TokenState, list[int]], bool]
-"""Whether the last of the tokens that a state has come to has ended it."""
+"""Whether the last token ends a generation: from a state and all tokens since the prompt."""
 Row: TypeAlias = tuple[int, bytes]
-"""The number of the state that a beam began from, and all its tokens since the prompt, as bytes."""
+"""The number of a beam's start state, and all tokens since the prompt as bytes."""
 
 
 @dataclass(frozen=True)
@@ -55,34 +54,35 @@ def beam_search(
 ) -> Found:
     """Search from states `[B]` that have equally many tokens.
 
-    transformers goes on with the best unfinished of the (1 + end tokens) · beams best continuations of a state: where
-    more of these than (end tokens) · beams complete a stop string at once, beams are lost.
+    With E end tokens, transformers takes the (1 + E) · beams best continuations of a state, and continues the best
+    unfinished ones. If more than E · beams of the continuations complete a stop string in one turn, beams are lost.
 
     Parameters
     ----------
     model : PreTrainedModel
     cache : RowCache
-        `[B · beams]` rows that hold all tokens of their state, with room for `room` more. It is used up.
+        `[B · beams]` rows that hold all tokens of the states, with room for `room` more columns. The search changes
+        the cache.
     states : sequence of TokenState
     beams : int
         At least 2.
     room : int
-        Tokens that may be added.
+        Largest number of new tokens.
     end_ids : collection of int
-    ended : callable
+    ended : Ended
     """
     prompts = [[*state.prompt, *state.tokens] for state in states]
     longest = max(map(len, prompts))
     padded = [[0] * (longest - len(prompt)) + prompt for prompt in prompts]
     real = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    cache.drop_last_column()  # `generate` must have something to read
+    cache.drop_last_column()  # `generate` reads at least one token
     watch = _Watch(states, longest, ended)
-    with _without_own_rules(model):
+    with _without_rules(model):
         sequences = model.generate(
             torch.tensor(padded, device=model.device),
             attention_mask=torch.tensor(real, device=model.device),
             past_key_values=cache,
-            logits_processor=LogitsProcessorList([_Reading(watch)]),
+            logits_processor=LogitsProcessorList([_Reader(watch)]),
             stopping_criteria=StoppingCriteriaList([_Endings(watch)]),
             num_beams=beams,
             do_sample=False,
@@ -98,9 +98,9 @@ def beam_search(
 
 
 class _Watch:
-    """Follows a search: which rows have ended, and their log-probabilities since their states.
+    """Records the ended rows of a search and the log-probabilities of the new tokens.
 
-    (`generate` would tell the latter only with all logits of all turns, which may take more memory than the model.)
+    `generate` returns these log-probabilities only with the logits of all turns, which may exceed the model's memory.
     """
 
     def __init__(self, states: Sequence[TokenState], longest: int, ended: Ended) -> None:
@@ -111,39 +111,39 @@ class _Watch:
         self._logps = dict.fromkeys(((b, _name(state.tokens)) for b, state in enumerate(states)), 0.0)
 
     def logp(self, b: int, tokens: Sequence[int]) -> float:
-        """Of a row that has ended. Where the model said NaN, the search may return one that has not."""
+        """Log-probability of an ended row; NaN for an open row, which the search returns if logits are NaN."""
         return self._finished.get((b, _name(tokens)), math.nan)
 
     def since_prompt(self, ids: torch.Tensor) -> NDArray[np.int64]:
         return ids[:, self.first :].cpu().numpy()
 
     def read(self, ids: torch.Tensor, log_probabilities: torch.Tensor) -> None:
-        """What the model says, `[B · beams, V]`, about the beams."""
+        """Store the beams `[B · beams, columns]` and the log-probabilities `[B · beams, V]` of the next token."""
         self.turns += 1
         self._beams = {row: n for n, row in enumerate(self._rows(self.since_prompt(ids)))}
         self._next = log_probabilities
 
     def extend(self, ids: torch.Tensor) -> list[bool]:
-        """Which continuations of the beams have ended."""
+        """Whether each continuation of a beam has ended."""
         tokens = self.since_prompt(ids)
         rows, parents = self._rows(tokens), self._rows(tokens[:, :-1])
         logps = self._next[[self._beams[row] for row in parents], tokens[:, -1].tolist()].tolist()
         before = self._logps
         self._logps = {row: before[parent] + new for row, parent, new in zip(rows, parents, logps, strict=True)}
-        ended = [self.ended(self.states[b], own.tolist()) for (b, _), own in zip(rows, tokens, strict=True)]
+        ended = [self.ended(self.states[b], each.tolist()) for (b, _), each in zip(rows, tokens, strict=True)]
         self._finished |= {row: self._logps[row] for row, end in zip(rows, ended, strict=True) if end}
         return ended
 
     def _rows(self, tokens: NDArray[np.int64]) -> list[Row]:
         each = len(tokens) // len(self.states)
-        return [(n // each, own.tobytes()) for n, own in enumerate(tokens)]
+        return [(n // each, row.tobytes()) for n, row in enumerate(tokens)]
 
 
 def _name(tokens: Sequence[int]) -> bytes:
     return np.array(tokens, np.int64).tobytes()
 
 
-class _Reading(LogitsProcessor):
+class _Reader(LogitsProcessor):
     def __init__(self, watch: _Watch) -> None:
         self.watch = watch
 
@@ -166,11 +166,11 @@ def _without_padding(state: TokenState, tokens: list[int], ended: Ended) -> tupl
 
 
 @contextmanager
-def _without_own_rules(model: Any) -> Iterator[None]:
-    """`generate` takes what it is not given from the model's generation configuration: give it an empty one."""
-    own = model.generation_config
+def _without_rules(model: Any) -> Iterator[None]:
+    """`generate` reads missing arguments from the model's generation configuration, which is empty meanwhile."""
+    configured = model.generation_config
     model.generation_config = GenerationConfig()
     try:
         yield
     finally:
-        model.generation_config = own
+        model.generation_config = configured

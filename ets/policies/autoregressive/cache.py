@@ -1,10 +1,10 @@
-"""A key-value cache whose rows can be forked, and dropped at once when they end.
+"""A key-value cache with operations on rows: fork, drop, and share a prefix.
 
-Rows are aligned on the right: a row with n tokens fills the n columns before the common end, and whatever
-stands left of them is masked. So rows of different lengths advance in one batch, and write in one column.
+Rows are aligned on the right: a row with n tokens fills the last n columns, and a mask hides the columns to the left.
+So rows of different lengths advance in one batch, and write to one column.
 
-What several rows begin with need not stand in each of them: a `Prefix` names the rows of another cache that they go on
-from, which `ets.policies.autoregressive.attention` reads once for all of them.
+Rows with a common beginning store the beginning once: a `Prefix` refers to rows of another cache, which
+`ets.policies.autoregressive.attention` reads once per group of rows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 SHORTEST = 128
-"""Columns in common from which reading them once pays; below, one fused attention over copies is faster."""
+"""Columns of the shortest prefix that is shared; below, one fused attention over copies is faster."""
 
 
 class _RowLayer(CacheLayerMixin):
@@ -59,17 +59,16 @@ class _RowLayer(CacheLayerMixin):
 
 
 class RowCache(Cache):
-    """The cache of a batch of rows; row r has read `lengths[r]` tokens, those of its prefix among them.
+    """The cache of a batch of rows; row r has read `lengths[r]` tokens, the tokens of the prefix included.
 
-    `attended` holds the layers whose attention could read a prefix: when it was given this cache, or the one that this
-    was made from.
+    `attended` holds the layers whose attention can read a prefix. `grouped_sdpa` adds layers, and copies inherit them.
     """
 
     def __init__(self, layers: int, capacity: int, lengths: Sequence[int], prefix: Prefix | None = None) -> None:
         super().__init__(layers=[_RowLayer(capacity) for _ in range(layers)])
         self.lengths, self.prefix = list(lengths), prefix
         self.attended: frozenset[int] = frozenset()
-        self._there: tuple[torch.Tensor, torch.Tensor | None] | None = None  # lengths and padding, on the device
+        self._there: tuple[torch.Tensor, torch.Tensor | None] | None = None  # see `_on`
 
     @property
     def length(self) -> int:
@@ -82,34 +81,34 @@ class RowCache(Cache):
         return len(self.attended) == len(self.layers)
 
     @property
-    def own_lengths(self) -> list[int]:
-        """Tokens of each row that stand in these columns, not in the prefix."""
+    def stored_lengths(self) -> list[int]:
+        """Tokens of each row in the columns of this cache, without the prefix."""
         if self.prefix is None:
             return self.lengths
         return [n - begun for n, begun in zip(self.lengths, self.prefix.lengths, strict=True)]
 
     def segments(self, row: int) -> list[Segment]:
-        """Where the tokens of a row stand: in its prefix, if it has one, then in its own columns."""
-        own = Segment(self, row, self.length - self.own_lengths[row], self.length)
-        return [own] if self.prefix is None else [*self.prefix.cache.segments(self.prefix.rows[row]), own]
+        """The columns of a row's tokens: in the prefix, if any, then in this cache."""
+        last = Segment(self, row, self.length - self.stored_lengths[row], self.length)
+        return [last] if self.prefix is None else [*self.prefix.cache.segments(self.prefix.rows[row]), last]
 
     def positions(self, queries: int, device: torch.device) -> torch.Tensor:
-        """`[rows, queries]` of the tokens that the rows read next."""
+        """Positions `[rows, queries]` of the next tokens."""
         return self._on(device)[0][:, None] + torch.arange(queries, device=device)
 
     def mask(self, queries: int, device: torch.device) -> torch.Tensor | None:
-        """`[rows, length + queries]`, 1 where a row may look; None where no row has padding."""
+        """`[rows, length + queries]`, 1 for visible columns; None without padding."""
         padding = self._on(device)[1]
         return None if padding is None else _mask(padding, self.length + queries)
 
     def _on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Brought to the device when rows have changed, not with every token: another device is waited for."""
+        """Lengths and padding on the device; copied after rows have changed, since copies wait for the device."""
         if self._there is None:
-            self._there = torch.tensor(self.lengths, device=device), _padding(self.own_lengths, self.length, device)
+            self._there = torch.tensor(self.lengths, device=device), _padding(self.stored_lengths, self.length, device)
         return self._there
 
     def advance(self, columns: int) -> None:
-        """Note that every row has read `columns` more tokens."""
+        """Add `columns` tokens to the length of every row."""
         self.lengths = [n + columns for n in self.lengths]
         if self._there is not None:
             self._there = self._there[0] + columns, self._there[1]
@@ -121,9 +120,9 @@ class RowCache(Cache):
             layer.length -= 1
 
     def keep(self, rows: Sequence[int]) -> list[int]:
-        """Drop all but these rows; returns the order in which they now stand.
+        """Keep only these rows; returns the new order of the rows.
 
-        The last rows are moved into the gaps, so as many rows are copied as were dropped, in place.
+        The last rows move into the gaps in place. For example, `keep([0, 2, 3])` of four rows returns `[0, 3, 2]`.
         """
         count, kept = len(rows), set(rows)
         gaps = [row for row in range(count) if row not in kept]
@@ -157,23 +156,23 @@ class Segment(NamedTuple):
 
 
 class Prefix:
-    """What groups of rows go on from: rows of another cache, each stored and read once for its group.
+    """Rows of another cache that hold the beginning of groups of rows, stored and read once per group.
 
     Parameters
     ----------
     cache : RowCache
-        Without a prefix of its own.
+        A cache without a prefix.
     rows : sequence of int
-        For each of R rows the one of `cache` that it goes on from.
+        For each of R rows, the row of `cache` with the beginning; rows with equal entries form a group.
 
     Attributes
     ----------
     groups, places : Tensor
-        `[R]`: which group a row belongs to, and which of its rows it is.
+        `[R]`: the row's group, and the row's place in the group.
     most : int
         Rows of the largest group.
     mask : Tensor or None
-        `[groups, 1, 1, columns]`, true where a group may look; None where it may look everywhere.
+        `[groups, 1, 1, columns]`, true for visible columns; None without padding.
     """
 
     def __init__(self, cache: RowCache, rows: Sequence[int]) -> None:
@@ -194,14 +193,14 @@ class Prefix:
 
     @classmethod
     def of(cls, cache: RowCache, rows: Sequence[int]) -> Prefix:
-        """As the constructor, of a smaller copy where half of the cache's rows or more would be read for nobody."""
+        """As the constructor; copies the used rows if half of the rows of the span, or more, are unused."""
         live = sorted(set(rows))
         if 2 * len(live) > live[-1] + 1 - live[0]:
             return cls(cache, rows)
         return cls(_gather([cache.segments(row) for row in live], room=0), [live.index(row) for row in rows])
 
     def keys_and_values(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """`[groups, heads, columns, width]`, each."""
+        """Keys and values `[groups, heads, columns, width]`."""
         kept = self.cache.layers[layer]
         assert kept.keys is not None and kept.values is not None
         return kept.keys[self._span, :, : self.cache.length], kept.values[self._span, :, : self.cache.length]
@@ -209,9 +208,9 @@ class Prefix:
 
 @dataclass(eq=False)
 class Memory:
-    """Where a state's work is kept: a row of a cache, and the logits `[V]` of its next token.
+    """The work behind a state: a row of a cache, and the logits `[V]` of the next token.
 
-    A start state's is filled when it is first needed; all who share the state share it.
+    The memory of a start state is empty until the first draw; all rows of the state share the memory.
     """
 
     cache: RowCache | None = None
@@ -224,42 +223,41 @@ class Memory:
         return 0 if self.cache is None else self.cache.lengths[self.row]
 
     def segments(self) -> list[Segment]:
-        """Where its tokens stand."""
         assert self.cache is not None
         return self.cache.segments(self.row)
 
 
 def compact(memories: Sequence[Memory]) -> None:
-    """Move these memories out of caches of which they use but a few rows, so that the rest can be freed.
+    """Copy the rows of these memories out of caches with further rows, so that the caches can be freed.
 
-    After a guide step, one candidate's memory is all that is needed of a cache of M. Where more go on, they share on.
+    For example, after a guide step one candidate's row remains of a cache of M rows. Several rows keep a shared prefix.
     """
     by_cache: dict[RowCache, list[Memory]] = defaultdict(list)
     for memory in set(memories):
         if memory.cache is not None:
             by_cache[memory.cache].append(memory)
-    for cache, own in by_cache.items():
-        if len(own) < len(cache.lengths):
-            smaller = share(own, room=0)
-            for row, memory in enumerate(own):
+    for cache, used in by_cache.items():
+        if len(used) < len(cache.lengths):
+            smaller = share(used, room=0)
+            for row, memory in enumerate(used):
                 assert memory.logits is not None
                 memory.cache, memory.row, memory.logits = smaller, row, memory.logits.clone()
 
 
 def fork(memories: Sequence[Memory], room: int) -> RowCache:
-    """A cache with one row per memory, with room for more columns; the memories stay as they are."""
+    """A cache with a copy of each memory's row, and room for more columns."""
     return _gather([memory.segments() for memory in memories], room)
 
 
 def share(memories: Sequence[Memory], room: int) -> RowCache:
-    """As `fork`, but what rows have in common at their beginning, if `in_common` finds it, is not copied for each.
+    """As `fork`, with the beginnings of `in_common` as a shared prefix instead of copies.
 
-    Where they begin in several caches, one copy of each beginning is made, so that all stand in one.
+    Beginnings in several caches are first copied to one cache, each once.
     """
     segments, common = [memory.segments() for memory in memories], in_common(memories)
     if not common:
         return _gather(segments, room)
-    rests = [own[len(begin) :] for own, begin in zip(segments, common, strict=True)]
+    rests = [row[len(begin) :] for row, begin in zip(segments, common, strict=True)]
     cache, rows = common[0][0].cache, [begin[0].row for begin in common]
     if len({begin[0].cache for begin in common}) > 1:
         distinct = list(dict.fromkeys(common))
@@ -268,31 +266,31 @@ def share(memories: Sequence[Memory], room: int) -> RowCache:
 
 
 def in_common(memories: Sequence[Memory]) -> list[tuple[Segment, ...]]:
-    """What each of these rows begins with, where at least two, on average, begin alike with `SHORTEST` columns or more.
+    """The beginning of each memory's row, if at least two rows, on average, share one of `SHORTEST` columns or more.
 
-    Where all begin in one cache, that is a row of it; where not, all that a memory holds. Empty where sharing that
-    would not pay, or the network could not read it.
+    If all rows begin in one cache, a beginning is a row of that cache; otherwise a beginning is a whole memory. The
+    list is empty if sharing does not pay, or if a layer cannot read a prefix.
     """
     segments = [tuple(memory.segments()) for memory in memories]
     if not segments[0][0].cache.shares:
         return []
     if len({begin.cache for begin, *_ in segments}) == 1:
-        segments = [own[:1] for own in segments]
-    columns = sum(part.columns for own in segments for part in own) / len(segments)
+        segments = [row[:1] for row in segments]
+    columns = sum(part.columns for row in segments for part in row) / len(segments)
     pays = columns >= SHORTEST and 2 * len(set(segments)) <= len(segments)
     return segments if pays else []
 
 
 def columns_each(memories: Sequence[Memory], room: int) -> float:
-    """Columns that a row takes in `share`, its part of what is in common included."""
+    """Columns of a row in `share`, with an equal part of the prefixes."""
     common = in_common(memories) or [()] * len(memories)
     begun = [sum(part.columns for part in begin) for begin in common]
-    own = max(memory.length - columns for memory, columns in zip(memories, begun, strict=True))
-    return max(begun) * len(set(common)) / len(memories) + own + room
+    rest = max(memory.length - columns for memory, columns in zip(memories, begun, strict=True))
+    return max(begun) * len(set(common)) / len(memories) + rest + room
 
 
 def _gather(rows: Sequence[Sequence[Segment]], room: int, prefix: Prefix | None = None) -> RowCache:
-    """A cache whose rows are copied together from segments, aligned on the right, with room for more columns."""
+    """A cache with rows copied from segments, aligned on the right, with room for more columns."""
     lengths = [sum(part.columns for part in row) for row in rows]
     longest, copies = max(lengths), list(_copies(rows, max(lengths)))
     source = rows[0][0].cache if prefix is None else prefix.cache
@@ -304,7 +302,7 @@ def _gather(rows: Sequence[Sequence[Segment]], room: int, prefix: Prefix | None 
             sample = getattr(source.layers[number], name)
             tensor = sample.new_empty(len(rows), sample.shape[1], longest + room, sample.shape[3])
             if min(lengths) < longest:
-                tensor[:, :, :longest] = 0  # what is masked must still be finite
+                tensor[:, :, :longest] = 0  # masked columns must be finite
             for first, count, end, part in copies:
                 copied = getattr(part.cache.layers[number], name)[part.row, :, part.begin : part.end]
                 tensor[first : first + count, :, end - part.columns : end] = copied
@@ -314,21 +312,21 @@ def _gather(rows: Sequence[Sequence[Segment]], room: int, prefix: Prefix | None 
 
 
 def _copies(rows: Sequence[Sequence[Segment]], longest: int) -> Iterator[tuple[int, int, int, Segment]]:
-    """What goes where: first row, rows, end column, segment. Neighbours that begin alike take one copy."""
+    """The copies of `_gather`: first row, rows, end column, segment. One copy serves neighbours with equal segments."""
     placed: dict[tuple[int, Segment], list[int]] = defaultdict(list)
     for number, row in enumerate(rows):
         end = longest
         for part in reversed(row):
             placed[end, part].append(number)
             end -= part.columns
-    for (end, part), own in placed.items():
-        for _, run in groupby(enumerate(own), key=lambda item: item[1] - item[0]):
+    for (end, part), numbers in placed.items():
+        for _, run in groupby(enumerate(numbers), key=lambda item: item[1] - item[0]):
             first, *others = [number for _, number in run]
             yield first, 1 + len(others), end, part
 
 
 def _padding(lengths: Sequence[int], length: int, device: torch.device) -> torch.Tensor | None:
-    """Columns `[rows]` before each row's first token; None where no row has any."""
+    """Columns `[rows]` before each row's first token; None without padding."""
     return None if min(lengths) == length else torch.tensor([length - n for n in lengths], device=device)
 
 

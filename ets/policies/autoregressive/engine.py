@@ -44,15 +44,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """The tokens that the engine drew for a row.
+    """The tokens that an engine drew for a row, and natural-log probabilities under the sampled distribution.
 
-    Parameters
-    ----------
-    tokens : list of int
-    logps : list of float
-        Natural-log probabilities of the tokens under the sampled distribution; at temperature 0, under the model's.
-    cached : int
-        Number of the row's first tokens that came from the prefix cache.
+    At temperature 0 the probabilities are the model's. The first `cached` tokens of the row were in the prefix cache.
     """
 
     tokens: list[int]
@@ -61,16 +55,10 @@ class Answer:
 
 
 class Engine:
-    """Draws rows for an `EnginePolicy`; any number of threads may call it at once.
+    """Draws rows for an `EnginePolicy`, for any number of threads at once.
 
-    A subclass defines the two attributes and `draw`; the other methods do nothing by default.
-
-    Attributes
-    ----------
-    checkpoint : Checkpoint
-        The model's tokenizer and configuration; the weights are never read.
-    name : str
-        The engine's name in error messages.
+    A subclass defines `draw` and two attributes: `checkpoint` with the model's tokenizer and configuration, and `name`
+    for error messages. The other methods do nothing by default.
     """
 
     checkpoint: Checkpoint
@@ -89,10 +77,10 @@ class Engine:
         raise NotImplementedError
 
     def load(self) -> None:
-        """Load the model, unless it is loaded; the first draw loads it otherwise."""
+        """Load the model, unless loaded; otherwise the first draw loads the model."""
 
     def interrupt(self, thread: int) -> None:
-        """Cancel the draw of the thread with this identifier, if any: `draw` raises `CancelledError` there."""
+        """Cancel the draw of a thread, by its identifier: `draw` raises `CancelledError` there."""
 
     def close(self) -> None:
         """Free all resources; later draws raise."""
@@ -110,7 +98,7 @@ class EnginePolicy:
 
     Policies are cheap: several policies, with different rules or in different threads, share an engine. A draw depends
     on its row's key, and in the last bits of the logits on the other rows of its batch. Results are therefore equal in
-    law and not token for token.
+    law, not token for token.
 
     Each row is charged the tokens that the prefix cache did not hold, and the drawn tokens but the last. Work that the
     engine discards when its cache is full, and repeats later, is not charged.
@@ -149,11 +137,11 @@ class EnginePolicy:
 
     def beside(self) -> Self:
         """Another policy of the same law over the same engine, for another thread."""
-        return type(self)(self.engine, self.sampling, self.horizon, end_ids=self.endings.end_ids)
+        return self.at_law(self.sampling)
 
-    def at_law(self, sampling: Sampling) -> Self:
-        """The same engine, horizon and ends at another law."""
-        return type(self)(self.engine, sampling, self.horizon, end_ids=self.endings.end_ids)
+    def at_law(self, sampling: Sampling, horizon: Horizon | None = None) -> Self:
+        """A policy over the same engine with another law, and optionally another horizon."""
+        return type(self)(self.engine, sampling, horizon or self.horizon, end_ids=self.endings.end_ids)
 
     def start(self, problems: Sequence[Problem]) -> list[State]:
         """Empty generations; the prompts are encoded and checked, and read by the first draw."""
@@ -179,7 +167,7 @@ class EnginePolicy:
             for state, key in zip(as_token_states(states), keys, strict=True)
         ]
         going = rows
-        while going:  # once, unless the engine stops a row at a string that `Endings` does not count
+        while going:  # one turn, unless the engine stops a row at a string that `Endings` does not count
             answers = self.engine.draw([row.request(self.endings) for row in going], sampling, ends)
             for row, answer in zip(going, answers, strict=True):
                 row.append(answer, kind, self.endings)
@@ -233,7 +221,7 @@ class _Row:
 class EventLoop:
     """An event loop in a background thread; other threads wait for coroutines there, until they are interrupted.
 
-    Stop it after use; it ends with the program.
+    `stop` ends the thread; otherwise the thread ends with the program.
     """
 
     def __init__(self, name: str) -> None:
@@ -306,10 +294,9 @@ def require_temperature(name: str, sampling: Sampling) -> None:
 
 
 def tempered(plain: Mapping[Any, float], halved: Mapping[Any, float]) -> bool:
-    """Whether reported log-probabilities are those of the sampled distribution, not of the model at temperature 1.
+    """Whether an engine reports log-probabilities of the sampled distribution, not of the model at temperature 1.
 
-    The log-probabilities of a position's tokens, at temperature 1 and 0.5, differ twice as much at 0.5 if the engine
-    reports the sampled distribution.
+    At temperature 0.5 the tempered log-probabilities of a position differ twice as much as at temperature 1.
     """
     shared = sorted(plain.keys() & halved.keys())
     spread, doubled = (np.ptp([logps[token] for token in shared]) if shared else 0.0 for logps in (plain, halved))

@@ -1,4 +1,4 @@
-"""Rules that all autoregressive engines share: what is sampled, how long, where a generation ends."""
+"""Rules of all autoregressive engines: the sampled distribution, the states, and the end of a generation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ets.thinking import Tags, begun, cut_at, is_thinking
 from ets.types import Certainty, Cost, Draw, InputError, Problem, State, Text
 
 FEW = 512
-"""Tokens that are sorted first, to find those that top-p keeps."""
+"""Number of most probable tokens that `_nucleus` sorts before it sorts the whole vocabulary."""
 
 
 def probabilities(sampling: Sampling, logits: torch.Tensor) -> torch.Tensor:
@@ -40,14 +40,14 @@ def probabilities(sampling: Sampling, logits: torch.Tensor) -> torch.Tensor:
 def _nucleus(probabilities: torch.Tensor, mass: float) -> tuple[torch.Tensor, torch.Tensor]:
     """The smallest sets of most probable tokens whose mass reaches `mass`: `[..., n]` tokens, and probabilities.
 
-    Those beyond a set are given probability 0. Equal tokens come in the vocabulary's order. On a CPU the whole
-    vocabulary is sorted only where the first few tokens do not settle it; elsewhere that question waits for the device.
+    Tokens beyond a set have probability 0. Equally probable tokens keep the vocabulary's order. A CPU sorts the whole
+    vocabulary only if `FEW` tokens do not decide the set. On a GPU this test would wait for the device.
     """
     if probabilities.device.type == "cpu" and probabilities.shape[-1] > FEW:
         tokens = probabilities.topk(FEW, dim=-1).indices.sort(dim=-1).values
         ordered, order = probabilities.gather(-1, tokens).sort(dim=-1, descending=True, stable=True)
         kept = _until(ordered, mass)
-        # The least probable of the few may have equals among the rest: then none of them must be in the set.
+        # Tokens outside of the few may tie with the least probable; the result holds if no such token is in the set.
         if not bool(((ordered == ordered[..., -1:]) & (kept > 0)).any()):
             return tokens.gather(-1, order), kept
     ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
@@ -55,15 +55,15 @@ def _nucleus(probabilities: torch.Tensor, mass: float) -> tuple[torch.Tensor, to
 
 
 def _until(ordered: torch.Tensor, mass: float) -> torch.Tensor:
-    """Probabilities in falling order, 0 from where those before reach `mass`."""
+    """Probabilities in falling order, 0 after the cumulative sum has reached `mass`."""
     return ordered.masked_fill(ordered.cumsum(-1) - ordered >= mass, 0.0)
 
 
 @dataclass(frozen=True, eq=False)
 class TokenState:
-    """A generation so far. `memory` is what an engine keeps to go on from it; states that share it share work.
+    """A generation so far. `memory` holds an engine's work, such as a cache; states may share a memory.
 
-    `certainty` is None where it is not recorded, or other policies' tokens have been read.
+    `certainty` is None unless the policy records certainty, and for tokens of another policy.
     """
 
     problem: Problem
@@ -77,17 +77,17 @@ class TokenState:
 
 
 class Endings:
-    """Where generations end: at an end token, or as soon as a stop string appears in the generated text.
+    """The end of a generation: an end token, or the first stop string in the generated text.
 
-    Within a thinking section, between the tags that a problem names, no stop string counts.
+    Stop strings do not count in a thinking section, between the tags of `Problem.thinking`.
 
     Parameters
     ----------
     tokenizer : PreTrainedTokenizerBase
-    end_ids : collection of int
-        Tokens that end a generation; their text is not part of it.
+    end_ids : iterable of int
+        Tokens that end a generation; the text excludes end tokens.
     vocabulary : int
-        Ids that the model can draw; some models have more than their tokenizer.
+        Number of ids that the model can draw, which may exceed the number of ids of the tokenizer.
     """
 
     def __init__(self, tokenizer: Any, end_ids: Iterable[int], vocabulary: int) -> None:
@@ -108,24 +108,24 @@ class Endings:
         return self.cut(self.decode(tokens), stop, thinking, prompt)
 
     def cut(self, text: str, stop: tuple[str, ...], thinking: Tags | None = None, prompt: Sequence[int] = ()) -> str:
-        """The text up to the first stop string outside of thinking sections; one may have begun in the prompt."""
+        """The text up to the first stop string outside of thinking sections, which may begin in the prompt."""
         return cut_at(text, stop, thinking, self._begun(prompt, thinking)) if stop else text
 
     def is_thinking(self, tokens: Sequence[int], thinking: Tags | None, prompt: Sequence[int]) -> bool:
-        """Whether a generation ends within a thinking section, so far."""
+        """Whether the last token is within a thinking section."""
         return thinking is not None and is_thinking(self._begun(prompt, thinking) + self.decode(tokens), thinking)
 
     def _begun(self, prompt: Sequence[int], thinking: Tags | None) -> str:
-        # A token holds at least one byte, so the tag and some line breaks after it fit into these.
+        # A token holds at least one byte, so these tokens cover the tag and some line breaks.
         return begun(self.decode(prompt[-len(thinking[0].encode()) - 8 :]), thinking) if thinking else ""
 
     def reached(
         self, tokens: Sequence[int], stop: tuple[str, ...], thinking: Tags | None = None, prompt: Sequence[int] = ()
     ) -> bool:
-        """Whether the last of `tokens` ended the generation; stop strings are found across token borders.
+        """Whether the last of `tokens` ends the generation; a stop string may cross the borders of tokens.
 
-        Only a token that holds the last character of a stop string, or part of a character, can complete it:
-        the tail of the generation is decoded for these alone.
+        Only a token with the last character of a stop string, or with part of a character, can complete a stop string.
+        For all other tokens nothing is decoded.
         """
         if tokens[-1] in self.end_ids:
             return True
@@ -144,7 +144,7 @@ class Endings:
             [[i] for i in range(self.vocabulary)], skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
         last = {string[-1] for string in stop}
-        # Some tokenizers drop a leading space from the first token that they decode: put one back.
+        # Some tokenizers drop the leading space of the first decoded token, so a space is added.
         return np.array([bool(last & set(f" {piece}")) or "\ufffd" in piece for piece in pieces])
 
 
@@ -157,7 +157,7 @@ def draw_of(
     endings: Endings,
     certainty: Certainty | None = None,
 ) -> Draw:
-    """The draw of a row that went from `before` to `tokens`; one without a memory to go on from has ended."""
+    """The draw of a row from `before` to `tokens`; without a memory the row has ended."""
     problem, total, done = before.problem, before.logp + logp, memory is None
     text = endings.text(tokens, problem.stop, problem.thinking, before.prompt)
     state = TokenState(problem, before.prompt, tokens, text, total, done, memory, certainty)
@@ -165,18 +165,17 @@ def draw_of(
 
 
 def as_token_states(states: Sequence[State]) -> list[TokenState]:
-    """The states as this policy's own; none may have ended."""
-    own = [state for state in states if isinstance(state, TokenState)]
-    if len(own) != len(states) or any(state.done for state in own):
+    """The states as `TokenState`; raises `InputError` for another type, and for an ended state."""
+    checked = [state for state in states if isinstance(state, TokenState)]
+    if len(checked) != len(states) or any(state.done for state in checked):
         raise InputError("a state is of another policy or has ended; draw from this policy's own open states")
-    return own
+    return checked
 
 
 def require_same_tokens(reference: Any, proposal: Any) -> None:
     """Raise `InputError` unless two autoregressive policies have the same tokens, endings and longest text.
 
-    What follows from the tokens alone, like a stop string, is then the same rule on both sides, and adds nothing to a
-    ratio.
+    Then rules of the tokens alone, such as stop strings, are equal for both policies and cancel in a ratio.
     """
     if not isinstance(getattr(proposal, "endings", None), Endings):
         raise InputError(f"a {type(proposal).__name__} draws no tokens; choose an autoregressive proposal")
@@ -192,7 +191,7 @@ def require_same_tokens(reference: Any, proposal: Any) -> None:
 def require_same_vocabulary(reference: Endings, proposal: Endings) -> None:
     """Raise `InputError` for the first token that two models number differently.
 
-    Their heads may be padded to different sizes: an id beyond the smaller one has no token.
+    The heads may be padded to different sizes: an id beyond the smaller head has no token.
     """
     mine, other = (endings.tokenizer.get_vocab() for endings in (reference, proposal))
     for _, token in sorted((id, token) for token, id in {**other, **mine}.items()):

@@ -1,7 +1,7 @@
-"""Reading tokens that another policy drew, on a key-value cache: to go on from them, or to tell their probability.
+"""Reads another policy's tokens on a key-value cache, to continue after the tokens or to score them.
 
-Rows continue the cache of the state that they begin from, so nothing before it is read again. They are read in slices
-of columns, and a row leaves the batch with the slice that holds its last token.
+Rows continue the cache of the start state, so the model reads no token twice. The model reads slices of columns, and a
+row leaves the batch after the slice with the row's last token.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from ets.policies.token_draws import rows_together
 from ets.types import InputError, State
 
 Forward: TypeAlias = Callable[[RowCache, Sequence[Sequence[int]], int], torch.Tensor]
-"""Reads tokens `[rows, columns]` after what is in the cache; the logits `[rows, n, V]` after the last n of them."""
+"""Reads tokens `[rows, columns]` at the end of the cache; returns the logits `[rows, n, V]` of the last n columns."""
 Law: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
-"""From logits `[..., V]` to the probabilities that are sampled."""
+"""From logits `[..., V]` to the probabilities of the sampled distribution."""
 PathKey: TypeAlias = tuple[Memory, tuple[int, ...]]
 
 COLUMNS = 16
-"""Rows are read at least so many columns further, if that is not beyond the longest: what is padding is charged."""
+"""Smallest slice, unless the longest row is shorter. The cost includes the padding of a slice."""
 LOGIT_BYTES = 2**29
-"""Of the logits of one slice."""
+"""Bytes of the logits of one slice, at most."""
 
 
 @dataclass(frozen=True, eq=False)
 class Path:
-    """The tokens from one of my states to a state of another policy."""
+    """The tokens between a start state of this policy and an end state of another policy."""
 
     start: TokenState
     end: State
@@ -45,12 +45,12 @@ class Path:
 
 
 def paths_between(starts: Iterable[TokenState], ends: Iterable[State]) -> list[Path]:
-    """The paths from my states to another policy's.
+    """The paths from states of this policy to states of another policy.
 
     Raises
     ------
     InputError
-        Where an end does not go on from its start.
+        For an end state that does not continue the start state.
     """
     paths = [Path(start, end, end.tokens[len(start.tokens) :]) for start, end in zip(starts, ends, strict=True)]
     for path in paths:
@@ -63,24 +63,14 @@ def paths_between(starts: Iterable[TokenState], ends: Iterable[State]) -> list[P
     return paths
 
 
-def require_known(paths: Iterable[Path], vocabulary: int) -> None:
-    """Raise `InputError` for a token beyond the vocabulary, which cannot be read."""
-    for path in paths:
-        if path.tokens and max(path.tokens) >= vocabulary:
-            raise InputError(
-                f"token {max(path.tokens)} is beyond the {vocabulary} that the proposal knows; "
-                "choose one of the same family"
-            )
-
-
 def of_equal_length(paths: Iterable[Path]) -> list[list[Path]]:
-    """Groups of paths that hold equally many tokens, so that none needs padding."""
+    """Groups of paths with equally many tokens, so that no path needs padding."""
     ordered = sorted(paths, key=lambda path: len(path.tokens))
     return [list(group) for _, group in groupby(ordered, key=lambda path: len(path.tokens))]
 
 
 def read_on(forward: Forward, paths: Sequence[Path]) -> dict[PathKey, Memory]:
-    """Where paths of equal length lead: what the model keeps to go on from their last tokens."""
+    """The memory after the last token of each path; all paths have one length."""
     tokens = [path.tokens for path in paths]
     cache = fork([path.start.memory for path in paths], len(tokens[0]))
     logits = forward(cache, tokens, 1)[:, -1]
@@ -89,14 +79,14 @@ def read_on(forward: Forward, paths: Sequence[Path]) -> dict[PathKey, Memory]:
 
 @dataclass
 class Score:
-    """Of one path: its log-probability, and the number of positions read."""
+    """The log-probability of a path, and the number of positions that the model read."""
 
     logp: float = 0.0
     positions: int = 0
 
 
 def score(forward: Forward, law: Law, paths: Sequence[Path]) -> dict[PathKey, Score]:
-    """The log-probability of each path under a law; the last token of each need not be read."""
+    """The log-probability of each path under a law. The model does not read the last token of a path."""
     scores = [Score() for _ in paths]
     first = torch.stack([path.start.memory.logits for path in paths])[:, None]
     _add(scores, paths, range(len(paths)), first, 0, law)
@@ -121,7 +111,7 @@ def score(forward: Forward, law: Law, paths: Sequence[Path]) -> dict[PathKey, Sc
 def _add(
     scores: Sequence[Score], paths: Sequence[Path], rows: Sequence[int], logits: torch.Tensor, at: int, law: Law
 ) -> None:
-    """Count the tokens from number `at` on, whose logits are `[rows, columns, V]`; beyond a path lies padding."""
+    """Add the log-probabilities of tokens `at`, `at + 1`, … from logits `[rows, columns, V]`, without padding."""
     tokens = [paths[n].tokens[at : at + logits.shape[1]] for n in rows]
     where = [(r, column) for r, part in enumerate(tokens) for column in range(len(part))]
     size = rows_together(logits[0])

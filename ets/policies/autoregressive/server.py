@@ -1,4 +1,4 @@
-"""A server with OpenAI's completions interface as an engine of `EnginePolicy`: vLLM's server, or another one.
+"""A server with OpenAI's completions interface, such as vLLM's server, as an engine of `EnginePolicy`.
 
 Each row is one request with token ids and a value for every parameter that changes the distribution. A server that
 returns the drawn token ids and the log-probabilities of the sampled distribution is exact, like an engine in this
@@ -56,7 +56,7 @@ class Endpoint(Engine):
     address : str
         Base address of the interface, such as http://localhost:8000/v1.
     checkpoint : Checkpoint
-        The served model by path or hub name, for its tokenizer and configuration; the weights are never loaded.
+        The served model by path or hub name; only the tokenizer and the configuration are loaded.
     model : str, optional
         The server's name for the model; by default the only model that the server lists.
     key : str
@@ -79,8 +79,8 @@ class Endpoint(Engine):
     Raises
     ------
     InputError
-        For a malformed address or key, and for a server that cannot be reached, does not serve the model, or reports
-        no log-probabilities.
+        For a malformed address or key, and for a server that is unreachable, does not serve the model, or reports no
+        log-probabilities.
     """
 
     engine_name = "endpoint"
@@ -130,19 +130,12 @@ class Endpoint(Engine):
             )
 
     def draw(self, requests: Sequence[Request], sampling: Sampling, end_ids: Sequence[int]) -> list[Answer]:
-        """Continue each row; returns when the last row has ended.
-
-        Raises
-        ------
-        InputError
-            If the server has stopped, or refuses a row; the other requests are then cancelled.
-        """
+        """As `Engine.draw`; raises `InputError` if the server has stopped, or refuses a row."""
         if not self._closing.alive:
             raise InputError(f"the connection to {self.name} has been closed; make another one")
         return self._loop.wait_for_all([self._one(request, sampling, end_ids) for request in requests])
 
     def interrupt(self, thread: int) -> None:
-        """Cancel the draw of the thread with this identifier, if any: `draw` raises `CancelledError` there."""
         self._loop.interrupt(thread)
 
     async def _one(self, request: Request, sampling: Sampling, end_ids: Sequence[int]) -> Answer:
@@ -159,7 +152,7 @@ class Endpoint(Engine):
         return Answer(tokens, logps, int(details.get("cached_tokens") or 0))
 
     def _body(self, request: Request, sampling: Sampling, end_ids: Sequence[int], logprobs: int = 1) -> dict[str, Any]:
-        # Some parameters are vLLM's own; other servers support or ignore them.
+        # Some parameters exist in vLLM only; other servers may ignore these parameters.
         body = {"model": self.model, "prompt": list(request.tokens), "logprobs": logprobs, "return_token_ids": True}
         stop = {"stop": list(request.stop[:MOST_STOPS])} if request.stop else {}
         return body | parameters(request, sampling, end_ids) | stop
@@ -210,7 +203,7 @@ class Endpoint(Engine):
             )
 
     def _from_text(self, choice: Mapping[str, Any], room: int) -> tuple[list[int], list[float]]:
-        """Tokens and log-probabilities as far as the text determines them: a stopped row has drawn an end token."""
+        """Tokens and log-probabilities, estimated from the text; a stopped row has drawn an end token."""
         tokenizer = self.checkpoint.tokenizer
         tokens = list(tokenizer(choice["text"], add_special_tokens=False)["input_ids"])[:room]
         if choice.get("finish_reason") == "stop" or not tokens:
@@ -247,10 +240,8 @@ class Connection:
     async def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
         """The JSON answer to a GET request, or to a POST request with a body.
 
-        Raises
-        ------
-        InputError
-            If every attempt fails, for a refusal (4xx), and for an answer that is not JSON; with the address.
+        Raises `InputError` with the address if every attempt fails, for a refusal (4xx), and for other answers than
+        JSON.
         """
         problem = ""
         for wait in (*self._waits, None):

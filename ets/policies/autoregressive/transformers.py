@@ -1,7 +1,7 @@
-"""Autoregressive models through transformers, computing nothing twice.
+"""Autoregressive models through transformers, on a cache that computes no position twice.
 
-The prompt is read once per problem; candidates fork its cache, rollouts continue their candidate's, and the
-next guide step continues the chosen one's. Rows that have ended leave the batch at the next look.
+The model reads a prompt once per problem. Candidates fork the prompt's cache, rollouts continue the candidate's cache,
+and the next guide step continues the cache of the chosen candidate. Ended rows leave the batch.
 """
 
 from __future__ import annotations
@@ -28,16 +28,7 @@ from ets.policies.autoregressive.law import (
     probabilities,
     require_same_tokens,
 )
-from ets.policies.autoregressive.scoring import (
-    Path,
-    PathKey,
-    Score,
-    of_equal_length,
-    paths_between,
-    read_on,
-    require_known,
-    score,
-)
+from ets.policies.autoregressive.scoring import Path, PathKey, Score, of_equal_length, paths_between, read_on, score
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.memory import MemoryLimit, cache_bytes
 from ets.policies.prompts import encode_prompt
@@ -52,7 +43,7 @@ Pick: TypeAlias = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, tor
 """From logits `[R, V]` and uniforms `[R]` to tokens `[R]` and their log-probabilities `[R]`."""
 
 LOOK_EVERY = 8
-"""Tokens between two looks at what has ended, where looking means waiting for another device."""
+"""Tokens between two checks for ended rows on a GPU, where a check waits for the device."""
 
 
 class TransformersPolicy:
@@ -62,26 +53,24 @@ class TransformersPolicy:
     ----------
     checkpoint : Checkpoint
     sampling : Sampling
-        The distribution that is sampled, and whose log-probabilities are recorded.
+        The sampled distribution, which log-probabilities refer to.
     horizon : Horizon
         Block size and longest generation, in tokens.
     memory_gib : float, optional
-        Limit on the cache of the rows that advance together; more rows are split into chunks. By default
-        half of the memory that is free when the model has been loaded.
+        Limit on the cache of the rows that advance together; more rows are split into chunks. By default half of the
+        free memory after the model has been loaded.
     end_ids : collection of int, optional
-        Tokens that end a generation. By default the checkpoint's; a proposal takes its reference policy's.
+        Tokens that end a generation; by default the checkpoint's.
     certainty : bool
-        Record `Text.certainty` of what is drawn token by token, which beam search does not: a pass over the vocabulary
-        for each token more.
+        Record `Text.certainty`, which takes another pass over the vocabulary per token. Beam search records none.
     look_every : int, optional
-        Tokens that rows draw between two looks at which of them have ended. What an ended row reads until then is
-        charged, and changes no result. By default 1 on a CPU, so that nothing is wasted; elsewhere `LOOK_EVERY`,
-        because each look waits for the device.
+        Tokens between two checks for ended rows. The cost includes the tokens that a row draws between its end and the
+        check; results do not change. By default 1 on a CPU, and `LOOK_EVERY` on other devices.
 
     Raises
     ------
     InputError
-        For a model with another kind of memory than keys and values.
+        For a masked-diffusion model, and for layers other than attention.
     """
 
     def __init__(
@@ -118,20 +107,15 @@ class TransformersPolicy:
     def deterministic(self) -> bool:
         return self.sampling.temperature == 0
 
-    def at_law(self, sampling: Sampling) -> TransformersPolicy:
-        """The same model, horizon and ends at another law."""
-        return self._with(sampling, self.horizon)
-
-    def at_horizon(self, horizon: Horizon) -> TransformersPolicy:
-        """The same model, law and ends at another horizon."""
-        return self._with(self.sampling, horizon)
-
-    def _with(self, sampling: Sampling, horizon: Horizon) -> TransformersPolicy:
+    def at_law(self, sampling: Sampling, horizon: Horizon | None = None) -> TransformersPolicy:
+        """A policy of the same model with another law, and optionally another horizon."""
         shared: dict[str, Any] = {"memory_gib": self.memory_gib, "end_ids": self.endings.end_ids}
-        return TransformersPolicy(self.checkpoint, sampling, horizon, certainty=self.certainty, **shared)
+        return TransformersPolicy(
+            self.checkpoint, sampling, horizon or self.horizon, certainty=self.certainty, **shared
+        )
 
     def start(self, problems: Sequence[Problem]) -> list[State]:
-        """Empty generations; prompts are checked now and read when first needed."""
+        """Empty generations; the prompts are encoded and checked, and read by the first draw."""
         context, tokenizer = self.checkpoint.context, self.checkpoint.tokenizer
         prompts = [encode_prompt(tokenizer, problem, self.horizon.max_length, context) for problem in problems]
         sure = Certainty() if self.certainty else None
@@ -149,28 +133,28 @@ class TransformersPolicy:
 
     @torch.inference_mode()
     def beam(self, states: Sequence[State], beams: int) -> list[Draw]:
-        """What transformers' beam search finds, see `ets.policies.autoregressive.beam_search`; logp is the untempered model's.
+        """The texts of `ets.policies.autoregressive.beam_search`; logp is the untempered model's.
 
-        Prompts are read once. Then each state is charged for `beams` rows in every forward pass, until the last search
-        of its batch is over. A state that comes several times is searched, and charged for, once.
+        A state costs `beams` rows in every forward pass until the last search of the batch is over. The search and the
+        cost of equal states are shared.
         """
         require_counts(beams=beams)
-        own = as_token_states(states)
+        opened = as_token_states(states)
         if beams == 1:
-            return self.greedy(own, np.zeros(len(own), np.uint64))
-        compact([state.memory for state in own])
-        prompts = self._read_prompts(own)
-        alike: dict[int, list[TokenState]] = defaultdict(list)
-        for state in dict.fromkeys(own):
-            alike[len(state.tokens)].append(state)
-        bytes_each = beams * self._bytes_per_row(own)
+            return self.greedy(opened, np.zeros(len(opened), np.uint64))
+        compact([state.memory for state in opened])
+        prompts = self._read_prompts(opened)
+        by_length: dict[int, list[TokenState]] = defaultdict(list)
+        for state in dict.fromkeys(opened):
+            by_length[len(state.tokens)].append(state)
+        bytes_each = beams * self._bytes_per_row(opened)
         found: dict[TokenState, Draw] = {}
-        for group in alike.values():
+        for group in by_length.values():
             for draws in self._memory.in_chunks(group, bytes_each, lambda chunk: self._search(chunk, beams, prompts)):
                 found |= draws
         self.ledger += Cost.total(draw.cost for draw in found.values())
         free = {state: replace(draw, cost=Cost()) for state, draw in found.items()}
-        return [found.pop(state, free[state]) for state in own]
+        return [found.pop(state, free[state]) for state in opened]
 
     def _search(self, states: Sequence[TokenState], beams: int, prompts: dict[Memory, int]) -> dict[TokenState, Draw]:
         """Beam search from states with equally many tokens."""
@@ -187,18 +171,23 @@ class TransformersPolicy:
         return draws
 
     def require_proposal(self, proposal: Policy) -> None:
-        """Refuse a proposal with other tokens, other endings or another length."""
+        """Raise `InputError` for a proposal with other tokens, endings or another length."""
         require_same_tokens(self, proposal)
 
     @torch.inference_mode()
     def follow(self, own: Sequence[State], foreign: Sequence[State]) -> list[Followed]:
-        """One forward over the new tokens, continuing my cache; rows that share state and tokens share it.
+        """One forward over the new tokens of the foreign states; rows with equal state and tokens share the forward.
 
-        What has ended needs no reading. The states' own log-probabilities are not computed: they are NaN.
+        The model does not read ended rows. `logp` of the new states is NaN.
         """
         paths = paths_between(as_token_states(own), foreign)
         going = {path.key: path for path in paths if not path.end.done}
-        require_known(going.values(), self._config.vocab_size)
+        for path in going.values():
+            if max(path.tokens, default=0) >= self._config.vocab_size:
+                raise InputError(
+                    f"token {max(path.tokens)} is beyond the {self._config.vocab_size} that the proposal knows; "
+                    "choose one of the same family"
+                )
         compact([path.start.memory for path in going.values()])
         prompts = self._read_prompts([path.start for path in going.values()])
         memories: dict[PathKey, Memory] = {}
@@ -207,20 +196,18 @@ class TransformersPolicy:
             for found in self._memory.in_chunks(group, bytes_each, partial(read_on, self._forward)):
                 memories |= found
         costs = self._reading_costs(paths, {key: len(path.tokens) for key, path in going.items()}, prompts)
-        return [
-            Followed(self._arrived(path, memories.get(path.key)), cost) for path, cost in zip(paths, costs, strict=True)
-        ]
-
-    @staticmethod
-    def _arrived(path: Path, memory: Memory | None) -> TokenState:
-        start, end = path.start, path.end
-        return TokenState(start.problem, start.prompt, end.tokens, end.text, math.nan, end.done, memory)
+        followed = []
+        for path, cost in zip(paths, costs, strict=True):
+            start, end, memory = path.start, path.end, memories.get(path.key)
+            state = TokenState(start.problem, start.prompt, end.tokens, end.text, math.nan, end.done, memory)
+            followed.append(Followed(state, cost))
+        return followed
 
     @torch.inference_mode()
     def logp(self, starts: Sequence[State], ends: Sequence[State]) -> list[Scored]:
-        """One parallel forward over the paths' own tokens, continuing the starts' cache; equal paths share it.
+        """One parallel forward over the tokens of the paths, on the caches of the starts, for all equal paths.
 
-        A path that holds a token beyond the model's vocabulary has probability 0 and is not read.
+        A path with a token beyond the model's vocabulary has probability 0, without a forward.
         """
         paths = paths_between(as_token_states(starts), ends)
         compact([path.start.memory for path in paths])
@@ -238,17 +225,18 @@ class TransformersPolicy:
     def _reading_costs(
         self, paths: Sequence[Path], positions: dict[PathKey, int], prompts: dict[Memory, int]
     ) -> list[Cost]:
-        """What paths that share work cost: the first pays."""
+        """The cost of each path; the first of several paths with shared work has the whole cost."""
         costs = [Cost(prompt=prompts.pop(path.start.memory, 0), scored=positions.pop(path.key, 0)) for path in paths]
         self.ledger += Cost.total(costs)
         return costs
 
     @torch.inference_mode()
     def _draw(self, states: Sequence[State], keys: Keys, block: int, kind: str, pick: Pick) -> list[Draw]:
-        own = as_token_states(states)
-        compact([state.memory for state in own])
-        prompts, rows = self._read_prompts(own), list(zip(own, keys, strict=True))
-        bytes_each = columns_each([state.memory for state in own], self._room(own, block)) * self._bytes_per_column
+        opened = as_token_states(states)
+        memories = [state.memory for state in opened]
+        compact(memories)
+        prompts, rows = self._read_prompts(opened), list(zip(opened, keys, strict=True))
+        bytes_each = columns_each(memories, self._room(opened, block)) * self._bytes_per_column
         advance = partial(self._advance, block=block, kind=kind, pick=pick, prompts=prompts)
         chunks = self._memory.in_chunks(rows, bytes_each, advance)
         draws = [draw for chunk in chunks for draw in chunk]
@@ -259,10 +247,7 @@ class TransformersPolicy:
         return pick_tokens(probabilities(self.sampling, logits), uniforms)
 
     def _read_prompts(self, states: Sequence[TokenState]) -> dict[Memory, int]:
-        """Fill the memories of start states: one forward per prompt length, so nothing is padded.
-
-        Returns the token positions computed, by memory.
-        """
+        """Fill the memories of start states, one forward per prompt length; returns the positions read, by memory."""
         unread = {state.memory: state for state in states if state.memory.logits is None}
         by_length: dict[int, list[TokenState]] = defaultdict(list)
         for state in unread.values():
@@ -285,7 +270,7 @@ class TransformersPolicy:
         pick: Pick,
         prompts: dict[Memory, int],
     ) -> list[Draw]:
-        """Draw up to `block` tokens for each row; rows that have ended leave the batch when they are looked at."""
+        """Draw up to `block` tokens for each row, with a check for ended rows every `look_every` tokens."""
         states, keys = [state for state, _ in batch], np.array([key for _, key in batch], np.uint64)
         memories, drawn = [state.memory for state in states], _Tally(states)
         logits = torch.stack([memory.logits for memory in memories])
@@ -296,11 +281,11 @@ class TransformersPolicy:
         cache, rows, column = share(memories, room), list(range(len(states))), 0
         while rows and column < room:
             left = min(self.horizon.max_length - len(drawn.tokens[n]) for n in rows)
-            own = uniforms[rows]
-            columns = [self._column(logits, own[:, column], pick)]
+            live = uniforms[rows]
+            columns = [self._column(logits, live[:, column], pick)]
             for at in range(column + 1, column + min(look_every, room - column, left)):
                 logits = self._forward(cache, columns[-1].tokens[:, None])[:, -1]
-                columns.append(self._column(logits, own[:, at], pick))
+                columns.append(self._column(logits, live[:, at], pick))
             column += len(columns)
             going = drawn.take(rows, columns, self._ended)
             if len(going) < len(rows):
@@ -309,7 +294,7 @@ class TransformersPolicy:
                 logits = self._forward(cache, [drawn.tokens[n][-1:] for n in rows])[:, -1]
         require_finite([state.problem for state in states], drawn.numbers[:, 0].tolist())
         reached = {n: Memory(cache, r, logits[r]) for r, n in enumerate(rows)}
-        return self._draws(states, drawn, reached, self._costs(drawn, reached, kind, prompts))
+        return self._draws(drawn, reached, kind, prompts)
 
     def _column(self, logits: torch.Tensor, uniforms: torch.Tensor, pick: Pick) -> _Column:
         """One token for each row, left on the device."""
@@ -317,41 +302,33 @@ class TransformersPolicy:
         sure = certainty_of(logits) if self.certainty else logps.new_zeros(len(logps), 2)
         return _Column(tokens, logps, sure)
 
-    def _draws(
-        self, states: Sequence[TokenState], drawn: _Tally, reached: dict[int, Memory], costs: Sequence[Cost]
-    ) -> list[Draw]:
-        """What became of rows; those with a memory have not ended."""
+    def _draws(self, drawn: _Tally, reached: dict[int, Memory], kind: str, prompts: dict[Memory, int]) -> list[Draw]:
+        """The draws of rows; `reached` holds the memories of open rows.
+
+        The model reads every drawn token but the last of an ended row, and the tokens of `unseen`. The first row of a
+        prompt has the cost of the prompt, which is removed from `prompts`.
+        """
         draws = []
-        for n, (state, cost) in enumerate(zip(states, costs, strict=True)):
+        for n, (state, tokens) in enumerate(zip(drawn.states, drawn.tokens, strict=True)):
+            new = len(tokens) - len(state.tokens)
+            positions = new - (n not in reached) + int(drawn.unseen[n])
+            cost = Cost(**{"prompt": prompts.pop(state.memory, 0), "generated": new, kind: positions})
             logp, *sums = drawn.numbers[n].tolist()
-            sure = state.certainty and state.certainty + Certainty(cost.generated, *sums)
-            draws.append(draw_of(state, tuple(drawn.tokens[n]), logp, reached.get(n), cost, self.endings, sure))
+            sure = state.certainty and state.certainty + Certainty(new, *sums)
+            draws.append(draw_of(state, tuple(tokens), logp, reached.get(n), cost, self.endings, sure))
         return draws
 
     def _ended(self, state: TokenState, tokens: list[int]) -> bool:
         problem, longest = state.problem, self.horizon.max_length
         return len(tokens) >= longest or self.endings.reached(tokens, problem.stop, problem.thinking, state.prompt)
 
-    @staticmethod
-    def _costs(drawn: _Tally, reached: dict[int, Memory], kind: str, prompts: dict[Memory, int]) -> list[Cost]:
-        """Each row's cost: the model reads every drawn token but the last of a row that ended, and what is unseen.
-
-        A prompt that was read in this call is charged to the first of its rows, and taken out of `prompts`.
-        """
-        costs = []
-        for n, (state, tokens) in enumerate(zip(drawn.states, drawn.tokens, strict=True)):
-            new = len(tokens) - len(state.tokens)
-            positions = new - (n not in reached) + int(drawn.unseen[n])
-            costs.append(Cost(**{"prompt": prompts.pop(state.memory, 0), "generated": new, kind: positions}))
-        return costs
-
     def _forward(self, cache: RowCache, tokens: Sequence[Sequence[int]] | torch.Tensor, last: int = 1) -> torch.Tensor:
-        """Read tokens `[rows, columns]` after what is in the cache; the logits `[rows, last, V]` after its end."""
+        """Read tokens `[rows, columns]` at the end of the cache; returns the last logits `[rows, last, V]`."""
         model = self.checkpoint.model
         ids = torch.as_tensor(tokens, device=model.device)
         mask = cache.mask(ids.shape[1], ids.device)
         if mask is not None and cache.shares and ids.shape[1] == 1:
-            mask = mask.bool()[:, None, None]  # as attention takes it: transformers would look at it, and wait for it
+            mask = mask.bool()[:, None, None]  # transformers would inspect a 2-D mask, and wait for the device
         logits = model(
             input_ids=ids,
             attention_mask=mask,
@@ -366,18 +343,18 @@ class TransformersPolicy:
         return logits
 
     def _room(self, states: Sequence[TokenState], block: int) -> int:
-        """Tokens that the shortest of these states can go on for."""
+        """Tokens that the shortest of the states can draw."""
         return min(block, self.horizon.max_length - min(len(state.tokens) for state in states))
 
     def _bytes_per_row(self, states: Sequence[TokenState]) -> int:
-        """Bytes that one of these rows takes in the cache, at most."""
+        """Largest number of bytes of a row in the cache."""
         return (max(len(state.prompt) for state in states) + self.horizon.max_length) * self._bytes_per_column
 
     @cached_property
     def _may_share(self) -> bool:
-        """Whether the model looks at all that came before, takes positions as they are given, and hands arguments on.
+        """Whether the model attends to all earlier tokens, takes `position_ids`, and passes `row_cache` to attention.
 
-        Where it counts positions by the columns of a cache, or has a window in its mask alone, attention cannot tell.
+        `grouped_sdpa` cannot detect positions from the columns of a cache, or a window in the mask.
         """
         parameters = inspect.signature(self.checkpoint.model.forward).parameters
         hands_on = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
@@ -385,7 +362,6 @@ class TransformersPolicy:
 
     @cached_property
     def _bytes_per_column(self) -> int:
-        """Bytes that one token of one row takes in the cache."""
         return cache_bytes(self._config, self.checkpoint.model.dtype.itemsize)
 
 
@@ -404,9 +380,9 @@ class _Column:
 
 
 class _Tally:
-    """What rows have drawn, brought to the host some columns at a time.
+    """The tokens and sums of rows on the host, copied from the device some columns at a time.
 
-    `unseen` counts what was drawn, and read, for a row between its end and the look that found it.
+    `unseen` counts the tokens that a row drew and read between its end and the check for ended rows.
     """
 
     def __init__(self, states: Sequence[TokenState]) -> None:
@@ -416,14 +392,14 @@ class _Tally:
         self.numbers = np.zeros((len(states), 3))  # sums of log-probabilities, entropies, self-certainties
 
     def take(self, rows: Sequence[int], columns: Sequence[_Column], ended: Ended) -> list[int]:
-        """Add columns for these rows; returns the places of those that go on."""
+        """Add columns for these rows; returns the places of the open rows in `rows`."""
         tokens = torch.stack([column.tokens for column in columns]).tolist()
         numbers = torch.stack([torch.cat((column.logps[:, None], column.sure), -1) for column in columns]).cpu().numpy()
         going = list(range(len(rows)))
         for at in range(len(columns)):
-            own = [rows[r] for r in going]
-            self.numbers[own] += numbers[at, going]
-            for r, n in zip(going, own, strict=True):
+            live = [rows[r] for r in going]
+            self.numbers[live] += numbers[at, going]
+            for r, n in zip(going, live, strict=True):
                 self.tokens[n].append(tokens[at][r])
             going = [r for r in going if not ended(self.states[rows[r]], self.tokens[rows[r]])]
             self.unseen[list(set(rows) - {rows[r] for r in going})] += at + 1 < len(columns)

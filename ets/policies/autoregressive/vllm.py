@@ -53,9 +53,9 @@ class VLLMEngine(Engine):
     utilization : float
         Share of a GPU's memory that vLLM may use, weights included.
     replicas : int
-        Copies of the model: vLLM's own data parallelism.
+        Copies of the model (vLLM's data parallelism).
     tensor_parallel : int
-        GPUs that share each copy: vLLM's own tensor parallelism. The copies use `replicas · tensor_parallel` GPUs.
+        GPUs of each copy (vLLM's tensor parallelism). The copies use `replicas · tensor_parallel` GPUs.
     rows : int
         Largest number of rows that advance together.
 
@@ -103,12 +103,9 @@ class VLLMEngine(Engine):
         self._closing()
 
     def load(self) -> None:
-        """Load the model, unless it is loaded.
+        """Load the model, unless loaded.
 
-        Raises
-        ------
-        InputError
-            If vLLM cannot load the model or reports untempered log-probabilities, or if the engine has been closed.
+        Raises `InputError` if vLLM cannot load the model or reports untempered log-probabilities, and after `close`.
         """
         with self._lock:
             if not self._closing.alive:
@@ -128,24 +125,12 @@ class VLLMEngine(Engine):
             return self.checkpoint.context
         return int(self._loaded[0].engine.vllm_config.model_config.max_model_len)
 
-    @property
-    def block(self) -> int:
-        """Tokens per cache block: rows share whole blocks."""
-        self.load()
-        return int(self._loaded[0].engine.vllm_config.cache_config.block_size)
-
     def require_law(self, sampling: Sampling) -> None:
         """Raise `InputError` for a temperature that vLLM does not sample at."""
         require_temperature(self.name, sampling)
 
     def draw(self, requests: Sequence[Request], sampling: Sampling, end_ids: Sequence[int]) -> list[Answer]:
-        """Continue each row; returns when the last row has ended.
-
-        Raises
-        ------
-        InputError
-            If the engine cannot be loaded, has stopped, or has no room for a row.
-        """
+        """As `Engine.draw`; raises `InputError` if the engine cannot be loaded, has stopped, or has no room for a row."""
         self.load()
         longest = max(len(request.tokens) + request.room for request in requests)
         if self.context is not None and longest > self.context:
@@ -153,22 +138,16 @@ class VLLMEngine(Engine):
                 f"a row may take {longest} tokens, and vLLM's cache has room for {self.context}; raise memory_gib"
             )
         params = [_params(request, sampling, end_ids) for request in requests]
-        return [_answer(output) for output in self._outputs(requests, params)]
+        answers = []
+        for output in self._outputs(requests, params):
+            (drawn,) = output.outputs
+            tokens, logps = list(drawn.token_ids), drawn.logprobs.logprobs
+            answers.append(Answer(tokens, list(logps[: len(tokens)]), output.num_cached_tokens or 0))
+        return answers
 
     def interrupt(self, thread: int) -> None:
-        """Cancel the draw of the thread with this identifier, if any: `draw` raises `CancelledError` there."""
         for loaded in self._loaded:
             loaded.loop.interrupt(thread)
-
-    def metrics(self) -> dict[str, float]:
-        """vLLM's counters by name, since this program loaded its last engine."""
-        from vllm.v1.metrics.reader import Counter, get_metrics_snapshot
-
-        totals: dict[str, float] = {}
-        for metric in get_metrics_snapshot():
-            if isinstance(metric, Counter):
-                totals[metric.name] = totals.get(metric.name, 0) + metric.value
-        return totals
 
     def _outputs(self, requests: Sequence[Request], params: Sequence[Any]) -> list[Any]:
         from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
@@ -227,7 +206,7 @@ def _arguments(
         "generation_config": "vllm",
         "trust_remote_code": False,
         "use_tqdm_on_load": False,
-        "disable_log_stats": False,  # for `VLLMEngine.metrics`
+        "disable_log_stats": False,  # counters of vLLM
     }
     if current_platform.is_cpu():
         # Chunked prefill crashes vLLM's CPU engine if rows have seeds ("CPU Generator does not use offset").
@@ -301,12 +280,6 @@ def _params(request: Request, sampling: Sampling, end_ids: Sequence[int]) -> Any
         skip_clone=True,  # no other request has these parameters
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
-
-
-def _answer(output: Any) -> Answer:
-    (drawn,) = output.outputs
-    tokens = list(drawn.token_ids)
-    return Answer(tokens, list(drawn.logprobs.logprobs[: len(tokens)]), output.num_cached_tokens or 0)
 
 
 def _line(error: BaseException) -> str:
