@@ -1,4 +1,4 @@
-"""Summaries of the importance ratios in a trace: whether the weights correct the proposal, or are noise."""
+"""Summaries of the importance ratios in a trace: do the weights correct the proposal, or are they noise?"""
 
 from __future__ import annotations
 
@@ -26,26 +26,24 @@ class RatioSummary:
     rollouts : int
         Rollouts that the proposal drew.
     effective : float
-        The effective sample size of a candidate's rollouts over their number, a mean over candidates: from 1/K to 1.
-        NaN at K = 1, where the ratio of a single rollout has no spread.
+        The effective sample size of a candidate's rollouts over their number, a mean over candidates: from 1/K to 1;
+        NaN at K = 1.
     mean : float
-        The mean ratio of rollouts. Its expectation is 1 if q can draw whatever p_ref can; else it is p_ref's
-        probability of the texts that q can draw. A mean clearly below 1 therefore shows that q, truncated for example,
-        cannot draw all of p_ref: the missing texts are missing from every energy.
+        The mean ratio of rollouts. Its expectation is p_ref's probability of the texts that q can draw. A mean clearly
+        below 1 shows that a q with a smaller support, such as a truncated q, omits texts of p_ref from every energy.
     spread : float
-        Standard deviation of the finite log-ratios within a guide step, a root mean square over steps. A shift of all
-        log-ratios from step to step does not count, since a step compares its candidates alone.
+        Standard deviation of the finite log-ratios within a guide step, a root mean square over steps.
     impossible : float
         The share of rollouts that the reference policy cannot draw.
     clipped : float
         The share of the rollouts' ratios at a bound of the clip.
     candidates_effective : float
-        Where the proposal drew the candidates too: the effective sample size of their ratios over M, a mean over steps.
+        If the sampler drew the candidates too: the effective sample size of their ratios over M, a mean over steps.
     candidates_clipped : float
-        There, the share of the candidates' ratios at a bound of the clip.
+        Then also: the share of the candidates' ratios at a bound of the clip.
     complete_drawn, complete_chosen : float
         The share of complete candidates among the drawn and among the chosen candidates, over the steps with complete
-        and open candidates. A much larger share among the chosen means skewed energies, or a reward that favours an end.
+        and open candidates. A much larger share of the chosen means skewed energies, or a reward that favours an end.
     """
 
     rollouts: int

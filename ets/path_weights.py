@@ -1,8 +1,8 @@
-"""A sampler whose draws are weighed towards another law, such as a fast masked-diffusion sampler as a proposal.
+"""A sampler whose draws carry importance weights towards another law, such as a fast masked-diffusion sampler.
 
 With an autoregressive proposal the reference policy draws the candidates (`ets.importance`). Here the sampler draws
 candidates and rollouts: the path ratio of a candidate multiplies its energy, and the ratio of a rollout covers the path
-after the candidate. A mixture of exact candidates and weighed rollouts would follow neither law.
+after the candidate. Exact candidates with weighted rollouts would follow neither law.
 """
 
 from __future__ import annotations
@@ -29,20 +29,18 @@ class Weigher(Protocol):
 
     @property
     def target(self) -> str:
-        """The law that weighed draws follow, in words."""
-        ...
+        """The law that weighted draws follow, in words."""
 
     @property
     def ledger(self) -> Cost: ...
 
     def ratios(self, starts: Sequence[State], ends: Sequence[State]) -> list[PathRatio]:
         """The ratio of each path from a state of the sampler to a later state."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
 class WeighedState:
-    """A sampler's state, the target's log-probability of its path, and the ratio of its part in this guide step."""
+    """A state of the sampler, the target's log-probability of its path, and the log-ratio within this guide step."""
 
     drawn: State
     logp: float = 0.0
@@ -82,15 +80,14 @@ class PathWeights:
     """
 
     def __init__(self, sampler: Policy, weigher: Weigher, clip: tuple[float, float] | None = None) -> None:
-        self.sampler, self.weigher, self._clip = sampler, weigher, Clip(clip)
-        self.clip = clip
+        self.sampler, self.weigher, self.clip, self._clip = sampler, weigher, clip, Clip(clip)
         self._warn_of_noise = NoiseWarning()
 
     weighed = True  # `ets.step.require_unweighed`
 
     @property
     def target(self) -> str:
-        """The law that weighed draws follow, in words."""
+        """The law that weighted draws follow, in words."""
         return self.weigher.target
 
     @property
@@ -106,19 +103,19 @@ class PathWeights:
 
     def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         """Candidates; their texts carry the ratio of this guide step."""
-        own = _own(states)
-        drawn = self.sampler.extend([state.drawn for state in own], keys)
-        return self._weighed([replace(state, log_ratio=0.0) for state in own], drawn)
+        befores = _weighed(states)
+        drawn = self.sampler.extend([state.drawn for state in befores], keys)
+        return self._draws([replace(state, log_ratio=0.0) for state in befores], drawn)
 
     def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         """Rollouts; their texts carry the ratio since the guide step began, with the ratio of the candidate."""
-        own = _own(states)
-        drawn = self._weighed(own, self.sampler.finish([state.drawn for state in own], keys))
-        own_ratios = [0.0 if state.log_ratio == -math.inf else state.log_ratio for state in own]
-        self._warn_of_noise([d.text.log_ratio - ratio for d, ratio in zip(drawn, own_ratios, strict=True)])
+        befores = _weighed(states)
+        drawn = self._draws(befores, self.sampler.finish([state.drawn for state in befores], keys))
+        before = [0.0 if state.log_ratio == -math.inf else state.log_ratio for state in befores]
+        self._warn_of_noise([d.text.log_ratio - ratio for d, ratio in zip(drawn, before, strict=True)])
         return drawn
 
-    def _weighed(self, befores: Sequence[WeighedState], drawn: Sequence[Draw]) -> list[Draw]:
+    def _draws(self, befores: Sequence[WeighedState], drawn: Sequence[Draw]) -> list[Draw]:
         found = self.weigher.ratios([before.drawn for before in befores], [draw.state for draw in drawn])
         weighed = []
         for before, draw, ratio in zip(befores, drawn, found, strict=True):
@@ -129,8 +126,8 @@ class PathWeights:
         return weighed
 
 
-def _own(states: Sequence[State]) -> list[WeighedState]:
-    own = [state for state in states if isinstance(state, WeighedState)]
-    if len(own) != len(states):
+def _weighed(states: Sequence[State]) -> list[WeighedState]:
+    found = [state for state in states if isinstance(state, WeighedState)]
+    if len(found) != len(states):
         raise InputError("a state belongs to another policy; draw from the states of this policy")
-    return own
+    return found

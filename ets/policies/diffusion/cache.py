@@ -22,11 +22,8 @@ Each is `[heads, length, head]`; the keys are rotated.
 class Recording:
     """An `Exchange` that records keys and values at a refresh. Rows are cloned, so that no row keeps another alive.
 
-    Parameters
-    ----------
-    windows : sequence of (int, int, int) or None
-        Of each row: the first column of the row, the first column of the window, and the column after the window. None
-        for a row that is not recorded.
+    `windows` holds the first column of each row, the first column of its window, and the column after its window; None
+    for a row that is not recorded.
     """
 
     def __init__(self, windows: Sequence[tuple[int, int, int] | None]) -> None:
@@ -43,14 +40,9 @@ class Recording:
 
 
 class Recalling:
-    """An `Exchange` that puts the keys and values of a window between the recorded keys and values.
+    """An `Exchange` that puts the keys and values of a window between the recorded keys and values of each row.
 
-    Parameters
-    ----------
-    cached : sequence of CachedLayers
-        Of each row.
-    first : int
-        The first column of the window. The columns before the first token of a row are padding.
+    `first` is the first column of the window. The columns before the first token of a row are padding.
     """
 
     def __init__(self, cached: Sequence[CachedLayers], first: int) -> None:

@@ -21,44 +21,34 @@ PADDING = 1.125
 
 @dataclass(eq=False)
 class Memory:
-    """The tensors that a policy has computed for a canvas.
-
-    Parameters
-    ----------
-    owner : Policy
-    hidden : tensor, optional
-        The guided inputs `[n, width]` of the head at the n masked positions that the next step draws.
-    cached : CachedLayers, optional
-        With a cache: the keys and values of the last refresh.
-    """
+    """The tensors that a policy has computed for a canvas."""
 
     owner: Policy
-    hidden: torch.Tensor | None = None
-    cached: CachedLayers | None = None
+    hidden: torch.Tensor | None = (
+        None  # guided inputs of the head at the n positions that the next step draws [n, width]
+    )
+    cached: CachedLayers | None = None  # keys and values of the last refresh
 
 
 @dataclass(frozen=True, eq=False)
 class CanvasState:
     """A canvas between two denoising steps.
 
+    Tokens and path determine the canvas before every step, the canvas at the last refresh included, so a cache is a
+    function of the state. Rows that start from a state share its memory, and so do the states of equal draws.
+
     Parameters
     ----------
-    problem : Problem
-    prompt : tuple of int
     tokens : tuple of int
         The canvas `[gen_length]`; masked positions hold the mask id.
     path : tuple of int
-        The denoising step that revealed each position; -1 for a masked position. Tokens and path determine the canvas
-        before every step, the canvas at the last refresh included, so a cache is a function of the state.
-    memory : Memory
-        Rows that start from this state share the memory, and so do the states of equal draws.
+        The denoising step that revealed each position; -1 for a masked position.
     step : int
         The number of the next denoising step.
     text : str
         Up to the first end token or stop string. A masked position before the last token shows as `·`.
     logp : float
         Natural-log probability of the path: of tokens and positions.
-    done : bool
     step_logps : array
         `[steps, 2]`: the log-probability of the tokens that each denoising step revealed, and the position term of the
         step; 0 for a step that was left out.
@@ -114,33 +104,16 @@ class Rows:
 
 @dataclass(eq=False)
 class Canvas:
-    """A canvas that the model reads once for all rows that share it.
-
-    Parameters
-    ----------
-    prompt : tuple of int
-    tokens : array
-        `[gen_length]`.
-    masked : array
-        The masked positions whose logits are needed.
-    memory : Memory
-    window : (int, int), optional
-        With a cache: the positions that are computed between refreshes.
-    origin : array, optional
-        The canvas at the last refresh, if the next step is no refresh: the step then computes the window alone.
-    rows : list of int
-    positions, row_forwards : int
-        The cost of the canvas so far, which its first row pays.
-    """
+    """A canvas that the model reads once for all rows that share it."""
 
     prompt: tuple[int, ...]
-    tokens: Ints
-    masked: Ints
+    tokens: Ints  # [gen_length]
+    masked: Ints  # the masked positions whose logits are needed [n]
     memory: Memory
-    window: tuple[int, int] | None = None
-    origin: Ints | None = None
+    window: tuple[int, int] | None = None  # with a cache: the positions that are computed between refreshes
+    origin: Ints | None = None  # the canvas at the last refresh, if the next step computes the window alone
     rows: list[int] = field(default_factory=list)
-    positions: int = 0
+    positions: int = 0  # the cost of the canvas so far, which its first row pays
     row_forwards: int = 0
 
     def charge(self, positions: int, row_forwards: int) -> None:

@@ -129,22 +129,12 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Revealed:
-    """The result of one denoising step for R rows of n masked positions.
+    """The result of one denoising step for R rows of n masked positions."""
 
-    Parameters
-    ----------
-    tokens : tensor
-        `[R, n]`, the token drawn at each position.
-    positions : tensor
-        `[R, n]`, True where the token is revealed (S).
-    token_logp, position_logp : tensor
-        `[R]`, the two parts of log P(S, v_S | x), float64.
-    """
-
-    tokens: torch.Tensor
-    positions: torch.Tensor
-    token_logp: torch.Tensor
-    position_logp: torch.Tensor
+    tokens: torch.Tensor  # [R, n], the token drawn at each position
+    positions: torch.Tensor  # [R, n], True where the token is revealed (S)
+    token_logp: torch.Tensor  # [R] in float64, the first part of log P(S, v_S | x)
+    position_logp: torch.Tensor  # [R] in float64, the position term
 
 
 def denoise(turn: Turn, unmasking: Unmasking) -> Revealed:

@@ -22,16 +22,8 @@ BYTES_PER_LOGIT = 48
 class CanvasReader:
     """Computes the inputs of the head at the masked positions of canvases, and counts forward passes.
 
-    Parameters
-    ----------
-    checkpoint : Checkpoint
-    mask_id : int
-    shift : int
-        See `ets.models.Family`.
-    cfg : float
-        Classifier-free guidance, without a cache only.
-    memory_gib : float, optional
-        See `ets.policies.memory.MemoryLimit`.
+    `shift` is explained in `ets.models.family.Family`, `memory_gib` in `ets.policies.memory.MemoryLimit`. Guidance
+    (`cfg`) excludes a cache.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """The probability of a recorded path under a masked-diffusion policy, for importance weights between samplers.
 
 A path is the denoising steps from one state to a later state: the canvas before each step, the positions S that the
-step revealed, and their tokens v_S. `tokens` and `path` of the later state hold them, and `step_logps` holds their
-log-probabilities under the policy that drew them. All canvases of a path are known, so the model reads them together.
+step revealed, and their tokens v_S. `tokens` and `path` of the later state hold the path, and `step_logps` holds its
+log-probabilities under the policy that drew the path. The model reads all canvases of a path together.
 """
 
 from __future__ import annotations
@@ -55,21 +55,11 @@ def path_steps(start: CanvasState, end: CanvasState, mask_id: int) -> list[PathS
 
 @dataclass(frozen=True, eq=False)
 class PathProbability:
-    """The log-probability of a path of n steps.
+    """The log-probability of a path of n steps, and the cost of computing it."""
 
-    Parameters
-    ----------
-    tokens : array
-        `[n]`, Σ_{i∈S} log p_i(v_i | x) of each step.
-    positions : array
-        `[n]`, the position term of each step: -∞ where the rule cannot reveal S, 0 if not requested.
-    cost : Cost
-        Positions as `scored`; a canvas that several paths share is charged to the first path.
-    """
-
-    tokens: Floats
-    positions: Floats
-    cost: Cost
+    tokens: Floats  # [n], Σ_{i∈S} log p_i(v_i | x) of each step
+    positions: Floats  # [n], the position terms: -∞ where the rule cannot reveal S, 0 if not requested
+    cost: Cost  # positions as `scored`; the first of several paths pays for a shared canvas
 
 
 @torch.inference_mode()
@@ -84,8 +74,8 @@ def path_probabilities(
         Temperature, guidance, rule and schedule of the law. A cache of the policy is not used.
     paths : sequence of sequences of PathStep
     positions : bool
-        Whether to compute the position terms. They need the logits at every masked position of the block; without
-        them the head computes the logits at S alone.
+        Whether to compute the position terms, from the logits at every masked position of the block. Otherwise the
+        head computes the logits at S alone.
 
     Raises
     ------

@@ -35,7 +35,7 @@ MaskedDiffusionPolicy: TypeAlias = Any
 
 
 class Continuation(NamedTuple):
-    """A denoising step: the log-probabilities of its tokens and positions, and the revealed positions among n."""
+    """A denoising step: its log-probabilities, the revealed positions among n, and their tokens."""
 
     token_logp: float
     position_logp: float

@@ -273,8 +273,7 @@ class MaskedDiffusionPolicy:
         arrays = (of, np.minimum(quotas, masked.shape[1]), numbers, orders)
         turn = Turn(logits, self.mask_id, *(torch.from_numpy(array).to(logits.device) for array in arrays))
         revealed = rule(turn, self.unmasking)
-        certainty = self._certainty_of(turn, revealed.positions) if self.certainty else None
-        return index, masked, revealed, certainty
+        return index, masked, revealed, self._certainty_of(turn, revealed.positions) if self.certainty else None
 
     def _place(self, rows: Rows, index: Ints, masked: Ints, revealed: Revealed) -> None:
         """Write a step into the rows `index`, whose masked positions were `[R, n]`."""

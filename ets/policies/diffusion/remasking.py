@@ -22,30 +22,14 @@ from ets.policies.token_draws import rows_together
 
 @dataclass(frozen=True)
 class Turn:
-    """The input of one denoising step.
+    """The input of one denoising step."""
 
-    Parameters
-    ----------
-    logits : tensor
-        `[U, n, V]`, guided, in floating point.
-    mask_id : int
-        The mask token, which is never drawn.
-    canvas : tensor
-        `[R]`, the number of each row's canvas among the U. If R = U, the numbers are 0, 1, 2, ….
-    quota : tensor
-        `[R]`, the positions to reveal, 1 to n. Parallel decoding may reveal more.
-    uniforms : tensor
-        `[R, n]` in float64: one for each drawn token.
-    orders : tensor
-        `[R, n]` in float64: one for each position. The rule `random` alone uses them.
-    """
-
-    logits: torch.Tensor
-    mask_id: int
-    canvas: torch.Tensor
-    quota: torch.Tensor
-    uniforms: torch.Tensor
-    orders: torch.Tensor
+    logits: torch.Tensor  # [U, n, V], guided, in floating point
+    mask_id: int  # never drawn
+    canvas: torch.Tensor  # [R], the number of each row's canvas among the U: 0, 1, 2, … if R = U
+    quota: torch.Tensor  # [R], the positions to reveal, 1 to n; parallel decoding may reveal more
+    uniforms: torch.Tensor  # [R, n] in float64, for the drawn tokens
+    orders: torch.Tensor  # [R, n] in float64, for the order of the rule `random`
 
 
 @dataclass(frozen=True)
