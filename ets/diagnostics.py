@@ -91,17 +91,17 @@ def ratio_summary(steps: Iterable[Step], clip: tuple[float, float] | None = None
     steps = list(steps)
     ratios = [row for step in steps for row in _open(step, step.log_ratios)]
     flat = np.concatenate([np.array([]), *ratios])
-    own = [ratios for ratios in (step.candidate_log_ratios for step in steps) if np.any(ratios)]
+    candidates = [ratios for ratios in (step.candidate_log_ratios for step in steps) if np.any(ratios)]
     mixed = [step for step in steps if 0 < sum(c.done for c in step.candidates) < len(step.candidates)]
     return RatioSummary(
         rollouts=len(flat),
-        effective=_mean([_effective(row) for row in ratios if len(row) > 1]),
-        mean=_mean(np.exp(np.minimum(flat, 600.0)).tolist()),  # a number that JSON has, whatever the ratios
+        effective=_mean([effective_draws(row) / len(row) for row in ratios if len(row) > 1]),
+        mean=_mean(np.exp(np.minimum(flat, 600.0)).tolist()),  # finite, since JSON has no infinity
         spread=_spread([np.concatenate([np.array([]), *_open(step, step.log_ratios)]) for step in steps]),
         impossible=_mean(np.isneginf(flat).tolist()),
         clipped=_mean(_at(flat, clip)) if clip else 0.0,
-        candidates_effective=_mean([_effective(row) for row in own]),
-        candidates_clipped=_mean([at for row in own for at in _at(row, clip)]) if clip else 0.0,
+        candidates_effective=_mean([effective_draws(row) / len(row) for row in candidates]),
+        candidates_clipped=_mean([at for row in candidates for at in _at(row, clip)]) if clip else 0.0,
         complete_drawn=_mean([sum(c.done for c in step.candidates) / len(step.candidates) for step in mixed]),
         complete_chosen=_mean([float(step.candidates[step.choice].done) for step in mixed]),
     )
@@ -110,11 +110,6 @@ def ratio_summary(steps: Iterable[Step], clip: tuple[float, float] | None = None
 def _open(step: Step, rows: Iterable[T]) -> list[T]:
     """The rows of the open candidates."""
     return [row for row, candidate in zip(rows, step.candidates, strict=True) if not candidate.done]
-
-
-def _effective(log_ratios: Floats) -> float:
-    """The effective sample size over the number of ratios."""
-    return effective_draws(log_ratios) / len(log_ratios)
 
 
 def _spread(steps: Sequence[Floats]) -> float:

@@ -9,12 +9,14 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
 from ets.types import Cost, Draw, InputError, Keys, Policy, Problem, Proposal, Scored, Scorer, State
 from ets.weights import effective_draws
 
+S = TypeVar("S", bound="WrappedState")
 ENOUGH = 32
 """The least number of rollouts whose effective sample size `NoiseWarning` tests."""
 NOISE = 0.1
@@ -22,28 +24,34 @@ NOISE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
-class PairedState:
-    """The states of both policies. Tokens, text and `logp` belong to the reference policy."""
+class WrappedState:
+    """A state of a weighted policy, around the state that another policy has drawn."""
 
-    reference: State
-    proposal: State
-    logp: float = 0.0
+    drawn: State
 
     @property
     def problem(self) -> Problem | None:
-        return getattr(self.reference, "problem", None)
+        return getattr(self.drawn, "problem", None)
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        return self.reference.tokens
+        return self.drawn.tokens
 
     @property
     def text(self) -> str:
-        return self.reference.text
+        return self.drawn.text
 
     @property
     def done(self) -> bool:
-        return self.reference.done
+        return self.drawn.done
+
+
+@dataclass(frozen=True, eq=False)
+class PairedState(WrappedState):
+    """The states of both policies: `drawn` and `logp` belong to the reference policy."""
+
+    proposal: State
+    logp: float = 0.0
 
 
 class ImportanceSampling:
@@ -100,8 +108,8 @@ class ImportanceSampling:
 
     def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         """Candidates of the reference policy; the proposal reads the tokens of the candidates."""
-        pairs = _pairs(states)
-        drawn = self.reference.extend([pair.reference for pair in pairs], keys)
+        pairs = states_of(PairedState, states)
+        drawn = self.reference.extend([pair.drawn for pair in pairs], keys)
         followed = self.proposal.follow([pair.proposal for pair in pairs], [draw.state for draw in drawn])
         return [
             replace(draw, state=PairedState(draw.state, there.state, draw.text.logp), cost=draw.cost + there.cost)
@@ -110,9 +118,9 @@ class ImportanceSampling:
 
     def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         """Rollouts of the proposal, scored by the reference policy; `Draw.logp` is the proposal's log-probability."""
-        pairs = _pairs(states)
+        pairs = states_of(PairedState, states)
         drawn = self.proposal.finish([pair.proposal for pair in pairs], keys)
-        scored = self.reference.logp([pair.reference for pair in pairs], [draw.state for draw in drawn])
+        scored = self.reference.logp([pair.drawn for pair in pairs], [draw.state for draw in drawn])
         weighed = [self._weighed(*row) for row in zip(pairs, drawn, scored, strict=True)]
         self._warn_of_noise([draw.text.log_ratio for draw in weighed])
         return weighed
@@ -146,11 +154,12 @@ class NoiseWarning:
             )
 
 
-def _pairs(states: Sequence[State]) -> list[PairedState]:
-    pairs = [state for state in states if isinstance(state, PairedState)]
-    if len(pairs) != len(states):
-        raise InputError("a state belongs to another policy; draw from the states of this pair")
-    return pairs
+def states_of(kind: type[S], states: Sequence[State]) -> list[S]:
+    """The states, if all are of one kind of `WrappedState`; else raises `InputError`."""
+    found = [state for state in states if isinstance(state, kind)]
+    if len(found) != len(states):
+        raise InputError("a state belongs to another policy; draw from the states of this policy")
+    return found
 
 
 class Clip:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from ets.importance import Clip, NoiseWarning
-from ets.types import Cost, Draw, InputError, Keys, Policy, Problem, State
+from ets.importance import Clip, NoiseWarning, WrappedState, states_of
+from ets.types import Cost, Draw, Keys, Policy, Problem, State
 
 
 @dataclass(frozen=True)
@@ -39,28 +39,11 @@ class Weigher(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class WeighedState:
+class WeighedState(WrappedState):
     """A state of the sampler, the target's log-probability of its path, and the log-ratio within this guide step."""
 
-    drawn: State
     logp: float = 0.0
     log_ratio: float = 0.0
-
-    @property
-    def problem(self) -> Problem | None:
-        return getattr(self.drawn, "problem", None)
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        return self.drawn.tokens
-
-    @property
-    def text(self) -> str:
-        return self.drawn.text
-
-    @property
-    def done(self) -> bool:
-        return self.drawn.done
 
 
 class PathWeights:
@@ -103,13 +86,13 @@ class PathWeights:
 
     def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         """Candidates; their texts carry the ratio of this guide step."""
-        befores = _weighed(states)
+        befores = states_of(WeighedState, states)
         drawn = self.sampler.extend([state.drawn for state in befores], keys)
         return self._draws([replace(state, log_ratio=0.0) for state in befores], drawn)
 
     def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         """Rollouts; their texts carry the ratio since the guide step began, with the ratio of the candidate."""
-        befores = _weighed(states)
+        befores = states_of(WeighedState, states)
         drawn = self._draws(befores, self.sampler.finish([state.drawn for state in befores], keys))
         before = [0.0 if state.log_ratio == -math.inf else state.log_ratio for state in befores]
         self._warn_of_noise([d.text.log_ratio - ratio for d, ratio in zip(drawn, before, strict=True)])
@@ -124,10 +107,3 @@ class PathWeights:
             state = WeighedState(draw.state, logp, log_ratio)
             weighed.append(Draw(state, text, draw.logp, draw.cost + ratio.cost))
         return weighed
-
-
-def _weighed(states: Sequence[State]) -> list[WeighedState]:
-    found = [state for state in states if isinstance(state, WeighedState)]
-    if len(found) != len(states):
-        raise InputError("a state belongs to another policy; draw from the states of this policy")
-    return found
