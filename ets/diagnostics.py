@@ -1,4 +1,4 @@
-"""Summaries of the importance ratios in a trace: whether the weights correct the proposal, or are noise."""
+"""Summaries of the importance ratios in a trace: do the weights correct the proposal, or are they noise?"""
 
 from __future__ import annotations
 
@@ -26,26 +26,24 @@ class RatioSummary:
     rollouts : int
         Rollouts that the proposal drew.
     effective : float
-        The effective sample size of a candidate's rollouts over their number, a mean over candidates: from 1/K to 1.
-        NaN at K = 1, where the ratio of a single rollout has no spread.
+        The effective sample size of a candidate's rollouts over their number, a mean over candidates: from 1/K to 1;
+        NaN at K = 1.
     mean : float
-        The mean ratio of rollouts. Its expectation is 1 if q can draw whatever p_ref can; else it is p_ref's
-        probability of the texts that q can draw. A mean clearly below 1 therefore shows that q, truncated for example,
-        cannot draw all of p_ref: the missing texts are missing from every energy.
+        The mean ratio of rollouts. Its expectation is p_ref's probability of the texts that q can draw. A mean clearly
+        below 1 shows that a q with a smaller support, such as a truncated q, omits texts of p_ref from every energy.
     spread : float
-        Standard deviation of the finite log-ratios within a guide step, a root mean square over steps. A shift of all
-        log-ratios from step to step does not count, since a step compares its candidates alone.
+        Standard deviation of the finite log-ratios within a guide step, a root mean square over steps.
     impossible : float
         The share of rollouts that the reference policy cannot draw.
     clipped : float
         The share of the rollouts' ratios at a bound of the clip.
     candidates_effective : float
-        Where the proposal drew the candidates too: the effective sample size of their ratios over M, a mean over steps.
+        If the sampler drew the candidates too: the effective sample size of their ratios over M, a mean over steps.
     candidates_clipped : float
-        There, the share of the candidates' ratios at a bound of the clip.
+        Then also: the share of the candidates' ratios at a bound of the clip.
     complete_drawn, complete_chosen : float
         The share of complete candidates among the drawn and among the chosen candidates, over the steps with complete
-        and open candidates. A much larger share among the chosen means skewed energies, or a reward that favours an end.
+        and open candidates. A much larger share of the chosen means skewed energies, or a reward that favours an end.
     """
 
     rollouts: int
@@ -93,17 +91,17 @@ def ratio_summary(steps: Iterable[Step], clip: tuple[float, float] | None = None
     steps = list(steps)
     ratios = [row for step in steps for row in _open(step, step.log_ratios)]
     flat = np.concatenate([np.array([]), *ratios])
-    own = [ratios for ratios in (step.candidate_log_ratios for step in steps) if np.any(ratios)]
+    candidates = [ratios for ratios in (step.candidate_log_ratios for step in steps) if np.any(ratios)]
     mixed = [step for step in steps if 0 < sum(c.done for c in step.candidates) < len(step.candidates)]
     return RatioSummary(
         rollouts=len(flat),
-        effective=_mean([_effective(row) for row in ratios if len(row) > 1]),
-        mean=_mean(np.exp(np.minimum(flat, 600.0)).tolist()),  # a number that JSON has, whatever the ratios
+        effective=_mean([effective_draws(row) / len(row) for row in ratios if len(row) > 1]),
+        mean=_mean(np.exp(np.minimum(flat, 600.0)).tolist()),  # finite, since JSON has no infinity
         spread=_spread([np.concatenate([np.array([]), *_open(step, step.log_ratios)]) for step in steps]),
         impossible=_mean(np.isneginf(flat).tolist()),
         clipped=_mean(_at(flat, clip)) if clip else 0.0,
-        candidates_effective=_mean([_effective(row) for row in own]),
-        candidates_clipped=_mean([at for row in own for at in _at(row, clip)]) if clip else 0.0,
+        candidates_effective=_mean([effective_draws(row) / len(row) for row in candidates]),
+        candidates_clipped=_mean([at for row in candidates for at in _at(row, clip)]) if clip else 0.0,
         complete_drawn=_mean([sum(c.done for c in step.candidates) / len(step.candidates) for step in mixed]),
         complete_chosen=_mean([float(step.candidates[step.choice].done) for step in mixed]),
     )
@@ -112,11 +110,6 @@ def ratio_summary(steps: Iterable[Step], clip: tuple[float, float] | None = None
 def _open(step: Step, rows: Iterable[T]) -> list[T]:
     """The rows of the open candidates."""
     return [row for row, candidate in zip(rows, step.candidates, strict=True) if not candidate.done]
-
-
-def _effective(log_ratios: Floats) -> float:
-    """The effective sample size over the number of ratios."""
-    return effective_draws(log_ratios) / len(log_ratios)
 
 
 def _spread(steps: Sequence[Floats]) -> float:

@@ -1,4 +1,4 @@
-"""Groups of chains over one engine: while a group waits for its slowest rollout, another group uses the engine."""
+"""Groups of chains that share an engine: while a group waits for its slowest rollout, another group draws."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Found: TypeAlias = "SimpleQueue[Chain | BaseException | None]"
 
 @runtime_checkable
 class Interruptible(Protocol):
-    """A policy whose draws another thread can end."""
+    """A policy whose draws another thread can interrupt."""
 
     def interrupt(self, thread: int) -> None: ...
 
@@ -31,26 +31,26 @@ def run_in_groups(
     samples: int = 1,
     done: Container[tuple[str, int]] = (),
 ) -> Iterator[Chain]:
-    """Yield chains as they end, like `ets.runner.run`, from one thread per group.
+    """Yield chains in the order in which they end, like `ets.runner.run`, from a thread per group.
 
-    Rewards run in the thread of their group, while the engine works for the other groups. The seconds of a step are the
-    seconds that its group waited, so the sum over all groups exceeds the wall-clock time.
+    A reward runs in the thread of its group, while the engine serves the other groups. The seconds of a step include
+    the wait for the engine, so the sum over all groups exceeds the wall-clock time.
 
     Parameters
     ----------
     groups : sequence of (Policy, StepFn)
-        One pair for each group, since threads share neither policies nor step functions with state. The policies draw
-        from one engine, such as `ets.policies.autoregressive.vllm.VLLMEngine`, which threads may share.
+        One pair for each group, since threads cannot share policies or stateful step functions. The policies share a
+        thread-safe engine, such as `ets.policies.autoregressive.vllm.VLLMEngine`.
     problems, seed, samples, done
         As for `run`. The chains of a problem stay in one group.
     width : int
-        Chains that are under way in all groups together, at least one in each.
+        Chains that advance at once in all groups together, at least 1 per group.
 
     Raises
     ------
     InputError
-        As `run` does. The other groups then end after their current step, or within it if the policy is
-        `Interruptible`. They also end when the caller closes the iterator.
+        For the errors of `run`. The other groups then end after their current step, or within the step if the policy is
+        `Interruptible`. All groups end when the caller closes the iterator.
     """
     require_counts(groups=len(groups), width=width, samples=samples)
     shared, found = _Shared(problems), SimpleQueue[Chain | BaseException | None]()
@@ -95,11 +95,11 @@ def _end(thread: threading.Thread, policy: Policy) -> None:
 
 
 class _Stopped(Exception):
-    """Ends a thread whose chains the caller no longer takes."""
+    """Ends a thread after the caller has closed the iterator."""
 
 
 class _Shared:
-    """Problems that several threads take, until `stopped` is set."""
+    """Problems that several threads take in turn, until `stopped` is set."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self._problems, self._lock = distinct(problems), threading.Lock()

@@ -1,6 +1,6 @@
 """A reference policy whose rollouts a cheaper proposal draws: Algorithm 2 of Li et al., arXiv 2601.21484.
 
-The pair is a policy for every step function; its draws carry the logarithm of an importance ratio.
+Every step function takes the pair as a policy. The draws of the pair carry the logarithm of an importance ratio.
 """
 
 from __future__ import annotations
@@ -9,64 +9,71 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 
 from ets.types import Cost, Draw, InputError, Keys, Policy, Problem, Proposal, Scored, Scorer, State
 from ets.weights import effective_draws
 
+S = TypeVar("S", bound="WrappedState")
 ENOUGH = 32
-"""The fewest rollouts whose effective sample size is judged."""
+"""The least number of rollouts whose effective sample size `NoiseWarning` tests."""
 NOISE = 0.1
-"""Below this share of effective rollouts, the correction is mostly noise."""
+"""Below this share of effective rollouts, `NoiseWarning` warns."""
 
 
 @dataclass(frozen=True, eq=False)
-class PairedState:
-    """The states of both policies. Tokens and text are those of the reference policy, `logp` is its log-probability."""
+class WrappedState:
+    """A state of a weighted policy, around the state that another policy has drawn."""
 
-    reference: State
-    proposal: State
-    logp: float = 0.0
+    drawn: State
 
     @property
     def problem(self) -> Problem | None:
-        return getattr(self.reference, "problem", None)
+        return getattr(self.drawn, "problem", None)
 
     @property
     def tokens(self) -> tuple[int, ...]:
-        return self.reference.tokens
+        return self.drawn.tokens
 
     @property
     def text(self) -> str:
-        return self.reference.text
+        return self.drawn.text
 
     @property
     def done(self) -> bool:
-        return self.reference.done
+        return self.drawn.done
+
+
+@dataclass(frozen=True, eq=False)
+class PairedState(WrappedState):
+    """The states of both policies: `drawn` and `logp` belong to the reference policy."""
+
+    proposal: State
+    logp: float = 0.0
 
 
 class ImportanceSampling:
     """A policy whose candidates come from the reference p_ref and whose rollouts come from a proposal q.
 
-    A rollout's text carries `log_ratio` = log p_ref(x_0 | x_s) - log q(x_0 | x_s): over exactly the tokens that q drew
-    (the end token and those trimmed with a stop string included), under exactly the distributions that were sampled.
-    A weight exp(log_ratio) is proper: E_q[exp(log_ratio) f(x_0)] = E_ref[f(x_0)] for every f, provided that no ratio is
-    clipped and that q can draw whatever p_ref can. Where a truncated q cannot, the mean ratio is below 1
-    (`RatioSummary.mean`).
+    A rollout's text carries `log_ratio` = log p_ref(x_0 | x_s) - log q(x_0 | x_s), over all tokens that q drew (the end
+    token and the tokens of a trimmed stop string included), under the laws that were sampled. A weight exp(log_ratio)
+    is proper: E_q[exp(log_ratio) f(x_0)] = E_ref[f(x_0)] for every f, if no ratio is clipped and the support of q
+    contains the support of p_ref. For a q with a smaller support, the mean ratio is below 1 (`RatioSummary.mean`).
 
-    A truncated p_ref (top-k, top-p) gives weight 0 to each rollout that leaves its support, which after 100 tokens may
-    be nearly all. In half precision rounding has the same effect, because one forward over a rollout and forwards over
-    single tokens differ in the last digits: borders of the support move. Leave the reference policy untruncated.
+    A truncated p_ref (top-k, top-p) gives weight 0 to each rollout that leaves its support: after 100 tokens perhaps
+    nearly all rollouts. In half precision even rollouts inside the support may get weight 0, because one forward pass
+    over a rollout and passes over single tokens differ in the last digits. Leave the reference policy untruncated.
 
     Parameters
     ----------
     reference : Scorer
         p_ref.
     proposal : Proposal
-        q: another model, or the same one under another distribution.
+        q: another model, or the same model under another law.
     clip : (float, float), optional
-        Bounds on the ratio, which trade its variance for a bias. A ratio of zero stays zero.
+        Bounds on the ratio, which reduce its variance and add a bias. A ratio of zero stays zero.
 
     Raises
     ------
@@ -82,8 +89,7 @@ class ImportanceSampling:
         if proposal.deterministic:
             raise InputError("at temperature 0 the proposal draws one text only, which has no ratio; raise it")
         reference.require_proposal(proposal)
-        self.reference, self.proposal, self._clip = reference, proposal, Clip(clip)
-        self.clip = clip
+        self.reference, self.proposal, self.clip, self._clip = reference, proposal, clip, Clip(clip)
         self._warn_of_noise = NoiseWarning()
 
     weighed = True  # `ets.step.require_unweighed`
@@ -101,9 +107,9 @@ class ImportanceSampling:
         return [PairedState(*pair) for pair in pairs]
 
     def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
-        """Candidates of the reference policy; the proposal reads their tokens."""
-        pairs = _pairs(states)
-        drawn = self.reference.extend([pair.reference for pair in pairs], keys)
+        """Candidates of the reference policy; the proposal reads the tokens of the candidates."""
+        pairs = states_of(PairedState, states)
+        drawn = self.reference.extend([pair.drawn for pair in pairs], keys)
         followed = self.proposal.follow([pair.proposal for pair in pairs], [draw.state for draw in drawn])
         return [
             replace(draw, state=PairedState(draw.state, there.state, draw.text.logp), cost=draw.cost + there.cost)
@@ -111,10 +117,10 @@ class ImportanceSampling:
         ]
 
     def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
-        """Rollouts of the proposal, which the reference policy scores; `logp` of a draw is the proposal's."""
-        pairs = _pairs(states)
+        """Rollouts of the proposal, scored by the reference policy; `Draw.logp` is the proposal's log-probability."""
+        pairs = states_of(PairedState, states)
         drawn = self.proposal.finish([pair.proposal for pair in pairs], keys)
-        scored = self.reference.logp([pair.reference for pair in pairs], [draw.state for draw in drawn])
+        scored = self.reference.logp([pair.drawn for pair in pairs], [draw.state for draw in drawn])
         weighed = [self._weighed(*row) for row in zip(pairs, drawn, scored, strict=True)]
         self._warn_of_noise([draw.text.log_ratio for draw in weighed])
         return weighed
@@ -122,9 +128,7 @@ class ImportanceSampling:
     def _weighed(self, before: PairedState, draw: Draw, scored: Scored) -> Draw:
         ratio = self._clip(scored.logp - draw.logp)
         text = replace(draw.text, logp=before.logp + scored.logp, log_ratio=ratio)
-        return replace(
-            draw, state=PairedState(draw.state, draw.state, text.logp), text=text, cost=draw.cost + scored.cost
-        )
+        return Draw(PairedState(draw.state, draw.state, text.logp), text, draw.logp, draw.cost + scored.cost)
 
 
 class NoiseWarning:
@@ -140,7 +144,9 @@ class NoiseWarning:
         if effective < NOISE * len(log_ratios):
             self._given = True
             impossible = sum(ratio == -math.inf for ratio in log_ratios)
-            outside = f", and {impossible} are impossible under its top-k or top-p: leave these out" * (impossible > 0)
+            outside = f", and {impossible} are impossible under its top-k or top-p: leave top-k and top-p out" * (
+                impossible > 0
+            )
             warnings.warn(
                 f"of {len(log_ratios)} rollouts of the proposal {effective:.1f} are effective{outside}: the correction "
                 "is mostly noise; choose a proposal nearer to the model, larger guide steps, or none",
@@ -148,11 +154,12 @@ class NoiseWarning:
             )
 
 
-def _pairs(states: Sequence[State]) -> list[PairedState]:
-    pairs = [state for state in states if isinstance(state, PairedState)]
-    if len(pairs) != len(states):
-        raise InputError("a state belongs to one policy alone; draw from the states of this pair")
-    return pairs
+def states_of(kind: type[S], states: Sequence[State]) -> list[S]:
+    """The states, if all are of one kind of `WrappedState`; else raises `InputError`."""
+    found = [state for state in states if isinstance(state, kind)]
+    if len(found) != len(states):
+        raise InputError("a state belongs to another policy; draw from the states of this policy")
+    return found
 
 
 class Clip:
@@ -165,19 +172,18 @@ class Clip:
     """
 
     def __init__(self, bounds: tuple[float, float] | None) -> None:
-        self._bounds = None if bounds is None else _logarithms(bounds)
+        self._bounds = -math.inf, math.inf
+        if bounds is None:
+            return
+        try:
+            low, high = (float(bound) for bound in bounds)
+        except (TypeError, ValueError):
+            raise InputError(f"clip is {bounds!r}; give two numbers, the lowest and the highest ratio") from None
+        if not 0 <= low < 1 < high:
+            raise InputError(
+                f"clip is {bounds!r}; its bounds must enclose 1, which is the ratio's mean, as in (0.1, 10)"
+            )
+        self._bounds = (math.log(low) if low else -math.inf), math.log(high)
 
     def __call__(self, log_ratio: float) -> float:
-        if self._bounds is None or log_ratio == -math.inf:
-            return log_ratio
-        return min(max(log_ratio, self._bounds[0]), self._bounds[1])
-
-
-def _logarithms(bounds: tuple[float, float]) -> tuple[float, float]:
-    try:
-        low, high = (float(bound) for bound in bounds)
-    except (TypeError, ValueError):
-        raise InputError(f"clip is {bounds!r}; give two numbers, the lowest and the highest ratio") from None
-    if not 0 <= low < 1 < high:
-        raise InputError(f"clip is {bounds!r}; its bounds must enclose 1, which is the ratio's mean, as in (0.1, 10)")
-    return (math.log(low) if low else -math.inf), math.log(high)
+        return log_ratio if log_ratio == -math.inf else min(max(log_ratio, self._bounds[0]), self._bounds[1])

@@ -1,8 +1,8 @@
-"""A sampler whose draws are weighed towards another law, such as a fast masked-diffusion sampler as a proposal.
+"""A sampler whose draws carry importance weights towards another law, such as a fast masked-diffusion sampler.
 
 With an autoregressive proposal the reference policy draws the candidates (`ets.importance`). Here the sampler draws
 candidates and rollouts: the path ratio of a candidate multiplies its energy, and the ratio of a rollout covers the path
-after the candidate. A mixture of exact candidates and weighed rollouts would follow neither law.
+after the candidate. Exact candidates with weighted rollouts would follow neither law.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from ets.importance import Clip, NoiseWarning
-from ets.types import Cost, Draw, InputError, Keys, Policy, Problem, State
+from ets.importance import Clip, NoiseWarning, WrappedState, states_of
+from ets.types import Cost, Draw, Keys, Policy, Problem, State
 
 
 @dataclass(frozen=True)
@@ -29,40 +29,21 @@ class Weigher(Protocol):
 
     @property
     def target(self) -> str:
-        """The law that weighed draws follow, in words."""
-        ...
+        """The law that weighted draws follow, in words."""
 
     @property
     def ledger(self) -> Cost: ...
 
     def ratios(self, starts: Sequence[State], ends: Sequence[State]) -> list[PathRatio]:
         """The ratio of each path from a state of the sampler to a later state."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
-class WeighedState:
-    """A sampler's state, the target's log-probability of its path, and the ratio of its part in this guide step."""
+class WeighedState(WrappedState):
+    """A state of the sampler, the target's log-probability of its path, and the log-ratio within this guide step."""
 
-    drawn: State
     logp: float = 0.0
     log_ratio: float = 0.0
-
-    @property
-    def problem(self) -> Problem | None:
-        return getattr(self.drawn, "problem", None)
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        return self.drawn.tokens
-
-    @property
-    def text(self) -> str:
-        return self.drawn.text
-
-    @property
-    def done(self) -> bool:
-        return self.drawn.done
 
 
 class PathWeights:
@@ -82,15 +63,14 @@ class PathWeights:
     """
 
     def __init__(self, sampler: Policy, weigher: Weigher, clip: tuple[float, float] | None = None) -> None:
-        self.sampler, self.weigher, self._clip = sampler, weigher, Clip(clip)
-        self.clip = clip
+        self.sampler, self.weigher, self.clip, self._clip = sampler, weigher, clip, Clip(clip)
         self._warn_of_noise = NoiseWarning()
 
     weighed = True  # `ets.step.require_unweighed`
 
     @property
     def target(self) -> str:
-        """The law that weighed draws follow, in words."""
+        """The law that weighted draws follow, in words."""
         return self.weigher.target
 
     @property
@@ -106,19 +86,19 @@ class PathWeights:
 
     def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         """Candidates; their texts carry the ratio of this guide step."""
-        own = _own(states)
-        drawn = self.sampler.extend([state.drawn for state in own], keys)
-        return self._weighed([replace(state, log_ratio=0.0) for state in own], drawn)
+        befores = states_of(WeighedState, states)
+        drawn = self.sampler.extend([state.drawn for state in befores], keys)
+        return self._draws([replace(state, log_ratio=0.0) for state in befores], drawn)
 
     def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         """Rollouts; their texts carry the ratio since the guide step began, with the ratio of the candidate."""
-        own = _own(states)
-        drawn = self._weighed(own, self.sampler.finish([state.drawn for state in own], keys))
-        own_ratios = [0.0 if state.log_ratio == -math.inf else state.log_ratio for state in own]
-        self._warn_of_noise([d.text.log_ratio - ratio for d, ratio in zip(drawn, own_ratios, strict=True)])
+        befores = states_of(WeighedState, states)
+        drawn = self._draws(befores, self.sampler.finish([state.drawn for state in befores], keys))
+        before = [0.0 if state.log_ratio == -math.inf else state.log_ratio for state in befores]
+        self._warn_of_noise([d.text.log_ratio - ratio for d, ratio in zip(drawn, before, strict=True)])
         return drawn
 
-    def _weighed(self, befores: Sequence[WeighedState], drawn: Sequence[Draw]) -> list[Draw]:
+    def _draws(self, befores: Sequence[WeighedState], drawn: Sequence[Draw]) -> list[Draw]:
         found = self.weigher.ratios([before.drawn for before in befores], [draw.state for draw in drawn])
         weighed = []
         for before, draw, ratio in zip(befores, drawn, found, strict=True):
@@ -127,10 +107,3 @@ class PathWeights:
             state = WeighedState(draw.state, logp, log_ratio)
             weighed.append(Draw(state, text, draw.logp, draw.cost + ratio.cost))
         return weighed
-
-
-def _own(states: Sequence[State]) -> list[WeighedState]:
-    own = [state for state in states if isinstance(state, WeighedState)]
-    if len(own) != len(states):
-        raise InputError("a state belongs to another policy; draw from the states of this policy")
-    return own

@@ -1,4 +1,4 @@
-"""What is read off a finished chain, always by name: the text that was sampled (`last`), or the majority (`vote`)."""
+"""Readouts of a finished chain, by name: the sampled text (`last`), or the majority of its rollouts (`vote`)."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Vote:
     Parameters
     ----------
     shares : mapping of hashable to float
-        By answer: its share of the votes, the largest first. Empty if no rollout holds an answer.
+        The share of the votes by answer, the largest first. Empty if no rollout holds an answer.
     texts : mapping of hashable to Text
-        By answer: the first rollout that gives it.
+        The first rollout with each answer.
     winner : hashable or None
         The majority answer, by `ets.rewards.winner`; None if no rollout holds an answer.
     """
@@ -36,7 +36,7 @@ class Vote:
 
 
 def vote(extract: Extract, chain: Chain) -> Vote:
-    """The votes of every rollout of every step: their majority is an estimator, and no sample from any stated law.
+    """The votes of every rollout of every step. Their majority is an estimator, not a sample of a known law.
 
     A complete candidate votes K times. A rollout that later steps retain votes once. A rollout of a proposal votes with
     its importance ratio.

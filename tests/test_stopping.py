@@ -279,7 +279,7 @@ def test_a_chain_that_goes_beyond_the_steps_it_was_to_have_is_refused() -> None:
     """All texts tie, for none has an answer: nothing is decided, and the third step is one too many."""
     reward = per_text(lambda _, text: 0.0)
     step = energy_guided(reward, candidates=2, rollouts=1, lam=1.0, decided=vote_decided(lambda text: None, 2))
-    with pytest.raises(InputError, match=r"^a chain takes guide step 3, but vote_decided was told of 2 in all; give"):
+    with pytest.raises(InputError, match=r"^a chain takes guide step 3, but the steps of vote_decided are 2; give"):
         chains_of(POLICY, step, 20)
 
 

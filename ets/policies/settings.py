@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ets.settings import boolean, bounds, number_or, setting
 from ets.step import require_counts, require_positive
@@ -20,16 +20,16 @@ _AS_GENERATE = "checkpoint: the value that transformers' generate takes from the
 
 @dataclass(frozen=True)
 class Sampling:
-    """The distribution that tokens are drawn from.
+    """The law of the drawn tokens.
 
     Parameters
     ----------
     temperature : float
         At least 0; 0 takes the most probable token.
     top_k : int, optional
-        Keep the k most probable tokens, and those as probable as the last of them.
+        Keep the k most probable tokens, and tokens as probable as the k-th.
     top_p : float, optional
-        Of these, renormalised, keep the smallest set of most probable tokens whose mass reaches p, 0 < p ≤ 1.
+        Renormalise, and keep the smallest set of most probable tokens whose mass reaches p, 0 < p ≤ 1.
     """
 
     temperature: float = setting(1.0, "temperature of the reference policy, at least 0", float)
@@ -57,13 +57,13 @@ class Sampling:
 
     @property
     def truncated(self) -> bool:
-        """Whether some tokens cannot be drawn at all."""
+        """Whether the law gives some tokens the probability 0."""
         return self.top_k is not None or self.top_p not in (None, 1) or self.temperature == 0
 
 
 @dataclass(frozen=True)
 class Horizon:
-    """How far rows go: `block_size` tokens per guide step (B), `max_length` in all (d_x)."""
+    """The tokens per guide step (B) and in all (d_x)."""
 
     block_size: int = setting(64, "tokens per guide step", int)
     max_length: int = setting(512, "tokens in all; for masked diffusion, of the canvas", int, flags=("gen_length",))
@@ -84,29 +84,29 @@ class Unmasking:
     Parameters
     ----------
     temperature : float
-        Of the drawn tokens, at least 0. Confidences are always those of the untempered distribution.
+        Of the drawn tokens, at least 0. Confidences belong to the untempered distribution.
     remasking : str
-        A key of `ets.policies.diffusion.remasking.RULES`: which masked positions are revealed first. `low_confidence`
-        is LLaDA's name for the positions whose drawn token is the most probable (the others are masked again);
-        `largest`, the positions whose most probable token is, whatever was drawn; `random`; `margin`, between the two
-        most probable tokens; `entropy`, the lowest. The mask token has its share in the confidences, as in LLaDA's
-        sampler, and none in margin and entropy.
+        A key of `ets.policies.diffusion.remasking.RULES`: the order in which positions are revealed. `low_confidence`
+        (LLaDA's name: the others are remasked) prefers the most probable drawn tokens, `largest` the positions with
+        the most probable token, `margin` the largest difference between the two most probable tokens, `entropy` the
+        lowest entropy, and `random` none. As in LLaDA's sampler, the mask token counts in the confidences; it does not
+        count in margin and entropy.
     cfg : float
         Classifier-free guidance s: logits un + (s + 1)(cond - un), at twice the forwards; 0 is none.
     stop_at_end : bool
-        Leave out the blocks after one that holds an end token. The law of the text is the same: it is cut at the
-        first end token, and no block looks at a later one that has been filled.
+        Leave out the blocks after a block that holds an end token. The law of the text is the same: the text ends at
+        its first end token, and no block attends to a later block that has been filled.
     threshold : float, optional
         Parallel decoding (Wu et al., Fast-dLLM, arXiv 2505.22618): beyond its quota, a step reveals every position
-        whose confidence reaches this, above 0 and at most 1. For `low_confidence` and `largest`.
+        whose confidence reaches the threshold, above 0 and at most 1. For `low_confidence` and `largest`.
     factor : float, optional
-        Parallel decoding by Fast-dLLM's factor rule, for the same two: beyond its quota, as many of the most confident
-        positions as have (n + 1)(1 - confidence of the n-th) at most this.
+        Parallel decoding by Fast-dLLM's factor rule, for the same rules: beyond its quota, a step reveals the n most
+        confident positions for the largest n with (n + 1)(1 - confidence of the n-th) ≤ factor.
 
     Raises
     ------
     InputError
-        For an unknown rule, a number out of range, or parallel decoding by a rule that has no confidences.
+        For an unknown rule, a number out of range, or parallel decoding by a rule without confidences.
     """
 
     temperature: float = setting(1.0, "temperature of the reference policy, at least 0", float)
@@ -126,11 +126,6 @@ class Unmasking:
             raise InputError(f"unknown remasking {self.remasking!r}; choose from {', '.join(RULES)}")
         if not isinstance(self.stop_at_end, bool):
             raise InputError(f"stop_at_end is {self.stop_at_end!r}; it must be True or False")
-        self._require_parallel()
-
-    def _require_parallel(self) -> None:
-        from ets.policies.diffusion.remasking import RULES
-
         bars = {"threshold": self.threshold, "factor": self.factor}
         given = {name: value for name, value in bars.items() if value is not None}
         require_positive(**given)
@@ -138,7 +133,7 @@ class Unmasking:
             raise InputError(f"threshold {self.threshold} and factor {self.factor} exclude each other; leave one out")
         if self.threshold is not None and self.threshold > 1:
             raise InputError(f"threshold is {self.threshold!r}, but a confidence is 1 at most; choose less")
-        if given and not RULES[self.remasking].confident:
+        if given and not self._rule.confident:
             confident = " or ".join(name for name, rule in RULES.items() if rule.confident)
             raise InputError(
                 f"{next(iter(given))} needs confidences, which remasking {self.remasking!r} has not; choose {confident}"
@@ -151,17 +146,19 @@ class Unmasking:
 
     @property
     def by_canvas(self) -> bool:
-        """Whether the positions revealed do not depend on the tokens drawn."""
-        from ets.policies.diffusion.remasking import RULES
-
-        return RULES[self.remasking].by_canvas
+        """Whether the revealed positions are independent of the drawn tokens."""
+        return self._rule.by_canvas
 
     @property
     def deterministic(self) -> bool:
-        """Whether a step has one outcome only: greedy tokens, and positions that depend on nothing random."""
+        """Whether a step has one outcome: greedy tokens, and no random positions."""
+        return self.temperature == 0 and not self._rule.random
+
+    @property
+    def _rule(self) -> Any:
         from ets.policies.diffusion.remasking import RULES
 
-        return self.temperature == 0 and not RULES[self.remasking].random
+        return RULES[self.remasking]
 
     def probabilities(self, logits: torch.Tensor, mask_id: int) -> torch.Tensor:
         """The law p of the drawn tokens `[..., V]` in float64: tempered, without the mask token."""
@@ -174,16 +171,13 @@ class Unmasking:
         return logits.div_(self.temperature).softmax(-1)
 
     def bars(self, quota: torch.Tensor, positions: int) -> torch.Tensor:
-        """What the best of `positions` scores, the second best, … must reach `[R, positions]`, by quotas `[R]`."""
+        """The least score `[R, positions]` of the m-th best position that is revealed, from the quotas `[R]`."""
         import torch
 
         m = torch.arange(1, positions + 1, dtype=torch.float64, device=quota.device)
-        if self.threshold is not None:
-            beyond = torch.full_like(m, math.log(self.threshold))
-        elif self.factor is not None:
+        beyond = torch.full_like(m, math.inf if self.threshold is None else math.log(self.threshold))
+        if self.factor is not None:
             beyond = (1 - self.factor / (m + 1)).clamp(min=0).log()
-        else:
-            beyond = torch.full_like(m, math.inf)
         return torch.where(m <= quota[:, None], -math.inf, beyond)
 
 
@@ -198,9 +192,9 @@ class Canvas:
     steps : int, optional
         Denoising steps in all; by default one per token.
     block_length : int, optional
-        Tokens of a block; by default the family's, or the whole canvas where that does not divide it.
+        Tokens of a block; by default the block length of the family, or the whole canvas if that is no multiple.
     guide_steps, block_size : int, optional
-        I, or the tokens of a guide step: one of the two, by default a block size of 64.
+        I, or the tokens of a guide step: not both; by default a block size of 64.
     """
 
     max_length: int = setting(512, "tokens in all; for masked diffusion, of the canvas", int, flags=("gen_length",))
@@ -246,7 +240,7 @@ class Caching:
     Raises
     ------
     InputError
-        For another cache, or a refresh that is not a whole number of at least 1.
+        For an unknown cache, or a refresh that is not a whole number of at least 1.
     """
 
     cache: str = setting("dual", "dual or prefix; like threshold and factor, it makes p_ref a faster sampler")
@@ -259,11 +253,11 @@ class Caching:
             require_counts(refresh=self.refresh)
 
     def last_refresh(self, step: int) -> int:
-        """The last step, `step` included, that computes the whole canvas; both counted from the block's first step."""
+        """The last step, `step` included, that computes the whole canvas; steps are numbered within the block."""
         return step // self.refresh * self.refresh if self.refresh else 0
 
     def window(self, block: tuple[int, int], gen_length: int) -> tuple[int, int]:
-        """The first position that is computed between refreshes, and the one after the last."""
+        """The first position that is computed between refreshes, and the position after the last."""
         return block if self.cache == "dual" else (block[0], gen_length)
 
 
@@ -272,7 +266,7 @@ CACHES = ("dual", "prefix")
 
 @dataclass(frozen=True)
 class Weighing:
-    """The sampler that ETS-IS draws from, and how its paths are weighed."""
+    """The sampler of ETS-IS, and the weights of its paths."""
 
     proposal: str | None = setting(
         None, "q, a cheaper model with the same tokens that draws the rollouts of ETS-IS", flags=("small_model_path",)
@@ -284,7 +278,7 @@ class Weighing:
 
 @dataclass(frozen=True)
 class Memory:
-    """Limits of a policy in this process, and what it records."""
+    """The memory of a policy in this process, and its records."""
 
     memory_gib: float | None = setting(None, "GiB of the cache of rows (default: half of the free memory)", float)
     certainty: bool = setting(False, "record how certain the model is of the tokens that it draws", boolean)

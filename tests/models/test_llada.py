@@ -210,10 +210,10 @@ def check_far_positions(model: Any) -> None:
     assert (near - far).abs().max() < 0.02 * near.abs().max()
 
 
-def recalled(model: Any, window: slice, ids: torch.Tensor, known: Recording) -> torch.Tensor:
-    """Logits of a window of the padded rows, beside what was known of them."""
+def recalled(model: Any, window: slice, ids: torch.Tensor, recording: Recording) -> torch.Tensor:
+    """Logits of a window of the padded rows, whose other keys and values are cached."""
     positions = llada._positions(IDS, padding())[:, window]
-    exchange = Recalling(known.known, window.start)
+    exchange = Recalling(recording.cached, window.start)
     return logits(model, ids[:, window], attention_mask=padding(), position_ids=positions, exchange=exchange)
 
 
@@ -222,14 +222,14 @@ def recalled(model: Any, window: slice, ids: torch.Tensor, known: Recording) -> 
 def test_a_window_beside_what_is_known_is_the_whole(attention: str, window: slice) -> None:
     """Of an unchanged sequence, in padded rows; of a changed one, what stands outside is as it was."""
     model = load(attn_implementation=attention)
-    known = Recording([(pad, window.start, window.stop) for pad in PADS])
-    whole = logits(model, attention_mask=padding(), exchange=known)
+    recording = Recording([(pad, window.start, window.stop) for pad in PADS])
+    whole = logits(model, attention_mask=padding(), exchange=recording)
     same(whole, logits(model, attention_mask=padding()))
-    same(recalled(model, window, IDS, known), whole[:, window])
+    same(recalled(model, window, IDS, recording), whole[:, window])
     changed = (IDS + 1) % 250
     later = logits(model, torch.cat((IDS[:, : window.start], changed[:, window], IDS[:, window.stop :]), 1))
-    assert (recalled(model, window, changed, known) - whole[:, window]).abs().max() > 1
-    assert (recalled(model, window, changed, known)[0] - later[0, window]).abs().max() > 1e-2
+    assert (recalled(model, window, changed, recording) - whole[:, window]).abs().max() > 1
+    assert (recalled(model, window, changed, recording)[0] - later[0, window]).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

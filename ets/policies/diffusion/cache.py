@@ -1,78 +1,63 @@
-"""A cache for masked diffusion (Wu et al., Fast-dLLM, arXiv 2505.22618): only a window of the canvas is computed anew.
+"""The cache of masked diffusion (Wu et al., Fast-dLLM, arXiv 2505.22618): most steps compute a window of the canvas.
 
-A forward pass over the whole canvas, a refresh, keeps the keys and values outside the window; later steps compute the
-window alone and look at what is known beside it. What is known belongs to the canvas at the refresh, so the law of a
-step depends on both canvases: it is another law than the exact one, and a law of its own.
+A refresh is a forward pass over the whole canvas, which records the keys and values outside the window. A later step
+computes the window alone, and its queries attend to the recorded keys and values too. The law of a step therefore
+depends on two canvases, the present canvas and the canvas at the refresh, and differs from the law without a cache.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 
+CachedLayers: TypeAlias = list[tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]]
+"""Of one sequence, layer by layer: `((keys before, keys after), (values before, values after))` of the window.
 
-@dataclass(frozen=True, eq=False)
-class Known:
-    """Keys and values of one sequence outside its window, layer by layer.
-
-    Parameters
-    ----------
-    layers : list
-        `((keys before, keys after), (values before, values after))`, each `[heads, length, head]`, keys turned.
-    """
-
-    layers: list[tuple[tuple[torch.Tensor, torch.Tensor], ...]] = field(default_factory=list)
+Each is `[heads, length, head]`; the keys are rotated.
+"""
 
 
 class Recording:
-    """An `Exchange` that keeps what a refresh computes, for each row apart so that no row keeps another's alive.
+    """An `Exchange` that records keys and values at a refresh. Rows are cloned, so that no row keeps another alive.
 
-    Parameters
-    ----------
-    windows : sequence of (int, int, int) or None
-        Of each row: its first column, the first of the window, and the one after the window's last. None for a row of
-        which nothing is kept.
+    `windows` holds the first column of each row, the first column of its window, and the column after its window; None
+    for a row that is not recorded.
     """
 
     def __init__(self, windows: Sequence[tuple[int, int, int] | None]) -> None:
         self.windows = windows
-        self.known = [window and Known() for window in windows]
+        self.cached: list[CachedLayers | None] = [None if window is None else [] for window in windows]
 
     def __call__(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        for row, (window, known) in enumerate(zip(self.windows, self.known, strict=True)):
-            if window and known:
+        for row, (window, cached) in enumerate(zip(self.windows, self.cached, strict=True)):
+            if window is not None and cached is not None:
                 begin, first, last = window
-                kept = tuple((of[row, :, begin:first].clone(), of[row, :, last:].clone()) for of in (keys, values))
-                known.layers.append(kept)
+                k, v = ((of[row, :, begin:first].clone(), of[row, :, last:].clone()) for of in (keys, values))
+                cached.append((k, v))
         return keys, values
 
 
 class Recalling:
-    """An `Exchange` that puts a window's keys and values between those that are known.
+    """An `Exchange` that puts the keys and values of a window between the recorded keys and values of each row.
 
-    Parameters
-    ----------
-    known : sequence of Known
-        Of each row.
-    first : int
-        The window's first column; columns before a row's first are padding.
+    `first` is the first column of the window. The columns before the first token of a row are padding.
     """
 
-    def __init__(self, known: Sequence[Known], first: int) -> None:
-        self.known, self.first = known, first
+    def __init__(self, cached: Sequence[CachedLayers], first: int) -> None:
+        self.cached, self.first = cached, first
 
     def __call__(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        kept = [known.layers[layer] for known in self.known]
-        return self._between(keys, [k for k, _ in kept]), self._between(values, [v for _, v in kept])
+        k, v = zip(*(cached[layer] for cached in self.cached), strict=True)
+        return self._between(keys, k), self._between(values, v)
 
-    def _between(self, window: torch.Tensor, kept: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    def _between(self, window: torch.Tensor, cached: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
         rows, heads, columns, width = window.shape
         last = self.first + columns
-        whole = window.new_zeros(rows, heads, last + kept[0][1].shape[1], width)  # padding must not be NaN
+        whole = window.new_zeros(rows, heads, last + cached[0][1].shape[1], width)  # padding must not be NaN
         whole[:, :, self.first : last] = window
-        for row, (before, after) in enumerate(kept):
+        for row, (before, after) in enumerate(cached):
             whole[row, :, self.first - before.shape[1] : self.first] = before
             whole[row, :, last:] = after
         return whole

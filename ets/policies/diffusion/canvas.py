@@ -1,4 +1,4 @@
-"""Canvases on their way: the states of masked diffusion, the rows of a draw, and what rows share."""
+"""The states of masked diffusion, the rows of a draw, and the canvases that rows share."""
 
 from __future__ import annotations
 
@@ -10,60 +10,50 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ets.policies.diffusion.cache import Known
-from ets.types import Certainty, Floats, Keys, Policy, Problem
+from ets.policies.diffusion.cache import CachedLayers
+from ets.types import Certainty, Cost, Floats, Keys, Policy, Problem
 
 Ints: TypeAlias = NDArray[np.int64]
 
 PADDING = 1.125
-"""Rows go through the model together if the longest has at most this many times the tokens of the shortest."""
+"""A forward pass takes canvases of which the longest has at most this many times the tokens of the shortest."""
 
 
 @dataclass(eq=False)
 class Memory:
-    """What its owner has computed for a canvas.
-
-    Parameters
-    ----------
-    owner : Policy
-    hidden : tensor, optional
-        The head's guided inputs `[n, width]` at the canvas's masked positions.
-    known : Known, optional
-        With a cache: keys and values of the last refresh.
-    """
+    """The tensors that a policy has computed for a canvas."""
 
     owner: Policy
-    hidden: torch.Tensor | None = None
-    known: Known | None = None
+    hidden: torch.Tensor | None = (
+        None  # guided inputs of the head at the n positions that the next step draws [n, width]
+    )
+    cached: CachedLayers | None = None  # keys and values of the last refresh
 
 
 @dataclass(frozen=True, eq=False)
 class CanvasState:
-    """A canvas on its way.
+    """A canvas between two denoising steps.
+
+    Tokens and path determine the canvas before every step, the canvas at the last refresh included, so a cache is a
+    function of the state. Rows that start from a state share its memory, and so do the states of equal draws.
 
     Parameters
     ----------
-    problem : Problem
-    prompt : tuple of int
     tokens : tuple of int
-        The canvas `[gen_length]`: the mask id where nothing has been revealed.
+        The canvas `[gen_length]`; masked positions hold the mask id.
     path : tuple of int
-        The denoising step that revealed each position; -1 where none has. With the tokens it tells the canvas before
-        every step, and so that of the last refresh: what a cache holds is a function of the state.
-    memory : Memory
-        Shared by the rows that share this state, and by the states of equal draws.
+        The denoising step that revealed each position; -1 for a masked position.
     step : int
         The number of the next denoising step.
     text : str
-        Up to the first end token or stop string; a masked position before the last token shows as `·`.
+        Up to the first end token or stop string. A masked position before the last token shows as `·`.
     logp : float
         Natural-log probability of the path: of tokens and positions.
-    done : bool
     step_logps : array
-        `[steps, 2]`: of each denoising step, the log-probability of the tokens that it revealed, as drawn, and its
-        position term; 0 for a step that was not made.
+        `[steps, 2]`: the log-probability of the tokens that each denoising step revealed, and the position term of the
+        step; 0 for a step that was left out.
     certainty : Certainty, optional
-        Where it is recorded.
+        If the policy records certainty.
     """
 
     problem: Problem
@@ -78,10 +68,6 @@ class CanvasState:
     step_logps: Floats = field(default_factory=lambda: np.zeros((0, 2)), repr=False)
     certainty: Certainty | None = None
 
-    @property
-    def revealed(self) -> int:
-        return sum(step >= 0 for step in self.path)
-
 
 def canvas_before(tokens: Ints, path: Ints, step: int | Ints, mask_id: int) -> Ints:
     """Canvases `[..., gen_length]` as they were before a denoising step."""
@@ -90,7 +76,7 @@ def canvas_before(tokens: Ints, path: Ints, step: int | Ints, mask_id: int) -> I
 
 @dataclass(eq=False)
 class Rows:
-    """R rows under way: arrays that the denoising steps change in place."""
+    """R rows of a draw: arrays that the denoising steps change in place."""
 
     keys: Keys
     prompts: list[tuple[int, ...]]
@@ -100,8 +86,8 @@ class Rows:
     step: Ints  # [R]
     step_logps: Floats  # [R, steps, 2]: of tokens, of positions
     costs: Ints  # [R, 3]: positions, row-forwards, vocabulary positions
-    known: list[Known | None]  # of the last refresh
-    certainty: Floats  # [R, 3]: tokens drawn now, sums of entropy and self-certainty; zeros where not recorded
+    cached: list[CachedLayers | None]  # of the last refresh
+    certainty: Floats  # [R, 3]: tokens drawn by this call, sums of entropy and self-certainty; else zeros
 
     @classmethod
     def of(cls, states: Sequence[CanvasState], keys: Keys, steps: int) -> Rows:
@@ -112,62 +98,45 @@ class Rows:
         logps, costs = np.zeros((len(states), steps, 2)), np.zeros((len(states), 3), np.int64)
         for row, state in enumerate(states):
             logps[row, : len(state.step_logps)] = state.step_logps
-        known = [state.memory.known for state in states]
-        return cls(keys, prompts, each, tokens, path, step, logps, costs, known, np.zeros((len(states), 3)))
+        cached = [state.memory.cached for state in states]
+        return cls(keys, prompts, each, tokens, path, step, logps, costs, cached, np.zeros((len(states), 3)))
 
 
 @dataclass(eq=False)
 class Canvas:
-    """What some rows share: a prompt and a canvas, and the positions that are read.
-
-    Parameters
-    ----------
-    prompt : tuple of int
-    tokens : array
-        `[gen_length]`.
-    masked : array
-        The positions that are read: of a draw, the masked ones of the active block.
-    memory : Memory
-    window : (int, int), optional
-        With a cache: the positions that are computed between refreshes.
-    origin : array, optional
-        The canvas at the last refresh, where that is past: then only the window is computed.
-    rows : list of int
-    positions, row_forwards : int
-        What has been computed for it, to be charged to the first of its rows.
-    """
+    """A canvas that the model reads once for all rows that share it."""
 
     prompt: tuple[int, ...]
-    tokens: Ints
-    masked: Ints
+    tokens: Ints  # [gen_length]
+    masked: Ints  # the masked positions whose logits are needed [n]
     memory: Memory
-    window: tuple[int, int] | None = None
-    origin: Ints | None = None
+    window: tuple[int, int] | None = None  # with a cache: the positions that are computed between refreshes
+    origin: Ints | None = None  # the canvas at the last refresh, if the next step computes the window alone
     rows: list[int] = field(default_factory=list)
-    positions: int = 0
+    positions: int = 0  # the cost of the canvas so far, which its first row pays
     row_forwards: int = 0
 
     def charge(self, positions: int, row_forwards: int) -> None:
         self.positions += positions
         self.row_forwards += row_forwards
 
+    def cost(self, kind: str) -> Cost:
+        """The cost of the canvas, with its positions as the given field of `Cost`."""
+        counts = {kind: self.positions, "row_forwards": self.row_forwards, "vocabulary": len(self.masked)}
+        return Cost(**counts)
+
     @property
     def length(self) -> int:
         return len(self.prompt) + len(self.tokens)
 
     @property
-    def columns(self) -> int:
-        """How many positions a forward pass computes, without guidance."""
-        return self.length if self.between is None else self.between[1] - self.between[0]
-
-    @property
     def between(self) -> tuple[int, int] | None:
-        """The window, where it alone is computed."""
+        """The window, if the next step computes the window alone."""
         return None if self.origin is None else self.window
 
 
 def alike(canvases: Iterable[Canvas]) -> Iterator[list[Canvas]]:
-    """Batches for a forward pass: whole canvases, or one window of them, and of nearly the same length."""
+    """Batches for a forward pass: whole canvases, or one window of each, of nearly the same length."""
     batch: list[Canvas] = []
     for canvas in sorted(canvases, key=lambda canvas: (canvas.between or (-1, -1), canvas.length)):
         shortest = batch[0] if batch else canvas
@@ -180,7 +149,7 @@ def alike(canvases: Iterable[Canvas]) -> Iterator[list[Canvas]]:
 
 
 def equally_masked(canvases: Iterable[Canvas]) -> list[list[Canvas]]:
-    """Batches of canvases of which equally many positions are read."""
+    """Batches for the head: canvases with equally many masked positions."""
     batches: dict[int, list[Canvas]] = {}
     for canvas in canvases:
         batches.setdefault(len(canvas.masked), []).append(canvas)

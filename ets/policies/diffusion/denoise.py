@@ -1,11 +1,11 @@
-"""Masked diffusion's settings, and its transition, one denoising step at a time: pure functions on logits.
+"""The schedule of masked diffusion, and its transition: one denoising step, a pure function of logits.
 
 At a canvas x, a step draws a token for every masked position of the active block, v_j ~ p_j, ranks the draws by a
-score, and reveals the best. The draws are independent, so the probability of revealing the set S with tokens v_S is
+score, and reveals the best draws. The draws are independent, so revealing the set S with tokens v_S has the probability
 
     log P(S, v_S | x) = Σ_{i∈S} log p_i(v_i) + position term,
 
-and `denoise` returns both parts. Token probabilities alone are no transition law: they do not sum to one.
+and `denoise` returns both parts. The token probabilities alone do not sum to one over the events (S, v_S).
 
 Shape letters: R rows, U different canvases among them, n masked positions of the active block, V vocabulary.
 """
@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ets.policies.diffusion.remasking import RULES, Drawn, at_tokens, for_rows, row_slices
+from ets.policies.diffusion.remasking import RULES, Drawn, Turn, at_tokens, for_rows, row_slices
 from ets.policies.settings import Canvas, Unmasking
 from ets.policies.token_draws import pick_tokens
 from ets.step import require_counts
@@ -29,21 +29,20 @@ from ets.types import InputError
 
 @dataclass(frozen=True)
 class Schedule:
-    """How a canvas is filled: blocks from left to right, each in equally many denoising steps.
+    """The order in which a canvas is filled: blocks from left to right, each in equally many denoising steps.
 
-    Parallel decoding may fill a block before its steps are over; the rest of them is left out, so that a step's number
-    still tells its block. Guide steps are therefore counted in revealed positions, not in steps: a guide step ends as
-    soon as at least as many positions are revealed as the quotas of its steps reveal. Without parallel decoding that is
-    after `steps / guide_steps` steps. With it, M candidates differ by what one denoising step reveals at most, and not
-    at all where guide steps are whole blocks; there are `guide_steps` at most.
+    Parallel decoding may fill a block early; the remaining steps of the block are left out, so a step's number still
+    determines its block. A guide step ends when at least as many positions are revealed as its steps' quotas add up
+    to: without parallel decoding after `steps / guide_steps` steps. With parallel decoding, the M candidates of a guide
+    step of one whole block may not differ, and `guide_steps` is the largest number of guide steps.
 
     Parameters
     ----------
     gen_length : int
         Tokens of the canvas (d_x).
     steps : int
-        Denoising steps in all: a multiple of the number of blocks, at most `gen_length`. Where decoding is parallel,
-        the largest number of steps: each reveals its quota at least.
+        Denoising steps in all: a multiple of the number of blocks, at most `gen_length`. Parallel decoding may take
+        fewer, since each step reveals at least its quota.
     block_length : int
         Tokens of a block; divides `gen_length`.
     guide_steps : int
@@ -99,22 +98,27 @@ class Schedule:
         return self.steps // self.guide_steps
 
     def block_of(self, step: int) -> tuple[int, int]:
-        """The first position of the block that is active at a denoising step, and the one after its last."""
+        """The first position of the block that a denoising step fills, and the position after the block."""
         first = step // self.steps_per_block * self.block_length
         return first, first + self.block_length
 
+    def masked_at(self, step: int, tokens: NDArray[np.int64], mask_id: int) -> NDArray[np.int64]:
+        """The masked positions `[n]` of the block that a denoising step fills, of a canvas `[gen_length]`."""
+        first, last = self.block_of(step)
+        return first + np.flatnonzero(tokens[first:last] == mask_id)
+
     def quota(self, step: int) -> int:
-        """How many positions a denoising step reveals: an even share of its block, the remainder first."""
+        """The positions that a denoising step reveals: an even share of its block, the remainder first."""
         share, remainder = divmod(self.block_length, self.steps_per_block)
         return share + (step % self.steps_per_block < remainder)
 
     def step_after(self, steps: NDArray[np.int64], full: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """The numbers of rows' next denoising steps `[R]`: of the next block's first, where the block is full."""
+        """The numbers of the next denoising steps `[R]`: the first step of the next block if the block is full."""
         each = self.steps_per_block
         return np.where(full, (steps // each + 1) * each, steps + 1)
 
     def boundary(self, revealed: int) -> int:
-        """How many positions are revealed, at least, when a guide step ends that begins with so many."""
+        """The least number of revealed positions at the end of a guide step that begins with `revealed`."""
         return next(share for share in self._boundaries if share > revealed)
 
     @cached_property
@@ -124,78 +128,37 @@ class Schedule:
 
 
 @dataclass(frozen=True)
-class Turn:
-    """What a denoising step of R rows starts from.
-
-    Parameters
-    ----------
-    logits : tensor
-        `[U, n, V]`, guided, at the masked positions of the active block from left to right.
-    mask_id : int
-        The mask token: never drawn.
-    canvas : tensor
-        `[R]`, which of the U each row has. Where R = U, it is 0, 1, 2, ….
-    quota : tensor
-        `[R]`, how many positions to reveal, at least where decoding is parallel: 1 to n.
-    uniforms : tensor
-        `[R, n]` in float64: one for each drawn token.
-    orders : tensor
-        `[R, n]` in float64: one for each position, used by the rule `random` only.
-    """
-
-    logits: torch.Tensor
-    mask_id: int
-    canvas: torch.Tensor
-    quota: torch.Tensor
-    uniforms: torch.Tensor
-    orders: torch.Tensor
-
-    def drawn(self, probabilities: torch.Tensor, tokens: torch.Tensor, unmasking: Unmasking) -> Drawn:
-        bars = unmasking.bars(self.quota, tokens.shape[1])
-        return Drawn(self.logits, self.canvas, probabilities, tokens, self.orders, bars, self.mask_id)
-
-
-@dataclass(frozen=True)
 class Revealed:
-    """What a denoising step did to R rows of n masked positions.
+    """The result of one denoising step for R rows of n masked positions."""
 
-    Parameters
-    ----------
-    tokens : tensor
-        `[R, n]`, the token drawn at each position, whether it is revealed or not.
-    positions : tensor
-        `[R, n]`, True where the token is revealed (S).
-    token_logp, position_logp : tensor
-        `[R]`, the two parts of log P(S, v_S | x), float64.
-    """
-
-    tokens: torch.Tensor
-    positions: torch.Tensor
-    token_logp: torch.Tensor
-    position_logp: torch.Tensor
+    tokens: torch.Tensor  # [R, n], the token drawn at each position
+    positions: torch.Tensor  # [R, n], True where the token is revealed (S)
+    token_logp: torch.Tensor  # [R] in float64, the first part of log P(S, v_S | x)
+    position_logp: torch.Tensor  # [R] in float64, the position term
 
 
 def denoise(turn: Turn, unmasking: Unmasking) -> Revealed:
-    """One denoising step."""
+    """One denoising step: draw a token at every masked position, and reveal the best draws."""
     probabilities = unmasking.probabilities(turn.logits, turn.mask_id)
     parts = [
         pick_tokens(probabilities[of].flatten(0, 1), turn.uniforms[rows].flatten())
         for rows, of in row_slices(probabilities, turn.canvas)
     ]
     tokens, logp = (torch.cat(part).view(turn.uniforms.shape) for part in zip(*parts, strict=True))
-    return _reveal(turn.drawn(probabilities, tokens, unmasking), logp, unmasking)
+    return _reveal(turn, probabilities, tokens, logp, unmasking)
 
 
 def denoise_greedily(turn: Turn, unmasking: Unmasking) -> Revealed:
-    """What `denoise` does at temperature 0, with the log-probability that temperature 1 gives to it."""
+    """The step of `denoise` at temperature 0, with its log-probability at temperature 1."""
     untempered = replace(unmasking, temperature=1.0)
     best_tokens = replace(unmasking, temperature=0.0).probabilities(turn.logits, turn.mask_id).argmax(-1)
     probabilities = untempered.probabilities(turn.logits, turn.mask_id)
     tokens = for_rows(best_tokens, turn.canvas)
     logp = at_tokens(probabilities, turn.canvas, tokens).log()
-    return _reveal(turn.drawn(probabilities, tokens, untempered), logp, untempered)
+    return _reveal(turn, probabilities, tokens, logp, untempered)
 
 
-def _reveal(drawn: Drawn, logp: torch.Tensor, unmasking: Unmasking) -> Revealed:
+def _reveal(turn: Turn, p: torch.Tensor, tokens: torch.Tensor, logp: torch.Tensor, unmasking: Unmasking) -> Revealed:
+    drawn = Drawn(turn, p, tokens, unmasking.bars(turn.quota, tokens.shape[1]))
     positions, position_logp = RULES[unmasking.remasking].reveal(drawn)
-    return Revealed(drawn.tokens, positions, logp.masked_fill(~positions, 0.0).sum(-1), position_logp)
+    return Revealed(tokens, positions, logp.masked_fill(~positions, 0.0).sum(-1), position_logp)

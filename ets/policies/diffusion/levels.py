@@ -1,20 +1,20 @@
 """Importance weights between two masked-diffusion samplers: ratios of path probabilities, at levels "1" and "1F".
 
-A fast sampler (a cache, parallel decoding, another temperature, a smaller model) draws candidates and rollouts. Each
-path carries the product over its denoising steps of target / fast probability. The level fixes the target. At level
-"0" the fast sampler is p_ref, and every weight is exactly 1.
+A fast sampler (a cache, parallel decoding, another temperature) draws candidates and rollouts. Each path carries the
+product over its denoising steps of target / fast probability. The level fixes the target. At level "0" the fast sampler
+is p_ref, and every weight is exactly 1.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from ets.path_weights import PathRatio, PathWeights
 from ets.policies.autoregressive.law import require_same_vocabulary
 from ets.policies.diffusion.canvas import CanvasState
 from ets.policies.diffusion.path_probability import path_probabilities, path_steps
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
-from ets.policies.settings import Unmasking
 from ets.types import Cost, InputError, State
 
 LEVELS = {
@@ -29,7 +29,7 @@ LEVELS = {
 
 
 def target_of(level: str) -> str:
-    """The law that draws follow at a level, in words.
+    """The law that weighted draws follow at a level, in words.
 
     Raises
     ------
@@ -42,9 +42,9 @@ def target_of(level: str) -> str:
 
 
 class LevelWeigher:
-    """Ratios of a fast sampler's paths towards a level's target; the exact forwards are batched over the drawn paths.
+    """Computes the ratios of a fast sampler's paths; the exact model reads the canvases of all paths in batches.
 
-    Where both policies sample alike, a step on a fresh cache has ratio 1: the exact model does not read it.
+    A step has the ratio 1 if both policies have the same settings and the cache is fresh; the exact model skips it.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class LevelWeigher:
 
     def __init__(self, exact: MaskedDiffusionPolicy, fast: MaskedDiffusionPolicy, level: str) -> None:
         self.exact, self.fast, self.target, self.positions = exact, fast, target_of(level), level == "1F"
-        require_ratio(exact, fast, level)
+        _require_ratio(exact, fast, level)
 
     @property
     def ledger(self) -> Cost:
@@ -69,19 +69,15 @@ class LevelWeigher:
 
     def ratios(self, starts: Sequence[State], ends: Sequence[State]) -> list[PathRatio]:
         """log target - log q of each path, `-inf` where the exact sampler cannot take it."""
-        paths = []
-        for start, end in zip(starts, ends, strict=True):
-            assert isinstance(start, CanvasState) and isinstance(end, CanvasState)
-            steps = path_steps(start, end, self.fast.mask_id)
-            paths.append([step for step in steps if not self._is_exact(step.step)])
+        pairs = cast("list[tuple[CanvasState, CanvasState]]", list(zip(starts, ends, strict=True)))
+        paths = [
+            [step for step in path_steps(*pair, self.fast.mask_id) if not self._is_exact(step.step)] for pair in pairs
+        ]
+        columns, ratios = slice(0, 2 if self.positions else 1), []
         found = path_probabilities(self.exact, paths, positions=self.positions)
-        columns = slice(0, 2 if self.positions else 1)
-        ratios = []
-        for steps, end, exact in zip(paths, ends, found, strict=True):
-            assert isinstance(end, CanvasState)
+        for steps, (_, end), exact in zip(paths, pairs, found, strict=True):
             as_drawn = end.step_logps[[step.step for step in steps], columns].sum() if steps else 0.0
-            log_ratio = float(exact.tokens.sum() + exact.positions.sum() - as_drawn)
-            ratios.append(PathRatio(log_ratio, exact.cost))
+            ratios.append(PathRatio(float(exact.tokens.sum() + exact.positions.sum() - as_drawn), exact.cost))
         return ratios
 
     def _is_exact(self, step: int) -> bool:
@@ -91,12 +87,9 @@ class LevelWeigher:
         return alike and self.exact.checkpoint is self.fast.checkpoint and self.fast.last_refresh(step) == step
 
 
-def require_ratio(exact: MaskedDiffusionPolicy, fast: MaskedDiffusionPolicy, level: str) -> None:
-    """Raise `InputError` unless paths of the fast sampler have a ratio at this level."""
-    if not all(isinstance(policy, MaskedDiffusionPolicy) for policy in (exact, fast)):
-        raise InputError("a level needs two masked-diffusion samplers; give an exact and a fast one")
+def _require_ratio(exact: MaskedDiffusionPolicy, fast: MaskedDiffusionPolicy, level: str) -> None:
     if exact.caching is not None:
-        raise InputError("the exact policy has a cache itself; leave its cache out, or take level 0")
+        raise InputError("the exact policy has a cache itself; leave the cache out, or take level 0")
     if exact.unmasking.temperature == 0 or fast.unmasking.temperature == 0:
         raise InputError("at temperature 0 a path has probability 0 or 1, and no ratio exists; raise the temperature")
     if exact.checkpoint is not fast.checkpoint:
@@ -115,29 +108,30 @@ def require_ratio(exact: MaskedDiffusionPolicy, fast: MaskedDiffusionPolicy, lev
             "drawn tokens; choose largest, margin, entropy or random for the fast sampler, or level 1F"
         )
     if level == "1F":
-        _require_full_support(exact.unmasking, fast.unmasking)
-        if exact.schedule.steps != fast.schedule.steps:
-            raise InputError(
-                f"level 1F needs one schedule on both sides, not {exact.schedule.steps} and {fast.schedule.steps} "
-                "steps; make them equal"
-            )
+        _require_full_support(exact, fast)
 
 
-def _require_full_support(exact: Unmasking, fast: Unmasking) -> None:
-    if exact.parallel or fast.parallel:
+def _require_full_support(exact: MaskedDiffusionPolicy, fast: MaskedDiffusionPolicy) -> None:
+    rule, fast_rule = exact.unmasking, fast.unmasking
+    if rule.parallel or fast_rule.parallel:
         raise InputError(
             "level 1F weighs positions too, and a hard threshold makes some sets impossible on one side alone: "
             "support is lost and the weights do not average to 1; leave threshold and factor out, or take level 1"
         )
-    if exact.remasking != fast.remasking:
+    if rule.remasking != fast_rule.remasking:
         raise InputError(
-            f"level 1F needs one rule on both sides, not remasking {exact.remasking!r} and {fast.remasking!r}; make "
-            "them equal"
+            f"level 1F needs one rule on both sides, not remasking {rule.remasking!r} and {fast_rule.remasking!r}; "
+            "make them equal"
         )
-    if fast.by_canvas and fast.remasking != "random":
+    if fast_rule.by_canvas and fast_rule.remasking != "random":
         raise InputError(
-            f"with remasking {fast.remasking!r} either side reveals one set with certainty, and where they differ no "
-            "support is left at level 1F; take level 1, or the rule low_confidence"
+            f"with remasking {fast_rule.remasking!r} either side reveals one set with certainty, and where they differ "
+            "no support is left at level 1F; take level 1, or the rule low_confidence"
+        )
+    if exact.schedule.steps != fast.schedule.steps:
+        raise InputError(
+            f"level 1F needs one schedule on both sides, not {exact.schedule.steps} and {fast.schedule.steps} steps; "
+            "make them equal"
         )
 
 

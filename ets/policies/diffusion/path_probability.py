@@ -1,40 +1,28 @@
-"""How probable a recorded path is to a masked-diffusion policy: what importance weights between samplers are made of.
+"""The probability of a recorded path under a masked-diffusion policy, for importance weights between samplers.
 
-A path is the denoising steps from one state to a later one: the canvas before each, the positions S that it revealed,
-and their tokens v_S. All of it stands in the later state (`tokens`, `path`), whoever drew it; the log-probabilities as
-drawn stand in its `step_logps`. Since a path is known afterwards, its canvases are read together.
+A path is the denoising steps from one state to a later state: the canvas before each step, the positions S that the
+step revealed, and their tokens v_S. `tokens` and `path` of the later state hold the path, and `step_logps` holds its
+log-probabilities under the policy that drew the path. The model reads all canvases of a path together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 
-from ets.policies.diffusion.canvas import Canvas, CanvasState, Ints, Memory, alike, canvas_before, equally_masked
-from ets.policies.diffusion.denoise import Turn
+from ets.policies.diffusion.canvas import Canvas, CanvasState, Memory, canvas_before
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
-from ets.policies.diffusion.remasking import RULES, at_tokens
+from ets.policies.diffusion.remasking import RULES, Drawn, Turn, at_tokens
 from ets.types import Cost, Floats, InputError
 
 
 @dataclass(frozen=True)
 class PathStep:
-    """One denoising step of a path.
-
-    Parameters
-    ----------
-    prompt : tuple of int
-    canvas : tuple of int
-        Before the step `[gen_length]`.
-    step : int
-        Its number.
-    positions, tokens : tuple of int
-        What it revealed, from left to right.
-    """
+    """A denoising step by its number: the canvas `[gen_length]` before it, the revealed positions and their tokens."""
 
     prompt: tuple[int, ...]
     canvas: tuple[int, ...]
@@ -44,17 +32,19 @@ class PathStep:
 
 
 def path_steps(start: CanvasState, end: CanvasState, mask_id: int) -> list[PathStep]:
-    """The denoising steps that led from a state to a later one.
+    """The denoising steps that led from a state to a later state.
 
     Raises
     ------
     InputError
-        If the one does not lead to the other.
+        If no path leads from `start` to `end`.
     """
     tokens, path = np.array(end.tokens), np.array(end.path)
     origin = canvas_before(tokens, path, start.step, mask_id)
     if start.prompt != end.prompt or start.tokens != tuple(origin.tolist()):
-        raise InputError(f"no path leads from canvas {start.tokens} to {end.tokens}; give a state and what it became")
+        raise InputError(
+            f"no path leads from canvas {start.tokens} to {end.tokens}; give a state and a state drawn from it"
+        )
     steps = []
     for step in sorted({int(n) for n in path if n >= start.step}):
         places = np.flatnonzero(path == step)
@@ -65,38 +55,27 @@ def path_steps(start: CanvasState, end: CanvasState, mask_id: int) -> list[PathS
 
 @dataclass(frozen=True, eq=False)
 class PathProbability:
-    """What a policy says of one path.
+    """The log-probability of a path of n steps, and the cost of computing it."""
 
-    Parameters
-    ----------
-    tokens : array
-        `[n]`, of each of its n steps Σ_{i∈S} log p_i(v_i | x).
-    positions : array
-        `[n]`, of each step the position term: -∞ where the rule cannot reveal S. 0 where it was not asked for.
-    cost : Cost
-        Positions as `scored`; a canvas that several paths share is charged to the first.
-    """
-
-    tokens: Floats
-    positions: Floats
-    cost: Cost
+    tokens: Floats  # [n], Σ_{i∈S} log p_i(v_i | x) of each step
+    positions: Floats  # [n], the position terms: -∞ where the rule cannot reveal S, 0 if not requested
+    cost: Cost  # positions as `scored`; the first of several paths pays for a shared canvas
 
 
 @torch.inference_mode()
 def path_probabilities(
     policy: MaskedDiffusionPolicy, paths: Sequence[Sequence[PathStep]], *, positions: bool = True
 ) -> list[PathProbability]:
-    """Log-probabilities of paths under a policy's exact model, each different canvas read once, whole.
+    """Log-probabilities of paths under a policy's exact model, which reads each different canvas once, whole.
 
     Parameters
     ----------
     policy : MaskedDiffusionPolicy
-        Its temperature, guidance, rule and schedule are those of the law; a cache that it may have is not used.
+        Temperature, guidance, rule and schedule of the law. A cache of the policy is not used.
     paths : sequence of sequences of PathStep
-        As many as one likes, of any lengths.
     positions : bool
-        Whether to compute the position terms too. They need the logits at every masked position of the block; without
-        them only those at S are computed.
+        Whether to compute the position terms, from the logits at every masked position of the block. Otherwise the
+        head computes the logits at S alone.
 
     Raises
     ------
@@ -105,95 +84,65 @@ def path_probabilities(
     """
     if policy.unmasking.temperature == 0:
         raise InputError("at temperature 0 a path has probability 0 or 1, and no ratio exists; raise the temperature")
-    items = [_Item(path, n, step) for path, steps in enumerate(paths) for n, step in enumerate(steps)]
-    canvases = list(_distinct(policy, items, positions))
-    found = [np.zeros((len(steps), 2)) for steps in paths]
-    costs = [Cost() for _ in paths]
-    score = partial(_score, policy=policy, items=items, positions=positions, found=found, costs=costs)
+    places = [(path, n) for path, steps in enumerate(paths) for n in range(len(steps))]
+    items = [paths[path][n] for path, n in places]
+    canvases = _distinct(policy, items, positions)
+    logps, costs = np.zeros((len(items), 2)), [Cost() for _ in paths]
+    work = partial(_score, policy, items, positions)
 
     def read_and_score(chunk: Sequence[Canvas]) -> None:
         policy.reader.read(chunk)
-        for batch in equally_masked(chunk):
-            copies = max(len(canvas.rows) for canvas in batch) if positions else 1
-            policy.memory_limit.in_chunks(batch, policy.reader.bytes_of_logits(batch[0], copies), score)
+        for batch, scored in policy.reader.with_logits(chunk, work, None if positions else 1):
+            logps[[n for canvas in batch for n in canvas.rows]] = np.concatenate(scored)
         for canvas in chunk:
-            canvas.memory.hidden = None  # of all canvases together it would be gigabytes
+            canvas.memory.hidden = None  # the tensors of all canvases together would take gigabytes
 
-    for batch in alike(canvases):
-        policy.memory_limit.in_chunks(batch, max(map(policy.reader.bytes_to_read, batch)), read_and_score)
+    policy.reader.read_all(canvases, read_and_score)
+    for canvas in canvases:
+        costs[places[canvas.rows[0]][0]] += canvas.cost("scored")
     policy.reader.ledger += Cost.total(costs)
-    return [PathProbability(logps[:, 0], logps[:, 1], cost) for logps, cost in zip(found, costs, strict=True)]
+    each = np.split(logps, np.cumsum([len(steps) for steps in paths])[:-1]) if paths else []
+    return [PathProbability(logp[:, 0], logp[:, 1], cost) for logp, cost in zip(each, costs, strict=True)]
 
 
-@dataclass(frozen=True, eq=False)
-class _Item:
-    """A step, and where it stands: the path, and which of its steps."""
-
-    path: int
-    number: int
-    step: PathStep
-
-
-def _distinct(policy: MaskedDiffusionPolicy, items: Sequence[_Item], positions: bool) -> Iterator[Canvas]:
-    """The different canvases of the steps, to be read where it is needed; their `rows` are numbers of items."""
+def _distinct(policy: MaskedDiffusionPolicy, items: Sequence[PathStep], positions: bool) -> list[Canvas]:
+    """The different canvases before the steps; their `rows` are the numbers of the steps."""
     groups: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
     for n, item in enumerate(items):
-        groups.setdefault((item.step.prompt, item.step.canvas), []).append(n)
+        groups.setdefault((item.prompt, item.canvas), []).append(n)
+    canvases = []
     for (prompt, canvas), rows in groups.items():
-        tokens = np.array(canvas)
-        revealed = sorted({position for n in rows for position in items[n].step.positions})
-        at = _masked_in_block(policy, tokens) if positions else np.array(revealed)
-        if not set(revealed) <= set(at.tolist()):
-            raise InputError(f"a step revealed positions {revealed}, of which not all are masked in the active block")
-        yield Canvas(prompt, tokens, at, Memory(policy), rows=rows)
-
-
-def _masked_in_block(policy: MaskedDiffusionPolicy, tokens: Ints) -> Ints:
-    masked = np.flatnonzero(tokens == policy.mask_id)
-    last = (masked[0] // policy.schedule.block_length + 1) * policy.schedule.block_length
-    return masked[masked < last]
+        tokens, revealed = np.array(canvas), np.unique([place for n in rows for place in items[n].positions])
+        masked = np.flatnonzero(tokens == policy.mask_id)
+        active = masked[masked // policy.schedule.block_length == masked[0] // policy.schedule.block_length]
+        if positions and not np.isin(revealed, active).all():
+            raise InputError(
+                f"a step revealed positions {revealed.tolist()}, of which not all are masked in the active block; "
+                "give steps of the policy's schedule"
+            )
+        canvases.append(Canvas(prompt, tokens, active if positions else revealed, Memory(policy), rows=rows))
+    return canvases
 
 
 def _score(
-    canvases: Sequence[Canvas],
-    policy: MaskedDiffusionPolicy,
-    items: Sequence[_Item],
-    positions: bool,
-    found: Sequence[Floats],
-    costs: list[Cost],
-) -> None:
-    """The log-probabilities of canvases that have been read, at equally many positions each."""
+    policy: MaskedDiffusionPolicy, items: Sequence[PathStep], positions: bool, canvases: Sequence[Canvas]
+) -> Floats:
+    """The log-probabilities `[R, 2]` of tokens and positions, of the R steps at canvases that have been read."""
     logits = policy.reader.logits(canvases)
     p = policy.unmasking.probabilities(logits, policy.mask_id)
     rows = [items[n] for canvas in canvases for n in canvas.rows]
     of = np.repeat(np.arange(len(canvases)), [len(canvas.rows) for canvas in canvases])
-    at = [canvases[n].masked for n in of]
-    chosen = torch.from_numpy(np.stack([np.isin(a, row.step.positions) for a, row in zip(at, rows, strict=True)]))
-    tokens = torch.zeros(chosen.shape, dtype=torch.int64)
-    tokens[chosen] = torch.tensor([token for row in rows for token in row.step.tokens])
-    chosen, tokens, canvas = (tensor.to(p.device) for tensor in (chosen, tokens, torch.from_numpy(of)))
-    logps = at_tokens(p, canvas, tokens).log().masked_fill(~chosen, 0.0).sum(-1)
-    terms = _terms(policy, logits, p, canvas, tokens, chosen, rows) if positions else torch.zeros_like(logps)
-    for row, logp, term in zip(rows, logps.tolist(), terms.tolist(), strict=True):
-        found[row.path][row.number] = logp, term
-    for read in canvases:
-        cost = Cost(scored=read.positions, row_forwards=read.row_forwards, vocabulary=len(read.masked))
-        costs[items[read.rows[0]].path] += cost
-
-
-def _terms(
-    policy: MaskedDiffusionPolicy,
-    logits: torch.Tensor,
-    p: torch.Tensor,
-    canvas: torch.Tensor,
-    tokens: torch.Tensor,
-    chosen: torch.Tensor,
-    rows: Sequence[_Item],
-) -> torch.Tensor:
-    """The position terms `[R]` of the sets that were revealed."""
-    n = chosen.shape[1]
-    quota = torch.tensor([min(policy.schedule.quota(row.step.step), n) for row in rows], device=p.device)
-    unused = torch.zeros(chosen.shape, dtype=torch.float64, device=p.device)
-    turn = Turn(logits, policy.mask_id, canvas, quota, unused, unused)
-    drawn = turn.drawn(p, tokens, policy.unmasking)
-    return RULES[policy.unmasking.remasking].term(drawn, chosen)
+    chosen = np.stack([np.isin(canvases[n].masked, row.positions) for n, row in zip(of, rows, strict=True)])
+    tokens, n = np.zeros(chosen.shape, np.int64), chosen.shape[1]
+    tokens[chosen] = [token for row in rows for token in row.tokens]
+    quotas = np.array([min(policy.schedule.quota(row.step), n) for row in rows])
+    arrays = (torch.from_numpy(array).to(p.device) for array in (chosen, tokens, of, quotas))
+    revealed, drawn, canvas, quota = arrays
+    logp = at_tokens(p, canvas, drawn).log().masked_fill(~revealed, 0.0).sum(-1)
+    term = torch.zeros_like(logp)
+    if positions:
+        unused = torch.zeros(chosen.shape, dtype=torch.float64, device=p.device)
+        turn = Turn(logits, policy.mask_id, canvas, quota, unused, unused)
+        draws = Drawn(turn, p, drawn, policy.unmasking.bars(quota, n))
+        term = RULES[policy.unmasking.remasking].term(draws, revealed)
+    return torch.stack((logp, term), -1).cpu().numpy()

@@ -1,13 +1,13 @@
 """Beam search over the denoising paths of a masked-diffusion model.
 
-A path is a sequence of denoising steps; each reveals positions S with tokens v_S, and has the log-probability
-log P(S, v_S | x) of `ets.policies.diffusion.denoise` at temperature 1. From each state the B most probable paths go on after
-each step. The B best continuations of a path are exact, so that enough beams find the most probable path. They can be
-listed for two kinds of rules:
+A path is a sequence of denoising steps. Each step reveals positions S with tokens v_S, and has the log-probability
+log P(S, v_S | x) of `ets.policies.diffusion.denoise` at temperature 1. After each step the B most probable paths from
+each start continue. The B best continuations of a path are exact, so enough beams find the most probable path. Two
+kinds of rules allow this:
 
-- rules whose positions do not depend on the drawn tokens: the B best products of independent tokens;
-- `low_confidence` where a step reveals one position: Σ_j log F_j rises with the confidence of the revealed token, so
-  that the B most probable tokens of each position hold the B best pairs (i, v).
+- rules whose positions are independent of the drawn tokens: the B best products of independent tokens;
+- `low_confidence` with steps that reveal one position: Σ_j log F_j rises with the confidence of the revealed token, so
+  the B most probable tokens of each position contain the B best pairs (i, v).
 
 Shape letters: n masked positions of the active block, k of them revealed, V vocabulary, B beams.
 """
@@ -19,23 +19,23 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from heapq import nlargest
+from itertools import chain
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 
-from ets.policies.diffusion.canvas import Canvas, CanvasState, Memory, Rows, alike, equally_masked
-from ets.policies.diffusion.denoise import Turn
-from ets.policies.diffusion.remasking import RULES
+from ets.policies.diffusion.canvas import Canvas, CanvasState, Memory, Rows
+from ets.policies.diffusion.remasking import RULES, Drawn, Turn
 from ets.policies.token_draws import require_finite
-from ets.types import Cost, Draw, InputError
+from ets.types import Cost, Draw
 
 MaskedDiffusionPolicy: TypeAlias = Any
 """The policy imports this module, so its class stands here by name alone."""
 
 
 class Continuation(NamedTuple):
-    """A denoising step: the log-probabilities of its tokens and positions, and what it reveals of n positions."""
+    """A denoising step: its log-probabilities, the revealed positions among n, and their tokens."""
 
     token_logp: float
     position_logp: float
@@ -43,41 +43,21 @@ class Continuation(NamedTuple):
     tokens: list[int]
 
 
-def require_searchable(policy: MaskedDiffusionPolicy) -> None:
-    """Raise `InputError` where the best continuations of a path cannot be listed."""
-    law, quotas = policy.unmasking, {policy.schedule.quota(step) for step in range(policy.schedule.steps)}
-    if policy.caching is not None:
-        raise InputError("beam search reads whole canvases, but there is a cache; leave the cache or beam out")
-    if RULES[law.remasking].random:
-        raise InputError(f"remasking {law.remasking!r} draws positions, which beam search cannot do; choose largest")
-    if not law.by_canvas and (law.parallel or quotas != {1}):
-        raise InputError(
-            f"beam search by remasking {law.remasking!r} needs steps that reveal one position each; set steps to "
-            f"{policy.schedule.gen_length} without threshold and factor, or choose largest, margin or entropy"
-        )
-
-
 @torch.inference_mode()
 def beam_search(policy: MaskedDiffusionPolicy, searched: Sequence[CanvasState], beams: int) -> list[Draw]:
-    """The most probable path that is found from each state, over the whole canvas.
-
-    A state that comes several times is searched, and charged for, once.
-    """
-    require_searchable(policy)
+    """The most probable path found from each state, over the whole canvas. Repeated states are charged once."""
     starts = list(dict.fromkeys(searched))
     paths, costs = list(enumerate(starts)), [Cost() for _ in starts]
     while canvases := _canvases(policy, states := [state for _, state in paths]):
         ends = [(n, state) for n, state in paths if policy.mask_id not in state.tokens]
-        for canvas, steps in _read(policy, canvases, states, beams):
-            costs[paths[canvas.rows[0]][0]] += Cost(
-                rollout=canvas.positions, row_forwards=canvas.row_forwards, vocabulary=len(canvas.masked)
-            )
+        for canvas, steps in _continuations(policy, canvases, states, beams):
+            costs[paths[canvas.rows[0]][0]] += canvas.cost("rollout")
             for n, state in (paths[row] for row in canvas.rows):
                 ends += [(n, _after(policy, state, canvas, step)) for step in steps]
         require_finite([starts[n].problem for n, _ in ends], [state.logp for _, state in ends])
         each = ([end for end in ends if end[0] == n] for n in range(len(starts)))
-        paths = [path for own in each for path in nlargest(beams, own, key=lambda end: end[1].logp)]
-    best = dict(reversed(paths))  # of each start the first
+        paths = [path for group in each for path in nlargest(beams, group, key=lambda end: end[1].logp)]
+    best = dict(reversed(paths))  # the first path of each start
     rows = Rows.of([best[n] for n in range(len(starts))], np.zeros(len(starts), np.uint64), policy.schedule.steps)
     found: dict[CanvasState, Draw] = {}
     for n, start in enumerate(starts):
@@ -94,26 +74,23 @@ def _canvases(policy: MaskedDiffusionPolicy, states: Sequence[CanvasState]) -> l
     groups: dict[tuple[tuple[int, ...], tuple[int, ...]], Canvas] = {}
     for row, state in enumerate(states):
         if policy.mask_id in state.tokens:
-            tokens, (first, last) = np.array(state.tokens), policy.schedule.block_of(state.step)
-            masked = first + np.flatnonzero(tokens[first:last] == policy.mask_id)
+            tokens = np.array(state.tokens)
+            masked = policy.schedule.masked_at(state.step, tokens, policy.mask_id)
             canvas = Canvas(state.prompt, tokens, masked, Memory(policy))
             groups.setdefault((state.prompt, state.tokens), canvas).rows.append(row)
     return list(groups.values())
 
 
-def _read(
+def _continuations(
     policy: MaskedDiffusionPolicy, canvases: Sequence[Canvas], states: Sequence[CanvasState], beams: int
 ) -> Iterator[tuple[Canvas, list[Continuation]]]:
-    """Each canvas, and the best continuations of a path that has come to it."""
-    for batch in alike(canvases):
-        policy.memory_limit.in_chunks(batch, max(map(policy.reader.bytes_to_read, batch)), policy.reader.read)
-    work = partial(_continuations, policy, states, beams)
-    for batch in equally_masked(canvases):
-        found = policy.memory_limit.in_chunks(batch, policy.reader.bytes_of_logits(batch[0], 2), work)
-        yield from zip(batch, (steps for chunk in found for steps in chunk), strict=True)
+    """Each canvas, with the best continuations of the paths that end in it."""
+    policy.reader.read_all(canvases)
+    for batch, chunks in policy.reader.with_logits(canvases, partial(_best_steps, policy, states, beams), copies=2):
+        yield from zip(batch, chain.from_iterable(chunks), strict=True)
 
 
-def _continuations(
+def _best_steps(
     policy: MaskedDiffusionPolicy, states: Sequence[CanvasState], beams: int, canvases: Sequence[Canvas]
 ) -> list[list[Continuation]]:
     """The best continuations at canvases with equally many masked positions."""
@@ -125,19 +102,18 @@ def _continuations(
     quota = torch.tensor(quotas, device=p.device).clamp(max=p.shape[1])
     unused = torch.zeros(p.shape[:2], dtype=torch.float64, device=p.device)
     turn = Turn(logits, policy.mask_id, torch.arange(len(p), device=p.device), quota, unused, unused)
-    positions, _ = RULES[law.remasking].reveal(turn.drawn(p, unused.long(), law))
-    return [
-        best_products(own[at].log(), at.nonzero()[:, 0].tolist(), beams) for own, at in zip(p, positions, strict=True)
-    ]
+    positions, _ = RULES[law.remasking].reveal(Drawn(turn, p, unused.long(), law.bars(quota, p.shape[1])))
+    pairs = zip(p, positions, strict=True)
+    return [best_products(each[at].log(), at.nonzero()[:, 0].tolist(), beams) for each, at in pairs]
 
 
 def best_products(logp: torch.Tensor, positions: list[int], beams: int) -> list[Continuation]:
     """The most probable choices of a token for each of k positions, from log p `[k, V]`."""
     total, choices = torch.zeros(1, dtype=torch.float64, device=logp.device), [list[int]()]
-    for own in logp.topk(min(beams, logp.shape[-1]), dim=-1).indices.unbind():
-        sums = total[:, None] + logp[len(choices[0]), own]
+    for best in logp.topk(min(beams, logp.shape[-1]), dim=-1).indices.unbind():
+        sums = total[:, None] + logp[len(choices[0]), best]
         total, order = sums.flatten().topk(min(beams, sums.numel()))
-        choices = [[*choices[n // len(own)], int(own[n % len(own)])] for n in order.tolist()]
+        choices = [[*choices[n // len(best)], int(best[n % len(best)])] for n in order.tolist()]
     pairs = zip(total.tolist(), choices, strict=True)
     return [Continuation(logp, 0.0, positions, tokens) for logp, tokens in pairs if logp > -math.inf]
 
@@ -145,12 +121,12 @@ def best_products(logp: torch.Tensor, positions: list[int], beams: int) -> list[
 def best_pairs(log_q: torch.Tensor, p: torch.Tensor, beams: int) -> list[Continuation]:
     """The most probable pairs (i, v) of a step of `low_confidence` that reveals one position, from `[n, V]` each.
 
-    A draw at another position j loses with probability F_j: its confidence is below q_i(v), or equal with j > i.
+    A draw at a position j ≠ i loses with the probability F_j: its confidence is below q_i(v), or equal with j > i.
     """
     n, each = p.shape[0], min(beams, p.shape[1])
     logp, tokens = (part.flatten() for part in p.log().topk(each, dim=-1))
     of, places = torch.arange(n, device=p.device).repeat_interleave(each), torch.arange(n, device=p.device)[:, None]
-    bars = log_q[of, tokens].expand(n, -1).contiguous()  # [n, n · each]: every pair's confidence, for every j
+    bars = log_q[of, tokens].expand(n, -1).contiguous()  # [n, n · each]: q_i(v) of every pair, for every j
     ordered, order = log_q.sort(-1)
     mass = torch.cat((p.new_zeros(n, 1), p.gather(-1, order).cumsum(-1)), -1)
     below, up_to = (mass.gather(-1, torch.searchsorted(ordered, bars, right=right)) for right in (False, True))
@@ -169,7 +145,7 @@ def _after(policy: MaskedDiffusionPolicy, state: CanvasState, canvas: Canvas, fo
     logps[state.step] = found.token_logp, found.position_logp
     full = (tokens[first:last] != policy.mask_id).all()
     step, ends = int(policy.schedule.step_after(np.array(state.step), full)), list(policy.endings.end_ids)
-    if policy.unmasking.stop_at_end and full and np.isin(tokens[:last], ends).any():  # the blocks behind are left out
+    if policy.unmasking.stop_at_end and full and np.isin(tokens[:last], ends).any():  # leave out the later blocks
         tokens[last:], step = ends[0], policy.schedule.steps
     return replace(
         state,

@@ -1,7 +1,9 @@
-"""Which masked positions a denoising step reveals, and how likely just those were: one entry of `RULES` for each rule.
+"""The rules that choose the masked positions of a denoising step, and the log-probability of the chosen set: `RULES`.
 
-Positions are ranked by a score, ties to the lower position, and bars t_1 ≤ t_2 ≤ … say how many: as many as m-th best
-scores reach their t_m. Up to the quota they are -∞; beyond it they are +∞, or what parallel decoding asks for.
+A rule ranks positions by a score, ties to the lower position. Bars t_1 ≤ t_2 ≤ … decide how many are revealed: the m
+best, for the largest m whose m-th best score reaches t_m. Bars up to the quota are -∞. Bars beyond the quota are +∞,
+or the confidences that parallel decoding requires. For example, with quota 1 and the threshold 0.9 a step reveals the
+best position, and further positions with a confidence of at least 0.9.
 
 Shape letters: R rows, U different canvases among them, n masked positions of the active block, V vocabulary.
 """
@@ -19,83 +21,71 @@ from ets.policies.token_draws import rows_together
 
 
 @dataclass(frozen=True)
+class Turn:
+    """The input of one denoising step."""
+
+    logits: torch.Tensor  # [U, n, V], guided, in floating point
+    mask_id: int  # never drawn
+    canvas: torch.Tensor  # [R], the number of each row's canvas among the U: 0, 1, 2, … if R = U
+    quota: torch.Tensor  # [R], the positions to reveal, 1 to n; parallel decoding may reveal more
+    uniforms: torch.Tensor  # [R, n] in float64, for the drawn tokens
+    orders: torch.Tensor  # [R, n] in float64, for the order of the rule `random`
+
+
+@dataclass(frozen=True)
 class Drawn:
-    """What a rule chooses from.
+    """The draws of a denoising step: p `[U, n, V]` in float64, the tokens `[R, n]` and the bars `[R, n]` in float64."""
 
-    Parameters
-    ----------
-    logits : tensor
-        `[U, n, V]`, guided.
-    canvas : tensor
-        `[R]`, which of the U each row has. Where R = U, it is 0, 1, 2, ….
-    probabilities : tensor
-        `[U, n, V]` in float64, the law of each canvas's draws.
-    tokens : tensor
-        `[R, n]`, what was drawn.
-    orders : tensor
-        `[R, n]` in float64, for a random order.
-    bars : tensor
-        `[R, n]` in float64, not decreasing: what the best score, the second best, … must reach.
-    mask_id : int
-    """
-
-    logits: torch.Tensor
-    canvas: torch.Tensor
+    turn: Turn
     probabilities: torch.Tensor
     tokens: torch.Tensor
-    orders: torch.Tensor
     bars: torch.Tensor
-    mask_id: int
 
     @cached_property
     def log_confidences(self) -> torch.Tensor:
-        """log q `[U, n, V]` in float64, of the model's untempered distribution with its mask token.
+        """log q `[U, n, V]` of the model's untempered distribution with its mask token.
 
-        In bfloat16 the highest confidences tie in nearly every step.
+        In float64, because in bfloat16 the highest confidences tie in nearly every step.
         """
-        return self.logits.double().log_softmax(-1)
+        return self.turn.logits.double().log_softmax(-1)
 
     @cached_property
     def without_mask(self) -> torch.Tensor:
-        """The untempered distribution `[U, n, V]` of what can be drawn, in float64."""
-        logits = self.logits.to(torch.float64, copy=True)
-        logits[..., self.mask_id] = -math.inf
+        """The untempered distribution `[U, n, V]` without the mask token, in float64."""
+        logits = self.turn.logits.to(torch.float64, copy=True)
+        logits[..., self.turn.mask_id] = -math.inf
         return logits.softmax(-1)
 
 
 def _low_confidence(drawn: Drawn) -> torch.Tensor:
     """LLaDA's rule: the confidence of the drawn token."""
-    return at_tokens(drawn.log_confidences, drawn.canvas, drawn.tokens)
+    return at_tokens(drawn.log_confidences, drawn.turn.canvas, drawn.tokens)
 
 
 def _largest(drawn: Drawn) -> torch.Tensor:
     """The confidence of the most probable token, whatever was drawn."""
-    allowed = torch.arange(drawn.logits.shape[-1], device=drawn.logits.device) != drawn.mask_id
-    return for_rows(drawn.log_confidences.masked_fill(~allowed, -math.inf).amax(-1), drawn.canvas)
+    allowed = torch.arange(drawn.turn.logits.shape[-1], device=drawn.turn.logits.device) != drawn.turn.mask_id
+    return for_rows(drawn.log_confidences.masked_fill(~allowed, -math.inf).amax(-1), drawn.turn.canvas)
 
 
 def _margin(drawn: Drawn) -> torch.Tensor:
-    """The difference between the two most probable tokens."""
+    """The difference between the two largest probabilities."""
     first, second = drawn.without_mask.topk(2, dim=-1).values.unbind(-1)
-    return for_rows(first - second, drawn.canvas)
+    return for_rows(first - second, drawn.turn.canvas)
 
 
 def _entropy(drawn: Drawn) -> torch.Tensor:
-    """The lowest entropy first."""
-    return for_rows(-torch.special.entr(drawn.without_mask).sum(-1), drawn.canvas)
-
-
-def _orders(drawn: Drawn) -> torch.Tensor:
-    return drawn.orders
+    """The negative entropy."""
+    return for_rows(-torch.special.entr(drawn.without_mask).sum(-1), drawn.turn.canvas)
 
 
 def _of_draws(drawn: Drawn, scores: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """S stands if its scores reach their bars and every other draw j scores too low: Σ log F_j."""
+    """Σ log F_j: S is revealed if its scores reach their bars and every other draw j scores too low."""
     held = _reach(scores.masked_fill(~positions, -math.inf), drawn.bars) == positions.sum(-1)
     log_q, p = drawn.log_confidences, drawn.probabilities
     lost = [
         _lost(log_q[of], p[of], scores[rows], positions[rows], drawn.bars[rows])
-        for rows, of in row_slices(p, drawn.canvas)
+        for rows, of in row_slices(p, drawn.turn.canvas)
     ]
     return torch.where(held, torch.cat(lost), -math.inf)
 
@@ -107,21 +97,21 @@ def _lost(
     positions: torch.Tensor,
     bars: torch.Tensor,
 ) -> torch.Tensor:
-    """Σ log F_j over the positions j that were not revealed: the probability that a draw there scores too low.
+    """Σ log F_j over the positions j outside S, where F_j is the probability that the draw at j scores too low.
 
-    With θ the lowest score that was revealed and i* the last position that has it, a draw v at j loses if
-    q_j(v) < θ, or if q_j(v) = θ and j > i*, because ties go to the lower position; and, of n revealed, if it also
-    misses the next bar, q_j(v) < t_{n+1}.
+    Let θ be the lowest score in S, and i* the last position in S with this score. A draw v at j loses if q_j(v) < θ,
+    or if q_j(v) = θ and j > i*, because ties go to the lower position. For |S| = m, it must also miss the next bar:
+    q_j(v) < t_{m+1}.
     """
     if bool(positions.all()):
         return torch.zeros(len(positions), dtype=torch.float64, device=positions.device)
     places = torch.arange(positions.shape[1], device=positions.device)
-    threshold = scores.masked_fill(~positions, math.inf).amin(-1, keepdim=True)
-    last = torch.where(positions & (scores == threshold), places, -1).amax(-1, keepdim=True)
-    highest = torch.where(places > last, threshold, _just_below(threshold))
-    after = positions.sum(-1, keepdim=True).clamp(max=bars.shape[1] - 1)  # where all are revealed nothing is lost
+    threshold = scores.masked_fill(~positions, math.inf).amin(-1, keepdim=True)  # θ [R, 1]
+    last = torch.where(positions & (scores == threshold), places, -1).amax(-1, keepdim=True)  # i* [R, 1]
+    highest = torch.where(places > last, threshold, _just_below(threshold))  # of a losing score [R, n]
+    after = positions.sum(-1, keepdim=True).clamp(max=bars.shape[1] - 1)  # rows without a next bar lose nothing
     highest = torch.minimum(highest, _just_below(bars.gather(-1, after)))
-    lost = torch.where(log_q <= highest[..., None], probabilities, 0.0).sum(-1)
+    lost = torch.where(log_q <= highest[..., None], probabilities, 0.0).sum(-1)  # F [R, n]
     return lost.log().masked_fill(positions, 0.0).sum(-1)
 
 
@@ -130,13 +120,13 @@ def _just_below(scores: torch.Tensor) -> torch.Tensor:
 
 
 def _certain(drawn: Drawn, scores: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """S is a function of the canvas alone: 0, or -∞ for another S."""
+    """0 if the canvas determines S, -∞ for another S."""
     same = (best(scores, _reach(scores, drawn.bars)) == positions).all(-1)
     return torch.where(same, 0.0, -math.inf).double()
 
 
 def _uniform(drawn: Drawn, scores: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Every set of k of n positions is equally likely: -log C(n, k)."""
+    """-log C(n, k): every set of k of n positions is equally likely."""
     k = positions.sum(-1).double()
     n = torch.full_like(k, positions.shape[1])
     log_choices = torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
@@ -150,17 +140,17 @@ class Rule:
     Parameters
     ----------
     scores : callable
-        From what was drawn to the scores `[R, n]` in float64, the highest of which are revealed.
+        `drawn -> scores [R, n]` in float64. The positions with the highest scores are revealed.
     position_logp : callable
-        `(drawn, scores, positions)`, with S in the booleans `[R, n]`, to the position term `[R]` of log P(S, v_S | x)
-        in float64: with any other term the law is not the sampler's. It looks at the draws and scores of S alone, so
-        it tells the term of any S; -∞ where the rule cannot reveal it.
+        `(drawn, scores, positions) -> [R]` in float64: the position term of log P(S, v_S | x) for the set S in the
+        booleans `positions` `[R, n]`, -∞ for a set that the rule cannot reveal. The term must depend on the draws and
+        scores in S alone.
     random : bool
-        Whether it is random beside the tokens that it is given.
+        Whether the rule draws positions.
     confident : bool
-        Whether scores are log-probabilities, of which parallel decoding can ask for a level.
+        Whether scores are log-probabilities, as parallel decoding requires.
     by_canvas : bool
-        Whether scores do not depend on what was drawn.
+        Whether scores are independent of the drawn tokens.
     """
 
     scores: Callable[[Drawn], torch.Tensor]
@@ -182,7 +172,7 @@ class Rule:
 
 RULES: dict[str, Rule] = {
     "low_confidence": Rule(_low_confidence, _of_draws, confident=True, by_canvas=False),
-    "random": Rule(_orders, _uniform, random=True),
+    "random": Rule(lambda drawn: drawn.turn.orders, _uniform, random=True),
     "margin": Rule(_margin, _certain),
     "entropy": Rule(_entropy, _certain),
     "largest": Rule(_largest, _certain, confident=True),
@@ -191,28 +181,28 @@ RULES: dict[str, Rule] = {
 
 
 def _reach(scores: torch.Tensor, bars: torch.Tensor) -> torch.Tensor:
-    """`[R]`, how many scores reach their bars: sorted scores fall and bars rise, so these are the best ones.
+    """`[R]`, the number of scores that reach their bars: sorted scores fall and bars rise, so the best scores do.
 
-    Scores that are no numbers reach -∞ too: what they belong to is refused later.
+    A NaN reaches the bar -∞ too; the policy refuses its row later.
     """
     return ((scores.sort(dim=-1, descending=True).values >= bars) | torch.isneginf(bars)).sum(-1)
 
 
 def best(scores: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
-    """True `[R, n]` for each row's `counts` highest scores; among equal ones, the lower position comes first."""
+    """True `[R, n]` for the `counts` highest scores of each row, ties to the lower position."""
     order = scores.argsort(dim=-1, descending=True, stable=True)
     ranks = torch.arange(order.shape[-1], device=order.device).expand_as(order)
     return torch.empty_like(order).scatter_(-1, order, ranks) < counts[:, None]
 
 
 def at_tokens(of_canvases: torch.Tensor, canvas: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """What `[U, n, V]` says of each row's tokens `[R, n]`."""
+    """The values `[R, n]` at the tokens of each row, from `[U, n, V]`."""
     places = torch.arange(tokens.shape[1], device=tokens.device)
     return of_canvases[canvas[:, None], places, tokens]
 
 
 def row_slices(of_canvases: torch.Tensor, canvas: torch.Tensor) -> Iterator[tuple[slice, slice | torch.Tensor]]:
-    """Some rows at a time, and their canvases among `[U, n, V]`: a slice where no two rows share a canvas."""
+    """Slices of rows, and of their canvases among `[U, n, V]`: slices too if no two rows share a canvas."""
     size = rows_together(of_canvases)
     for begin in range(0, len(canvas), size):
         rows = slice(begin, begin + size)
@@ -220,5 +210,5 @@ def row_slices(of_canvases: torch.Tensor, canvas: torch.Tensor) -> Iterator[tupl
 
 
 def for_rows(of_canvases: torch.Tensor, canvas: torch.Tensor) -> torch.Tensor:
-    """`[R, ...]` from `[U, ...]`; no copy where no two rows share a canvas, which are then in the same order."""
+    """`[R, ...]` from `[U, ...]`, without a copy if no two rows share a canvas."""
     return of_canvases if len(canvas) == len(of_canvases) else of_canvases[canvas]

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ets.policies.diffusion import remasking as rules
-from ets.policies.diffusion.denoise import Revealed, Schedule, Turn, denoise
-from ets.policies.diffusion.remasking import RULES
+from ets.policies.diffusion.denoise import Revealed, Schedule, denoise
+from ets.policies.diffusion.remasking import RULES, Drawn, Turn
 from ets.policies.settings import Unmasking
 from ets.testing import check_law
 from ets.types import InputError
@@ -280,7 +280,7 @@ def test_the_position_term_of_a_set_that_the_rule_cannot_reveal_is_minus_infinit
             drawn[0, list(places)] = torch.tensor(tokens)
             turn = Turn(logits, MASK, one, one + 1, torch.zeros(1, POSITIONS), torch.zeros(1, POSITIONS))
             p = unmasking.probabilities(logits, MASK)
-            term = RULES[rule].term(turn.drawn(p, drawn, unmasking), torch.tensor([chosen]))
+            term = RULES[rule].term(Drawn(turn, p, drawn, unmasking.bars(one + 1, POSITIONS)), torch.tensor([chosen]))
             q = math.prod(float(p[0, i, v]) for i, v in zip(places, tokens, strict=True)) * float(term.exp())
             assert q == pytest.approx(law.get((places, tokens), 0.0), abs=1e-13)
             total += q

@@ -443,13 +443,6 @@ def test_the_ledger_is_what_the_model_saw(tiny_llada: Checkpoint, cfg: float) ->
     assert policy.ledger.prompt == 0
 
 
-def test_the_positions_of_a_sample_are_known_beforehand(tiny_llada: Checkpoint) -> None:
-    policy = make(tiny_llada, 6, 6, 3, 2, cfg=1.0)
-    expected = policy.sample_positions(policy.start(START))
-    policy.finish(policy.start(START), keys(1))
-    assert policy.ledger.positions == expected == 2 * 6 * (16 + 6)
-
-
 # Memory.
 
 
