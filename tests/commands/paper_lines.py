@@ -169,7 +169,8 @@ VLLM = tuple(
         "tensor_parallel_size=1,gpu_memory_utilization=0.8,vllm_seed=0",
         "ets",
         {n: v for n, v in M15.items() if n not in TRUNCATED}
-        | {"block_size": 64, "temperature": 0.7, "engine": "vllm", "seed": 0, "replicas": 8, "tensor_parallel": 1, "utilization": 0.8},
+        | {"block_size": 64, "temperature": 0.7, "engine": "vllm", "seed": 0}
+        | {"replicas": 8, "tensor_parallel": 1, "utilization": 0.8},
     )
     for task, dataset in (
         ("minerva_math500", "math500"),
