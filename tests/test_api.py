@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -13,10 +14,14 @@ from ets import demo
 from ets.api import _last_checkpoint
 from ets.policies.autoregressive.server import TEXT_ONLY, Endpoint
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.registry import SETTINGS
+from ets.policies.settings import Weighing
 from ets.rewards import winner
+from ets.settings import Guide, fields_of
 from ets.tasks import Arithmetic
 from ets.types import InputError, Problem, Text
 from tests.documentation import ROOT, blocks
+from tests.laws.tabular import TabularModel
 from tests.tiny_server import TinyServer
 
 QUESTION = Arithmetic().problems(1, 0)[0].prompt
@@ -46,6 +51,45 @@ def test_a_loaded_pair_gives_what_its_path_gives() -> None:
     pair = (AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path))
     texts = [ets.sample(QUESTION, model=model, reward=short, seed=3, **SMALL).text for model in (path, pair)]
     assert texts[0] == texts[1]
+
+
+def test_a_policy_may_be_the_model() -> None:
+    """Any object with the methods of a `Policy`: the text is that of the path and the settings."""
+    path = demo.model_path("small")
+    policy = ets.TransformersPolicy(ets.Checkpoint(path), ets.Sampling(), ets.Horizon(16, 48))
+    numbers: dict[str, Any] = {"candidates": 3, "rollouts": 2, "seed": 3}
+    out = ets.sample(QUESTION, model=policy, reward=short, **numbers)
+    assert out.text == ets.sample(QUESTION, model=path, reward=short, seed=3, **SMALL).text
+    assert ets.sample("ab", model=TabularModel(), reward=liking_b, **numbers).valid
+    with pytest.raises(InputError, match="temperature is 0.5, but the model is a policy already"):
+        ets.sample(QUESTION, model=policy, reward=short, temperature=0.5)
+
+
+def test_another_step_function_may_advance_the_chains() -> None:
+    model = demo.model_path("small")
+    step = ets.baselines.retained_rollouts
+    out = ets.sample(QUESTION, model=model, reward=short, step=step, seed=3, **SMALL)
+    policy = ets.TransformersPolicy(ets.Checkpoint(model), ets.Sampling(), ets.Horizon(16, 48))
+    retained = step(short, candidates=3, rollouts=2, lam=0.1)
+    (chain,) = ets.run(policy, retained, [Problem("0", QUESTION)], width=1, seed=3)
+    assert out.text == chain.state.text and out.trace[0].rollout is not None
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"tempreature": 1.0}, "did you mean temperature"), ({"candidate": 3}, "did you mean candidates")],
+)
+def test_an_unknown_setting_suggests_the_nearest_name(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ets.sample(QUESTION, model=demo.model_path("small"), reward=short, **wrong)
+
+
+def test_the_signature_and_the_docstring_list_every_setting() -> None:
+    parameters, text = inspect.signature(ets.sample).parameters, ets.sample.__doc__ or ""
+    for name, each in fields_of(Guide, *SETTINGS, Weighing).items():
+        assert parameters[name].default == each.default
+        assert f"    {name} : default {each.default!r}\n" in text
+    assert "{settings}" not in text and "settings" not in parameters
 
 
 def test_extract_alone_means_the_majority() -> None:

@@ -10,6 +10,7 @@ import pytest
 import ets
 
 HEAVY = ("torch", "transformers", "matplotlib", "tokenizers")
+CORE = {"ets", *(f"ets.{name}" for name in ("kernel", "randomness", "step", "thinking", "types", "weights"))}
 
 
 @pytest.mark.parametrize(
@@ -24,6 +25,12 @@ def test_nothing_heavy_is_imported(code: str) -> None:
     check = f"{code}\nimport sys\nprint([m for m in {HEAVY} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
+
+
+def test_the_kernel_imports_the_core_alone() -> None:
+    check = "import sys, ets.kernel\nprint(*(name for name in sys.modules if name.split('.')[0] in ('ets', 'torch')))"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
+    assert "ets.kernel" in done.stdout.split() and set(done.stdout.split()) <= CORE
 
 
 def test_every_public_name_is_there() -> None:

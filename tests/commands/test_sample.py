@@ -11,18 +11,38 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ets.commands.rewards import named_reward, pattern_extract
 
 import ets
 from ets import demo
 from ets.cli import main
-from ets.commands.sample import EXAMPLE, NUMBERS
+from ets.commands.sample import EXAMPLE, pattern_extract
+from ets.policies.registry import SETTINGS
+from ets.policies.settings import Weighing
+from ets.rewards.registry import named_reward
+from ets.settings import Guide, fields_of, flag
 from ets.types import InputError, Problem, Text
 
 PROMPT = "Question: Tom has 5 eggs. He buys 4. How many eggs does Tom have now?\nAnswer:"
 SMALL: dict[str, Any] = {"candidates": 3, "rollouts": 2, "block_size": 16, "max_length": 48}
 OPTIONS = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 REWARD = "import math\n\ndef short(prompt, text):\n    return -len(text) / 100\n\nnumber = 3\n"
+STEPS = """import ets
+
+def as_ets(reward, *, candidates, rollouts, lam):
+    return ets.energy_guided(reward, candidates=candidates, rollouts=rollouts, lam=lam)
+
+def retained(reward, **guide):
+    return ets.baselines.retained_rollouts(reward, **guide)
+"""
+ENGINE = """import ets
+
+def make(model, *, block_size, max_length):
+    horizon = ets.Horizon(block_size, max_length)
+    return ets.TransformersPolicy(ets.Checkpoint(model), ets.Sampling(), horizon)
+
+def nothing(model, **settings):
+    return None
+"""
 
 
 def sampled(*words: str, prompt: bool = True) -> int:
@@ -35,9 +55,9 @@ def test_it_prints_what_the_library_samples(tmp_path: Path, capsys: pytest.Captu
     law: dict[str, Any] = {"seed": 4, "temperature": 0.8, "top_k": 9}
     model = demo.model_path("small")
     expected = ets.sample(PROMPT, model=model, reward=lambda prompt, text: -len(text) / 100, **SMALL, **law)
-    told = capsys.readouterr().out
+    shown = capsys.readouterr().out
     without_time = re.compile(r"[\d.]+ s$", re.MULTILINE)
-    assert without_time.sub("", told.removesuffix("\n")) == without_time.sub("", str(expected))
+    assert without_time.sub("", shown.removesuffix("\n")) == without_time.sub("", str(expected))
 
 
 def test_the_truncation_may_be_the_checkpoint_s(capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,13 +68,13 @@ def test_the_truncation_may_be_the_checkpoint_s(capsys: pytest.CaptureFixture[st
         texts.append(capsys.readouterr().out.partition("cost:")[0])
     assert texts[0] == texts[1]
     assert sampled("--reward", "likelihood", "--top-k", "few") == 2
-    assert "'few' is no number; give one, or checkpoint" in capsys.readouterr().err
+    assert "'few' is no number; give a number, or checkpoint" in capsys.readouterr().err
 
 
 def test_answers_are_read_by_a_pattern(capsys: pytest.CaptureFixture[str]) -> None:
     assert sampled("--extract", "#### (-?[0-9]+)") == 0
-    told = capsys.readouterr().out
-    assert "most votes of all rollouts: " in told and "cost: " in told and "guide step 1: chose" in told
+    shown = capsys.readouterr().out
+    assert "most votes of all rollouts: " in shown and "cost: " in shown and "guide step 1: chose" in shown
 
 
 def test_a_pattern_finds_the_last_match_and_its_first_group() -> None:
@@ -107,12 +127,40 @@ def test_a_proposal_draws_the_rollouts(capsys: pytest.CaptureFixture[str]) -> No
     assert "scored" in capsys.readouterr().out
 
 
-def test_the_defaults_that_help_states_are_those_of_the_library() -> None:
-    own = inspect.signature(ets.sample).parameters
-    for name, (kind, text) in NUMBERS.items():
-        default = own[name].default
-        assert f"(default: {'all' if default is None else kind(default)})" in text or name == "seed"
-    assert "(default: 0)" in NUMBERS["seed"][1] and own["seed"].default == 0
+def test_help_has_a_flag_for_every_setting_of_the_library(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["sample", "--help"])
+    shown = capsys.readouterr().out
+    for name, each in fields_of(Guide, *SETTINGS, Weighing).items():
+        assert inspect.signature(ets.sample).parameters[name].default == each.default
+        assert name == "certainty" or f"{flag(name)} " in shown  # rewards of certainty set it
+
+
+def test_a_step_of_a_user_advances_the_chains(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A function that hands on to ETS gives the same text; a function of rollouts alone has its guide settings."""
+    (tmp_path / "steps.py").write_text(STEPS)
+    texts = []
+    for words in ((), ("--step", f"{tmp_path}/steps.py:as_ets"), ("--step", f"{tmp_path}/steps.py:retained")):
+        assert sampled("--reward", "likelihood", "--temperature", "2", *words) == 0
+        texts.append(capsys.readouterr().out.partition("cost:")[0])
+    assert texts[0] == texts[1] != texts[2]
+    assert sampled("--reward", "likelihood", "--step", f"{tmp_path}/steps.py:missing") == 2
+    assert "steps.py has no 'missing'" in capsys.readouterr().err
+
+
+def test_an_engine_of_a_user_makes_the_policy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "engines.py").write_text(ENGINE)
+    texts = []
+    for words in ((), ("--engine", f"{tmp_path}/engines.py:make")):
+        assert sampled("--reward", "likelihood", *words) == 0
+        texts.append(capsys.readouterr().out.partition("cost:")[0])
+    assert texts[0] == texts[1]
+    for name, further, message in (
+        ("make", ("--top-k", "4"), "top_k is 4, which the engine"),
+        ("nothing", (), "made a NoneType; it must be a policy: start, extend, finish"),
+    ):
+        assert sampled("--reward", "likelihood", "--engine", f"{tmp_path}/engines.py:{name}", *further) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_the_examples_of_the_help_run(
@@ -145,7 +193,7 @@ def test_the_readme_has_the_example_of_the_help() -> None:
     [
         ([], "the reward majority compares answers; add --extract"),
         (["--extract", "("], "no regular expression"),
-        (["--reward", "nonsense"], "the reward is 'nonsense'; give majority, share"),
+        (["--reward", "nonsense"], "the reward is 'nonsense'; choose from majority, share"),
         (["--reward", "no_such_module:f"], "cannot read the reward 'no_such_module:f': ModuleNotFoundError"),
         (["--reward", "missing.py:f"], "cannot read the reward 'missing.py:f': there is no file missing.py"),
         (["--reward", "own.py:missing"], "own.py has no 'missing'"),
@@ -161,7 +209,7 @@ def test_the_readme_has_the_example_of_the_help() -> None:
         (["--candidates", "many"], "invalid int value: 'many'"),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(
+def test_bad_input_is_one_line(
     wrong: list[str],
     message: str,
     tmp_path: Path,
@@ -178,7 +226,7 @@ def test_what_is_wrong_is_said_in_one_line(
 
 
 @pytest.mark.parametrize(("words", "message"), [(["--prompt-file", "x"], "cannot read the prompt"), ([], "no prompt")])
-def test_a_missing_prompt_is_said(
+def test_a_missing_prompt_is_one_line(
     words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
@@ -186,7 +234,7 @@ def test_a_missing_prompt_is_said(
     assert message in capsys.readouterr().err
 
 
-def test_code_that_fails_when_it_is_read_is_told_in_one_line(tmp_path: Path) -> None:
+def test_code_that_raises_on_import_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text("raise RuntimeError('two\\nlines')\n")
     with pytest.raises(InputError, match="RuntimeError: two lines; give code"):
         named_reward(f"{tmp_path}/own.py:f", None)
