@@ -130,7 +130,7 @@ class VLLMEngine(Engine):
         require_temperature(self.name, sampling)
 
     def draw(self, requests: Sequence[Request], sampling: Sampling, end_ids: Sequence[int]) -> list[Answer]:
-        """As `Engine.draw`; raises `InputError` if vLLM cannot load the model, has stopped, or has no room for a row."""
+        """As `Engine.draw`; raises `InputError` if vLLM cannot load the model, stops, or has no room for a row."""
         self.load()
         longest = max(len(request.tokens) + request.room for request in requests)
         if self.context is not None and longest > self.context:
