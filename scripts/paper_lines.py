@@ -7,7 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.commands.paper_lines import LINES, markdown
+from tests.scripts.paper_lines import LINES, markdown
 
 if __name__ == "__main__":
     print(markdown(LINES))

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from ets.evaluation.hosted import Hosted, conditions, opened_task
-from ets.commands.paper import BENCHMARKS
 from ets.evaluation.run import problem_digest
 from ets.tasks import expressions
 from ets.types import InputError, Problem
+from scripts.paper_command import BENCHMARKS
 from tests.sandboxed import needs_sandbox
 
 DATA = Path(__file__).parents[1] / "data"

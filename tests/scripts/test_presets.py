@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ets.cli import parser_of, main
+from ets.cli import main, parser_of
 from ets.evaluation.methods import MethodSettings
 from ets.evaluation.setup import RunSettings
 from ets.policies.registry import SETTINGS

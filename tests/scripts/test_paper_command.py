@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from ets.commands.evaluate import OWNERS
-from ets.commands.paper import BENCHMARKS, DEFAULTS, FLAGS, MODELS, NAMES, main, parsed, translated
 from ets.evaluation.methods import METHODS
 from ets.settings import fields_of
 from ets.tasks import TASKS, Benchmark
 from ets.types import InputError
-from tests.commands.paper_lines import LINES, PaperLine, settings
+from scripts.paper_command import BENCHMARKS, DEFAULTS, FLAGS, MODELS, NAMES, main, parsed, translated
+from tests.scripts.paper_lines import LINES, PaperLine, settings
 
 ROOT = Path(__file__).parents[2]
 

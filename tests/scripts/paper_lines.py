@@ -10,7 +10,7 @@ from typing import Any
 
 from ets.cli import parser_of
 from ets.commands import evaluate
-from ets.commands.paper import parsed, translated
+from scripts.paper_command import parsed, translated
 
 
 @dataclass(frozen=True)
