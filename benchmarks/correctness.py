@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from ets import kernel
 from ets.kernel import energy_guided
 from ets.rewards import agreement_share, majority, per_text
-from ets.rewards.self_consistency import Pool
+from ets.rewards.self_consistency import VotePool
 from ets.runner import run
 from ets.testing import Law, TabularPolicy, frequencies, judge_law, optimal_law, total_variation
 from ets.types import Floats, Problem, Reward
@@ -188,7 +188,7 @@ def count_of_b(text: str) -> int | None:
 
 
 ANSWER: Callable[[Any], Any] = spelled(count_of_b)
-POOLS: tuple[Pool, ...] = ("step", "chain")
+POOLS: tuple[VotePool, ...] = ("step", "chain")
 STEADY, TURNING = policy(4, 5), policy(4, 9)
 """The most frequent answer of one table leads the votes of every chain; in the other, prefixes have other modes."""
 

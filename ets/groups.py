@@ -11,7 +11,7 @@ from ets.runner import distinct, run
 from ets.step import require_counts
 from ets.types import Chain, Policy, Problem, StepFn
 
-Found: TypeAlias = "SimpleQueue[Chain | BaseException | None]"
+Reported: TypeAlias = "SimpleQueue[Chain | BaseException | None]"
 """Reports of the threads: chains, an error, or None at the end of a thread."""
 
 
@@ -76,7 +76,7 @@ def run_in_groups(
             _end(thread, policy)
 
 
-def _until_all_end(found: Found, threads: int) -> Iterator[Chain]:
+def _until_all_end(found: Reported, threads: int) -> Iterator[Chain]:
     while threads:
         item = found.get()
         if isinstance(item, BaseException):

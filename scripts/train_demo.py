@@ -22,7 +22,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from ets.demo.family import Family
+from ets.demo.family import ProblemFamily
 from ets.demo.stories import STORIES
 from ets.demo.sums import SUMS
 from ets.models import LLaDAConfig, LLaDAModelLM
@@ -35,7 +35,9 @@ CANVAS = 24
 """Tokens of a masked-diffusion answer: the worked steps, the end token, and end tokens up to here."""
 
 
-def train_tokenizer(family: Family, *, single_digits: bool, special: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    family: ProblemFamily, *, single_digits: bool, special: tuple[str, ...] = ()
+) -> PreTrainedTokenizerFast:
     """Byte-level pairs: any UTF-8 text round-trips. A number is spelled in single digits, or as long as is common."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(

@@ -203,11 +203,11 @@ def test_a_trace_of_no_steps_is_shown() -> None:
 
 
 def test_baselines_traces_are_shown() -> None:
-    from ets.baselines import majority
+    from ets.baselines import majority_voting
     from ets.testing import TabularPolicy
 
     policy = TabularPolicy(vocabulary=3, block_size=1, max_length=3)
-    step_of = majority(lambda found: found[:1] or None, samples=5)
+    step_of = majority_voting(lambda found: found[:1] or None, samples=5)
     (chain,) = ets.run(policy, step_of, [ets.Problem("p", (1,))], width=1, seed=0)
     assert len(Page(trace_html(chain.state.text, None, chain.trace, chain.cost)).rows) == 2 + 2 * 5
 

@@ -77,7 +77,7 @@ def acceptance_rate(trace: Sequence[Step]) -> float:
 
 
 @dataclass(frozen=True)
-class Path:
+class WalkPath:
     """A generation with the states `[n + 1]` and texts at all guide boundaries, from the empty text on."""
 
     states: tuple[State, ...]
@@ -105,17 +105,19 @@ class Path:
         """Guide steps taken, n."""
         return len(self.states) - 1
 
-    def cut(self, boundary: int) -> Path:
+    def cut(self, boundary: int) -> WalkPath:
         """The path up to a boundary; 0 is the empty text."""
-        return Path(self.states[: boundary + 1], self.texts[: boundary + 1])
+        return WalkPath(self.states[: boundary + 1], self.texts[: boundary + 1])
 
 
-def as_path(state: State) -> Path:
+def as_path(state: State) -> WalkPath:
     """The state of a chain as a path; a policy's start state is a path without guide steps."""
-    return state if isinstance(state, Path) else Path((state,), (Text(state.tokens, state.text, 0.0, state.done),))
+    return (
+        state if isinstance(state, WalkPath) else WalkPath((state,), (Text(state.tokens, state.text, 0.0, state.done),))
+    )
 
 
-def log_acceptance(now: Path, proposed: Path, alpha: float) -> float:
+def log_acceptance(now: WalkPath, proposed: WalkPath, alpha: float) -> float:
     """log A(x, x'), see `power_sampling`; -inf where one text is complete and the other is not."""
     if proposed.ended != now.ended:
         return -math.inf
@@ -126,12 +128,12 @@ def log_acceptance(now: Path, proposed: Path, alpha: float) -> float:
 class _Walk:
     """The moves of one chain in one guide step."""
 
-    def __init__(self, path: Path, costs: Sequence[Cost]) -> None:
+    def __init__(self, path: WalkPath, costs: Sequence[Cost]) -> None:
         self.path, self.costs = path, list(costs)
         self.limit = math.inf if path.ended else path.steps
         self.texts, self.log_acceptances, self.choice = [path.texts[-1]], [0.0], 0
 
-    def judge(self, proposed: Path, costs: Sequence[Cost], number: float, alpha: float) -> None:
+    def judge(self, proposed: WalkPath, costs: Sequence[Cost], number: float, alpha: float) -> None:
         """Accept the proposed path if a uniform number is below its acceptance probability."""
         log_accepted = log_acceptance(self.path, proposed, alpha)
         self.texts.append(proposed.texts[-1])
@@ -157,8 +159,8 @@ def _move(policy: Policy, walks: Sequence[_Walk], keys: Keys, numbers: Floats, a
 
 
 def _drawn_on(
-    policy: Policy, paths: Sequence[Path], limits: Sequence[float], keys: Keys
-) -> list[tuple[Path, list[Cost]]]:
+    policy: Policy, paths: Sequence[WalkPath], limits: Sequence[float], keys: Keys
+) -> list[tuple[WalkPath, list[Cost]]]:
     """Extend paths until they are complete or have `limits` guide steps; one call draws a block of each path."""
     grown, costs = list(paths), list[list[Cost]]([] for _ in paths)
     while rows := [n for n, path in enumerate(grown) if not path.ended and path.steps < limits[n]]:
@@ -166,6 +168,6 @@ def _drawn_on(
         block_keys = derive(keys[rows], np.array([path.steps for path in begun]))
         draws = policy.extend([path.states[-1] for path in begun], block_keys)
         for n, path, draw in zip(rows, begun, draws, strict=True):
-            grown[n] = Path((*path.states, draw.state), (*path.texts, draw.text))
+            grown[n] = WalkPath((*path.states, draw.state), (*path.texts, draw.text))
             costs[n].append(draw.cost)
     return list(zip(grown, costs, strict=True))

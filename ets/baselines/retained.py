@@ -27,7 +27,7 @@ from ets.step import (
 from ets.types import Chain, Cost, Draw, Floats, Keys, Policy, Reward, State, Step, StepFn
 from ets.weights import log_mean_exp, normalised
 
-Path: TypeAlias = tuple[Draw, ...]
+RetainedPath: TypeAlias = tuple[Draw, ...]
 """A rollout: the draws at the guide boundaries after its first state; empty if that state is complete."""
 
 
@@ -36,7 +36,7 @@ class RetainedState:
     """x_s and the rollouts from x_s for the next guide step: the retained rollout, then its siblings."""
 
     state: State
-    rollouts: tuple[Path, ...] = ()
+    rollouts: tuple[RetainedPath, ...] = ()
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -119,7 +119,7 @@ def _candidates(policy: Policy, keys: Keys, begun: Sequence[RetainedState]) -> l
 
 def _completions(
     policy: Policy, keys: Keys, begun: Sequence[RetainedState], drawn: Sequence[Sequence[Draw]]
-) -> list[list[list[Path]]]:
+) -> list[list[list[RetainedPath]]]:
     """`[B, M, K]`, by keys `[B, M, K]`: the rest of a retained rollout in its candidate's row, then fresh rollouts."""
     kept = [dict(enumerate(path[1:] for path in state.rollouts)) for state in begun]
     cells = [
@@ -138,12 +138,12 @@ def _completions(
     ]
 
 
-def draw_paths(policy: Policy, states: Sequence[State], keys: Keys) -> list[Path]:
+def draw_paths(policy: Policy, states: Sequence[State], keys: Keys) -> list[RetainedPath]:
     """x_0 ~ p_ref(. | x_s) for each row, with the states at all guide boundaries; the law of `Policy.finish`.
 
     A row uses one key for all guide steps, since every random number depends on the key and the token position.
     """
-    paths: list[Path] = [()] * len(states)
+    paths: list[RetainedPath] = [()] * len(states)
     rows = list(range(len(states)))
     while rows:
         draws = policy.extend([paths[n][-1].state if paths[n] else states[n] for n in rows], keys[rows])
@@ -157,7 +157,7 @@ def _retain(
     chain: Chain,
     begun: RetainedState,
     drawn: Sequence[Draw],
-    paths: Sequence[Sequence[Path]],
+    paths: Sequence[Sequence[RetainedPath]],
     number: float,
     reward: Reward,
     lam: float,
@@ -178,7 +178,7 @@ def _retain(
     return chain.advance(state, Step(candidates, texts, log_rewards, log_weights, m, cost, k))
 
 
-def _fresh_costs(begun: RetainedState, drawn: Sequence[Draw], paths: Sequence[Sequence[Path]]) -> list[Cost]:
+def _fresh_costs(begun: RetainedState, drawn: Sequence[Draw], paths: Sequence[Sequence[RetainedPath]]) -> list[Cost]:
     """The costs of the new draws; earlier steps have counted the retained draws."""
     paid = {id(draw) for path in begun.rollouts for draw in path}
     held = {id(draw): draw for row in ([drawn], *paths) for path in row for draw in path}

@@ -36,7 +36,7 @@ class Dice:
         return low + int(self._random() * (high - low + 1))
 
 
-class Family:
+class ProblemFamily:
     """Problems of a grammar in two disjoint splits, held-out and training.
 
     The splits have different seeds, and `training` drops every held-out question.

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ets.demo.family import Dice, Family, Row
+from ets.demo.family import Dice, ProblemFamily, Row
 
 HELDOUT_SEED = 20260121
 LARGEST = 99
@@ -126,4 +126,4 @@ def _problem(dice: Dice) -> Row:
     return Row(" ".join(question), "\n".join([*worked, f"#### {have}"]))
 
 
-STORIES = Family(_problem, HELDOUT_SEED)
+STORIES = ProblemFamily(_problem, HELDOUT_SEED)

@@ -10,7 +10,7 @@ A problem is a start and two or three events; no number is above 20, so that eac
 
 from __future__ import annotations
 
-from ets.demo.family import Dice, Family, Row
+from ets.demo.family import Dice, ProblemFamily, Row
 from ets.demo.stories import NAMES, THINGS
 
 HELDOUT_SEED = 20261122
@@ -35,4 +35,4 @@ def _problem(dice: Dice) -> Row:
     return Row(" ".join([*question, "How many?"]), "\n".join([*worked, f"#### {have}"]))
 
 
-SUMS = Family(_problem, HELDOUT_SEED)
+SUMS = ProblemFamily(_problem, HELDOUT_SEED)

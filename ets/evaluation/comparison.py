@@ -11,7 +11,7 @@ from typing import Any
 from ets.diagnostics import RatioSummary
 from ets.evaluation.journal import Record
 from ets.evaluation.methods import METHODS, Method, MethodSettings
-from ets.evaluation.pool import Choice, Pool, chosen, nearest
+from ets.evaluation.pool import Choice, SamplePool, chosen, nearest
 from ets.evaluation.ratios import total_ratios
 from ets.evaluation.run import Drawing, Run
 from ets.evaluation.sizes import size_for
@@ -122,7 +122,7 @@ class Comparison:
     sizes: Mapping[str, int] = field(default_factory=dict)
     samples: int | None = None
     _targets: dict[float, float] = field(default_factory=dict)
-    _pools: dict[str, Pool] = field(default_factory=dict)
+    _pools: dict[str, SamplePool] = field(default_factory=dict)
 
     def entries(self, budgets: Sequence[float], against: str | None = None) -> list[Entry]:
         """Run every method at every budget, and set a rival against each of them.
@@ -203,11 +203,11 @@ class Comparison:
     def _has_target(self, budget: float) -> bool:
         return "ets" in self.methods or not isinstance(budget, int)
 
-    def _pool(self, law: str) -> Pool:
+    def _pool(self, law: str) -> SamplePool:
         if law not in self._pools:
             base = [getattr(self.settings, f"base_{name}") for name in ("temperature", "top_k", "top_p")]
             name = "pool" if law == "" else "-".join(map(str, ("pool", law, *base)))
-            self._pools[law] = Pool(self.run, self.policies[law], name, self.repeats)
+            self._pools[law] = SamplePool(self.run, self.policies[law], name, self.repeats)
         return self._pools[law]
 
     def _among(self, index: int | None, name: str, count: int) -> Entry:

@@ -12,7 +12,7 @@ from ets.kernel import energy_guided
 from ets.own_code import code_digest, named_object
 from ets.rewards import likelihood, majority
 from ets.rewards.registry import NAMES, comparing, named_reward, require_reward
-from ets.rewards.self_consistency import Pool
+from ets.rewards.self_consistency import VotePool
 from ets.settings import Guide, number_or, setting
 from ets.step import require_counts, require_positive, require_variety
 from ets.stopping import all_at_maximum
@@ -25,7 +25,7 @@ class MethodSettings(Guide):
     """The settings of the methods beside the policy's."""
 
     reward: str = setting("majority", f"what guided methods are steered by: {', '.join(NAMES)}, or file.py:function")
-    pool: Pool = setting("chain", "the rollouts whose votes the rewards majority and share count: step or chain")
+    pool: VotePool = setting("chain", "the rollouts whose votes the rewards majority and share count: step or chain")
     minimum: int | None = setting(None, "votes that an answer needs (default: 1; masked diffusion: 2)", int)
     best_by: str = setting("likelihood-per-token", "the reward of best-of-n; likelihood alone favours short texts")
     beams: int = setting(20, "beams of beam search", int, flags=("num_beams",))

@@ -71,7 +71,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Pool:
+class SamplePool:
     """The complete samples of every problem under one policy.
 
     Parameters

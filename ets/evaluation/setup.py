@@ -13,7 +13,7 @@ from ets import __version__
 from ets.chat import Chat, ChatTemplate, kind_of
 from ets.evaluation.methods import METHODS, MethodSettings
 from ets.own_code import code_digest, named_object
-from ets.policies.registry import Engine, engine_named, law_of, own_policy, policy_of
+from ets.policies.registry import EngineEntry, engine_named, law_of, own_policy, policy_of
 from ets.policies.settings import FastSampler, Sampling, Weighing
 from ets.policies.weighed import weighed_policy
 from ets.settings import boolean, fields_of, setting
@@ -51,7 +51,7 @@ class Setup:
     Parameters
     ----------
     task, problems
-    engine : Engine
+    engine : EngineEntry
     policies : mapping of str to Policy
         By law: "" is the policy of most methods; "base" and "ets-is" where a method samples from them.
     targets : mapping of str to str
@@ -65,7 +65,7 @@ class Setup:
 
     task: Task
     problems: Sequence[Problem]
-    engine: Engine
+    engine: EngineEntry
     policies: Mapping[str, Policy]
     targets: Mapping[str, str]
     settings: MethodSettings
@@ -159,7 +159,7 @@ SHARED = ("rollouts", "lam", "pool", "reward", "minimum")
 """Settings of the methods that a results folder has once; others are in the names of the records."""
 
 
-def _policy(asked: RunSettings, engine: Engine, values: Mapping[str, Any], device: str | None) -> tuple[Any, Any]:
+def _policy(asked: RunSettings, engine: EngineEntry, values: Mapping[str, Any], device: str | None) -> tuple[Any, Any]:
     """The policy, and its checkpoint; a policy of a user need not have a checkpoint."""
     own = _of_policy(values)
     if ":" in asked.engine:
@@ -175,7 +175,7 @@ def _of_policy(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in fields_of(Weighing, FastSampler)}
 
 
-def _checkpoint(engine: Engine, name: str, device: str | None) -> Checkpoint:
+def _checkpoint(engine: EngineEntry, name: str, device: str | None) -> Checkpoint:
     return _opened(engine.embedded.get(name, name), device)
 
 

@@ -75,7 +75,7 @@ class Traces:
         if self._file and weighs_candidates(chain.trace) and chain.sample == 0 and chain.problem.id in self._problems:
             prompt = chain.problem.prompt if isinstance(chain.problem.prompt, str) else ""
             named = {"method": key, "problem": chain.problem.id, "sample": chain.sample, "prompt": prompt}
-            self._file.write(json.dumps({**named, **compact(chain.trace)}).encode() + b"\n")
+            self._file.write(json.dumps({**named, **compact_trace(chain.trace)}).encode() + b"\n")
             self._file.flush()
 
 
@@ -92,7 +92,7 @@ def read_traces(folder: Path) -> list[dict[str, Any]]:
     return [found[at] for at in sorted(found, key=lambda at: (at[0], len(at[1]), at[1]))]
 
 
-def compact(trace: Sequence[Step]) -> dict[str, Any]:
+def compact_trace(trace: Sequence[Step]) -> dict[str, Any]:
     """A trace as JSON values, with every text once and without the part that repeats the preceding text.
 
     Returns

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Engine:
+class EngineEntry:
     """One way to run a model.
 
     `maker` is the `module:function` that returns a policy from a checkpoint and the objects of `law` and `resources`,
@@ -63,19 +63,19 @@ class Engine:
 _SMALL = {"embedded": demo.model_path("reference"), "embedded-small": demo.model_path("small")}
 
 
-def _autoregressive(module: str, resources: type) -> Engine:
+def _autoregressive(module: str, resources: type) -> EngineEntry:
     maker = f"ets.policies.autoregressive.{module}:make_policy"
-    return Engine(maker, (owners.Sampling, owners.Horizon), (resources,), _SMALL)
+    return EngineEntry(maker, (owners.Sampling, owners.Horizon), (resources,), _SMALL)
 
 
-ENGINES: dict[str, Engine] = {
-    "transformers": _autoregressive("transformers", owners.Memory),
+ENGINES: dict[str, EngineEntry] = {
+    "transformers": _autoregressive("transformers", owners.MemorySettings),
     "vllm": _autoregressive("vllm", owners.VLLMResources),
     "endpoint": _autoregressive("server", owners.ServerResources),
-    "masked-diffusion": Engine(
+    "masked-diffusion": EngineEntry(
         "ets.policies.diffusion.policy:make_policy",
-        law=(owners.Unmasking, owners.Canvas, owners.Caching),
-        resources=(owners.Memory,),
+        law=(owners.Unmasking, owners.CanvasSettings, owners.Caching),
+        resources=(owners.MemorySettings,),
         embedded={"embedded": demo.model_path("diffusion")},
         currency="positions",
         minimum=2,
@@ -85,10 +85,10 @@ SETTINGS = tuple(dict.fromkeys(owner for engine in ENGINES.values() for owner in
 """The dataclasses of all engines' settings."""
 
 
-def engine_named(name: str) -> Engine:
+def engine_named(name: str) -> EngineEntry:
     """The engine of a name; `file.py:function` is an engine of a user, see `own_policy`. Raises `InputError`."""
     if ":" in name:
-        return Engine(name, SETTINGS, ())
+        return EngineEntry(name, SETTINGS, ())
     if name not in ENGINES:
         raise InputError(f"unknown engine {name!r}; choose from {', '.join(ENGINES)}, or file.py:function")
     return ENGINES[name]

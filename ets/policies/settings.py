@@ -182,7 +182,7 @@ class Unmasking:
 
 
 @dataclass(frozen=True)
-class Canvas:
+class CanvasSettings:
     """The canvas of masked diffusion and its guide steps; `Schedule.of` completes it for a model family.
 
     Parameters
@@ -277,7 +277,7 @@ class Weighing:
 
 
 @dataclass(frozen=True)
-class Memory:
+class MemorySettings:
     """The memory of a policy in this process, and its records."""
 
     memory_gib: float | None = setting(None, "GiB of the cache of rows (default: half of the free memory)", float)

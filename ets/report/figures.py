@@ -38,7 +38,7 @@ def scaling(name: str, values: Sequence[tuple[float, Entry]], setting: Setting) 
     return axes, [Series("ETS", [_entry_point(x, entry, setting) for x, entry in values])]
 
 
-def effective_sizes(records: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> tuple[Axes, list[Series]]:
+def effective_size_series(records: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> tuple[Axes, list[Series]]:
     """Median and quartiles of the effective sample size at each guide step, for methods with several steps.
 
     Parameters

@@ -18,9 +18,9 @@ from ets.evaluation.comparison import entry_of
 from ets.evaluation.journal import require_version
 from ets.evaluation.traces import read_traces
 from ets.report.charts import Axes, Series, chart
-from ets.report.figures import compared_accuracy, effective_sizes, scaling
+from ets.report.figures import compared_accuracy, effective_size_series, scaling
 from ets.report.tables import Setting
-from ets.templates import plain, render
+from ets.templates import as_text, render
 from ets.trace_view import elide
 from ets.types import InputError
 
@@ -106,7 +106,7 @@ def _report(folder: Path, whole: bool) -> str:
     for budget in budgets:
         labels = _guided([entry for entry in content["entries"] if entry["budget"] == budget])
         heading = f"{EFFECTIVE}, budget {budget + 1}" if len(budgets) > 1 else EFFECTIVE
-        figures[heading] = effective_sizes(records, labels)
+        figures[heading] = effective_size_series(records, labels)
     configuration = {**_read(folder / "configuration.json"), "repeats": setting.repeats, "problems": setting.problems}
     traces = _graded_traces(folder, records, guided)
     return _page(f"{setting.task}: {setting.model}", folder / "table.md", configuration, figures, traces, whole)
@@ -140,7 +140,7 @@ def _page(
         policy=f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'",
         tables=markdown_html(table.read_text(encoding="utf-8")),
         charts=[(heading, chart(axes, series)) for heading, (axes, series) in figures.items()],
-        prompt=elide(plain(configuration["prompt"]), LIMITS[0]),
+        prompt=elide(as_text(configuration["prompt"]), LIMITS[0]),
         prompt_kind=configuration["prompt_kind"],
         settings=[(name, value) for name, value in sorted(configuration.items()) if name != "prompt"],
         traces=packed_traces(traces, whole=whole) if traces else "",

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from ets.own_code import named_object
 from ets.rewards.likelihood import entropy, likelihood, self_certainty
-from ets.rewards.self_consistency import Pool, agreement_share, majority
+from ets.rewards.self_consistency import VotePool, agreement_share, majority
 from ets.step import as_reward
 from ets.types import Chain, InputError, Problem, Reward, Text
 
@@ -20,7 +20,7 @@ class Reader(Protocol):
     def extract(self) -> Callable[..., Any]: ...
 
 
-def comparing(compare: Callable[..., Reward], reader: Reader, pool: Pool, minimum: int) -> Reward:
+def comparing(compare: Callable[..., Reward], reader: Reader, pool: VotePool, minimum: int) -> Reward:
     """The reward `majority` or `agreement_share`; a reader with `extract_all` reads a step's texts in parallel."""
     reward = compare(reader.extract, pool=pool, minimum=minimum)
     if not hasattr(reader, "extract_all"):
@@ -53,7 +53,7 @@ def require_reward(name: str, setting: str = "reward") -> None:
         raise InputError(f"{setting} is {name!r}; choose from {', '.join(NAMES)}, module:function or file.py:function")
 
 
-def named_reward(name: str, reader: Reader | None, *, pool: Pool = "chain", minimum: int = 1) -> Reward:
+def named_reward(name: str, reader: Reader | None, *, pool: VotePool = "chain", minimum: int = 1) -> Reward:
     """A reward by its name in `NAMES`, or the function that `module:function` or `file.py:function` names.
 
     Parameters

@@ -35,7 +35,7 @@ def values(program: str, expressions: Sequence[str], *, seconds: float, unsafe: 
         A text for each expression, the same text for equal values: `=` and a literal, `~` and the items of an iterator,
         or `!` and the name of an exception. None if the program fails, exits early or exceeds the limit.
     """
-    source = _source(plain, reply, serve) + f"serve({program!r}, exact=False)\n"
+    source = _source(plain_data, reply, serve) + f"serve({program!r}, exact=False)\n"
     questions = "".join(json.dumps(expression) + "\n" for expression in expressions)
     outcome = run_program(source, stdin=questions, seconds=seconds, unsafe=unsafe)
     answers = outcome.stdout.splitlines()
@@ -46,7 +46,7 @@ def passes(program: str, *, prelude: str, tests: str, entry_point: str, seconds:
     """Whether a program's function passes hidden tests.
 
     The tests run in a second sandbox (`ets.sandbox.process.run_judged`). Arguments and values cross over as literals of
-    plain data: None, numbers, text, bytes, and lists, tuples, sets and dicts. Any other value equals nothing.
+    plain_data data: None, numbers, text, bytes, and lists, tuples, sets and dicts. Any other value equals nothing.
 
     Parameters
     ----------
@@ -61,8 +61,8 @@ def passes(program: str, *, prelude: str, tests: str, entry_point: str, seconds:
     unsafe : bool
         See `ets.sandbox.process.run_program`. The two processes are then not protected from each other.
     """
-    answering = _source(plain, reply, serve) + f"serve({program!r}, exact=True)\n"
-    asking = _source(plain, judge) + f"judge({prelude!r}, {tests!r}, {entry_point!r})\n"
+    answering = _source(plain_data, reply, serve) + f"serve({program!r}, exact=True)\n"
+    asking = _source(plain_data, judge) + f"judge({prelude!r}, {tests!r}, {entry_point!r})\n"
     return run_judged(answering, asking, seconds=seconds, unsafe=unsafe).ended == "ok"
 
 
@@ -73,24 +73,24 @@ def _source(*functions: Callable[..., Any]) -> str:
 def literal_text(expression: str) -> str | None:
     """A literal's value as `values` writes the value, or None for other text. For trusted text only."""
     try:
-        return "=" + plain(ast.literal_eval(expression), exact=False)
+        return "=" + plain_data(ast.literal_eval(expression), exact=False)
     except (ValueError, SyntaxError):
         return None
 
 
-def plain(value: object, exact: bool) -> str:
-    """A value as a Python literal in one line of ASCII; `<type>` for a value that is no plain data.
+def plain_data(value: object, exact: bool) -> str:
+    """A value as a Python literal in one line of ASCII; `<type>` for a value that is no plain_data data.
 
     If not exact, numbers that agree in twelve digits give the same text, and so do dicts in another order.
     """
     if isinstance(value, (list, tuple)):
-        items = [plain(item, exact) for item in value]
+        items = [plain_data(item, exact) for item in value]
         comma = "," if len(items) == 1 else ""
         return "[" + ", ".join(items) + "]" if isinstance(value, list) else "(" + ", ".join(items) + comma + ")"
     if isinstance(value, (set, frozenset)):
-        return "{" + ", ".join(sorted(plain(item, exact) for item in value)) + "}" if value else "set()"
+        return "{" + ", ".join(sorted(plain_data(item, exact) for item in value)) + "}" if value else "set()"
     if isinstance(value, dict):
-        pairs = [plain(key, exact) + ": " + plain(item, exact) for key, item in value.items()]
+        pairs = [plain_data(key, exact) + ": " + plain_data(item, exact) for key, item in value.items()]
         return "{" + ", ".join(pairs if exact else sorted(pairs)) + "}"
     if isinstance(value, str):
         return ascii(str.__str__(value))
@@ -112,7 +112,7 @@ def reply(expression: str, scope: dict[str, object], exact: bool) -> str:
     try:
         value = eval(expression, scope)
         iterator = hasattr(value, "__iter__") and not isinstance(value, data)
-        return "~" + plain(list(value), exact) if iterator else "=" + plain(value, exact)
+        return "~" + plain_data(list(value), exact) if iterator else "=" + plain_data(value, exact)
     except BaseException as error:
         return "!" + ascii(type(error).__name__)[1:-1]
 
@@ -144,7 +144,7 @@ def judge(prelude: str, tests: str, entry_point: str) -> None:
     getattr(sys, "set_int_max_str_digits", int)(0)
 
     def candidate(*args: object, **kwargs: object) -> object:
-        call = f"{entry_point}(*{plain(args, True)}, **{plain(kwargs, True)})"
+        call = f"{entry_point}(*{plain_data(args, True)}, **{plain_data(kwargs, True)})"
         print(json.dumps(call), file=asking, flush=True)
         line = sys.stdin.readline(2**20)
         if not line.endswith("\n"):

@@ -62,7 +62,7 @@ _CUT = re.compile(
 )
 
 
-class Reader(Protocol[T_co]):
+class AnswerReader(Protocol[T_co]):
     """The properties of a task that `answer_in` reads."""
 
     @property
@@ -87,7 +87,7 @@ class Reader(Protocol[T_co]):
         """The answer in a text (without thinking sections) that has no box and no statement."""
 
 
-def answer_in(text: str, reader: Reader[T]) -> T | None:
+def answer_in(text: str, reader: AnswerReader[T]) -> T | None:
     """Return the answer in a text by the steps of this module. None without an answer, or in an unclosed section."""
     thought = after_thinking(text, reader.thinking)
     if thought is None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from itertools import islice
 
-from ets.demo.family import HELDOUT_SIZE, Family, Row
+from ets.demo.family import HELDOUT_SIZE, ProblemFamily, Row
 from ets.demo.stories import STORIES
 from ets.demo.sums import SUMS
 from ets.thinking import THINKING, Tags, after_thinking
@@ -27,7 +27,7 @@ class Arithmetic:
     """Held-out problems of `ets.demo.stories`; an answer is the whole number after `####`."""
 
     name = "arithmetic"
-    family: Family = STORIES
+    family: ProblemFamily = STORIES
     thinking: Tags | None = THINKING
     """The tags around thinking sections, which hold no answers, or None."""
 
@@ -41,14 +41,14 @@ class Arithmetic:
                 f"{self.name}-{number}",
                 examples + prompt_of(row),
                 ("\n\nQuestion:",),
-                {"answer": answer_in(row.answer)},
+                {"answer": number_after_mark(row.answer)},
                 thinking=self.thinking,
             )
             for number, row in enumerate(self.family.heldout(HELDOUT_SIZE if count is None else count))
         ]
 
     def extract(self, problem: Problem, text: str) -> int | None:
-        return answer_in(after_thinking(text, self.thinking) or "")
+        return number_after_mark(after_thinking(text, self.thinking) or "")
 
     def grade(self, problem: Problem, text: str) -> bool:
         return self.extract(problem, text) == problem.doc["answer"]
@@ -61,7 +61,7 @@ class Sums(Arithmetic):
     family = SUMS
 
 
-def answer_in(text: str) -> int | None:
+def number_after_mark(text: str) -> int | None:
     found = re.search(r"####\s*(-?\d{1,18})(?![\d.,]*\d)", text)
     return int(found.group(1)) if found else None
 

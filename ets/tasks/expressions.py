@@ -75,7 +75,7 @@ class Expression(str):
     __slots__ = ()
 
     def __new__(cls, latex: str) -> Expression:
-        return super().__new__(cls, normalised(latex))
+        return super().__new__(cls, normalised_expression(latex))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Expression) or str.__eq__(self, other):
@@ -95,7 +95,7 @@ def require_math_verify() -> None:
         raise InputError("math-verify is not installed; install it with: pip install 'ets-sampling[benchmarks]'")
 
 
-def normalised(latex: str) -> str:
+def normalised_expression(latex: str) -> str:
     r"""The answer without decoration, units, ``\%``, ordinals and wrapping text, which math-verify misreads.
 
     A percentage becomes a number, as in the dataset's answers, unless the number is less than one. ``\textbf{(C)}\ 9``,
@@ -128,7 +128,7 @@ def _as_fraction(sign: str, whole: str, fixed: str, period: str) -> str:
 
 @lru_cache(2**16)
 def equal(one: str, other: str) -> bool:
-    """Whether each of two normalised answers verifies the other. False for a comparison that takes too long."""
+    """Whether each of two normalised_expression answers verifies the other. False for a comparison that takes too long."""
     kinds = {_kind(one), _kind(other)}
     if kinds in ({"set", "row"}, {"list", "row"}) or len({*_BASE.findall(one), *_BASE.findall(other)}) > 1:
         return False

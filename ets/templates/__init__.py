@@ -25,7 +25,7 @@ def render(name: str, **values: Any) -> Markup:
     return Markup(_environment().get_template(name).render(values))
 
 
-def plain(value: Any) -> str:
+def as_text(value: Any) -> str:
     """A text unchanged, any other value as JSON."""
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
@@ -38,5 +38,5 @@ def _environment() -> Environment:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters["plain"] = plain
+    environment.filters["plain"] = as_text
     return environment

@@ -13,7 +13,7 @@ from ets.types import Floats, Problem
 
 Law: TypeAlias = Mapping[Any, float]
 """Probabilities by outcome, such as the tuple of all drawn tokens."""
-Prefix: TypeAlias = tuple[int, ...]
+TokenPrefix: TypeAlias = tuple[int, ...]
 
 
 class Oracle(Protocol):
@@ -45,34 +45,34 @@ class AutoregressiveOracle:
     block_size, max_length : int
     """
 
-    next_token: Callable[[Problem, Prefix], Floats]
-    ended: Callable[[Problem, Prefix], bool]
+    next_token: Callable[[Problem, TokenPrefix], Floats]
+    ended: Callable[[Problem, TokenPrefix], bool]
     block_size: int
     max_length: int
 
     @property
-    def root(self) -> Prefix:
+    def root(self) -> TokenPrefix:
         return ()
 
     @property
     def by_path(self) -> AutoregressiveOracle:
         return self
 
-    def outcome(self, state: Any) -> Prefix:
+    def outcome(self, state: Any) -> TokenPrefix:
         return state.tokens
 
-    def extend_law(self, problem: Problem, outcome: Prefix) -> Law:
+    def extend_law(self, problem: Problem, outcome: TokenPrefix) -> Law:
         """One guide step from a prefix."""
         return self._law(problem, outcome, min(len(outcome) + self.block_size, self.max_length))
 
-    def finish_law(self, problem: Problem, outcome: Prefix) -> Law:
+    def finish_law(self, problem: Problem, outcome: TokenPrefix) -> Law:
         """From a prefix to the end."""
         return self._law(problem, outcome, self.max_length)
 
-    def _law(self, problem: Problem, tokens: Prefix, length: int) -> Law:
+    def _law(self, problem: Problem, tokens: TokenPrefix, length: int) -> Law:
         if len(tokens) >= length or self.ended(problem, tokens):
             return {tokens: 1.0}
-        law: dict[Prefix, float] = {}
+        law: dict[TokenPrefix, float] = {}
         for token, p in enumerate(self.next_token(problem, tokens)):
             if p > 0:
                 for outcome, q in self._law(problem, (*tokens, token), length).items():

@@ -13,9 +13,9 @@ from ets.step import require_counts
 from ets.testing.laws import Law
 from ets.types import Floats, InputError, Problem
 
-Canvas: TypeAlias = tuple[int, ...]
+TokenCanvas: TypeAlias = tuple[int, ...]
 """All positions from left to right; masked positions hold the mask id."""
-Path: TypeAlias = tuple[int, ...]
+CanvasPath: TypeAlias = tuple[int, ...]
 """The denoising step that revealed each position, -1 where the position is masked."""
 Bar: TypeAlias = Callable[[int], float]
 """Parallel decoding: the score that the m-th best draw must reach beyond the quota. It rises with m."""
@@ -55,7 +55,7 @@ class CanvasSchedule:
         """The step after the steps that revealed this many tokens."""
         return [0, *accumulate(self.quotas)].index(revealed)
 
-    def step_at(self, path: Path) -> int:
+    def step_at(self, path: CanvasPath) -> int:
         """The step after a path; a full block skips the rest of its steps."""
         revealed = sum(step >= 0 for step in path)
         return max(max(path) + 1, revealed // self.block_length * self.steps_per_block)
@@ -126,7 +126,7 @@ class MaskedPathOracle:
         The mask id.
     """
 
-    step_law: Callable[[Problem, Canvas, Path], StepLaw]
+    step_law: Callable[[Problem, TokenCanvas, CanvasPath], StepLaw]
     schedule: CanvasSchedule
     mask: int
     _known: dict[Any, StepLaw] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -178,10 +178,10 @@ class MaskedPathOracle:
 class MaskedDiffusionOracle(MaskedPathOracle):
     """The exact laws over canvases, where `step_law(problem, canvas)` depends on the canvas only (no cache)."""
 
-    step_law: Callable[[Problem, Canvas], StepLaw]  # type: ignore[assignment]
+    step_law: Callable[[Problem, TokenCanvas], StepLaw]  # type: ignore[assignment]
 
     @property
-    def root(self) -> Canvas:
+    def root(self) -> TokenCanvas:
         return (self.mask,) * self.schedule.gen_length
 
     @property
@@ -189,17 +189,17 @@ class MaskedDiffusionOracle(MaskedPathOracle):
         """The same laws over paths."""
         return MaskedPathOracle(lambda problem, canvas, _: self._law(problem, canvas), self.schedule, self.mask)
 
-    def outcome(self, state: Any) -> Canvas:
+    def outcome(self, state: Any) -> TokenCanvas:
         return state.tokens
 
-    def _revealed(self, node: Canvas) -> int:
+    def _revealed(self, node: TokenCanvas) -> int:
         return len(node) - node.count(self.mask)
 
-    def _step(self, problem: Problem, node: Canvas) -> Iterator[tuple[Canvas, float]]:
+    def _step(self, problem: Problem, node: TokenCanvas) -> Iterator[tuple[TokenCanvas, float]]:
         return ((placed(node, *event), p) for event, p in self._law(problem, node).items())
 
 
-def placed(canvas: Canvas, positions: Sequence[int], values: Sequence[int]) -> Canvas:
+def placed(canvas: TokenCanvas, positions: Sequence[int], values: Sequence[int]) -> TokenCanvas:
     """The canvas with new values at some positions."""
     new = dict(zip(positions, values, strict=True))
     return tuple(new.get(i, old) for i, old in enumerate(canvas))

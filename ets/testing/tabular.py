@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ets.randomness import uniform
 from ets.step import require_counts, require_positive
-from ets.testing.laws import AutoregressiveOracle, Prefix
+from ets.testing.laws import AutoregressiveOracle, TokenPrefix
 from ets.types import Cost, Draw, Floats, InputError, Keys, Problem, State, Text
 
 END = 0
@@ -23,7 +23,7 @@ END = 0
 @dataclass(frozen=True, eq=False)
 class TabularState:
     problem: Problem
-    tokens: Prefix
+    tokens: TokenPrefix
     text: str
     logp: float
     done: bool
@@ -59,21 +59,21 @@ class TabularPolicy:
         if not (2 <= self.vocabulary <= 6 and self.max_length <= 6):
             raise InputError(f"vocabulary {self.vocabulary}, max_length {self.max_length}: enumerable up to 6 and 6")
         self._table = cache(self._row)
-        self._states: dict[tuple[str, Prefix], TabularState] = {}
+        self._states: dict[tuple[str, TokenPrefix], TabularState] = {}
 
-    def _row(self, prompt: str | Prefix, prefix: Prefix) -> Floats:
+    def _row(self, prompt: str | TokenPrefix, prefix: TokenPrefix) -> Floats:
         name = prompt.encode() if isinstance(prompt, str) else prompt
         rng = np.random.default_rng([self.seed, len(name), *name, 10**6, *prefix])
         logits = self.concentration * rng.standard_normal(self.vocabulary) / self.temperature
         weights = np.exp(logits - logits.max())
         return weights / weights.sum()
 
-    def next_token(self, problem: Problem, tokens: Prefix) -> Floats:
+    def next_token(self, problem: Problem, tokens: TokenPrefix) -> Floats:
         """The exact next-token law `[V]`."""
         return self._table(problem.prompt, tokens)
 
     @staticmethod
-    def spelled(tokens: Prefix) -> str:
+    def spelled(tokens: TokenPrefix) -> str:
         """The text of an outcome: letters, without the end token."""
         return "".join(chr(96 + token) for token in tokens if token != END)
 
@@ -95,7 +95,7 @@ class TabularPolicy:
     def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         return self._draw(states, keys, self.max_length, "rollout")
 
-    def _ended(self, tokens: Prefix) -> bool:
+    def _ended(self, tokens: TokenPrefix) -> bool:
         return tokens[-1] == END or len(tokens) == self.max_length
 
     def _draw(self, states: Sequence[Any], keys: Keys, block: int, kind: str) -> list[Draw]:
@@ -117,7 +117,7 @@ class TabularPolicy:
         self.ledger += total_cost(draws)
         return draws
 
-    def _drawn(self, before: TabularState, tokens: Prefix, logp: float, kind: str) -> Draw:
+    def _drawn(self, before: TabularState, tokens: TokenPrefix, logp: float, kind: str) -> Draw:
         place, total = (before.problem.id, tokens), before.logp + logp
         if place not in self._states:
             self._states[place] = TabularState(before.problem, tokens, self.spelled(tokens), total, self._ended(tokens))

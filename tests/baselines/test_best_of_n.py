@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ets import rewards
-from ets.baselines import best_of_n, majority
+from ets.baselines import best_of_n, majority_voting
 from ets.rewards import agreement_share, likelihood
 from ets.runner import run
 from ets.step import RewardError
@@ -73,13 +73,13 @@ def test_ties_are_broken_evenly_at_level_1e_4() -> None:
 
 def test_by_the_share_it_is_majority_voting_chain_by_chain() -> None:
     reward = agreement_share(first_letter, pool="step")
-    best, voted = (chains_of(s, 500) for s in (best_of_n(reward, samples=5), majority(first_letter, samples=5)))
+    best, voted = (chains_of(s, 500) for s in (best_of_n(reward, samples=5), majority_voting(first_letter, samples=5)))
     assert [chain.state.tokens for chain in best] == [chain.state.tokens for chain in voted]
     assert len({chain.state.tokens for chain in best}) > 3
 
 
 def test_by_the_majority_it_returns_a_sample_with_the_answer_that_reached_the_count_first() -> None:
-    """Of two samples the first that has an answer; majority voting may return either."""
+    """Of two samples the first that has an answer; majority_voting voting may return either."""
     best = best_of_n(rewards.majority(first_letter, pool="step"), samples=2)
     tied = 0
     for chain in chains_of(best, 300):

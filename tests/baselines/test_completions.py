@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import pytest
 
-from ets.baselines import majority, one_step, plain, weighted_majority
+from ets.baselines import majority_voting, one_step, plain, weighted_majority
 from ets.rewards import agreement_share, likelihood, verifier
 from ets.runner import run
 from ets.testing import Law, TabularPolicy, check_law, optimal_law, total_variation
@@ -55,7 +55,7 @@ def first_letter(text: str) -> str | None:
 
 @cache
 def majority_chains(samples: int) -> list[Chain]:
-    return chains_of(majority(first_letter, samples=samples))
+    return chains_of(majority_voting(first_letter, samples=samples))
 
 
 def answer_of(outcome: Outcome) -> int | None:
@@ -112,7 +112,7 @@ def test_majority_never_returns_a_text_without_an_answer_if_there_is_one() -> No
 
 
 def test_majority_without_any_answer_returns_any_sample_at_level_1e_4() -> None:
-    chains = chains_of(majority(lambda text: None, samples=3))
+    chains = chains_of(majority_voting(lambda text: None, samples=3))
     steps = [chain.trace[0] for chain in chains]
     check_law((step.choice for step in steps), dict.fromkeys(range(3), 1 / 3), level=LEVEL)
     check_law((chain.state.tokens for chain in chains), REFERENCE, level=LEVEL)
@@ -189,7 +189,7 @@ def test_weighted_majority_by_a_constant_reward_is_majority_chain_by_chain(sampl
         return [-7.0] * len(rollouts)
 
     weighted = chains_of(weighted_majority(first_letter, constant, samples=samples, lam=LAM), samples=500)
-    counted = chains_of(majority(first_letter, samples=samples), samples=500)
+    counted = chains_of(majority_voting(first_letter, samples=samples), samples=500)
     assert [chain.state.tokens for chain in weighted] == [chain.state.tokens for chain in counted]
 
 
@@ -248,7 +248,7 @@ def test_weighted_majority_takes_any_reward(reward: Any) -> None:
 
 STEPS: dict[str, tuple[StepFn, int]] = {
     "plain": (plain(), 1),
-    "majority": (majority(first_letter, samples=3), 3),
+    "majority": (majority_voting(first_letter, samples=3), 3),
     "one-step": (one_step(count_letters, samples=4, lam=LAM), 4),
     "weighted majority": (weighted_majority(first_letter, count_letters, samples=3, lam=LAM), 3),
 }
@@ -285,7 +285,7 @@ def test_only_texts_that_are_judged_are_charged_as_such() -> None:
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, None])
 def test_a_bad_number_of_samples_is_refused_before_anything_is_drawn(value: Any) -> None:
     with pytest.raises(InputError, match=r"^samples is "):
-        majority(first_letter, samples=value)
+        majority_voting(first_letter, samples=value)
     with pytest.raises(InputError, match=r"^samples is "):
         one_step(count_letters, samples=value, lam=1.0)
 
@@ -302,5 +302,5 @@ def test_majority_reads_answers_that_depend_on_the_problem_as_it_reads_the_other
     def read(problem: Problem, text: str) -> str | None:
         return first_letter(text) if problem.id == "p" else None
 
-    one, other = (chains_of(majority(extract, samples=3), samples=200) for extract in (first_letter, read))
+    one, other = (chains_of(majority_voting(extract, samples=3), samples=200) for extract in (first_letter, read))
     assert [chain.state.tokens for chain in one] == [chain.state.tokens for chain in other]

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ets.baselines import acceptance_rate, one_step, power, power_sampling
-from ets.baselines.power import Path, log_acceptance
+from ets.baselines.power import WalkPath, log_acceptance
 from ets.randomness import chain_key
 from ets.rewards import likelihood
 from ets.runner import run
@@ -177,12 +177,12 @@ def test_one_step_ets_by_likelihood_has_the_same_target() -> None:
     check_law(outcomes(policy, chains), target, level=LEVEL)
 
 
-def path_of(policy: TabularModel, nodes: Nodes) -> Path:
+def path_of(policy: TabularModel, nodes: Nodes) -> WalkPath:
     """A text as a chain carries it."""
     (start,) = policy.start([PROBLEM])
     wanted = [TabularState(PROBLEM, node, "", 0.0, False) for node in nodes[1:]]
     states = (start, *(followed.state for followed in policy.follow([start] * len(wanted), wanted)))
-    return Path(states, tuple(Text(state.tokens, state.text, state.logp, state.done) for state in states))
+    return WalkPath(states, tuple(Text(state.tokens, state.text, state.logp, state.done) for state in states))
 
 
 @pytest.mark.parametrize("limit", [math.inf, 1, 2])
@@ -223,16 +223,16 @@ def test_a_move_leaves_the_powered_law_as_it_is() -> None:
     check_law(after_one_move(ONE_MOVE), by_outcome(target_law(LETTERS.oracle, ALPHA)), level=LEVEL)
 
 
-def without_count(now: Path, proposed: Path, alpha: float) -> float:
+def without_count(now: WalkPath, proposed: WalkPath, alpha: float) -> float:
     return min(0.0, (alpha - 1) * (proposed.texts[-1].logp - now.texts[-1].logp))
 
 
-def count_upside_down(now: Path, proposed: Path, alpha: float) -> float:
+def count_upside_down(now: WalkPath, proposed: WalkPath, alpha: float) -> float:
     log_ratio = proposed.texts[-1].logp - now.texts[-1].logp
     return min(0.0, (alpha - 1) * log_ratio + math.log(proposed.steps / now.steps))
 
 
-FAULTS: dict[str, Callable[[Path, Path, float], float]] = {
+FAULTS: dict[str, Callable[[WalkPath, WalkPath, float], float]] = {
     "α, not α - 1": lambda now, proposed, alpha: log_acceptance(now, proposed, alpha + 1),
     "no count of boundaries": without_count,
     "counts upside down": count_upside_down,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ets.baselines import iterated_sir, one_step, retained_rollouts
-from ets.baselines.retained import Path, RetainedState, draw_paths, log_law_of_last
+from ets.baselines.retained import RetainedPath, RetainedState, draw_paths, log_law_of_last
 from ets.kernel import energy_guided
 from ets.policies.diffusion.denoise import Schedule
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
@@ -102,7 +102,7 @@ def optimal_starts(policy: Tabular, kept: int, count: int) -> list[Chain]:
     law = path_law(policy.oracle, PROBLEM, policy.oracle.root)
     retained = optimal_law(law, lambda path: spelled(policy, liking)(path[-1]), LAM)
 
-    def some(law: Law, number: int) -> list[Path]:
+    def some(law: Law, number: int) -> list[RetainedPath]:
         names = list(law)
         return [known[names[n]] for n in rng.choice(len(names), number, p=list(law.values()))]
 

@@ -30,7 +30,7 @@ WEIGHED: dict[str, Callable[[], Policy]] = {
 }
 METHODS: dict[str, StepFn] = {
     "plain": baselines.plain(),
-    "majority": baselines.majority(lambda text: text, samples=2),
+    "majority": baselines.majority_voting(lambda text: text, samples=2),
     "one_step": baselines.one_step(REWARD, samples=2, lam=1.0),
     "retained_rollouts": baselines.retained_rollouts(REWARD, candidates=2, rollouts=2, lam=1.0),
     "iterated_sir": baselines.iterated_sir(REWARD, samples=2, iterations=2, lam=1.0),

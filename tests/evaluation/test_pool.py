@@ -12,7 +12,7 @@ import pytest
 
 from ets.baselines import best_of_n, one_step, plain
 from ets.evaluation.journal import Journal
-from ets.evaluation.pool import MOST, Completions, Pool, Sample, chosen, completions, nearest
+from ets.evaluation.pool import MOST, Completions, Sample, SamplePool, chosen, completions, nearest
 from ets.rewards import majority, per_text
 from ets.runner import run
 from ets.types import Cost, Draw, Keys, Policy, State, StepFn, Text
@@ -33,7 +33,7 @@ POLICIES: dict[str, Callable[[], Policy]] = {"autoregressive": table, "masked di
 def pooled(folder: Path, *counts: int, policy: Policy | None = None, repeats: int = 1) -> list[Sample]:
     """The samples of a pool that grows to each count in turn."""
     with Journal(folder, {"seed": 0}) as journal:
-        pool = Pool(run_of(journal, TASK, problems=PROBLEMS), policy or table(), "pool", repeats)
+        pool = SamplePool(run_of(journal, TASK, problems=PROBLEMS), policy or table(), "pool", repeats)
         return [pool.samples(count) for count in counts][-1]
 
 
@@ -85,7 +85,7 @@ def test_only_problems_that_lack_samples_are_drawn(tmp_path: Path) -> None:
     def drawn(count: int, problems: int) -> int:
         with Journal(tmp_path, {"seed": 0}) as journal:
             before = len(journal.records)
-            Pool(run_of(journal, TASK, problems=PROBLEMS[:problems]), table(), "pool", 1).samples(count)
+            SamplePool(run_of(journal, TASK, problems=PROBLEMS[:problems]), table(), "pool", 1).samples(count)
             return len(journal.records) - before
 
     assert [drawn(4, 2), drawn(4, 6), drawn(6, 1), drawn(6, 6), drawn(5, 6)] == [2, 4, 1, 5, 0]
@@ -103,7 +103,7 @@ def test_a_pool_that_was_cut_between_samples_of_one_problem_goes_on(tmp_path: Pa
 @pytest.mark.parametrize("guess", [1, 4, 30])
 def test_the_number_of_samples_that_cost_an_amount_is_found(number: int, guess: int, tmp_path: Path) -> None:
     with Journal(tmp_path, {"seed": 0}) as journal:
-        pool = Pool(run_of(journal, TASK, problems=PROBLEMS), table(), "pool", 1)
+        pool = SamplePool(run_of(journal, TASK, problems=PROBLEMS), table(), "pool", 1)
         costs = pool.mean_costs(12, "generated")
         assert np.all(np.diff(costs) > 0)
         assert pool.until(float(costs[number - 1]), "generated", guess) == number
@@ -125,7 +125,7 @@ class Equal(TabularModel):
 
 def test_a_pool_whose_samples_are_free_ends_with_a_warning(tmp_path: Path) -> None:
     with Journal(tmp_path, {"seed": 0}) as journal:
-        pool = Pool(run_of(journal, TASK, problems=PROBLEMS[:1]), Equal(vocabulary=4, max_length=4), "pool", 1)
+        pool = SamplePool(run_of(journal, TASK, problems=PROBLEMS[:1]), Equal(vocabulary=4, max_length=4), "pool", 1)
         one = float(pool.mean_costs(1, "generated")[0])
         with pytest.warns(UserWarning, match=f"{8 * MOST} samples cost .*% of the budget; set samples"):
             assert pool.until(8 * one, "generated", 8) == 8 * MOST

@@ -14,7 +14,7 @@ from typing import Any
 
 from ets.path_weights import PathRatio
 from ets.testing import enumerated_step
-from ets.testing.masked_laws import Canvas, MaskedPathOracle, Path, StepLaw
+from ets.testing.masked_laws import CanvasPath, MaskedPathOracle, StepLaw, TokenCanvas
 from ets.types import Cost, Floats, Problem
 from tests.laws.masked import canvas_before, parallel_bar
 from tests.laws.masked_tabular import StepArguments, TabularMaskedDiffusion
@@ -44,19 +44,19 @@ class TabularFastDiffusion(TabularMaskedDiffusion):
         super().__post_init__()
         self._fast_law = cache(lambda *place: enumerated_step(*self.fast_arguments(*place)))
 
-    def fast_arguments(self, prompt: str | Canvas, canvas: Canvas, path: Path) -> StepArguments:
+    def fast_arguments(self, prompt: str | TokenCanvas, canvas: TokenCanvas, path: CanvasPath) -> StepArguments:
         """The arguments of `enumerated_step` at a canvas, after a path."""
         step, bar = self.schedule.step_at(path), parallel_bar(self.threshold, self.factor)
         return self._arguments(canvas, self.fast_logits(prompt, canvas, path), step, bar)
 
-    def fast_logits(self, prompt: str | Canvas, canvas: Canvas, path: Path) -> Floats:
+    def fast_logits(self, prompt: str | TokenCanvas, canvas: TokenCanvas, path: CanvasPath) -> Floats:
         """`[L, V]`, after a path."""
         step = self.schedule.step_at(path)
         refreshed = step - step % self.schedule.steps_per_block % self.refresh if self.refresh else step
         origin = canvas_before(canvas, path, refreshed, self.mask)
         return (self.logits(prompt, canvas) + self.logits(prompt, origin)) / 2
 
-    def step_law(self, problem: Problem, canvas: Canvas, path: Path | None = None) -> StepLaw:
+    def step_law(self, problem: Problem, canvas: TokenCanvas, path: CanvasPath | None = None) -> StepLaw:
         assert path is not None
         return self._fast_law(problem.prompt, canvas, path) if self.mask in canvas else {}
 
@@ -96,7 +96,9 @@ class TabularWeigher:
                 known[row] = PathRatio(self.log_ratio(start.problem, *path), Cost())
         return [known[row] for row in rows]
 
-    def log_ratio(self, problem: Problem, start: tuple[Canvas, Path], end: tuple[Canvas, Path]) -> float:
+    def log_ratio(
+        self, problem: Problem, start: tuple[TokenCanvas, CanvasPath], end: tuple[TokenCanvas, CanvasPath]
+    ) -> float:
         """The log-ratio of the path between two (canvas, path), a sum over its denoising steps."""
         total = 0.0
         for canvas, path, event in self._steps(start, end):
@@ -110,7 +112,9 @@ class TabularWeigher:
             total += math.log(wanted / drawn) if wanted > 0 else -math.inf
         return total
 
-    def _steps(self, start: tuple[Canvas, Path], end: tuple[Canvas, Path]) -> Iterator[tuple[Canvas, Path, Event]]:
+    def _steps(
+        self, start: tuple[TokenCanvas, CanvasPath], end: tuple[TokenCanvas, CanvasPath]
+    ) -> Iterator[tuple[TokenCanvas, CanvasPath, Event]]:
         tokens, path = end
         for step in sorted({n for before, n in zip(start[1], path, strict=True) if before < 0 <= n}):
             positions = tuple(i for i, n in enumerate(path) if n == step)
@@ -118,12 +122,12 @@ class TabularWeigher:
             event = positions, tuple(tokens[i] for i in positions)
             yield canvas_before(tokens, path, step, self.fast.mask), earlier, event
 
-    def _wanted_tokens(self, problem: Problem, canvas: Canvas, event: Event) -> float:
+    def _wanted_tokens(self, problem: Problem, canvas: TokenCanvas, event: Event) -> float:
         """The exact probability of a step's tokens at its canvas."""
         p, *_ = self.exact.step_arguments(problem.prompt, canvas)
         return math.prod(float(p[i, v]) for i, v in zip(*event, strict=True))
 
-    def _target_law(self, problem: Problem, canvas: Canvas, path: Path) -> StepLaw:
+    def _target_law(self, problem: Problem, canvas: TokenCanvas, path: CanvasPath) -> StepLaw:
         """One step of the target: the fast sampler's positions with the exact model's tokens, or the exact step."""
         if self.level == "1F":
             return self.exact.step_law(problem, canvas, path)

@@ -8,7 +8,7 @@ from itertools import combinations, product
 
 import numpy as np
 
-from ets.testing.masked_laws import Bar, Canvas, Path, StepLaw
+from ets.testing.masked_laws import Bar, CanvasPath, StepLaw, TokenCanvas
 from ets.types import Floats, InputError
 
 
@@ -102,6 +102,6 @@ def closed_form_step(
     return law
 
 
-def canvas_before(canvas: Canvas, path: Path, step: int, mask: int) -> Canvas:
+def canvas_before(canvas: TokenCanvas, path: CanvasPath, step: int, mask: int) -> TokenCanvas:
     """A canvas as it was before a step of its path."""
     return tuple(token if 0 <= at < step else mask for token, at in zip(canvas, path, strict=True))

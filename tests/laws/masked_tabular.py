@@ -16,12 +16,12 @@ from ets.randomness import uniform
 from ets.step import require_positive
 from ets.testing.masked_laws import (
     Bar,
-    Canvas,
+    CanvasPath,
     CanvasSchedule,
     MaskedDiffusionOracle,
     MaskedPathOracle,
-    Path,
     StepLaw,
+    TokenCanvas,
     enumerated_step,
     placed,
 )
@@ -37,8 +37,8 @@ StepArguments: TypeAlias = tuple[Floats, Floats | None, list[int], int, Bar | No
 @dataclass(frozen=True, eq=False)
 class MaskedTabularState:
     problem: Problem
-    tokens: Canvas
-    path: Path
+    tokens: TokenCanvas
+    path: CanvasPath
     text: str
     logp: float
     done: bool
@@ -86,7 +86,7 @@ class TabularMaskedDiffusion:
         scores_of(np.zeros((1, 2)), self.remasking)  # refuses an unknown rule
         self.logits = cache(self._logits)
         self._step_law = cache(lambda *place: enumerated_step(*self.step_arguments(*place)))
-        self._states: dict[tuple[str, Canvas, Path], MaskedTabularState] = {}
+        self._states: dict[tuple[str, TokenCanvas, CanvasPath], MaskedTabularState] = {}
 
     @property
     def mask(self) -> int:
@@ -96,26 +96,26 @@ class TabularMaskedDiffusion:
     def deterministic(self) -> bool:
         return False
 
-    def _logits(self, prompt: str | Canvas, canvas: Canvas) -> Floats:
+    def _logits(self, prompt: str | TokenCanvas, canvas: TokenCanvas) -> Floats:
         name = prompt.encode() if isinstance(prompt, str) else prompt
         rng = np.random.default_rng([self.seed, len(name), *name, 10**6, *canvas])
         shape = (self.gen_length, self.vocabulary)
         drawn = rng.integers(self.levels, size=shape).astype(float) if self.levels else rng.standard_normal(shape)
         return self.concentration * drawn
 
-    def step_arguments(self, prompt: str | Canvas, canvas: Canvas) -> StepArguments:
+    def step_arguments(self, prompt: str | TokenCanvas, canvas: TokenCanvas) -> StepArguments:
         """The arguments of `enumerated_step` at a canvas with masks."""
         revealed = self.gen_length - canvas.count(self.mask)
         return self._arguments(canvas, self.logits(prompt, canvas), self.schedule.step(revealed))
 
-    def _arguments(self, canvas: Canvas, logits: Floats, step: int, bar: Bar | None = None) -> StepArguments:
+    def _arguments(self, canvas: TokenCanvas, logits: Floats, step: int, bar: Bar | None = None) -> StepArguments:
         weights = np.exp(logits / self.temperature)
         block = self.schedule.block(self.gen_length - canvas.count(self.mask))
         masked = [j for j in block if canvas[j] == self.mask]
         p = weights / weights.sum(axis=-1, keepdims=True)
         return p, scores_of(logits, self.remasking), masked, min(self.schedule.quotas[step], len(masked)), bar
 
-    def step_law(self, problem: Problem, canvas: Canvas, path: Path | None = None) -> StepLaw:
+    def step_law(self, problem: Problem, canvas: TokenCanvas, path: CanvasPath | None = None) -> StepLaw:
         """The exact law of the denoising step at a canvas, whatever the path; empty for a canvas without masks."""
         return self._step_law(problem.prompt, canvas) if self.mask in canvas else {}
 
@@ -124,7 +124,7 @@ class TabularMaskedDiffusion:
         """The exact laws, over canvases."""
         return MaskedDiffusionOracle(self.step_law, self.schedule, self.mask)
 
-    def spelled(self, canvas: Canvas) -> str:
+    def spelled(self, canvas: TokenCanvas) -> str:
         """The text of a canvas: letters, and a dot for a mask before letters."""
         return "".join("·" if token == self.mask else chr(97 + token) for token in canvas).rstrip("·")
 
@@ -179,7 +179,7 @@ class TabularMaskedDiffusion:
     def _revealed(self, state: MaskedTabularState) -> int:
         return self.gen_length - state.tokens.count(self.mask)
 
-    def _state(self, problem: Problem, canvas: Canvas, path: Path, logp: float) -> MaskedTabularState:
+    def _state(self, problem: Problem, canvas: TokenCanvas, path: CanvasPath, logp: float) -> MaskedTabularState:
         place = (problem.id, canvas, path)
         if place not in self._states:
             text, done = self.spelled(canvas), self.mask not in canvas

@@ -10,7 +10,7 @@ from functools import cache
 from itertools import product
 from typing import Any, NamedTuple, TypeAlias
 
-from ets.rewards.self_consistency import Pool
+from ets.rewards.self_consistency import VotePool
 from ets.step import require_counts, require_positive
 from ets.testing import Law, Oracle
 from ets.types import InputError, Problem
@@ -74,7 +74,7 @@ def majority_law(
     lam: float,
     candidates: int,
     rollouts: int,
-    pool: Pool = "chain",
+    pool: VotePool = "chain",
     minimum: int = 1,
     proposal: Oracle | None = None,
 ) -> Law:
@@ -172,7 +172,9 @@ def _choice(drawn: tuple[Row, ...], majority: Hashable | None, lam: float) -> li
     return [weight / total for weight in weights] if total else [1 / len(weights)] * len(weights)
 
 
-def majority_limit_law(oracle: Oracle, problem: Problem, answer: Answer, *, lam: float, pool: Pool = "chain") -> Law:
+def majority_limit_law(
+    oracle: Oracle, problem: Problem, answer: Answer, *, lam: float, pool: VotePool = "chain"
+) -> Law:
     """The law that ETS with `ets.rewards.majority` tends to as M → ∞, at any K.
 
     From x_t it goes to x_s ∝ p_ref(x_s | x_t) · E[exp(1[a = â_t] / λ) | x_s], a the answer of the rollout. With
@@ -202,7 +204,7 @@ def majority_limit_law(oracle: Oracle, problem: Problem, answer: Answer, *, lam:
     return _limit(oracle, problem, answer, lam, pool, mode)
 
 
-def agreement_share_law(oracle: Oracle, problem: Problem, answer: Answer, *, lam: float, pool: Pool) -> Law:
+def agreement_share_law(oracle: Oracle, problem: Problem, answer: Answer, *, lam: float, pool: VotePool) -> Law:
     """The law that ETS with `ets.rewards.agreement_share` tends to as M → ∞, at any K.
 
     From x_t it goes to x_s ∝ p_ref(x_s | x_t) · E[exp(π(a)/λ) | x_s], a the answer of the rollout, where π is
@@ -222,7 +224,7 @@ def _limit(
     problem: Problem,
     answer: Answer,
     lam: float,
-    pool: Pool,
+    pool: VotePool,
     judged: Callable[[Shares], Callable[[Hashable | None], float]],
 ) -> Law:
     """The recursion of both limits; `judged` makes an answer's reward of the pooled shares of votes."""

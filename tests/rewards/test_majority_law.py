@@ -18,7 +18,7 @@ import pytest
 from ets.importance import ImportanceSampling
 from ets.kernel import energy_guided
 from ets.rewards import agreement_share, majority, self_consistency
-from ets.rewards.self_consistency import Pool
+from ets.rewards.self_consistency import VotePool
 from ets.runner import run
 from ets.testing import Law, check_law, frequencies, optimal_law, total_variation
 from ets.types import Chain, InputError, Policy, Problem, Reward, Text
@@ -27,7 +27,7 @@ from tests.laws.tabular import TabularModel
 from tests.laws.voting import agreement_share_law, majority_law, majority_limit_law
 
 LAM, LEVEL, DRAWS = 0.2, 1e-4, 1_500
-POOLS: tuple[Pool, ...] = ("step", "chain")
+POOLS: tuple[VotePool, ...] = ("step", "chain")
 ReadAnswer = Callable[[str], Hashable | None]
 
 
@@ -70,7 +70,7 @@ def finite(policy: TabularModel, answer: ReadAnswer, candidates: int, rollouts: 
     ids=["M2-K1", "M2-K2", "M3-K1", "M4-K1"],
 )
 def test_the_kernel_follows_the_majoritys_exact_law(
-    policy: TabularModel, answer: ReadAnswer, candidates: int, rollouts: int, pool: Pool
+    policy: TabularModel, answer: ReadAnswer, candidates: int, rollouts: int, pool: VotePool
 ) -> None:
     """1,500 chains; the laws of the two pools differ by at least 0.06."""
     laws = {p: finite(policy, answer, candidates, rollouts, pool=p) for p in POOLS}
@@ -176,7 +176,7 @@ def optimum(policy: TabularModel, answer: ReadAnswer) -> Law:
 
 
 @pytest.mark.parametrize("pool", POOLS)
-def test_with_more_candidates_the_law_tends_to_that_of_the_fixed_reward_of_the_mode(pool: Pool) -> None:
+def test_with_more_candidates_the_law_tends_to_that_of_the_fixed_reward_of_the_mode(pool: VotePool) -> None:
     """The mode has 33% of the answers, the next 1%, and it leads in every pool: M = 2, 8, 64; 400 chains.
 
     The noise of 400 chains is about 0.05; the share's limit is 0.28 off.

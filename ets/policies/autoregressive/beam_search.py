@@ -29,12 +29,12 @@ from ets.policies.autoregressive.law import TokenState
 
 Ended: TypeAlias = Callable[[TokenState, list[int]], bool]
 """Whether the last token ends a generation: from a state and all tokens since the prompt."""
-Row: TypeAlias = tuple[int, bytes]
+BeamRow: TypeAlias = tuple[int, bytes]
 """The number of a beam's start state, and all tokens since the prompt as bytes."""
 
 
 @dataclass(frozen=True)
-class Found:
+class BestTexts:
     """All tokens `[B]` of the best texts, the log-probabilities `[B]` of the new ones, and the forward passes."""
 
     tokens: list[tuple[int, ...]]
@@ -51,7 +51,7 @@ def beam_search(
     room: int,
     end_ids: Collection[int],
     ended: Ended,
-) -> Found:
+) -> BestTexts:
     """Search from states `[B]` that have equally many tokens.
 
     With E end tokens, transformers takes the (1 + E) · beams best continuations of a state, and continues the best
@@ -94,7 +94,7 @@ def beam_search(
         )
     rows = zip(states, watch.since_prompt(sequences).tolist(), strict=True)
     found = [_without_padding(state, tokens, ended) for state, tokens in rows]
-    return Found(found, [watch.logp(*row) for row in enumerate(found)], watch.turns)
+    return BestTexts(found, [watch.logp(*row) for row in enumerate(found)], watch.turns)
 
 
 class _Watch:
@@ -107,7 +107,7 @@ class _Watch:
         self.states, self.ended = states, ended
         self.first = longest - len(states[0].tokens)  # the column after the prompt
         self.turns = 0
-        self._finished: dict[Row, float] = {}
+        self._finished: dict[BeamRow, float] = {}
         self._logps = dict.fromkeys(((b, _name(state.tokens)) for b, state in enumerate(states)), 0.0)
 
     def logp(self, b: int, tokens: Sequence[int]) -> float:
@@ -134,7 +134,7 @@ class _Watch:
         self._finished |= {row: self._logps[row] for row, end in zip(rows, ended, strict=True) if end}
         return ended
 
-    def _rows(self, tokens: NDArray[np.int64]) -> list[Row]:
+    def _rows(self, tokens: NDArray[np.int64]) -> list[BeamRow]:
         each = len(tokens) // len(self.states)
         return [(n // each, row.tobytes()) for n, row in enumerate(tokens)]
 

@@ -207,7 +207,7 @@ class Prefix:
 
 
 @dataclass(eq=False)
-class Memory:
+class RowMemory:
     """The work behind a state: a row of a cache, and the logits `[V]` of the next token.
 
     The memory of a start state is empty until the first draw; all rows of the state share the memory.
@@ -227,12 +227,12 @@ class Memory:
         return self.cache.segments(self.row)
 
 
-def compact(memories: Sequence[Memory]) -> None:
+def compact(memories: Sequence[RowMemory]) -> None:
     """Copy the rows of these memories out of caches with further rows, so that the caches can be freed.
 
     For example, after a guide step one candidate's row remains of a cache of M rows. Several rows keep a shared prefix.
     """
-    by_cache: dict[RowCache, list[Memory]] = defaultdict(list)
+    by_cache: dict[RowCache, list[RowMemory]] = defaultdict(list)
     for memory in set(memories):
         if memory.cache is not None:
             by_cache[memory.cache].append(memory)
@@ -244,12 +244,12 @@ def compact(memories: Sequence[Memory]) -> None:
                 memory.cache, memory.row, memory.logits = smaller, row, memory.logits.clone()
 
 
-def fork(memories: Sequence[Memory], room: int) -> RowCache:
+def fork(memories: Sequence[RowMemory], room: int) -> RowCache:
     """A cache with a copy of each memory's row, and room for more columns."""
     return _gather([memory.segments() for memory in memories], room)
 
 
-def share(memories: Sequence[Memory], room: int) -> RowCache:
+def share(memories: Sequence[RowMemory], room: int) -> RowCache:
     """As `fork`, with the beginnings of `in_common` as a shared prefix instead of copies.
 
     Beginnings in several caches are first copied to one cache, each once.
@@ -265,7 +265,7 @@ def share(memories: Sequence[Memory], room: int) -> RowCache:
     return _gather(rests, room, Prefix.of(cache, rows))
 
 
-def in_common(memories: Sequence[Memory]) -> list[tuple[Segment, ...]]:
+def in_common(memories: Sequence[RowMemory]) -> list[tuple[Segment, ...]]:
     """The beginning of each memory's row, if at least two rows, on average, share one of `SHORTEST` columns or more.
 
     If all rows begin in one cache, a beginning is a row of that cache; otherwise a beginning is a whole memory. The
@@ -281,7 +281,7 @@ def in_common(memories: Sequence[Memory]) -> list[tuple[Segment, ...]]:
     return segments if pays else []
 
 
-def columns_each(memories: Sequence[Memory], room: int) -> float:
+def columns_each(memories: Sequence[RowMemory], room: int) -> float:
     """Columns of a row in `share`, with an equal part of the prefixes."""
     common = in_common(memories) or [()] * len(memories)
     begun = [sum(part.columns for part in begin) for begin in common]

@@ -1,4 +1,4 @@
-"""Reads another policy's tokens on a key-value cache, to continue after the tokens or to score them.
+"""Reads another policy's tokens on a key-value cache, to continue after the tokens or to score_paths them.
 
 Rows continue the cache of the start state, so the model reads no token twice. The model reads slices of columns, and a
 row leaves the batch after the slice with the row's last token.
@@ -13,16 +13,16 @@ from typing import TypeAlias
 
 import torch
 
-from ets.policies.autoregressive.cache import Memory, RowCache, fork
+from ets.policies.autoregressive.cache import RowCache, RowMemory, fork
 from ets.policies.autoregressive.law import TokenState
 from ets.policies.token_draws import rows_together
 from ets.types import InputError, State
 
 Forward: TypeAlias = Callable[[RowCache, Sequence[Sequence[int]], int], torch.Tensor]
 """Reads tokens `[rows, columns]` at the end of the cache; returns the logits `[rows, n, V]` of the last n columns."""
-Law: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
+SampledLaw: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 """From logits `[..., V]` to the probabilities of the sampled distribution."""
-PathKey: TypeAlias = tuple[Memory, tuple[int, ...]]
+PathKey: TypeAlias = tuple[RowMemory, tuple[int, ...]]
 
 COLUMNS = 16
 """Smallest slice, unless the longest row is shorter. The cost includes the padding of a slice."""
@@ -31,7 +31,7 @@ LOGIT_BYTES = 2**29
 
 
 @dataclass(frozen=True, eq=False)
-class Path:
+class ForeignPath:
     """The tokens between a start state of this policy and an end state of another policy."""
 
     start: TokenState
@@ -44,7 +44,7 @@ class Path:
         return self.start.memory, self.tokens
 
 
-def paths_between(starts: Iterable[TokenState], ends: Iterable[State]) -> list[Path]:
+def paths_between(starts: Iterable[TokenState], ends: Iterable[State]) -> list[ForeignPath]:
     """The paths from states of this policy to states of another policy.
 
     Raises
@@ -52,7 +52,7 @@ def paths_between(starts: Iterable[TokenState], ends: Iterable[State]) -> list[P
     InputError
         For an end state that does not continue the start state.
     """
-    paths = [Path(start, end, end.tokens[len(start.tokens) :]) for start, end in zip(starts, ends, strict=True)]
+    paths = [ForeignPath(start, end, end.tokens[len(start.tokens) :]) for start, end in zip(starts, ends, strict=True)]
     for path in paths:
         start, end = path.start, path.end
         if end.tokens != start.tokens + path.tokens or getattr(end, "prompt", start.prompt) != start.prompt:
@@ -63,18 +63,18 @@ def paths_between(starts: Iterable[TokenState], ends: Iterable[State]) -> list[P
     return paths
 
 
-def of_equal_length(paths: Iterable[Path]) -> list[list[Path]]:
+def of_equal_length(paths: Iterable[ForeignPath]) -> list[list[ForeignPath]]:
     """Groups of paths with equally many tokens, so that no path needs padding."""
     ordered = sorted(paths, key=lambda path: len(path.tokens))
     return [list(group) for _, group in groupby(ordered, key=lambda path: len(path.tokens))]
 
 
-def read_on(forward: Forward, paths: Sequence[Path]) -> dict[PathKey, Memory]:
+def read_on(forward: Forward, paths: Sequence[ForeignPath]) -> dict[PathKey, RowMemory]:
     """The memory after the last token of each path; all paths have one length."""
     tokens = [path.tokens for path in paths]
     cache = fork([path.start.memory for path in paths], len(tokens[0]))
     logits = forward(cache, tokens, 1)[:, -1]
-    return {path.key: Memory(cache, row, logits[row]) for row, path in enumerate(paths)}
+    return {path.key: RowMemory(cache, row, logits[row]) for row, path in enumerate(paths)}
 
 
 @dataclass
@@ -85,7 +85,7 @@ class Score:
     positions: int = 0
 
 
-def score(forward: Forward, law: Law, paths: Sequence[Path]) -> dict[PathKey, Score]:
+def score_paths(forward: Forward, law: SampledLaw, paths: Sequence[ForeignPath]) -> dict[PathKey, Score]:
     """The log-probability of each path under a law. The model does not read the last token of a path."""
     scores = [Score() for _ in paths]
     first = torch.stack([path.start.memory.logits for path in paths])[:, None]
@@ -109,7 +109,12 @@ def score(forward: Forward, law: Law, paths: Sequence[Path]) -> dict[PathKey, Sc
 
 
 def _add(
-    scores: Sequence[Score], paths: Sequence[Path], rows: Sequence[int], logits: torch.Tensor, at: int, law: Law
+    scores: Sequence[Score],
+    paths: Sequence[ForeignPath],
+    rows: Sequence[int],
+    logits: torch.Tensor,
+    at: int,
+    law: SampledLaw,
 ) -> None:
     """Add the log-probabilities of tokens `at`, `at + 1`, … from logits `[rows, columns, V]`, without padding."""
     tokens = [paths[n].tokens[at : at + logits.shape[1]] for n in rows]

@@ -19,7 +19,7 @@ import torch
 
 from ets.models import MASKED_DIFFUSION
 from ets.policies.autoregressive.beam_search import Ended, beam_search
-from ets.policies.autoregressive.cache import Memory, RowCache, columns_each, compact, fork, share
+from ets.policies.autoregressive.cache import RowCache, RowMemory, columns_each, compact, fork, share
 from ets.policies.autoregressive.law import (
     Endings,
     TokenState,
@@ -28,12 +28,19 @@ from ets.policies.autoregressive.law import (
     probabilities,
     require_same_tokens,
 )
-from ets.policies.autoregressive.scoring import Path, PathKey, Score, of_equal_length, paths_between, read_on, score
+from ets.policies.autoregressive.scoring import (
+    ForeignPath,
+    PathKey,
+    Score,
+    of_equal_length,
+    paths_between,
+    read_on,
+    score_paths,
+)
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.memory import MemoryLimit, cache_bytes
 from ets.policies.prompts import encode_prompt
-from ets.policies.settings import Horizon, Sampling
-from ets.policies.settings import Memory as MemorySettings
+from ets.policies.settings import Horizon, MemorySettings, Sampling
 from ets.policies.token_draws import certainty_of, in_slices, pick_tokens, require_finite
 from ets.randomness import uniform
 from ets.step import require_counts
@@ -119,7 +126,7 @@ class TransformersPolicy:
         context, tokenizer = self.checkpoint.context, self.checkpoint.tokenizer
         prompts = [encode_prompt(tokenizer, problem, self.horizon.max_length, context) for problem in problems]
         sure = Certainty() if self.certainty else None
-        return [TokenState(*pair, memory=Memory(), certainty=sure) for pair in zip(problems, prompts, strict=True)]
+        return [TokenState(*pair, memory=RowMemory(), certainty=sure) for pair in zip(problems, prompts, strict=True)]
 
     def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         return self._draw(states, keys, self.horizon.block_size, "candidate", self._pick)
@@ -156,7 +163,9 @@ class TransformersPolicy:
         free = {state: replace(draw, cost=Cost()) for state, draw in found.items()}
         return [found.pop(state, free[state]) for state in opened]
 
-    def _search(self, states: Sequence[TokenState], beams: int, prompts: dict[Memory, int]) -> dict[TokenState, Draw]:
+    def _search(
+        self, states: Sequence[TokenState], beams: int, prompts: dict[RowMemory, int]
+    ) -> dict[TokenState, Draw]:
         """Beam search from states with equally many tokens."""
         room = self.horizon.max_length - len(states[0].tokens)
         cache = fork([state.memory for state in states for _ in range(beams)], room)
@@ -190,7 +199,7 @@ class TransformersPolicy:
                 )
         compact([path.start.memory for path in going.values()])
         prompts = self._read_prompts([path.start for path in going.values()])
-        memories: dict[PathKey, Memory] = {}
+        memories: dict[PathKey, RowMemory] = {}
         for group in of_equal_length(going.values()):
             bytes_each = self._bytes_per_row([path.start for path in group])
             for found in self._memory.in_chunks(group, bytes_each, partial(read_on, self._forward)):
@@ -215,7 +224,7 @@ class TransformersPolicy:
         known = {path.key: path for path in paths if max(path.tokens, default=0) < self._config.vocab_size}
         ordered = sorted(known.values(), key=lambda path: len(path.tokens))
         bytes_each = self._bytes_per_row([path.start for path in paths])
-        scoring = partial(score, self._forward, partial(probabilities, self.sampling))
+        scoring = partial(score_paths, self._forward, partial(probabilities, self.sampling))
         scores = {path.key: Score(-math.inf) for path in paths}
         for found in self._memory.in_chunks(ordered, bytes_each, scoring):
             scores |= found
@@ -223,7 +232,7 @@ class TransformersPolicy:
         return [Scored(scores[path.key].logp, cost) for path, cost in zip(paths, costs, strict=True)]
 
     def _reading_costs(
-        self, paths: Sequence[Path], positions: dict[PathKey, int], prompts: dict[Memory, int]
+        self, paths: Sequence[ForeignPath], positions: dict[PathKey, int], prompts: dict[RowMemory, int]
     ) -> list[Cost]:
         """The cost of each path; the first of several paths with shared work has the whole cost."""
         costs = [Cost(prompt=prompts.pop(path.start.memory, 0), scored=positions.pop(path.key, 0)) for path in paths]
@@ -246,7 +255,7 @@ class TransformersPolicy:
     def _pick(self, logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return pick_tokens(probabilities(self.sampling, logits), uniforms)
 
-    def _read_prompts(self, states: Sequence[TokenState]) -> dict[Memory, int]:
+    def _read_prompts(self, states: Sequence[TokenState]) -> dict[RowMemory, int]:
         """Fill the memories of start states, one forward per prompt length; returns the positions read, by memory."""
         unread = {state.memory: state for state in states if state.memory.logits is None}
         by_length: dict[int, list[TokenState]] = defaultdict(list)
@@ -268,7 +277,7 @@ class TransformersPolicy:
         block: int,
         kind: str,
         pick: Pick,
-        prompts: dict[Memory, int],
+        prompts: dict[RowMemory, int],
     ) -> list[Draw]:
         """Draw up to `block` tokens for each row, with a check for ended rows every `look_every` tokens."""
         states, keys = [state for state, _ in batch], np.array([key for _, key in batch], np.uint64)
@@ -293,7 +302,7 @@ class TransformersPolicy:
             if rows:
                 logits = self._forward(cache, [drawn.tokens[n][-1:] for n in rows])[:, -1]
         require_finite([state.problem for state in states], drawn.numbers[:, 0].tolist())
-        reached = {n: Memory(cache, r, logits[r]) for r, n in enumerate(rows)}
+        reached = {n: RowMemory(cache, r, logits[r]) for r, n in enumerate(rows)}
         return self._draws(drawn, reached, kind, prompts)
 
     def _column(self, logits: torch.Tensor, uniforms: torch.Tensor, pick: Pick) -> _Column:
@@ -302,7 +311,9 @@ class TransformersPolicy:
         sure = certainty_of(logits) if self.certainty else logps.new_zeros(len(logps), 2)
         return _Column(tokens, logps, sure)
 
-    def _draws(self, drawn: _Tally, reached: dict[int, Memory], kind: str, prompts: dict[Memory, int]) -> list[Draw]:
+    def _draws(
+        self, drawn: _Tally, reached: dict[int, RowMemory], kind: str, prompts: dict[RowMemory, int]
+    ) -> list[Draw]:
         """The draws of rows; `reached` holds the memories of open rows.
 
         The model reads every drawn token but the last of an ended row, and the tokens of `unseen`. The first row of a

@@ -20,7 +20,7 @@ PADDING = 1.125
 
 
 @dataclass(eq=False)
-class Memory:
+class CanvasMemory:
     """The tensors that a policy has computed for a canvas."""
 
     owner: Policy
@@ -35,7 +35,7 @@ class CanvasState:
     """A canvas between two denoising steps.
 
     Tokens and path determine the canvas before every step, the canvas at the last refresh included, so a cache is a
-    function of the state. Rows that start from a state share its memory, and so do the states of equal draws.
+    function of the state. CanvasRows that start from a state share its memory, and so do the states of equal draws.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class CanvasState:
     prompt: tuple[int, ...]
     tokens: tuple[int, ...]
     path: tuple[int, ...]
-    memory: Memory = field(repr=False)
+    memory: CanvasMemory = field(repr=False)
     step: int = 0
     text: str = ""
     logp: float = 0.0
@@ -75,7 +75,7 @@ def canvas_before(tokens: Ints, path: Ints, step: int | Ints, mask_id: int) -> I
 
 
 @dataclass(eq=False)
-class Rows:
+class CanvasRows:
     """R rows of a draw: arrays that the denoising steps change in place."""
 
     keys: Keys
@@ -90,7 +90,7 @@ class Rows:
     certainty: Floats  # [R, 3]: tokens drawn by this call, sums of entropy and self-certainty; else zeros
 
     @classmethod
-    def of(cls, states: Sequence[CanvasState], keys: Keys, steps: int) -> Rows:
+    def of(cls, states: Sequence[CanvasState], keys: Keys, steps: int) -> CanvasRows:
         tokens, path = (np.array([getattr(state, name) for state in states]) for name in ("tokens", "path"))
         step = np.array([state.step for state in states])
         prompts, numbers = [state.prompt for state in states], dict[tuple[int, ...], int]()
@@ -109,7 +109,7 @@ class Canvas:
     prompt: tuple[int, ...]
     tokens: Ints  # [gen_length]
     masked: Ints  # the masked positions whose logits are needed [n]
-    memory: Memory
+    memory: CanvasMemory
     window: tuple[int, int] | None = None  # with a cache: the positions that are computed between refreshes
     origin: Ints | None = None  # the canvas at the last refresh, if the next step computes the window alone
     rows: list[int] = field(default_factory=list)

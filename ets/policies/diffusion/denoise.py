@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from ets.policies.diffusion.remasking import RULES, Drawn, Turn, at_tokens, for_rows, row_slices
-from ets.policies.settings import Canvas, Unmasking
+from ets.policies.settings import CanvasSettings, Unmasking
 from ets.policies.token_draws import pick_tokens
 from ets.step import require_counts
 from ets.types import InputError
@@ -75,7 +75,7 @@ class Schedule:
             raise InputError(f"guide_steps {guides} does not divide steps {steps}; choose a divisor")
 
     @classmethod
-    def of(cls, canvas: Canvas, family_block_length: int) -> Schedule:
+    def of(cls, canvas: CanvasSettings, family_block_length: int) -> Schedule:
         """The schedule of a canvas, for a model family whose blocks have `family_block_length` tokens by default."""
         length, block = canvas.max_length, family_block_length
         return cls(

@@ -10,7 +10,7 @@ import torch
 
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion.cache import CachedLayers, Recalling, Recording
-from ets.policies.diffusion.canvas import Canvas, Ints, Memory, alike, equally_masked
+from ets.policies.diffusion.canvas import Canvas, CanvasMemory, Ints, alike, equally_masked
 from ets.policies.memory import MemoryLimit, cache_bytes
 from ets.types import Cost, InputError
 
@@ -172,7 +172,7 @@ class CanvasReader:
             if canvas.memory.cached is None and canvas.origin is not None:
                 name = canvas.prompt, canvas.origin.tobytes()
                 if name not in refreshed:
-                    memory, nowhere = Memory(canvas.memory.owner), canvas.masked[:0]
+                    memory, nowhere = CanvasMemory(canvas.memory.owner), canvas.masked[:0]
                     origin = Canvas(canvas.prompt, canvas.origin, nowhere, memory, canvas.window)
                     self._read_whole([origin])
                     canvas.charge(origin.positions, origin.row_forwards)

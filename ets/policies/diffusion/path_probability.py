@@ -14,7 +14,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from ets.policies.diffusion.canvas import Canvas, CanvasState, Memory, canvas_before
+from ets.policies.diffusion.canvas import Canvas, CanvasMemory, CanvasState, canvas_before
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
 from ets.policies.diffusion.remasking import RULES, Drawn, Turn, at_tokens
 from ets.types import Cost, Floats, InputError
@@ -120,7 +120,7 @@ def _distinct(policy: MaskedDiffusionPolicy, items: Sequence[PathStep], position
                 f"a step revealed positions {revealed.tolist()}, of which not all are masked in the active block; "
                 "give steps of the policy's schedule"
             )
-        canvases.append(Canvas(prompt, tokens, active if positions else revealed, Memory(policy), rows=rows))
+        canvases.append(Canvas(prompt, tokens, active if positions else revealed, CanvasMemory(policy), rows=rows))
     return canvases
 
 

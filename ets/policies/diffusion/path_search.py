@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import torch
 
-from ets.policies.diffusion.canvas import Canvas, CanvasState, Memory, Rows
+from ets.policies.diffusion.canvas import Canvas, CanvasMemory, CanvasRows, CanvasState
 from ets.policies.diffusion.remasking import RULES, Drawn, Turn
 from ets.policies.token_draws import require_finite
 from ets.types import Cost, Draw
@@ -44,7 +44,7 @@ class Continuation(NamedTuple):
 
 
 @torch.inference_mode()
-def beam_search(policy: MaskedDiffusionPolicy, searched: Sequence[CanvasState], beams: int) -> list[Draw]:
+def search_paths(policy: MaskedDiffusionPolicy, searched: Sequence[CanvasState], beams: int) -> list[Draw]:
     """The most probable path found from each state, over the whole canvas. Repeated states are charged once."""
     starts = list(dict.fromkeys(searched))
     paths, costs = list(enumerate(starts)), [Cost() for _ in starts]
@@ -58,7 +58,7 @@ def beam_search(policy: MaskedDiffusionPolicy, searched: Sequence[CanvasState], 
         each = ([end for end in ends if end[0] == n] for n in range(len(starts)))
         paths = [path for group in each for path in nlargest(beams, group, key=lambda end: end[1].logp)]
     best = dict(reversed(paths))  # the first path of each start
-    rows = Rows.of([best[n] for n in range(len(starts))], np.zeros(len(starts), np.uint64), policy.schedule.steps)
+    rows = CanvasRows.of([best[n] for n in range(len(starts))], np.zeros(len(starts), np.uint64), policy.schedule.steps)
     found: dict[CanvasState, Draw] = {}
     for n, start in enumerate(starts):
         draw = policy._drawn(start, rows, n, "rollout", {})
@@ -76,7 +76,7 @@ def _canvases(policy: MaskedDiffusionPolicy, states: Sequence[CanvasState]) -> l
         if policy.mask_id in state.tokens:
             tokens = np.array(state.tokens)
             masked = policy.schedule.masked_at(state.step, tokens, policy.mask_id)
-            canvas = Canvas(state.prompt, tokens, masked, Memory(policy))
+            canvas = Canvas(state.prompt, tokens, masked, CanvasMemory(policy))
             groups.setdefault((state.prompt, state.tokens), canvas).rows.append(row)
     return list(groups.values())
 
@@ -151,7 +151,7 @@ def _after(policy: MaskedDiffusionPolicy, state: CanvasState, canvas: Canvas, fo
         state,
         tokens=tuple(tokens.tolist()),
         path=tuple(path.tolist()),
-        memory=Memory(policy),
+        memory=CanvasMemory(policy),
         step=step,
         logp=state.logp + found.token_logp + found.position_logp,
         step_logps=logps,

@@ -1,6 +1,6 @@
 """Masked-diffusion models (LLaDA) through transformers, computing nothing twice.
 
-Rows whose canvases are equal go through the model once: the first forward pass of M candidates reads one row, that of
+CanvasRows whose canvases are equal go through the model once: the first forward pass of M candidates reads one row, that of
 their M·K completions M rows. The next guide step continues from the tensors that its state keeps. The head reads the
 masked positions of the active block only.
 """
@@ -19,15 +19,13 @@ import torch
 from ets.models import MASKED_DIFFUSION
 from ets.policies.autoregressive.law import Endings
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.diffusion.canvas import Canvas, CanvasState, Ints, Memory, Rows, canvas_before
+from ets.policies.diffusion.canvas import Canvas, CanvasMemory, CanvasRows, CanvasState, Ints, canvas_before
 from ets.policies.diffusion.denoise import Revealed, Schedule, denoise, denoise_greedily
 from ets.policies.diffusion.forward import CanvasReader
-from ets.policies.diffusion.path_search import beam_search
+from ets.policies.diffusion.path_search import search_paths
 from ets.policies.diffusion.remasking import RULES, Turn, for_rows
 from ets.policies.prompts import encode_prompt
-from ets.policies.settings import Caching, Unmasking
-from ets.policies.settings import Canvas as CanvasSettings
-from ets.policies.settings import Memory as MemorySettings
+from ets.policies.settings import Caching, CanvasSettings, MemorySettings, Unmasking
 from ets.policies.token_draws import certainty_of, require_finite, rows_together
 from ets.randomness import Purpose, derive, uniform
 from ets.step import require_counts
@@ -121,7 +119,7 @@ class MaskedDiffusionPolicy:
                 raise InputError(f"the prompt of problem {problem.id!r} holds the mask token; take it out")
             certainty = Certainty() if self.certainty else None
             tokens, path = (self.mask_id,) * length, (-1,) * length
-            states.append(CanvasState(problem, prompt, tokens, path, Memory(self), certainty=certainty))
+            states.append(CanvasState(problem, prompt, tokens, path, CanvasMemory(self), certainty=certainty))
         return states
 
     def _open(self, states: Sequence[State]) -> list[CanvasState]:
@@ -169,17 +167,17 @@ class MaskedDiffusionPolicy:
         """
         require_counts(beams=beams)
         self.require_searchable()
-        return beam_search(self, self._open(states), beams)
+        return search_paths(self, self._open(states), beams)
 
     @torch.inference_mode()
     def _draw(
         self, states: Sequence[CanvasState], keys: Keys, ends: Ints, kind: str, rule: Denoise = denoise
     ) -> list[Draw]:
         """Denoise rows until `ends` of their positions are revealed; with a cache, as many rows as fit into memory."""
-        memories: dict[Any, Memory] = {}  # candidates may be equal, and any of them may be chosen
+        memories: dict[Any, CanvasMemory] = {}  # candidates may be equal, and any of them may be chosen
 
         def together(chosen: Sequence[int]) -> list[Draw]:
-            rows = Rows.of([states[n] for n in chosen], keys[chosen], self.schedule.steps)
+            rows = CanvasRows.of([states[n] for n in chosen], keys[chosen], self.schedule.steps)
             self._advance([states[n] for n in chosen], rows, ends[chosen], rule)
             return [self._drawn(states[n], rows, row, kind, memories) for row, n in enumerate(chosen)]
 
@@ -193,7 +191,7 @@ class MaskedDiffusionPolicy:
         self.reader.ledger += Cost.total(draw.cost for draw in draws)
         return draws
 
-    def _advance(self, states: Sequence[CanvasState], rows: Rows, ends: Ints, rule: Denoise) -> None:
+    def _advance(self, states: Sequence[CanvasState], rows: CanvasRows, ends: Ints, rule: Denoise) -> None:
         """Denoise R rows until `ends` `[R]` of their positions are revealed."""
         known = {self._name(rows, row): state.memory for row, state in enumerate(states)}
         while (going := np.flatnonzero((rows.tokens != self.mask_id).sum(-1) < ends)).size:
@@ -206,22 +204,22 @@ class MaskedDiffusionPolicy:
             if self.unmasking.stop_at_end:
                 self._fill_after_end(rows, going)
 
-    def _name(self, rows: Rows, row: int) -> Any:
+    def _name(self, rows: CanvasRows, row: int) -> Any:
         """Equal for rows with the same logits: with equal prompts, canvases, and canvases at the last refresh."""
         return rows.prompt_numbers[row], rows.tokens[row].tobytes(), self._origin(rows, row).tobytes()
 
-    def _origin(self, rows: Rows, row: int) -> Ints:
+    def _origin(self, rows: CanvasRows, row: int) -> Ints:
         """The canvas at the last refresh."""
         step = int(rows.step[row])
         return canvas_before(rows.tokens[row], rows.path[row], self.last_refresh(step), self.mask_id)
 
-    def _distinct(self, rows: Rows, going: Ints, known: dict[Any, Memory]) -> list[Canvas]:
+    def _distinct(self, rows: CanvasRows, going: Ints, known: dict[Any, CanvasMemory]) -> list[Canvas]:
         """The different canvases of the rows `going`, split where the rows of a canvas do not fit into memory."""
         found: dict[Any, Canvas] = {}
         for row in going.tolist():
             name = self._name(rows, row)
             if name not in found:
-                found[name] = self._canvas(rows, row, known.get(name) or Memory(self))
+                found[name] = self._canvas(rows, row, known.get(name) or CanvasMemory(self))
             found[name].rows.append(row)
         parts = []
         for canvas in found.values():
@@ -229,7 +227,7 @@ class MaskedDiffusionPolicy:
             parts += [replace(canvas, rows=canvas.rows[n : n + size]) for n in range(0, len(canvas.rows), size)]
         return parts
 
-    def _canvas(self, rows: Rows, row: int, memory: Memory) -> Canvas:
+    def _canvas(self, rows: CanvasRows, row: int, memory: CanvasMemory) -> Canvas:
         tokens, step = rows.tokens[row].copy(), int(rows.step[row])
         canvas = Canvas(rows.prompts[row], tokens, self.schedule.masked_at(step, tokens, self.mask_id), memory)
         refreshes = self.last_refresh(step) == step
@@ -240,7 +238,7 @@ class MaskedDiffusionPolicy:
             canvas.origin, memory.cached = self._origin(rows, row), memory.cached or rows.cached[row]
         return canvas
 
-    def _denoise(self, canvases: Sequence[Canvas], rows: Rows, rule: Denoise) -> None:
+    def _denoise(self, canvases: Sequence[Canvas], rows: CanvasRows, rule: Denoise) -> None:
         """One denoising step of the rows of canvases, some canvases at a time if the vocabulary is large.
 
         The step changes `rows` after all draws: where memory runs out in between, all rows are drawn again.
@@ -260,7 +258,7 @@ class MaskedDiffusionPolicy:
                 rows.cached[row] = canvas.memory.cached if self.last_refresh(following) < following else None
 
     def _reveal(
-        self, logits: torch.Tensor, canvases: Sequence[Canvas], rows: Rows, rule: Denoise
+        self, logits: torch.Tensor, canvases: Sequence[Canvas], rows: CanvasRows, rule: Denoise
     ) -> tuple[Ints, Ints, Revealed, torch.Tensor | None]:
         """The numbers `[R]` of the rows of U canvases, their masked positions `[R, n]`, the step, and the certainty."""
         index = np.array([row for canvas in canvases for row in canvas.rows])
@@ -275,7 +273,7 @@ class MaskedDiffusionPolicy:
         revealed = rule(turn, self.unmasking)
         return index, masked, revealed, self._certainty_of(turn, revealed.positions) if self.certainty else None
 
-    def _place(self, rows: Rows, index: Ints, masked: Ints, revealed: Revealed) -> None:
+    def _place(self, rows: CanvasRows, index: Ints, masked: Ints, revealed: Revealed) -> None:
         """Write a step into the rows `index`, whose masked positions were `[R, n]`."""
         step, chosen = rows.step[index], revealed.positions.cpu().numpy()
         where = (np.broadcast_to(index[:, None], chosen.shape)[chosen], masked[chosen])
@@ -290,7 +288,7 @@ class MaskedDiffusionPolicy:
         sums = each.masked_fill(~revealed[..., None], 0.0).sum(1)
         return torch.cat((revealed.sum(-1, keepdim=True), sums), -1)
 
-    def _fill_after_end(self, rows: Rows, going: Ints) -> None:
+    def _fill_after_end(self, rows: CanvasRows, going: Ints) -> None:
         """Fill the rows whose finished blocks hold an end token: later tokens are not part of the text."""
         ends = list(self.endings.end_ids)
         for row in going[rows.step[going] % self.schedule.steps_per_block == 0].tolist():
@@ -299,12 +297,14 @@ class MaskedDiffusionPolicy:
                 rows.tokens[row, filled:] = ends[0]
                 rows.step[row] = self.schedule.steps
 
-    def _drawn(self, before: CanvasState, rows: Rows, row: int, kind: str, memories: dict[Any, Memory]) -> Draw:
+    def _drawn(
+        self, before: CanvasState, rows: CanvasRows, row: int, kind: str, memories: dict[Any, CanvasMemory]
+    ) -> Draw:
         tokens, path = tuple(rows.tokens[row].tolist()), tuple(rows.path[row].tolist())
         step, logps = int(rows.step[row]), rows.step_logps[row]
         text, logp = self._text(tokens, before), float(logps[before.step :].sum())
         total, done = before.logp + logp, step == self.schedule.steps
-        memory = memories.setdefault((before.prompt, self._name(rows, row)[1:]), Memory(self))
+        memory = memories.setdefault((before.prompt, self._name(rows, row)[1:]), CanvasMemory(self))
         memory.cached = memory.cached or (None if done else rows.cached[row])
         drawn, *sums = rows.certainty[row].tolist()
         sure = before.certainty and before.certainty + Certainty(int(drawn), *sums)

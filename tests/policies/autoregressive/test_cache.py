@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ets.policies.autoregressive import cache as kv_cache
-from ets.policies.autoregressive.cache import Memory, Prefix, RowCache, columns_each, compact, fork, share
+from ets.policies.autoregressive.cache import Prefix, RowCache, RowMemory, columns_each, compact, fork, share
 from ets.policies.checkpoint import Checkpoint
 from tests.conftest import random_qwen3, tiny_tokenizer
 
@@ -38,7 +38,7 @@ def test_rows_of_different_lengths_and_caches_advance_together_as_they_would_alo
     long, short = RowCache(2, 3, [0]), RowCache(2, 2, [0, 0])
     read(model, long, [[1, 2, 3]])
     read(model, short, [[3, 1], [2, 2]])
-    memories = [Memory(short, 1), Memory(long, 0), Memory(short, 0), Memory(long, 0)]
+    memories = [RowMemory(short, 1), RowMemory(long, 0), RowMemory(short, 0), RowMemory(long, 0)]
     prefixes = [[2, 2], [1, 2, 3], [3, 1], [1, 2, 3]]
     cache = fork(memories, room=3)
     logits = read(model, cache, [[1], [2], [3], [0]])
@@ -52,7 +52,7 @@ def test_rows_of_different_lengths_and_caches_advance_together_as_they_would_alo
     for place, row in enumerate(order):
         torch.testing.assert_close(logits[place], uncached(model, [*texts[row], 3]))
 
-    again = fork([Memory(cache, place) for place in (1, 0, 1)], room=1)
+    again = fork([RowMemory(cache, place) for place in (1, 0, 1)], room=1)
     logits = read(model, again, [[1]] * 3)
     for place, row in enumerate([order[1], order[0], order[1]]):
         torch.testing.assert_close(logits[place], uncached(model, [*texts[row], 3, 1]))
@@ -62,7 +62,7 @@ def test_a_fork_leaves_its_source_as_it_was() -> None:
     model = random_qwen3(4, end=0)
     source = RowCache(2, 4, [0])
     read(model, source, [[1, 2]])
-    read(model, fork([Memory(source, 0)] * 2, room=2), [[3], [1]])
+    read(model, fork([RowMemory(source, 0)] * 2, room=2), [[3], [1]])
     assert source.lengths == [2]
     torch.testing.assert_close(read(model, source, [[3]])[0], uncached(model, [1, 2, 3]))
 
@@ -72,7 +72,7 @@ def test_what_is_masked_is_finite_whatever_was_in_memory() -> None:
     source.layers[0].update(torch.ones(2, 1, 3, 2), torch.ones(2, 1, 3, 2))
     torch.use_deterministic_algorithms(True)  # fills new memory with NaN
     try:
-        layer = fork([Memory(source, 0), Memory(source, 1)], room=1).layers[0]
+        layer = fork([RowMemory(source, 0), RowMemory(source, 1)], room=1).layers[0]
     finally:
         torch.use_deterministic_algorithms(False)
     assert layer.keys[:, :, :3].isfinite().all() and layer.values[:, :, :3].isfinite().all()
@@ -114,11 +114,11 @@ class Family:
     def keep(self, rows: list[int]) -> None:
         self.texts = [self.texts[row] for row in self.cache.keep(rows)]
 
-    def __getitem__(self, row: int) -> tuple[Memory, list[int]]:
-        return Memory(self.cache, row), self.texts[row]
+    def __getitem__(self, row: int) -> tuple[RowMemory, list[int]]:
+        return RowMemory(self.cache, row), self.texts[row]
 
 
-def shared(model: Any, rows: list[tuple[Memory, list[int]]], room: int) -> Family:
+def shared(model: Any, rows: list[tuple[RowMemory, list[int]]], room: int) -> Family:
     return Family(model, share([memory for memory, _ in rows], room), [text for _, text in rows])
 
 

@@ -12,7 +12,7 @@ import torch
 
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion import cache as canvas_cache
-from ets.policies.diffusion.canvas import Memory
+from ets.policies.diffusion.canvas import CanvasMemory
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
 from ets.policies.settings import Caching
 from ets.runner import run
@@ -184,7 +184,7 @@ def test_what_memory_has_lost_is_computed_again_from_the_canvas_of_the_last_refr
     states = policy.start(PROBLEMS)
     for step in range(5):
         kept = getattr(policy, method)([s for s in states for _ in range(4)], keys(12, 100 * step))
-        lost = [replace(state, memory=Memory(policy)) for state in states]
+        lost = [replace(state, memory=CanvasMemory(policy)) for state in states]
         same_draws(getattr(policy, method)([s for s in lost for _ in range(4)], keys(12, 100 * step)), kept)
         states = [draw.state for draw in policy.extend(states, keys(3, step))]
 
@@ -209,7 +209,7 @@ def test_rows_at_different_steps_equal_each_alone(tiny_llada: Checkpoint, method
     order = np.random.default_rng(0).permutation(len(states) * 2) % len(states)
     together = getattr(policy, method)([states[n] for n in order], keys(len(order)))
     for number, (n, draw) in enumerate(zip(order, together, strict=True)):
-        own = replace(states[n], memory=Memory(alone))
+        own = replace(states[n], memory=CanvasMemory(alone))
         same_draws(getattr(alone, method)([own], keys(1, number)), [draw])
 
 

@@ -24,7 +24,7 @@ from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion import denoise as unmasking
 from ets.policies.diffusion import policy as masked_diffusion
 from ets.policies.diffusion import remasking as rules
-from ets.policies.diffusion.canvas import PADDING, Memory
+from ets.policies.diffusion.canvas import PADDING, CanvasMemory
 from ets.policies.diffusion.denoise import Schedule
 from ets.policies.diffusion.forward import BYTES_PER_LOGIT
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
@@ -336,7 +336,7 @@ def test_rows_at_different_steps_of_different_problems_equal_each_alone(
     together = getattr(policy, method)([states[n] for n in order], keys(len(order)))
     fresh = make(tiny_llada, 6, 6, block_length, 3, cfg=cfg)
     for number, (n, draw) in enumerate(zip(order, together, strict=True)):
-        alone = replace(states[n], memory=Memory(fresh))
+        alone = replace(states[n], memory=CanvasMemory(fresh))
         same_draws(getattr(fresh, method)([alone], keys(1, number)), [draw])
 
 
@@ -443,7 +443,7 @@ def test_the_ledger_is_what_the_model_saw(tiny_llada: Checkpoint, cfg: float) ->
     assert policy.ledger.prompt == 0
 
 
-# Memory.
+# CanvasMemory.
 
 
 def test_a_memory_limit_splits_rows_without_changing_them(tiny_llada: Checkpoint) -> None:
@@ -528,7 +528,7 @@ def test_only_the_chosen_states_keep_memory_and_no_more_than_their_own(
     """Not the other candidates' hidden vectors either, of which those of the chosen one may be a slice."""
     made: list[weakref.ref[Any]] = []
 
-    class Recorded(Memory):
+    class Recorded(CanvasMemory):
         def __init__(self, owner: Any) -> None:
             super().__init__(owner)
             made.append(weakref.ref(self))
