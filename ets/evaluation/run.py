@@ -196,7 +196,7 @@ class Run:
         """A text with its answer, whether it is correct, and its further scores."""
         return {
             "answer": self.task.extract(problem, text),
-            "correct": float(self.task.grade(problem, text)),
+            "correct": bool(self.task.grade(problem, text)),
             "scores": dict(self.task.scores(problem, text)) if isinstance(self.task, FurtherScores) else {},
             "text": text,
         }
