@@ -314,7 +314,7 @@ def test_texts_of_a_served_model_follow_the_seed_and_not_the_width(endpoint: End
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"certainty": True}, "the engine endpoint does not tell how certain the model is of its tokens"),
+        ({"certainty": True}, "certainty is True, which the engine endpoint does not have; leave it out"),
         ({"steps": 4}, "steps is 4, which the engine endpoint does not have; leave it out"),
         ({"cache": "dual"}, "cache is 'dual', which the engine endpoint does not have; leave it out"),
         ({"level": "0"}, "EnginePolicy has no faster sampler; leave the level out"),
