@@ -92,7 +92,7 @@ def execute(options: argparse.Namespace) -> None:
     model: Any = EMBEDDED.get(options.model, options.model)
     if options.engine is not None:
         own = {name: settings.pop(name) for name in fields_of(*SETTINGS) if name in settings}
-        model = own_policy(options.engine, options.model, own)
+        model = own_policy(options.engine, model, own)
     shared: dict[str, Any] = {"chat": chat, "reward": reward, "extract": extract}
     result = sample(prompt, model=model, stop=options.stop, seed=options.seed, **shared, **settings)
     print(result)

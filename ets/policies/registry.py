@@ -158,7 +158,7 @@ def own_policy(name: str, model: str, values: Mapping[str, Any]) -> Policy:
     for key, value in values.items():
         if not open_ended and key not in parameters:
             raise InputError(f"{key} is {value!r}, which the engine {name} does not take; leave it out")
-    policy = function(model, **values)
+    policy = function(_SMALL.get(model, model), **values)
     if not isinstance(policy, Policy):
         kind = type(policy).__name__
         raise InputError(f"the engine {name} made a {kind}; it must be a policy: start, extend, finish")

@@ -69,7 +69,7 @@ class Horizon:
     max_length: int = setting(512, "tokens in all; for masked diffusion, of the canvas", int, flags=("gen_length",))
 
     def __post_init__(self) -> None:
-        require_counts(block_size=self.block_size, max_length=self.max_length)
+        require_counts(max_length=self.max_length, block_size=self.block_size)
         if self.block_size > self.max_length:
             raise InputError(
                 f"block_size {self.block_size} is longer than max_length {self.max_length}; "

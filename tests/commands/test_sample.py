@@ -16,7 +16,7 @@ import ets
 from ets import demo
 from ets.cli import main
 from ets.commands.sample import EXAMPLE, pattern_extract
-from ets.policies.registry import SETTINGS
+from ets.policies.registry import ENGINES
 from ets.policies.settings import Weighing
 from ets.rewards.registry import named_reward
 from ets.settings import Guide, fields_of, flag
@@ -127,11 +127,12 @@ def test_a_proposal_draws_the_rollouts(capsys: pytest.CaptureFixture[str]) -> No
     assert "scored" in capsys.readouterr().out
 
 
-def test_help_has_a_flag_for_every_setting_of_the_library(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_has_a_flag_for_every_setting_of_local_engines(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["sample", "--help"])
     shown = capsys.readouterr().out
-    for name, each in fields_of(Guide, *SETTINGS, Weighing).items():
+    local = (ENGINES["transformers"], ENGINES["masked-diffusion"])
+    for name, each in fields_of(Guide, *(owner for engine in local for owner in engine.settings), Weighing).items():
         assert inspect.signature(ets.sample).parameters[name].default == each.default
         assert name == "certainty" or f"{flag(name)} " in shown  # rewards of certainty set it
 
@@ -182,10 +183,13 @@ def test_the_examples_of_the_help_run(
     assert "trace: trace.html" in capsys.readouterr().out and Path("trace.html").exists()
 
 
-def test_the_readme_has_the_example_of_the_help() -> None:
+def test_the_command_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    block = next(b for b in re.findall(r"```bash\n(.*?)```", readme, flags=re.DOTALL) if "ets sample" in b)
-    assert " ".join(block.split()) in " ".join(EXAMPLE.split())
+    (command,) = re.findall(r"^ *ets (sample .*)", readme, flags=re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    Path("my_reward.py").write_text(REWARD)
+    monkeypatch.setattr("sys.stdin", io.StringIO(PROMPT))
+    assert main(shlex.split(command)) == 0
 
 
 @pytest.mark.parametrize(
@@ -193,7 +197,7 @@ def test_the_readme_has_the_example_of_the_help() -> None:
     [
         ([], "the reward majority compares answers; add --extract"),
         (["--extract", "("], "no regular expression"),
-        (["--reward", "nonsense"], "the reward is 'nonsense'; choose from majority, share"),
+        (["--reward", "nonsense"], "reward is 'nonsense'; choose from majority, share"),
         (["--reward", "no_such_module:f"], "cannot read the reward 'no_such_module:f': ModuleNotFoundError"),
         (["--reward", "missing.py:f"], "cannot read the reward 'missing.py:f': there is no file missing.py"),
         (["--reward", "own.py:missing"], "own.py has no 'missing'"),
