@@ -48,12 +48,14 @@ def write_report(folder: Path, *, whole: bool = False) -> Path:
     Raises
     ------
     InputError
-        For a folder that holds no finished run, or a damaged one.
+        For a folder that holds no finished run, a damaged one, or one of another version.
     """
     if not (folder / SUMMARY).exists():
         raise InputError(f"{str(folder)!r} holds no finished run of ets eval or ets compare; name its results folder")
     try:
         page = _report(folder, whole)
+    except InputError:
+        raise
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise InputError(f"{str(folder)!r} is damaged ({error}); run its command again to continue the run") from error
     path = folder / NAME

@@ -7,6 +7,7 @@ import gzip
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,13 @@ import numpy as np
 import pytest
 
 from ets.evaluation import traces as kept
-from ets.evaluation.traces import compact_trace, read_traces
+from ets.evaluation.comparison import Entry
+from ets.evaluation.journal import VERSION
+from ets.evaluation.traces import compact, read_traces
 from ets.report.charts import Axes, Point, Series, chart
-from ets.report.figures import effective_size_series
+from ets.report.figures import effective_sizes
 from ets.report.page import PACKED, markdown_html, packed_traces, write_report
+from ets.report.tables import Setting
 from ets.types import Cost, InputError, Step, Text
 from tests.report.browser import CHROMIUM, Browser
 
@@ -47,66 +51,58 @@ TRACE = (
 
 
 def line(problem: str, trace: Sequence[Step] = TRACE, prompt: str = f"What?{HOSTILE}") -> dict[str, Any]:
-    return {"method": "ets", "problem": problem, "sample": 0, "prompt": prompt, **compact_trace(trace)}
+    return {"method": "ets-2", "problem": problem, "sample": 0, "prompt": prompt, **compact(trace)}
+
+
+COST = {"generated": 50.0, "positions": 90.0, "row_forwards": 0.0, "seconds": 0.1, "reward_seconds": 0.0, "depth": 9.0}
+SETTING = Setting("sums", HOSTILE, 2, 1, "generated", "ets")
+
+
+def entry(method: str, size: int, ids: Sequence[str], **changed: Any) -> Entry:
+    fields: dict[str, Any] = {"budget": 0, "readout": "last", "label": f"ETS (M {size})", "draws": 1}
+    cost = COST | {"generated": 50.0 * size}
+    fields |= {"size": size, "scores": dict.fromkeys(ids, 0.5), "cost": cost, "key": f"{method}-{size}"}
+    return Entry(method=method, **{**fields, **changed})
+
+
+def folder_of(
+    folder: Path, entries: Sequence[Entry], table: str, records: Sequence[dict[str, Any]], **panels: Any
+) -> Path:
+    """What a run leaves, as far as the report reads it, with a trace for each record."""
+    folder.mkdir(exist_ok=True)
+    scans = {name: [[x, asdict(each)] for x, each in values] for name, values in panels.items()}
+    content = {"version": VERSION, "setting": asdict(SETTING), "entries": [asdict(each) for each in entries]}
+    (folder / "summary.json").write_text(json.dumps(content | {"panels": scans}))
+    (folder / "configuration.json").write_text(json.dumps({"task": "sums", "model": HOSTILE, "lam": 0.1, **PROMPT}))
+    (folder / "table.md").write_text(table)
+    (folder / "journal.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    lines = [line(record["problem"]) | {"method": record["method"]} for record in records]
+    (folder / "traces.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    return folder
+
+
+def record(method: str, problem: str, answer: str) -> dict[str, Any]:
+    graded = {"answer": answer, "correct": 1.0, "valid": True, "effective": kept.effective_sizes(TRACE)}
+    return {"method": method, "problem": problem, "sample": 0} | graded
 
 
 def run_folder(folder: Path, problems: int = 2, label: str = f"ETS {HOSTILE}") -> Path:
-    """What `ets eval` leaves, as far as the report reads it."""
-    share = {"mean": 0.5, "low": 0.2, "high": 0.8}
-    row = {"method": "ets", "label": label, "accuracy": share, "repeats": 1, "key": "ets", "readout": "last"}
-    row |= {"generated": 120.0, "positions": 150.0, "row_forwards": 0.0}
-    told = {"method": "ets", "sample": 0, "answer": HOSTILE, "correct": 1.0, "valid": True}
-    records = [told | {"problem": f"p{n}", "effective": kept.effective_sizes(TRACE)} for n in range(problems)]
-    folder.mkdir(exist_ok=True)
-    (folder / "configuration.json").write_text(json.dumps({"task": "sums", "model": HOSTILE, "lam": 0.1, **PROMPT}))
-    (folder / "summary.json").write_text(json.dumps([row, row | {"method": "plain", "label": "plain", "key": "plain"}]))
-    (folder / "table.md").write_text(f"| method | pass@1 |\n| --- | ---: |\n| {label} |  50.0% |\n\nnote {HOSTILE}\n")
-    (folder / "journal.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    (folder / "traces.jsonl").write_text("".join(json.dumps(line(f"p{n}")) + "\n" for n in range(problems)))
-    return folder
-
-
-COST = {"generated": 50.0, "positions": 90.0, "row_forwards": 0.0, "seconds": 0.1, "depth": 9.0}
+    """The folder of `ets eval`: ETS, and plain sampling without a budget."""
+    ids = [f"p{n}" for n in range(problems)]
+    entries = [entry("ets", 2, ids, label=label), entry("plain", 1, ids, label="plain", budget=None)]
+    table = f"| method | pass@1 |\n| --- | ---: |\n| {label} |  50.0% |\n\nnote {HOSTILE}\n"
+    return folder_of(folder, entries, table, [record("ets-2", problem, HOSTILE) for problem in ids])
 
 
 def comparison_folder(folder: Path, problems: int = 2) -> Path:
-    """What `ets compare` leaves of ETS at two budgets, as far as the report reads it; 8 candidates were a pilot."""
+    """The folder of `ets compare`: ETS at two budgets; 8 candidates were a pilot."""
     ids = [f"p{n}" for n in range(problems)]
-    entry = {
-        "method": "ets",
-        "readout": "last",
-        "size": 2,
-        "scores": dict.fromkeys(ids, 0.5),
-        "draws": 2,
-        "rival": None,
-    }
-    entries = [
-        entry | {"budget": n, "label": f"ETS (M {m})", "key": f"ets-{m}", "cost": COST | {"generated": 50.0 * m}}
-        for n, m in enumerate((2, 4))
-    ]
-    vote = entries[0] | {"readout": "vote", "label": "ETS (M 2), vote"}
-    setting = {
-        "task": "sums",
-        "model": "tiny",
-        "problems": problems,
-        "seeds": 2,
-        "currency": "generated",
-        "against": "ets",
-    }
-    (folder / "comparison.json").write_text(
-        json.dumps({"setting": setting, "entries": [*entries, vote], "prompt": PROMPT})
-    )
-    (folder / "comparison.md").write_text("### Budget 1\n\n| method |\n| --- |\n| ETS |\n\n- Better: ETS.\n")
-    (folder / "scaling.json").write_text(json.dumps({"M, candidates": [[1, entries[0]], [2, entries[1]]]}))
-    lines = []
-    for key in ("ets-2", "ets-4", "ets-8"):
-        (folder / key).mkdir()
-        told = {"method": key, "sample": 0, "answer": "5", "correct": 1.0, "valid": True}
-        records = [told | {"problem": id, "effective": kept.effective_sizes(TRACE)} for id in ids]
-        (folder / key / "journal.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-        lines += [json.dumps(line(id) | {"method": key}) for id in ids]
-    (folder / "traces.jsonl").write_text("\n".join(lines) + "\n")
-    return folder
+    entries = [entry("ets", m, ids, budget=n) for n, m in enumerate((2, 4))]
+    vote = replace(entries[0], readout="vote", label="ETS (M 2), vote")
+    records = [record(f"ets-{m}", problem, "5") for m in (2, 4, 8) for problem in ids]
+    table = "### Budget 1\n\n| method |\n| --- |\n| ETS |\n\n- Better: ETS.\n"
+    panels = {"M, candidates": list(enumerate(entries, 1))}
+    return folder_of(folder, [*entries, vote], table, records, **panels)
 
 
 def appears(browser: Browser, selector: str) -> None:
@@ -121,7 +117,7 @@ def unpacked(page: str) -> Any:
 
 
 def test_a_trace_keeps_every_text_once_and_each_as_what_it_adds() -> None:
-    found = compact_trace(TRACE)
+    found = compact(TRACE)
     assert found["texts"] == ["One", f"Two{HOSTILE}", " x", " y", " a", " b", " c"]
     first, last = found["steps"]
     assert (first["texts"], first["rollouts"], first["choice"]) == ([0, 1], [[2, 3], [2, 3]], 1)
@@ -249,9 +245,9 @@ def test_charts_place_points_by_their_logarithms() -> None:
 def test_effective_sizes_are_those_of_named_methods_with_several_steps() -> None:
     records = [{"method": name, "effective": [2.0, 4.0]} for name in ("ets", "power")]
     records += [{"method": "plain", "effective": [1.0]}]
-    svg = chart(*effective_size_series(records, {"ets": "ETS (M 4)", "plain": "plain"}))
+    svg = chart(*effective_sizes(records, {"ets": "ETS (M 4)", "plain": "plain"}))
     assert ">ETS (M 4)</text>" in svg and "plain" not in svg and "power" not in svg
-    assert chart(*effective_size_series(records, {"plain": "plain"})) == ""
+    assert chart(*effective_sizes(records, {"plain": "plain"})) == ""
 
 
 def test_series_beyond_the_colours_have_another_shape_and_dashed_ones_are_hollow() -> None:
@@ -266,16 +262,25 @@ def test_series_beyond_the_colours_have_another_shape_and_dashed_ones_are_hollow
 
 def test_what_is_judged_as_it_is_has_no_rollouts_to_show() -> None:
     partial = Step((text("so far"),), ((text("so far"),),), np.array([[2.0]]), np.array([3.0]), 0, Cost())
-    (step,) = compact_trace([partial])["steps"]
+    (step,) = compact([partial])["steps"]
     assert (step["rollouts"], step["terms"], step["done"]) == ([[]], [[2.0]], [0])
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '[{"label": 1}]'])
-def test_a_damaged_folder_is_one_line(tmp_path: Path, content: str) -> None:
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is damaged"),
+        ("{", "is damaged"),
+        (f'{{"version": {VERSION}}}', "is damaged"),
+        ('[{"label": 1}]', f"has version none, and this ets reads version {VERSION}; finish it with"),
+        ('{"version": 2}', f"has version 2, and this ets reads version {VERSION}; finish it with"),
+    ],
+)
+def test_a_damaged_or_an_old_folder_is_one_line(tmp_path: Path, content: str, message: str) -> None:
     (run_folder(tmp_path) / "summary.json").write_text(content)
-    with pytest.raises(InputError, match="is damaged") as error:
+    with pytest.raises(InputError, match=message) as error:
         write_report(tmp_path)
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and ("is damaged" in str(error.value)) == (message == "is damaged")
 
 
 @needs_browser
@@ -328,7 +333,7 @@ def test_in_a_narrow_browser_the_words_of_column_headings_stay_whole(tmp_path: P
     headings = ["method", "accuracy", "minus majority at equal cost, points", "positions", "seconds", "serial depth"]
     cells = ["ETS (M 2, K 2), stopped when all agree, vote", "58.1%", "-25.9 (-29.2 to -22.5), majority", "4", "5", "6"]
     table = "\n".join(f"| {' | '.join(row)} |" for row in (headings, ["---"] * len(headings), cells))
-    (comparison_folder(tmp_path) / "comparison.md").write_text(f"{table}\n")
+    (comparison_folder(tmp_path) / "table.md").write_text(f"{table}\n")
     lines_of_words = """[...document.querySelectorAll('#tables th')].flatMap((heading) => {
         const words = [...heading.textContent.matchAll(/\\S+/g)], range = document.createRange();
         return words.map((word) => {

@@ -87,7 +87,7 @@ def test_ratios_cover_exactly_the_tokens_that_the_proposal_drew(
     rollouts = quietly(pair, [draw.state for draw in going], keys(len(going), 1))
     assert len({len(rollout.state.tokens) for rollout in rollouts}) > 3
     for before, after in zip(going, rollouts, strict=True):
-        problem, ends = before.state.reference.problem, (before.state.tokens, after.state.tokens)
+        problem, ends = before.state.drawn.problem, (before.state.tokens, after.state.tokens)
         of_reference, of_proposal = (path_logp(oracle, problem, *ends) for oracle in (mine, its))
         assert after.text.log_ratio == pytest.approx(of_reference - of_proposal, abs=1e-9)
         assert after.text.logp == pytest.approx(path_logp(mine, problem, (), ends[1]), abs=1e-9)
@@ -101,7 +101,7 @@ def test_the_next_guide_step_goes_on_from_what_the_proposal_has_read(make_pair: 
     second = next(d for d in pair.extend([first.state] * 8, keys(8, 1)) if not d.state.done)
     fresh = make_pair(max_length=9)
     start = fresh.start([PROBLEM])[0]
-    followed = fresh.proposal.follow([start.proposal], [second.state.reference])[0].state
+    followed = fresh.proposal.follow([start.proposal], [second.state.drawn])[0].state
     again = fresh.proposal.finish([followed], keys(1, 2))[0]
     rollout = quietly(pair, [second.state], keys(1, 2))[0]
     assert rollout.state.tokens == again.state.tokens
@@ -275,7 +275,7 @@ def test_a_token_beyond_the_models_own_has_weight_zero_and_one_beyond_the_propos
     assert 0 < sum(beyond) < 40
     assert [r.text.log_ratio == -math.inf for r in rollouts] == beyond
     other = ImportanceSampling(wide, narrow)
-    drawn = wide.extend([other.start([PROBLEM])[0].reference] * 40, keys(40))  # type: ignore[attr-defined]
+    drawn = wide.extend([other.start([PROBLEM])[0].drawn] * 40, keys(40))  # type: ignore[attr-defined]
     unknown = next(d.state for d in drawn if max(d.state.tokens) >= len(ALPHABET) and not d.state.done)
     with pytest.raises(InputError, match="is beyond the 4 that the proposal knows"):
         narrow.follow([narrow.start([PROBLEM])[0]], [unknown])

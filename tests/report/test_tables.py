@@ -1,16 +1,14 @@
-"""A comparison in words, tables and plots."""
+"""The text of a comparison."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
-from ets.report.budgets import Setting, budget_table, markdown, summary
-
+from ets.diagnostics import RatioSummary
 from ets.evaluation.comparison import Entry, Rival
-from ets.report.plots import plot_accuracy_by_cost, plot_scaling
+from ets.report.tables import Setting, further_table, markdown, summary, table
 
-SETTING = Setting("letters", "a model", 200, 4, "generated", "majority", {"lam": 0.1, "top_k": None})
+SETTING = Setting("letters", "a model", 200, 4, "generated", "majority", ("a note",), {"lam": 0.1, "top_k": None})
 
 
 def scores(mean: float) -> dict[str, float]:
@@ -20,10 +18,11 @@ def scores(mean: float) -> dict[str, float]:
 
 def entry(method: str, mean: float, *, budget: int | None = 0, readout: str = "last", spent: float = 100.0) -> Entry:
     """With its rival: majority voting, right in half of the problems."""
-    cost = {"generated": spent, "positions": 2 * spent, "row_forwards": 0.0, "seconds": 0.5, "depth": 40.0}
+    cost = {"generated": spent, "positions": 2 * spent, "row_forwards": 0.0, "seconds": 0.5}
+    cost |= {"reward_seconds": 0.0, "depth": 40.0}
     label = f"{method} of 5" + (", vote" if readout == "vote" else "")
     rival = None if method == "majority" else Rival("majority of 6", 100.0, scores(0.5))
-    return Entry(budget, method, readout, label, 5, scores(mean), cost, 4, rival)
+    return Entry(budget, method, readout, label, 5, scores(mean), cost, 4, rival=rival)
 
 
 ENTRIES = [
@@ -46,7 +45,7 @@ def test_every_budget_has_its_table_and_searches_stand_in_all() -> None:
 
 
 def test_differences_are_paired_with_the_rival_at_equal_cost() -> None:
-    lines = budget_table(ENTRIES[:4], SETTING).splitlines()
+    lines = table(ENTRIES[:4], SETTING).splitlines()
     assert "minus majority at equal cost, points" in lines[0] and "row-forwards" not in lines[0]
     assert "+30.0 (+24.0 to +36.5), majority of 6" in lines[3]
     assert lines[2].split("|")[4].strip() == ""
@@ -68,12 +67,26 @@ def test_nothing_is_said_of_methods_that_differ_on_few_problems() -> None:
 def test_what_rounding_leaves_is_no_difference() -> None:
     close = Entry(0, "ets", "last", "ets", 1, dict.fromkeys(scores(1), 1 - 1e-16), ENTRIES[0].cost, 4)
     rival = Rival("majority", 100.0, dict.fromkeys(scores(1), 1 + 2e-16))
-    assert "+0.0 (+0.0 to +0.0)" in budget_table([replace(close, rival=rival)], SETTING)
+    assert "+0.0 (+0.0 to +0.0)" in table([replace(close, rival=rival)], SETTING)
 
 
-def test_plots_are_written(tmp_path: Path) -> None:
-    plot_accuracy_by_cost(ENTRIES, SETTING, tmp_path / "cost.png")
-    plot_scaling({"M": [(2, ENTRIES[1]), (4, ENTRIES[6])], "K": [(1, ENTRIES[1])]}, SETTING, tmp_path / "scaling.png")
-    plot_scaling({"M": [(2, ENTRIES[1]), (4, ENTRIES[6])]}, SETTING, tmp_path / "one.png")
-    for name in ("cost", "scaling", "one"):
-        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+def test_one_budget_has_no_headings_and_no_caveat_without_a_rival() -> None:
+    alone = replace(SETTING, against=None, repeats=1)
+    text = markdown([replace(each, rival=None) for each in ENTRIES[:2]], alone)
+    assert "1 sample of each" in text and "pass@1" in text and text.endswith("\n\na note")
+    assert "###" not in text and "minus" not in text and "by chance" not in text and "Better" not in text
+
+
+def test_ratios_and_further_scores_follow_the_table() -> None:
+    ratios = RatioSummary(6, 0.5, 1.0, 0.1, 0.0, 0.0, 0.5, 0.0, 0.0, 0.0)
+    guided = replace(ENTRIES[1], further={"exact_match": 0.25}, ratios=ratios)
+    voted = replace(ENTRIES[2], further={"exact_match": 0.75})
+    text = markdown([guided, voted], SETTING)
+    assert f"\n\nets of 5: {ratios}\n\n" in text and "lm-eval: exact_match" in text
+    assert further_table([guided, voted]).count("\n") == 2 and "25.0%" in further_table([guided, voted])
+    assert further_table(ENTRIES) == ""
+
+
+def test_a_cost_that_no_entry_has_is_no_column() -> None:
+    headings = table(ENTRIES, SETTING).splitlines()[0]
+    assert "seconds" in headings and "reward seconds" not in headings and "row-forwards" not in headings
