@@ -161,16 +161,16 @@ VALUES = {
     "FAST_REMASKING": "random", "TOP_P": "0.5", "UTILIZATION": "0.5", "IS_ACCELERATE_AVAILABLE": "True",
 }  # fmt: skip
 """Values that differ from the defaults; the other variables are numbers or texts."""
-NEEDS = {
-    "CLIP": {"LEVEL": "1"},
-    **dict.fromkeys(("SYSTEM", "THINKING", "FEWSHOT_AS_MULTITURN", "CHAT_STOP"), {"CHAT": "1"}),
-    **dict.fromkeys(("GEN_DP", "GEN_TP", "UTILIZATION"), {"ENGINE": "vllm"}),
-    **dict.fromkeys(("SERVED_MODEL", "CONNECTIONS", "ROW_SECONDS"), {"ENDPOINT": "http://there:8000/v1"}),
-    **dict.fromkeys(("IS_M_CANDIDATES", "IS_BLOCK_SIZE", "PROPOSAL_TEMPERATURE"), {"SMALL_MODEL_PATH": "/small"}),
-    **dict.fromkeys(("FAST_CACHE", "FAST_REFRESH", "FAST_THRESHOLD", "FAST_FACTOR"), {"LEVEL": "0"}),
-    **dict.fromkeys(("FAST_REMASKING", "FAST_TEMPERATURE", "IS_NUM_CANDIDATES"), {"LEVEL": "0"}),
+NEEDED = {
+    "CHAT=1": "SYSTEM THINKING FEWSHOT_AS_MULTITURN CHAT_STOP",
+    "ENGINE=vllm": "GEN_DP GEN_TP UTILIZATION",
+    "ENDPOINT=http://there:8000/v1": "SERVED_MODEL CONNECTIONS ROW_SECONDS",
+    "SMALL_MODEL_PATH=/small": "IS_M_CANDIDATES IS_BLOCK_SIZE PROPOSAL_TEMPERATURE",
+    "LEVEL=1": "CLIP IS_NUM_CANDIDATES FAST_CACHE FAST_REFRESH FAST_THRESHOLD FAST_FACTOR FAST_REMASKING "
+    "FAST_TEMPERATURE",
 }
-"""The variables without which another one has no effect."""
+"""A setting without which others have no effect, and the names of those variables."""
+NEEDS = {name: dict([needed.split("=")]) for needed, names in NEEDED.items() for name in names.split()}
 
 
 @pytest.mark.parametrize("script", [EVAL, LLADA, READERS[-1]], ids=lambda script: script.parent.name)
