@@ -216,9 +216,9 @@ def test_an_interrupted_command_waits_for_no_row(
 ) -> None:
     """It ends while the server is silent, with both groups' requests under way; and goes on later.
 
-    Each of two groups draws two samples of two problems and meets the other: none is ahead when the silence begins.
+    Each group draws the two samples of a problem, twice, and meets the other both times: none is ahead at the silence.
     """
-    server.faults = [None, None, *[threading.Barrier(8, timeout=60).wait] * 8, *[120.0] * 1000]
+    server.faults = [None, None, *[threading.Barrier(4, timeout=60).wait] * 8, *[120.0] * 1000]
     options = tiny | {"--endpoint": server.address, "--out": str(tmp_path)}
     journal, over = tmp_path / "journal.jsonl", threading.Event()
 

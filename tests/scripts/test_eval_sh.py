@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 import pytest
+
+from ets.cli import parser_of
 
 ROOT = Path(__file__).parents[2]
 EVAL = ROOT / "qwen" / "eval.sh"
@@ -58,8 +62,8 @@ def test_the_demonstration_of_importance_sampling_goes_on_in_the_folder_of_the_o
     assert done.returncode == 0, done.stderr
     assert "2 finished chains" in done.stdout and "embedded demonstration" in done.stdout
     assert "ETS (M 3, K 2)" in done.stdout and "ETS-IS (M 3, K 2, block 32): " in done.stdout
-    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    rows = {row["method"]: row for row in summary if row["readout"] == "last"}
+    entries = json.loads((tmp_path / "out" / "summary.json").read_text())["entries"]
+    rows = {entry["method"]: entry for entry in entries if entry["readout"] == "last"}
     assert list(rows) == ["ets", "ets-is"] and rows["ets-is"]["ratios"]["rollouts"] > 0
 
 
@@ -149,7 +153,36 @@ def test_the_script_works_inside_its_folder_and_shows_no_traceback() -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("option", ["--candidates", "--rollouts", "--lam", "--temperature"])
-def test_hyper_parameters_stand_in_the_scripts_alone(option: str) -> None:
-    command = "".join((ROOT / "ets" / "commands" / f"{name}.py").read_text() for name in ("eval", "opening"))
-    assert re.search(rf'add\("{option}", \w+, "[^"]*"\)', command)
+VALUES = {
+    "TASK": "gsm8k", "METHODS": "ets,ets-is,best-of-n,base", "REWARD": "share", "POOL": "step", "BEST_BY": "share",
+    "SIZES": "best-of-n=3", "CLIP": "0.1,10", "DATA": "/data", "OUT": "out", "CHAT": "1", "THINKING": "off",
+    "FEWSHOT_AS_MULTITURN": "1", "STOPS": "answer", "UNSAFE_CODE": "1", "ENGINE": "vllm", "SMALL_MODEL_PATH": "/small",
+    "REMASKING": "random", "STOP_AT_END": "True", "CACHE": "prefix", "FAST_CACHE": "prefix", "LEVEL": "1",
+    "FAST_REMASKING": "random", "TOP_P": "0.5", "UTILIZATION": "0.5", "IS_ACCELERATE_AVAILABLE": "True",
+}  # fmt: skip
+"""Values that differ from the defaults; the other variables are numbers or texts."""
+NEEDED = {
+    "CHAT=1": "SYSTEM THINKING FEWSHOT_AS_MULTITURN CHAT_STOP",
+    "ENGINE=vllm": "GEN_DP GEN_TP UTILIZATION",
+    "ENDPOINT=http://there:8000/v1": "SERVED_MODEL CONNECTIONS ROW_SECONDS",
+    "SMALL_MODEL_PATH=/small": "IS_M_CANDIDATES IS_BLOCK_SIZE PROPOSAL_TEMPERATURE",
+    "LEVEL=1": "CLIP IS_NUM_CANDIDATES FAST_CACHE FAST_REFRESH FAST_THRESHOLD FAST_FACTOR FAST_REMASKING "
+    "FAST_TEMPERATURE",
+}
+"""A setting without which others have no effect, and the names of those variables."""
+NEEDS = {name: dict([needed.split("=")]) for needed, names in NEEDED.items() for name in names.split()}
+
+
+@pytest.mark.parametrize("script", [EVAL, LLADA, READERS[-1]], ids=lambda script: script.parent.name)
+def test_every_variable_of_a_script_reaches_the_command(script: Path, tmp_path: Path) -> None:
+    @cache
+    def command(**variables: str) -> str:
+        return bash(str(script), folder=tmp_path, PRINT_ONLY="1", **variables).stdout
+
+    names = sorted(set(re.findall(r"\b([A-Z][A-Z_]*)=\$\{\1\b", script.read_text())))
+    assert len(names) > 35
+    for name in names:
+        needed = NEEDS.get(name, {})
+        without, found = command(**needed), command(**needed, **{name: VALUES.get(name, "7")})
+        assert without.startswith("python ") and found.startswith("python ") and found != without, name
+        assert parser_of().parse_args(shlex.split(found.partition(" -m ets ")[2])).task, name
