@@ -17,9 +17,9 @@ import pytest
 from ets.evaluation import traces as kept
 from ets.evaluation.comparison import Entry
 from ets.evaluation.journal import VERSION
-from ets.evaluation.traces import compact, read_traces
+from ets.evaluation.traces import compact_trace, read_traces
 from ets.report.charts import Axes, Point, Series, chart
-from ets.report.figures import effective_sizes
+from ets.report.figures import effective_size_series
 from ets.report.page import PACKED, markdown_html, packed_traces, write_report
 from ets.report.tables import Setting
 from ets.types import Cost, InputError, Step, Text
@@ -51,7 +51,7 @@ TRACE = (
 
 
 def line(problem: str, trace: Sequence[Step] = TRACE, prompt: str = f"What?{HOSTILE}") -> dict[str, Any]:
-    return {"method": "ets-2", "problem": problem, "sample": 0, "prompt": prompt, **compact(trace)}
+    return {"method": "ets-2", "problem": problem, "sample": 0, "prompt": prompt, **compact_trace(trace)}
 
 
 COST = {"generated": 50.0, "positions": 90.0, "row_forwards": 0.0, "seconds": 0.1, "reward_seconds": 0.0, "depth": 9.0}
@@ -117,7 +117,7 @@ def unpacked(page: str) -> Any:
 
 
 def test_a_trace_keeps_every_text_once_and_each_as_what_it_adds() -> None:
-    found = compact(TRACE)
+    found = compact_trace(TRACE)
     assert found["texts"] == ["One", f"Two{HOSTILE}", " x", " y", " a", " b", " c"]
     first, last = found["steps"]
     assert (first["texts"], first["rollouts"], first["choice"]) == ([0, 1], [[2, 3], [2, 3]], 1)
@@ -245,9 +245,9 @@ def test_charts_place_points_by_their_logarithms() -> None:
 def test_effective_sizes_are_those_of_named_methods_with_several_steps() -> None:
     records = [{"method": name, "effective": [2.0, 4.0]} for name in ("ets", "power")]
     records += [{"method": "plain", "effective": [1.0]}]
-    svg = chart(*effective_sizes(records, {"ets": "ETS (M 4)", "plain": "plain"}))
+    svg = chart(*effective_size_series(records, {"ets": "ETS (M 4)", "plain": "plain"}))
     assert ">ETS (M 4)</text>" in svg and "plain" not in svg and "power" not in svg
-    assert chart(*effective_sizes(records, {"plain": "plain"})) == ""
+    assert chart(*effective_size_series(records, {"plain": "plain"})) == ""
 
 
 def test_series_beyond_the_colours_have_another_shape_and_dashed_ones_are_hollow() -> None:
@@ -262,7 +262,7 @@ def test_series_beyond_the_colours_have_another_shape_and_dashed_ones_are_hollow
 
 def test_what_is_judged_as_it_is_has_no_rollouts_to_show() -> None:
     partial = Step((text("so far"),), ((text("so far"),),), np.array([[2.0]]), np.array([3.0]), 0, Cost())
-    (step,) = compact([partial])["steps"]
+    (step,) = compact_trace([partial])["steps"]
     assert (step["rollouts"], step["terms"], step["done"]) == ([[]], [[2.0]], [0])
 
 
