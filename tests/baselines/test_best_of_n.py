@@ -79,7 +79,7 @@ def test_by_the_share_it_is_majority_voting_chain_by_chain() -> None:
 
 
 def test_by_the_majority_it_returns_a_sample_with_the_answer_that_reached_the_count_first() -> None:
-    """Of two samples the first that has an answer; majority_voting voting may return either."""
+    """Of two samples the first that has an answer; majority voting may return either."""
     best = best_of_n(rewards.majority(first_letter, pool="step"), samples=2)
     tied = 0
     for chain in chains_of(best, 300):

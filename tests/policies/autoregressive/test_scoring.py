@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from ets.kernel import energy_guided
 from ets.policies import token_draws as drawing
 from ets.policies.autoregressive import scoring as reading
 from ets.policies.autoregressive import transformers as transformers_policy
+from ets.policies.autoregressive.law import probabilities
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.settings import Horizon, Sampling
@@ -216,10 +218,8 @@ def test_scores_at_temperature_1_turn_that_law_red(make_pair: Any, monkeypatch: 
         return liking("".join(ALPHABET[token] for token in tokens if token))
 
     law = kernel_law(oracles[0], PROBLEM, reward, lam=LAM, candidates=4, rollouts=2, proposal=oracles[1])
-    true = reading.score
-    monkeypatch.setattr(
-        transformers_policy, "score", lambda forward, law, paths: true(forward, Sampling(1.0).probabilities, paths)
-    )
+    true, at_1 = reading.score_paths, partial(probabilities, Sampling(1.0))
+    monkeypatch.setattr(transformers_policy, "score_paths", lambda forward, law, paths: true(forward, at_1, paths))
     with pytest.raises(AssertionError, match="exact law"):
         check_law(sampled(pair, 4, 2, 3_000), law, level=LEVEL)
 
@@ -258,7 +258,7 @@ def test_proposals_that_do_not_fit_are_refused_before_anything_is_drawn(make_tin
 def test_a_proposal_that_read_another_prompt_is_refused(make_pair: Any) -> None:
     pair = make_pair()
     mine, its = pair.start([PROBLEM])[0], pair.start(PROBLEMS[2:])[0]
-    drawn = pair.reference.extend([mine.reference], keys(1))[0]
+    drawn = pair.reference.extend([mine.drawn], keys(1))[0]
     with pytest.raises(InputError, match="do not go on from the model's"):
         pair.proposal.follow([its.proposal], [drawn.state])
 
