@@ -324,7 +324,7 @@ def test_masked_diffusion_is_measured_at_equal_positions(tmp_path: Path) -> None
         (FAST | {"level": "3"}, "for the method ets-is, unknown level '3'; choose from 0, 1, 1F"),
         (FAST | {"level": "1"}, "for the method ets-is, level 1 takes the positions as given, but remasking 'low_conf"),
         (FAST | {"level": "1F", "fast_threshold": "0.9"}, "support is lost and the weights do not average to 1"),
-        (FAST | {"level": "1F", "cache": "dual"}, "has a cache itself; leave its cache out, or take level 0"),
+        (FAST | {"level": "1F", "cache": "dual"}, "has a cache itself; leave the cache out, or take level 0"),
         (FAST | {"clip": "0.1,10"}, "at level 0 every weight is exactly 1; leave it out"),
         (FAST | {"fast_temperature": "0"}, "at temperature 0 nothing is random"),
         (FAST | {"fast_cache": "double"}, "for the method ets-is, unknown cache 'double'; choose from dual, prefix"),
