@@ -171,6 +171,9 @@ def prepared(options: argparse.Namespace) -> list[tuple[Setup, Plan]]:
         asked = replace(plan.asked, task=task)
         setup = open_setup(asked, plan.values, plan.settings, plan.methods, plan.chat)
         require_able(setup.policies, plan.methods, plan.budgets)
+        for method in plan.methods.values():
+            if method.digest:
+                method.step(setup.task, setup.settings, 1)  # raises if the user's function makes no step function
         found.append((setup, replace(plan, asked=asked)))
     unused = [flag(name) for name in plan.values if name in fields_of(Weighing, FastSampler)]
     if unused and "ets-is" not in plan.methods:

@@ -257,7 +257,11 @@ def step_of(name: str) -> Callable[..., StepFn]:
     open_ended = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
 
     def made_step(reward: Reward, **guide: Any) -> StepFn:
-        return function(reward, **{key: value for key, value in guide.items() if open_ended or key in parameters})
+        step = function(reward, **{key: value for key, value in guide.items() if open_ended or key in parameters})
+        if not callable(step):
+            kind = type(step).__name__
+            raise InputError(f"the function {name!r} made a {kind}; it must make a step function of (policy, chains)")
+        return step
 
     return made_step
 

@@ -15,8 +15,8 @@ from tests.test_cli import command
 
 
 def words(*further: str, **changed: str) -> list[str]:
-    """The estimate of the run of `command`, without a folder."""
-    return ["estimate", *command(Path("unused"), **changed)[1:-2], *further]
+    """The estimate of the run of `command`, whose folder it leaves alone."""
+    return ["estimate", *command(Path("unused"), **changed)[1:], *further]
 
 
 def tokens(shown: str) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
 from importlib.util import find_spec
@@ -186,8 +187,11 @@ def test_without_traces_a_run_goes_on_and_is_shown(name: str, own: Path) -> None
     assert [trace["problem"] for trace in read_traces(folder)] == ["letters-3"]
 
 
-def test_a_folder_of_another_version_is_one_line(name: str, own: Path, refused: Refused) -> None:
+def test_a_folder_of_another_version_is_one_line(
+    name: str, own: Path, refused: Refused, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(words(name, own)) == 0
+    capsys.readouterr()
     stored = own.parent / "run" / "configuration.json"
     content = json.loads(stored.read_text())
     stored.write_text(json.dumps({**content, "version": 1}))
@@ -216,10 +220,11 @@ def test_a_comparison_without_methods_takes_what_the_engine_has() -> None:
 def test_help_names_every_method_and_reward(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([name, "--help"])
-    shown = " ".join(capsys.readouterr().out.split())
-    assert ", ".join(METHODS) in shown and ", ".join(NAMES) in shown
-    for option in ("--top-k TOP_K", "--memory-gib MEMORY_GIB", "--block-size BLOCK_SIZE"):
-        assert shown.count(f"{option} ") == 2  # once in the usage, though engines share them
+    shown = capsys.readouterr().out
+    joined = "".join(shown.split())  # lines break at hyphens
+    assert ",".join(METHODS) in joined and ",".join(NAMES) in joined
+    for option in ("--top-k", "--memory-gib", "--temperature", "--max-length"):
+        assert len(re.findall(f"^  {option} ", shown, flags=re.MULTILINE)) == 1  # though engines share it
 
 
 @pytest.mark.parametrize(
@@ -232,7 +237,10 @@ def test_help_names_every_method_and_reward(name: str, capsys: pytest.CaptureFix
         (("--budgets", "nan"), "argument --budgets: 'nan' is not above zero and finite"),
         (("--budgets", "100,inf"), "argument --budgets: 'inf' is not above zero and finite"),
         (("--scan-rollouts", "0"), "argument --scan-rollouts: '0' is not above zero and finite"),
-        (("--scan-rollouts", "1", "--methods", "plain"), "a scan needs the method ets and budgets in candidates"),
+        (
+            ("--scan-rollouts", "1", "--methods", "plain,majority", "--samples", "2"),
+            "a scan needs the method ets and budgets in candidates",
+        ),
         (("--scan-guide-steps", "4", "--max-length", "6"), "no block size gives 4 guide steps of 6 tokens"),
         (("--sizes", "majority"), "argument --sizes: 'majority' is no list of sizes; give such as best-of-n=15"),
         (("--sizes", "majority=2,majority=3"), "names a method twice; name it once"),
@@ -244,13 +252,14 @@ def test_help_names_every_method_and_reward(name: str, capsys: pytest.CaptureFix
         (("--reward", "magic"), "reward is 'magic'; choose from majority, share"),
         (("--reward", "absent.py:f"), "cannot read the reward 'absent.py:f': there is no file absent.py"),
         (("--step", "absent.py:f"), "cannot read the step function 'absent.py:f': there is no file absent.py"),
-        (("--step", "ets.types:Cost"), "takes no reward"),
+        (("--step", "math:pi"), "the step function 'math:pi' takes no reward"),
+        (("--step", "ets.types:Cost"), "the function 'ets.types:Cost' made a Cost; it must make a step function of"),
         (("--engine", "absent.py:f"), "cannot read the engine 'absent.py:f': there is no file absent.py"),
         (("--temperature", "0.5"), "temperature is 0.5, which the engine"),
         (("--model", ""), "--model is not given; add it, for example --model embedded"),
         (("--chat-template",), "the policy has no checkpoint, whose tokenizer holds the chat template"),
-        (("--methods", "base,ets"), "TabularPolicy has no top-k and top-p; leave the method base out"),
-        (("--methods", "greedy,ets"), "TabularPolicy has no greedy"),
+        (("--methods", "base,majority,ets"), "TabularPolicy has no top-k and top-p; leave the method base out"),
+        (("--methods", "greedy,majority,ets"), "TabularPolicy has no greedy"),
     ],
 )
 def test_bad_input_is_one_line(name: str, further: tuple[str, ...], message: str, own: Path, refused: Refused) -> None:

@@ -67,7 +67,7 @@ def test_the_example_of_eval_leaves_a_folder_that_the_one_of_view_shows(
         (["--magic"], "the following arguments are required: command; see ets --help"),
         (["view"], "the following arguments are required: folder; see ets view --help"),
         (["view", "here", "--magic"], "unrecognized arguments: --magic; see ets --help"),
-        (["eval", "--task"], "argument --task: expected one argument; see ets eval --help"),
+        (["eval", "--task"], "argument --task/--tasks: expected one argument; see ets eval --help"),
         (["compare", *examples("compare")[0][1:], "--tasks", "chess"], "unknown task 'chess'; choose from arithmetic"),
         (["estimate", *examples("estimate")[0][1:], "--task", "chess"], "unknown task 'chess'; choose from arithmetic"),
     ],
