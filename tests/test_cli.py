@@ -101,7 +101,7 @@ def test_a_folder_of_another_configuration_is_refused(tmp_path: Path, capsys: py
 
 
 def test_a_folder_takes_further_methods_and_equal_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Only what a method depends on keeps its results apart: with other beams they are sampled again."""
+    """Settings that a method does not depend on leave its records alone; other beams are sampled again."""
     folder = tmp_path / "run"
     found = {}
     for changed in (
@@ -111,8 +111,8 @@ def test_a_folder_takes_further_methods_and_equal_settings(tmp_path: Path, capsy
         {"methods": "beam", "beams": "2", "count": "3"},
     ):
         assert main(command(folder, **changed)) == 0
-        told = next(line for line in capsys.readouterr().out.splitlines() if "finished chains" in line)
-        found[str(changed)] = int(told.split()[0])
+        line = next(line for line in capsys.readouterr().out.splitlines() if "finished chains" in line)
+        found[str(changed)] = int(line.split()[0])
     assert list(found.values()) == [0, 3, 6, 9]
     methods = [json.loads(line)["method"] for line in (folder / "journal.jsonl").read_text().splitlines()]
     assert {name: methods.count(name) for name in methods} == {
@@ -122,9 +122,7 @@ def test_a_folder_takes_further_methods_and_equal_settings(tmp_path: Path, capsy
     }
 
 
-def test_ets_is_joins_a_folder_and_tells_what_its_ratios_were(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ets_is_joins_a_folder_and_shows_its_ratios(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """ETS's records are found again; another clip is sampled anew; and the same command has nothing left to do."""
     folder, hot = tmp_path / "run", {"model": "embedded", "temperature": "1.9"}  # where the ratios reach the bounds
     proposed = PROPOSED | hot | {"proposal": "embedded-small"}
@@ -150,7 +148,7 @@ def test_ets_is_joins_a_folder_and_tells_what_its_ratios_were(
     assert line.startswith("ETS-IS (M 2, K 2): ") and line in shown
 
 
-def test_a_proposal_without_its_method_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_proposal_without_its_method_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(tmp_path / "run", methods="ets", proposal="embedded", count="1")) == 0
     assert "note: --proposal: no effect without the method ets-is\n" in capsys.readouterr().out
 
@@ -239,7 +237,7 @@ def diffusion_command(folder: Path, **changed: str | None) -> list[str]:
     return ["eval", *(word for name, value in options.items() if value is not None for word in (name, value))]
 
 
-def test_a_fast_sampler_joins_a_folder_level_by_level_and_says_its_target(
+def test_a_fast_sampler_joins_a_folder_level_by_level_and_shows_its_target(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The records of each level are found again; level 0 has no ratios."""
@@ -247,13 +245,13 @@ def test_a_fast_sampler_joins_a_folder_level_by_level_and_says_its_target(
     assert main(diffusion_command(folder, methods="ets")) == 0
     shown = capsys.readouterr().out
     assert "row-forwards" in shown and "target" not in shown
-    told = {"0": "its target is the fast sampler itself", "1": "its target is the exact model's token probabilities"}
+    targets = {"0": "its target is the fast sampler itself", "1": "its target is the exact model's token probabilities"}
     for options, level, finished in ((FAST, "0", 3), (level_1, "1", 6), (FAST | {"level": "0"}, "0", 9)):
         assert main(diffusion_command(folder, **options | {"methods": "ets,ets-is"})) == 0
         shown = capsys.readouterr().out
         assert f"{finished} finished chains" in shown
         before, after = shown.split("row-forwards")
-        line = f"ets-is: {told[level]}"
+        line = f"ets-is: {targets[level]}"
         assert line in before and line in after and line in (folder / "table.md").read_text()
         ets, _, fast, voted = json.loads((folder / "summary.json").read_text())["entries"]
         assert (voted["readout"], voted["ratios"]) == ("vote", None)
@@ -278,7 +276,7 @@ def test_a_fast_sampler_may_be_p_ref_of_all_methods(tmp_path: Path, capsys: pyte
     )
 
 
-def test_a_fast_sampler_without_its_method_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fast_sampler_without_its_method_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(diffusion_command(tmp_path / "run", methods="ets", fast_cache="dual", count="1")) == 0
     assert "note: --fast-cache: no effect without the method ets-is\n" in capsys.readouterr().out
 

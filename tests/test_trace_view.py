@@ -1,4 +1,4 @@
-"""What a result looks like in a notebook and in a terminal."""
+"""The view of a result in a notebook and in a terminal."""
 
 from __future__ import annotations
 
@@ -95,13 +95,13 @@ def test_bars_are_as_long_as_the_probabilities() -> None:
     assert long / short == pytest.approx(3.0, rel=0.1)
 
 
-def test_the_effective_sample_size_is_told() -> None:
+def test_the_effective_sample_size_is_shown() -> None:
     steps = [step(["a", "b", "c", "d"], [0.0] * 4, 0)]
     assert "effective sample size 4.0" in trace_html("a", None, steps, COST)
     assert "chose 1 of 4 (p 0.25), effective sample size 4.0" in trace_text("a", None, steps, COST)
 
 
-def test_rollouts_are_folded_away_and_told_by_what_they_add() -> None:
+def test_rollouts_are_folded_and_shown_by_the_added_text() -> None:
     html = trace_html("Two less", None, TWO_STEPS, COST)
     assert "<details><summary>3 rollouts</summary>" in html
     assert ("", ["2", " end0", "1.00"]) in Page(html).rows
@@ -143,7 +143,7 @@ def test_long_texts_lose_their_middle() -> None:
         assert "start" in whole and "finish" in whole and "characters…]" in whole
 
 
-def test_large_traces_are_cut_and_what_is_left_out_is_counted() -> None:
+def test_large_traces_are_cut_and_the_rest_is_counted() -> None:
     weights = list(np.linspace(0.0, 1.0, 100))
     trace = [step([f"c{m}" for m in range(100)], weights, 0, rollouts=50)] * 100
     html = trace_html("c0", None, trace, COST)

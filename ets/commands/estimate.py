@@ -1,4 +1,4 @@
-"""`ets estimate`: what a run of `ets eval` will take, measured on its first problems."""
+"""`ets estimate`: the cost of a run of `ets eval`, measured on its first problems."""
 
 from __future__ import annotations
 
@@ -35,12 +35,17 @@ def execute(options: argparse.Namespace) -> None:
     InputError
         As for `ets eval`, or for a number of problems below 1.
     """
+    from ets.evaluation.journal import Journal
+
     if options.problems < 1:
         raise InputError(f"problems is {options.problems}; give at least 1")
     for setup, plan in evaluate.prepared(options):
         problems = setup.problems[: options.problems]
-        with tempfile.TemporaryDirectory(prefix="ets-estimate-") as folder:
-            entries, _ = evaluate.entries_of(replace(setup, problems=problems), plan, Path(folder))
+        with (
+            tempfile.TemporaryDirectory(prefix="ets-estimate-") as folder,
+            Journal(Path(folder), setup.configuration, setup.ranks) as journal,
+        ):
+            entries, _ = evaluate.entries_of(replace(setup, problems=problems), plan, journal)
         if setup.ranks.first:
             print(_table(entries, len(setup.problems), len(problems), plan.repeats))
 

@@ -24,6 +24,7 @@ from ets.types import InputError
 
 if TYPE_CHECKING:
     from ets.evaluation.comparison import Comparison, Entry
+    from ets.evaluation.journal import Journal
     from ets.evaluation.setup import Setup
     from ets.report.tables import Setting
 
@@ -44,7 +45,7 @@ OWNERS: tuple[type, ...] = (RunSettings, MethodSettings, *SETTINGS, Weighing, Fa
 
 @dataclass(frozen=True)
 class Plan:
-    """A command: what it asks, of which methods, at which budgets, and where results go."""
+    """A command: its settings, its methods and budgets, and the place of its results."""
 
     asked: RunSettings
     settings: MethodSettings
@@ -219,33 +220,30 @@ def _require_budget(plan: Plan) -> None:
 
 def compare(setup: Setup, plan: Plan) -> None:
     """Run the plan on a task, and write its results folder: journal, tables, plots and report."""
+    from ets.evaluation.journal import Journal
     from ets.report.results import write_results
 
     folder = _folder(setup, plan)
-    entries, panels = entries_of(setup, plan, folder)
+    with Journal(folder, setup.configuration, setup.ranks) as journal:
+        setup.ranks.say(f"{len(journal.records)} finished chains in {folder}; the same command goes on where it ended")
+        entries, panels = entries_of(setup, plan, journal)
     if setup.ranks.first:
         write_results(entries, panels, _setting(setup, plan), folder)
 
 
-def entries_of(setup: Setup, plan: Plan, folder: Path) -> tuple[list[Entry], Panels]:
-    """The entries of a plan on a task, and those of its scans; the folder holds the journal and the traces."""
-    from ets.evaluation.journal import Journal
+def entries_of(setup: Setup, plan: Plan, journal: Journal) -> tuple[list[Entry], Panels]:
+    """The entries of a plan on a task, and those of its scans; the journal's folder also holds the traces."""
     from ets.evaluation.traces import Traces
     from ets.exits import closed_after
 
     traced = [problem.id for problem in setup.problems[: plan.traces]]
-    with (
-        Journal(folder, setup.configuration, setup.ranks) as journal,
-        Traces(folder, traced, setup.ranks) as traces,
-        closed_after(setup.policy),
-    ):
-        setup.ranks.say(f"{len(journal.records)} finished chains in {folder}; the same command goes on where it ended")
+    with Traces(journal.folder, traced, setup.ranks) as traces, closed_after(setup.policy):
         for line in setup.notes:
             setup.ranks.say(line)
         comparison = comparison_of(setup, plan, journal, kept=traces.keep)
         entries = comparison.entries(plan.budgets, plan.against)
         panels = _scans(setup, plan, comparison, entries)
-    return entries, panels | _scan_of_guide_steps(setup, plan, folder)
+    return entries, panels | _scan_of_guide_steps(setup, plan, journal.folder)
 
 
 def _folder(setup: Setup, plan: Plan) -> Path:
@@ -268,7 +266,7 @@ def _setting(setup: Setup, plan: Plan) -> Setting:
     return Setting(*shared, plan.against, setup.notes, shown)
 
 
-def comparison_of(setup: Setup, plan: Plan, journal: Any, **options: Any) -> Comparison:
+def comparison_of(setup: Setup, plan: Plan, journal: Journal, **options: Any) -> Comparison:
     """The comparison of a plan on a setup, whose records go to a journal."""
     from ets.evaluation.comparison import Comparison
     from ets.evaluation.run import Run
@@ -331,7 +329,9 @@ def _sizes(text: str) -> dict[str, int]:
     try:
         pairs = [(name.strip(), int(size)) for name, size in (entry.split("=") for entry in text.split(","))]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of sizes; give such as best-of-n=15") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no list of sizes; give N by name: best-of-n=15"
+        ) from None
     if len(dict(pairs)) < len(pairs):
         raise argparse.ArgumentTypeError(f"{text!r} names a method twice; name it once")
     return dict(pairs)

@@ -242,7 +242,7 @@ def test_help_names_every_method_and_reward(name: str, capsys: pytest.CaptureFix
             "a scan needs the method ets and budgets in candidates",
         ),
         (("--scan-guide-steps", "4", "--max-length", "6"), "no block size gives 4 guide steps of 6 tokens"),
-        (("--sizes", "majority"), "argument --sizes: 'majority' is no list of sizes; give such as best-of-n=15"),
+        (("--sizes", "majority"), "argument --sizes: 'majority' is no list of sizes; give N by name"),
         (("--sizes", "majority=2,majority=3"), "names a method twice; name it once"),
         (("--sizes", "ets=2"), "sizes names the method 'ets', which draws no N samples"),
         (("--sizes", "majority=0"), "the size of majority is 0"),

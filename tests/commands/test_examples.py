@@ -72,7 +72,7 @@ def test_the_example_of_eval_leaves_a_folder_that_the_one_of_view_shows(
         (["estimate", *examples("estimate")[0][1:], "--task", "chess"], "unknown task 'chess'; choose from arithmetic"),
     ],
 )
-def test_what_no_command_can_read_is_one_line(
+def test_words_that_no_command_reads_are_one_line(
     words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(words) == 2

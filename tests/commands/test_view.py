@@ -47,7 +47,7 @@ def test_a_run_that_goes_on_keeps_each_trace_once(tmp_path: Path) -> None:
     assert sorted(json.loads(line)["problem"] for line in found) == sorted(kept) and len(kept) == 3
 
 
-def test_what_killed_processes_have_kept_is_taken_in(tmp_path: Path) -> None:
+def test_traces_of_killed_processes_are_copied(tmp_path: Path) -> None:
     (tmp_path / "traces.jsonl").write_text('{"torn')
     (tmp_path / "traces-1.jsonl").write_text('{"method": "ets", "problem": "b"}\n')
     with Traces(tmp_path, ["a"]):

@@ -18,7 +18,7 @@ from typing import Any
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 CHROMIUM = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-"""The browser: what the environment variable names, or what is installed."""
+"""The browser that the environment variable names, or an installed one."""
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--remote-debugging-pipe")
 SECONDS = 300
 """How long the browser may be silent while it is asked something."""
@@ -116,13 +116,13 @@ class Browser:
             time.sleep(0.01)
 
     def _lives(self) -> list[dict[str, Any]]:
-        """What has happened to documents: the empty one that a page begins with has a loader of its own."""
+        """The events of documents; the empty document before a page has another loader."""
         return [event for event in self.events if event["method"] == "Page.lifecycleEvent"]
 
     def _read(self) -> Any:
         while b"\0" not in self._unread:
             ready, _, _ = select.select([self._from], [], [], SECONDS)
-            assert ready, f"the browser has said nothing for {SECONDS} seconds"
+            assert ready, f"the browser sent nothing for {SECONDS} seconds"
             letters = self._from.read(2**16)
             assert letters, "the browser has ended"
             self._unread += letters

@@ -146,11 +146,11 @@ def test_the_report_holds_table_charts_settings_and_graded_traces(tmp_path: Path
 
 def test_the_report_shows_the_first_prompt_and_its_kind(tmp_path: Path) -> None:
     folder = run_folder(tmp_path)
-    told = {"task": "sums", "model": "m", "prompt": f"<s>What?{HOSTILE}", "prompt_kind": "chat template"}
-    (folder / "configuration.json").write_text(json.dumps(told))
+    values = {"task": "sums", "model": "m", "prompt": f"<s>What?{HOSTILE}", "prompt_kind": "chat template"}
+    (folder / "configuration.json").write_text(json.dumps(values))
     page = write_report(folder).read_text()
     assert "by: chat template" in page and "<pre>&lt;s&gt;What?&lt;/script&gt;" in page
-    (folder / "configuration.json").write_text(json.dumps({**told, "prompt": [1, 2], "prompt_kind": "token ids"}))
+    (folder / "configuration.json").write_text(json.dumps({**values, "prompt": [1, 2], "prompt_kind": "token ids"}))
     assert "<pre>[1, 2]</pre>" in write_report(folder).read_text()
 
 
@@ -260,7 +260,7 @@ def test_series_beyond_the_colours_have_another_shape_and_dashed_ones_are_hollow
     assert len(rows) == 11 and len(set(rows)) == 6  # two columns
 
 
-def test_what_is_judged_as_it_is_has_no_rollouts_to_show() -> None:
+def test_a_candidate_that_is_rewarded_itself_has_no_rollouts() -> None:
     partial = Step((text("so far"),), ((text("so far"),),), np.array([[2.0]]), np.array([3.0]), 0, Cost())
     (step,) = compact_trace([partial])["steps"]
     assert (step["rollouts"], step["terms"], step["done"]) == ([[]], [[2.0]], [0])

@@ -21,7 +21,7 @@ PANELS = {"M, candidates": [(2.0, ENTRIES[1]), (4.0, ENTRIES[6])]}
 
 
 def written(folder: Path, entries: list[Entry], panels: dict[str, list[tuple[float, Entry]]]) -> set[str]:
-    """The names of the files, beside those of the run itself."""
+    """The names of the files, without those of the run itself."""
     folder.mkdir(exist_ok=True)
     run = {"configuration.json": '{"prompt": "a", "prompt_kind": "text"}', "journal.jsonl": ""}
     for name, content in run.items():

@@ -51,7 +51,7 @@ def test_differences_are_paired_with_the_rival_at_equal_cost() -> None:
     assert lines[2].split("|")[4].strip() == ""
 
 
-def test_the_summary_says_plainly_what_is_not_significant_and_what_costs_more() -> None:
+def test_the_summary_names_verdicts_and_unequal_costs() -> None:
     assert summary([*ENTRIES[:5], entry("beam", 0.7, spent=390)], SETTING).splitlines() == [
         "- Better than majority at equal cost: ets of 5; beam of 5 (at 3.90 times its tokens).",
         "- Worse than majority at equal cost: plain of 5.",
@@ -59,12 +59,12 @@ def test_the_summary_says_plainly_what_is_not_significant_and_what_costs_more() 
     ]
 
 
-def test_nothing_is_said_of_methods_that_differ_on_few_problems() -> None:
+def test_methods_that_differ_on_few_problems_have_no_verdict() -> None:
     """52% against 50% of 200 problems is 4 problems, all of them one way: the bootstrap alone would call it better."""
     assert summary([ENTRIES[2]], SETTING).startswith("- Not significantly different")
 
 
-def test_what_rounding_leaves_is_no_difference() -> None:
+def test_rounding_errors_are_no_difference() -> None:
     close = Entry(0, "ets", "last", "ets", 1, dict.fromkeys(scores(1), 1 - 1e-16), ENTRIES[0].cost, 4)
     rival = Rival("majority", 100.0, dict.fromkeys(scores(1), 1 + 2e-16))
     assert "+0.0 (+0.0 to +0.0)" in table([replace(close, rival=rival)], SETTING)
