@@ -17,7 +17,7 @@ from ets.commands.chat import add_chat_arguments, chat_of
 from ets.evaluation.methods import METHODS, Method, MethodSettings, methods_named, require_able, require_settings
 from ets.evaluation.setup import RunSettings, open_setup
 from ets.policies.registry import SETTINGS
-from ets.policies.settings import FastSampler, Weighing
+from ets.policies.settings import MAX_LENGTH, FastSampler, Weighing
 from ets.settings import add_flags, fields_of, flag, made
 from ets.step import require_counts
 from ets.types import InputError
@@ -317,7 +317,7 @@ def _scan_of_guide_steps(setup: Setup, plan: Plan, folder: Path) -> Panels:
 def _with_guide_steps(values: dict[str, Any], guide_steps: int) -> dict[str, Any]:
     if "guide_steps" in values:
         return {**values, "guide_steps": guide_steps}
-    length = values.get("max_length", 512)
+    length = values.get("max_length", MAX_LENGTH)
     block_size = -(-length // guide_steps)
     if -(-length // block_size) != guide_steps:
         raise InputError(f"no block size gives {guide_steps} guide steps of {length} tokens; leave it out")
@@ -329,9 +329,7 @@ def _sizes(text: str) -> dict[str, int]:
     try:
         pairs = [(name.strip(), int(size)) for name, size in (entry.split("=") for entry in text.split(","))]
     except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no list of sizes; give N by name: best-of-n=15"
-        ) from None
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of sizes; give N by name: best-of-n=15") from None
     if len(dict(pairs)) < len(pairs):
         raise argparse.ArgumentTypeError(f"{text!r} names a method twice; name it once")
     return dict(pairs)

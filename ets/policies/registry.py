@@ -53,7 +53,7 @@ class EngineEntry:
             if known.get(name) == owners.CHECKPOINT:
                 known[name] = checkpoint and checkpoint.truncation[name]
         if not {"block_size", "guide_steps"} & known.keys():
-            known["block_size"] = min(64, known.get("max_length", 512))
+            known["block_size"] = min(owners.BLOCK_SIZE, known.get("max_length", owners.MAX_LENGTH))
         if "cache" not in known and "refresh" in known:
             raise InputError(f"refresh is {known['refresh']}, but there is no cache to refresh; add cache")
         cached = "cache" in known

@@ -13,8 +13,11 @@ from ets.types import InputError
 if TYPE_CHECKING:
     import torch
 
+BLOCK_SIZE, MAX_LENGTH = 64, 512
+"""The default tokens of a guide step, and of a generation; a shorter generation has one guide step."""
 CHECKPOINT = "checkpoint"
 """The value of top_k or top_p that stands for the checkpoint's generation configuration."""
+_LENGTH = "tokens in all; for masked diffusion, of the canvas"
 _AS_GENERATE = "checkpoint: the value that transformers' generate takes from the generation configuration"
 
 
@@ -65,8 +68,8 @@ class Sampling:
 class Horizon:
     """The tokens per guide step (B) and in all (d_x)."""
 
-    block_size: int = setting(64, "tokens per guide step", int)
-    max_length: int = setting(512, "tokens in all; for masked diffusion, of the canvas", int, flags=("gen_length",))
+    block_size: int = setting(BLOCK_SIZE, "tokens per guide step", int)
+    max_length: int = setting(MAX_LENGTH, _LENGTH, int, flags=("gen_length",))
 
     def __post_init__(self) -> None:
         require_counts(max_length=self.max_length, block_size=self.block_size)
@@ -197,7 +200,7 @@ class CanvasSettings:
         I, or the tokens of a guide step: not both; by default a block size of 64.
     """
 
-    max_length: int = setting(512, "tokens in all; for masked diffusion, of the canvas", int, flags=("gen_length",))
+    max_length: int = setting(MAX_LENGTH, _LENGTH, int, flags=("gen_length",))
     steps: int | None = setting(None, "denoising steps in all (default: one per token)", int)
     block_length: int | None = setting(None, "tokens of a block; blocks are filled from left to right", int)
     guide_steps: int | None = setting(None, "I, guide steps, which split the denoising steps evenly", int)
@@ -216,7 +219,7 @@ class CanvasSettings:
 
     @property
     def _block_size(self) -> int:
-        return min(64, self.max_length) if self.block_size is None else self.block_size
+        return min(BLOCK_SIZE, self.max_length) if self.block_size is None else self.block_size
 
     @property
     def guide_step_count(self) -> int:
