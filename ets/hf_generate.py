@@ -26,13 +26,12 @@ from ets.api import Result, as_stops, guide_of, result_of
 from ets.kernel import energy_guided
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.settings import Horizon, Sampling
+from ets.policies.settings import BLOCK_SIZE, Horizon, Sampling
 from ets.rewards import Extract, Scoring, as_extract
 from ets.runner import run
 from ets.step import require_variety
 from ets.types import Chain, InputError, Problem, Reward, Text
 
-BLOCK_SIZE = 64
 HONOURED = {
     TemperatureLogitsWarper: "temperature",
     TopKLogitsWarper: "top_k",

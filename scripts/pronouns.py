@@ -18,7 +18,7 @@ from pathlib import Path
 
 ALWAYS = {"what", "such", "own", "it", "they", "them"}
 WITHOUT_NOUN = {"one", "ones", "those", "these"}
-FUNCTION_WORDS = set(
+FUNCTION_WORDS = frozenset(
     [
         "a",
         "an",
@@ -107,6 +107,8 @@ def main(folder: Path) -> None:
             rows.append((1000 * sum(found.values()) / size, size, path))
     for rate, size, path in sorted(rows, reverse=True):
         print(f"{rate:6.1f}  {size:6,}  {path}")
+    if not words:
+        raise SystemExit(f"no Python file with docstrings in {folder}; name a folder")
     by_word = ", ".join(f"{word} {number}" for word, number in total.most_common())
     print(f"{1000 * sum(total.values()) / words:6.1f}  {words:6,}  all ({by_word})")
 

@@ -77,7 +77,7 @@ def majority_voting(extract: Extract, *, samples: int) -> StepFn:
 
 
 def weighted_majority(extract: Extract, reward: Scoring | Reward, *, samples: int, lam: float) -> StepFn:
-    """Weighted majority_voting voting: each of N samples votes for its answer with the weight exp(r/λ).
+    """Weighted majority voting: each of N samples votes for its answer with the weight exp(r/λ).
 
     For a fixed reward the winner estimates the most probable answer under p* ∝ p_ref · exp(r/λ); a constant reward
     gives `majority`. The step returns a sample with the winning answer, in proportion to exp(r/λ), which is the law of

@@ -46,7 +46,7 @@ def passes(program: str, *, prelude: str, tests: str, entry_point: str, seconds:
     """Whether a program's function passes hidden tests.
 
     The tests run in a second sandbox (`ets.sandbox.process.run_judged`). Arguments and values cross over as literals of
-    plain_data data: None, numbers, text, bytes, and lists, tuples, sets and dicts. Any other value equals nothing.
+    plain data: None, numbers, text, bytes, and lists, tuples, sets and dicts. Any other value equals nothing.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ def literal_text(expression: str) -> str | None:
 
 
 def plain_data(value: object, exact: bool) -> str:
-    """A value as a Python literal in one line of ASCII; `<type>` for a value that is no plain_data data.
+    """A value as a Python literal in one line of ASCII; `<type>` for a value that is no plain data.
 
     If not exact, numbers that agree in twelve digits give the same text, and so do dicts in another order.
     """

@@ -128,7 +128,7 @@ def _as_fraction(sign: str, whole: str, fixed: str, period: str) -> str:
 
 @lru_cache(2**16)
 def equal(one: str, other: str) -> bool:
-    """Whether each of two normalised_expression answers verifies the other. False for a comparison that takes too long."""
+    """Whether each of two normalised answers verifies the other. False for a comparison that takes too long."""
     kinds = {_kind(one), _kind(other)}
     if kinds in ({"set", "row"}, {"list", "row"}) or len({*_BASE.findall(one), *_BASE.findall(other)}) > 1:
         return False

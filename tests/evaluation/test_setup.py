@@ -100,7 +100,12 @@ def test_the_pair_of_ets_is_has_the_proposals_law_and_longer_guide_steps() -> No
     [
         (
             {**VALUES, "proposal": "embedded"},
-            [{"proposal": "embedded-small"}, {"proposal_temperature": 1.0}, {"is_block_size": 16}, {"clip": (0.1, 2.0)}],
+            [
+                {"proposal": "embedded-small"},
+                {"proposal_temperature": 1.0},
+                {"is_block_size": 16},
+                {"clip": (0.1, 2.0)},
+            ],
         ),
         (
             FAST,

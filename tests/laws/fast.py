@@ -1,6 +1,7 @@
 """Fast samplers on tables (a cache's stand-in, parallel decoding), and the weights of their paths at a level.
 
-See `ets.policies.diffusion.levels` for the levels; here the tables alone give the ratios and the targets, by enumeration.
+See `ets.policies.diffusion.levels` for the levels. Here the tables alone give the ratios and the targets, by
+enumeration.
 """
 
 from __future__ import annotations

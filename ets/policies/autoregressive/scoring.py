@@ -1,4 +1,4 @@
-"""Reads another policy's tokens on a key-value cache, to continue after the tokens or to score_paths them.
+"""Reads another policy's tokens on a key-value cache, to continue after the tokens or to score them.
 
 Rows continue the cache of the start state, so the model reads no token twice. The model reads slices of columns, and a
 row leaves the batch after the slice with the row's last token.

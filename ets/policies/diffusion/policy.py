@@ -1,6 +1,6 @@
 """Masked-diffusion models (LLaDA) through transformers, computing nothing twice.
 
-CanvasRows whose canvases are equal go through the model once: the first forward pass of M candidates reads one row, that of
+Rows whose canvases are equal go through the model once: the first forward pass of M candidates reads one row, that of
 their M·K completions M rows. The next guide step continues from the tensors that its state keeps. The head reads the
 masked positions of the active block only.
 """
