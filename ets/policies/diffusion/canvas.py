@@ -35,7 +35,7 @@ class CanvasState:
     """A canvas between two denoising steps.
 
     Tokens and path determine the canvas before every step, the canvas at the last refresh included, so a cache is a
-    function of the state. CanvasRows that start from a state share its memory, and so do the states of equal draws.
+    function of the state. Rows that start from a state share its memory, and so do the states of equal draws.
 
     Parameters
     ----------
