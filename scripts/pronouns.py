@@ -18,10 +18,11 @@ from pathlib import Path
 
 ALWAYS = {"what", "such", "own", "it", "they", "them"}
 WITHOUT_NOUN = {"one", "ones", "those", "these"}
-FUNCTION_WORDS = frozenset(
-    """a an and are as at be but by can did do does for from had has have if in is may must nor not of on or should so
-    than that the their then there to was were when where which while who will with""".split()
-)
+_FUNCTION_WORDS = """
+    a an and are as at be but by can did do does for from had has have if in is may must nor not of on or should so
+    than that the their then there to was were when where which while who will with
+"""
+FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 """Words that are no noun: after one of them, `one` or `those` stands alone."""
 
 
