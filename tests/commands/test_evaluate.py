@@ -170,7 +170,9 @@ def test_scans_are_panels_of_one_plot(name: str, own: Path) -> None:
         "I, guide steps": [1, 3],
     }
     assert [entry["label"] for _, entry in panels["K, rollouts"]] == ["ETS (M 3, K 1)", "ETS (M 3, K 3)"]
-    assert {path.name for path in folder.glob("guide_steps=*")} == {"guide_steps=1", "guide_steps=3"}
+    for guide_steps, block_size in ((1, 3), (3, 1)):
+        stored = json.loads((folder / f"guide_steps={guide_steps}" / "configuration.json").read_text())
+        assert stored["block_size"] == block_size
     assert (folder / "scaling.png").stat().st_size > 0 and "Scaling in K, rollouts" in (
         folder / "report.html"
     ).read_text()
