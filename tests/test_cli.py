@@ -145,7 +145,7 @@ def test_ets_is_joins_a_folder_and_shows_its_ratios(tmp_path: Path, capsys: pyte
     assert guided["ratios"]["clipped"] > 0  # at 0.5 and 2
     assert guided["ratios"]["rollouts"] > 0 and guided["cost"]["positions"] > guided["cost"]["generated"]
     (line,) = [line for line in (folder / "table.md").read_text().splitlines() if "rollouts of the proposal" in line]
-    assert line.startswith("ETS-IS (M 2, K 2): ") and line in shown
+    assert line.startswith("ETS-IS (M 2, K 2, block 16): ") and line in shown
 
 
 def test_a_proposal_without_its_method_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,6 +38,8 @@ class MethodSettings(Guide):
     is_candidates: int | None = setting(None, "M of ets-is (default: that of ets)", int)
     weighing: str = ""
     """What ets-is draws from and how it weighs the draws; `ets.evaluation.setup` completes it."""
+    weighed_label: str = ""
+    """The label of ets-is with its level or block size; `ets.evaluation.setup` completes it."""
 
     @property
     def votes_needed(self) -> int:
@@ -83,7 +85,8 @@ class Method:
     digest: str = ""
 
     def labelled(self, settings: MethodSettings, size: int) -> str:
-        label = self.label.format(size=size, **asdict(settings))
+        template = (self.law == "ets-is" and settings.weighed_label) or self.label
+        label = template.format(size=size, **asdict(settings))
         steered = "reward" in self.depends and settings.reward != "majority"
         return f"{label}, by {settings.reward}" if steered else label
 

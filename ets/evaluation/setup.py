@@ -128,7 +128,8 @@ def open_setup(
         policies["base"] = _base_policy(policy, settings)
     if "ets-is" in laws:
         weighed = weighed_policy(policy, values, lambda name: _checkpoint(engine, name, ranks.device))
-        policies["ets-is"], settings = weighed.policy, replace(settings, weighing=weighed.description)
+        policies["ets-is"] = weighed.policy
+        settings = replace(settings, weighing=weighed.description, weighed_label=weighed.label)
         targets |= {"ets-is": weighed.target} if weighed.target else {}
     problems, chat = _problems(task, asked, checkpoint, chat)
     for each in policies.values():

@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Weighed:
-    """The policy of the method ets-is, the target law of the weights ("" for p_ref), and a text of the settings."""
+    """The policy of the method ets-is, the target law of the weights ("" for p_ref), the settings, and the label."""
 
     policy: Policy
     target: str
     description: str
+    label: str
 
 
 def weighed_policy(policy: Policy, values: Mapping[str, Any], opened: Callable[[str], Checkpoint]) -> Weighed:
@@ -50,7 +51,9 @@ def _pair(policy: Any, values: Mapping[str, Any], opened: Callable[[str], Checkp
     truncation = {name: values[name] for name in ("top_k", "top_p") if name in values}
     proposal = proposal_of(policy, lambda: small, temperature=weighing.proposal_temperature, truncation=truncation)
     parts = [f"{weighing.proposal}@{small.revision[:8]}", f"block{block_size}", f"T{proposal.sampling.temperature:g}"]
-    return Weighed(ImportanceSampling(policy, proposal, weighing.clip), "", "-".join([*parts, f"clip{weighing.clip}"]))
+    label = f"ETS-IS (M {{size}}, K {{rollouts}}, block {block_size})"
+    pair = ImportanceSampling(policy, proposal, weighing.clip)
+    return Weighed(pair, "", "-".join([*parts, f"clip{weighing.clip}"]), label)
 
 
 def _at_level(policy: Policy, values: Mapping[str, Any]) -> Weighed:
@@ -66,7 +69,8 @@ def _at_level(policy: Policy, values: Mapping[str, Any]) -> Weighed:
     law = law_of(getattr(sampler, "sampler", sampler))
     kept = {name: law[name] for name in FAST if name in law}
     parts = [f"level{level}", *(f"{name}{value}" for name, value in kept.items() if value is not None)]
-    return Weighed(sampler, target_of(level), "-".join([*parts, f"clip{weighing.clip}"]))
+    label = f"ETS-IS at level {level} (M {{size}}, K {{rollouts}})"
+    return Weighed(sampler, target_of(level), "-".join([*parts, f"clip{weighing.clip}"]), label)
 
 
 def _refuse(values: Mapping[str, Any], names: Iterable[str], kind: str) -> None:

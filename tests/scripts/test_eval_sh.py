@@ -129,15 +129,16 @@ def test_the_fast_demonstration_goes_on_in_the_folder_of_the_other(tmp_path: Pat
         assert "embedded demonstration" in done.stdout and "ETS (M 3, K 1)" in done.stdout
         counts.append(len(journal.read_text().splitlines()))
     assert counts == [2, 4, 6, 6]
-    assert done.stdout.count("ETS-IS at level 0 (M 3, K 1): its target is the fast sampler itself") == 2
+    assert done.stdout.count("ets-is: its target is the fast sampler itself") == 2
+    assert "\n| ETS-IS at level 0 (M 3, K 1) " in done.stdout
 
 
 def test_the_script_works_beside_folders_named_like_its_packages(tmp_path: Path) -> None:
     """A clone called `ets`, and a `tqdm.py` of the user's, must not hide the installed packages."""
     (tmp_path / "ets").mkdir()
     (tmp_path / "tqdm.py").write_text("raise ImportError")
-    done = bash(str(EVAL), folder=tmp_path, M_CANDIDATES="0")
-    assert done.stderr.splitlines()[-1].startswith("error: candidates is 0")
+    done = bash(str(EVAL), folder=tmp_path, K_MONTE_CARLO="0")
+    assert done.stderr.splitlines()[-1].startswith("error: rollouts is 0")
 
 
 def test_words_after_the_preset_are_refused(tmp_path: Path) -> None:
@@ -147,9 +148,9 @@ def test_words_after_the_preset_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_script_works_inside_its_folder_and_shows_no_traceback() -> None:
-    done = bash("eval.sh", folder=EVAL.parent, M_CANDIDATES="0")
+    done = bash("eval.sh", folder=EVAL.parent, K_MONTE_CARLO="0")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: candidates is 0")
+    assert done.stderr.splitlines()[-1].startswith("error: rollouts is 0")
     assert "Traceback" not in done.stderr
 
 
