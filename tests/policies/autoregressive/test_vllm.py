@@ -276,12 +276,9 @@ def test_sample_takes_an_engine_as_the_page_says_and_leaves_it_open(engine: VLLM
     outs = ets.sample(prompts, model=engine, extract=task.extract, stop=["\n"], **short)
     texts = [text.text for out in outs for step in out.trace for row in step.rollouts for text in row]
     assert len(outs) == 2 and len(set(texts)) > 1 and not any("\n" in text for text in texts)
-    for wrong, message in (
-        ({"certainty": True}, "which the engine vllm does not have"),
-        ({"steps": 4}, "steps is 4, but"),
-    ):
-        with pytest.raises(InputError, match=message):
-            ets.sample(prompts, model=engine, extract=task.extract, **short, **wrong)
+    for name, value in (("certainty", True), ("steps", 4)):
+        with pytest.raises(InputError, match=f"{name} is {value}, which the engine vllm does not have"):
+            ets.sample(prompts, model=engine, extract=task.extract, **short, **{name: value})
     assert engine._closing.alive
 
 
