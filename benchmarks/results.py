@@ -60,9 +60,9 @@ PLOTS = {"accuracy_by_cost": "Accuracy against cost", "scaling": "Scaling in M, 
 
 def section(family: Family, count: int, journals: Path, pictures: Path) -> str:
     """A family's part of the page; its plots, as far as they were reached, are copied beside it."""
-    folder = journals / family.name / family.task
+    folder = journals / family.name
     words = " ".join(["ets", *command(family, count, Path("results/comparison"))])
-    parts = [f"`{words}`", (folder / "comparison.md").read_text(encoding="utf-8").strip()]
+    parts = [f"`{words}`", (folder / "table.md").read_text(encoding="utf-8").strip()]
     for plot, title in PLOTS.items():
         if (folder / f"{plot}.png").exists():
             shutil.copy(folder / f"{plot}.png", pictures / f"{family.name}_{plot}.png")

@@ -29,9 +29,10 @@ from tqdm import tqdm
 from ets import baselines, demo
 from ets.chat import Chat, ChatTemplate
 from ets.evaluation.bootstrap import RESAMPLES
-from ets.evaluation.hosted import conditions, digest, opened_task
+from ets.evaluation.hosted import conditions, opened_task
 from ets.evaluation.intervals import Accuracy, accuracy
 from ets.evaluation.journal import Journal, Record
+from ets.evaluation.run import problem_digest
 from ets.exits import exit_status
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.registry import RESOURCES, policy_of
@@ -307,7 +308,7 @@ def recorded(task: Task, chain: Chain) -> Record:
         "method": "draw",
         "problem": problem.id,
         "sample": chain.sample,
-        "asked": digest([problem]),
+        "asked": problem_digest(problem),
         "correct": bool(task.grade(problem, text)),
         "rewards": rewards,
         "text": text,
@@ -318,7 +319,7 @@ def drawn(
     task: Task, policy: Policy, problems: Sequence[Problem], journal: Journal, samples: int, width: int, seed: int
 ) -> list[Record]:
     """The records of N answers to each problem; answers that the journal lacks are drawn and appended first."""
-    journal.require_asked({problem.id: digest([problem]) for problem in problems})
+    journal.require_asked({problem.id: problem_digest(problem) for problem in problems})
     ids = {problem.id for problem in problems}
     done = {(record["problem"], record["sample"]) for record in journal.of("draw")}
     known = sum(problem in ids and sample < samples for problem, sample in done)

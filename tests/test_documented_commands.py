@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from ets.cli import parser_of
+from scripts.paper_command import parsed, translated
 from tests.documentation import PAGES, ROOT, Block, blocks, name_of
 from tests.scripts.test_eval_sh import bash
 
@@ -134,11 +135,6 @@ def read_ets(words: list[str]) -> None:
 
 
 def read_paper_form(words: list[str]) -> None:
-    """The command of lm-eval's form, and the arguments of its model."""
-    if HEAVY:
-        pytest.skip(f"no {' and '.join(HEAVY)} here; `bash scripts/setup.sh benchmarks`")
-    from ets.evaluation.paper_arguments import read_arguments
-    from ets.evaluation.paper_command import parsed
-
-    options = parsed(["run", *words])
-    read_arguments(options.model, options.model_args)
+    """The paper's command form, and the call of `ets eval` that it becomes."""
+    call, _ = translated(parsed(words))
+    read_ets(["ets", *call])
