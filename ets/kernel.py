@@ -43,7 +43,7 @@ def energy_guided(
     """One guide step towards the optimal policy p* ∝ p_ref · exp(r/λ).
 
     For a fixed reward of (prompt, text) the law of the chains tends to p* as M → ∞; at finite M and K it is the exact
-    law of `z = ratio · exp(r/λ)` in section 5 of the design. A candidate that is complete has the energy exp(r/λ)
+    law in docs/correctness.md. A candidate that is complete has the energy exp(r/λ)
     exactly and needs no rollout. With a proposal q the limit is the same, if q can draw every text that p_ref can draw
     and no ratio is clipped.
 

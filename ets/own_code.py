@@ -41,11 +41,15 @@ def named_object(name: str, what: str) -> Any:
     return getattr(module, attribute)
 
 
-def code_digest(thing: Any) -> str:
-    """16 hexadecimal digits of a hash of the file that holds a function, or an object's class."""
-    holder = thing if hasattr(thing, "__code__") or isinstance(thing, type) else type(thing)
-    file = inspect.getfile(sys.modules[holder.__module__])
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16]
+def code_digest(name: str, what: str) -> str:
+    """16 hexadecimal digits of a hash of the file that `module:name` or `file.py:name` names.
+
+    Other modules that the file imports do not count: results folders do not notice when they change.
+    """
+    named_object(name, what)  # raises where there is nothing to read
+    place = name.rpartition(":")[0]
+    file = Path(place).expanduser() if place.endswith(".py") else Path(inspect.getfile(_module(place)))
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
 
 
 def _module(name: str) -> Any:

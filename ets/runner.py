@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Container, Iterable, Iterator, Sequence
 from itertools import islice
+from typing import Any
 
 from ets.randomness import chain_key
 from ets.step import require_counts, shared_out
@@ -30,7 +31,7 @@ def run(
     problems : iterable of Problem
         The runner reads the next problem when a chain ends. Ids must be unique.
     width : int
-        Chains that advance together; the results do not depend on the width.
+        Chains that advance together. The random numbers do not depend on it, and the results only by rounding errors.
     seed : int
     samples : int
         Chains per problem, which share the start state.
@@ -92,5 +93,16 @@ def _timed(policy: Policy, step: StepFn, chains: Sequence[Chain]) -> list[Chain]
     """Take a step, and split the seconds and forward passes between the chains by token positions."""
     before, begun = policy.ledger, time.perf_counter()
     advanced = step(policy, chains)
+    _require_advanced(advanced, chains)
     seconds, forwards = time.perf_counter() - begun, policy.ledger.forwards - before.forwards
     return shared_out(advanced, Cost(forwards=forwards, seconds=seconds))
+
+
+def _require_advanced(advanced: Any, chains: Sequence[Chain]) -> None:
+    """Raise `InputError` unless a step function returned each chain with one more step."""
+    good = isinstance(advanced, Sequence) and len(advanced) == len(chains)
+    if not good or any(len(after.trace) <= len(before.trace) for after, before in zip(advanced, chains, strict=True)):
+        raise InputError(
+            f"the step function returned {type(advanced).__name__}; it must return the {len(chains)} chains that it "
+            "got, in the same order, each advanced by `chain.advance(state, step)`"
+        )

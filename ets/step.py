@@ -202,8 +202,9 @@ def shared_out(chains: Sequence[Chain], cost: Cost) -> list[Chain]:
 def require_unweighed(policy: Policy) -> None:
     """Raise `InputError` for a policy whose draws carry importance ratios, in methods that have no weights for them."""
     if getattr(policy, "weighed", False):
+        drawing = type(getattr(policy, "policy", policy)).__name__
         raise InputError(
-            f"the draws of {type(policy).__name__} carry importance ratios, which this method would ignore; "
+            f"the draws of {drawing} carry importance ratios, which this method would ignore; "
             "use energy_guided, or the policy without a proposal"
         )
 
@@ -213,5 +214,5 @@ def require_variety(policy: Policy, draws: int) -> None:
     if draws > 1 and policy.deterministic:
         raise InputError(
             f"at temperature 0 nothing is random, so all {draws} draws from a state would be equal; "
-            "raise the temperature, or draw one"
+            "raise the temperature, or draw one (candidates 1)"
         )

@@ -193,7 +193,7 @@ def test_a_proposal_without_its_method_is_noted(tmp_path: Path, capsys: pytest.C
             marks=needs_sandbox,
         ),
         ({"steps": "8"}, "steps is 8, which the engine transformers does not have; leave it out"),
-        ({"methods": "ets-is"}, "for the method ets-is, there is no proposal; name a small model"),
+        ({"methods": "ets-is"}, "for the method ets-is, there is no proposal; add --proposal"),
         (PROPOSED | {"fast_cache": "dual"}, "fast_cache is 'dual', which only masked diffusion has; leave it out"),
         ({"cache": "dual"}, "cache is 'dual', which the engine transformers does not have; leave it out"),
         (PROPOSED | {"clip": "0.1"}, "argument --clip: '0.1' is no pair of bounds; give the lowest and the highest"),

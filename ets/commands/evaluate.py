@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -18,6 +18,7 @@ from ets.evaluation.methods import METHODS, Method, MethodSettings, methods_name
 from ets.evaluation.setup import RunSettings, open_setup
 from ets.policies.registry import SETTINGS
 from ets.policies.settings import MAX_LENGTH, FastSampler, Weighing
+from ets.rewards.registry import OF_CERTAINTY
 from ets.settings import add_flags, fields_of, flag, made
 from ets.step import require_counts
 from ets.types import InputError
@@ -128,6 +129,8 @@ def plan_of(options: argparse.Namespace) -> Plan:
     settings = made(MethodSettings, {**given, "candidates": int(max(candidates or (8,)))})
     names = [name.strip() for name in options.methods.split(",")] if options.methods else _all_methods(asked, settings)
     policy = {name: value for name, value in given.items() if name in fields_of(*SETTINGS, Weighing, FastSampler)}
+    if {settings.reward, settings.best_by} & set(OF_CERTAINTY):
+        policy["certainty"] = True
     return Plan(
         asked=asked,
         settings=settings,
@@ -225,7 +228,8 @@ def compare(setup: Setup, plan: Plan) -> None:
 
     folder = _folder(setup, plan)
     with Journal(folder, setup.configuration, setup.ranks) as journal:
-        setup.ranks.say(f"{len(journal.records)} finished chains in {folder}; the same command goes on where it ended")
+        found = f"{len(journal.records)} finished chains are in" if journal.records else "results go to"
+        setup.ranks.say(f"{found} {folder}; the same command goes on where it ended")
         entries, panels = entries_of(setup, plan, journal)
     if setup.ranks.first:
         write_results(entries, panels, _setting(setup, plan), folder)
@@ -253,7 +257,10 @@ def _folder(setup: Setup, plan: Plan) -> Path:
         return plan.out if len(plan.tasks) == 1 else plan.out / setup.task.name
     if len(plan.budgets) > 1:  # a folder that further budgets extend
         return plan.results / f"compare-{setup.task.name}-{fingerprint(setup.configuration)}"
-    return plan.results / f"{setup.task.name}-{fingerprint({**setup.configuration, 'budget': plan.budgets})}"
+    return (
+        plan.results
+        / f"{setup.task.name}-{fingerprint({**setup.configuration, **asdict(setup.settings), 'budget': plan.budgets})}"
+    )
 
 
 def _setting(setup: Setup, plan: Plan) -> Setting:

@@ -163,9 +163,10 @@ class Comparison:
 
     def _size(self, name: str, method: Method, budget: float) -> int:
         """The size of a guided method at a budget."""
+        if method.law == "ets-is" and self.settings.is_candidates is not None:
+            return self.settings.is_candidates
         if isinstance(budget, int) and method.at_candidates:
-            own = self.settings.is_candidates if method.law == "ets-is" else None
-            return int(budget) if own is None else own
+            return int(budget)
         pilot, target = self.run.problems[:PILOT_PROBLEMS], self._target(budget)
 
         def share_of(size: int) -> float:
@@ -197,8 +198,13 @@ class Comparison:
         method = self.methods[name]
         if method.kind == "averaged" and (not self._has_target(budget) or self.policies[method.law].deterministic):
             return 1
-        target = self._target(budget)
-        return self._pool("").until(target, self.currency, round(target / self._single(budget)))
+        target, pool = self._target(budget), self._pool(method.law)
+        single = self._single(budget) if method.law == "" else float(pool.mean_costs(1, self.currency)[0])
+        guess = max(1, round(target / single))
+        if self.currency == "generated":
+            return guess  # the N whose expected cost is nearest; lengths of the N texts themselves would bias it
+        pilot = self.run.problems[:PILOT_PROBLEMS]  # equal samples share work, so that the cost is measured
+        return pool.until(self._pilot_target(budget, pilot), self.currency, guess, pilot)
 
     def _has_target(self, budget: float) -> bool:
         return "ets" in self.methods or not isinstance(budget, int)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from ets.chat import Chat, as_messages
-from ets.own_code import code_digest
 from ets.sandbox.code_answers import stops_named
 from ets.tasks import Benchmark, Task, task_named
 from ets.tasks.data import task_file
@@ -199,12 +198,10 @@ def problem_of(instance: Any) -> Problem:
 
 
 def conditions(task: Task) -> dict[str, Any]:
-    """Further conditions of the results: the ends of code, the versions of graders, or the digest of a user's task."""
+    """Further conditions of the results: the ends of code, or the versions of graders."""
     if isinstance(task, HumanEval):
         return {"stops": list(task.stop)}
-    if isinstance(task, Hosted):
-        return versions(task.task)
-    return {} if type(task).__module__.startswith("ets.") else {"task_code": code_digest(task)}
+    return versions(task.task) if isinstance(task, Hosted) else {}
 
 
 def versions(task: Task) -> dict[str, str]:

@@ -22,7 +22,7 @@ from ets.types import InputError, Policy, Reward, StepFn
 
 @dataclass(frozen=True)
 class MethodSettings(Guide):
-    """The settings of the methods beside the policy's."""
+    """The settings of the methods; those of the policy are in `ets.policies.settings`."""
 
     reward: str = setting("majority", f"what guided methods are steered by: {', '.join(NAMES)}, or file.py:function")
     pool: VotePool = setting("chain", "the rollouts whose votes the rewards majority and share count: step or chain")
@@ -173,8 +173,8 @@ def _twice(settings: MethodSettings) -> float:
 _BASE = "base model (T {base_temperature:g}, top-k {base_top_k}, top-p {base_top_p}; mean of {size})"
 _WEIGHED = ("rollouts", "lam", "pool", "reward", "minimum", "weighing")
 METHODS: dict[str, Method] = {
-    "base": Method(_plain, _BASE, "averaged", law="base"),
-    "plain": Method(_plain, "plain sampling (mean of {size})", "averaged"),
+    "base": Method(_plain, _BASE, "averaged", (), law="base"),
+    "plain": Method(_plain, "plain sampling (mean of {size})", "averaged", ()),
     "majority": Method(_majority, "majority voting ({size})", "among", ()),
     "weighted-majority": Method(
         _weighted_majority, "majority weighted by exp(logp per token / {lam:g}) ({size})", "among", ()
@@ -242,7 +242,7 @@ def own_method(name: str) -> Method:
     InputError
         For a name that is not there, or a function that takes no reward.
     """
-    made_step, digest = step_of(name), code_digest(named_object(name, "step function"))
+    made_step, digest = step_of(name), code_digest(name, "step function")
 
     def step(task: Task, settings: MethodSettings, size: int) -> StepFn:
         return made_step(steering(task, settings), **_guide(settings, size))

@@ -19,7 +19,7 @@ import numpy as np
 from ets.evaluation.journal import Record
 from ets.evaluation.run import Drawing, Run, Shareable
 from ets.randomness import Purpose, chain_key
-from ets.step import require_variety, row_keys
+from ets.step import require_unweighed, require_variety, row_keys
 from ets.tasks.task import Slow
 from ets.types import Certainty, Chain, Cost, Draw, Floats, Keys, Policy, Problem, State, Step, StepFn, Text
 from ets.weights import normalised
@@ -42,6 +42,7 @@ def completions(first: int, end: int) -> StepFn:
     """The complete samples `first` to `end - 1` of each chain: the texts that `ets.baselines` draw from its key."""
 
     def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
+        require_unweighed(policy)
         require_variety(policy, end)
         keys = row_keys(chains, Purpose.COMPLETION, end)[:, first:]
         count = end - first
@@ -89,32 +90,32 @@ class SamplePool:
     name: str
     repeats: int
 
-    def samples(self, count: int) -> list[Sample]:
-        """The first `count` complete samples of every chain, drawn where the journal lacks them."""
-        while missing := self._missing(count):
+    def samples(self, count: int, problems: Sequence[Problem] | None = None) -> list[Sample]:
+        """The first `count` complete samples of every chain of some problems, drawn where the journal lacks them."""
+        wanted = self.run.problems if problems is None else problems
+        while missing := self._missing(count, wanted):
             for first, problems in missing.items():
                 key = f"{self.name}[{first}:{count}]"
                 label = f"complete samples {first + 1} to {count}" if first else f"{count} complete samples"
                 note = partial(self._note, first)
-                self.run.records(
-                    Drawing(key, label, completions(first, count), self.policy, note=note), problems, self.repeats
-                )
+                drawing = Drawing(key, label, completions(first, count), self.policy, note=note, texts=count - first)
+                self.run.records(drawing, problems, self.repeats)
         bounds = self._bounds()
-        places = [(problem, n) for problem in self.run.problems for n in range(self.repeats)]
+        places = [(problem, n) for problem in wanted for n in range(self.repeats)]
         return [self._joined(problem, n, count, self._parts(problem, n, bounds)) for problem, n in places]
 
-    def mean_costs(self, count: int, currency: str) -> Floats:
+    def mean_costs(self, count: int, currency: str, problems: Sequence[Problem] | None = None) -> Floats:
         """The mean costs over chains of the first 1, 2, …, `count` samples `[count]`, as tokens or positions."""
-        return np.mean([[getattr(c, currency) for c in each.costs] for each in self.samples(count)], axis=0)
+        return np.mean([[getattr(c, currency) for c in each.costs] for each in self.samples(count, problems)], axis=0)
 
-    def until(self, amount: float, currency: str, guess: int) -> int:
+    def until(self, amount: float, currency: str, guess: int, problems: Sequence[Problem] | None = None) -> int:
         """The number of samples whose mean cost comes nearest to an amount; the pool grows until it costs as much.
 
         Samples of masked diffusion share the forwards of equal canvases. Where samples are equal, further ones are
         free, so a pool grows to `MOST` times the samples that the amount pays for without sharing, with a warning.
         """
         count = max(1, guess)
-        while (costs := self.mean_costs(count, currency))[-1] < amount:
+        while (costs := self.mean_costs(count, currency, problems))[-1] < amount:
             most = MOST * max(1, round(amount / costs[0]))
             if count >= most:
                 warnings.warn(f"{count} samples cost {costs[-1] / amount:.0%} of the budget; set samples", stacklevel=2)
@@ -141,15 +142,19 @@ class SamplePool:
         keys = {method for method, _, _ in self.run.journal.records}
         return sorted((int(found[1]), int(found[2])) for key in keys if (found := form.fullmatch(key)))
 
-    def _missing(self, count: int) -> dict[int, list[Problem]]:
-        """By their number of samples: the problems that have fewer than `count`."""
+    def _missing(self, count: int, wanted: Sequence[Problem]) -> dict[int, list[Problem]]:
+        """By the first sample to draw: the problems that have fewer than `count`.
+
+        Samples of masked diffusion share the forwards of equal canvases only if they are drawn in the same call. A pool
+        that grew by parts would cost more than its samples do, so it is drawn again from the first sample on.
+        """
         missing: dict[int, list[Problem]] = {}
         bounds = self._bounds()
-        for problem in self.run.problems:
+        for problem in wanted:
             parts = (self._parts(problem, n, bounds) for n in range(self.repeats))
             held = min(sum(len(part["texts"]) for part in each) for each in parts)
             if held < count:
-                missing.setdefault(held, []).append(problem)
+                missing.setdefault(0 if hasattr(self.policy, "unmasking") else held, []).append(problem)
         return missing
 
     def _note(self, first: int, chain: Chain) -> dict[str, Any]:
@@ -177,8 +182,11 @@ class SamplePool:
 
 
 def nearest(costs: Floats, amount: float) -> int:
-    """The number of samples whose cost comes nearest to an amount, from what the first 1, 2, … cost."""
-    return int(np.abs(costs - amount).argmin()) + 1
+    """The number of samples whose cost comes nearest to an amount, from what the first 1, 2, … cost.
+
+    Of several such numbers the largest: samples that cost nothing are drawn.
+    """
+    return len(costs) - int(np.abs(costs - amount)[::-1].argmin())
 
 
 def _draw_values(draw: Draw) -> dict[str, Any]:
@@ -233,7 +241,7 @@ class Choice:
         How many samples the method draws.
     cost : Cost
     depth : int
-        Tokens of the longest sample.
+        Tokens drawn for the longest sample.
     """
 
     correct: float
@@ -252,8 +260,10 @@ def chosen(step: StepFn, pooled: Sample, seed: int) -> Choice:
     name = pooled.problem.id
     chain = Chain(pooled.problem, pooled.sample, chain_key(seed, name, pooled.sample), Completions((), done=False))
     begun = time.perf_counter()
-    weights = normalised(step(Recorded(pooled.draws), [chain])[0].trace[-1].log_weights)
-    count, seconds = len(weights), time.perf_counter() - begun
+    taken = step(Recorded(pooled.draws), [chain])[0].trace[-1]
+    weights, seconds = normalised(taken.log_weights), time.perf_counter() - begun
+    count = len(weights)
+    rewarding = Cost(rewarded=taken.cost.rewarded, reward_seconds=taken.cost.reward_seconds, seconds=seconds)
     grades = pooled.grades[:count]
 
     def expected(values: Sequence[float]) -> float:
@@ -263,6 +273,6 @@ def chosen(step: StepFn, pooled: Sample, seed: int) -> Choice:
         correct=expected([each["correct"] for each in grades]),
         scores={name: expected([each["scores"][name] for each in grades]) for name in grades[0]["scores"]},
         samples=count,
-        cost=pooled.costs[count - 1] + Cost(seconds=seconds),
-        depth=max(len(draw.text.tokens) for draw in pooled.draws[:count]),
+        cost=pooled.costs[count - 1] + rewarding,
+        depth=max(draw.cost.generated for draw in pooled.draws[:count]),
     )

@@ -33,12 +33,21 @@ class Progress:
     policies : sequence of Policy
         The bar shows the tokens per second in the policies' ledgers.
     shown : bool
+    texts : int
+        Texts whose grades a record's grade is the mean of.
     """
 
     def __init__(
-        self, label: str, problems: int, samples: int, known: Iterable[Record], policies: Sequence[Policy], shown: bool
+        self,
+        label: str,
+        problems: int,
+        samples: int,
+        known: Iterable[Record],
+        policies: Sequence[Policy],
+        shown: bool,
+        texts: int = 1,
     ) -> None:
-        self.problems, self.samples, self.policies = problems, samples, policies
+        self.problems, self.samples, self.texts, self.policies = problems, samples, texts, policies
         self.right: dict[str, list[float]] = {}
         self._lock = threading.RLock()
         for record in known:
@@ -99,7 +108,7 @@ class Progress:
         done = sum(len(values) >= self.samples for values in self.right.values())
         parts = [f"{done}/{self.problems} problems"]
         if self.right:
-            found = accuracy([fmean(values) for values in self.right.values()], self.samples)
+            found = accuracy([fmean(values) for values in self.right.values()], self.samples * self.texts)
             parts.append(f"accuracy {found.mean:.1%} ({found.low:.1%} to {found.high:.1%})")
         seconds = self._described - self._begun
         if generated := self._generated - self._before:

@@ -68,6 +68,8 @@ class Drawing:
         Bounds of the ratios.
     note : callable, optional
         Further values of a chain's record. By default it is the readout of the chain's text.
+    texts : int
+        Texts whose grades a record's grade is the mean of.
     """
 
     key: str
@@ -78,6 +80,7 @@ class Drawing:
     weighed: bool = False
     clip: tuple[float, float] | None = None
     note: Callable[[Chain], Mapping[str, Any]] | None = None
+    texts: int = 1
 
 
 @dataclass(frozen=True)
@@ -142,7 +145,7 @@ class Run:
         label = drawing.label if ranks.size == 1 else f"{drawing.label}, process 1 of {ranks.size}"
         shown = self.progress and ranks.first
         options: dict[str, Any] = {"width": self.width, "seed": self.seed, "samples": sample + 1, "done": finished}
-        with Progress(label, len(problems), 1, done, policies, shown) as progress:
+        with Progress(label, len(problems), 1, done, policies, shown, drawing.texts) as progress:
             step = progress.shown_at_each(self._graded_in_parallel(metered(drawing.step, self._depths)))
             with closing(_chains(policies, step, problems, **options)) as chains:
                 for chain in chains:
@@ -175,7 +178,8 @@ class Run:
     def _record(self, drawing: Drawing, chain: Chain, groups: int) -> Record:
         """The journal's record of a chain. The seconds of a group pass for the other groups too."""
         cost = replace(chain.cost, seconds=chain.cost.seconds / groups)
-        depth = self._depths.pop(chain.key, 0) or len(chain.state.tokens)  # of a search: the length of its text
+        searched = min(len(chain.state.tokens), chain.cost.generated)
+        depth = self._depths.pop(chain.key, 0) or searched  # a search neither extends nor finishes states
         return {
             "method": drawing.key,
             "problem": chain.problem.id,

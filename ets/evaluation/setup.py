@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ets import __version__
 from ets.chat import Chat, ChatTemplate, kind_of
 from ets.evaluation.methods import METHODS, MethodSettings
-from ets.own_code import code_digest, named_object
+from ets.own_code import code_digest
 from ets.policies.registry import EngineEntry, engine_named, law_of, own_policy, policy_of
 from ets.policies.settings import FastSampler, Sampling, Weighing
 from ets.policies.weighed import weighed_policy
@@ -146,7 +146,7 @@ def open_setup(
         **{name: getattr(asked, name) for name in ("model", "engine", "seed", "unsafe_code")},
         **{name: getattr(settings, name) for name in SHARED},
         **conditions(task),
-        **_own_code(asked.engine, settings),
+        **_own_code(asked, settings),
         "task": task.name,
         "chat": None if chat is None else chat.settings,
         "prompt_kind": kind_of(first),
@@ -229,9 +229,8 @@ def _say_truncation(values: Mapping[str, Any], policy: Policy, checkpoint: Check
         ranks.say(f"note: p_ref is without the checkpoint's {lacking}, which generate would apply too")
 
 
-def _own_code(engine: str, settings: MethodSettings) -> dict[str, Any]:
+def _own_code(asked: RunSettings, settings: MethodSettings) -> dict[str, Any]:
     """Digests of the code that a user named as `file.py:name`, by name; a step function's digest is in its records."""
-    kinds = {"engine": [engine], "reward": [settings.reward, settings.best_by]}
-    names = [(kind, name) for kind, each in kinds.items() for name in each if ":" in name]
-    code = {name: code_digest(named_object(name, kind)) for kind, name in names}
+    kinds = {asked.engine: "engine", asked.task: "task", settings.reward: "reward", settings.best_by: "reward"}
+    code = {name: code_digest(name, kind) for name, kind in kinds.items() if ":" in name}
     return {"own_code": code} if code else {}

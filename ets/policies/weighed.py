@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ets.policies.registry import FAST, fast_sampler_of, law_of, proposal_of
-from ets.policies.settings import FastSampler, Weighing
+from ets.policies.settings import FastSampler, Sampling, Weighing
 from ets.settings import made
 from ets.types import InputError, Policy
 
@@ -42,7 +42,7 @@ def _pair(policy: Any, values: Mapping[str, Any], opened: Callable[[str], Checkp
 
     weighing, fast = made(Weighing, values), made(FastSampler, values)
     if weighing.proposal is None:
-        raise InputError("there is no proposal; name a small model (SMALL_MODEL_PATH in the scripts), or leave it out")
+        raise InputError("there is no proposal; add --proposal (SMALL_MODEL_PATH in the scripts), or leave ets-is out")
     _refuse(values, ("level", *(f"fast_{name}" for name in FAST)), "masked diffusion")
     small = opened(weighing.proposal)
     block_size = fast.is_block_size or getattr(getattr(policy, "horizon", None), "block_size", None)
@@ -50,7 +50,7 @@ def _pair(policy: Any, values: Mapping[str, Any], opened: Callable[[str], Checkp
         policy = policy.at_law(policy.sampling, replace(policy.horizon, block_size=fast.is_block_size))
     truncation = {name: values[name] for name in ("top_k", "top_p") if name in values}
     proposal = proposal_of(policy, lambda: small, temperature=weighing.proposal_temperature, truncation=truncation)
-    parts = [f"{weighing.proposal}@{small.revision[:8]}", f"block{block_size}", f"T{proposal.sampling.temperature:g}"]
+    parts = [f"{weighing.proposal}@{small.revision[:8]}", f"block{block_size}", _law_of(proposal.sampling)]
     label = f"ETS-IS (M {{size}}, K {{rollouts}}, block {block_size})"
     pair = ImportanceSampling(policy, proposal, weighing.clip)
     return Weighed(pair, "", "-".join([*parts, f"clip{weighing.clip}"]), label)
@@ -71,6 +71,10 @@ def _at_level(policy: Policy, values: Mapping[str, Any]) -> Weighed:
     parts = [f"level{level}", *(f"{name}{value}" for name, value in kept.items() if value is not None)]
     label = f"ETS-IS at level {level} (M {{size}}, K {{rollouts}})"
     return Weighed(sampler, target_of(level), "-".join([*parts, f"clip{weighing.clip}"]), label)
+
+
+def _law_of(sampling: Sampling) -> str:
+    return f"T{sampling.temperature:g}-k{sampling.top_k}-p{sampling.top_p}"
 
 
 def _refuse(values: Mapping[str, Any], names: Iterable[str], kind: str) -> None:

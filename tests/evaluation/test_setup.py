@@ -144,7 +144,7 @@ def test_a_level_weighs_and_its_target_is_noted() -> None:
 @pytest.mark.parametrize(
     ("asked", "values", "message"),
     [
-        (SMALL, {**VALUES}, "for the method ets-is, there is no proposal; name a small model"),
+        (SMALL, {**VALUES}, "for the method ets-is, there is no proposal; add --proposal"),
         (SMALL, {**VALUES, "proposal": "./nowhere"}, "for the method ets-is, no checkpoint at './nowhere'"),
         (SMALL, {**VALUES, "proposal": "embedded", "fast_cache": "dual"}, "fast_cache is 'dual', which only masked"),
         (SMALL, {**VALUES, "proposal": "embedded", "level": "1"}, "level is '1', which only masked diffusion has"),

@@ -71,8 +71,8 @@ class TransformersPolicy:
     certainty : bool
         Record `Text.certainty`, which takes another pass over the vocabulary per token. Beam search records none.
     look_every : int, optional
-        Tokens between two checks for ended rows. The cost includes the tokens that a row draws between its end and the
-        check; results do not change. By default 1 on a CPU, and `LOOK_EVERY` on other devices.
+        Tokens between two checks for ended rows. The positions include the tokens that a row draws between its end and
+        the check, `generated` does not; results do not change. By default 1 on a CPU, `LOOK_EVERY` on other devices.
 
     Raises
     ------

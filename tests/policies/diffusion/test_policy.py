@@ -533,7 +533,7 @@ def test_only_the_chosen_states_keep_memory_and_no_more_than_their_own(
             super().__init__(owner)
             made.append(weakref.ref(self))
 
-    monkeypatch.setattr(masked_diffusion, "Memory", Recorded)
+    monkeypatch.setattr(masked_diffusion, "CanvasMemory", Recorded)
     policy = make(large_vocabulary, 4, 4, 4, 2, temperature=2.0)
     problems = PROBLEMS[:2]
     chains = [Chain(p, 0, n, state) for n, (p, state) in enumerate(zip(problems, policy.start(problems), strict=True))]
