@@ -229,3 +229,12 @@ def test_a_step_without_any_weight_picks_uniformly_at_level_1e_4_and_says_so() -
 def test_a_step_with_some_weight_is_informed() -> None:
     chains = list(run(new_policy(), guided(), PROBLEMS, width=64, seed=0))
     assert not any(step.uninformed for chain in chains for step in chain.trace)
+
+
+@pytest.mark.parametrize("returned", ["nothing", "too few chains", "chains without a further step"])
+def test_a_step_function_that_does_not_advance_its_chains_is_named(returned: str) -> None:
+    def step(policy: Policy, chains: Sequence[Chain]) -> Any:
+        return {"nothing": None, "too few chains": []}.get(returned, list(chains))
+
+    with pytest.raises(InputError, match="must return the 1 chains that it got, in the same order"):
+        next(run(RecordingPolicy(), step, [Problem("p", "a")], width=1, seed=0))

@@ -201,8 +201,8 @@ class Comparison:
         target, pool = self._target(budget), self._pool(method.law)
         single = self._single(budget) if method.law == "" else float(pool.mean_costs(1, self.currency)[0])
         guess = max(1, round(target / single))
-        if self.currency == "generated":
-            return guess  # the N whose expected cost is nearest; lengths of the N texts themselves would bias it
+        if self.currency == "generated" and isinstance(budget, int):
+            return guess  # from the rollouts' lengths: those of the N texts themselves would bias N
         pilot = self.run.problems[:PILOT_PROBLEMS]  # equal samples share work, so that the cost is measured
         return pool.until(self._pilot_target(budget, pilot), self.currency, guess, pilot)
 

@@ -102,7 +102,10 @@ def test_the_code_of_a_user_is_engine_method_and_reward(
     assert found["ets", "last"]["cost"]["generated"] > found[f"{own}:first", "last"]["cost"]["generated"] > 0  # K is 1
     assert (found["ets", "last"]["rival"] is None) == (name == "eval")
     configuration = json.loads((folder / "configuration.json").read_text())
-    assert configuration["own_code"].keys() == {f"{own}:table", f"{own}:letters"} and configuration["max_length"] == 2
+    assert (
+        configuration["own_code"].keys() == {f"{own}:{name}" for name in ("table", "Letters", "letters")}
+        and configuration["max_length"] == 2
+    )
     before = keys(folder)
     assert before[f"{own}:first-2"] == before["ets-2"] == 3 * 2
     assert main(named) == 0

@@ -69,17 +69,11 @@ def test_costs_are_near_the_budget(entries: list[Entry]) -> None:
 def test_methods_that_choose_get_the_number_of_samples_nearest_to_the_budget(tmp_path: Path) -> None:
     found, records = compared(tmp_path, ["ets", "majority", "best-of-n", "one-step"], [3])
     target = fmean(record["cost"]["generated"] for record in of(records, "ets"))
-    sampled: dict[str, dict[int, list[int]]] = {}
-    for (method, problem, _), record in records.items():
-        if method.startswith("pool["):
-            first = int(method[5:].split(":")[0])
-            costs = [text["cost"].get("generated", 0) for text in record["texts"]]
-            sampled.setdefault(problem, {})[first] = costs
-    lengths = [[c for first in sorted(parts) for c in parts[first]] for parts in sampled.values()]
-    costs = [fmean(sum(row[:n]) for row in lengths) for n in range(1, min(map(len, lengths)) + 1)]
-    best = min(range(len(costs)), key=lambda n: abs(costs[n] - target))
-    assert [entry.size for entry in found[2:]] == [best + 1] * 3 and costs[-1] >= target
-    assert all(entry.cost["generated"] == pytest.approx(costs[best]) for entry in found[2:])
+    number = round(target / fmean(record["sample_tokens"] for record in of(records, "ets")))
+    parts = [record["texts"] for (method, _, _), record in records.items() if method.startswith("pool[")]
+    assert [entry.size for entry in found[2:]] == [number] * 3 and {len(texts) for texts in parts} == {number}
+    cost = fmean(sum(text["cost"].get("generated", 0) for text in texts) for texts in parts)
+    assert all(entry.cost["generated"] == pytest.approx(cost) for entry in found[2:])
 
 
 def test_the_budget_does_not_depend_on_the_other_methods(entries: list[Entry], tmp_path: Path) -> None:
@@ -253,9 +247,14 @@ def test_a_comparison_goes_on_where_it_was_interrupted(tmp_path: Path) -> None:
 
 
 def test_budgets_may_be_amounts(tmp_path: Path) -> None:
-    found = named(compared(tmp_path, ["majority", "ets", "ets-is"], [30.0])[0])
+    names = ["majority", "ets", "ets-is"]
+    found, fixed = (
+        named(compared(tmp_path / str(number), names, [30.0], settings=replace(SETTINGS, is_candidates=number))[0])
+        for number in (None, 3)
+    )
     assert found["ets", "last"].cost["generated"] == pytest.approx(30, abs=6)
     assert found["ets-is", "last"].cost["generated"] == pytest.approx(30, abs=6)
+    assert fixed["ets-is", "last"].size == 3 != found["ets-is", "last"].size
     assert found["majority", "last"].cost["generated"] == pytest.approx(30, abs=3)
 
 

@@ -47,8 +47,10 @@ def test_a_choice_has_the_weights_and_the_cost_of_the_method_alone(kind: str, me
         right = [TASK.grade(sample.problem, text.text) for text in alone.trace[0].candidates]
         choice = chosen(step, sample, seed=0)
         assert choice.correct == pytest.approx(float(weights @ right / weights.sum())) and choice.samples == 5
-        if kind == "autoregressive":  # with 7 samples, canvases that are equal to later ones share forwards too
-            assert (choice.cost.generated, choice.cost.positions) == (alone.cost.generated, alone.cost.positions)
+        assert (choice.cost.generated, choice.cost.positions) == (alone.cost.generated, alone.cost.positions)
+        assert choice.cost.reward_seconds > 0
+        if kind == "autoregressive":  # alone, equal canvases are one text to the reward
+            assert choice.cost.rewarded == alone.cost.rewarded == 5
 
 
 def test_texts_of_equal_weight_count_alike(tmp_path: Path) -> None:
@@ -70,8 +72,7 @@ def test_a_grown_pool_has_the_texts_of_one_drawn_at_once(kind: str, repeats: int
         assert [draw.text for draw in one.draws] == [draw.text for draw in other.draws]
         assert [grade["text"] for grade in one.grades] == [grade["text"] for grade in other.grades]
         assert [cost.generated for cost in one.costs] == [cost.generated for cost in other.costs]
-        if kind == "autoregressive":  # a grown part of masked diffusion reads the empty canvas again
-            assert [cost.positions for cost in one.costs] == [cost.positions for cost in other.costs]
+        assert [cost.positions for cost in one.costs] == [cost.positions for cost in other.costs]
 
 
 def test_a_smaller_pool_is_the_beginning_of_a_larger_one(tmp_path: Path) -> None:
@@ -113,6 +114,7 @@ def test_the_number_of_samples_that_cost_an_amount_is_found(number: int, guess: 
 def test_the_nearer_of_two_numbers_is_taken() -> None:
     costs = np.array([60.0, 120.0, 180.0])
     assert [nearest(costs, amount) for amount in (1, 85, 95, 1000)] == [1, 1, 2, 3]
+    assert nearest(np.array([60.0, 60.0, 60.0, 90.0]), 61) == 3  # free samples are drawn
 
 
 class Equal(TabularModel):
