@@ -102,7 +102,7 @@ class CanvasWork:
         plan = self.policy.schedule
         each, total = plan.steps_per_guide_step, plan.steps
         length = prompt + plan.gen_length
-        positions = np.array([self.policy.forward_positions(step, length) for step in range(total)])
+        positions = np.array([self._positions(step, length) for step in range(total)])
         found = []
         for begin in range(0, total, each):
             end, rows = begin + each, np.zeros((2, total))
@@ -114,6 +114,15 @@ class CanvasWork:
             forwards = self.policy.reader.passes * float(rows.sum())
             found.append(Work(0.0, candidate, rollout, 0.0, drawn, forwards))
         return found
+
+    def _positions(self, step: int, length: int) -> int:
+        """Token positions that a denoising step computes for one canvas of `length` tokens with its prompt."""
+        policy, window = self.policy, None
+        if policy.caching is not None:
+            window = policy.caching.window(policy.schedule.block_of(step), policy.schedule.gen_length)
+        first, last = window or (0, 0)
+        refreshed = policy.last_refresh(step) == step
+        return policy.reader.passes * (length if refreshed else last - first + policy.reader.shift)
 
     def _revealed(self, begin: int, end: int) -> int:
         return sum(map(self.policy.schedule.quota, range(begin, end)))
