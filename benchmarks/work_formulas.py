@@ -102,7 +102,7 @@ class CanvasWork:
         plan = self.policy.schedule
         each, total = plan.steps_per_guide_step, plan.steps
         length = prompt + plan.gen_length
-        positions = np.array([self.policy.forward_positions(step, length) for step in range(total)])
+        positions = np.array([self._positions(step, length) for step in range(total)])
         found = []
         for begin in range(0, total, each):
             end, rows = begin + each, np.zeros((2, total))
@@ -111,9 +111,21 @@ class CanvasWork:
                 rows[1, end], rows[1, end + 1 :] = candidates, candidates * rollouts
             drawn = candidates * (self._revealed(begin, end) + rollouts * self._revealed(end, total))
             candidate, rollout = (rows @ positions).tolist()
-            forwards = self.policy.reader.passes * float(rows.sum())
+            forwards = self._passes * float(rows.sum())
             found.append(Work(0.0, candidate, rollout, 0.0, drawn, forwards))
         return found
+
+    @property
+    def _passes(self) -> int:
+        return 2 if self.policy.unmasking.cfg else 1
+
+    def _positions(self, step: int, length: int) -> int:
+        """Token positions of a denoising step on a canvas that has `length` tokens with its prompt."""
+        policy, plan = self.policy, self.policy.schedule
+        if policy.caching is None or policy.last_refresh(step) == step:
+            return self._passes * length
+        first, last = policy.caching.window(plan.block_of(step), plan.gen_length)
+        return last - first + policy.reader.shift
 
     def _revealed(self, begin: int, end: int) -> int:
         return sum(map(self.policy.schedule.quota, range(begin, end)))
