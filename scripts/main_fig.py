@@ -14,8 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
-from ets.kernel import log_energies
-from ets.weights import normalised, pick
+from ets.weights import log_mean_exp, normalised, pick
 
 OUT = Path(__file__).parents[1] / "main_fig.png"
 WIDTH, HEIGHT = 1600, 700
@@ -119,7 +118,7 @@ def draw() -> Figure:
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, WIDTH), ylim=(0, HEIGHT))
     axes.axis("off")
-    log_weights = log_energies(REWARDS / LAM)
+    log_weights = log_mean_exp(REWARDS / LAM, axis=1)
     probabilities = normalised(log_weights)
     choice = pick(probabilities, UNIFORM)
     draw_headings(axes)
