@@ -22,6 +22,7 @@ from work_formulas import CanvasWork, TokenWork, Work
 
 from ets import Checkpoint, demo
 from ets.cli import parser_of
+from ets.commands.evaluate import Plan, plan_of
 from ets.policies.registry import fast_sampler_of, policy_of
 from ets.report.tables import aligned
 
@@ -75,22 +76,22 @@ LLADA = {"ETS": "METHODS=ets bash llada/eval.sh", "ETS-IS": "METHODS=ets-is bash
 """What runs a method; the preset stands behind it."""
 
 
-def options_of(command: str) -> argparse.Namespace:
-    """What the shell command would run."""
+def plan_for(command: str) -> Plan:
+    """The plan of the shell command."""
     words = command.split()
     at = words.index("bash")
     given = dict(word.split("=", 1) for word in words[:at]) | {"PRINT_ONLY": "1"}
     done = subprocess.run(words[at:], cwd=ROOT, env={**os.environ, **given}, capture_output=True, text=True, check=True)
-    return parser_of().parse_args(shlex.split(done.stdout)[4:])
+    return plan_of(parser_of().parse_args(shlex.split(done.stdout)[4:]))
 
 
-def token_work(options: argparse.Namespace, prompt: int) -> Work:
+def token_work(plan: Plan, prompt: int) -> Work:
     """Of one sample of a problem, at most: an autoregressive model."""
-    proposed = options.methods == "ets-is"
-    block = options.is_block_size if proposed else options.block_size
-    candidates = options.is_candidates if proposed else options.candidates
-    formula = TokenWork(block, options.max_length, proposed)
-    return sum(formula.steps(prompt, candidates, options.rollouts, [options.max_length]), Work())
+    proposed, values, settings = "ets-is" in plan.methods, plan.values, plan.settings
+    block = values["is_block_size" if proposed else "block_size"]
+    candidates = settings.is_candidates if proposed and settings.is_candidates else settings.candidates
+    formula, longest = TokenWork(block, values["max_length"], proposed), values["max_length"]
+    return sum(formula.steps(prompt, candidates, settings.rollouts, [longest]), Work())
 
 
 def token_seconds(work: Work, proposed: bool, speeds: Speeds) -> float:
@@ -107,27 +108,27 @@ def _diffusion() -> Checkpoint:
     return Checkpoint(demo.model_path("diffusion"))
 
 
-def canvas_work(options: argparse.Namespace, prompt: int) -> Work:
+def canvas_work(plan: Plan, prompt: int) -> Work:
     """Of one sample of a problem, at most: LLaDA."""
-    names = ("temperature", "guide_steps", "steps", "block_length", "cfg", "remasking")
-    law = {name: getattr(options, name) for name in names}
-    policy = policy_of(_diffusion, engine="masked-diffusion", max_length=options.gen_length, **law)
-    if options.methods == "ets-is":
-        policy = fast_sampler_of(policy, options.level, cache=options.fast_cache)  # type: ignore[assignment]
+    names = ("temperature", "max_length", "guide_steps", "steps", "block_length", "cfg", "remasking")
+    law = {name: plan.values[name] for name in names}
+    policy = policy_of(_diffusion, engine="masked-diffusion", **law)
+    if "ets-is" in plan.methods:
+        policy = fast_sampler_of(policy, plan.values["level"], cache=plan.values["fast_cache"])  # type: ignore[assignment]
     formula = CanvasWork(policy)  # type: ignore[arg-type]
-    return sum(formula.steps(prompt, options.candidates, options.rollouts), Work())
+    return sum(formula.steps(prompt, plan.settings.candidates, plan.settings.rollouts), Work())
 
 
 def row(benchmark: Benchmark, commands: dict[str, str], speeds: Speeds) -> tuple[str, ...]:
     """The cells of a benchmark."""
     cells = [f"{benchmark.title} (`{benchmark.preset}`)", f"{benchmark.problems:,}", f"{benchmark.prompt:,}"]
     for method, command in commands.items():
-        options = options_of(f"{command} {benchmark.preset}")
+        plan = plan_for(f"{command} {benchmark.preset}")
         if commands is LLADA:
-            work = canvas_work(options, benchmark.prompt)
+            work = canvas_work(plan, benchmark.prompt)
             amount, seconds = work.positions, work.positions / speeds.canvas
         else:
-            work = token_work(options, benchmark.prompt)
+            work = token_work(plan, benchmark.prompt)
             amount, seconds = work.generated, token_seconds(work, method == "ETS-IS", speeds)
         hours = seconds * benchmark.problems * benchmark.repeats / 3600
         cells += [f"{amount:,.0f}", f"{hours:,.1f}"]

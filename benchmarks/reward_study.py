@@ -51,7 +51,7 @@ OF_A_TEXT: Mapping[str, Reward] = {
 }
 """Rewards of a single text, recorded when the text is drawn."""
 OF_CERTAINTY = ("negative-entropy", "self-certainty")
-"""Rewards that need whole token distributions. Servers and vLLM do not return them."""
+"""Rewards that need whole token distributions, which the setting `certainty` records where the engine has it."""
 AGREEMENT = "agreement-share"
 """The share of a problem's answers that agree with an answer; computed after all answers are drawn."""
 LABELS = {
@@ -339,6 +339,10 @@ def read_problems(task: Task, options: argparse.Namespace, checkpoint: Checkpoin
     return [template.problem(problem) for problem in problems]
 
 
+def _has_certainty(engine: str | None) -> bool:
+    return engine is None or "certainty" in fields_of(*engine_named(engine).settings)
+
+
 def study(options: argparse.Namespace) -> None:
     """Draw the answers, and write the table, the summary and the plot.
 
@@ -358,12 +362,8 @@ def study(options: argparse.Namespace) -> None:
         lambda: checkpoint,
         engine=options.engine,
         block_size=options.max_length,  # one guide step draws a whole answer
-        **(
-            {"certainty": True}
-            if options.engine is None or "certainty" in fields_of(*engine_named(options.engine).settings)
-            else {}
-        ),
         **law,
+        **({"certainty": True} if _has_certainty(options.engine) else {}),
         **({"stop_at_end": True} if options.stop_at_end else {}),
         **({"endpoint": options.endpoint} if options.endpoint else {}),
     )

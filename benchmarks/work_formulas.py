@@ -111,18 +111,21 @@ class CanvasWork:
                 rows[1, end], rows[1, end + 1 :] = candidates, candidates * rollouts
             drawn = candidates * (self._revealed(begin, end) + rollouts * self._revealed(end, total))
             candidate, rollout = (rows @ positions).tolist()
-            forwards = self.policy.reader.passes * float(rows.sum())
+            forwards = self._passes * float(rows.sum())
             found.append(Work(0.0, candidate, rollout, 0.0, drawn, forwards))
         return found
 
+    @property
+    def _passes(self) -> int:
+        return 2 if self.policy.unmasking.cfg else 1
+
     def _positions(self, step: int, length: int) -> int:
-        """Token positions that a denoising step computes for one canvas of `length` tokens with its prompt."""
-        policy, window = self.policy, None
-        if policy.caching is not None:
-            window = policy.caching.window(policy.schedule.block_of(step), policy.schedule.gen_length)
-        first, last = window or (0, 0)
-        refreshed = policy.last_refresh(step) == step
-        return policy.reader.passes * (length if refreshed else last - first + policy.reader.shift)
+        """Token positions of a denoising step on a canvas that has `length` tokens with its prompt."""
+        policy, plan = self.policy, self.policy.schedule
+        if policy.caching is None or policy.last_refresh(step) == step:
+            return self._passes * length
+        first, last = policy.caching.window(plan.block_of(step), plan.gen_length)
+        return last - first + policy.reader.shift
 
     def _revealed(self, begin: int, end: int) -> int:
         return sum(map(self.policy.schedule.quota, range(begin, end)))

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from ets.randomness import Purpose
 from ets.step import (
     Decided,
@@ -83,7 +85,7 @@ def energy_guided(
         # line 4: x_0^mk ~ p_ref(. | x_s^m), [B, M, K]
         completed = complete(policy, chains, drawn, rollouts)
         rows = zip(chains, drawn, completed, choice_uniforms(chains), strict=True)
-        return [transition(*row, reward, lam, decided) for row in rows]
+        return [transition(chain, xs, x0, number, reward, lam, decided) for chain, xs, x0, number in rows]
 
     return step
 
@@ -97,7 +99,7 @@ def complete(
     completed = [[[draw] * rollouts for draw in row] for row in drawn]
     if rows:
         states = [drawn[b][m].state for b, m in rows for _ in range(rollouts)]
-        draws = policy.finish(states, keys[tuple(zip(*rows, strict=True))].ravel())
+        draws = policy.finish(states, np.concatenate([keys[b, m] for b, m in rows]))
         for n, (b, m) in enumerate(rows):
             completed[b][m] = draws[n * rollouts : (n + 1) * rollouts]
     return completed
@@ -126,7 +128,7 @@ def transition(
         choice, rollout = choose_rollout(log_weights, log_terms, number)
         state = completed[choice][rollout].state
     # line 7: x_t = x_s^m
-    costs = {id(draw): draw.cost for row in (drawn, *completed) for draw in row}
+    costs = {id(draw): draw.cost for row in (drawn, *completed) for draw in row}  # a complete candidate is paid once
     step = Step(
         candidates, rollouts, log_rewards, log_weights, choice, Cost.total([*costs.values(), reward_cost]), rollout
     )

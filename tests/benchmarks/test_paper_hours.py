@@ -43,11 +43,11 @@ def test_the_commands_of_the_page_are_those_that_were_asked(hours: Any) -> None:
 
 def test_amounts_by_hand(hours: Any) -> None:
     """MATH500 with M 15 and K 3: 8 guide steps of 64 tokens; LLaDA: 4 guide steps of 64 denoising steps."""
-    ets = hours.options_of("METHODS=ets bash qwen_vllm/eval.sh math500")
+    ets = hours.plan_for("METHODS=ets bash qwen_vllm/eval.sh math500")
     left = sum(range(0, 512, 64))  # tokens that the rollouts of each guide step draw
     work = hours.token_work(ets, 700)
     assert work.generated == 15 * (512 + 3 * left) == 88_320 and work.prompt == 700
-    canvases = hours.canvas_work(hours.options_of("METHODS=ets bash llada/eval.sh math500"), 700)
+    canvases = hours.canvas_work(hours.plan_for("METHODS=ets bash llada/eval.sh math500"), 700)
     forwards = 1 + 4 * 15 * 63 + sum(15 + 45 * (256 - 64 * i - 1) for i in (1, 2, 3))
     assert canvases.row_forwards == forwards and canvases.positions == forwards * (700 + 256)
     speeds = hours.Speeds(vllm=1000.0, reading=700.0)
@@ -56,7 +56,7 @@ def test_amounts_by_hand(hours: Any) -> None:
 
 
 def test_the_small_model_draws_the_rollouts_and_the_large_one_the_rest(hours: Any) -> None:
-    work = hours.token_work(hours.options_of(f"{hours.QWEN['ETS-IS']} math500"), 700)
+    work = hours.token_work(hours.plan_for(f"{hours.QWEN['ETS-IS']} math500"), 700)
     assert work.candidate < work.rollout and work.scored > 0
     fast = hours.Speeds(small=1e12)
     assert hours.token_seconds(work, True, fast) < hours.token_seconds(work, True, hours.Speeds())

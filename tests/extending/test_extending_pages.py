@@ -180,7 +180,8 @@ def test_the_benchmark_is_evaluated_by_the_command_as_printed(
     told = capsys.readouterr().out
     (folder,) = (tmp_path / "results").iterdir()
     assert folder.name.startswith("jars-") and f"results: results/{folder.name}/" in told
-    assert [row["method"] for row in json.loads((folder / "summary.json").read_text())] == ["plain", "ets", "ets"]
+    entries = json.loads((folder / "summary.json").read_text())["entries"]
+    assert [entry["method"] for entry in entries] == ["plain", "ets", "ets"]
     assert "jars" in (folder / "report.html").read_text()
     records = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
     assert {record["problem"] for record in records} == {"jars-3", "jars-4"}
