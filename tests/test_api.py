@@ -241,6 +241,7 @@ def test_a_model_as_its_own_proposal_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
+        ({"step": 3}, "step is 3; it must be a function of a reward"),
         ({"proposal_temperature": 0.5}, "there is no proposal"),
         ({"proposal": demo.model_path("small"), "proposal_temperature": 0.0}, "at temperature 0 the proposal"),
         ({"proposal": demo.model_path("small"), "clip": (2, 1)}, "clip is"),

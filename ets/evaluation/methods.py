@@ -260,7 +260,13 @@ def step_of(name: str) -> Callable[..., StepFn]:
     open_ended = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
 
     def made_step(reward: Reward, **guide: Any) -> StepFn:
-        step = function(reward, **{key: value for key, value in guide.items() if open_ended or key in parameters})
+        given = {key: value for key, value in guide.items() if open_ended or key in parameters}
+        try:
+            inspect.signature(function).bind(reward, **given)
+        except TypeError as error:
+            wanted = "a function of (reward, *, candidates, rollouts, lam) that returns a step function"
+            raise InputError(f"the function {name!r} cannot be called: {error}; give {wanted}") from error
+        step = function(reward, **given)
         if not callable(step):
             kind = type(step).__name__
             raise InputError(f"the function {name!r} made a {kind}; it must make a step function of (policy, chains)")

@@ -116,3 +116,11 @@ def test_a_step_function_of_keywords_gets_all_guide_settings(tmp_path: Any) -> N
     (tmp_path / "own.py").write_text("def step(reward, **guide):\n    return lambda policy, chains: (reward, guide)\n")
     made: Any = step_of(f"{tmp_path}/own.py:step")("r", candidates=2, rollouts=1, lam=0.5)  # type: ignore[arg-type]
     assert made(None, []) == ("r", {"candidates": 2, "rollouts": 1, "lam": 0.5})
+
+
+def test_a_function_of_other_arguments_is_no_step_function(tmp_path: Any) -> None:
+    """A step function itself, and a function with a keyword that no command has."""
+    (tmp_path / "own.py").write_text("def itself(policy, chains): ...\ndef further(reward, *, extra): ...\n")
+    for name in ("itself", "further"):
+        with pytest.raises(InputError, match=r"cannot be called: missing a required .*; give a function of \(reward"):
+            step_of(f"{tmp_path}/own.py:{name}")("r", candidates=2, rollouts=1, lam=0.5)  # type: ignore[arg-type]
