@@ -90,9 +90,8 @@ def test_the_pair_of_ets_is_has_the_proposals_law_and_longer_guide_steps() -> No
     assert pair.reference.horizon == pair.proposal.horizon and pair.proposal.horizon.block_size == 16
     assert (pair.proposal.sampling.temperature, pair.proposal.sampling.top_k, pair.clip) == (0.7, 5, (0.1, 10.0))
     assert found.policy.horizon.block_size == 8  # type: ignore[attr-defined]
-    assert (
-        found.settings.weighing.startswith("embedded@") and "-block16-T0.7-clip(0.1, 10.0)" in found.settings.weighing
-    )
+    assert found.settings.weighing.startswith("embedded@")
+    assert found.settings.weighing.endswith("-block16-T0.7-k5-pNone-clip(0.1, 10.0)")
 
 
 @pytest.mark.parametrize(
@@ -103,6 +102,8 @@ def test_the_pair_of_ets_is_has_the_proposals_law_and_longer_guide_steps() -> No
             [
                 {"proposal": "embedded-small"},
                 {"proposal_temperature": 1.0},
+                {"top_k": 3},
+                {"top_p": 0.5},
                 {"is_block_size": 16},
                 {"clip": (0.1, 2.0)},
             ],
