@@ -27,6 +27,9 @@ from ets.weights import normalised
 MOST = 16
 """A pool holds at most so many times the samples that a budget pays for if they share nothing."""
 
+SHARING_REACH = 1.25
+"""A pool whose samples share work grows so many times farther than in proportion, since it is drawn again as a whole."""
+
 
 @dataclass(frozen=True)
 class Completions:
@@ -120,8 +123,14 @@ class SamplePool:
             if count >= most:
                 warnings.warn(f"{count} samples cost {costs[-1] / amount:.0%} of the budget; set samples", stacklevel=2)
                 return count
-            count = min(most, max(count + 1, round(count * amount / costs[-1])))
+            reach = SHARING_REACH if self._sharing else 1.0
+            count = min(most, max(count + 1, round(reach * count * amount / costs[-1])))
         return nearest(costs, amount)
+
+    @property
+    def _sharing(self) -> bool:
+        """Whether equal samples share work, so that further samples cost less than the first ones."""
+        return hasattr(self.policy, "unmasking")
 
     def _parts(self, problem: Problem, sample: int, bounds: Sequence[tuple[int, int]]) -> list[Record]:
         """The records of a chain's parts, in the order of their texts and without gaps or overlaps."""
@@ -154,7 +163,7 @@ class SamplePool:
             parts = (self._parts(problem, n, bounds) for n in range(self.repeats))
             held = min(sum(len(part["texts"]) for part in each) for each in parts)
             if held < count:
-                missing.setdefault(0 if hasattr(self.policy, "unmasking") else held, []).append(problem)
+                missing.setdefault(0 if self._sharing else held, []).append(problem)
         return missing
 
     def _note(self, first: int, chain: Chain) -> dict[str, Any]:
