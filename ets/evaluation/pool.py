@@ -28,7 +28,7 @@ MOST = 16
 """A pool holds at most so many times the samples that a budget pays for if they share nothing."""
 
 SHARING_REACH = 1.25
-"""A pool whose samples share work grows so many times farther than in proportion, since it is drawn again as a whole."""
+"""A pool whose samples share work grows so many times farther than in proportion: it is drawn again as a whole."""
 
 
 @dataclass(frozen=True)
