@@ -121,7 +121,7 @@ def read(command: str, folder: Path) -> None:
 
 
 def read_script(words: list[str], script: str, folder: Path) -> None:
-    """What an eval.sh would run, for each preset that it is told."""
+    """What an eval.sh would run, for each preset."""
     assert (ROOT / script).exists()
     variables = dict(word.split("=", 1) for word in words[: words.index("bash")])
     done = bash(str(ROOT / script), *words[words.index(script) + 1 :], folder=folder, PRINT_ONLY="1", **variables)
