@@ -459,7 +459,7 @@ TINY = {
     "M_CANDIDATES": "2", "K_MONTE_CARLO": "1", "MAX_LENGTH": "12", "BLOCK_SIZE": "6", "NUM_BEAMS": "2",
     "NUM_CANDIDATES": "2", "MONTE_CARLO_NUM": "1", "GEN_LENGTH": "12", "BLOCK_LENGTH": "6", "GUIDE_STEPS": "2",
 }  # fmt: skip
-FAST_KEY = "ets-is-level0-M2"
+FAST_KEY = "weighing=level0-"
 PROPOSED = {"SMALL_MODEL_PATH": "embedded-small", "IS_M_CANDIDATES": "2", "IS_BLOCK_SIZE": "4"}
 SCORED = {
     "math500": {"exact_match", "math_verify"},
@@ -490,13 +490,15 @@ def test_a_preset_runs_offline_with_every_method(
     (words,) = printed(script, preset, tmp_path, **tiny, **few, **own)
     monkeypatch.chdir(tmp_path)
     assert main(words) == 0
-    rows = json.loads((tmp_path / "out" / "summary.json").read_text())
+    rows = json.loads((tmp_path / "out" / "summary.json").read_text())["entries"]
     assert [row["method"] for row in rows if row["readout"] == "last"] == words[words.index("--methods") + 1].split(",")
     for row in rows:
-        assert set(row["scores"]) == SCORED[preset]
+        assert set(row["further"]) == SCORED[preset]
     journal = [json.loads(line) for line in (tmp_path / "out" / "journal.jsonl").read_text().splitlines()]
-    for method in ("ets", "ets-is-embedded-small" if script != LLADA else FAST_KEY):
-        chains = [record for record in journal if re.split("@|-T", record["method"])[0] == method]
+    weighing = "weighing=embedded-small@" if script != LLADA else FAST_KEY
+    for method, part in (("ets", ""), ("ets-is", weighing)):
+        names = [record["method"] for record in journal]
+        chains = [name for name in names if re.match(rf"{method}-\d", name) and part in name]
         assert len(chains) == (2 if script == AIME else 1)
     table = capsys.readouterr().out
     assert ("lm-eval: exact_match" in table) == bool(SCORED[preset])
