@@ -134,7 +134,7 @@ def test_ets_is_joins_a_folder_and_shows_its_ratios(tmp_path: Path, capsys: pyte
     methods = [json.loads(line)["method"] for line in (folder / "journal.jsonl").read_text().splitlines()]
     assert {method: methods.count(method) for method in set(methods)} == {
         f"ets-2-{GUIDED}": 3,
-        **{m: 3 for m in methods if m.endswith(("-block16-T1.9-clip(0.5, 2.0)", "-clip(0.1, 10.0)"))},
+        **{m: 3 for m in methods if m.endswith(("-block16-T1.9-kNone-pNone-clip(0.5, 2.0)", "-clip(0.1, 10.0)"))},
     }
     ets, _, guided, _ = json.loads((folder / "summary.json").read_text())["entries"]
     assert ets["ratios"] is None

@@ -228,8 +228,7 @@ def compare(setup: Setup, plan: Plan) -> None:
 
     folder = _folder(setup, plan)
     with Journal(folder, setup.configuration, setup.ranks) as journal:
-        found = f"{len(journal.records)} finished chains are in" if journal.records else "results go to"
-        setup.ranks.say(f"{found} {folder}; the same command goes on where it ended")
+        setup.ranks.say(f"{len(journal.records)} finished chains in {folder}; the same command goes on where it ended")
         entries, panels = entries_of(setup, plan, journal)
     if setup.ranks.first:
         write_results(entries, panels, _setting(setup, plan), folder)
