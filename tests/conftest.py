@@ -32,7 +32,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     for item in items:
         loads_vllm = "vllm_address" in getattr(item, "fixturenames", ()) or item.path.name == "test_vllm.py"
-        loads_vllm |= "through_vllm" in item.name  # by a script
+        loads_vllm |= "through_vllm" in item.name or item.name.endswith(
+            "[vllm]"
+        )  # by a script, or as one engine of all
         item.add_marker(pytest.mark.xdist_group("vllm" if loads_vllm else str(item.path)))
 
 

@@ -1,0 +1,90 @@
+"""Every engine of the registry keeps the contract of policies. A new engine adds a case to `CASES`.
+
+The models have four tokens, so that all outcomes can be enumerated by full forward passes without a cache. Each test
+fails by chance with a probability of at most 1e-4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pytest
+
+from ets.policies.checkpoint import Checkpoint
+from ets.policies.registry import ENGINES, policy_of
+from ets.testing import check_policy
+from ets.types import Problem
+from tests.conftest import canvas_oracle, causal_oracle, random_qwen3, tiny_tokenizer
+from tests.tiny_server import TinyServer
+
+LEVEL = 1e-4
+PROBLEMS = [Problem("p", "abc"), Problem("q", (1, 3, 3, 2, 1)), Problem("r", "b")]
+CANVAS_PROBLEMS = [Problem("p", "ab"), Problem("q", (1, 2, 2, 1)), Problem("r", "b")]
+SETTINGS = {"temperature": 0.8, "block_size": 2, "max_length": 4}
+CANVAS = {"max_length": 4, "steps": 4, "block_length": 2, "guide_steps": 2, "temperature": 0.8}
+
+
+@contextmanager
+def through_transformers(tiny: Checkpoint, folder: Path) -> Iterator[Any]:
+    yield policy_of(lambda: tiny, engine="transformers", **SETTINGS)
+
+
+@contextmanager
+def through_a_server(tiny: Checkpoint, folder: Path) -> Iterator[Any]:
+    with TinyServer(tiny) as server:
+        yield policy_of(lambda: tiny, engine="endpoint", endpoint=server.address, connections=16, **SETTINGS)
+
+
+@contextmanager
+def through_vllm(tiny: Checkpoint, folder: Path) -> Iterator[Any]:
+    """Its kernels take heads of 32 numbers and more."""
+    if find_spec("vllm") is None:
+        pytest.skip("no vLLM here; `bash scripts/setup.sh vllm`")
+    random_qwen3(4, end=0, width=64, spread=0.2).float().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    policy = policy_of(
+        lambda: Checkpoint(str(folder), device="cpu", dtype="float32"), engine="vllm", memory_gib=0.5, **SETTINGS
+    )
+    with policy.engine:
+        yield policy
+
+
+@contextmanager
+def masked_diffusion(tiny: Checkpoint, folder: Path) -> Iterator[Any]:
+    yield policy_of(lambda: tiny, engine="masked-diffusion", **CANVAS)
+
+
+def canvases(policy: Any, temperature: float) -> Any:
+    return canvas_oracle(policy.checkpoint, policy.schedule, replace(policy.unmasking, temperature=temperature))
+
+
+Case: TypeAlias = tuple[Callable[..., Any], str, Callable[[Any, float], Any], list[Problem], int]
+CASES: dict[str, Case] = {
+    "transformers": (through_transformers, "tiny_checkpoint", causal_oracle, PROBLEMS, 30_000),
+    "vllm": (through_vllm, "tiny_checkpoint", causal_oracle, PROBLEMS, 4_000),
+    "endpoint": (through_a_server, "tiny_checkpoint", causal_oracle, PROBLEMS, 400),
+    "masked-diffusion": (masked_diffusion, "tiny_llada", canvases, CANVAS_PROBLEMS, 30_000),
+}
+"""By engine: the policy, its checkpoint, its exact laws computed another way, the problems, and draws per law test."""
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_engine_keeps_the_contract(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    opened, checkpoint, oracle_of, problems, draws = CASES[engine]
+    with opened(request.getfixturevalue(checkpoint), tmp_path) as policy:
+        check_policy(policy, oracle_of(policy, 0.8), problems, draws=draws, level=LEVEL)
+
+
+@pytest.mark.parametrize("engine", [name for name in ENGINES if name != "vllm"])
+def test_another_temperature_turns_the_law_red(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    opened, checkpoint, oracle_of, problems, draws = CASES[engine]
+    with (
+        opened(request.getfixturevalue(checkpoint), tmp_path) as policy,
+        pytest.raises(AssertionError, match="exact law"),
+    ):
+        check_policy(policy, oracle_of(policy, 1.3), problems, draws=draws, level=LEVEL)
