@@ -137,8 +137,12 @@ def nothing_left_behind() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint() -> Any:
-    """A checkpoint of four tokens, small enough to enumerate."""
-    return shared(random_qwen3(len(ALPHABET), end=0), tiny_tokenizer())
+    """A checkpoint of four tokens, small enough to enumerate; its reading is tested here, so that no test sees that."""
+    from ets.policies.autoregressive.reader import reader_of
+
+    checkpoint = shared(random_qwen3(len(ALPHABET), end=0), tiny_tokenizer())
+    reader_of(checkpoint.model, "tiny", (1, 2, 3))
+    return checkpoint
 
 
 def causal_oracle(policy: Any, temperature: float = 1.0) -> Any:

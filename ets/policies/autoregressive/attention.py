@@ -36,7 +36,11 @@ def grouped_sdpa(
     """
     rows, heads, queries, width = query.shape
     groups = key.shape[1]
-    if row_cache is not None and not row_cache.shares and _can_share(row_cache, module, key, attention_mask, **kwargs):
+    if (
+        row_cache is not None
+        and not row_cache.shares
+        and _can_share(row_cache, module, key, value, attention_mask, **kwargs)
+    ):
         row_cache.attended |= {module.layer_idx}
     if row_cache is not None and row_cache.prefix is not None:
         folded = query.reshape(rows, groups, heads // groups, width)
@@ -53,15 +57,19 @@ def _can_share(
     cache: RowCache,
     module: Any,
     key: torch.Tensor,
+    value: torch.Tensor,
     mask: torch.Tensor | None,
     sliding_window: int | None = None,
     position_bias: torch.Tensor | None = None,
     **_: Any,
 ) -> bool:
-    """Whether the layer attends to all earlier tokens, read from the cache, with weights from the keys alone."""
+    """Whether the layer attends to all earlier tokens, with keys and values that are both the cache's."""
     plain = sliding_window is None and position_bias is None and (mask is None or mask.dtype == torch.bool)
     number = getattr(module, "layer_idx", None)
-    return plain and number is not None and cache.layers[number].keys.data_ptr() == key.data_ptr()
+    if not plain or number is None or number >= len(cache.layers):
+        return False
+    layer = cache.layers[number]
+    return bool(layer.keys.data_ptr() == key.data_ptr() and layer.values.data_ptr() == value.data_ptr())
 
 
 def attend_shared(

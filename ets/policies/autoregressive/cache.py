@@ -1,9 +1,10 @@
-"""A key-value cache with operations on rows: fork, drop, and share a prefix.
+"""A cache of keys, values and recurrent states with operations on rows: fork, drop, and share a prefix.
 
 Rows are aligned on the right: a row with n tokens fills the last n columns, and a mask hides the columns to the left.
-So rows of different lengths advance in one batch, and write to one column.
+So rows of different lengths advance in one batch, and write to one column. A recurrent layer, such as linear attention
+or a state-space layer, has no columns: its states are one tensor per row, which a fork copies.
 
-Rows with a common beginning store the beginning once: a `Prefix` refers to rows of another cache, which
+Rows with a common beginning store its keys and values once: a `Prefix` refers to rows of another cache, which
 `ets.policies.autoregressive.attention` reads once per group of rows.
 """
 
@@ -11,15 +12,54 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import (
+    Cache,
+    CacheLayerMixin,
+    LinearAttentionCacheLayerMixin,
+    LinearAttentionLayer,
+    get_layer_types_and_kwargs,
+)
+
+from ets.types import InputError
 
 SHORTEST = 128
 """Columns of the shortest prefix that is shared; below, one fused attention over copies is faster."""
+
+
+ATTENTION = ("full_attention", "sliding_attention", "chunked_attention", "attention")
+RECURRENT = ("linear_attention", "conv", "moe", "mlp")
+"""Layers without keys; those of a feed-forward network have no states either."""
+BOTH = ("hybrid", "hybrid_sliding")
+
+
+class Kind(NamedTuple):
+    """What a layer keeps for each row: keys and values per token, and a number of recurrent states."""
+
+    attention: bool
+    states: int
+
+
+def layer_kinds(config: Any) -> list[Kind]:
+    """The kinds of a model's layers; layers that read the keys of other layers have no entry.
+
+    Raises
+    ------
+    InputError
+        For layers whose cache cannot be forked by rows.
+    """
+    kinds = []
+    for name, options in zip(*get_layer_types_and_kwargs(config), strict=True):
+        if name not in (*ATTENTION, *RECURRENT, *BOTH):
+            raise InputError(f"layers of the type {name} cannot be forked by rows; choose another model")
+        states = 0 if name in ATTENTION else options.get("number_of_states", 1)
+        kinds.append(Kind(name in ATTENTION or name in BOTH, states))
+    return kinds
 
 
 class _RowLayer(CacheLayerMixin):
@@ -58,27 +98,101 @@ class _RowLayer(CacheLayerMixin):
         return self.capacity
 
 
+class _StateLayer(LinearAttentionLayer):
+    """The convolution and recurrent states `[rows, ...]` of one layer."""
+
+    def __init__(self, states: int) -> None:
+        LinearAttentionCacheLayerMixin.__init__(self, number_of_states=states)
+
+    def take_states(self, sources: Sequence[_StateLayer], places: Sequence[tuple[int, int]]) -> None:
+        """Become copies: row r is row `places[r][1]` of source `places[r][0]`."""
+        for name in ("conv", "recurrent"):
+            for index in range(self.number_of_states):
+                tensors = [getattr(source, f"{name}_states")[index] for source in sources]
+                if tensors[0] is None:
+                    continue
+                rows = [tensors[source][row] for source, row in places]
+                getattr(self, f"{name}_states")[index] = torch.stack(rows)
+                getattr(self, f"is_{name}_states_initialized")[index] = True
+        for name in ("has_previous_state", "conv_kernel_size", "dtype", "device"):
+            setattr(self, name, copy(getattr(sources[0], name)))
+
+    def keep(self, order: Sequence[int]) -> None:
+        """Keep these rows, in this order."""
+        for states in (self.conv_states, self.recurrent_states):
+            for index, tensor in states.items():
+                if tensor is not None:
+                    states[index] = tensor[list(order)]
+
+    @property
+    def bytes_per_row(self) -> int:
+        kept = [*self.conv_states.values(), *self.recurrent_states.values()]
+        return sum(tensor[0].nbytes for tensor in kept if tensor is not None)
+
+
+class _RowStateLayer(_StateLayer, _RowLayer):
+    """A layer with attention and with states."""
+
+    def __init__(self, capacity: int, states: int) -> None:
+        _RowLayer.__init__(self, capacity)
+        _StateLayer.__init__(self, states)
+
+    def lazy_initialization(self, *tensors: Any, **states: Any) -> None:
+        """Attention gives keys and values by position, a recurrent layer its states by name."""
+        if tensors:
+            _RowLayer.lazy_initialization(self, *tensors)
+        else:
+            _StateLayer.lazy_initialization(self, **states)
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        _RowLayer.reorder_cache(self, beam_idx)
+        _StateLayer.reorder_cache(self, beam_idx)
+
+
+def _layer(kind: Kind, capacity: int) -> Any:
+    if not kind.attention:
+        return _StateLayer(kind.states)
+    return _RowStateLayer(capacity, kind.states) if kind.states else _RowLayer(capacity)
+
+
 class RowCache(Cache):
     """The cache of a batch of rows; row r has read `lengths[r]` tokens, the tokens of the prefix included.
 
     `attended` holds the layers whose attention can read a prefix. `grouped_sdpa` adds layers, and copies inherit them.
     """
 
-    def __init__(self, layers: int, capacity: int, lengths: Sequence[int], prefix: Prefix | None = None) -> None:
-        super().__init__(layers=[_RowLayer(capacity) for _ in range(layers)])
-        self.lengths, self.prefix = list(lengths), prefix
+    def __init__(
+        self, kinds: Sequence[Kind], capacity: int, lengths: Sequence[int], prefix: Prefix | None = None
+    ) -> None:
+        super().__init__(layers=[_layer(kind, capacity) for kind in kinds])
+        self.kinds, self.lengths, self.prefix = kinds, list(lengths), prefix
         self.attended: frozenset[int] = frozenset()
         self._there: tuple[torch.Tensor, torch.Tensor | None] | None = None  # see `_on`
 
     @property
     def length(self) -> int:
-        """Columns in use."""
-        return int(self.layers[0].get_seq_length())
+        """Columns in use; a cache of states alone has as many as its longest row has tokens."""
+        return self.with_keys[0].length if self.with_keys else max(self.lengths, default=0)
+
+    @property
+    def with_keys(self) -> list[_RowLayer]:
+        """The layers with attention."""
+        return [layer for layer in self.layers if isinstance(layer, _RowLayer)]
+
+    @property
+    def with_states(self) -> list[_StateLayer]:
+        """The recurrent layers."""
+        return [layer for layer in self.layers if isinstance(layer, _StateLayer)]
 
     @property
     def shares(self) -> bool:
-        """Whether every layer can read a prefix."""
-        return len(self.attended) == len(self.layers)
+        """Whether every layer with attention can read a prefix."""
+        return 0 < len(self.attended) == len(self.with_keys)
+
+    def bytes_of_a_row(self) -> tuple[int, int]:
+        """Bytes of a column of a row, and of the row's states; the layers have read a token."""
+        kept = [t for layer in self.with_keys for t in (layer.keys, layer.values) if t is not None]
+        return sum(t[0, :, :1].nbytes for t in kept), sum(layer.bytes_per_row for layer in self.with_states)
 
     @property
     def stored_lengths(self) -> list[int]:
@@ -114,9 +228,10 @@ class RowCache(Cache):
             self._there = self._there[0] + columns, self._there[1]
 
     def drop_last_column(self) -> None:
-        """Forget the last token of every row."""
+        """Forget the last token of every row; a recurrent state cannot forget a token."""
+        assert not self.with_states
         self.lengths, self._there = [n - 1 for n in self.lengths], None
-        for layer in self.layers:
+        for layer in self.with_keys:
             layer.length -= 1
 
     def keep(self, rows: Sequence[int]) -> list[int]:
@@ -134,11 +249,12 @@ class RowCache(Cache):
         if self.prefix is not None:
             begun = [self.prefix.rows[row] for row in order]
             self.prefix = Prefix.of(self.prefix.cache, begun) if begun else None
-        if gaps:
-            for layer in self.layers:
-                assert layer.keys is not None and layer.values is not None
+        for layer in self.with_keys if gaps else []:
+            if layer.keys is not None and layer.values is not None:
                 layer.keys[gaps] = layer.keys[movers]
                 layer.values[gaps] = layer.values[movers]
+        for states in self.with_states:
+            states.keep(order)
         return order
 
 
@@ -176,7 +292,7 @@ class Prefix:
     """
 
     def __init__(self, cache: RowCache, rows: Sequence[int]) -> None:
-        keys = cache.layers[0].keys
+        keys = cache.with_keys[0].keys
         assert keys is not None
         self.cache, self.rows, self.lengths = cache, list(rows), [cache.lengths[row] for row in rows]
         self._span = slice(min(rows), max(rows) + 1)
@@ -246,26 +362,26 @@ def compact(memories: Sequence[RowMemory]) -> None:
 
 def fork(memories: Sequence[RowMemory], room: int) -> RowCache:
     """A cache with a copy of each memory's row, and room for more columns."""
-    return _gather([memory.segments() for memory in memories], room)
+    return _gather([memory.segments() for memory in memories], room, owners=memories)
 
 
-def share(memories: Sequence[RowMemory], room: int) -> RowCache:
+def share(memories: Sequence[RowMemory], room: int, shortest: int | None = None) -> RowCache:
     """As `fork`, with the beginnings of `in_common` as a shared prefix instead of copies.
 
     Beginnings in several caches are first copied to one cache, each once.
     """
-    segments, common = [memory.segments() for memory in memories], in_common(memories)
+    segments, common = [memory.segments() for memory in memories], in_common(memories, shortest)
     if not common:
-        return _gather(segments, room)
+        return _gather(segments, room, owners=memories)
     rests = [row[len(begin) :] for row, begin in zip(segments, common, strict=True)]
     cache, rows = common[0][0].cache, [begin[0].row for begin in common]
     if len({begin[0].cache for begin in common}) > 1:
         distinct = list(dict.fromkeys(common))
         cache, rows = _gather(distinct, room=0), [distinct.index(begin) for begin in common]
-    return _gather(rests, room, Prefix.of(cache, rows))
+    return _gather(rests, room, Prefix.of(cache, rows), owners=memories)
 
 
-def in_common(memories: Sequence[RowMemory]) -> list[tuple[Segment, ...]]:
+def in_common(memories: Sequence[RowMemory], shortest: int | None = None) -> list[tuple[Segment, ...]]:
     """The beginning of each memory's row, if at least two rows, on average, share one of `SHORTEST` columns or more.
 
     If all rows begin in one cache, a beginning is a row of that cache; otherwise a beginning is a whole memory. The
@@ -277,7 +393,7 @@ def in_common(memories: Sequence[RowMemory]) -> list[tuple[Segment, ...]]:
     if len({begin.cache for begin, *_ in segments}) == 1:
         segments = [row[:1] for row in segments]
     columns = sum(part.columns for row in segments for part in row) / len(segments)
-    pays = columns >= SHORTEST and 2 * len(set(segments)) <= len(segments)
+    pays = columns >= (SHORTEST if shortest is None else shortest) and 2 * len(set(segments)) <= len(segments)
     return segments if pays else []
 
 
@@ -289,15 +405,28 @@ def columns_each(memories: Sequence[RowMemory], room: int) -> float:
     return max(begun) * len(set(common)) / len(memories) + rest + room
 
 
-def _gather(rows: Sequence[Sequence[Segment]], room: int, prefix: Prefix | None = None) -> RowCache:
-    """A cache with rows copied from segments, aligned on the right, with room for more columns."""
+def _gather(
+    rows: Sequence[Sequence[Segment]],
+    room: int,
+    prefix: Prefix | None = None,
+    owners: Sequence[RowMemory] | None = None,
+) -> RowCache:
+    """A cache with rows copied from segments, aligned on the right, with room for more columns.
+
+    The states are those of the `owners`; a prefix, which is read and never continued, has none.
+    """
     lengths = [sum(part.columns for part in row) for row in rows]
     longest, copies = max(lengths), list(_copies(rows, max(lengths)))
     source = rows[0][0].cache if prefix is None else prefix.cache
     total = lengths if prefix is None else [n + begun for n, begun in zip(lengths, prefix.lengths, strict=True)]
-    gathered = RowCache(len(source), longest + room, total, prefix)
+    gathered = RowCache(source.kinds, longest + room, total, prefix)
     gathered.attended = source.attended
+    places, caches = _states_of(owners or ())
     for number, layer in enumerate(gathered.layers):
+        if places and isinstance(layer, _StateLayer):
+            layer.take_states([cache.layers[number] for cache in caches], places)
+        if not isinstance(layer, _RowLayer) or source.layers[number].keys is None:
+            continue
         for name in ("keys", "values"):
             sample = getattr(source.layers[number], name)
             tensor = sample.new_empty(len(rows), sample.shape[1], longest + room, sample.shape[3])
@@ -309,6 +438,12 @@ def _gather(rows: Sequence[Sequence[Segment]], room: int, prefix: Prefix | None 
             setattr(layer, name, tensor)
         layer.is_initialized, layer.length = True, longest
     return gathered
+
+
+def _states_of(owners: Sequence[RowMemory]) -> tuple[list[tuple[int, int]], list[RowCache]]:
+    """The place of each memory's states, as the number of a cache and a row, and the caches."""
+    caches = list(dict.fromkeys(memory.cache for memory in owners))
+    return [(caches.index(memory.cache), memory.row) for memory in owners], [c for c in caches if c is not None]
 
 
 def _copies(rows: Sequence[Sequence[Segment]], longest: int) -> Iterator[tuple[int, int, int, Segment]]:

@@ -6,12 +6,11 @@ and the next guide step continues the cache of the chosen candidate. Ended rows 
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -19,7 +18,7 @@ import torch
 
 from ets.models import MASKED_DIFFUSION
 from ets.policies.autoregressive.beam_search import Ended, beam_search
-from ets.policies.autoregressive.cache import RowCache, RowMemory, columns_each, compact, fork, share
+from ets.policies.autoregressive.cache import RowCache, RowMemory, columns_each, compact, fork, layer_kinds, share
 from ets.policies.autoregressive.law import (
     Endings,
     TokenState,
@@ -28,6 +27,7 @@ from ets.policies.autoregressive.law import (
     probabilities,
     require_same_tokens,
 )
+from ets.policies.autoregressive.reader import reader_of, switch_of
 from ets.policies.autoregressive.scoring import (
     ForeignPath,
     PathKey,
@@ -38,7 +38,7 @@ from ets.policies.autoregressive.scoring import (
     score_paths,
 )
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.memory import MemoryLimit, cache_bytes
+from ets.policies.memory import MemoryLimit
 from ets.policies.prompts import encode_prompt
 from ets.policies.settings import Horizon, MemorySettings, Sampling
 from ets.policies.token_draws import certainty_of, in_slices, pick_tokens, require_finite
@@ -77,7 +77,7 @@ class TransformersPolicy:
     Raises
     ------
     InputError
-        For a masked-diffusion model, and for layers other than attention.
+        For a masked-diffusion model, an encoder, or layers whose cache cannot be forked by rows.
     """
 
     def __init__(
@@ -97,11 +97,9 @@ class TransformersPolicy:
                 f"{checkpoint.name!r} is a masked-diffusion model ({self._config.model_type}), which is not "
                 "autoregressive; use MaskedDiffusionPolicy, or llada/eval.sh"
             )
-        layers = getattr(self._config, "layer_types", None) or []
-        if unknown := set(layers) - {"full_attention", "sliding_attention", "attention"}:
-            raise InputError(
-                f"{checkpoint.name!r} has layers of the type {sorted(unknown)[0]}; only attention layers are supported"
-            )
+        if getattr(self._config, "is_encoder_decoder", False):
+            raise InputError(f"{checkpoint.name!r} has an encoder and a decoder; choose a causal language model")
+        layer_kinds(self._config)  # raises for layers that cannot be forked
         self.checkpoint, self.sampling, self.horizon = checkpoint, sampling, horizon
         ends = checkpoint.end_ids if end_ids is None else end_ids
         self.endings = Endings(checkpoint.tokenizer, ends, self._config.vocab_size)
@@ -125,8 +123,27 @@ class TransformersPolicy:
         """Empty generations; the prompts are encoded and checked, and read by the first draw."""
         context, tokenizer = self.checkpoint.context, self.checkpoint.tokenizer
         prompts = [encode_prompt(tokenizer, problem, self.horizon.max_length, context) for problem in problems]
+        for problem, prompt in zip(problems, prompts, strict=True):
+            self._require_readable(problem, prompt)
         sure = Certainty() if self.certainty else None
         return [TokenState(*pair, memory=RowMemory(), certainty=sure) for pair in zip(problems, prompts, strict=True)]
+
+    def _require_readable(self, problem: Problem, prompt: tuple[int, ...]) -> None:
+        """Raise `InputError` for ids without an embedding, and for texts that may grow past a switch of longrope.
+
+        At the switch the rotary embedding changes for the whole text, and with it every cached key.
+        """
+        known, switch = self._config.vocab_size, switch_of(self._config)
+        if max(prompt) >= known:
+            raise InputError(
+                f"the prompt of problem {problem.id!r} has the token id {max(prompt)}, and the model has embeddings of "
+                f"{known}; call model.resize_token_embeddings, or encode the text by this model's tokenizer"
+            )
+        if switch is not None and len(prompt) <= switch < len(prompt) + self.horizon.max_length - 1:
+            raise InputError(
+                f"the prompt of problem {problem.id!r} has {len(prompt)} tokens, and the model's longrope changes "
+                f"after {switch}; set max_length to at most {switch - len(prompt) + 1}, so that no text crosses it"
+            )
 
     def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         return self._draw(states, keys, self.horizon.block_size, "candidate", self._pick)
@@ -146,14 +163,19 @@ class TransformersPolicy:
         cost of equal states are shared.
         """
         require_counts(beams=beams)
+        if any(kind.states for kind in layer_kinds(self._config)) and beams > 1:
+            raise InputError(
+                f"{self.checkpoint.name!r} has recurrent layers, whose states cannot go back by the token that beam "
+                "search reads again; leave the method beam out"
+            )
         opened = as_token_states(states)
         if beams == 1:
             return self.greedy(opened, np.zeros(len(opened), np.uint64))
         compact([state.memory for state in opened])
         prompts = self._read_prompts(opened)
-        by_length: dict[int, list[TokenState]] = defaultdict(list)
+        by_length: dict[Any, list[TokenState]] = defaultdict(list)
         for state in dict.fromkeys(opened):
-            by_length[len(state.tokens)].append(state)
+            by_length[len(state.tokens), self._reader.group(state.memory.length)].append(state)
         bytes_each = beams * self._bytes_per_row(opened)
         found: dict[TokenState, Draw] = {}
         for group in by_length.values():
@@ -200,7 +222,7 @@ class TransformersPolicy:
         compact([path.start.memory for path in going.values()])
         prompts = self._read_prompts([path.start for path in going.values()])
         memories: dict[PathKey, RowMemory] = {}
-        for group in of_equal_length(going.values()):
+        for group in (part for each in self._paths_together(going.values()) for part in of_equal_length(each)):
             bytes_each = self._bytes_per_row([path.start for path in group])
             for found in self._memory.in_chunks(group, bytes_each, partial(read_on, self._forward)):
                 memories |= found
@@ -222,14 +244,20 @@ class TransformersPolicy:
         compact([path.start.memory for path in paths])
         prompts = self._read_prompts([path.start for path in paths])
         known = {path.key: path for path in paths if max(path.tokens, default=0) < self._config.vocab_size}
-        ordered = sorted(known.values(), key=lambda path: len(path.tokens))
         bytes_each = self._bytes_per_row([path.start for path in paths])
         scoring = partial(score_paths, self._forward, partial(probabilities, self.sampling))
         scores = {path.key: Score(-math.inf) for path in paths}
-        for found in self._memory.in_chunks(ordered, bytes_each, scoring):
-            scores |= found
+        for group in self._paths_together(known.values()):
+            ordered = sorted(group, key=lambda path: len(path.tokens))
+            for found in self._memory.in_chunks(ordered, bytes_each, scoring):
+                scores |= found
         costs = self._reading_costs(paths, {key: found.positions for key, found in scores.items()}, prompts)
         return [Scored(scores[path.key].logp, cost) for path, cost in zip(paths, costs, strict=True)]
+
+    def _paths_together(self, paths: Iterable[ForeignPath]) -> list[list[ForeignPath]]:
+        """The paths in groups whose starts may share a forward pass."""
+        listed = list(paths)
+        return [[listed[n] for n in places] for places in self._together([path.start for path in listed])]
 
     def _reading_costs(
         self, paths: Sequence[ForeignPath], positions: dict[PathKey, int], prompts: dict[RowMemory, int]
@@ -242,15 +270,24 @@ class TransformersPolicy:
     @torch.inference_mode()
     def _draw(self, states: Sequence[State], keys: Keys, block: int, kind: str, pick: Pick) -> list[Draw]:
         opened = as_token_states(states)
-        memories = [state.memory for state in opened]
-        compact(memories)
-        prompts, rows = self._read_prompts(opened), list(zip(opened, keys, strict=True))
-        bytes_each = columns_each(memories, self._room(opened, block)) * self._bytes_per_column
+        compact([state.memory for state in opened])
+        prompts, draws = self._read_prompts(opened), dict[int, Draw]()
         advance = partial(self._advance, block=block, kind=kind, pick=pick, prompts=prompts)
-        chunks = self._memory.in_chunks(rows, bytes_each, advance)
-        draws = [draw for chunk in chunks for draw in chunk]
-        self.ledger += Cost.total(draw.cost for draw in draws)
-        return draws
+        for places in self._together(opened):
+            group = [opened[n] for n in places]
+            columns = columns_each([state.memory for state in group], self._room(group, block))
+            rows = [(opened[n], keys[n]) for n in places]
+            chunks = self._memory.in_chunks(rows, self._bytes_of(columns), advance)
+            draws |= zip(places, (draw for chunk in chunks for draw in chunk), strict=True)
+        self.ledger += Cost.total(draw.cost for draw in draws.values())
+        return [draws[n] for n in range(len(opened))]
+
+    def _together(self, states: Sequence[TokenState]) -> list[list[int]]:
+        """The places of states that may share a forward pass: all, unless the model needs one length or longrope."""
+        groups: dict[Any, list[int]] = defaultdict(list)
+        for n, state in enumerate(states):
+            groups[self._reader.group(state.memory.length)].append(n)
+        return list(groups.values())
 
     def _pick(self, logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return pick_tokens(probabilities(self.sampling, logits), uniforms)
@@ -258,15 +295,17 @@ class TransformersPolicy:
     def _read_prompts(self, states: Sequence[TokenState]) -> dict[RowMemory, int]:
         """Fill the memories of start states, one forward per prompt length; returns the positions read, by memory."""
         unread = {state.memory: state for state in states if state.memory.logits is None}
+        for state in list(unread.values())[:1]:
+            self._reader = reader_of(self.checkpoint.model, self.checkpoint.name, state.prompt)
         by_length: dict[int, list[TokenState]] = defaultdict(list)
         for state in unread.values():
             by_length[len(state.prompt)].append(state)
         for length, group in by_length.items():
-            self._memory.in_chunks(group, length * self._bytes_per_column, self._read)
+            self._memory.in_chunks(group, self._bytes_of(length), self._read)
         return {memory: len(state.prompt) for memory, state in unread.items()}
 
     def _read(self, states: Sequence[TokenState]) -> None:
-        cache = RowCache(self._config.num_hidden_layers, len(states[0].prompt), [0] * len(states))
+        cache = self._reader.empty(len(states), len(states[0].prompt))
         logits = self._forward(cache, [state.prompt for state in states])[:, -1]
         for row, state in enumerate(states):
             state.memory.cache, state.memory.row, state.memory.logits = cache, row, logits[row]
@@ -335,21 +374,7 @@ class TransformersPolicy:
 
     def _forward(self, cache: RowCache, tokens: Sequence[Sequence[int]] | torch.Tensor, last: int = 1) -> torch.Tensor:
         """Read tokens `[rows, columns]` at the end of the cache; returns the last logits `[rows, last, V]`."""
-        model = self.checkpoint.model
-        ids = torch.as_tensor(tokens, device=model.device)
-        mask = cache.mask(ids.shape[1], ids.device)
-        if mask is not None and cache.shares and ids.shape[1] == 1:
-            mask = mask.bool()[:, None, None]  # transformers would inspect a 2-D mask, and wait for the device
-        logits = model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=cache.positions(ids.shape[1], ids.device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=last,
-            **({"row_cache": cache} if self._may_share else {}),
-        ).logits
-        cache.advance(ids.shape[1])
+        logits = self._reader.read(cache, tokens, last)
         self.ledger += Cost(forwards=1)
         return logits
 
@@ -357,23 +382,14 @@ class TransformersPolicy:
         """Tokens that the shortest of the states can draw."""
         return min(block, self.horizon.max_length - min(len(state.tokens) for state in states))
 
-    def _bytes_per_row(self, states: Sequence[TokenState]) -> int:
+    def _bytes_per_row(self, states: Sequence[TokenState]) -> float:
         """Largest number of bytes of a row in the cache."""
-        return (max(len(state.prompt) for state in states) + self.horizon.max_length) * self._bytes_per_column
+        return self._bytes_of(max(len(state.prompt) for state in states) + self.horizon.max_length)
 
-    @cached_property
-    def _may_share(self) -> bool:
-        """Whether the model attends to all earlier tokens, takes `position_ids`, and passes `row_cache` to attention.
-
-        `grouped_sdpa` cannot detect positions from the columns of a cache, or a window in the mask.
-        """
-        parameters = inspect.signature(self.checkpoint.model.forward).parameters
-        hands_on = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-        return hands_on and "position_ids" in parameters and not getattr(self._config, "sliding_window", None)
-
-    @cached_property
-    def _bytes_per_column(self) -> int:
-        return cache_bytes(self._config, self.checkpoint.model.dtype.itemsize)
+    def _bytes_of(self, columns: float) -> float:
+        """Bytes of a row with so many columns in the cache, and with its states."""
+        column, states = self._reader.bytes_of_a_row
+        return columns * column + states
 
 
 def _most_probable(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

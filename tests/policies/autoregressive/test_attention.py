@@ -13,7 +13,8 @@ from ets.kernel import energy_guided
 from ets.policies.autoregressive import attention
 from ets.policies.autoregressive import cache as kv_cache
 from ets.policies.autoregressive.attention import NAME, attend_shared, grouped_sdpa, use_grouped_sdpa
-from ets.policies.autoregressive.cache import Prefix, RowCache
+from ets.policies.autoregressive.cache import Kind, Prefix, RowCache
+from ets.policies.autoregressive.reader import reader_of
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.settings import Horizon, Sampling
@@ -59,7 +60,7 @@ def test_two_parts_are_as_exact_as_one_in_low_precision(dtype: torch.dtype) -> N
     query[..., 0], key[..., 0] = 20, 40
     key[1:, :, :3000], value[1:, :, :3000] = key[0, :, :3000], value[0, :, :3000]
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    begun, sdpa = RowCache(1, 3000, [3000]), torch.nn.functional.scaled_dot_product_attention
+    begun, sdpa = RowCache([Kind(True, 0)], 3000, [3000]), torch.nn.functional.scaled_dot_product_attention
     begun.layers[0].update(key[:1, :, :3000], value[:1, :, :3000])
     found = attend_shared(query, key[:, :, 3000:], value[:, :, 3000:], None, Prefix(begun, [0] * 4), 0)
     exact = sdpa(query.double(), key.double(), value.double())
@@ -68,7 +69,7 @@ def test_two_parts_are_as_exact_as_one_in_low_precision(dtype: torch.dtype) -> N
 
 def test_many_large_values_stay_within_float16() -> None:
     """Their sum, 80,000, is beyond it."""
-    begun, key = RowCache(1, 2000, [2000]), torch.zeros(1, 1, 2000, 8, dtype=torch.float16)
+    begun, key = RowCache([Kind(True, 0)], 2000, [2000]), torch.zeros(1, 1, 2000, 8, dtype=torch.float16)
     begun.layers[0].update(key, key + 40)
     found = attend_shared(key[:, :, :1], key, key + 40, None, Prefix(begun, [0]), 0)
     torch.testing.assert_close(found, key[:, :, :1] + 40)
@@ -79,7 +80,7 @@ REASONS = {"none": True, "sliding_window": False, "position_bias": False, "float
 
 @pytest.mark.parametrize("reason", REASONS)
 def test_a_layer_shares_if_it_looks_at_all_that_stands_in_the_cache(reason: str) -> None:
-    cache, module = RowCache(2, 4, [0]), torch.nn.Module()
+    cache, module = RowCache([Kind(True, 0)] * 2, 4, [0]), torch.nn.Module()
     module.num_key_value_groups, module.layer_idx = 2, 1
     kept = [layer.update(torch.ones(1, 2, 4, 8), torch.ones(1, 2, 4, 8)) for layer in cache.layers]
     key, value = kept[0 if reason == "key" else 1]
@@ -146,6 +147,7 @@ def test_families_share_prefixes_where_their_attention_can_and_draw_the_same(
         problems = [Problem("p", (1, 2, 3)), Problem("q", (1, 3, 3, 2, 1, 2, 3))]
         return [result.state.tokens for result in run(policy, step, problems, width=2, seed=1)]
 
+    reader_of(checkpoint.model, family, (1, 2, 3))  # tests the model
     monkeypatch.setattr(attention, "attend_shared", attend)
     apart = texts(1000)
     assert not calls and texts(1) == apart

@@ -16,6 +16,7 @@ from ets.kernel import energy_guided
 from ets.policies.autoregressive import cache as kv_cache
 from ets.policies.autoregressive import transformers as transformers_policy
 from ets.policies.autoregressive.cache import Prefix, RowCache
+from ets.policies.autoregressive.reader import reader_of
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.settings import Horizon, Sampling
@@ -160,6 +161,7 @@ def never_ending(prompt_length: int) -> tuple[TransformersPolicy, Problem]:
 def test_nothing_is_computed_twice(length: int) -> None:
     """Positions that the model really saw, for M 8, K 3, block 32, length 128: at most 1.02 times the minimum."""
     policy, problem = never_ending(length)
+    reader_of(policy.checkpoint.model, "tiny", problem.prompt)  # tests the model once
     step = energy_guided(per_text(lambda _, text: text.count("a")), candidates=8, rollouts=3, lam=1.0)
     with what_is_read(policy.checkpoint.model) as shapes:
         (chain,) = run(policy, step, [problem], width=1, seed=0)
@@ -260,10 +262,10 @@ def test_states_that_have_ended_or_are_foreign_are_refused(make_tiny: Any) -> No
         policy.extend(done, np.arange(3, dtype=np.uint64))
 
 
-def test_layers_without_keys_and_values_are_refused(tiny_checkpoint: Any) -> None:
+def test_layers_that_cannot_be_forked_are_refused(tiny_checkpoint: Any) -> None:
     model = random_qwen3(len(ALPHABET), end=0)
-    model.config.layer_types = ["full_attention", "linear_attention"]
-    with pytest.raises(InputError, match="linear_attention"):
+    model.config.layer_types = ["full_attention", "indexed_attention"]
+    with pytest.raises(InputError, match="layers of the type indexed_attention cannot be forked"):
         TransformersPolicy(Checkpoint.loaded(model, tiny_tokenizer()), Sampling(), Horizon(1, 2))
 
 

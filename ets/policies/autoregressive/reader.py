@@ -1,0 +1,215 @@
+"""Reads tokens with a causal language model on a cache of rows, after a test that the model reads them right.
+
+Model families differ in what a cache may do: some compute their attention from more than the cached keys, some look at
+both sides of a token, some ignore padding. So the first prompt is read in several ways, and the logits of the last
+tokens must agree: whole and without a cache; in parts, through the cache; in rows of different lengths; and in rows
+that share a prefix. A model whose logits disagree is refused.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+
+from ets.policies.autoregressive.cache import RowCache, RowMemory, fork, layer_kinds, share
+from ets.types import InputError, one_line
+
+PROBED = 24
+"""Tokens of the first prompt that the test reads; a shorter prompt is repeated."""
+
+
+class CausalReader:
+    """A causal model on caches of rows.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+    name : str
+        For errors.
+
+    Attributes
+    ----------
+    kinds : list of Kind
+        What each layer keeps.
+    may_share : bool
+        Whether rows may share a prefix.
+    may_pad : bool
+        Whether rows of different lengths may share a forward pass.
+    bytes_of_a_row : (int, int)
+        Bytes of a column of a row in a cache, and of the row's states, measured in the test.
+    switch : int or None
+        Tokens after which the model's rotary embedding changes for the whole text (longrope).
+
+    Raises
+    ------
+    InputError
+        For a model without a cache, or with layers whose cache cannot be forked by rows.
+    """
+
+    def __init__(self, model: Any, name: str) -> None:
+        self.model, self.name = model, name
+        self._config = model.config.get_text_config()
+        self.kinds = layer_kinds(self._config)
+        parameters = inspect.signature(model.forward).parameters
+        hands_on = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+        caches = [name for name in ("past_key_values", "cache_params") if name in parameters]
+        if not caches:
+            raise InputError(f"{name!r} ({self._config.model_type}) keeps no cache; choose another model")
+        self._cache_name = caches[0]
+        self._names = None if hands_on else set(parameters)
+        # `grouped_sdpa` cannot detect positions from the columns of a cache, or a window in the mask
+        windowed = getattr(self._config, "sliding_window", None) or getattr(self._config, "num_kv_shared_layers", 0)
+        self.may_share = hands_on and "position_ids" in parameters and not windowed
+        self.may_pad, self.switch, self.bytes_of_a_row = True, switch_of(self._config), (1, 0)
+
+    @property
+    def device(self) -> torch.device:
+        """Of the token ids: that of the first weights that are not offloaded."""
+        found = (weights.device for weights in self.model.parameters() if weights.device.type != "meta")
+        return next(found, torch.device("cpu"))
+
+    def empty(self, rows: int, capacity: int) -> RowCache:
+        """A cache of rows that have read nothing."""
+        return RowCache(self.kinds, capacity, [0] * rows)
+
+    def read(self, cache: RowCache, tokens: Sequence[Sequence[int]] | torch.Tensor, last: int = 1) -> torch.Tensor:
+        """Read tokens `[rows, columns]` at the end of the cache; returns the last logits `[rows, last, V]`."""
+        ids = torch.as_tensor(tokens, device=self.device)
+        mask = cache.mask(ids.shape[1], ids.device)
+        if mask is not None and cache.shares and ids.shape[1] == 1:
+            mask = mask.bool()[:, None, None]  # transformers would inspect a 2-D mask, and wait for the device
+        options = {"attention_mask": mask, self._cache_name: cache, "use_cache": True, "logits_to_keep": last}
+        if cache.with_keys:  # a model of states alone has no positions
+            options["position_ids"] = cache.positions(ids.shape[1], ids.device)
+        if self.may_share:
+            options["row_cache"] = cache
+        logits = self.model(input_ids=ids, **self._taken(options)).logits[:, -last:]
+        cache.advance(ids.shape[1])
+        return logits
+
+    def _taken(self, options: dict[str, Any]) -> dict[str, Any]:
+        """The options that the model's `forward` has."""
+        return options if self._names is None else {n: value for n, value in options.items() if n in self._names}
+
+    def group(self, length: int) -> tuple[bool, int]:
+        """Rows of `length` tokens share a forward pass with the rows whose group is equal."""
+        return self.switch is not None and length > self.switch, 0 if self.may_pad else length
+
+    def whole(self, tokens: Sequence[int]) -> torch.Tensor:
+        """All logits `[columns, V]` of a text, read without a cache."""
+        ids = torch.tensor([tokens], device=self.device)
+        return self.model(input_ids=ids, **self._taken({"use_cache": False})).logits[0]
+
+
+def reader_of(model: Any, name: str, prompt: Sequence[int]) -> CausalReader:
+    """The reader of a model, tested once on the model's first prompt.
+
+    Raises
+    ------
+    InputError
+        For a model that the policy would read wrongly, with the reason; for a prompt with ids that the model does not
+        have; and for whatever error the model itself raises in its first forward pass.
+    """
+    reader, known = _READERS.get(model), embedded_ids(model)
+    if max(prompt) >= known:
+        raise InputError(
+            f"the prompt has the token id {max(prompt)}, and {name!r} has embeddings of {known}; resize them"
+        )
+    if reader is None:
+        reader = CausalReader(model, name)
+        try:
+            with torch.inference_mode():
+                _test(reader, (list(prompt) * PROBED)[:PROBED])
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            kind = reader.model.config.model_type
+            raise InputError(f"{name!r} ({kind}) failed on its first prompt: {one_line(error)}") from error
+        _READERS[model] = reader
+    return reader
+
+
+def embedded_ids(model: Any) -> int:
+    """The number of token ids that a model has embeddings of."""
+    weights = getattr(model.get_input_embeddings(), "weight", None)
+    return model.config.get_text_config().vocab_size if weights is None else int(weights.shape[0])
+
+
+_READERS: WeakKeyDictionary[Any, CausalReader] = WeakKeyDictionary()
+
+
+def _test(reader: CausalReader, tokens: list[int]) -> None:
+    """Raise `InputError` unless the model reads tokens alike in every way that the policy uses.
+
+    Where a shared prefix alone disagrees, `may_share` becomes false; where rows of different lengths do, `may_pad`.
+    """
+    expected = reader.whole(tokens)
+    finite = bool(torch.isfinite(expected).all())  # if not, the draws name the problem
+    ways = [(True, True)] * reader.may_share + [(False, True), (False, False)]
+    for reader.may_share, reader.may_pad in ways:
+        try:
+            disagreement = _disagreement(reader, tokens, expected)
+        except TypeError:
+            if not reader.may_share:
+                raise
+            disagreement = "in rows that share a prefix"  # a layer does not take `row_cache`
+        if not disagreement or not finite:
+            return
+    kind = reader.model.config.model_type
+    raise InputError(
+        f"{reader.name!r} ({kind}) gives other logits {disagreement} than for the whole text without a cache, so its "
+        "texts would not follow its law; choose another model"
+    )
+
+
+def _disagreement(reader: CausalReader, tokens: list[int], expected: torch.Tensor) -> str:
+    """How the model reads tokens otherwise than whole, in words; empty where all logits agree."""
+    n, half = len(tokens), len(tokens) // 2
+    a, b = n - 2, half if reader.may_pad else n - 2  # tokens that the two rows have read
+
+    def right(logits: torch.Tensor, *places: int) -> bool:
+        return all(_agree(row[-1], expected[place]) for row, place in zip(logits, places, strict=True))
+
+    one, other = reader.empty(1, n), reader.empty(1, n)
+    first, second = reader.read(one, [tokens[:half]]), reader.read(one, [tokens[half:a]])
+    reader.bytes_of_a_row = one.bytes_of_a_row()
+    if not (right(first, half - 1) and right(second, a - 1)):
+        return "for a text in two parts"
+    reader.read(other, [tokens[:b]])
+    memories = [RowMemory(one, 0), RowMemory(other, 0)]
+    for _ in range(2):  # a fork that shared its states with the memories would change them for the next one
+        forked = fork(memories, 2)
+        if not right(reader.read(forked, [[tokens[a]], [tokens[b]]]), a, b):
+            return "in a row beside a longer one"
+        forked.keep([1])
+        if not right(reader.read(forked, [[tokens[b + 1]]]), b + 1):
+            return "after another row has ended"
+    if not right(reader.read(fork(memories, 2), [tokens[a : a + 2], tokens[b : b + 2]]), a + 1, b + 1):
+        return "for two tokens at once"
+    if reader.may_share:
+        shared = share(memories * 2, 2, shortest=1)
+        for at in range(2):
+            if not right(reader.read(shared, [[tokens[a + at]], [tokens[b + at]]] * 2), *[a + at, b + at] * 2):
+                return "in rows that share a prefix"
+    return ""
+
+
+def switch_of(config: Any) -> int | None:
+    """The tokens after which longrope changes the rotary embedding of a whole text, or None."""
+    ropes = getattr(config, "rope_parameters", None) or {}
+    for rope in [ropes, *(rope for rope in ropes.values() if isinstance(rope, dict))]:
+        if rope.get("rope_type") == "longrope":
+            length = rope.get("original_max_position_embeddings")
+            return int(length or getattr(config, "original_max_position_embeddings", config.max_position_embeddings))
+    return None
+
+
+def _agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether logits are equal up to rounding: up to the root of the dtype's step, or float32's, times their size."""
+    step = max(torch.finfo(expected.dtype).eps, torch.finfo(torch.float32).eps)
+    scale = max(1.0, float(expected.float().abs().max()))
+    return bool((found.float() - expected.float()).abs().max() <= step**0.5 * scale)
