@@ -68,8 +68,10 @@ def _can_share(
     number = getattr(module, "layer_idx", None)
     if not plain or number is None or number >= len(cache.layers):
         return False
-    layer = cache.layers[number]
-    return bool(layer.keys.data_ptr() == key.data_ptr() and layer.values.data_ptr() == value.data_ptr())
+    kept = getattr(cache.layers[number], "keys", None), getattr(cache.layers[number], "values", None)
+    return all(
+        own is not None and own.data_ptr() == used.data_ptr() for own, used in zip(kept, (key, value), strict=True)
+    )
 
 
 def attend_shared(
