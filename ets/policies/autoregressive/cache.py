@@ -32,17 +32,18 @@ SHORTEST = 128
 """Columns of the shortest prefix that is shared; below, one fused attention over copies is faster."""
 
 
-ATTENTION = ("full_attention", "sliding_attention", "chunked_attention", "attention")
+ATTENTION = ("full_attention", "sliding_attention", "chunked_attention", "attention", "indexed_attention")
 RECURRENT = ("linear_attention", "conv", "moe", "mlp")
 """Layers without keys; those of a feed-forward network have no states either."""
 BOTH = ("hybrid", "hybrid_sliding")
 
 
 class Kind(NamedTuple):
-    """What a layer keeps for each row: keys and values per token, and a number of recurrent states."""
+    """What a layer keeps for each row: keys and values per token, recurrent states, keys of an indexer per token."""
 
     attention: bool
-    states: int
+    states: int = 0
+    indexed: bool = False
 
 
 def layer_kinds(config: Any) -> list[Kind]:
@@ -58,7 +59,7 @@ def layer_kinds(config: Any) -> list[Kind]:
         if name not in (*ATTENTION, *RECURRENT, *BOTH):
             raise InputError(f"layers of the type {name} cannot be forked by rows; choose another model")
         states = 0 if name in ATTENTION else options.get("number_of_states", 1)
-        kinds.append(Kind(name in ATTENTION or name in BOTH, states))
+        kinds.append(Kind(name in ATTENTION or name in BOTH, states, name == "indexed_attention"))
     return kinds
 
 
@@ -66,6 +67,8 @@ class _RowLayer(CacheLayerMixin):
     """Keys and values `[rows, heads, capacity, width]` of one layer, `length` columns of them in use."""
 
     is_sliding = False
+    columns: tuple[str, ...] = ("keys", "values")
+    """The tensors with a column per token."""
 
     def __init__(self, capacity: int) -> None:
         super().__init__()
@@ -88,6 +91,14 @@ class _RowLayer(CacheLayerMixin):
         self.length = end
         return self.keys[:rows, :, :end], self.values[:rows, :, :end]
 
+    def use(self, length: int) -> None:
+        """Have so many columns in use."""
+        self.length = length
+
+    def kept(self) -> list[torch.Tensor]:
+        """The tensors with a column per token; none before the first token."""
+        return [tensor for tensor in (getattr(self, name) for name in self.columns) if tensor is not None]
+
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.length + query_length, 0
 
@@ -96,6 +107,29 @@ class _RowLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return self.capacity
+
+
+class _IndexedLayer(_RowLayer):
+    """Attention to the tokens that an indexer selects, whose keys `[rows, 1, capacity, width]` are kept too."""
+
+    columns = ("keys", "values", "indexer")
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__(capacity)
+        self.indexer: torch.Tensor | None = None
+        self.indexed = 0
+
+    def update_indexer(self, indexer_key_states: torch.Tensor) -> torch.Tensor:
+        """Append keys `[rows, columns, width]`; returns all of them. A layer calls this before or after `update`."""
+        rows, new, width = indexer_key_states.shape
+        if self.indexer is None:
+            self.indexer = indexer_key_states.new_empty(rows, 1, self.capacity, width)
+        begin, self.indexed = self.indexed, self.indexed + new
+        self.indexer[:rows, 0, begin : self.indexed] = indexer_key_states
+        return self.indexer[:rows, 0, : self.indexed]
+
+    def use(self, length: int) -> None:
+        self.length = self.indexed = length
 
 
 class _StateLayer(LinearAttentionLayer):
@@ -152,6 +186,8 @@ class _RowStateLayer(_StateLayer, _RowLayer):
 def _layer(kind: Kind, capacity: int) -> Any:
     if not kind.attention:
         return _StateLayer(kind.states)
+    if kind.indexed:
+        return _IndexedLayer(capacity)
     return _RowStateLayer(capacity, kind.states) if kind.states else _RowLayer(capacity)
 
 
@@ -191,8 +227,8 @@ class RowCache(Cache):
 
     def bytes_of_a_row(self) -> tuple[int, int]:
         """Bytes of a column of a row, and of the row's states; the layers have read a token."""
-        kept = [t for layer in self.with_keys for t in (layer.keys, layer.values) if t is not None]
-        return sum(t[0, :, :1].nbytes for t in kept), sum(layer.bytes_per_row for layer in self.with_states)
+        kept = [tensor for layer in self.with_keys for tensor in layer.kept()]
+        return sum(tensor[0, :, :1].nbytes for tensor in kept), sum(layer.bytes_per_row for layer in self.with_states)
 
     @property
     def stored_lengths(self) -> list[int]:
@@ -221,6 +257,20 @@ class RowCache(Cache):
             self._there = torch.tensor(self.lengths, device=device), _padding(self.stored_lengths, self.length, device)
         return self._there
 
+    @property
+    def position_ids(self) -> torch.Tensor:
+        """Positions `[3, rows, columns]` of the tokens read so far, where models of multimodal families look for them."""
+        keys = self.with_keys[0].keys
+        if keys is None:
+            raise AttributeError("nothing has been read")  # such a model asks with hasattr
+        begin = torch.tensor([self.length - n for n in self.lengths], device=keys.device)
+        found = (torch.arange(self.length, device=keys.device) - begin[:, None]).clamp(min=0)
+        return found.expand(3, *found.shape)
+
+    @position_ids.setter
+    def position_ids(self, found: torch.Tensor) -> None:
+        """Models store what `position_ids` computes."""
+
     def advance(self, columns: int) -> None:
         """Add `columns` tokens to the length of every row."""
         self.lengths = [n + columns for n in self.lengths]
@@ -232,7 +282,7 @@ class RowCache(Cache):
         assert not self.with_states
         self.lengths, self._there = [n - 1 for n in self.lengths], None
         for layer in self.with_keys:
-            layer.length -= 1
+            layer.use(layer.length - 1)
 
     def keep(self, rows: Sequence[int]) -> list[int]:
         """Keep only these rows; returns the new order of the rows.
@@ -249,10 +299,8 @@ class RowCache(Cache):
         if self.prefix is not None:
             begun = [self.prefix.rows[row] for row in order]
             self.prefix = Prefix.of(self.prefix.cache, begun) if begun else None
-        for layer in self.with_keys if gaps else []:
-            if layer.keys is not None and layer.values is not None:
-                layer.keys[gaps] = layer.keys[movers]
-                layer.values[gaps] = layer.values[movers]
+        for tensor in (tensor for layer in self.with_keys if gaps for tensor in layer.kept()):
+            tensor[gaps] = tensor[movers]
         for states in self.with_states:
             states.keep(order)
         return order
@@ -427,7 +475,7 @@ def _gather(
             layer.take_states([cache.layers[number] for cache in caches], places)
         if not isinstance(layer, _RowLayer) or source.layers[number].keys is None:
             continue
-        for name in ("keys", "values"):
+        for name in layer.columns:
             sample = getattr(source.layers[number], name)
             tensor = sample.new_empty(len(rows), sample.shape[1], longest + room, sample.shape[3])
             if min(lengths) < longest:
@@ -436,7 +484,8 @@ def _gather(
                 copied = getattr(part.cache.layers[number], name)[part.row, :, part.begin : part.end]
                 tensor[first : first + count, :, end - part.columns : end] = copied
             setattr(layer, name, tensor)
-        layer.is_initialized, layer.length = True, longest
+        layer.is_initialized = True
+        layer.use(longest)
     return gathered
 
 

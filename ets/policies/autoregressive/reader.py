@@ -65,7 +65,8 @@ class CausalReader:
         self._names = None if hands_on else set(parameters)
         # `grouped_sdpa` cannot detect positions from the columns of a cache, or a window in the mask
         windowed = getattr(self._config, "sliding_window", None) or getattr(self._config, "num_kv_shared_layers", 0)
-        self.may_share = hands_on and "position_ids" in parameters and not windowed
+        selects = windowed or any(kind.indexed for kind in self.kinds)
+        self.may_share = hands_on and "position_ids" in parameters and not selects
         self.may_pad, self.singly, self.switch, self.bytes_of_a_row = True, False, switch_of(self._config), (1, 0)
 
     @property

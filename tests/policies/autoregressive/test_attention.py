@@ -60,7 +60,7 @@ def test_two_parts_are_as_exact_as_one_in_low_precision(dtype: torch.dtype) -> N
     query[..., 0], key[..., 0] = 20, 40
     key[1:, :, :3000], value[1:, :, :3000] = key[0, :, :3000], value[0, :, :3000]
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    begun, sdpa = RowCache([Kind(True, 0)], 3000, [3000]), torch.nn.functional.scaled_dot_product_attention
+    begun, sdpa = RowCache([Kind(True)], 3000, [3000]), torch.nn.functional.scaled_dot_product_attention
     begun.layers[0].update(key[:1, :, :3000], value[:1, :, :3000])
     found = attend_shared(query, key[:, :, 3000:], value[:, :, 3000:], None, Prefix(begun, [0] * 4), 0)
     exact = sdpa(query.double(), key.double(), value.double())
@@ -69,7 +69,7 @@ def test_two_parts_are_as_exact_as_one_in_low_precision(dtype: torch.dtype) -> N
 
 def test_many_large_values_stay_within_float16() -> None:
     """Their sum, 80,000, is beyond it."""
-    begun, key = RowCache([Kind(True, 0)], 2000, [2000]), torch.zeros(1, 1, 2000, 8, dtype=torch.float16)
+    begun, key = RowCache([Kind(True)], 2000, [2000]), torch.zeros(1, 1, 2000, 8, dtype=torch.float16)
     begun.layers[0].update(key, key + 40)
     found = attend_shared(key[:, :, :1], key, key + 40, None, Prefix(begun, [0]), 0)
     torch.testing.assert_close(found, key[:, :, :1] + 40)
@@ -80,7 +80,7 @@ REASONS = {"none": True, "sliding_window": False, "position_bias": False, "float
 
 @pytest.mark.parametrize("reason", REASONS)
 def test_a_layer_shares_if_it_looks_at_all_that_stands_in_the_cache(reason: str) -> None:
-    cache, module = RowCache([Kind(True, 0)] * 2, 4, [0]), torch.nn.Module()
+    cache, module = RowCache([Kind(True)] * 2, 4, [0]), torch.nn.Module()
     module.num_key_value_groups, module.layer_idx = 2, 1
     kept = [layer.update(torch.ones(1, 2, 4, 8), torch.ones(1, 2, 4, 8)) for layer in cache.layers]
     key, value = kept[0 if reason == "key" else 1]

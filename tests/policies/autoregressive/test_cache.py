@@ -35,7 +35,7 @@ def uncached(model: Any, tokens: list[int]) -> torch.Tensor:
 
 def test_rows_of_different_lengths_and_caches_advance_together_as_they_would_alone() -> None:
     model = random_qwen3(4, end=0)
-    long, short = RowCache([Kind(True, 0)] * 2, 3, [0]), RowCache([Kind(True, 0)] * 2, 2, [0, 0])
+    long, short = RowCache([Kind(True)] * 2, 3, [0]), RowCache([Kind(True)] * 2, 2, [0, 0])
     read(model, long, [[1, 2, 3]])
     read(model, short, [[3, 1], [2, 2]])
     memories = [RowMemory(short, 1), RowMemory(long, 0), RowMemory(short, 0), RowMemory(long, 0)]
@@ -60,7 +60,7 @@ def test_rows_of_different_lengths_and_caches_advance_together_as_they_would_alo
 
 def test_a_fork_leaves_its_source_as_it_was() -> None:
     model = random_qwen3(4, end=0)
-    source = RowCache([Kind(True, 0)] * 2, 4, [0])
+    source = RowCache([Kind(True)] * 2, 4, [0])
     read(model, source, [[1, 2]])
     read(model, fork([RowMemory(source, 0)] * 2, room=2), [[3], [1]])
     assert source.lengths == [2]
@@ -68,7 +68,7 @@ def test_a_fork_leaves_its_source_as_it_was() -> None:
 
 
 def test_what_is_masked_is_finite_whatever_was_in_memory() -> None:
-    source = RowCache([Kind(True, 0)], 3, [3, 1])
+    source = RowCache([Kind(True)], 3, [3, 1])
     source.layers[0].update(torch.ones(2, 1, 3, 2), torch.ones(2, 1, 3, 2))
     torch.use_deterministic_algorithms(True)  # fills new memory with NaN
     try:
@@ -79,7 +79,7 @@ def test_what_is_masked_is_finite_whatever_was_in_memory() -> None:
 
 
 def test_keeping_all_or_none_moves_nothing() -> None:
-    cache = RowCache([Kind(True, 0)], 2, [1, 2, 3])
+    cache = RowCache([Kind(True)], 2, [1, 2, 3])
     assert cache.keep([0, 1, 2]) == [0, 1, 2]
     assert cache.keep([]) == []
 
@@ -100,7 +100,7 @@ class Family:
     @classmethod
     def begun(cls, model: Any, texts: list[list[int]]) -> Family:
         """Prompts of one length."""
-        family = cls(model, RowCache([Kind(True, 0)] * 2, len(texts[0]), [0] * len(texts)), [[] for _ in texts])
+        family = cls(model, RowCache([Kind(True)] * 2, len(texts[0]), [0] * len(texts)), [[] for _ in texts])
         family.read(texts)
         return family
 
