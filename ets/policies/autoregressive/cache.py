@@ -259,7 +259,7 @@ class RowCache(Cache):
 
     @property
     def position_ids(self) -> torch.Tensor:
-        """Positions `[3, rows, columns]` of the tokens read so far, where models of multimodal families look for them."""
+        """Positions `[3, rows, columns]` of the tokens read so far, where models of the family Qwen4 look for them."""
         keys = self.with_keys[0].keys
         if keys is None:
             raise AttributeError("nothing has been read")  # such a model asks with hasattr
