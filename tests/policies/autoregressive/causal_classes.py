@@ -61,6 +61,7 @@ LATENT = {
 }  # fmt: skip
 INDEXED = LATENT | {"index_topk": 3, "index_n_heads": 2, "index_head_dim": 16}
 ROBERTA = {"pad_token_id": 1}
+ROTARY = {"rotary_dim": 8}
 DERIVED = "derived"
 """In place of a size that the configuration derives from others."""
 OWN: dict[str, dict[str, Any]] = {
@@ -68,7 +69,7 @@ OWN: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("deepseek_v32", "glm_moe_dsa"), INDEXED | {"first_k_dense_replace": 1}),
     **dict.fromkeys(("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta"), ROBERTA),
     **dict.fromkeys(("xlm-roberta-xl", "xmod"), ROBERTA | {"default_language": "en_XX"}),
-    **dict.fromkeys(("codegen", "gptj"), {"rotary_dim": 8}),
+    **dict.fromkeys(("codegen", "gptj"), ROTARY),
     "bamba": FAMILIES["Bamba"][1] | {"attn_layer_indices": [1, 3]},
     "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
     "cpmant": {"dim_head": 8, "dim_ff": 48},
@@ -86,7 +87,10 @@ OWN: dict[str, dict[str, Any]] = {
         "rel_extent": 16,
     },
     "jamba": FAMILIES["Jamba"][1],
-    "kimi_linear": LATENT | {"layer_types": ["linear_attention", "full_attention"], "linear_head_dim": 8, "linear_num_heads": 4, "num_experts_per_token": 2},
+    "kimi_linear": LATENT | {
+        "layer_types": ["linear_attention", "full_attention"], "linear_head_dim": 8, "linear_num_heads": 4,
+        "num_experts_per_token": 2,
+    },
     "lfm2": FAMILIES["LFM2"][1],
     "lfm2_moe": FAMILIES["LFM2 mixture of experts"][1],
     "llama4_text": FAMILIES["Llama 4"][1],
