@@ -241,6 +241,11 @@ class Step:
     rollout : int, optional
         The rollout of the candidate that was chosen with it, where a step chooses pairs: a retained rollout, or the
         last text of a chain that stopped early (`ets.stopping`).
+    cut : int, optional
+        In a suffix move of `ets.refined`, the guide boundary after which the text was redrawn. Candidate 0 is then the
+        text before the move, and `choice` 0 a rejected move.
+    exact : bool
+        Whether the chosen text is an exact sample of p* (`ets.exact`).
     """
 
     candidates: tuple[Text, ...]
@@ -250,6 +255,8 @@ class Step:
     choice: int
     cost: Cost
     rollout: int | None = None
+    cut: int | None = None
+    exact: bool = False
 
     @property
     def candidate_log_ratios(self) -> Floats:
@@ -322,7 +329,9 @@ class Chain:
 class Policy(Protocol):
     """A frozen model under a sampling rule. A policy sees rows only, and knows neither M nor K.
 
-    Rows that share a `State` object share its work: `[s] * M` costs one prefill and one first forward.
+    Rows that share a `State` object share its work: `[s] * M` costs one prefill and one first forward. A budget of
+    tokens (`ets.refined`, `ets.exact`) also needs the attribute `lengths`: the least tokens of an open text at each
+    guide boundary, and the most of a complete text, such as (0, 16, 32, 40) for blocks of 16 and 40 tokens in all.
     """
 
     @property

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from ets.randomness import Purpose, derive, uniform
+from ets.randomness import Purpose, uniform
 from ets.step import require_counts, require_positive, require_unweighed, require_variety, row_keys
-from ets.types import Chain, Cost, Floats, Keys, Policy, State, Step, StepFn, Text
+from ets.types import Chain, Cost, Floats, Keys, Policy, State, Step, StepFn
+from ets.walk import WalkPath, drawn_on
 
 
 def power_sampling(*, alpha: float, moves: int) -> StepFn:
@@ -62,7 +62,7 @@ def power_sampling(*, alpha: float, moves: int) -> StepFn:
         require_variety(policy, 1 + moves)
         before = [as_path(chain.state) for chain in chains]
         keys = row_keys(chains, Purpose.CANDIDATE)
-        walks = [_Walk(*row) for row in _drawn_on(policy, before, [path.steps + 1 for path in before], keys)]
+        walks = [_Walk(*row) for row in drawn_on(policy, before, keys, [path.steps + 1 for path in before])]
         keys, numbers = row_keys(chains, Purpose.ROLLOUT, moves), uniform(row_keys(chains, Purpose.CHOICE, moves, 2))
         for move in range(moves):
             _move(policy, walks, keys[:, move], numbers[:, move], alpha)
@@ -76,45 +76,9 @@ def acceptance_rate(trace: Sequence[Step]) -> float:
     return float(np.mean([np.exp(step.log_weights[1:]) for step in trace]))
 
 
-@dataclass(frozen=True)
-class WalkPath:
-    """A generation with the states `[n + 1]` and texts at all guide boundaries, from the empty text on."""
-
-    states: tuple[State, ...]
-    texts: tuple[Text, ...]
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        return self.states[-1].tokens
-
-    @property
-    def text(self) -> str:
-        return self.states[-1].text
-
-    @property
-    def done(self) -> bool:
-        """False: a complete chain holds the policy's state instead."""
-        return False
-
-    @property
-    def ended(self) -> bool:
-        return self.states[-1].done
-
-    @property
-    def steps(self) -> int:
-        """Guide steps taken, n."""
-        return len(self.states) - 1
-
-    def cut(self, boundary: int) -> WalkPath:
-        """The path up to a boundary; 0 is the empty text."""
-        return WalkPath(self.states[: boundary + 1], self.texts[: boundary + 1])
-
-
 def as_path(state: State) -> WalkPath:
     """The state of a chain as a path; a policy's start state is a path without guide steps."""
-    return (
-        state if isinstance(state, WalkPath) else WalkPath((state,), (Text(state.tokens, state.text, 0.0, state.done),))
-    )
+    return state if isinstance(state, WalkPath) else WalkPath.start(state)
 
 
 def log_acceptance(now: WalkPath, proposed: WalkPath, alpha: float) -> float:
@@ -153,21 +117,6 @@ class _Walk:
 def _move(policy: Policy, walks: Sequence[_Walk], keys: Keys, numbers: Floats, alpha: float) -> None:
     """One move of every chain, by keys `[B]` and uniform numbers `[B, 2]` for the boundary and the acceptance."""
     cuts = [walk.path.cut(int(where * walk.path.steps)) for walk, where in zip(walks, numbers[:, 0], strict=True)]
-    redrawn = _drawn_on(policy, cuts, [walk.limit for walk in walks], keys)
+    redrawn = drawn_on(policy, cuts, keys, [walk.limit for walk in walks])
     for walk, (proposed, costs), number in zip(walks, redrawn, numbers[:, 1].tolist(), strict=True):
         walk.judge(proposed, costs, number, alpha)
-
-
-def _drawn_on(
-    policy: Policy, paths: Sequence[WalkPath], limits: Sequence[float], keys: Keys
-) -> list[tuple[WalkPath, list[Cost]]]:
-    """Extend paths until they are complete or have `limits` guide steps; one call draws a block of each path."""
-    grown, costs = list(paths), list[list[Cost]]([] for _ in paths)
-    while rows := [n for n, path in enumerate(grown) if not path.ended and path.steps < limits[n]]:
-        begun = [grown[n] for n in rows]
-        block_keys = derive(keys[rows], np.array([path.steps for path in begun]))
-        draws = policy.extend([path.states[-1] for path in begun], block_keys)
-        for n, path, draw in zip(rows, begun, draws, strict=True):
-            grown[n] = WalkPath((*path.states, draw.state), (*path.texts, draw.text))
-            costs[n].append(draw.cost)
-    return list(zip(grown, costs, strict=True))

@@ -79,6 +79,11 @@ class Horizon:
                 "lower it, or raise max_length"
             )
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens at the guide boundaries of an open text, and of the longest text."""
+        return (*range(0, self.max_length, self.block_size), self.max_length)
+
 
 @dataclass(frozen=True)
 class Unmasking:

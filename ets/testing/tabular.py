@@ -83,6 +83,11 @@ class TabularPolicy:
         return AutoregressiveOracle(self.next_token, lambda _, tokens: END in tokens, self.block_size, self.max_length)
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """The least tokens of an open text at each guide boundary, and the most of a complete text."""
+        return (*range(0, self.max_length, self.block_size), self.max_length)
+
+    @property
     def deterministic(self) -> bool:
         return False
 

@@ -182,7 +182,8 @@ def path_of(policy: TabularModel, nodes: Nodes) -> WalkPath:
     (start,) = policy.start([PROBLEM])
     wanted = [TabularState(PROBLEM, node, "", 0.0, False) for node in nodes[1:]]
     states = (start, *(followed.state for followed in policy.follow([start] * len(wanted), wanted)))
-    return WalkPath(states, tuple(Text(state.tokens, state.text, state.logp, state.done) for state in states))
+    texts = tuple(Text(state.tokens, state.text, state.logp, state.done) for state in states)
+    return WalkPath(states, texts, tuple(len(state.tokens) for state in states))
 
 
 @pytest.mark.parametrize("limit", [math.inf, 1, 2])

@@ -93,6 +93,14 @@ class TabularMaskedDiffusion:
         return self.vocabulary
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """The least tokens of an open text at each guide boundary, and the most of a complete text."""
+        bounds = [0]
+        while bounds[-1] < self.gen_length:
+            bounds.append(self.schedule.boundary(bounds[-1]))
+        return tuple(bounds)
+
+    @property
     def deterministic(self) -> bool:
         return False
 

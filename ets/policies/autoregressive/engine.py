@@ -132,6 +132,11 @@ class EnginePolicy:
         self.load, self.interrupt, self.close = engine.load, engine.interrupt, engine.close
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """The least tokens of an open text at each guide boundary, and the most of a complete text."""
+        return self.horizon.lengths
+
+    @property
     def deterministic(self) -> bool:
         return self.sampling.temperature == 0
 

@@ -112,6 +112,11 @@ class TransformersPolicy:
         self.one_by_one, self._memory = one_by_one, MemoryLimit(memory_gib, lambda: checkpoint.model.device, one_by_one)
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """The least tokens of an open text at each guide boundary, and the most of a complete text."""
+        return self.horizon.lengths
+
+    @property
     def deterministic(self) -> bool:
         return self.sampling.temperature == 0
 

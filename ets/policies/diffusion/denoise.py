@@ -121,6 +121,11 @@ class Schedule:
         """The least number of revealed positions at the end of a guide step that begins with `revealed`."""
         return next(share for share in self._boundaries if share > revealed)
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The least revealed positions at each guide boundary, from 0 to `gen_length`."""
+        return (0, *self._boundaries)
+
     @cached_property
     def _boundaries(self) -> list[int]:
         revealed = list(accumulate(map(self.quota, range(self.steps))))

@@ -99,6 +99,11 @@ class MaskedDiffusionPolicy:
         self.reader = CanvasReader(checkpoint, self.mask_id, family.shift, unmasking.cfg, memory_gib, one_by_one)
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """The least tokens of an open text at each guide boundary, and the most of a complete text."""
+        return self.schedule.lengths
+
+    @property
     def deterministic(self) -> bool:
         return self.unmasking.deterministic
 

@@ -1,0 +1,87 @@
+"""Walks over texts that redraw the ends of texts: a text with its states at the guide boundaries, and its redraws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ets.randomness import derive
+from ets.types import Cost, InputError, Keys, Policy, State, Text
+
+
+@dataclass(frozen=True)
+class WalkPath:
+    """A generation with the states `[n + 1]`, the texts and the drawn tokens at all guide boundaries.
+
+    The first boundary is the empty text.
+    """
+
+    states: tuple[State, ...]
+    texts: tuple[Text, ...]
+    drawn: tuple[int, ...]
+
+    @classmethod
+    def start(cls, state: State) -> WalkPath:
+        """The path without guide steps of a policy's start state."""
+        return cls((state,), (Text(state.tokens, state.text, 0.0, state.done),), (0,))
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return self.states[-1].tokens
+
+    @property
+    def text(self) -> str:
+        return self.states[-1].text
+
+    @property
+    def done(self) -> bool:
+        """False: a complete chain holds the policy's state instead."""
+        return False
+
+    @property
+    def ended(self) -> bool:
+        return self.states[-1].done
+
+    @property
+    def steps(self) -> int:
+        """Guide steps taken, n."""
+        return len(self.states) - 1
+
+    def cut(self, boundary: int) -> WalkPath:
+        """The path up to a boundary; 0 is the empty text."""
+        kept = boundary + 1
+        return WalkPath(self.states[:kept], self.texts[:kept], self.drawn[:kept])
+
+
+def drawn_on(
+    policy: Policy, paths: Sequence[WalkPath], keys: Keys, limits: Sequence[float] | None = None
+) -> list[tuple[WalkPath, list[Cost]]]:
+    """Extend paths by keys `[R]` until they are complete or have `limits` guide steps, a block of each path per call.
+
+    Returns the paths and the costs of their draws.
+    """
+    grown, costs = list(paths), list[list[Cost]]([] for _ in paths)
+    most = [math.inf] * len(grown) if limits is None else limits
+    while rows := [n for n, path in enumerate(grown) if not path.ended and path.steps < most[n]]:
+        begun = [grown[n] for n in rows]
+        block_keys = derive(keys[rows], np.array([path.steps for path in begun]))
+        draws = policy.extend([path.states[-1] for path in begun], block_keys)
+        for n, path, draw in zip(rows, begun, draws, strict=True):
+            drawn = path.drawn[-1] + draw.cost.generated
+            grown[n] = WalkPath((*path.states, draw.state), (*path.texts, draw.text), (*path.drawn, drawn))
+            costs[n].append(draw.cost)
+    return list(zip(grown, costs, strict=True))
+
+
+def lengths_of(policy: Policy) -> tuple[int, ...]:
+    """The attribute `lengths` of a policy, which budgets of tokens need. Raises `InputError` without it."""
+    lengths = getattr(policy, "lengths", ())
+    if len(lengths) < 2:
+        raise InputError(
+            f"{type(policy).__name__} has no attribute lengths, which a budget of tokens needs; add the least tokens "
+            "of an open text at each guide boundary, from 0 on, and the most of a complete text"
+        )
+    return tuple(lengths)

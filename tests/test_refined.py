@@ -1,0 +1,231 @@
+"""`ets.refined` against its exact law at finite budgets, and the invariance of its moves.
+
+Each law test has level 1e-4: a right sampler fails it once in 10,000 seeds. Seeds are fixed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from ets import refined as module
+from ets.refined import log_acceptance, refined
+from ets.runner import run
+from ets.testing import Law, check_law, optimal_law, total_variation
+from ets.types import Chain, InputError, Policy, StepFn
+from tests.enumerable import PROBLEM, Tabular, lifted, reference, spelled
+from tests.laws.masked_tabular import TabularMaskedDiffusion
+from tests.laws.refined import BudgetedWalk, by_outcome, merged
+from tests.laws.tabular import TabularModel
+
+LEVEL, DRAWS, LAM = 1e-4, 4_000, 0.5
+LETTERS = TabularModel(concentration=0.7, seed=1)
+"""15 texts of one to three tokens, which are its guide steps."""
+CANVAS = TabularMaskedDiffusion(gen_length=3, block_length=3, steps=3, guide_steps=3, concentration=0.4)
+"""48 paths to 8 texts."""
+
+
+def liking(text: str) -> float:
+    return 0.6 * text.count("a") - 0.5 * text.count("b")
+
+
+def forbidding(text: str) -> float:
+    """No text without an a."""
+    return liking(text) if "a" in text else -math.inf
+
+
+def drawn_in(policy: Tabular) -> Any:
+    """The tokens drawn up to an outcome."""
+    if isinstance(policy, TabularModel):
+        return len
+    return lambda outcome: policy.gen_length - outcome[0].count(policy.mask)
+
+
+def walk_of(policy: Tabular, reward: Any = liking, *, budget: int, start: float = 0.25, tries: int = 1, **rules: Any):
+    oracle = policy.oracle.by_path
+    valued = spelled_by_path(policy, reward)
+    return BudgetedWalk(
+        oracle, PROBLEM, lambda x: math.exp(valued(x) / LAM), drawn_in(policy), policy.lengths, budget, start, tries,
+        **rules,
+    )  # fmt: skip
+
+
+def spelled_by_path(policy: Tabular, reward: Any) -> Any:
+    value = spelled(policy, reward)
+    return value if isinstance(policy, TabularModel) else lambda outcome: value(outcome[0])
+
+
+def chains_of(policy: Policy, step: StepFn, samples: int = DRAWS, width: int = 5000) -> list[Chain]:
+    return list(run(policy, step, [PROBLEM], width=width, seed=0, samples=samples))
+
+
+def outcomes(policy: Tabular, chains: Sequence[Chain]) -> list[Any]:
+    return [policy.oracle.by_path.outcome(chain.state) for chain in chains]
+
+
+SHAPES: list[Any] = [
+    (LETTERS, liking, {"budget": 12}),
+    (LETTERS, liking, {"budget": 14, "start": 0.5}),
+    (LETTERS, liking, {"budget": 16, "start": 0.0, "tries": 2}),
+    (LETTERS, forbidding, {"budget": 10}),
+    (TabularModel(vocabulary=3, block_size=2, max_length=3, seed=3), liking, {"budget": 12}),
+    (CANVAS, liking, {"budget": 10}),
+    (CANVAS, liking, {"budget": 12, "tries": 2, "start": 0.0}),
+]
+
+
+@pytest.mark.parametrize(("policy", "reward", "shape"), SHAPES)
+def test_it_follows_its_exact_law_at_a_finite_budget(policy: Tabular, reward: Any, shape: dict[str, Any]) -> None:
+    law = by_outcome(walk_of(policy, reward, **shape).law())
+    assert sum(law.values()) == pytest.approx(1, abs=1e-9)
+    chains = chains_of(policy, refined(lifted(reward), lam=LAM, **shape))
+    check_law(outcomes(policy, chains), law, level=LEVEL)
+
+
+@pytest.mark.parametrize("policy", [LETTERS, CANVAS])
+@pytest.mark.parametrize("tries", [1, 2])
+def test_a_move_at_any_cut_leaves_the_optimal_law_invariant(policy: Tabular, tries: int) -> None:
+    """With the sampler's own rule of acceptance, exactly."""
+
+    def accept(new: float, old: float, fresh: float) -> float:
+        rest = fresh - new
+        weights = [old, new, *([rest] if tries > 1 else [])]
+        with np.errstate(divide="ignore"):
+            return math.exp(log_acceptance(np.log(weights), 1))
+
+    walk = walk_of(policy, budget=10, tries=tries, accept=accept)
+    target = weighed(walk.texts, walk.weight)
+    for t in range(max(len(x) for x in target) - 1):
+        moved = [(p, walk.move(x, t, 0) if t < len(x) - 1 else {(x, 0): 1.0}) for x, p in target.items()]
+        assert without_spent(moved) == pytest.approx(target, abs=1e-12)
+    cycle = without_spent([(p, walk.cycle(x, 0, 0)) for x, p in target.items()])
+    assert cycle == pytest.approx(target, abs=1e-12)
+
+
+def without_spent(parts: Any) -> Law:
+    return merged([(p * q, {x: 1.0}) for p, law in parts for (x, _), q in law.items()])
+
+
+def weighed(law: Law, weight: Any) -> Law:
+    total = sum(p * weight(x[-1]) for x, p in law.items())
+    return {x: p * weight(x[-1]) / total for x, p in law.items()}
+
+
+def from_target(walk: BudgetedWalk) -> Law:
+    """The law of the text that a walk returns which begins with a text of p*."""
+    return by_outcome(walk.law({(x, 0): p for x, p in weighed(walk.texts, walk.weight).items()}))
+
+
+def test_the_law_tends_to_the_optimal_law_as_the_budget_grows() -> None:
+    target = optimal_law(reference(LETTERS), spelled(LETTERS, liking), LAM)
+    laws = [by_outcome(walk_of(LETTERS, budget=budget, start=0.0).law()) for budget in (3, 9, 18)]
+    distances = [total_variation(law, target) for law in laws]
+    assert distances == sorted(distances, reverse=True)
+    assert distances[0] > 0.5 and distances[-1] < 0.3
+
+
+def test_a_walk_from_the_optimal_law_stays_there_where_all_texts_have_one_length() -> None:
+    """With texts of different lengths the number of cycles depends on the texts, and a small error is left."""
+    assert total_variation(from_target(walk_of(CANVAS, budget=9)), spelled_target(CANVAS)) < 1e-12
+    assert 0.001 < total_variation(from_target(walk_of(LETTERS, budget=12)), spelled_target(LETTERS)) < 0.05
+
+
+def spelled_target(policy: Tabular) -> Law:
+    walk = walk_of(policy, budget=9)
+    return by_outcome(weighed(walk.texts, walk.weight))
+
+
+def without_lam(log_weights: Any, proposed: int) -> float:
+    return log_acceptance(log_weights * LAM, proposed)
+
+
+def always(log_weights: Any, proposed: int) -> float:
+    return 0.0
+
+
+@pytest.mark.parametrize("wrong", [without_lam, always])
+def test_a_wrong_acceptance_turns_the_law_red(wrong: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    law = by_outcome(walk_of(LETTERS, budget=9, start=0.0).law())
+    monkeypatch.setattr(module, "log_acceptance", wrong)
+    chains = chains_of(LETTERS, refined(lifted(liking), lam=LAM, budget=9, start=0.0))
+    with pytest.raises(AssertionError):
+        check_law(outcomes(LETTERS, chains), law, level=LEVEL)
+
+
+def test_the_randomness_of_the_prefix_again_turns_the_law_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Suffixes by the keys of the text that they replace are that text again."""
+    law = by_outcome(walk_of(LETTERS, budget=9, start=0.0).law())
+    monkeypatch.setattr(module, "row_keys", lambda chains, purpose, *shape: first_keys(chains, shape))
+    chains = chains_of(LETTERS, refined(lifted(liking), lam=LAM, budget=9, start=0.0))
+    with pytest.raises(AssertionError):
+        check_law(outcomes(LETTERS, chains), law, level=LEVEL)
+
+
+def first_keys(chains: Sequence[Chain], shape: tuple[int, ...]) -> Any:
+    keys = np.array([chain.key for chain in chains], np.uint64)
+    return np.broadcast_to(keys.reshape(-1, *[1] * len(shape)), (len(chains), *shape)).copy()
+
+
+def test_a_rejected_text_that_is_lost_turns_the_law_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rejected move that goes on from the start instead of from x."""
+    law = by_outcome(walk_of(LETTERS, budget=9, start=0.0).law())
+    keep = module._moved
+
+    def lost(chain: Chain, fresh: Any, *rest: Any) -> Chain:
+        return keep(replace(chain, state=replace(chain.state, path=fresh[0][0])), fresh, *rest)
+
+    monkeypatch.setattr(module, "_moved", lost)
+    chains = chains_of(LETTERS, refined(lifted(liking), lam=LAM, budget=9, start=0.0))
+    with pytest.raises(AssertionError):
+        check_law(outcomes(LETTERS, chains), law, level=LEVEL)
+
+
+def test_chains_are_equal_at_any_width_and_spend_the_budget() -> None:
+    step = refined(lifted(liking), lam=LAM, budget=60, tries=2)
+    alone, together = (chains_of(LETTERS, step, samples=40, width=width) for width in (1, 40))
+    states = [
+        {chain.sample: (chain.state.tokens, chain.cost.generated) for chain in found} for found in (alone, together)
+    ]
+    assert states[0] == states[1]
+    spent = [chain.cost.generated for chain in together]
+    assert max(spent) <= 60 and np.mean(spent) > 0.9 * 60  # a text has up to 3 tokens
+
+
+def test_the_trace_shows_every_move() -> None:
+    (chain,) = chains_of(LETTERS, refined(lifted(liking), lam=LAM, budget=40), samples=1)
+    begun, *moves, last = chain.trace
+    assert begun.cut is None and len(begun.candidates) >= 3
+    text = begun.candidates[begun.choice]
+    for move in moves:
+        assert move.candidates[0] is text and move.cut is not None
+        assert move.log_rewards[0, 0] == pytest.approx(liking(text.text) / LAM)
+        text = move.candidates[move.choice]
+    assert last.candidates[last.choice].tokens == chain.state.tokens and last.candidates[-1] is text
+    assert {move.choice for move in moves} == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"budget": 2}, "the budget is 2 tokens, and a text may have 3"),
+        ({"budget": 12, "start": 1.5}, "start is 1.5"),
+        ({"budget": 12, "tries": 0}, "tries is 0"),
+        ({"budget": 12, "lam": 0}, "lam is 0"),
+    ],
+)
+def test_values_out_of_range_are_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        chains_of(LETTERS, refined(lifted(liking), **{"lam": LAM, **wrong}), samples=1)
+
+
+def test_a_policy_without_its_lengths_is_refused() -> None:
+    class Endless:
+        deterministic, ledger, weighed = False, None, False
+
+    with pytest.raises(InputError, match="Endless has no attribute lengths"):
+        refined(lifted(liking), lam=LAM, budget=12)(Endless(), [])  # type: ignore[arg-type]
