@@ -316,6 +316,11 @@ class Chain:
         return Cost.total([step.cost for step in self.trace])
 
     @property
+    def exact(self) -> bool:
+        """Whether the text is an exact sample of p*, by rejection (`ets.exact`)."""
+        return bool(self.trace) and self.trace[-1].exact
+
+    @property
     def valid(self) -> bool:
         """False for a chain that ended at a reward of -inf or passed tokens that p_ref cannot draw: no sample of p*."""
         if not (self.state.done and self.trace):

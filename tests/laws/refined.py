@@ -93,6 +93,23 @@ class BudgetedWalk:
                 law[x, self.spent(pool)] += p * (w / sum(weights) if sum(weights) else 1 / len(pool))
         return dict(law)
 
+    def searched(self, highest: float, limit: int, pool: Pool = ()) -> tuple[Law, Law]:
+        """`ets.exact` with weights up to `highest`: the laws of accepted texts, and of (text, tokens) at the limit."""
+        spent = self.spent(pool)
+        if limit - spent < self.lengths[-1]:
+            weights = [self.weight(x[-1]) for x in pool]
+            shares = [w / sum(weights) if sum(weights) else 1 / len(pool) for w in weights]
+            return {}, merged([(share, {(x, spent): 1.0}) for x, share in zip(pool, shares, strict=True)])
+        accepted, rejected = [], []
+        for x, p in self.texts.items():
+            passed = self.weight(x[-1]) / highest
+            accepted.append((p * passed, {x: 1.0}))
+            if passed < 1:
+                later = self.searched(highest, limit, (*pool, x))
+                accepted.append((p * (1 - passed), later[0]))
+                rejected.append((p * (1 - passed), later[1]))
+        return merged(accepted), merged(rejected)
+
     def law(self, begun: Law | None = None) -> Law:
         """The law of the text that a chain returns, as nodes: x_c for c uniform over the last half of C cycles."""
         begun, parts, cycle = begun or self.begun(), [], 0
