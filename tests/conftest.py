@@ -108,6 +108,41 @@ def random_llada(
     return LLaDAModelLM(config).double()
 
 
+def random_dream(vocabulary: int, end: int, *, width: int = 16, layers: int = 2, spread: float = 0.5) -> Any:
+    """A Dream network with random weights in float64; the mask token is the last of the vocabulary."""
+    from ets.models.dream import DreamConfig, DreamModel
+
+    return _random_decoder(
+        DreamConfig, DreamModel, vocabulary, end, width, layers, spread, mask_token_id=vocabulary - 1
+    )
+
+
+def random_illada(vocabulary: int, end: int, *, width: int = 16, layers: int = 2, spread: float = 0.5) -> Any:
+    """An iLLaDA network with random weights in float64; the configuration names no mask token."""
+    from ets.models.illada import ILLaDAConfig, ILLaDAForCausalLM
+
+    return _random_decoder(ILLaDAConfig, ILLaDAForCausalLM, vocabulary, end, width, layers, spread)
+
+
+def _random_decoder(
+    config: Any, model: Any, vocabulary: int, end: int, width: int, layers: int, spread: float, **fields: Any
+) -> Any:
+    import torch
+
+    torch.manual_seed(3)
+    shape = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    special = {"eos_token_id": end, "pad_token_id": end, "bos_token_id": None}
+    length = {"max_position_embeddings": 2048, "rope_theta": 1e6}
+    network = model(
+        config(vocab_size=vocabulary, initializer_range=spread, **shape, **heads, **special, **length, **fields)
+    )
+    for name, weight in network.named_parameters():
+        if name.endswith("bias"):  # transformers begins with biases of 0
+            torch.nn.init.normal_(weight, std=spread)
+    return network.double().eval()
+
+
 SHARED: list[Any] = []
 """The checkpoints that all tests of a process use."""
 
@@ -207,17 +242,30 @@ def tiny_llada() -> Any:
     return shared(random_llada(len(MASKED_ALPHABET), end=0), tiny_tokenizer(MASKED_ALPHABET))
 
 
-def canvas_oracle(checkpoint: Any, schedule: Any, unmasking: Any, caching: Any = None) -> Any:
+@pytest.fixture(scope="session")
+def tiny_dream() -> Any:
+    """As `tiny_llada`, of the architecture of Dream."""
+    return shared(random_dream(len(MASKED_ALPHABET), end=0), tiny_tokenizer(MASKED_ALPHABET))
+
+
+@pytest.fixture(scope="session")
+def tiny_illada() -> Any:
+    """As `tiny_llada`, of the architecture of iLLaDA."""
+    return shared(random_illada(len(MASKED_ALPHABET), end=0), tiny_tokenizer(MASKED_ALPHABET))
+
+
+def canvas_oracle(checkpoint: Any, schedule: Any, unmasking: Any, caching: Any = None, shift: int = 0) -> Any:
     """Exact laws of unmasking with a tiny checkpoint, of the policy's settings and nothing else of it.
 
     Each canvas goes through the whole model alone, and every draw of its masks is ranked as the rule says. With a cache
-    the laws are over paths.
+    the laws are over paths. The logits for a token stand `shift` positions to its left.
     """
     from ets.testing import CanvasSchedule, MaskedDiffusionOracle, enumerated_step
     from ets.testing.masked_laws import MaskedPathOracle
     from tests.laws.masked import canvas_before, parallel_bar
 
-    tokenizer, mask = checkpoint.tokenizer, checkpoint.model.config.mask_token_id
+    tokenizer = checkpoint.tokenizer
+    mask = tokenizer.mask_token_id
     numbers = CanvasSchedule(schedule.gen_length, schedule.block_length, schedule.steps, schedule.guide_steps)
     bar = parallel_bar(unmasking.threshold, unmasking.factor)
 
@@ -225,12 +273,12 @@ def canvas_oracle(checkpoint: Any, schedule: Any, unmasking: Any, caching: Any =
         prompt = problem.prompt if isinstance(problem.prompt, tuple) else tokenizer(problem.prompt)["input_ids"]
         block = numbers.block(len(canvas) - canvas.count(mask))
         if origin == canvas:
-            found = whole_logits(checkpoint.model, prompt, canvas)
+            found = whole_logits(checkpoint.model, prompt, canvas, shift)
         else:
             last = block.stop if caching.cache == "dual" else len(canvas)
-            found = cached_logits(checkpoint.model, prompt, canvas, origin, range(block.start, last))
+            found = cached_logits(checkpoint.model, prompt, canvas, origin, range(block.start, last), shift)
         if unmasking.cfg:
-            without = whole_logits(checkpoint.model, [mask] * len(prompt), canvas)
+            without = whole_logits(checkpoint.model, [mask] * len(prompt), canvas, shift)
             found = without + (unmasking.cfg + 1) * (found - without)
         tempered = found / unmasking.temperature
         tempered[:, mask] = -math.inf
@@ -251,15 +299,16 @@ def canvas_oracle(checkpoint: Any, schedule: Any, unmasking: Any, caching: Any =
     return MaskedPathOracle(by_path, numbers, mask)
 
 
-def whole_logits(model: Any, prompt: Sequence[int], canvas: Sequence[int]) -> Any:
+def whole_logits(model: Any, prompt: Sequence[int], canvas: Sequence[int], shift: int = 0) -> Any:
     import torch
 
     with torch.no_grad():
-        return model(torch.tensor([[*prompt, *canvas]])).logits[0, -len(canvas) :]
+        logits = model(torch.tensor([[*prompt, *canvas]])).logits[0]
+    return logits[len(prompt) - shift : len(logits) - shift]
 
 
 def cached_logits(
-    model: Any, prompt: Sequence[int], canvas: Sequence[int], origin: Sequence[int], window: range
+    model: Any, prompt: Sequence[int], canvas: Sequence[int], origin: Sequence[int], window: range, shift: int = 0
 ) -> Any:
     """Logits in a window of the canvas that looks at the rest of another one, the last refresh; 0 elsewhere.
 
@@ -267,8 +316,8 @@ def cached_logits(
     """
     import torch
 
-    ids = torch.tensor([[*prompt, *origin, *(canvas[i] for i in window)]])
-    columns = torch.tensor([len(prompt) + i for i in window])
+    columns = torch.arange(len(prompt) + window.start - shift, len(prompt) + window.stop)
+    ids = torch.tensor([[*prompt, *origin, *(((*prompt, *canvas))[column] for column in columns)]])
     whole = len(prompt) + len(origin)
     sees = torch.zeros(ids.shape[1], ids.shape[1], dtype=torch.bool)
     sees[:, :whole] = True
@@ -278,7 +327,7 @@ def cached_logits(
     with torch.no_grad():
         found = model(ids, attention_mask=sees[None, None], position_ids=positions).logits[0, whole:]
     logits = found.new_zeros(len(canvas), found.shape[-1])
-    logits[list(window)] = found
+    logits[list(window)] = found[: len(window)]
     return logits
 
 

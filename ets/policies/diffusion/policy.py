@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from ets.models import MASKED_DIFFUSION
+from ets.models import MASKED_DIFFUSION, mask_token_of
 from ets.policies.autoregressive.law import Endings
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion.canvas import Canvas, CanvasMemory, CanvasRows, CanvasState, Ints, canvas_before
@@ -89,7 +89,7 @@ class MaskedDiffusionPolicy:
             )
         self.checkpoint, self.unmasking, self.schedule, self.caching = checkpoint, unmasking, schedule, caching
         self.memory_gib, self.certainty = memory_gib, certainty
-        self.mask_id = int(getattr(config, family.mask_field))
+        self.mask_id = mask_token_of(config, checkpoint.tokenizer)
         vocabulary = checkpoint.tokenizer.get_vocab()
         named = {vocabulary[token] for token in family.end_tokens if token in vocabulary}
         self.endings = Endings(checkpoint.tokenizer, checkpoint.end_ids | named, config.vocab_size)
