@@ -29,8 +29,10 @@ class Family:
         The mask token's id, where neither the configuration nor the tokenizer has it.
     end_tokens : tuple of str
         Tokens that end a text, in addition to the end tokens of the configuration and the tokenizer.
-    block_length : int
-        Default block of the semi-autoregressive order.
+    block_length : int, optional
+        Default block of the semi-autoregressive order; by default the whole canvas is one block.
+    quotas : str
+        Default of the tokens that each denoising step reveals: `even` or `time`.
     shift : int
         The logits for a position stand `shift` positions to its left: 0, or 1 for models from autoregressive models.
     """
@@ -39,7 +41,8 @@ class Family:
     mask_tokens: tuple[str, ...] = ()
     mask_id: int | None = None
     end_tokens: tuple[str, ...] = ()
-    block_length: int = 32
+    block_length: int | None = 32
+    quotas: str = "even"
     shift: int = 0
 
 
@@ -106,6 +109,12 @@ register(ILLaDAConfig, ILLaDAForCausalLM, Family(mask_tokens=("<[MASK]>",), mask
 register(
     DreamConfig,
     DreamModel,
-    Family(mask_tokens=("<|mask|>",), end_tokens=("<|im_end|>", "<|dlm_pad|>"), shift=1),
+    Family(
+        mask_tokens=("<|mask|>",),
+        end_tokens=("<|im_end|>", "<|dlm_pad|>"),
+        block_length=None,
+        quotas="time",
+        shift=1,
+    ),
     DreamTokenizer,
 )

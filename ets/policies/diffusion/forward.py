@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar, cast
 
@@ -22,14 +23,20 @@ BYTES_PER_LOGIT = 48
 class CanvasReader:
     """Computes the inputs of the head at the masked positions of canvases, and counts forward passes.
 
-    `shift` is explained in `ets.models.family.Family`, `memory_gib` in `ets.policies.memory.MemoryLimit`. Guidance
-    (`cfg`) excludes a cache.
+    `shift` is explained in `ets.models.Family`, `memory_gib` in `ets.policies.memory.MemoryLimit`. Guidance (`cfg`)
+    excludes a cache. The logits of the tokens `never` are -∞.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, mask_id: int, shift: int, cfg: float, memory_gib: float | None = None
+        self,
+        checkpoint: Checkpoint,
+        mask_id: int,
+        shift: int,
+        cfg: float,
+        memory_gib: float | None = None,
+        never: tuple[int, ...] = (),
     ) -> None:
-        self.checkpoint, self.mask_id, self.shift, self.cfg = checkpoint, mask_id, shift, cfg
+        self.checkpoint, self.mask_id, self.shift, self.cfg, self.never = checkpoint, mask_id, shift, cfg, never
         self.memory_limit = MemoryLimit(memory_gib, lambda: checkpoint.model.device)
         self.ledger = Cost()
 
@@ -56,7 +63,10 @@ class CanvasReader:
     def logits(self, canvases: Sequence[Canvas]) -> torch.Tensor:
         """Guided logits `[U, n, V]` of U canvases that have been read, at their n masked positions."""
         hidden = torch.stack([cast("torch.Tensor", canvas.memory.hidden) for canvas in canvases])
-        return self.checkpoint.model.get_output_embeddings()(hidden)
+        logits = self.checkpoint.model.get_output_embeddings()(hidden)
+        for token in self.never:
+            logits[..., token] = -math.inf
+        return logits
 
     def bytes_of_logits(self, canvas: Canvas, rows: int) -> int:
         """Bytes of the logits at the masked positions of a canvas, for the rows that draw from them."""
