@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations, permutations, product
 from typing import Any, TypeAlias
 
 import pytest
@@ -262,11 +263,12 @@ def canvas_oracle(checkpoint: Any, schedule: Any, unmasking: Any, caching: Any =
     """
     from ets.testing import CanvasSchedule, MaskedDiffusionOracle, enumerated_step
     from ets.testing.masked_laws import MaskedPathOracle
-    from tests.laws.masked import canvas_before, parallel_bar
+    from tests.laws.masked import TimedSchedule, canvas_before, parallel_bar
 
     tokenizer = checkpoint.tokenizer
     mask = tokenizer.mask_token_id
-    numbers = CanvasSchedule(schedule.gen_length, schedule.block_length, schedule.steps, schedule.guide_steps)
+    shape = (schedule.gen_length, schedule.block_length, schedule.steps, schedule.guide_steps)
+    numbers = TimedSchedule(*shape, schedule.eps) if schedule.quotas == "time" else CanvasSchedule(*shape)
     bar = parallel_bar(unmasking.threshold, unmasking.factor)
 
     def law(problem: Any, canvas: tuple[int, ...], step: int, origin: tuple[int, ...]) -> Any:
@@ -280,10 +282,17 @@ def canvas_oracle(checkpoint: Any, schedule: Any, unmasking: Any, caching: Any =
         if unmasking.cfg:
             without = whole_logits(checkpoint.model, [mask] * len(prompt), canvas, shift)
             found = without + (unmasking.cfg + 1) * (found - without)
+        if unmasking.logits_eos_inf:
+            found[:, tokenizer.eos_token_id] = -math.inf
         tempered = found / unmasking.temperature
+        scored = tempered.clone() if unmasking.remasking in DREAM_RULES else found
+        if unmasking.confidence_eos_eot_inf:
+            scored[:, tokenizer.eos_token_id] = -math.inf
         tempered[:, mask] = -math.inf
-        ranks = canvas_scores(found.softmax(-1), unmasking.remasking, mask)
+        ranks = canvas_scores(scored.softmax(-1), unmasking.remasking, mask)
         masked = [j for j in block if canvas[j] == mask]
+        if unmasking.alg_temp:
+            return noisy_step(tempered.softmax(-1).numpy(), ranks / unmasking.alg_temp, masked, numbers.quotas[step])
         return enumerated_step(tempered.softmax(-1).numpy(), ranks, masked, numbers.quotas[step], bar)
 
     def by_canvas(problem: Any, canvas: tuple[int, ...]) -> Any:
@@ -297,6 +306,25 @@ def canvas_oracle(checkpoint: Any, schedule: Any, unmasking: Any, caching: Any =
     if caching is None:
         return MaskedDiffusionOracle(by_canvas, numbers, mask)
     return MaskedPathOracle(by_path, numbers, mask)
+
+
+DREAM_RULES = ("maskgit_plus", "topk_margin", "neg_entropy")
+"""The rules whose scores belong to the tempered distribution with the mask token."""
+
+
+def noisy_step(p: Any, log_weights: Any, masked: Sequence[int], quota: int) -> Any:
+    """The law of a step that draws positions without replacement: the sum over the orders of each set."""
+    weights, law = {j: math.exp(log_weights[j, 0]) for j in masked}, {}
+    for positions in combinations(masked, quota):
+        chance = 0.0
+        for order in permutations(positions):
+            left = [sum(weights.values()) - sum(weights[i] for i in order[:n]) for n in range(quota)]
+            chance += math.prod(weights[i] / rest for i, rest in zip(order, left, strict=True))
+        for tokens in product(range(p.shape[1]), repeat=quota):
+            drawn = math.prod(float(p[i, v]) for i, v in zip(positions, tokens, strict=True))
+            if drawn:
+                law[positions, tokens] = chance * drawn
+    return law
 
 
 def whole_logits(model: Any, prompt: Sequence[int], canvas: Sequence[int], shift: int = 0) -> Any:
@@ -332,7 +360,7 @@ def cached_logits(
 
 
 def canvas_scores(q: Any, remasking: str, mask: int) -> Any:
-    """How a rule ranks each token at each position, from the untempered distribution `[L, V]`."""
+    """How a rule ranks each token at each position, from the distribution `[L, V]` of its scores."""
     import torch
 
     tokens = q.clone()
@@ -340,7 +368,11 @@ def canvas_scores(q: Any, remasking: str, mask: int) -> Any:
     largest = tokens.amax(-1, keepdim=True).log().expand_as(q)
     tokens /= tokens.sum(-1, keepdim=True)
     ranked = tokens.sort(descending=True).values
+    first, second = q.sort(descending=True).values[:, :2].unbind(-1)
     by_rule = {
+        "maskgit_plus": q.log(),
+        "topk_margin": (first - second)[:, None].expand_as(q),
+        "neg_entropy": torch.where(q > 0, q * q.log(), 0).sum(-1, keepdim=True).expand_as(q),
         "low_confidence": q.log(),
         "largest": largest,
         "margin": (ranked[:, :1] - ranked[:, 1:2]).expand_as(q),

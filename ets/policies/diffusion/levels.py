@@ -104,9 +104,7 @@ def _require_ratio(exact: MaskedDiffusionPolicy, fast: MaskedDiffusionPolicy, le
             f"{fast_plan.gen_length} in blocks of {fast_plan.block_length} for the fast one; make them equal"
         )
     if exact.unmasking.logits_eos_inf != fast.unmasking.logits_eos_inf:
-        raise InputError(
-            "logits_eos_inf is True for one of the two samplers, and the other draws end tokens; make them equal"
-        )
+        raise InputError("one of the two samplers draws end tokens, the other does not; make logits_eos_inf equal")
     if level == "1" and not fast.unmasking.by_canvas:
         raise InputError(
             f"level 1 takes the positions as given, but remasking {fast.unmasking.remasking!r} chooses them by the "
@@ -129,9 +127,7 @@ def _require_full_support(exact: MaskedDiffusionPolicy, fast: MaskedDiffusionPol
             "make them equal"
         )
     if rule.confidence_eos_eot_inf != fast_rule.confidence_eos_eot_inf:
-        raise InputError(
-            "level 1F needs one rule on both sides, but confidence_eos_eot_inf is True on one; make them equal"
-        )
+        raise InputError("level 1F needs one rule on both sides; make confidence_eos_eot_inf equal")
     for each in (rule, fast_rule):
         if each.by_canvas and not each.rule.random:
             raise InputError(

@@ -332,10 +332,9 @@ def drawn_without_replacement(weights: Sequence[float], positions: Sequence[int]
     """The sum over all orders of a set."""
     total = 0.0
     for order in permutations(positions):
-        left, probability = sum(weights), 1.0
-        for i in order:
-            probability *= weights[i] / left
-            left -= weights[i]
+        probability = 1.0
+        for n, i in enumerate(order):
+            probability *= weights[i] / sum(weight for j, weight in enumerate(weights) if j not in order[:n])
         total += probability
     return total
 
@@ -425,7 +424,7 @@ def test_the_position_term_of_a_set_that_the_rule_cannot_reveal_is_minus_infinit
         places = tuple(i for i, yes in enumerate(chosen) if yes)
         for tokens in product([v for v in range(VOCABULARY) if v != MASK], repeat=len(places)):
             drawn = torch.zeros(1, POSITIONS, dtype=torch.int64)
-            drawn[0, list(places)] = torch.tensor(tokens)
+            drawn[0, list(places)] = torch.tensor(tokens, dtype=torch.int64)
             unused, chance = torch.zeros(1, POSITIONS), chances(1) if rule == "origin" else None
             turn = Turn(logits, MASK, one, one + 1, unused, unused, chance, ends)
             p = unmasking.probabilities(logits, MASK)
