@@ -29,7 +29,6 @@ class DreamConfig(Qwen2Config):
     model_type = "Dream"
 
     mask_token_id: int = 151666
-    pad_token_id: int | None = 151643
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
