@@ -6,8 +6,8 @@ each start continue. The B best continuations of a path are exact, so enough bea
 kinds of rules allow this:
 
 - rules whose positions are independent of the drawn tokens: the B best products of independent tokens;
-- `low_confidence` with steps that reveal one position: Σ_j log F_j rises with the confidence of the revealed token, so
-  the B most probable tokens of each position contain the B best pairs (i, v).
+- rules of the drawn tokens' confidence with steps that reveal one position: Σ_j log F_j rises with the confidence of
+  the revealed token, so the B most probable tokens of each position contain the B best pairs (i, v).
 
 Shape letters: n masked positions of the active block, k of them revealed, V vocabulary, B beams.
 """
@@ -122,7 +122,7 @@ def best_products(logp: torch.Tensor, positions: list[int], beams: int) -> list[
 
 
 def best_pairs(log_q: torch.Tensor, p: torch.Tensor, beams: int, tried: int) -> list[Continuation]:
-    """The most probable pairs (i, v) of a step of `low_confidence` that reveals one position, from `[n, V]` each.
+    """The most probable pairs (i, v) of a step that reveals the most confident draw, from `[n, V]` each.
 
     The `tried` most probable tokens of each position are tried. A draw at a position j ≠ i loses with the probability
     F_j: its confidence is below q_i(v), or equal with j > i.

@@ -7,7 +7,7 @@ masked positions of the active block only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -98,7 +98,7 @@ class MaskedDiffusionPolicy:
         vocabulary = checkpoint.tokenizer.get_vocab()
         named = {vocabulary[token] for token in family.end_tokens if token in vocabulary}
         self.endings = Endings(checkpoint.tokenizer, checkpoint.end_ids | named, config.vocab_size)
-        never = (int(checkpoint.tokenizer.eos_token_id),) if unmasking.logits_eos_inf else ()
+        never = self._drawable({checkpoint.tokenizer.eos_token_id}) if unmasking.logits_eos_inf else ()
         self.reader = CanvasReader(checkpoint, self.mask_id, family.shift, unmasking.cfg, memory_gib, never)
 
     @property
@@ -112,7 +112,11 @@ class MaskedDiffusionPolicy:
     @property
     def without_confidence(self) -> tuple[int, ...]:
         """The tokens whose confidence counts as 0."""
-        return tuple(sorted(self.endings.end_ids)) if self.unmasking.confidence_eos_eot_inf else ()
+        return self._drawable(self.endings.end_ids) if self.unmasking.confidence_eos_eot_inf else ()
+
+    def _drawable(self, tokens: Iterable[int]) -> tuple[int, ...]:
+        """The tokens that the model has logits for; a tokenizer may have more."""
+        return tuple(sorted(token for token in tokens if token < self.endings.vocabulary))
 
     def last_refresh(self, step: int) -> int:
         """The last denoising step, `step` included, that computes the whole canvas: `step` itself without a cache."""

@@ -21,7 +21,7 @@ from ets.policies.settings import Unmasking
 from ets.runner import run
 from ets.testing import check_policy
 from ets.types import InputError, Keys, Problem
-from tests.conftest import canvas_oracle, whole_logits
+from tests.conftest import canvas_oracle, random_dream, tiny_tokenizer, whole_logits
 from tests.policies.diffusion.test_policy import guided
 
 PROBLEMS = [Problem("p", "abbabaabababbaab"), Problem("q", "baab")]
@@ -202,6 +202,38 @@ def test_at_temperature_zero_dreams_rules_are_those_of_the_untempered_distributi
     state: Any = draw.state
     assert min(state.path) == state.path[first] and state.tokens[first] == int(logits[first].argmax())
     assert draw.logp == 0.0
+
+
+def published_loop(model: Any, prompt: list[int], length: int, steps: int, rule: str, mask: int) -> list[int]:
+    """Dream's sampler at temperature 0 over the whole canvas, whose draws exclude the mask token."""
+    canvas, times = torch.full((length,), mask), torch.linspace(1, 1e-3, steps + 1)
+    for i in range(steps):
+        masked = (canvas == mask).nonzero()[:, 0]
+        p = whole_logits(model, prompt, canvas.tolist(), 1)[masked].softmax(-1)
+        ranked = p.sort(descending=True).values
+        p[:, mask] = 0
+        confidence, tokens = p.max(-1)
+        scores = {
+            "maskgit_plus": confidence,
+            "topk_margin": ranked[:, 0] - ranked[:, 1],
+            "neg_entropy": (ranked * ranked.log()).sum(-1),
+        }[rule]
+        count = int(len(masked) * (1 - times[i + 1] / times[i])) if i < steps - 1 else len(masked)
+        best = scores.topk(count).indices
+        canvas[masked[best]] = tokens[best]
+    return canvas.tolist()
+
+
+@pytest.mark.parametrize("rule", ["maskgit_plus", "topk_margin", "neg_entropy"])
+@pytest.mark.parametrize("steps", [24, 7])
+def test_the_texts_are_those_of_the_published_loop_token_for_token(rule: str, steps: int) -> None:
+    alphabet = ("<end>", *(f"<{number}>" for number in range(38)), "a", "<mask>")
+    checkpoint = Checkpoint.loaded(random_dream(len(alphabet), end=0), tiny_tokenizer(alphabet))
+    policy = policy_with(checkpoint, Schedule(24, steps, 24, 1, "time"), remasking=rule, temperature=0)
+    prompt = [3, 1, 4, 1, 5, 9, 2, 6]
+    (draw,) = policy.finish(policy.start([Problem("p", tuple(prompt))]), keys(1))
+    expected = published_loop(checkpoint.model, prompt, 24, steps, rule, len(alphabet) - 1)
+    assert list(draw.state.tokens) == expected and len(set(expected)) > 3
 
 
 # Ratios.
