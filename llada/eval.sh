@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Measures ETS on a masked-diffusion model (LLaDA). Every hyper-parameter stands in this file, under the paper's
+# Measures ETS on a masked-diffusion model (LLaDA, iLLaDA, Dream, DiffuCoder). Every hyper-parameter stands in this file, under the paper's
 # names in capitals: edit it, or set the variable for one run:
 #
 #   bash llada/eval.sh                                                          the embedded demonstration
@@ -87,7 +87,13 @@ BEST_BY=${BEST_BY:-majority}              # reward of best-of-n: majority, share
 SIZES=${SIZES-best-of-n=$NUM_CANDIDATES}  # N of single methods; best-of-n=M is the paper's. The others, and all if empty: as many as cost what ETS costs
 STEPS=${STEPS:-$GEN_LENGTH}               # denoising steps in all, for the GEN_LENGTH tokens of the canvas
 CFG=${CFG:-0}                             # classifier-free guidance; 0: none
-REMASKING=${REMASKING:-low_confidence}    # which positions are revealed first: low_confidence, largest, random, margin or entropy
+REMASKING=${REMASKING:-low_confidence}    # which positions are revealed first: low_confidence, largest, random, margin or entropy;
+                                          # Dream's: origin, maskgit_plus, topk_margin, neg_entropy (its name there is entropy)
+ALG_TEMP=${ALG_TEMP:-}                    # Dream's noise in the order of positions; empty: none
+QUOTAS=${QUOTAS:-}                        # positions that each step reveals: even, or Dream's time; empty: the model family's
+EPS=${EPS:-}                              # the last time of QUOTAS=time; empty: 0.001. Dream's canvas is one block: BLOCK_LENGTH=$GEN_LENGTH
+LOGITS_EOS_INF=${LOGITS_EOS_INF:-}        # True: the end token is never drawn
+CONFIDENCE_EOS_EOT_INF=${CONFIDENCE_EOS_EOT_INF:-} # True: drawn end tokens are revealed last, as in LLaDA's own evaluation
 STOP_AT_END=${STOP_AT_END:-}              # True: leave out the blocks after one that holds an end token; the law of texts is the same
 CACHE=${CACHE:-}                          # dual or prefix: all methods sample with a cache; empty: none
 REFRESH=${REFRESH:-}                      # denoising steps of a block after which the whole canvas is computed; empty: once a block
@@ -97,7 +103,7 @@ FAST_CACHE=${FAST_CACHE-dual}             # the same four for ETS-IS alone; empt
 FAST_REFRESH=${FAST_REFRESH:-}
 FAST_THRESHOLD=${FAST_THRESHOLD:-}
 FAST_FACTOR=${FAST_FACTOR:-}
-case "$LEVEL,$REMASKING" in 1,low_confidence) FAST_REMASKING=${FAST_REMASKING:-largest} ;; esac
+case "$LEVEL,$REMASKING" in 1,low_confidence | 1,maskgit_plus) FAST_REMASKING=${FAST_REMASKING:-largest} ;; esac
 FAST_REMASKING=${FAST_REMASKING:-}        # of ETS-IS; empty: REMASKING. At level 1 drawn tokens must not decide: largest
 FAST_TEMPERATURE=${FAST_TEMPERATURE:-}    # of ETS-IS; empty: TEMPERATURE
 IS_NUM_CANDIDATES=${IS_NUM_CANDIDATES:-$NUM_CANDIDATES} # M of ETS-IS
@@ -133,5 +139,7 @@ run_eval masked-diffusion --candidates "$NUM_CANDIDATES" --rollouts "$MONTE_CARL
     --gen-length "$GEN_LENGTH" --steps "$STEPS" --block-length "$BLOCK_LENGTH" --guide-steps "$GUIDE_STEPS" \
     --cfg "$CFG" --remasking "$REMASKING" ${STOP_AT_END:+--stop-at-end "$STOP_AT_END"} \
     ${CACHE:+--cache "$CACHE"} ${REFRESH:+--refresh "$REFRESH"} ${THRESHOLD:+--threshold "$THRESHOLD"} \
-    ${FACTOR:+--factor "$FACTOR"} "$@"
+    ${FACTOR:+--factor "$FACTOR"} ${ALG_TEMP:+--alg-temp "$ALG_TEMP"} ${QUOTAS:+--quotas "$QUOTAS"} ${EPS:+--eps "$EPS"} \
+    ${LOGITS_EOS_INF:+--logits-eos-inf "$LOGITS_EOS_INF"} \
+    ${CONFIDENCE_EOS_EOT_INF:+--confidence-eos-eot-inf "$CONFIDENCE_EOS_EOT_INF"} "$@"
 note "That was the embedded demonstration, which shows the method and its cost, not what it does for a real model. With one: $REAL"

@@ -4,12 +4,41 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import combinations, product
+from dataclasses import dataclass
+from itertools import accumulate, combinations, pairwise, product
 
 import numpy as np
 
-from ets.testing.masked_laws import Bar, CanvasPath, StepLaw, TokenCanvas
+from ets.testing.masked_laws import Bar, CanvasPath, CanvasSchedule, StepLaw, TokenCanvas
 from ets.types import Floats, InputError
+
+
+@dataclass(frozen=True)
+class TimedSchedule(CanvasSchedule):
+    """Dream's quotas int(n (1 - s/t)) at times from 1 to `eps`; steps with the quota 0 are left out."""
+
+    eps: float = 1e-3
+
+    def __post_init__(self) -> None:
+        """The numbers need not divide each other: the steps may be more than the tokens."""
+
+    @property
+    def quotas(self) -> list[int]:
+        times = np.linspace(1, self.eps, self.steps_per_block + 1)
+        left, found = self.block_length, list[int]()
+        for t, s in pairwise(times):
+            found.append(left if s == times[-1] else int(left * (1 - s / t)))
+            left -= found[-1]
+        return found * (self.gen_length // self.block_length)
+
+    def step(self, revealed: int) -> int:
+        return [*accumulate(self.quotas)].index(revealed + self._next_quota(revealed))
+
+    def _next_quota(self, revealed: int) -> int:
+        return next(q for q, end in zip(self.quotas, accumulate(self.quotas), strict=True) if end > revealed)
+
+    def step_at(self, path: CanvasPath) -> int:
+        return self.step(sum(step >= 0 for step in path))
 
 
 def scores_of(logits: Floats, remasking: str) -> Floats | None:

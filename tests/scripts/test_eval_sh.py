@@ -159,6 +159,7 @@ VALUES = {
     "SIZES": "best-of-n=3", "CLIP": "0.1,10", "DATA": "/data", "OUT": "out", "CHAT": "1", "THINKING": "off",
     "FEWSHOT_AS_MULTITURN": "1", "STOPS": "answer", "UNSAFE_CODE": "1", "ENGINE": "vllm", "SMALL_MODEL_PATH": "/small",
     "REMASKING": "random", "STOP_AT_END": "True", "CACHE": "prefix", "FAST_CACHE": "prefix", "LEVEL": "1",
+    "QUOTAS": "time", "LOGITS_EOS_INF": "True", "CONFIDENCE_EOS_EOT_INF": "True",
     "FAST_REMASKING": "random", "TOP_P": "0.5", "UTILIZATION": "0.5", "IS_ACCELERATE_AVAILABLE": "True",
 }  # fmt: skip
 """Values that differ from the defaults; the other variables are numbers or texts."""

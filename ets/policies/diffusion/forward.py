@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar, cast
 
@@ -22,8 +23,8 @@ BYTES_PER_LOGIT = 48
 class CanvasReader:
     """Computes the inputs of the head at the masked positions of canvases, and counts forward passes.
 
-    `shift` is explained in `ets.models.family.Family`, `memory_gib` and `one_by_one` in
-    `ets.policies.memory.MemoryLimit`. Guidance (`cfg`) excludes a cache.
+    `shift` is explained in `ets.models.Family`, `memory_gib` and `one_by_one` in `ets.policies.memory.MemoryLimit`.
+    Guidance (`cfg`) excludes a cache. The logits of the tokens `never` are -∞.
     """
 
     def __init__(
@@ -34,8 +35,9 @@ class CanvasReader:
         cfg: float,
         memory_gib: float | None = None,
         one_by_one: bool = False,
+        never: tuple[int, ...] = (),
     ) -> None:
-        self.checkpoint, self.mask_id, self.shift, self.cfg = checkpoint, mask_id, shift, cfg
+        self.checkpoint, self.mask_id, self.shift, self.cfg, self.never = checkpoint, mask_id, shift, cfg, never
         self.memory_limit = MemoryLimit(memory_gib, lambda: checkpoint.model.device, one_by_one)
         self.ledger = Cost()
 
@@ -62,7 +64,10 @@ class CanvasReader:
     def logits(self, canvases: Sequence[Canvas]) -> torch.Tensor:
         """Guided logits `[U, n, V]` of U canvases that have been read, at their n masked positions."""
         hidden = torch.stack([cast("torch.Tensor", canvas.memory.hidden) for canvas in canvases])
-        return self.checkpoint.model.get_output_embeddings()(hidden)
+        logits = self.checkpoint.model.get_output_embeddings()(hidden)
+        for token in self.never:
+            logits[..., token] = -math.inf
+        return logits
 
     def bytes_of_logits(self, canvas: Canvas, rows: int) -> int:
         """Bytes of the logits at the masked positions of a canvas, for the rows that draw from them."""

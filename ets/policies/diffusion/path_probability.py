@@ -16,7 +16,7 @@ import torch
 
 from ets.policies.diffusion.canvas import Canvas, CanvasMemory, CanvasState, canvas_before
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
-from ets.policies.diffusion.remasking import RULES, Drawn, Turn, at_tokens
+from ets.policies.diffusion.remasking import Drawn, Turn, at_tokens
 from ets.types import Cost, Floats, InputError
 
 
@@ -142,7 +142,7 @@ def _score(
     term = torch.zeros_like(logp)
     if positions:
         unused = torch.zeros(chosen.shape, dtype=torch.float64, device=p.device)
-        turn = Turn(logits, policy.mask_id, canvas, quota, unused, unused)
-        draws = Drawn(turn, p, drawn, policy.unmasking.bars(quota, n))
-        term = RULES[policy.unmasking.remasking].term(draws, revealed)
+        chance = policy.chances(np.array([row.step for row in rows]), p.device)
+        turn = Turn(logits, policy.mask_id, canvas, quota, unused, unused, chance, policy.without_confidence)
+        term = policy.unmasking.rule.term(Drawn.under(policy.unmasking, turn, p, drawn), revealed)
     return torch.stack((logp, term), -1).cpu().numpy()
