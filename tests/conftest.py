@@ -207,6 +207,14 @@ def tiny_llada() -> Any:
     return shared(random_llada(len(MASKED_ALPHABET), end=0), tiny_tokenizer(MASKED_ALPHABET))
 
 
+@pytest.fixture(scope="session")
+def tiny_diffusion_gemma() -> Any:
+    """A uniform-diffusion checkpoint of three tokens, with canvases of two."""
+    from tests.laws.uniform import random_diffusion_gemma
+
+    return shared(random_diffusion_gemma(), tiny_tokenizer(ALPHABET[:3]))
+
+
 def canvas_oracle(checkpoint: Any, schedule: Any, unmasking: Any, caching: Any = None) -> Any:
     """Exact laws of unmasking with a tiny checkpoint, of the policy's settings and nothing else of it.
 

@@ -8,7 +8,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 
 from ets.models.llada import LLaDAConfig, LLaDAModelLM
 
-__all__ = ["MASKED_DIFFUSION", "Family", "LLaDAConfig", "LLaDAModelLM", "register"]
+__all__ = ["MASKED_DIFFUSION", "UNIFORM_DIFFUSION", "Family", "LLaDAConfig", "LLaDAModelLM", "diffusion_engine", "register"]
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,17 @@ class Family:
     shift: int = 0
 
 
+UNIFORM_DIFFUSION = ("diffusion_gemma",)
+"""The uniform-diffusion families, by the `model_type` of their configuration; transformers has their classes."""
 MASKED_DIFFUSION: dict[str, Family] = {}
 """The masked-diffusion families, by the `model_type` of their configuration."""
+
+
+def diffusion_engine(model_type: str) -> str | None:
+    """The engine of a diffusion model in `ets.policies.registry`; None for any other model."""
+    if model_type in UNIFORM_DIFFUSION:
+        return "uniform-diffusion"
+    return "masked-diffusion" if model_type in MASKED_DIFFUSION else None
 
 
 def register(config: type[PreTrainedConfig], model: type[PreTrainedModel], family: Family) -> None:

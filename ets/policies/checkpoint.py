@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-import ets.models  # noqa: F401 (registers the model families that transformers does not have)
+import ets.models  # registers the model families that transformers does not have
 from ets.hub import require_checkpoint
 from ets.policies.autoregressive.attention import use_grouped_sdpa
 from ets.types import InputError, one_line
@@ -90,10 +90,12 @@ class Checkpoint:
 
     @cached_property
     def model(self) -> Any:
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+        uniform = self.config.model_type in ets.models.UNIFORM_DIFFUSION
+        auto = AutoModelForImageTextToText if uniform else AutoModelForCausalLM
         model = self._loading(
-            "weights", AutoModelForCausalLM.from_pretrained, dtype=self._dtype, device_map=self._device
+            "weights", auto.from_pretrained, dtype=self._dtype, device_map=self._device
         )
         use_grouped_sdpa(model)
         return model.eval()
