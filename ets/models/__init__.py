@@ -8,7 +8,15 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 
 from ets.models.llada import LLaDAConfig, LLaDAModelLM
 
-__all__ = ["MASKED_DIFFUSION", "UNIFORM_DIFFUSION", "Family", "LLaDAConfig", "LLaDAModelLM", "diffusion_engine", "register"]
+__all__ = [
+    "MASKED_DIFFUSION",
+    "UNIFORM_DIFFUSION",
+    "Family",
+    "LLaDAConfig",
+    "LLaDAModelLM",
+    "diffusion_engine",
+    "register",
+]
 
 
 @dataclass(frozen=True)

@@ -94,9 +94,7 @@ class Checkpoint:
 
         uniform = self.config.model_type in ets.models.UNIFORM_DIFFUSION
         auto = AutoModelForImageTextToText if uniform else AutoModelForCausalLM
-        model = self._loading(
-            "weights", auto.from_pretrained, dtype=self._dtype, device_map=self._device
-        )
+        model = self._loading("weights", auto.from_pretrained, dtype=self._dtype, device_map=self._device)
         use_grouped_sdpa(model)
         return model.eval()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, TypeAlias
@@ -83,19 +83,21 @@ class Node:
     def outcome(self) -> Any:
         return self.path, self.step
 
+    def opened(self, canvas: Canvas) -> Node:
+        return Node((*self.path, canvas), self.step, self.finished, (canvas,))
+
+    def drawn(self, canvas: Canvas) -> Node:
+        return Node((*self.path, canvas), self.step + 1, self.finished, (*self.canvases, canvas))
+
 
 @dataclass
 class UniformOracle:
-    """The exact laws over paths. Outcomes are (canvases that were drawn, number of the next denoising step).
-
-    `dropped` names a part of the law that a mutation leaves out: conditioning, or schedule.
-    """
+    """The exact laws over paths. Outcomes are (canvases that were drawn, number of the next denoising step)."""
 
     model: Any
     tokenizer: Any
     schedule: Any
     denoising: Any
-    dropped: str = ""
     nodes: dict[Any, Node] = field(default_factory=dict)
     known: dict[Any, Any] = field(default_factory=dict)
 
@@ -114,81 +116,111 @@ class UniformOracle:
     def finish_law(self, problem: Any, outcome: Any) -> Any:
         return self._until(problem, outcome, self.schedule.steps)
 
+    def prompt(self, problem: Any) -> Canvas:
+        given = problem.prompt
+        return given if isinstance(given, tuple) else tuple(self.tokenizer(given)["input_ids"])
+
     def _until(self, problem: Any, outcome: Any, end: int) -> Any:
-        prompt = problem.prompt if isinstance(problem.prompt, tuple) else tuple(self.tokenizer(problem.prompt).input_ids)
+        prompt = self.prompt(problem)
         law = {self.nodes.get((prompt, outcome), Node()): 1.0}
-        while running := [node for node in law if node.step < end]:
-            for node in running:
-                p = law.pop(node)
+        while running := {node: p for node, p in law.items() if node.step < end}:
+            law = {node: p for node, p in law.items() if node not in running}
+            begun = {node: p * q for before, p in running.items() for node, q in self._begun(before)}
+            self.read(prompt, begun)
+            for node, p in begun.items():
                 for after, q in self._after(prompt, node):
                     law[after] = law.get(after, 0.0) + p * q
         self.nodes |= {(prompt, node.outcome): node for node in law}
         return {node.outcome: p for node, p in law.items()}
 
-    def _after(self, prompt: Canvas, node: Node) -> Iterator[tuple[Node, float]]:
-        """The nodes after the next denoising step, with their probabilities."""
-        length, vocabulary = self.schedule.canvas_length, self.model.config.text_config.vocab_size
-        if not node.canvases:
-            for canvas in product(range(vocabulary), repeat=length):
-                begun = Node((*node.path, canvas), node.step, node.finished, (canvas,))
-                yield from ((after, p / vocabulary**length) for after, p in self._after(prompt, begun))
+    def _begun(self, node: Node) -> Iterator[tuple[Node, float]]:
+        """The node with an open canvas: itself, or with each first canvas, equally probable."""
+        if node.canvases:
+            yield node, 1.0
             return
+        each = self._vocabulary**self.schedule.canvas_length
+        for canvas in product(range(self._vocabulary), repeat=self.schedule.canvas_length):
+            yield node.opened(canvas), 1 / each
+
+    def _after(self, prompt: Canvas, node: Node) -> Iterator[tuple[Node, float]]:
+        """The nodes after the next denoising step of an open canvas, with their probabilities."""
         logits, best, stops = self.reading(prompt, node)
         if stops:
             yield self._ended(node, best), 1.0
             return
-        for canvas, p in self.step_law(logits).items():
-            drawn = Node((*node.path, canvas), node.step + 1, node.finished, (*node.canvases, canvas))
-            yield drawn, p
+        for canvas in product(range(self._vocabulary), repeat=self.schedule.canvas_length):
+            yield node.drawn(canvas), math.exp(self.step_logp(logits, canvas))
 
     def _ended(self, node: Node, best: Canvas) -> Node:
-        finished, each = (*node.finished, *best), self.schedule.denoising_steps
+        each = self.schedule.denoising_steps
         step = self.schedule.steps if 0 in best else (node.step // each + 1) * each
-        return Node(node.path, step, finished)
+        return Node(node.path, step, (*node.finished, *best))
+
+    @property
+    def _vocabulary(self) -> int:
+        return int(self.model.config.text_config.vocab_size)
 
     def reading(self, prompt: Canvas, node: Node) -> tuple[Any, Canvas, bool]:
         """Tempered logits `[C, V]`, their most probable tokens, and whether the canvas ends with this step."""
-        law, before = self.denoising, (prompt, node.finished)
-        found = [self.logits(*before, node.canvases[: n + 1]) for n in range(len(node.canvases))]
+        law = self.denoising
+        self.read(prompt, [node])
+        found = [self.known[prompt, node.finished, node.canvases[: n + 1]] for n in range(len(node.canvases))]
         bests = [tuple(logits.argmax(-1).tolist()) for logits in found]
-        entropy = entropies(found[-1].double().softmax(-1).numpy()).mean()
         back = bests[-1 - law.stability_threshold : -1] if law.stability_threshold else []
         stable = len(back) == law.stability_threshold and all(best == bests[-1] for best in back)
         last = len(node.canvases) == law.max_denoising_steps
-        return found[-1], bests[-1], last or (stable and entropy < law.confidence_threshold)
+        return found[-1], bests[-1], last or (stable and entropies(found[-1]).mean() < law.confidence_threshold)
 
-    def logits(self, prompt: Canvas, finished: Canvas, canvases: tuple[Canvas, ...]) -> Any:
-        """Tempered logits `[C, V]` of the last of some canvases, by the recursion over self-conditioning."""
+    def read(self, prompt: Canvas, nodes: Iterable[Node]) -> None:
+        """Compute tempered logits `[C, V]` by passes over whole texts, without a cache."""
         import torch
 
-        place = prompt, finished, canvases
-        if place not in self.known:
-            before = self.logits(prompt, finished, canvases[:-1])[None] if len(canvases) > 1 else None
+        batches: dict[tuple[Canvas, int], list[tuple[Canvas, ...]]] = {}
+        for node in nodes:
+            for n in range(1, len(node.canvases) + 1):
+                if (prompt, node.finished, node.canvases[:n]) not in self.known:
+                    batches.setdefault((node.finished, n), []).append(node.canvases[:n])
+        for (finished, n), rows in sorted(batches.items(), key=lambda batch: batch[0][1]):
+            distinct = list(dict.fromkeys(rows))
+            signals = [self.known[prompt, finished, canvases[:-1]] for canvases in distinct] if n > 1 else None
             with torch.no_grad():
                 raw = self.model(
-                    input_ids=torch.tensor([[*prompt, *finished]]),
-                    decoder_input_ids=torch.tensor([canvases[-1]]),
-                    self_conditioning_logits=None if self.dropped == "conditioning" else before,
-                ).logits[0]
+                    input_ids=torch.tensor([(*prompt, *finished)] * len(distinct)),
+                    decoder_input_ids=torch.tensor([canvases[-1] for canvases in distinct]),
+                    self_conditioning_logits=None if signals is None else torch.stack(signals),
+                ).logits
             law = self.denoising
-            left = 1 - (len(canvases) - 1) / law.max_denoising_steps if self.dropped != "schedule" else 1
-            self.known[place] = raw / (law.t_min + (law.t_max - law.t_min) * left)
-        return self.known[place]
+            warmth = law.t_min + (law.t_max - law.t_min) * (1 - (n - 1) / law.max_denoising_steps)
+            self.known |= {(prompt, finished, c): one / warmth for c, one in zip(distinct, raw, strict=True)}
 
-    def step_law(self, logits: Any) -> dict[Canvas, float]:
-        """The law of the next canvas, by enumeration of the draws of every position."""
-        p = logits.double().softmax(-1).numpy()
-        kept, law = accepted_by_hand(entropies(p), self.denoising.entropy_bound), {}
-        for canvas in product(range(p.shape[1]), repeat=len(p)):
-            each = [p[j, v] if j in kept else 1 / p.shape[1] for j, v in enumerate(canvas)]
-            law[canvas] = math.prod(map(float, each))
-        return law
+    def step_logp(self, logits: Any, canvas: Canvas) -> float:
+        """The log-probability of a step to a canvas: accepted positions by their law, others uniform."""
+        log_p = logits.double().log_softmax(-1)
+        kept = accepted_by_hand(entropies(logits), self.denoising.entropy_bound)
+        uniform = -math.log(self._vocabulary)
+        return sum(float(log_p[j, v]) if j in kept else uniform for j, v in enumerate(canvas))
+
+    def replay(self, problem: Any, path: Sequence[Canvas]) -> tuple[list[float], Canvas]:
+        """The terms of a complete path's log-probability, and the tokens of its canvases."""
+        prompt, node, terms = self.prompt(problem), Node(), list[float]()
+        for canvas in path:
+            if node.canvases:
+                logits, best, stops = self.reading(prompt, node)
+                if not stops:
+                    terms.append(self.step_logp(logits, canvas))
+                    node = node.drawn(canvas)
+                    continue
+                node = self._ended(node, best)
+            terms.append(-len(canvas) * math.log(self._vocabulary))
+            node = node.opened(canvas)
+        logits, best, stops = self.reading(prompt, node)
+        assert stops, "the path stops within a canvas"
+        return terms, self._ended(node, best).finished
 
 
-def entropies(p: Any) -> Any:
-    import numpy as np
-
-    return -np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0).sum(-1)
+def entropies(logits: Any) -> Any:
+    log_p = logits.double().log_softmax(-1)
+    return -(log_p.exp() * log_p).sum(-1).numpy()
 
 
 def accepted_by_hand(found: Sequence[float], bound: float) -> set[int]:

@@ -92,7 +92,7 @@ CASES: dict[str, Case] = {
     "vllm": (through_vllm, "tiny_checkpoint", causal_oracle, PROBLEMS, 4_000),
     "endpoint": (through_a_server, "tiny_checkpoint", causal_oracle, PROBLEMS, 400),
     "masked-diffusion": (masked_diffusion, "tiny_llada", canvases, CANVAS_PROBLEMS, 30_000),
-    "uniform-diffusion": (uniform_diffusion, "tiny_diffusion_gemma", uniform_paths, CANVAS_PROBLEMS, 30_000),
+    "uniform-diffusion": (uniform_diffusion, "tiny_diffusion_gemma", uniform_paths, CANVAS_PROBLEMS, 20_000),
 }
 """By engine: the policy, its checkpoint, its exact laws computed another way, the problems, and draws per law test."""
 

@@ -206,6 +206,5 @@ def require_autoregressive(checkpoint: Checkpoint, engine: str) -> None:
     """Raise `InputError` for a checkpoint of a diffusion model, which the engine cannot run."""
     if found := diffusion_engine(checkpoint.config.model_type):
         raise InputError(
-            f"{checkpoint.name!r} is a {found} model, which the engine {engine} does not have; "
-            "see llada/eval.sh"
+            f"{checkpoint.name!r} is a {found} model, which the engine {engine} does not have; see llada/eval.sh"
         )

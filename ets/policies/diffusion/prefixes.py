@@ -62,11 +62,11 @@ class _PrefixLayer(CacheLayerMixin):
         self.new: KeysValues | None = None
 
     @property
-    def keys(self) -> torch.Tensor:  # type: ignore[override]
+    def keys(self) -> torch.Tensor:
         return self._joined(0)
 
     @property
-    def values(self) -> torch.Tensor:  # type: ignore[override]
+    def values(self) -> torch.Tensor:
         return self._joined(1)
 
     def _joined(self, which: int) -> torch.Tensor:

@@ -2,16 +2,17 @@
 
 The encoder reads a prompt once, and a finished canvas once for all rows that share the text up to it. Rows with equal
 canvases and an equal past go through the decoder once: the first forward pass of the M·K completions of M candidates
-reads M rows, if the candidates end within a canvas. Rows whose canvases begin are random, so they share the prefix only.
+reads M rows, if the candidates end within a canvas. Rows that begin a canvas share the prefix alone: their first
+canvases are random.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from ets.models import UNIFORM_DIFFUSION
 from ets.policies.autoregressive.law import Endings
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion.canvas import Ints
-from ets.policies.diffusion.entropy_bound import Denoised, UniformSchedule, denoise, temperature
+from ets.policies.diffusion.entropy_bound import UniformSchedule, denoise, temperature
 from ets.policies.diffusion.prefixes import Prefix, unread
 from ets.policies.diffusion.uniform_reader import UniformReader
 from ets.policies.prompts import encode_prompt
@@ -117,8 +118,16 @@ class UniformRow:
 
     @classmethod
     def of(cls, state: UniformState, key: np.uint64, end: int) -> UniformRow:
-        shared = {name: getattr(state, name) for name in ("prefix", "written", "canvas", "reading", "step", "certainty")}
+        shared = {
+            name: getattr(state, name) for name in ("prefix", "written", "canvas", "reading", "step", "certainty")
+        }
         return cls(state, key, end, **shared)
+
+    def charge(self, positions: int) -> None:
+        """Pay for a denoising step of a canvas."""
+        self.positions += positions
+        self.vocabulary += positions
+        self.row_forwards += 1
 
     def draw(self, canvas: Ints, logp: float) -> None:
         """Go on from a canvas that was drawn."""
@@ -235,7 +244,7 @@ class UniformDiffusionPolicy:
         return draws
 
     def _advance(self, rows: Sequence[UniformRow]) -> None:
-        """Denoise rows to their ends. Rows whose canvas ends early wait, so that later canvases share forward passes."""
+        """Denoise rows to their ends. Rows whose canvas ends early wait: the next canvases share forward passes."""
         while going := [row for row in rows if row.step < row.end]:
             first = min(row.step // self.schedule.denoising_steps for row in going)
             groups: dict[int, list[UniformRow]] = {}
@@ -285,27 +294,23 @@ class UniformDiffusionPolicy:
 
     def _step(self, canvases: Sequence[Sequence[UniformRow]]) -> None:
         """One denoising step of U canvases and the rows of each. Rows change after all draws, as memory may run out."""
-        firsts = [rows[0] for rows in canvases]
-        every = [row for rows in canvases for row in rows]
-        tokens = torch.from_numpy(np.stack([row.canvas for row in firsts]))  # type: ignore[arg-type]
-        signals = [row.reading.signal if row.reading else None for row in firsts]
-        logits = self.reader.logits([row.prefix for row in firsts], tokens, signals)
-        within = [row.step % self.schedule.denoising_steps for row in firsts]
-        warmth = logits.new_tensor([temperature(self.denoising, step) for step in within])[:, None, None]
-        logits /= warmth  # line 1.c.ii of generate: the tempered logits also condition the next step
-        of = torch.from_numpy(np.repeat(np.arange(len(canvases)), [len(rows) for rows in canvases]))
-        uniforms = torch.from_numpy(self._uniforms(every, 1))
-        drawn = denoise(logits, of.to(logits.device), uniforms.to(logits.device), self.denoising.entropy_bound or 0.0)
-        require_finite([row.before.problem for row in firsts], drawn.entropy.tolist())
-        readings = self._readings(firsts, self.reader.signal(logits), drawn)
-        ended = self._ended(firsts, within, readings, drawn)
-        sure = [certainty_of(logits[n] * warmth[n]).cpu() if self.certainty and ended[n] else None for n in range(len(ended))]
-        draws = zip(of.tolist(), every, drawn.tokens.cpu().numpy(), drawn.logp.tolist(), strict=True)
+        firsts, every = [rows[0] for rows in canvases], [row for rows in canvases for row in rows]
+        of = np.repeat(np.arange(len(canvases)), [len(rows) for rows in canvases])
+        logits, warmth = self._tempered(firsts)
+        uniforms = torch.from_numpy(self._uniforms(every, 1)).to(logits.device)
+        bound = self.denoising.entropy_bound or 0.0
+        drawn = denoise(logits, torch.from_numpy(of).to(logits.device), uniforms, bound)
+        entropies = drawn.entropy.tolist()
+        require_finite([row.before.problem for row in firsts], entropies)
+        readings = self._readings(firsts, self.reader.signal(logits), drawn.best.tolist())
+        ended = [self._ended(*each) for each in zip(firsts, readings, entropies, strict=True)]
+        sure = [
+            certainty_of(logits[n] * warmth[n]).cpu() if self.certainty and end else None for n, end in enumerate(ended)
+        ]
+        tokens, logps = drawn.tokens.cpu().numpy(), drawn.logp.tolist()
         for row in firsts:
-            row.positions += self.schedule.canvas_length
-            row.vocabulary += self.schedule.canvas_length
-            row.row_forwards += 1
-        for n, row, canvas, logp in draws:
+            row.charge(self.schedule.canvas_length)
+        for n, row, canvas, logp in zip(of, every, tokens, logps, strict=True):
             row.step += 1
             if ended[n]:
                 self._end_canvas(row, readings[n].best, sure[n])
@@ -313,25 +318,31 @@ class UniformDiffusionPolicy:
                 row.draw(canvas.copy(), logp)
                 row.reading = readings[n]
 
+    def _tempered(self, rows: Sequence[UniformRow]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The logits `[U, C, V]` of the rows' canvases over their temperatures, and the temperatures `[U, 1, 1]`."""
+        tokens = torch.from_numpy(np.stack([cast("Ints", row.canvas) for row in rows]))
+        signals = [row.reading.signal if row.reading else None for row in rows]
+        logits = self.reader.logits([row.prefix for row in rows], tokens, signals)
+        each = [temperature(self.denoising, row.step % self.schedule.denoising_steps) for row in rows]
+        warmth = logits.new_tensor(each)[:, None, None]
+        return logits.div_(warmth), warmth
+
     @staticmethod
-    def _readings(rows: Sequence[UniformRow], signals: torch.Tensor, drawn: Denoised) -> list[Reading]:
+    def _readings(rows: Sequence[UniformRow], signals: torch.Tensor, best: Sequence[list[int]]) -> list[Reading]:
         found = []
-        for row, signal, best in zip(rows, signals, drawn.best.tolist(), strict=True):
-            same = row.reading is not None and row.reading.best == tuple(best)
+        for row, signal, tokens in zip(rows, signals, map(tuple, best), strict=True):
+            same = row.reading is not None and row.reading.best == tokens
             unchanged = row.reading.unchanged + 1 if row.reading is not None and same else 1
-            found.append(Reading(signal.clone(), tuple(best), unchanged))
+            found.append(Reading(signal.clone(), tokens, unchanged))
         return found
 
-    def _ended(
-        self, rows: Sequence[UniformRow], within: Sequence[int], readings: Sequence[Reading], drawn: Denoised
-    ) -> list[bool]:
+    def _ended(self, row: UniformRow, reading: Reading, entropy: float) -> bool:
         """Whether the canvas ends with this step: after its most steps, or where it is stable and confident."""
-        law, last = self.denoising, self.schedule.denoising_steps - 1
-        stability, confidence = law.stability_threshold or 0, law.confidence_threshold or 0.0
-        return [
-            step == last or (reading.unchanged > stability and entropy < confidence)
-            for step, reading, entropy in zip(within, readings, drawn.entropy.tolist(), strict=True)
-        ]
+        law, following = self.denoising, row.step + 1
+        stable = reading.unchanged > (law.stability_threshold or 0)
+        return following % self.schedule.denoising_steps == 0 or (
+            stable and entropy < (law.confidence_threshold or 0.0)
+        )
 
     def _end_canvas(self, row: UniformRow, best: tuple[int, ...], sure: torch.Tensor | None) -> None:
         """Append the most probable tokens of a canvas to the text. `row.step` is the number of the next step."""
@@ -407,6 +418,3 @@ def make_policy(
 ) -> UniformDiffusionPolicy:
     """The policy of the engine "uniform-diffusion" in `ets.policies.registry`."""
     return UniformDiffusionPolicy(checkpoint, denoising, canvases, **vars(memory))
-
-
-__all__: Iterable[str] = ("Reading", "UniformDiffusionPolicy", "UniformState", "completed", "make_policy")
