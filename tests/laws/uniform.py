@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from pathlib import Path
 from typing import Any, TypeAlias
 
 Canvas: TypeAlias = tuple[int, ...]
@@ -68,6 +69,21 @@ def random_diffusion_gemma(
     model = DiffusionGemmaForBlockDiffusion(config).double().eval()
     model.set_experts_implementation("eager")  # the grouped product has no float64
     return model
+
+
+def saved_diffusion_gemma(folder: Path) -> Path:
+    """A checkpoint in float32 whose generation configuration holds some of the settings."""
+    from transformers.models.diffusion_gemma.generation_diffusion_gemma import EntropyBoundSamplerConfig
+
+    from tests.conftest import tiny_tokenizer
+
+    model = random_diffusion_gemma(8, 4).float()
+    published = {"max_denoising_steps": 6, "t_max": 0.9, "sampler_config": EntropyBoundSamplerConfig(0.3)}
+    for name, value in published.items():
+        setattr(model.generation_config, name, value)
+    model.save_pretrained(folder)
+    tiny_tokenizer(("<end>", *"123=+a ")).save_pretrained(folder)
+    return folder
 
 
 @dataclass(frozen=True)

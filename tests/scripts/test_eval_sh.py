@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from ets.cli import parser_of
+from tests.laws.uniform import saved_diffusion_gemma
 
 ROOT = Path(__file__).parents[2]
 EVAL = ROOT / "qwen" / "eval.sh"
@@ -76,6 +77,20 @@ def test_the_masked_diffusion_demonstration_runs_with_changed_variables(tmp_path
         assert "embedded demonstration" in line and "bash llada/eval.sh" in line
     assert "ETS (M 3, K 1)" in done.stdout
     assert (tmp_path / "out" / "accuracy.png").stat().st_size > 1000
+
+
+def test_a_uniform_diffusion_checkpoint_runs_by_its_path(tmp_path: Path) -> None:
+    model = saved_diffusion_gemma(tmp_path / "gemma")
+    small = {
+        "NUM_PROBLEMS": "2",
+        "NUM_CANDIDATES": "2",
+        "MONTE_CARLO_NUM": "1",
+        "GEN_LENGTH": "8",
+        "MINIMUM_VOTES": "1",
+    }
+    done = bash(str(LLADA), folder=tmp_path, MODEL_PATH=str(model), OUT="out", **small)
+    assert done.returncode == 0, done.stderr
+    assert "ETS (M 2, K 1)" in done.stdout and "majority voting" in done.stdout
 
 
 def test_through_a_server_the_demonstration_names_the_command_for_a_server(tmp_path: Path) -> None:

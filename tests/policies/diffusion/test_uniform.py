@@ -26,7 +26,7 @@ from ets.testing import check_law
 from ets.types import Cost, InputError, Keys, Problem
 from tests.conftest import ALPHABET, Refused, tiny_tokenizer
 from tests.hooks import hooked
-from tests.laws.uniform import UniformOracle, accepted_by_hand, random_diffusion_gemma
+from tests.laws.uniform import Node, UniformOracle, accepted_by_hand, random_diffusion_gemma, saved_diffusion_gemma
 
 LEVEL = 1e-4
 PROBLEM = Problem("p", "abbab")
@@ -304,9 +304,7 @@ def test_an_open_canvas_shows_its_most_probable_tokens(letters: Checkpoint) -> N
         assert not draw.text.done and len(state.path) == 2
 
 
-def _opened(canvas: Any) -> Any:
-    from tests.laws.uniform import Node
-
+def _opened(canvas: Any) -> Node:
     return Node().opened(tuple(canvas.tolist()))
 
 
@@ -398,16 +396,7 @@ def test_nan_logits_are_refused_in_one_line() -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint in float32 whose generation configuration holds some of the settings."""
-    from transformers.models.diffusion_gemma.generation_diffusion_gemma import EntropyBoundSamplerConfig
-
-    model, place = random_diffusion_gemma(8, 4).float(), tmp_path_factory.mktemp("gemma")
-    published = {"max_denoising_steps": 6, "t_max": 0.9, "sampler_config": EntropyBoundSamplerConfig(0.3)}
-    for name, value in published.items():
-        setattr(model.generation_config, name, value)
-    model.save_pretrained(place)
-    tiny_tokenizer((ALPHABET[0], *"123=+a ")).save_pretrained(place)
-    return place
+    return saved_diffusion_gemma(tmp_path_factory.mktemp("gemma"))
 
 
 def test_a_checkpoints_architecture_chooses_the_engine_and_its_settings_the_law(folder: Path) -> None:
