@@ -184,6 +184,8 @@ NEEDED = {
     "SMALL_MODEL_PATH=/small": "IS_M_CANDIDATES IS_BLOCK_SIZE PROPOSAL_TEMPERATURE",
     "LEVEL=1": "CLIP IS_NUM_CANDIDATES FAST_CACHE FAST_REFRESH FAST_THRESHOLD FAST_FACTOR FAST_REMASKING "
     "FAST_TEMPERATURE",
+    "ENGINE=uniform-diffusion": "MAX_DENOISING_STEPS T_MAX T_MIN ENTROPY_BOUND STABILITY_THRESHOLD "
+    "CONFIDENCE_THRESHOLD",
 }
 """A setting without which others have no effect, and the names of those variables."""
 NEEDS = {name: dict([needed.split("=")]) for needed, names in NEEDED.items() for name in names.split()}
@@ -195,10 +197,11 @@ def test_every_variable_of_a_script_reaches_the_command(script: Path, tmp_path: 
     def command(**variables: str) -> str:
         return bash(str(script), folder=tmp_path, PRINT_ONLY="1", **variables).stdout
 
+    values = VALUES | ({"ENGINE": "uniform-diffusion"} if script == LLADA else {})
     names = sorted(set(re.findall(r"\b([A-Z][A-Z_]*)=\$\{\1\b", script.read_text())))
     assert len(names) > 35
     for name in names:
         needed = NEEDS.get(name, {})
-        without, found = command(**needed), command(**needed, **{name: VALUES.get(name, "7")})
+        without, found = command(**needed), command(**needed, **{name: values.get(name, "7")})
         assert without.startswith("python ") and found.startswith("python ") and found != without, name
         assert parser_of().parse_args(shlex.split(found.partition(" -m ets ")[2])).task, name
