@@ -64,7 +64,7 @@ def random_diffusion_gemma(
         vision_config=vision,
         canvas_length=canvas_length,
         initializer_range=spread,
-        image_token_id=vocabulary,
+        image_token_id=vocabulary + 1,
     )
     model = DiffusionGemmaForBlockDiffusion(config).double().eval()
     model.set_experts_implementation("eager")  # the grouped product has no float64

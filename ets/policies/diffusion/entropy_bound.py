@@ -16,7 +16,8 @@ Shape letters: R rows, U different canvases among them, C positions of a canvas,
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -79,6 +80,50 @@ class UniformSchedule:
     def after_canvas(self, step: int) -> int:
         """The first step of the next canvas."""
         return (step // self.denoising_steps + 1) * self.denoising_steps
+
+
+@dataclass(frozen=True)
+class UniformLaw:
+    """The settings of `UniformDenoising`, complete."""
+
+    max_denoising_steps: int
+    t_max: float
+    t_min: float
+    entropy_bound: float
+    stability_threshold: int
+    confidence_threshold: float
+
+    @classmethod
+    def of(cls, denoising: UniformDenoising, generation: Any) -> UniformLaw:
+        """The law with the values of a generation configuration in the place of None, as `generate` completes it."""
+        from transformers.models.diffusion_gemma.generation_diffusion_gemma import DiffusionGemmaGenerationConfig
+
+        published = dict(DiffusionGemmaGenerationConfig._get_default_generation_params())
+        published |= {name: value for name in published if (value := getattr(generation, name, None)) is not None}
+        sampler = published["sampler_config"]
+        published["entropy_bound"] = sampler["entropy_bound"] if isinstance(sampler, dict) else sampler.entropy_bound
+        missing = {name: published[name] for name, value in vars(denoising).items() if value is None}
+        return cls(**vars(replace(denoising, **missing)))
+
+    def temperature(self, step: int) -> float:
+        """The temperature of a denoising step, numbered from 0 within its canvas: it falls linearly from `t_max`."""
+        left = (self.max_denoising_steps - step) / self.max_denoising_steps
+        return self.t_min + (self.t_max - self.t_min) * left
+
+    def ends(self, step: int, unchanged: int, entropy: float) -> bool:
+        """Whether a canvas ends with a denoising step.
+
+        Parameters
+        ----------
+        step : int
+            Numbered from 0 within the canvas.
+        unchanged : int
+            The passes in a row, up to this one, with the same most probable tokens.
+        entropy : float
+            The mean of the tempered entropies.
+        """
+        stable = unchanged > self.stability_threshold
+        return step + 1 == self.max_denoising_steps or (stable and entropy < self.confidence_threshold)
 
 
 @dataclass(frozen=True)
@@ -151,10 +196,3 @@ def accepted(entropies: torch.Tensor, bound: float) -> torch.Tensor:
     """
     ordered, order = entropies.sort(dim=-1, stable=True)
     return torch.zeros_like(order, dtype=torch.bool).scatter_(-1, order, ordered.cumsum(-1) - ordered <= bound)
-
-
-def temperature(denoising: UniformDenoising, step: int) -> float:
-    """The temperature of a denoising step, numbered from 0 within its canvas: it falls linearly from `t_max`."""
-    low, high, steps = denoising.t_min, denoising.t_max, denoising.max_denoising_steps
-    assert low is not None and high is not None and steps is not None, "the law is not complete"
-    return low + (high - low) * (steps - step) / steps

@@ -37,7 +37,7 @@ class Prefix:
     _following: WeakValueDictionary[tuple[int, ...], Prefix] = field(default_factory=WeakValueDictionary, repr=False)
 
     def followed_by(self, tokens: tuple[int, ...]) -> Prefix:
-        """The prefix that a canvas continues; the same object for all rows, as long as a row refers to it."""
+        """This prefix and a canvas after it: the same object for all rows, as long as a row refers to it."""
         found = self._following.get(tokens)
         if found is None:
             self._following[tokens] = found = Prefix(tokens, self)

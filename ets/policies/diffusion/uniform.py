@@ -21,7 +21,7 @@ from ets.models import UNIFORM_DIFFUSION
 from ets.policies.autoregressive.law import Endings
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion.canvas import Ints
-from ets.policies.diffusion.entropy_bound import UniformSchedule, denoise, temperature
+from ets.policies.diffusion.entropy_bound import UniformLaw, UniformSchedule, denoise
 from ets.policies.diffusion.prefixes import Prefix, unread
 from ets.policies.diffusion.uniform_reader import UniformReader
 from ets.policies.prompts import encode_prompt
@@ -65,8 +65,8 @@ class UniformState:
     reading : Reading, optional
         The last pass over the open canvas.
     path : tuple of array
-        All canvases `[C]` that were drawn: the first of each canvas, and the result of each denoising step but its
-        last.
+        The tokens `[C]` that were drawn: for each canvas the initial tokens, and the tokens after each denoising step
+        but the last.
     step : int
         The number of the next denoising step. A canvas that ended early counts as its most steps.
     tokens : tuple of int
@@ -74,7 +74,7 @@ class UniformState:
     logp : float
         Natural-log probability of the path.
     step_logps : tuple of float
-        The terms of `logp`, one for each canvas of `path`.
+        The terms of `logp`, one for each array of `path`.
     certainty : Certainty, optional
         If the policy records certainty.
     """
@@ -185,9 +185,9 @@ class UniformDiffusionPolicy:
                 f"give one of the architectures: {', '.join(UNIFORM_DIFFUSION)}"
             )
         self.checkpoint, self.certainty = checkpoint, certainty
-        self.denoising = completed(denoising, checkpoint.generation_config)
+        self.denoising = UniformLaw.of(denoising, checkpoint.generation_config)
         number, steps = -(-canvases.max_length // config.canvas_length), self.denoising.max_denoising_steps
-        self.schedule = UniformSchedule(config.canvas_length, number, steps or 0, canvases.guide_steps or number)
+        self.schedule = UniformSchedule(config.canvas_length, number, steps, canvases.guide_steps or number)
         self.vocabulary = config.get_text_config().vocab_size
         self.endings = Endings(checkpoint.tokenizer, checkpoint.end_ids, self.vocabulary)
         self.reader = UniformReader(checkpoint, memory_gib)
@@ -298,12 +298,14 @@ class UniformDiffusionPolicy:
         of = np.repeat(np.arange(len(canvases)), [len(rows) for rows in canvases])
         logits, warmth = self._tempered(firsts)
         uniforms = torch.from_numpy(self._uniforms(every, 1)).to(logits.device)
-        bound = self.denoising.entropy_bound or 0.0
-        drawn = denoise(logits, torch.from_numpy(of).to(logits.device), uniforms, bound)
+        drawn = denoise(logits, torch.from_numpy(of).to(logits.device), uniforms, self.denoising.entropy_bound)
         entropies = drawn.entropy.tolist()
         require_finite([row.before.problem for row in firsts], entropies)
         readings = self._readings(firsts, self.reader.signal(logits), drawn.best.tolist())
-        ended = [self._ended(*each) for each in zip(firsts, readings, entropies, strict=True)]
+        ended = [
+            self.denoising.ends(self._within(row), reading.unchanged, entropy)
+            for row, reading, entropy in zip(firsts, readings, entropies, strict=True)
+        ]
         sure = [
             certainty_of(logits[n] * warmth[n]).cpu() if self.certainty and end else None for n, end in enumerate(ended)
         ]
@@ -323,9 +325,12 @@ class UniformDiffusionPolicy:
         tokens = torch.from_numpy(np.stack([cast("Ints", row.canvas) for row in rows]))
         signals = [row.reading.signal if row.reading else None for row in rows]
         logits = self.reader.logits([row.prefix for row in rows], tokens, signals)
-        each = [temperature(self.denoising, row.step % self.schedule.denoising_steps) for row in rows]
-        warmth = logits.new_tensor(each)[:, None, None]
+        warmth = logits.new_tensor([self.denoising.temperature(self._within(row)) for row in rows])[:, None, None]
         return logits.div_(warmth), warmth
+
+    def _within(self, row: UniformRow) -> int:
+        """The number of the row's next denoising step within its canvas."""
+        return row.step % self.schedule.denoising_steps
 
     @staticmethod
     def _readings(rows: Sequence[UniformRow], signals: torch.Tensor, best: Sequence[list[int]]) -> list[Reading]:
@@ -335,14 +340,6 @@ class UniformDiffusionPolicy:
             unchanged = row.reading.unchanged + 1 if row.reading is not None and same else 1
             found.append(Reading(signal.clone(), tokens, unchanged))
         return found
-
-    def _ended(self, row: UniformRow, reading: Reading, entropy: float) -> bool:
-        """Whether the canvas ends with this step: after its most steps, or where it is stable and confident."""
-        law, following = self.denoising, row.step + 1
-        stable = reading.unchanged > (law.stability_threshold or 0)
-        return following % self.schedule.denoising_steps == 0 or (
-            stable and entropy < (law.confidence_threshold or 0.0)
-        )
 
     def _end_canvas(self, row: UniformRow, best: tuple[int, ...], sure: torch.Tensor | None) -> None:
         """Append the most probable tokens of a canvas to the text. `row.step` is the number of the next step."""
@@ -395,22 +392,6 @@ class UniformDiffusionPolicy:
         work = {kind: row.positions, "row_forwards": row.row_forwards, "vocabulary": row.vocabulary}
         cost = Cost(prompt=row.prompt, generated=generated, **work)
         return Draw(state, Text(tokens, text, total, done, certainty=row.certainty), logp, cost)
-
-
-def completed(denoising: UniformDenoising, generation: Any) -> UniformDenoising:
-    """The law with the values of a generation configuration in the place of None, as `generate` completes it."""
-    from transformers.models.diffusion_gemma.generation_diffusion_gemma import DiffusionGemmaGenerationConfig
-
-    defaults = DiffusionGemmaGenerationConfig._get_default_generation_params()
-
-    def published(name: str) -> Any:
-        found = getattr(generation, name, None)
-        return defaults[name] if found is None else found
-
-    sampler = published("sampler_config")
-    bound = sampler["entropy_bound"] if isinstance(sampler, dict) else sampler.entropy_bound
-    missing = [name for name, value in vars(denoising).items() if value is None]
-    return replace(denoising, **{name: bound if name == "entropy_bound" else published(name) for name in missing})
 
 
 def make_policy(

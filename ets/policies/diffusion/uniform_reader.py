@@ -14,7 +14,7 @@ from ets.policies.diffusion.prefixes import Prefix, PrefixCache, windows_of
 from ets.policies.memory import MemoryLimit
 from ets.types import Cost
 
-BYTES_PER_LOGIT = 24
+BYTES_PER_LOGIT = 48
 """Bytes of the tensors of a denoising step, for each position and token of the vocabulary."""
 
 
