@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Measures ETS on a diffusion model: masked (LLaDA) or uniform (DiffusionGemma). Every hyper-parameter stands in this file, under the paper's
+# Measures ETS on a masked-diffusion model (LLaDA). Every hyper-parameter stands in this file, under the paper's
 # names in capitals: edit it, or set the variable for one run:
 #
 #   bash llada/eval.sh                                                          the embedded demonstration
 #   NUM_CANDIDATES=8 MONTE_CARLO_NUM=1 GUIDE_STEPS=2 bash llada/eval.sh         with other hyper-parameters
 #   MODEL_PATH=GSAI-ML/LLaDA-8B-Instruct SHOTS=4 TEMPERATURE=0.5 GEN_LENGTH=64 STEPS=64 bash llada/eval.sh    your model
-#   MODEL_PATH=google/diffusiongemma-26B-A4B-it CHAT=1 GEN_LENGTH=512 bash llada/eval.sh gsm8k    uniform diffusion
+#   MODEL_PATH=google/diffusiongemma-26B-A4B-it CHAT=1 GEN_LENGTH=512 bash llada/eval.sh gsm8k    uniform diffusion instead
 #   bash llada/eval.sh demo-is                                  the same with ETS-IS: on a fast sampler, with a cache
 #   LEVEL=1 bash llada/eval.sh demo-is                          its samples weighed towards the exact sampler
 #   bash llada/eval.sh math500                                  a benchmark of the paper: gsm8k, humaneval, gpqa

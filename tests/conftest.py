@@ -145,6 +145,14 @@ def tiny_checkpoint() -> Any:
     return checkpoint
 
 
+@pytest.fixture(scope="session")
+def tiny_diffusion_gemma() -> Any:
+    """A uniform-diffusion checkpoint of three tokens, with canvases of two."""
+    from tests.laws.uniform import random_diffusion_gemma
+
+    return shared(random_diffusion_gemma(), tiny_tokenizer(ALPHABET[:3]))
+
+
 def causal_oracle(policy: Any, temperature: float = 1.0) -> Any:
     """Exact laws of a policy over a tiny checkpoint: a full forward over each prefix, and nothing of the policy's."""
     import torch
@@ -205,14 +213,6 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def tiny_llada() -> Any:
     """A masked-diffusion checkpoint of three tokens and the mask token."""
     return shared(random_llada(len(MASKED_ALPHABET), end=0), tiny_tokenizer(MASKED_ALPHABET))
-
-
-@pytest.fixture(scope="session")
-def tiny_diffusion_gemma() -> Any:
-    """A uniform-diffusion checkpoint of three tokens, with canvases of two."""
-    from tests.laws.uniform import random_diffusion_gemma
-
-    return shared(random_diffusion_gemma(), tiny_tokenizer(ALPHABET[:3]))
 
 
 def canvas_oracle(checkpoint: Any, schedule: Any, unmasking: Any, caching: Any = None) -> Any:

@@ -8,15 +8,18 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 
 from ets.models.llada import LLaDAConfig, LLaDAModelLM
 
-__all__ = [
-    "MASKED_DIFFUSION",
-    "UNIFORM_DIFFUSION",
-    "Family",
-    "LLaDAConfig",
-    "LLaDAModelLM",
-    "diffusion_engine",
-    "register",
-]
+__all__ = ["MASKED_DIFFUSION", "Family", "LLaDAConfig", "LLaDAModelLM", "register"]
+
+
+UNIFORM_DIFFUSION = ("diffusion_gemma",)
+"""The uniform-diffusion families, by the `model_type` of their configuration; transformers has their classes."""
+
+
+def diffusion_engine(model_type: str) -> str | None:
+    """The engine of a diffusion model in `ets.policies.registry`; None for any other model."""
+    if model_type in UNIFORM_DIFFUSION:
+        return "uniform-diffusion"
+    return "masked-diffusion" if model_type in MASKED_DIFFUSION else None
 
 
 @dataclass(frozen=True)
@@ -41,17 +44,8 @@ class Family:
     shift: int = 0
 
 
-UNIFORM_DIFFUSION = ("diffusion_gemma",)
-"""The uniform-diffusion families, by the `model_type` of their configuration; transformers has their classes."""
 MASKED_DIFFUSION: dict[str, Family] = {}
 """The masked-diffusion families, by the `model_type` of their configuration."""
-
-
-def diffusion_engine(model_type: str) -> str | None:
-    """The engine of a diffusion model in `ets.policies.registry`; None for any other model."""
-    if model_type in UNIFORM_DIFFUSION:
-        return "uniform-diffusion"
-    return "masked-diffusion" if model_type in MASKED_DIFFUSION else None
 
 
 def register(config: type[PreTrainedConfig], model: type[PreTrainedModel], family: Family) -> None:

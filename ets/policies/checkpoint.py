@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-import ets.models  # registers the model families that transformers does not have
+import ets.models  # noqa: F401 (registers the model families that transformers does not have)
 from ets.hub import require_checkpoint
 from ets.policies.autoregressive.attention import use_grouped_sdpa
 from ets.types import InputError, one_line
@@ -92,7 +92,9 @@ class Checkpoint:
     def model(self) -> Any:
         from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-        uniform = self.config.model_type in ets.models.UNIFORM_DIFFUSION
+        from ets.models import UNIFORM_DIFFUSION
+
+        uniform = self.config.model_type in UNIFORM_DIFFUSION
         auto = AutoModelForImageTextToText if uniform else AutoModelForCausalLM
         model = self._loading("weights", auto.from_pretrained, dtype=self._dtype, device_map=self._device)
         use_grouped_sdpa(model)
