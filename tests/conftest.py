@@ -181,6 +181,14 @@ def tiny_checkpoint() -> Any:
     return checkpoint
 
 
+@pytest.fixture(scope="session")
+def tiny_diffusion_gemma() -> Any:
+    """A uniform-diffusion checkpoint of three tokens, with canvases of two."""
+    from tests.laws.uniform import random_diffusion_gemma
+
+    return shared(random_diffusion_gemma(), tiny_tokenizer(ALPHABET[:3]))
+
+
 def causal_oracle(policy: Any, temperature: float = 1.0) -> Any:
     """Exact laws of a policy over a tiny checkpoint: a full forward over each prefix, and nothing of the policy's."""
     import torch

@@ -59,7 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, Guide, *_LOCAL, Weighing, title="settings", leave_out=("certainty",))
 
 
-_LOCAL = (*ENGINES["transformers"].settings, *ENGINES["masked-diffusion"].settings)
+_LOCAL = tuple(
+    owner for name in ("transformers", "masked-diffusion", "uniform-diffusion") for owner in ENGINES[name].settings
+)
 
 
 def execute(options: argparse.Namespace) -> None:

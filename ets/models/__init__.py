@@ -15,6 +15,17 @@ from ets.types import InputError
 __all__ = ["MASKED_DIFFUSION", "Family", "LLaDAConfig", "LLaDAModelLM", "mask_token_of", "register"]
 
 
+UNIFORM_DIFFUSION = ("diffusion_gemma",)
+"""The uniform-diffusion families, by the `model_type` of their configuration; transformers has their classes."""
+
+
+def diffusion_engine(model_type: str) -> str | None:
+    """The engine of a diffusion model in `ets.policies.registry`; None for any other model."""
+    if model_type in UNIFORM_DIFFUSION:
+        return "uniform-diffusion"
+    return "masked-diffusion" if model_type in MASKED_DIFFUSION else None
+
+
 @dataclass(frozen=True)
 class Family:
     """Conventions that the checkpoints of a masked-diffusion model family share.

@@ -90,11 +90,13 @@ class Checkpoint:
 
     @cached_property
     def model(self) -> Any:
-        from transformers import AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
-        model = self._loading(
-            "weights", AutoModelForCausalLM.from_pretrained, dtype=self._dtype, device_map=self._device
-        )
+        from ets.models import UNIFORM_DIFFUSION
+
+        uniform = self.config.model_type in UNIFORM_DIFFUSION
+        auto = AutoModelForImageTextToText if uniform else AutoModelForCausalLM
+        model = self._loading("weights", auto.from_pretrained, dtype=self._dtype, device_map=self._device)
         use_grouped_sdpa(model)
         return model.eval()
 

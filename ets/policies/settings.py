@@ -18,6 +18,8 @@ BLOCK_SIZE, MAX_LENGTH = 64, 512
 CHECKPOINT = "checkpoint"
 """The value of top_k or top_p that stands for the checkpoint's generation configuration."""
 _LENGTH = "tokens in all; for masked diffusion, of the canvas"
+_GUIDE_STEPS = "I, guide steps, which split the denoising steps evenly"
+_PUBLISHED = "of uniform diffusion (default: the checkpoint's)"
 _AS_GENERATE = "checkpoint: the value that transformers' generate takes from the generation configuration"
 
 
@@ -250,7 +252,7 @@ class CanvasSettings:
     max_length: int = setting(MAX_LENGTH, _LENGTH, int, flags=("gen_length",))
     steps: int | None = setting(None, "denoising steps in all (default: one per token)", int)
     block_length: int | None = setting(None, "tokens of a block; blocks are filled from left to right", int)
-    guide_steps: int | None = setting(None, "I, guide steps, which split the denoising steps evenly", int)
+    guide_steps: int | None = setting(None, _GUIDE_STEPS, int)
     block_size: int | None = setting(None, "tokens per guide step", int)
     quotas: str | None = setting(None, "even, or Dream's time: the tokens that each denoising step reveals")
     eps: float | None = setting(None, "the last time of Dream's denoising steps (default: 0.001)", float)
@@ -277,6 +279,74 @@ class CanvasSettings:
     def guide_step_count(self) -> int:
         """I, of `guide_steps` or of the block size."""
         return self.max_length // self._block_size if self.guide_steps is None else self.guide_steps
+
+
+@dataclass(frozen=True)
+class UniformDenoising:
+    """The denoising law of uniform diffusion, see `ets.policies.diffusion.entropy_bound`.
+
+    None stands for the value of the checkpoint's generation configuration.
+
+    Parameters
+    ----------
+    max_denoising_steps : int, optional
+        Most denoising steps of a canvas, N. Step n = 0, 1, … has the temperature t_min + (t_max - t_min) (N - n) / N.
+    t_max, t_min : float, optional
+        0 ≤ t_min ≤ t_max, and t_max above 0.
+    entropy_bound : float, optional
+        In nats, at least 0.
+    stability_threshold, confidence_threshold : int and float, optional
+        A canvas ends early when its most probable tokens equal those of so many steps before, and the mean entropy is
+        below the confidence threshold. A confidence threshold of 0 never ends a canvas early.
+
+    Raises
+    ------
+    InputError
+        For values out of range.
+    """
+
+    max_denoising_steps: int | None = setting(None, f"most denoising steps of a canvas {_PUBLISHED}", int)
+    t_max: float | None = setting(None, f"temperature of a canvas's first denoising step {_PUBLISHED}", float)
+    t_min: float | None = setting(None, f"temperature to which t_max falls linearly {_PUBLISHED}", float)
+    entropy_bound: float | None = setting(None, f"nats of the positions that a step accepts {_PUBLISHED}", float)
+    stability_threshold: int | None = setting(
+        None, f"steps with the same most probable tokens before a canvas ends early {_PUBLISHED}", int
+    )
+    confidence_threshold: float | None = setting(
+        None, f"mean entropy below which a canvas ends early; 0 for never {_PUBLISHED}", float
+    )
+
+    def __post_init__(self) -> None:
+        if self.max_denoising_steps is not None:
+            require_counts(max_denoising_steps=self.max_denoising_steps)
+        for name, value in vars(self).items():
+            if value is not None and not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+                raise InputError(f"{name} is {value!r}; it must be a finite number of at least 0")
+        if self.stability_threshold is not None and not isinstance(self.stability_threshold, int):
+            raise InputError(f"stability_threshold is {self.stability_threshold!r}; it must be a whole number")
+        if self.t_max == 0:
+            raise InputError("t_max is 0, at which nothing is random; give a temperature above 0")
+        if None not in (self.t_min, self.t_max) and self.t_min > self.t_max:  # type: ignore[operator]
+            raise InputError(f"t_min {self.t_min} is above t_max {self.t_max}; the temperature falls to t_min")
+
+
+@dataclass(frozen=True)
+class UniformCanvases:
+    """The length of a generation of uniform diffusion, and its guide steps.
+
+    Parameters
+    ----------
+    max_length : int
+        Tokens in all; rounded up to whole canvases, whose length is the checkpoint's.
+    guide_steps : int, optional
+        I; by default one guide step per canvas.
+    """
+
+    max_length: int = setting(MAX_LENGTH, _LENGTH, int, flags=("gen_length",))
+    guide_steps: int | None = setting(None, _GUIDE_STEPS, int)
+
+    def __post_init__(self) -> None:
+        require_counts(**{name: value for name, value in vars(self).items() if value is not None})
 
 
 @dataclass(frozen=True)

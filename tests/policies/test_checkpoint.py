@@ -144,5 +144,7 @@ def test_a_published_llada_is_loaded_by_our_own_code(tmp_path: Path) -> None:
 
 def test_a_masked_diffusion_model_is_no_autoregressive_one() -> None:
     checkpoint = Checkpoint(demo.model_path("diffusion"))
-    with pytest.raises(InputError, match=r"is a masked-diffusion model \(llada\).*use MaskedDiffusionPolicy, or llada"):
+    with pytest.raises(
+        InputError, match=r"is a masked-diffusion model \(llada\).*use the engine masked-diffusion, or llada"
+    ):
         TransformersPolicy(checkpoint, Sampling(), Horizon(1, 2))

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from ets.models import MASKED_DIFFUSION
+from ets.models import diffusion_engine
 from ets.policies.autoregressive.beam_search import Ended, beam_search
 from ets.policies.autoregressive.cache import RowCache, RowMemory, columns_each, compact, fork, layer_kinds, share
 from ets.policies.autoregressive.law import (
@@ -79,7 +79,7 @@ class TransformersPolicy:
     Raises
     ------
     InputError
-        For a masked-diffusion model, an encoder, or layers whose cache cannot be forked by rows.
+        For a diffusion model, an encoder, or layers whose cache cannot be forked by rows.
     """
 
     def __init__(
@@ -95,10 +95,10 @@ class TransformersPolicy:
         look_every: int | None = None,
     ) -> None:
         self._config = checkpoint.config.get_text_config()
-        if self._config.model_type in MASKED_DIFFUSION:
+        if found := diffusion_engine(checkpoint.config.model_type):
             raise InputError(
-                f"{checkpoint.name!r} is a masked-diffusion model ({self._config.model_type}), which is not "
-                "autoregressive; use MaskedDiffusionPolicy, or llada/eval.sh"
+                f"{checkpoint.name!r} is a {found} model ({checkpoint.config.model_type}), which is not "
+                f"autoregressive; use the engine {found}, or llada/eval.sh"
             )
         if getattr(self._config, "is_encoder_decoder", False):
             raise InputError(f"{checkpoint.name!r} has an encoder and a decoder; choose a causal language model")
