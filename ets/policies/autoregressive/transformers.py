@@ -100,6 +100,7 @@ class TransformersPolicy:
         if getattr(self._config, "is_encoder_decoder", False):
             raise InputError(f"{checkpoint.name!r} has an encoder and a decoder; choose a causal language model")
         layer_kinds(self._config)  # raises for layers that cannot be forked
+        checkpoint.require_packages()
         self.checkpoint, self.sampling, self.horizon = checkpoint, sampling, horizon
         ends = checkpoint.end_ids if end_ids is None else end_ids
         self.endings = Endings(checkpoint.tokenizer, ends, self._config.vocab_size)

@@ -87,6 +87,7 @@ class MaskedDiffusionPolicy:
             raise InputError(
                 f"cfg is {unmasking.cfg}, but a cache holds no unguided canvases; set cfg to 0, or no cache"
             )
+        checkpoint.require_packages()
         self.checkpoint, self.unmasking, self.schedule, self.caching = checkpoint, unmasking, schedule, caching
         self.memory_gib, self.certainty = memory_gib, certainty
         self.mask_id = int(getattr(config, family.mask_field))
