@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ets.policies.prompts import adds_bos
 from ets.types import InputError
 
 BOS_BY_DEFAULT = (
@@ -19,6 +20,8 @@ BOS_BY_DEFAULT = (
     *("tekken", "chameleon"),
 )
 """Pre-tokenizers whose files ask llama.cpp for a BOS token unless `add_bos_token` is in the file."""
+GEMMA_27B = {"gemma2": 46, "gemma3_text": 62}
+"""Layers of the models of 27B, whose attention scale no key of the file holds; 1/sqrt(head width) in other models."""
 BLOCK = re.compile(r"blk\.(\d+)\.")
 SCALING = ("type", "factor", "original_context_length", "finetuned")
 """Keys of `rope.scaling` that `correct_config` applies."""
@@ -61,13 +64,17 @@ class GGUFFile:
         return tokenizer
 
     def correct_config(self, config: Any) -> Any:
-        """The configuration with the file's scaling of the rotary embedding.
+        """The configuration with the file's scaling of the rotary embedding, and the scale of Gemma's attention.
 
         Raises
         ------
         InputError
             For a scaling other than linear and YaRN, or with unknown keys.
         """
+        if (layers := GEMMA_27B.get(config.model_type)) is not None:
+            wide = config.num_hidden_layers == layers
+            width = config.hidden_size // config.num_attention_heads if wide else config.head_dim
+            config.query_pre_attn_scalar = width
         prefix = f"{self.metadata['general.architecture']}.rope.scaling."
         found = {key.removeprefix(prefix): value for key, value in self.metadata.items() if key.startswith(prefix)}
         kind, ropes = found.get("type", "none"), getattr(config, "rope_parameters", None) or {}
@@ -120,9 +127,3 @@ class GGUFFile:
                 "checkpoint's folder of safetensors"
             )
         rotary[0].inv_freq.div_(factors.to(rotary[0].inv_freq.device))
-
-
-def adds_bos(tokenizer: Any) -> bool:
-    """Whether the tokenizer puts its BOS token before a text."""
-    bos = getattr(tokenizer, "bos_token_id", None)
-    return bos is not None and list(tokenizer("a")["input_ids"])[:1] == [bos]
