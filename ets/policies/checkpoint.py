@@ -106,15 +106,18 @@ class Checkpoint:
 
     @cached_property
     def model(self) -> Any:
-        from transformers import AutoModelForCausalLM, GgufConfig
+        from transformers import AutoModelForCausalLM
 
         self.require_packages()
         options: dict[str, Any] = {"dtype": self._dtype, "device_map": self._device, "output_loading_info": True}
         if self._gguf:  # packed weights would need kernels, which are code from the hub
+            from transformers import GgufConfig
+
             options["quantization_config"] = GgufConfig(dequantize=True)
         load = AutoModelForCausalLM.from_pretrained
         model, found = self._loading("weights", load, self.files, config=self.config, **options)
-        self._require_complete(found["missing_keys"], self.name)
+        if getattr(self.config, "quantization_config", None) is None:  # quantised layers have other weights
+            self._require_complete(found["missing_keys"], self.name)
         if self._gguf:
             model = self._gguf.correct_model(model)
         if self.files.adapter is not None:
@@ -133,7 +136,7 @@ class Checkpoint:
         """Raise `InputError` for weights that transformers would draw at random, or of an adapter for another model."""
         if keys:
             raise InputError(
-                f"{len(keys)} weights of {name!r} are missing or do not fit, for example {min(keys)}; give a complete "
+                f"weights of {name!r} are missing or do not fit: {min(keys)} and {len(keys) - 1} more; give a complete "
                 "checkpoint"
             )
 

@@ -17,8 +17,8 @@ def write_gguf(
 ) -> Path:
     """A float32 GGUF file of a Llama-like model with the tokenizer of `LETTERS`.
 
-    `keys` are added to the metadata (without the prefix of the architecture), and `tensors` to the weights. A key with a
-    dot after `tokenizer` keeps its name.
+    `keys` are added to the metadata, with the prefix of the architecture unless they begin with `tokenizer.`; `tensors`
+    are added to the weights.
     """
     import gguf
 

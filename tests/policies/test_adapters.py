@@ -61,7 +61,7 @@ def changed(folder: Path, to: Path, **fields: Any) -> Path:
 
 
 def sampled(model: Any) -> str:
-    reward = lambda prompt, text: -len(text) / 9  # noqa: E731
+    reward = lambda prompt, text: len(text) / 2  # noqa: E731
     return ets.sample("abc", model=model, reward=reward, block_size=2, max_length=6, candidates=2, rollouts=2).text
 
 
@@ -76,7 +76,7 @@ def test_a_folder_gives_the_texts_of_the_peft_model_in_memory(
     lora: Any, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     expected = sampled((lora, tiny_tokenizer()))
-    assert sampled(folder) == expected
+    assert sampled(folder) == expected != ""
     words = "--prompt abc --reward likelihood --block-size 2 --max-length 6 --candidates 2 --rollouts 2"
     assert main(["sample", "--model", str(folder), *words.split()]) == 0
     assert "cost:" in capsys.readouterr().out
@@ -122,9 +122,9 @@ def test_virtual_tokens_are_refused(base: Path, folder: Path, tmp_path: Path) ->
     model.save_pretrained(tmp_path / "prompt")
     kinds = ("PREFIX_TUNING", "P_TUNING", "MULTITASK_PROMPT_TUNING")
     folders = [tmp_path / "prompt", *(changed(folder, tmp_path / kind, peft_type=kind) for kind in kinds)]
-    for model in [*map(str, folders), (model, tiny_tokenizer())]:
+    for each in [*map(str, folders), (model, tiny_tokenizer())]:
         with pytest.raises(InputError, match=r"virtual tokens have no token ids; give a LoRA") as caught:
-            sampled(model)
+            sampled(each)
         assert "\n" not in str(caught.value)
 
 

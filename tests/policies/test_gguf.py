@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -107,7 +108,7 @@ def test_the_frequency_factors_of_llama_3_are_applied(llama: Any, tmp_path: Path
     path = write_gguf(tmp_path / "tiny.gguf", scaled, "llama", tensors={"rope_freqs.weight": factors})
     require_equal_logits(Checkpoint(str(path)).model, scaled)
     write_gguf(tmp_path / "tiny.gguf", scaled, "llama", tensors={"rope_freqs.weight": factors[:3]})
-    with pytest.raises(InputError, match="factors of the rotary frequencies in 'tiny.gguf' do not fit"):
+    with pytest.raises(InputError, match=r"factors of the rotary frequencies in 'tiny\.gguf' do not fit"):
         _ = Checkpoint(str(path)).model
 
 
@@ -127,7 +128,7 @@ def test_the_attention_scale_of_gemma_2_depends_on_the_size(layers: int, scalar:
         ({**YARN, "rope.scaling.yarn_log_multiplier": 0.1}, {}, "scaled by yarn, yarn_log_multiplier"),
         ({}, {"blk.0.attn_q.bias": torch.ones(32)}, "leaves out 1 of the 22 tensors"),
         ({}, {"rope_factors_long.weight": torch.ones(8)}, "leaves out 1 of the 22 tensors"),
-        ({"block_count": 3}, {}, "9 weights of .* are missing"),
+        ({"block_count": 3}, {}, "weights of .* are missing or do not fit: model.layers.2.* and 8 more"),
     ],
 )
 def test_a_file_that_transformers_would_read_wrongly_is_refused(
@@ -174,8 +175,8 @@ def test_a_prompt_with_no_bos_token_or_two_is_used_with_a_warning(
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             assert encode_prompt(tokenizer, Problem("a", ids), 4, None) == ids
-        expected = [f"the model expects one BOS token (<s>), and a prompt begins with {count}"] if asks and count else []
-        assert [str(each.message).partition(";")[0] for each in caught] == expected
+        text = f"the model expects one BOS token (<s>), and a prompt begins with {count}"
+        assert [str(each.message).partition(";")[0] for each in caught] == [text] * bool(asks and count)
 
 
 def test_the_end_of_a_turn_ends_a_text(llama: Any, tmp_path: Path) -> None:
@@ -221,12 +222,12 @@ def test_a_split_file_and_several_files_are_refused_by_name(file: Path, tmp_path
     for name in ("a.gguf", "b.gguf"):
         (tmp_path / name).unlink()
     for model in (tmp_path, tmp_path / "m-00001-of-00002.gguf"):
-        with pytest.raises(InputError, match="part 1 of 2 of a split GGUF file.*llama-gguf-split --merge"):
+        with pytest.raises(InputError, match=r"part 1 of 2 of a split GGUF file.*llama-gguf-split --merge"):
             Checkpoint(str(model))
 
 
 def test_a_missing_or_damaged_file_is_one_line(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(InputError, match="no file at .*nowhere.gguf'; give an existing GGUF file"):
+    with pytest.raises(InputError, match=r"no file at .*nowhere\.gguf'; give an existing GGUF file"):
         Checkpoint(str(tmp_path / "nowhere.gguf"))
     with pytest.raises(InputError, match="neither a folder nor in the local cache"):
         Checkpoint("someone/nothing-cached/model.gguf")
@@ -235,6 +236,33 @@ def test_a_missing_or_damaged_file_is_one_line(file: Path, tmp_path: Path, capsy
         assert main(["sample", "--model", str(tmp_path), "--prompt", "ab", "--extract", "a"]) == 2
         shown = capsys.readouterr().err
         assert "error: cannot load the " in shown and "Traceback" not in shown
+
+
+def test_a_file_of_the_hub_is_found_in_the_cache(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    commit = "0" * 40
+    repository = tmp_path / "models--someone--tiny-GGUF"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(commit)
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (snapshot / "tiny.gguf").write_bytes(file.read_bytes())
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    checkpoint = Checkpoint("someone/tiny-GGUF/tiny.gguf")
+    assert checkpoint.revision == Checkpoint(str(file)).revision
+    require_equal_logits(checkpoint.model, Checkpoint(str(file)).model)
+    with pytest.raises(InputError, match="neither a folder nor in the local cache"):
+        Checkpoint("someone/tiny-GGUF/other.gguf")
+
+
+def test_without_the_package_a_line_names_it(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    for model in (file, file.parent):
+        with pytest.raises(
+            InputError, match=r"'tiny\.gguf' is a GGUF file, which needs the package gguf; run `pip inst"
+        ):
+            Checkpoint(str(model))
 
 
 def test_vllm_is_given_no_gguf_file(file: Path) -> None:
