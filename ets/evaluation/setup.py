@@ -33,7 +33,7 @@ class RunSettings:
     """What a run asks, of which model."""
 
     task: str = setting("", f"the task: {_TASKS}", flags=("tasks",))
-    model: str = setting("", "a checkpoint's folder or hub name, or an embedded model: embedded, embedded-small")
+    model: str = setting("", "a checkpoint's folder, GGUF file or hub name, or embedded, embedded-small")
     engine: str = setting("transformers", "transformers, vllm, endpoint, masked-diffusion, or file.py:engine")
     count: int | None = setting(None, "problems (default: all)", int)
     shots: int | None = setting(None, "solved examples in each prompt (default: the task's number)", int)

@@ -77,7 +77,7 @@ class Checkpoint:
         adapters = getattr(model, "peft_config", None) or {}
         self.name = "loaded" if adapters else str(getattr(model, "name_or_path", "") or "loaded")
         for adapter in adapters.values():
-            require_token_ids(adapter.peft_type.value, self.name)
+            require_token_ids(getattr(adapter.peft_type, "value", adapter.peft_type), self.name)
         model = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT has changed its layers
         self.files = CheckpointFiles(self.name)
         generation = getattr(model, "generation_config", None)

@@ -111,7 +111,7 @@ class GGUFFile:
                 f"transformers leaves out {missing} of the {len(self.tensors)} tensors of {self.path.name!r}, so its "
                 "model would be another one; give the checkpoint's folder of safetensors"
             )
-        if "rope_freqs.weight" in self.tensors:
+        if "rope_freqs.weight" in self.tensors and self.metadata["general.architecture"] != "gemma4":  # it has its own
             self._divide_frequencies(model)
         return model
 

@@ -72,6 +72,18 @@ def test_the_logits_are_those_of_base_and_adapter(base: Path, lora: Any, folder:
     assert (expected - plain).abs().max() > 0.1
 
 
+def test_an_adapter_in_bfloat16_gets_the_dtype_of_the_model(lora: Any, folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    copied = changed(folder, tmp_path / "half")
+    file = copied / "adapter_model.safetensors"
+    save_file({name: each.bfloat16() for name, each in load_file(file).items()}, file, metadata={"format": "pt"})
+    model = Checkpoint(str(copied)).model
+    assert {each.dtype for each in model.parameters()} == {torch.float32}
+    with torch.inference_mode():
+        torch.testing.assert_close(model(IDS).logits, lora(IDS).logits, rtol=0, atol=0.1)
+
+
 def test_a_folder_gives_the_texts_of_the_peft_model_in_memory(
     lora: Any, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -75,6 +75,14 @@ YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.o
 FAMILIES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
     "llama": ("Llama", "llama", {}, {}),
     "llama, tied": ("Llama", "llama", {"tie_word_embeddings": True}, {}),
+    "qwen2": ("Qwen2", "qwen2", {}, {}),
+    "phi3": ("Phi3", "phi3", {"pad_token_id": 0}, {"tokenizer.ggml.padding_token_id": 0}),
+    "gemma2": (
+        "Gemma2",
+        "gemma2",
+        {"query_pre_attn_scalar": 16, "sliding_window": 16, "tie_word_embeddings": True},
+        {"attention.sliding_window": 16},
+    ),
     "llama, linear": ("Llama", "llama", {"rope_parameters": rope("linear", factor=4.0)}, SCALED),
     "qwen3, YaRN": (
         "Qwen3",
@@ -177,6 +185,21 @@ def test_a_prompt_with_no_bos_token_or_two_is_used_with_a_warning(
             assert encode_prompt(tokenizer, Problem("a", ids), 4, None) == ids
         text = f"the model expects one BOS token (<s>), and a prompt begins with {count}"
         assert [str(each.message).partition(";")[0] for each in caught] == [text] * bool(asks and count)
+
+
+def test_gemma_expects_a_bos_token_whatever_its_tokenizer_adds() -> None:
+    """A tokenizer that transformers has converted from a GGUF file, and saved, adds none."""
+    from transformers import GemmaTokenizer
+
+    letters = ["<pad>", "<eos>", "<bos>", "<unk>", "a"]
+    tokenizer = GemmaTokenizer(vocab={letter: i for i, letter in enumerate(letters)}, merges=[])
+    tokenizer.add_bos_token = False
+    assert tokenizer("a")["input_ids"] == [4]
+    with pytest.warns(UserWarning, match=r"expects one BOS token \(<bos>\), and a prompt begins with none"):
+        encode_prompt(tokenizer, Problem("a", "a"), 4, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encode_prompt(tokenizer, Problem("a", "<bos>a"), 4, None)
 
 
 def test_the_end_of_a_turn_ends_a_text(llama: Any, tmp_path: Path) -> None:
