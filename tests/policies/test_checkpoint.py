@@ -19,7 +19,7 @@ from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.settings import Horizon, Sampling
 from ets.types import InputError
-from tests.conftest import random_qwen3, tiny_tokenizer
+from tests.conftest import ALPHABET, MASKED_ALPHABET, random_llada, random_qwen3, tiny_tokenizer
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "nowhere", "a/b/c", "a b/c", "~nobody/x y"])
@@ -211,18 +211,23 @@ def test_missing_weights_are_not_drawn_at_random(tmp_path: Path) -> None:
         _ = Checkpoint(str(tmp_path / "model")).model
 
 
-def test_weights_on_disk_are_read_as_in_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["autoregressive", "masked diffusion"])
+def test_weights_on_disk_are_read_as_in_memory(kind: str, tmp_path: Path) -> None:
     """accelerate keeps the weights of a module on disk, and a tensor of the meta device in its place."""
     from transformers import AutoModelForCausalLM
 
-    random_qwen3(4, end=0).float().save_pretrained(tmp_path / "model")
-    parts = ("model.embed_tokens", "model.layers", "model.norm", "model.rotary_emb", "lm_head")
+    masked = kind == "masked diffusion"
+    model = (random_llada(4, end=0) if masked else random_qwen3(4, end=0)).float()
+    model.save_pretrained(tmp_path / "model")
+    leaves = [name for name, module in model.named_modules() if not list(module.children())]
+    embedding = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
+    tokenizer = tiny_tokenizer(MASKED_ALPHABET if masked else ALPHABET)
     settings: dict[str, Any] = {"block_size": 2, "max_length": 6, "reward": lambda prompt, text: len(text) / 2}
     texts = []
     for place in ("cpu", "disk"):
-        places = {**dict.fromkeys(parts, "cpu"), "model.embed_tokens": place}
+        places = {**dict.fromkeys(leaves, "cpu"), embedding: place}
         options: dict[str, Any] = {"device_map": places, "offload_folder": tmp_path / "offloaded"}
-        model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", **options)
-        assert model.get_input_embeddings().weight.device.type == ("meta" if place == "disk" else "cpu")
-        texts.append(sample("abc", model=(model, tiny_tokenizer()), **settings).text)
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", **options)
+        assert loaded.get_input_embeddings().weight.device.type == ("meta" if place == "disk" else "cpu")
+        texts.append(sample("ab", model=(loaded, tokenizer), **settings).text)
     assert texts[0] == texts[1] != ""

@@ -38,7 +38,7 @@ from ets.policies.autoregressive.scoring import (
     score_paths,
 )
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.memory import MemoryLimit
+from ets.policies.memory import MemoryLimit, weights_device
 from ets.policies.prompts import encode_prompt
 from ets.policies.settings import Horizon, MemorySettings, Sampling
 from ets.policies.token_draws import certainty_of, in_slices, pick_tokens, require_finite
@@ -107,7 +107,7 @@ class TransformersPolicy:
         self.ledger, self.memory_gib, self.certainty = Cost(), memory_gib, certainty
         require_counts(look_every=1 if look_every is None else look_every)
         self._look_every = look_every
-        self._memory = MemoryLimit(memory_gib, lambda: checkpoint.model.device)
+        self._memory = MemoryLimit(memory_gib, lambda: weights_device(checkpoint.model))
 
     @property
     def deterministic(self) -> bool:

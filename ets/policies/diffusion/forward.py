@@ -11,7 +11,7 @@ import torch
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion.cache import CachedLayers, Recalling, Recording
 from ets.policies.diffusion.canvas import Canvas, CanvasMemory, Ints, alike, equally_masked
-from ets.policies.memory import MemoryLimit, cache_bytes
+from ets.policies.memory import MemoryLimit, cache_bytes, weights_device
 from ets.types import Cost, InputError
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ class CanvasReader:
         self, checkpoint: Checkpoint, mask_id: int, shift: int, cfg: float, memory_gib: float | None = None
     ) -> None:
         self.checkpoint, self.mask_id, self.shift, self.cfg = checkpoint, mask_id, shift, cfg
-        self.memory_limit = MemoryLimit(memory_gib, lambda: checkpoint.model.device)
+        self.memory_limit = MemoryLimit(memory_gib, lambda: weights_device(checkpoint.model))
         self.ledger = Cost()
 
     def read_all(self, canvases: Iterable[Canvas], work: Callable[[Sequence[Canvas]], None] | None = None) -> None:
@@ -139,7 +139,7 @@ class CanvasReader:
 
     def _forward(self, ids: Ints, lengths: Sequence[int], longest: int, **options: object) -> torch.Tensor:
         """The inputs of the head `[rows, columns, width]`. Sequences are padded on the left to the longest."""
-        device, mask = self.checkpoint.model.device, None
+        device, mask = weights_device(self.checkpoint.model), None
         if min(lengths) < longest:
             attended = np.arange(longest) >= longest - np.array(lengths)[:, None]
             mask = torch.from_numpy(attended.astype(np.int64)).to(device)
@@ -156,7 +156,7 @@ class CanvasReader:
         starts = np.array([len(canvas.prompt) + first for canvas in canvases])
         columns = starts[:, None] + np.arange(last - first)
         ids = np.stack([np.array((*c.prompt, *c.tokens))[at] for c, at in zip(canvases, columns, strict=True)])
-        positions = torch.from_numpy(columns).to(self.checkpoint.model.device)
+        positions = torch.from_numpy(columns).to(weights_device(self.checkpoint.model))
         cached = [cast("CachedLayers", canvas.memory.cached) for canvas in canvases]
         recalling = Recalling(cached, longest - gen_length + first)
         lengths = [canvas.length for canvas in canvases]
