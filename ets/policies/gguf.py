@@ -32,8 +32,8 @@ class GGUFFile:
 
     Raises
     ------
-    Exception
-        Whatever transformers' reader raises for a damaged file.
+    ValueError, IndexError, OSError, struct.error
+        For a damaged file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -75,9 +75,12 @@ class GGUFFile:
             wide = config.num_hidden_layers == layers
             width = config.hidden_size // config.num_attention_heads if wide else config.head_dim
             config.query_pre_attn_scalar = width
-        prefix = f"{self.metadata['general.architecture']}.rope.scaling."
+        architecture, ropes = self.metadata["general.architecture"], getattr(config, "rope_parameters", None) or {}
+        prefix = f"{architecture}.rope.scaling."
         found = {key.removeprefix(prefix): value for key, value in self.metadata.items() if key.startswith(prefix)}
-        kind, ropes = found.get("type", "none"), getattr(config, "rope_parameters", None) or {}
+        if (factor := self.metadata.get(f"{architecture}.rope.scale_linear")) is not None:  # of older files
+            found = {"factor": factor, **found}
+        kind = found.get("type", "linear" if "factor" in found else "none")
         rope = ropes.get("full_attention", ropes)
         if kind == "none" or rope.get("rope_type", "default") != "default":  # "none", or transformers has applied it
             return config

@@ -70,6 +70,7 @@ def rope(kind: str, **options: Any) -> dict[str, Any]:
 LOCAL = {"sliding_attention": rope("default")}
 GLOBAL = {"rope_parameters": {**LOCAL, "full_attention": rope("linear", factor=8.0)}}
 ATTENTION = {"layer_types": ["sliding_attention"] * 5 + ["full_attention"], "sliding_window": 16}
+LINEAR = {"rope_parameters": rope("linear", factor=4.0)}
 SCALED = {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}
 YARN = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 32}
 FAMILIES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
@@ -83,7 +84,9 @@ FAMILIES: dict[str, tuple[str, str, dict[str, Any], dict[str, Any]]] = {
         {"query_pre_attn_scalar": 16, "sliding_window": 16, "tie_word_embeddings": True},
         {"attention.sliding_window": 16},
     ),
-    "llama, linear": ("Llama", "llama", {"rope_parameters": rope("linear", factor=4.0)}, SCALED),
+    "llama, linear": ("Llama", "llama", LINEAR, SCALED),
+    "llama, linear of an older file": ("Llama", "llama", LINEAR, {"rope.scale_linear": 4.0}),
+    "llama, linear without a type": ("Llama", "llama", LINEAR, {"rope.scaling.factor": 4.0}),
     "qwen3, YaRN": (
         "Qwen3",
         "qwen3",
