@@ -33,6 +33,8 @@ class MemoryLimit:
         By default half of the free memory at the first call of `in_chunks`, after the model has been loaded.
     device : callable
         Returns the device of the memory; called at most once.
+    one_by_one : bool
+        Every chunk is a single item.
 
     Raises
     ------
@@ -40,11 +42,11 @@ class MemoryLimit:
         For a limit that is not a finite number above zero.
     """
 
-    def __init__(self, gib: float | None, device: Callable[[], torch.device]) -> None:
+    def __init__(self, gib: float | None, device: Callable[[], torch.device], one_by_one: bool = False) -> None:
         if gib is not None:
             require_positive(memory_gib=gib)
         self._bytes = None if gib is None else gib * 2.0**30
-        self._device = device
+        self._device, self._most = device, 1 if one_by_one else None
         self._halved = False
 
     def in_chunks(self, items: Sequence[S], bytes_each: float, work: Callable[[Sequence[S]], T]) -> list[T]:
@@ -58,7 +60,7 @@ class MemoryLimit:
         results: list[T] = []
         at = 0
         while at < len(items):
-            size = max(1, min(len(items) - at, int(self._limit() / bytes_each)))
+            size = self._most or max(1, min(len(items) - at, int(self._limit() / bytes_each)))
             try:
                 results.append(work(items[at : at + size]))
                 at += size

@@ -276,7 +276,7 @@ def fast_sampler_of(
     if changed.keys() & {"threshold", "factor"}:
         changed = {"threshold": None, "factor": None} | changed
     opened = checkpoint() if checkpoint else exact.checkpoint
-    shared: dict[str, Any] = {"memory_gib": exact.memory_gib, "certainty": exact.certainty}
+    shared: dict[str, Any] = {name: getattr(exact, name) for name in ("memory_gib", "certainty", "one_by_one")}
     unmasking = replace(exact.unmasking, **changed)
     fast = MaskedDiffusionPolicy(opened, unmasking, exact.schedule, caching=caching, **shared)
     return weighed_sampler(exact, fast, level, clip)

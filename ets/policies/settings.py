@@ -285,6 +285,13 @@ class MemorySettings:
 
     memory_gib: float | None = setting(None, "GiB of the cache of rows (default: half of the free memory)", float)
     certainty: bool = setting(False, "record how certain the model is of the tokens that it draws", boolean)
+    deterministic: bool = setting(
+        False, "True: rows go through the model one by one, so no text depends on the batch, in any dtype", boolean
+    )
+
+    def options(self) -> dict[str, Any]:
+        """The options of a policy's constructor, where `deterministic` means temperature 0."""
+        return {"memory_gib": self.memory_gib, "certainty": self.certainty, "one_by_one": self.deterministic}
 
 
 @dataclass(frozen=True)

@@ -153,13 +153,14 @@ def _test(reader: CausalReader, tokens: list[int]) -> None:
     Where a shared prefix alone disagrees, `may_share` becomes false; where rows of different lengths do, `may_pad`; and
     where several tokens at once do, `singly` becomes true.
     """
-    expected = reader.whole(tokens)
-    finite = bool(torch.isfinite(expected).all())  # if not, the draws name the problem
+    texts = tokens, tokens[::-1]
+    expected = [reader.whole(text) for text in texts]
+    finite = all(bool(torch.isfinite(logits).all()) for logits in expected)  # if not, the draws name the problem
     ways = [(False, True, False), (False, False, False), (False, True, True), (False, False, True)]
     for shares, pads, singly in [(True, True, False)] * reader.may_share + ways:
         reader.may_share, reader.may_pad, reader.singly = shares, pads, singly
         try:
-            disagreement = _disagreement(reader, tokens, expected)
+            disagreement = _disagreement(reader, texts, expected)
         except TypeError:
             if not reader.may_share:
                 raise
@@ -173,35 +174,38 @@ def _test(reader: CausalReader, tokens: list[int]) -> None:
     )
 
 
-def _disagreement(reader: CausalReader, tokens: list[int], expected: torch.Tensor) -> str:
-    """How the model reads tokens otherwise than whole, in words; empty where all logits agree."""
-    n, half = len(tokens), len(tokens) // 2
-    a, b = n - 2, half if reader.may_pad else n - 2  # tokens that the two rows have read
+def _disagreement(reader: CausalReader, texts: Sequence[Sequence[int]], expected: Sequence[torch.Tensor]) -> str:
+    """How the model reads two texts of one length otherwise than whole, in words; empty where all logits agree."""
+    x, y = texts
+    n, half = len(x), len(x) // 2
+    a, b = n - 2, half if reader.may_pad else n - 2  # tokens of x and of y that their rows have read
 
-    def right(logits: torch.Tensor, *places: int) -> bool:
-        return all(_agree(row[-1], expected[place]) for row, place in zip(logits, places, strict=True))
+    def right(logits: torch.Tensor, *places: tuple[int, int]) -> bool:
+        """Whether the last logits of the rows are those after token `place` of text `which`."""
+        rows = zip(logits, places, strict=True)
+        return all(_agree(row[-1], expected[which][place]) for row, (which, place) in rows)
 
     one, other = reader.empty(1, n), reader.empty(1, n)
-    first, second = reader.read(one, [tokens[:half]]), reader.read(one, [tokens[half:a]])
+    first, second = reader.read(one, [x[:half]]), reader.read(one, [x[half:a]])
     reader.bytes_of_a_row = one.bytes_of_a_row()
-    if not (right(first, half - 1) and right(second, a - 1)):
+    if not (right(first, (0, half - 1)) and right(second, (0, a - 1))):
         return "for a text in two parts"
-    reader.read(other, [tokens[:b]])
+    reader.read(other, [y[:b]])
     memories = [RowMemory(one, 0), RowMemory(other, 0)]
     for _ in range(2):  # a fork that shared its states with the memories would change them for the next one
         forked = fork(memories, n - b)
-        if not right(reader.read(forked, [[tokens[a]], [tokens[b]]]), a, b):
-            return "in a row beside a longer one"
+        if not right(reader.read(forked, [[x[a]], [y[b]]]), (0, a), (1, b)):
+            return "in a row next to a longer one"
         forked.keep([1])
         for place in range(b + 1, n):
-            if not right(reader.read(forked, [[tokens[place]]]), place):
+            if not right(reader.read(forked, [[y[place]]]), (1, place)):
                 return "token by token"
-    if not right(reader.read(fork(memories, 2), [tokens[a : a + 2], tokens[b : b + 2]]), a + 1, b + 1):
+    if not right(reader.read(fork(memories, 2), [x[a : a + 2], y[b : b + 2]]), (0, a + 1), (1, b + 1)):
         return "for two tokens at once"
     if reader.may_share:
         shared = share(memories * 2, 2, shortest=1)
         for at in range(2):
-            if not right(reader.read(shared, [[tokens[a + at]], [tokens[b + at]]] * 2), *[a + at, b + at] * 2):
+            if not right(reader.read(shared, [[x[a + at]], [y[b + at]]] * 2), *[(0, a + at), (1, b + at)] * 2):
                 return "in rows that share a prefix"
     return ""
 

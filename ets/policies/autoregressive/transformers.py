@@ -70,6 +70,8 @@ class TransformersPolicy:
         Tokens that end a generation; by default the checkpoint's.
     certainty : bool
         Record `Text.certainty`, which takes another pass over the vocabulary per token. Beam search records none.
+    one_by_one : bool
+        Rows go through the model one by one, so that its shapes, and with them its rounding, depend on no other row.
     look_every : int, optional
         Tokens between two checks for ended rows. The positions include the tokens that a row draws between its end and
         the check, `generated` does not; results do not change. By default 1 on a CPU, `LOOK_EVERY` on other devices.
@@ -89,6 +91,7 @@ class TransformersPolicy:
         memory_gib: float | None = None,
         end_ids: Collection[int] | None = None,
         certainty: bool = False,
+        one_by_one: bool = False,
         look_every: int | None = None,
     ) -> None:
         self._config = checkpoint.config.get_text_config()
@@ -107,7 +110,8 @@ class TransformersPolicy:
         self.ledger, self.memory_gib, self.certainty = Cost(), memory_gib, certainty
         require_counts(look_every=1 if look_every is None else look_every)
         self._look_every = look_every
-        self._memory = MemoryLimit(memory_gib, lambda: weights_device(checkpoint.model))
+        self.one_by_one = one_by_one
+        self._memory = MemoryLimit(memory_gib, lambda: weights_device(checkpoint.model), one_by_one)
 
     @property
     def deterministic(self) -> bool:
@@ -115,9 +119,9 @@ class TransformersPolicy:
 
     def at_law(self, sampling: Sampling, horizon: Horizon | None = None) -> TransformersPolicy:
         """A policy of the same model with another law, and optionally another horizon."""
-        shared: dict[str, Any] = {"memory_gib": self.memory_gib, "end_ids": self.endings.end_ids}
+        shared = {name: getattr(self, name) for name in ("memory_gib", "certainty", "one_by_one")}
         return TransformersPolicy(
-            self.checkpoint, sampling, horizon or self.horizon, certainty=self.certainty, **shared
+            self.checkpoint, sampling, horizon or self.horizon, end_ids=self.endings.end_ids, **shared
         )
 
     def start(self, problems: Sequence[Problem]) -> list[State]:
@@ -438,4 +442,4 @@ def make_policy(
     checkpoint: Checkpoint, sampling: Sampling, horizon: Horizon, memory: MemorySettings
 ) -> TransformersPolicy:
     """The policy of the engine "transformers" in `ets.policies.registry`."""
-    return TransformersPolicy(checkpoint, sampling, horizon, **vars(memory))
+    return TransformersPolicy(checkpoint, sampling, horizon, **memory.options())

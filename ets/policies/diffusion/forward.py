@@ -22,15 +22,21 @@ BYTES_PER_LOGIT = 48
 class CanvasReader:
     """Computes the inputs of the head at the masked positions of canvases, and counts forward passes.
 
-    `shift` is explained in `ets.models.family.Family`, `memory_gib` in `ets.policies.memory.MemoryLimit`. Guidance
-    (`cfg`) excludes a cache.
+    `shift` is explained in `ets.models.family.Family`, `memory_gib` and `one_by_one` in
+    `ets.policies.memory.MemoryLimit`. Guidance (`cfg`) excludes a cache.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, mask_id: int, shift: int, cfg: float, memory_gib: float | None = None
+        self,
+        checkpoint: Checkpoint,
+        mask_id: int,
+        shift: int,
+        cfg: float,
+        memory_gib: float | None = None,
+        one_by_one: bool = False,
     ) -> None:
         self.checkpoint, self.mask_id, self.shift, self.cfg = checkpoint, mask_id, shift, cfg
-        self.memory_limit = MemoryLimit(memory_gib, lambda: weights_device(checkpoint.model))
+        self.memory_limit = MemoryLimit(memory_gib, lambda: weights_device(checkpoint.model), one_by_one)
         self.ledger = Cost()
 
     def read_all(self, canvases: Iterable[Canvas], work: Callable[[Sequence[Canvas]], None] | None = None) -> None:

@@ -59,6 +59,8 @@ class MaskedDiffusionPolicy:
     certainty : bool
         Record `Text.certainty`, at the cost of one pass over the logits per denoising step. Positions that are filled
         because the text has ended are not drawn, and do not count.
+    one_by_one : bool
+        Canvases go through the model one by one, so that its rounding depends on no other canvas.
 
     Raises
     ------
@@ -75,6 +77,7 @@ class MaskedDiffusionPolicy:
         caching: Caching | None = None,
         memory_gib: float | None = None,
         certainty: bool = False,
+        one_by_one: bool = False,
     ) -> None:
         config = checkpoint.config
         family = MASKED_DIFFUSION.get(config.model_type)
@@ -89,12 +92,12 @@ class MaskedDiffusionPolicy:
             )
         checkpoint.require_packages()
         self.checkpoint, self.unmasking, self.schedule, self.caching = checkpoint, unmasking, schedule, caching
-        self.memory_gib, self.certainty = memory_gib, certainty
+        self.memory_gib, self.certainty, self.one_by_one = memory_gib, certainty, one_by_one
         self.mask_id = int(getattr(config, family.mask_field))
         vocabulary = checkpoint.tokenizer.get_vocab()
         named = {vocabulary[token] for token in family.end_tokens if token in vocabulary}
         self.endings = Endings(checkpoint.tokenizer, checkpoint.end_ids | named, config.vocab_size)
-        self.reader = CanvasReader(checkpoint, self.mask_id, family.shift, unmasking.cfg, memory_gib)
+        self.reader = CanvasReader(checkpoint, self.mask_id, family.shift, unmasking.cfg, memory_gib, one_by_one)
 
     @property
     def deterministic(self) -> bool:
@@ -336,4 +339,4 @@ def make_policy(
     """The policy of the engine "masked-diffusion" in `ets.policies.registry`."""
     family = MASKED_DIFFUSION.get(checkpoint.config.model_type)
     schedule = Schedule.of(canvas, canvas.max_length if family is None else family.block_length)
-    return MaskedDiffusionPolicy(checkpoint, unmasking, schedule, caching=caching, **vars(memory))
+    return MaskedDiffusionPolicy(checkpoint, unmasking, schedule, caching=caching, **memory.options())

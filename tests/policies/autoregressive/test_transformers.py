@@ -264,8 +264,8 @@ def test_states_that_have_ended_or_are_foreign_are_refused(make_tiny: Any) -> No
 
 def test_layers_that_cannot_be_forked_are_refused(tiny_checkpoint: Any) -> None:
     model = random_qwen3(len(ALPHABET), end=0)
-    model.config.layer_types = ["full_attention", "indexed_attention"]
-    with pytest.raises(InputError, match="layers of the type indexed_attention cannot be forked"):
+    model.config.layer_types = ["full_attention", "no_such_attention"]
+    with pytest.raises(InputError, match="layers of the type no_such_attention cannot be forked"):
         TransformersPolicy(Checkpoint.loaded(model, tiny_tokenizer()), Sampling(), Horizon(1, 2))
 
 

@@ -1,0 +1,126 @@
+"""A model is read right, or refused in one line before anything is drawn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Phi3Config
+
+from ets.policies.autoregressive.reader import reader_of
+from ets.policies.autoregressive.transformers import TransformersPolicy
+from ets.policies.checkpoint import Checkpoint
+from ets.policies.settings import Horizon, Sampling
+from ets.randomness import derive
+from ets.types import InputError, Problem
+from tests.conftest import ALPHABET, random_qwen3, tiny_tokenizer
+from tests.hooks import hooked, what_is_read
+
+SWITCH = 32
+
+
+def policy_of(model: Any, max_length: int = 4) -> TransformersPolicy:
+    return TransformersPolicy(Checkpoint.loaded(model, tiny_tokenizer()), Sampling(), Horizon(2, max_length))
+
+
+def keys(count: int) -> Any:
+    return derive(np.arange(count, dtype=np.uint64), 3)
+
+
+def problem_of(length: int) -> Problem:
+    return Problem(str(length), tuple(1 + n % 3 for n in range(length)))
+
+
+def long_rope() -> Any:
+    """Phi-3 whose rotary embedding changes for a whole text after 32 tokens."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [4.0, 8.0, 16.0, 32.0]}
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": SWITCH, **factors}
+    config = Phi3Config(
+        vocab_size=len(ALPHABET),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        original_max_position_embeddings=SWITCH,
+        rope_parameters=rope,
+        eos_token_id=0,
+        bos_token_id=None,
+        pad_token_id=None,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).double().eval()
+    for weights in model.parameters():
+        if weights.dim() > 1:
+            weights.data.normal_(std=0.4)
+    return model
+
+
+def test_rows_on_either_side_of_a_longrope_switch_share_no_forward_pass() -> None:
+    model = long_rope()
+    policy = policy_of(model)
+    starts = policy.start([problem_of(5), problem_of(60), problem_of(12)])
+    draws = policy.finish(starts * 4, keys(12))
+    scored = policy.logp(starts * 4, [draw.state for draw in draws])
+    for draw, found in zip(draws, scored, strict=True):
+        state = draw.state
+        text = torch.tensor([state.prompt + state.tokens])
+        logps = model(text, use_cache=False).logits[0].log_softmax(-1)
+        expected = sum(float(logps[len(state.prompt) - 1 + n, token]) for n, token in enumerate(state.tokens))
+        assert (draw.logp, found.logp) == (pytest.approx(expected, abs=1e-9), pytest.approx(expected, abs=1e-9))
+
+
+def test_a_text_that_may_cross_a_longrope_switch_is_refused_with_the_longest_length() -> None:
+    model = long_rope()
+    with pytest.raises(InputError, match=f"longrope changes after {SWITCH}; set max_length to at most 5"):
+        policy_of(model, max_length=6).start([problem_of(28)])
+    assert policy_of(model, max_length=5).start([problem_of(28)])  # the last token is never read
+
+
+def test_ids_without_an_embedding_are_refused_by_their_number() -> None:
+    policy = policy_of(random_qwen3(3, end=0))  # the tokenizer has four tokens
+    with pytest.raises(InputError, match="token id 3, and the model has embeddings of 3"):
+        policy.start([Problem("p", "abc")])
+
+
+def test_a_model_with_an_encoder_is_refused() -> None:
+    model = random_qwen3(len(ALPHABET), end=0)
+    model.config.is_encoder_decoder = True
+    with pytest.raises(InputError, match="has an encoder and a decoder"):
+        policy_of(model)
+
+
+def test_whatever_the_first_forward_pass_raises_is_one_line() -> None:
+    model = random_qwen3(len(ALPHABET), end=0)
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no kernel\nfor this device")
+
+    policy = policy_of(model)
+    with hooked(model.model, broken), pytest.raises(InputError, match="failed on its first prompt: no kernel for this"):
+        policy.finish(policy.start([problem_of(3)]), keys(1))
+    assert policy.finish(policy.start([problem_of(3)]), keys(1))  # a failed test is made again
+
+
+def test_a_model_that_looks_ahead_is_refused() -> None:
+    """A bidirectional model gives other logits for the first part of a text than for the whole."""
+    model = random_qwen3(len(ALPHABET), end=0)
+    model.config.is_causal = False
+    policy = policy_of(model)
+    with pytest.raises(InputError, match="gives other logits for a text in two parts"):
+        policy.finish(policy.start([problem_of(3)]), keys(1))
+
+
+def test_a_model_is_tested_once() -> None:
+    model = random_qwen3(len(ALPHABET), end=0)
+    policies = [policy_of(model) for _ in range(2)]
+    counts = []
+    for policy in policies:
+        with what_is_read(model) as shapes:
+            policy.finish(policy.start([problem_of(3)]), keys(1))
+        counts.append(len(shapes))
+    assert counts[1] <= 4 < counts[0]
+    assert reader_of(model, "", (1,)) is reader_of(model, "", (2,))
