@@ -18,7 +18,7 @@ from ets.policies.autoregressive.law import probabilities
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.settings import Horizon, Sampling
-from ets.types import InputError
+from ets.types import InputError, Problem
 from tests.conftest import ALPHABET, MASKED_ALPHABET, random_llada, random_qwen3, tiny_tokenizer
 
 
@@ -231,3 +231,7 @@ def test_weights_on_disk_are_read_as_in_memory(kind: str, tmp_path: Path) -> Non
         assert loaded.get_input_embeddings().weight.device.type == ("meta" if place == "disk" else "cpu")
         texts.append(sample("ab", model=(loaded, tokenizer), **settings).text)
     assert texts[0] == texts[1] != ""
+    if not masked:
+        policy = TransformersPolicy(Checkpoint.loaded(loaded, tokenizer), Sampling(), Horizon(2, 6))
+        with pytest.raises(InputError, match="are on disk.*leave the method beam out"):
+            policy.beam(policy.start([Problem("a", "ab")]), 2)

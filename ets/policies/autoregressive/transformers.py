@@ -176,6 +176,11 @@ class TransformersPolicy:
         opened = as_token_states(states)
         if beams == 1:
             return self.greedy(opened, np.zeros(len(opened), np.uint64))
+        if self.checkpoint.model.device.type == "meta":
+            raise InputError(
+                f"the first weights of {self.checkpoint.name!r} are on disk, and transformers' beam search needs them "
+                "in memory; leave the method beam out"
+            )
         compact([state.memory for state in opened])
         prompts = self._read_prompts(opened)
         by_length: dict[Any, list[TokenState]] = defaultdict(list)
