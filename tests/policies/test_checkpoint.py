@@ -233,5 +233,5 @@ def test_weights_on_disk_are_read_as_in_memory(kind: str, tmp_path: Path) -> Non
     assert texts[0] == texts[1] != ""
     if not masked:
         policy = TransformersPolicy(Checkpoint.loaded(loaded, tokenizer), Sampling(), Horizon(2, 6))
-        with pytest.raises(InputError, match="are on disk.*leave the method beam out"):
+        with pytest.raises(InputError, match=r"are on disk.*leave the method beam out"):
             policy.beam(policy.start([Problem("a", "ab")]), 2)
