@@ -33,7 +33,7 @@ class RunSettings:
     """What a run asks, of which model."""
 
     task: str = setting("", f"the task: {_TASKS}", flags=("tasks",))
-    model: str = setting("", "a checkpoint's folder or hub name, or an embedded model: embedded, embedded-small")
+    model: str = setting("", "a checkpoint's folder, GGUF file or hub name, or embedded, embedded-small")
     engine: str = setting(
         "transformers", "transformers, vllm, endpoint, masked-diffusion, uniform-diffusion, or file.py:engine"
     )

@@ -38,7 +38,7 @@ from ets.policies.autoregressive.scoring import (
     score_paths,
 )
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.memory import MemoryLimit
+from ets.policies.memory import MemoryLimit, weights_device
 from ets.policies.prompts import encode_prompt
 from ets.policies.settings import Horizon, MemorySettings, Sampling
 from ets.policies.token_draws import certainty_of, in_slices, pick_tokens, require_finite
@@ -103,13 +103,15 @@ class TransformersPolicy:
         if getattr(self._config, "is_encoder_decoder", False):
             raise InputError(f"{checkpoint.name!r} has an encoder and a decoder; choose a causal language model")
         layer_kinds(self._config)  # raises for layers that cannot be forked
+        checkpoint.require_packages()
         self.checkpoint, self.sampling, self.horizon = checkpoint, sampling, horizon
         ends = checkpoint.end_ids if end_ids is None else end_ids
         self.endings = Endings(checkpoint.tokenizer, ends, self._config.vocab_size)
         self.ledger, self.memory_gib, self.certainty = Cost(), memory_gib, certainty
         require_counts(look_every=1 if look_every is None else look_every)
         self._look_every = look_every
-        self.one_by_one, self._memory = one_by_one, MemoryLimit(memory_gib, lambda: checkpoint.model.device, one_by_one)
+        self.one_by_one = one_by_one
+        self._memory = MemoryLimit(memory_gib, lambda: weights_device(checkpoint.model), one_by_one)
 
     @property
     def deterministic(self) -> bool:
@@ -174,6 +176,11 @@ class TransformersPolicy:
         opened = as_token_states(states)
         if beams == 1:
             return self.greedy(opened, np.zeros(len(opened), np.uint64))
+        if self.checkpoint.model.device.type == "meta":
+            raise InputError(
+                f"the first weights of {self.checkpoint.name!r} are on disk, and transformers' beam search needs them "
+                "in memory; leave the method beam out"
+            )
         compact([state.memory for state in opened])
         prompts = self._read_prompts(opened)
         by_length: dict[Any, list[TokenState]] = defaultdict(list)

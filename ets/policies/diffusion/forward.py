@@ -12,7 +12,7 @@ import torch
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion.cache import CachedLayers, Recalling, Recording
 from ets.policies.diffusion.canvas import Canvas, CanvasMemory, Ints, alike, equally_masked
-from ets.policies.memory import MemoryLimit, cache_bytes
+from ets.policies.memory import MemoryLimit, cache_bytes, weights_device
 from ets.types import Cost, InputError
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ class CanvasReader:
         never: tuple[int, ...] = (),
     ) -> None:
         self.checkpoint, self.mask_id, self.shift, self.cfg, self.never = checkpoint, mask_id, shift, cfg, never
-        self.memory_limit = MemoryLimit(memory_gib, lambda: checkpoint.model.device, one_by_one)
+        self.memory_limit = MemoryLimit(memory_gib, lambda: weights_device(checkpoint.model), one_by_one)
         self.ledger = Cost()
 
     def read_all(self, canvases: Iterable[Canvas], work: Callable[[Sequence[Canvas]], None] | None = None) -> None:
@@ -150,7 +150,7 @@ class CanvasReader:
 
     def _forward(self, ids: Ints, lengths: Sequence[int], longest: int, **options: object) -> torch.Tensor:
         """The inputs of the head `[rows, columns, width]`. Sequences are padded on the left to the longest."""
-        device, mask = self.checkpoint.model.device, None
+        device, mask = weights_device(self.checkpoint.model), None
         if min(lengths) < longest:
             attended = np.arange(longest) >= longest - np.array(lengths)[:, None]
             mask = torch.from_numpy(attended.astype(np.int64)).to(device)
@@ -167,7 +167,7 @@ class CanvasReader:
         starts = np.array([len(canvas.prompt) + first for canvas in canvases])
         columns = starts[:, None] + np.arange(last - first)
         ids = np.stack([np.array((*c.prompt, *c.tokens))[at] for c, at in zip(canvases, columns, strict=True)])
-        positions = torch.from_numpy(columns).to(self.checkpoint.model.device)
+        positions = torch.from_numpy(columns).to(weights_device(self.checkpoint.model))
         cached = [cast("CachedLayers", canvas.memory.cached) for canvas in canvases]
         recalling = Recalling(cached, longest - gen_length + first)
         lengths = [canvas.length for canvas in canvases]

@@ -95,6 +95,7 @@ class MaskedDiffusionPolicy:
                 f"alg_temp is {unmasking.alg_temp}, and a step reveals {schedule.largest_part} positions, but the "
                 f"probability of a set is summed over the orders of {MOST_ORDERED} at most; raise steps"
             )
+        checkpoint.require_packages()
         self.checkpoint, self.unmasking, self.schedule, self.caching = checkpoint, unmasking, schedule, caching
         self.memory_gib, self.certainty, self.one_by_one = memory_gib, certainty, one_by_one
         self.mask_id = mask_token_of(config, checkpoint.tokenizer)
@@ -102,9 +103,7 @@ class MaskedDiffusionPolicy:
         named = {vocabulary[token] for token in family.end_tokens if token in vocabulary}
         self.endings = Endings(checkpoint.tokenizer, checkpoint.end_ids | named, config.vocab_size)
         never = self._drawable({checkpoint.tokenizer.eos_token_id}) if unmasking.logits_eos_inf else ()
-        self.reader = CanvasReader(
-            checkpoint, self.mask_id, family.shift, unmasking.cfg, memory_gib, one_by_one, never
-        )
+        self.reader = CanvasReader(checkpoint, self.mask_id, family.shift, unmasking.cfg, memory_gib, one_by_one, never)
 
     @property
     def deterministic(self) -> bool:

@@ -160,6 +160,8 @@ class UniformDiffusionPolicy:
         free when the model has been loaded. The keys and values of the rows' canvases may take as much again.
     certainty : bool
         Record `Text.certainty`, of the distributions at the last denoising step of each canvas.
+    one_by_one : bool
+        Canvases go through the model one by one, so that its rounding depends on no other canvas.
 
     Raises
     ------
@@ -177,6 +179,7 @@ class UniformDiffusionPolicy:
         *,
         memory_gib: float | None = None,
         certainty: bool = False,
+        one_by_one: bool = False,
     ) -> None:
         config = checkpoint.config
         if config.model_type not in UNIFORM_DIFFUSION:
@@ -190,7 +193,7 @@ class UniformDiffusionPolicy:
         self.schedule = UniformSchedule(config.canvas_length, number, steps, canvases.guide_steps or number)
         self.vocabulary = config.get_text_config().vocab_size
         self.endings = Endings(checkpoint.tokenizer, checkpoint.end_ids, self.vocabulary)
-        self.reader = UniformReader(checkpoint, memory_gib)
+        self.reader = UniformReader(checkpoint, memory_gib, one_by_one)
 
     @property
     def ledger(self) -> Cost:
@@ -398,4 +401,4 @@ def make_policy(
     checkpoint: Checkpoint, denoising: UniformDenoising, canvases: UniformCanvases, memory: MemorySettings
 ) -> UniformDiffusionPolicy:
     """The policy of the engine "uniform-diffusion" in `ets.policies.registry`."""
-    return UniformDiffusionPolicy(checkpoint, denoising, canvases, **vars(memory))
+    return UniformDiffusionPolicy(checkpoint, denoising, canvases, **memory.options())

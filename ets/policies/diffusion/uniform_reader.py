@@ -11,7 +11,7 @@ import torch
 
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion.prefixes import Prefix, PrefixCache, windows_of
-from ets.policies.memory import MemoryLimit
+from ets.policies.memory import MemoryLimit, weights_device
 from ets.types import Cost
 
 BYTES_PER_LOGIT = 48
@@ -21,9 +21,9 @@ BYTES_PER_LOGIT = 48
 class UniformReader:
     """Runs the encoder and the decoder on batches that fit into memory, and counts forward passes."""
 
-    def __init__(self, checkpoint: Checkpoint, memory_gib: float | None = None) -> None:
+    def __init__(self, checkpoint: Checkpoint, memory_gib: float | None = None, one_by_one: bool = False) -> None:
         self.checkpoint = checkpoint
-        self.memory_limit = MemoryLimit(memory_gib, lambda: checkpoint.model.device)
+        self.memory_limit = MemoryLimit(memory_gib, lambda: weights_device(checkpoint.model), one_by_one)
         self.ledger = Cost()
 
     @cached_property
@@ -43,7 +43,7 @@ class UniformReader:
 
     def read(self, prefixes: Sequence[Prefix]) -> None:
         """Fill `layers` of different prefixes of equal lengths, by one pass of the encoder."""
-        ids = torch.tensor([prefix.tokens for prefix in prefixes], device=self.checkpoint.model.device)
+        ids = torch.tensor([prefix.tokens for prefix in prefixes], device=weights_device(self.checkpoint.model))
         cache = PrefixCache(self._windows, [prefix.before for prefix in prefixes])
         self.checkpoint.model.base_model.encoder(
             input_ids=ids, past_key_values=cache, position_ids=self._positions(cache, ids)
@@ -66,7 +66,7 @@ class UniformReader:
             `[U]`, the self-conditioning `[C, width]` of each canvas; None at its first denoising step.
         """
         model = self.checkpoint.model
-        cache, canvases = PrefixCache(self._windows, prefixes), canvases.to(model.device)
+        cache, canvases = PrefixCache(self._windows, prefixes), canvases.to(weights_device(model))
         with self._conditioned(signals):
             output = model(
                 past_key_values=cache,
