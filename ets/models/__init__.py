@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from ets.models.llada import LLaDAConfig, LLaDAModelLM
+from ets.models.sdar import SDARConfig, SDARForCausalLM
 
-__all__ = ["MASKED_DIFFUSION", "Family", "LLaDAConfig", "LLaDAModelLM", "register"]
+__all__ = [
+    "MASKED_DIFFUSION",
+    "Family",
+    "LLaDAConfig",
+    "LLaDAModelLM",
+    "SDARConfig",
+    "SDARForCausalLM",
+    "register",
+]
 
 
 @dataclass(frozen=True)
@@ -25,12 +35,31 @@ class Family:
         Default block of the semi-autoregressive order.
     shift : int
         The logits for a position stand `shift` positions to its left: 0, or 1 for models from autoregressive models.
+    block_causal : bool
+        A position attends to its block and the blocks before it, the prompt included, instead of to all positions.
+        Blocks are aligned to absolute positions: see `ets.policies.diffusion.blocks`.
+    block_field : str
+        For block-causal models, the configuration's field with the block length of training, if it has one.
+    sub_block : int
+        For block-causal models, the tokens of a sub-block: the sub-blocks of a block are filled from left to right.
+        The first token of a block is filled alone, from the logits at the last position of the block before. 0 for
+        blocks without sub-blocks.
+    threshold : float, optional
+        The published threshold of parallel decoding, where the user sets neither `threshold` nor `factor`.
     """
 
     mask_field: str = "mask_token_id"
     end_tokens: tuple[str, ...] = ()
     block_length: int = 32
     shift: int = 0
+    block_causal: bool = False
+    block_field: str = ""
+    sub_block: int = 0
+    threshold: float | None = None
+
+    def block_length_of(self, config: Any) -> int:
+        """The block length of a checkpoint, from its configuration, else the family's."""
+        return int(getattr(config, self.block_field, None) or self.block_length)
 
 
 MASKED_DIFFUSION: dict[str, Family] = {}
@@ -48,7 +77,8 @@ def register(config: type[PreTrainedConfig], model: type[PreTrainedModel], famil
         `model.base_model(ids, mask)` returns `last_hidden_state` `[rows, length, width]`, for a mask `[rows, length]`
         with 0 at padding on the left, or None; every position attends to all others. `get_output_embeddings()` is the
         head, linear without a bias. A cache (`ets.Caching`) also needs `position_ids` and `exchange`, as in
-        `ets.models.llada`.
+        `ets.models.llada`. A block-causal model takes `position_ids`, `past_key_values` and a mask of booleans
+        `[rows, 1, columns, keys]`, as the decoders of transformers do.
     family : Family
     """
     MASKED_DIFFUSION[config.model_type] = family
@@ -58,3 +88,10 @@ def register(config: type[PreTrainedConfig], model: type[PreTrainedModel], famil
 
 
 register(LLaDAConfig, LLaDAModelLM, Family(end_tokens=("<|eot_id|>",)))
+register(
+    SDARConfig,
+    SDARForCausalLM,
+    Family(
+        end_tokens=("<|im_end|>",), block_length=4, block_causal=True, block_field="block_size", threshold=0.85
+    ),
+)

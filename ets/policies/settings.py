@@ -92,8 +92,8 @@ class Unmasking:
         A key of `ets.policies.diffusion.remasking.RULES`: the order in which positions are revealed. `low_confidence`
         (LLaDA's name: the others are remasked) prefers the most probable drawn tokens, `largest` the positions with
         the most probable token, `margin` the largest difference between the two most probable tokens, `entropy` the
-        lowest entropy, and `random` none. As in LLaDA's sampler, the mask token counts in the confidences; it does not
-        count in margin and entropy.
+        lowest entropy, `sequential` the leftmost position, and `random` none. As in LLaDA's sampler, the mask token
+        counts in the confidences; it does not count in margin and entropy.
     cfg : float
         Classifier-free guidance s: logits un + (s + 1)(cond - un), at twice the forwards; 0 is none.
     stop_at_end : bool
@@ -113,7 +113,7 @@ class Unmasking:
     """
 
     temperature: float = setting(1.0, "temperature of the reference policy, at least 0", float)
-    remasking: str = setting("low_confidence", "low_confidence, largest, random, margin or entropy")
+    remasking: str = setting("low_confidence", "low_confidence, largest, random, margin, entropy or sequential")
     cfg: float = setting(0.0, "classifier-free guidance; 0 for none", float)
     stop_at_end: bool = setting(False, "True: leave out the blocks after one that holds an end token", boolean)
     threshold: float | None = setting(None, "a step reveals every position whose confidence reaches this", float)
@@ -146,6 +146,11 @@ class Unmasking:
     def parallel(self) -> bool:
         """Whether a step may reveal more than its quota."""
         return self.threshold is not None or self.factor is not None
+
+    @property
+    def takes_threshold(self) -> bool:
+        """Whether a family's published threshold applies: the rule has confidences, and the user sets no bar."""
+        return not self.parallel and self._rule.confident
 
     @property
     def by_canvas(self) -> bool:

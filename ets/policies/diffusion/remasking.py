@@ -79,6 +79,11 @@ def _entropy(drawn: Drawn) -> torch.Tensor:
     return for_rows(-torch.special.entr(drawn.without_mask).sum(-1), drawn.turn.canvas)
 
 
+def _sequential(drawn: Drawn) -> torch.Tensor:
+    """From left to right, as in SDAR's sampler: all scores tie."""
+    return torch.zeros_like(drawn.bars)
+
+
 def _of_draws(drawn: Drawn, scores: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Σ log F_j: S is revealed if its scores reach their bars and every other draw j scores too low."""
     held = _reach(scores.masked_fill(~positions, -math.inf), drawn.bars) == positions.sum(-1)
@@ -176,6 +181,7 @@ RULES: dict[str, Rule] = {
     "margin": Rule(_margin, _certain),
     "entropy": Rule(_entropy, _certain),
     "largest": Rule(_largest, _certain, confident=True),
+    "sequential": Rule(_sequential, _certain),
 }
 """By name. A new rule is one entry."""
 

@@ -76,6 +76,8 @@ def sampled_law(logits: torch.Tensor, temperature: float) -> list[list[float]]:
 
 def score(rule: str, log_q: Sequence[float], token: int) -> float:
     """How a rule ranks a token drawn at a position, from the untempered distribution there."""
+    if rule == "sequential":
+        return 0.0  # ties go to the left
     if rule == "low_confidence":
         return log_q[token]
     if rule == "largest":
