@@ -91,7 +91,5 @@ register(LLaDAConfig, LLaDAModelLM, Family(end_tokens=("<|eot_id|>",)))
 register(
     SDARConfig,
     SDARForCausalLM,
-    Family(
-        end_tokens=("<|im_end|>",), block_length=4, block_causal=True, block_field="block_size", threshold=0.85
-    ),
+    Family(end_tokens=("<|im_end|>",), block_length=4, block_causal=True, block_field="block_size", threshold=0.85),
 )

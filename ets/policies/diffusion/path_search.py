@@ -58,7 +58,9 @@ def search_paths(policy: MaskedDiffusionPolicy, searched: Sequence[CanvasState],
         each = ([end for end in ends if end[0] == n] for n in range(len(starts)))
         paths = [path for group in each for path in nlargest(beams, group, key=lambda end: end[1].logp)]
     best = dict(reversed(paths))  # the first path of each start
-    rows = CanvasRows.of([best[n] for n in range(len(starts))], np.zeros(len(starts), np.uint64), policy.schedule.most_steps)
+    rows = CanvasRows.of(
+        [best[n] for n in range(len(starts))], np.zeros(len(starts), np.uint64), policy.schedule.most_steps
+    )
     found: dict[CanvasState, Draw] = {}
     for n, start in enumerate(starts):
         draw = policy._drawn(start, rows, n, "rollout", {})
