@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ets import models
 from ets.policies.checkpoint import Checkpoint
 from ets.testing import MaskedDiffusionOracle, enumerated_step
 from tests.conftest import MASKED_ALPHABET, canvas_scores, shared, tiny_tokenizer
@@ -19,30 +20,44 @@ from tests.laws.masked import parallel_bar
 END, A, B, MASK = range(4)
 
 
-def random_sdar(*, width: int = 16, spread: float = 0.5, seed: int = 3, block: int = 2) -> Any:
-    """An SDAR network with random weights in float64, a vocabulary of four and the mask token last."""
-    from ets.models import SDARConfig, SDARForCausalLM
-
+def _random(config: type, model: type, seed: int, **fields: Any) -> Any:
+    """A network with random weights in float64, a vocabulary of four and the mask token last."""
     torch.manual_seed(seed)
-    config = SDARConfig(
-        vocab_size=len(MASKED_ALPHABET),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=width // 2,
-        max_position_embeddings=2048,
-        initializer_range=spread,
-        block_size=block,
-        mask_token_id=MASK,
-        eos_token_id=END,
-    )
-    return SDARForCausalLM(config).double()
+    numbers = {
+        "vocab_size": len(MASKED_ALPHABET),
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 2048,
+        "initializer_range": 0.5,
+        "tie_word_embeddings": False,
+        "mask_token_id": MASK,
+        "eos_token_id": END,
+        "pad_token_id": None,
+    }
+    return model(config(**numbers, **fields)).double()
 
 
-MODELS = {"sdar": random_sdar}
-SHIFT = {"sdar": 0}
+def random_sdar(seed: int = 3) -> Any:
+    return _random(models.SDARConfig, models.SDARForCausalLM, seed, head_dim=8, block_size=2)
+
+
+def random_fast_dllm(seed: int = 3) -> Any:
+    return _random(models.FastDLLMConfig, models.FastDLLMForCausalLM, seed, bd_size=2)
+
+
+def random_llada2(seed: int = 3) -> Any:
+    """A dense layer, and a layer of four experts in two groups, of which one is chosen; biases differ by expert."""
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "n_group": 2, "topk_group": 1, "moe_intermediate_size": 12}
+    model = _random(models.LLaDA2MoeConfig, models.LLaDA2MoeModelLM, seed, head_dim=8, **experts)
+    model.model.layers[1].mlp.gate.e_score_correction_bias.copy_(torch.tensor([0.2, -0.1, 0.1, 0.0]))
+    return model
+
+
+MODELS = {"sdar": random_sdar, "llada2": random_llada2, "fast_dllm": random_fast_dllm}
+SHIFT = {"sdar": 0, "llada2": 0, "fast_dllm": 1}
 _CHECKPOINTS: dict[str, Checkpoint] = {}
 
 

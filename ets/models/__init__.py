@@ -7,12 +7,18 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from ets.models.fast_dllm import FastDLLMConfig, FastDLLMForCausalLM
 from ets.models.llada import LLaDAConfig, LLaDAModelLM
+from ets.models.llada2 import LLaDA2MoeConfig, LLaDA2MoeModelLM
 from ets.models.sdar import SDARConfig, SDARForCausalLM
 
 __all__ = [
     "MASKED_DIFFUSION",
     "Family",
+    "FastDLLMConfig",
+    "FastDLLMForCausalLM",
+    "LLaDA2MoeConfig",
+    "LLaDA2MoeModelLM",
     "LLaDAConfig",
     "LLaDAModelLM",
     "SDARConfig",
@@ -92,4 +98,10 @@ register(
     SDARConfig,
     SDARForCausalLM,
     Family(end_tokens=("<|im_end|>",), block_length=4, block_causal=True, block_field="block_size", threshold=0.85),
+)
+register(LLaDA2MoeConfig, LLaDA2MoeModelLM, Family(block_length=32, block_causal=True, threshold=0.95))
+register(
+    FastDLLMConfig,
+    FastDLLMForCausalLM,
+    Family(end_tokens=("<|im_end|>",), shift=1, block_causal=True, block_field="bd_size", sub_block=8, threshold=0.9),
 )
