@@ -44,6 +44,11 @@ def random_sdar(seed: int = 3) -> Any:
     return _random(models.SDARConfig, models.SDARForCausalLM, seed, head_dim=8, block_size=2)
 
 
+def random_sdar_moe(seed: int = 3) -> Any:
+    fields = {"head_dim": 8, "block_size": 2, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+    return _random(models.SDARMoeConfig, models.SDARMoeForCausalLM, seed, norm_topk_prob=True, **fields)
+
+
 def random_fast_dllm(seed: int = 3) -> Any:
     return _random(models.FastDLLMConfig, models.FastDLLMForCausalLM, seed, bd_size=2)
 
@@ -56,8 +61,8 @@ def random_llada2(seed: int = 3) -> Any:
     return model
 
 
-MODELS = {"sdar": random_sdar, "llada2": random_llada2, "fast_dllm": random_fast_dllm}
-SHIFT = {"sdar": 0, "llada2": 0, "fast_dllm": 1}
+MODELS = {"sdar": random_sdar, "sdar_moe": random_sdar_moe, "llada2": random_llada2, "fast_dllm": random_fast_dllm}
+SHIFT = {"sdar": 0, "sdar_moe": 0, "llada2": 0, "fast_dllm": 1}
 _CHECKPOINTS: dict[str, Checkpoint] = {}
 
 

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrained
 from ets.models.fast_dllm import FastDLLMConfig, FastDLLMForCausalLM
 from ets.models.llada import LLaDAConfig, LLaDAModelLM
 from ets.models.llada2 import LLaDA2MoeConfig, LLaDA2MoeModelLM
-from ets.models.sdar import SDARConfig, SDARForCausalLM
+from ets.models.sdar import SDARConfig, SDARForCausalLM, SDARMoeConfig, SDARMoeForCausalLM
 
 __all__ = [
     "MASKED_DIFFUSION",
@@ -23,6 +23,8 @@ __all__ = [
     "LLaDAModelLM",
     "SDARConfig",
     "SDARForCausalLM",
+    "SDARMoeConfig",
+    "SDARMoeForCausalLM",
     "register",
 ]
 
@@ -94,11 +96,9 @@ def register(config: type[PreTrainedConfig], model: type[PreTrainedModel], famil
 
 
 register(LLaDAConfig, LLaDAModelLM, Family(end_tokens=("<|eot_id|>",)))
-register(
-    SDARConfig,
-    SDARForCausalLM,
-    Family(end_tokens=("<|im_end|>",), block_length=4, block_causal=True, block_field="block_size", threshold=0.85),
-)
+_SDAR = Family(end_tokens=("<|im_end|>",), block_length=4, block_causal=True, block_field="block_size", threshold=0.85)
+register(SDARConfig, SDARForCausalLM, _SDAR)
+register(SDARMoeConfig, SDARMoeForCausalLM, _SDAR)
 register(LLaDA2MoeConfig, LLaDA2MoeModelLM, Family(block_length=32, block_causal=True, threshold=0.95))
 register(
     FastDLLMConfig,

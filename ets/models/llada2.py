@@ -5,6 +5,10 @@ with a bias per expert and a limit on groups, shared experts, first dense layers
 rotary positions. So the classes of transformers do the work, and `CONVERSIONS` renames the published tensors and splits
 the fused queries, keys and values. The logits at a position are for the token at that position. The reader of
 `ets.policies.diffusion.blocks` gives the mask of every forward pass; without a mask the model is causal.
+
+The published sampler fills the last block of the sequence to its end, while the canvas ends at `gen_length`; it may
+draw the mask token, and offers top_k and top_p. It stops after a block with an end token, as `stop_at_end` does. The
+token editing of LLaDA2.1, which changes revealed tokens, is not available.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from ets.models import MASKED_DIFFUSION, SDARConfig, SDARForCausalLM
+from ets.models import MASKED_DIFFUSION, SDARConfig, SDARForCausalLM, SDARMoeForCausalLM
 from tests.block_causal import block_causal_logits
 from tests.models.published import Weights, attended, decoder_logits, gated, rms_norm, rotated, write_checkpoint
 
@@ -44,6 +44,17 @@ CONFIG: dict[str, Any] = {
     "vocab_size": 20,
 }
 """Fields of the published configurations, with smaller numbers."""
+EXPERTS: dict[str, Any] = {
+    "architectures": ["SDARMoeForCausalLM"],
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "model_type": "sdar_moe",
+    "moe_intermediate_size": 12,
+    "norm_topk_prob": True,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+}
+"""The further fields of the mixture of experts."""
 
 
 def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -58,10 +69,15 @@ def shapes(config: dict[str, Any]) -> dict[str, tuple[int, ...]]:
         "self_attn.o_proj": (width, heads),
         "self_attn.q_norm": (head,),
         "self_attn.k_norm": (head,),
-        "mlp.gate_proj": (inner, width),
-        "mlp.up_proj": (inner, width),
-        "mlp.down_proj": (width, inner),
     }
+    names = ["mlp"]
+    if "num_experts" in config:
+        layer["mlp.gate"], inner = (config["num_experts"], width), config["moe_intermediate_size"]
+        names = [f"mlp.experts.{expert}" for expert in range(config["num_experts"])]
+    for name in names:
+        layer |= {f"{name}.{part}_proj": (inner, width) for part in ("gate", "up")} | {
+            f"{name}.down_proj": (width, inner)
+        }
     vocabulary = (config["vocab_size"], width)
     found = {"model.embed_tokens.weight": vocabulary, "lm_head.weight": vocabulary, "model.norm.weight": (width,)}
     numbers = range(config["num_hidden_layers"])
@@ -78,19 +94,33 @@ def reference(weights: Weights, ids: torch.Tensor, block: int) -> torch.Tensor:
         out = attended(rotated(q, theta, head), rotated(k, theta, head), v, block)
         return out @ weights[f"{name}.o_proj.weight"].T
 
-    layers = CONFIG["num_hidden_layers"]
-    return decoder_logits(
-        weights, ids, layers, eps, "embed_tokens", attention, lambda x, name: gated(x, weights, f"{name}.mlp")
-    )
+    def feed_forward(x: torch.Tensor, name: str) -> torch.Tensor:
+        dense = f"{name}.mlp.gate_proj.weight" in weights
+        return (gated if dense else routed)(x, weights, f"{name}.mlp")
+
+    return decoder_logits(weights, ids, CONFIG["num_hidden_layers"], eps, "embed_tokens", attention, feed_forward)
+
+
+def routed(x: torch.Tensor, weights: Weights, name: str) -> torch.Tensor:
+    """A token's most probable experts, weighed by their probabilities among themselves."""
+    out = []
+    for token in x:
+        p = (weights[f"{name}.gate.weight"] @ token).softmax(-1)
+        chosen = p.argsort(descending=True)[: EXPERTS["num_experts_per_tok"]].tolist()
+        parts = [p[i] / p[chosen].sum() * gated(token, weights, f"{name}.experts.{i}") for i in chosen]
+        out.append(torch.stack(parts).sum(0))
+    return torch.stack(out)
 
 
 @pytest.mark.parametrize("block", [1, 4, 8])
-def test_published_tensors_give_the_logits_of_the_equations(block: int, tmp_path: Path) -> None:
-    weights = write_checkpoint(tmp_path, CONFIG, shapes(CONFIG))
+@pytest.mark.parametrize("loaded", [SDARForCausalLM, SDARMoeForCausalLM])
+def test_published_tensors_give_the_logits_of_the_equations(loaded: type, block: int, tmp_path: Path) -> None:
+    config = CONFIG if loaded is SDARForCausalLM else {**CONFIG, **EXPERTS}
+    weights = write_checkpoint(tmp_path, config, shapes(config))
     model, report = AutoModelForCausalLM.from_pretrained(
         tmp_path, trust_remote_code=False, dtype=torch.float64, output_loading_info=True
     )
-    assert type(model) is SDARForCausalLM and not any(report.values())
+    assert type(model) is loaded and not any(report.values())
     ids = torch.tensor([2, 5, 11, 3, 7, 19, 19, 4, 19, 13])
     found = block_causal_logits(model.eval(), ids.tolist(), block)
     torch.testing.assert_close(found, reference(weights, ids, block), rtol=0, atol=1e-5)

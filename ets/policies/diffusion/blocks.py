@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from ets.models import Family
+from ets.policies.autoregressive.attention import NAME
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion.cache import Prefix
 from ets.policies.diffusion.canvas import PADDING, Canvas
@@ -212,11 +213,11 @@ class BlockReader(CanvasReader):
             ids[n, most - columns :] = np.concatenate((canvas.prompt, canvas.tokens))[prefix.length : stop]
             places[n, longest - prefix.length : longest] = np.arange(prefix.length)
             places[n, longest + most - columns :] = np.arange(prefix.length, stop)
-        keys = _BlockKeys(prefixes, longest)
-        device, own = self.checkpoint.model.device, places[:, longest:]
+        keys, own = _BlockKeys(prefixes, longest), places[:, longest:]
+        device = self.checkpoint.model.device
         hidden = self.checkpoint.model.base_model(
             torch.from_numpy(ids).to(device),
-            torch.from_numpy(self._mask(places, own)).to(device),
+            self._as_implemented(torch.from_numpy(self._mask(places, own)).to(device)),
             position_ids=torch.from_numpy(own.clip(0)).to(device),
             past_key_values=keys,
         ).last_hidden_state
@@ -234,6 +235,25 @@ class BlockReader(CanvasReader):
         block, of = places // self.block_length, own // self.block_length
         seen = (places >= 0)[:, None] & (block[:, None] <= of[..., None])
         return (seen | (own < 0)[..., None])[:, None]
+
+    def _as_implemented(self, mask: torch.Tensor) -> torch.Tensor:
+        """A mask of booleans as the model's implementation of attention takes it: eager attention adds a mask.
+
+        Raises
+        ------
+        InputError
+            For an implementation that takes no such mask.
+        """
+        model = self.checkpoint.model
+        implementation = model.config._attn_implementation
+        if implementation == "eager":
+            return torch.zeros_like(mask, dtype=model.dtype).masked_fill_(~mask, torch.finfo(model.dtype).min)
+        if implementation not in ("sdpa", NAME):
+            raise InputError(
+                f"{self.checkpoint.name!r} has the attention {implementation!r}, which takes no block-causal mask; "
+                'load it with attn_implementation="sdpa"'
+            )
+        return mask
 
     def _keep(self, canvas: Canvas, fresh: Sequence[torch.Tensor], hidden: torch.Tensor, row: int) -> None:
         """Store clones of the prefix's new columns and of the inputs of the head: a slice would keep other rows."""

@@ -105,11 +105,11 @@ class MaskedDiffusionPolicy:
         """Raise `InputError` for a setting that a block-causal model does not have."""
         if self.caching is not None:
             raise InputError(
-                f"cache is {self.caching.cache!r}, but {name!r} is block-causal, and its cache is exact; leave cache out"
+                f"cache is {self.caching.cache!r}, but {name!r} is block-causal and has an exact cache; leave it out"
             )
         if self.unmasking.cfg:
             raise InputError(
-                f"cfg is {self.unmasking.cfg}, but {name!r} is block-causal, and no such model has guidance; set it to 0"
+                f"cfg is {self.unmasking.cfg}, but {name!r} is block-causal, which excludes guidance; set cfg to 0"
             )
 
     @property

@@ -34,8 +34,8 @@ INSIDE, ALIGNED = Problem("p", "abbab"), Problem("q", (1, 2, 2, 1, 2, 1, 1, 2))
 PROBLEMS = [INSIDE, ALIGNED, Problem("r", "a"), Problem("s", "abbabba")]
 """Prompts of 5, 8, 1 and 7 tokens: with blocks of two all but the second end inside a block."""
 FAMILIES = list(MODELS)
-TOLERANCE = {"sdar": 1e-9, "fast_dllm": 1e-9, "llada2": 1e-6}
-"""Of log-probabilities in float64; LLaDA2's router computes in float32, as published."""
+TOLERANCE = {"sdar": 1e-9, "fast_dllm": 1e-9, "sdar_moe": 1e-6, "llada2": 1e-6}
+"""Of log-probabilities in float64; the routers compute in float32, as published."""
 
 
 def family_policy(family: str, *shape: int, **settings: Any) -> MaskedDiffusionPolicy:
@@ -58,16 +58,25 @@ def check_law(family: str, problem: Problem, *shape: int, align: bool = True, **
     [
         (INSIDE, (4, 4, 2, 4), {}),  # blocks of 1, 2 and 1 positions; every denoising step is a guide step
         (ALIGNED, (4, 4, 2, 2), {"temperature": 0.7}),  # a guide step is a block
-        (INSIDE, (4, 4, 2, 2), {"threshold": 0.4}),  # a guide step is two positions or more, from block to block
-        (INSIDE, (4, 4, 4, 4), {"remasking": "sequential"}),  # blocks of 3 positions and of one
     ],
-    ids=str,
+    ids=["inside", "aligned"],
 )
 @pytest.mark.parametrize("family", FAMILIES)
 def test_laws_hold_on_a_tiny_network(
     family: str, problem: Problem, shape: tuple[int, int, int, int], rule: dict[str, Any]
 ) -> None:
     check_law(family, problem, *shape, **rule)
+
+
+@pytest.mark.parametrize("family", ["sdar", "fast_dllm"])
+def test_laws_hold_with_a_threshold(family: str) -> None:
+    """A guide step ends inside a block, after two positions or more."""
+    check_law(family, INSIDE, 4, 4, 2, 2, threshold=0.4)
+
+
+def test_laws_hold_from_left_to_right() -> None:
+    """Blocks of 3 positions and of one."""
+    check_law("sdar", INSIDE, 4, 4, 4, 4, remasking="sequential")
 
 
 def test_laws_hold_where_a_step_reveals_two_positions() -> None:
@@ -274,6 +283,23 @@ def test_a_memory_limit_splits_rows_without_changing_them() -> None:
     assert split.ledger.forwards > whole.ledger.forwards
 
 
+def test_padding_is_counted_and_seen_by_nobody() -> None:
+    """Prompts of nearly equal lengths share their forward passes."""
+    problems = [Problem(str(n), "ab" * 8 + "a" * n) for n in range(5)]
+    policy, computed = family_policy("sdar", 4, 4, 2, 2), list[tuple[int, ...]]()
+    with hooked(policy.checkpoint.model.base_model, lambda _, args: computed.append(args[0].shape)):
+        draws = policy.finish(policy.start(problems), keys(5))
+    assert (policy.ledger.positions, policy.ledger.row_forwards) == (
+        sum(rows * columns for rows, columns in computed),
+        sum(rows for rows, _ in computed),
+    )
+    assert policy.ledger.forwards == len(computed) < sum(rows for rows, _ in computed) / 2
+    assert computed[:2] == [(4, 20), (1, 22)]  # whole blocks of the prompts, and the first block of the canvas
+    for problem, key, draw in zip(problems, keys(5), draws, strict=True):
+        alone = family_policy("sdar", 4, 4, 2, 2)
+        same_draws(alone.finish(alone.start([problem]), np.array([key])), [draw])
+
+
 # Recorded paths, and beam search.
 
 
@@ -332,8 +358,11 @@ def test_a_model_with_sub_blocks_has_no_quotas() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"caching": Caching("dual")}, "cache is 'dual', but 'loaded' is block-causal, and its cache is exact"),
-        ({"cfg": 1.0}, "cfg is 1.0, but 'loaded' is block-causal, and no such model has guidance"),
+        (
+            {"caching": Caching("dual")},
+            "cache is 'dual', but 'loaded' is block-causal and has an exact cache; leave it out",
+        ),
+        ({"cfg": 1.0}, "cfg is 1.0, but 'loaded' is block-causal, which excludes guidance; set cfg to 0"),
     ],
 )
 @pytest.mark.parametrize("family", FAMILIES)
@@ -347,6 +376,25 @@ def test_a_model_that_records_no_keys_is_refused(monkeypatch: pytest.MonkeyPatch
     policy = family_policy("sdar", 4, 4, 2, 2)
     monkeypatch.setattr(blocks._BlockKeys, "update", lambda self, keys, values, *_: (keys, values))
     with pytest.raises(InputError, match="SDARForCausalLM recorded 0 of 2 layers; pass keys and values through"):
+        policy.finish(policy.start([INSIDE]), keys(1))
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_implementations_of_attention_give_the_same_draws(implementation: str) -> None:
+    expected, model = family_policy("sdar", 6, 6, 2, 3), MODELS["sdar"]()
+    model.set_attn_implementation(implementation)
+    policy = make(Checkpoint.loaded(model, tiny_tokenizer(MASKED_ALPHABET)), 6, 6, 2, 3)
+    draws, others = (each.finish(each.start(PROBLEMS) * 4, keys(16)) for each in (policy, expected))
+    for draw, other in zip(draws, others, strict=True):
+        assert draw.state.tokens == other.state.tokens
+        assert draw.logp == pytest.approx(other.logp, abs=1e-4)  # eager attention has its softmax in float32
+
+
+def test_an_implementation_without_masks_is_refused() -> None:
+    model = MODELS["sdar"]()
+    model.config._attn_implementation = "flash_attention_2"
+    policy = make(Checkpoint.loaded(model, tiny_tokenizer(MASKED_ALPHABET)), 4, 4, 2, 2)
+    with pytest.raises(InputError, match="has the attention 'flash_attention_2', which takes no block-causal mask"):
         policy.finish(policy.start([INSIDE]), keys(1))
 
 
