@@ -11,6 +11,7 @@ from ets.models.fast_dllm import FastDLLMConfig, FastDLLMForCausalLM
 from ets.models.llada import LLaDAConfig, LLaDAModelLM
 from ets.models.llada2 import LLaDA2MoeConfig, LLaDA2MoeModelLM
 from ets.models.sdar import SDARConfig, SDARForCausalLM, SDARMoeConfig, SDARMoeForCausalLM
+from ets.types import InputError
 
 __all__ = [
     "MASKED_DIFFUSION",
@@ -54,6 +55,11 @@ class Family:
         blocks without sub-blocks.
     threshold : float, optional
         The published threshold of parallel decoding, where the user sets neither `threshold` nor `factor`.
+
+    Raises
+    ------
+    InputError
+        For a block-causal family with a shift and without sub-blocks.
     """
 
     mask_field: str = "mask_token_id"
@@ -64,6 +70,13 @@ class Family:
     block_field: str = ""
     sub_block: int = 0
     threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.block_causal and self.shift and not self.sub_block:
+            raise InputError(
+                f"shift is {self.shift}, but a block-causal family fills the first token of a block alone; "
+                "set sub_block"
+            )
 
     def block_length_of(self, config: Any) -> int:
         """The block length of a checkpoint, from its configuration, else the family's."""

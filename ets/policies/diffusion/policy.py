@@ -7,6 +7,7 @@ masked positions of the active block only.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -362,8 +363,19 @@ def make_policy(
     """The policy of the engine "masked-diffusion" in `ets.policies.registry`."""
     family = MASKED_DIFFUSION.get(checkpoint.config.model_type)
     block = canvas.max_length if family is None else family.block_length_of(checkpoint.config)
-    if family is not None and family.block_causal:  # no other block length by default: it is part of the model
-        canvas = replace(canvas, block_length=canvas.block_length or block)
+    if family is not None and family.block_causal:
+        canvas = _with_trained_blocks(canvas, block, checkpoint.name)
     if family is not None and unmasking.takes_threshold:
         unmasking = replace(unmasking, threshold=family.threshold)
     return MaskedDiffusionPolicy(checkpoint, unmasking, Schedule.of(canvas, block), caching=caching, **vars(memory))
+
+
+def _with_trained_blocks(canvas: CanvasSettings, block: int, name: str) -> CanvasSettings:
+    """The canvas with the block length of training, if the user sets none: it decides what a position attends to."""
+    if canvas.block_length not in (None, block):
+        warnings.warn(
+            f"block_length is {canvas.block_length}, but {name!r} is a model for blocks of {block}; "
+            "leave it out, unless you mean another attention than the trained one",
+            stacklevel=2,
+        )
+    return replace(canvas, block_length=canvas.block_length or block)

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from ets.cli import main
-from ets.models import MASKED_DIFFUSION
+from ets.models import MASKED_DIFFUSION, Family
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion import blocks
 from ets.policies.diffusion.blocks import AlignedSchedule, BlockReader
@@ -340,13 +340,19 @@ def test_the_block_length_and_the_threshold_are_the_published_ones() -> None:
     checkpoint = tiny("sdar")
     policy: Any = policy_of(lambda: checkpoint, max_length=8, block_size=4)
     assert (policy.schedule.block_length, policy.unmasking.threshold) == (2, 0.85)
-    policy = policy_of(lambda: checkpoint, max_length=8, block_size=4, block_length=4, threshold=0.5)
+    with pytest.warns(UserWarning, match="block_length is 4, but 'loaded' is a model for blocks of 2"):
+        policy = policy_of(lambda: checkpoint, max_length=8, block_size=4, block_length=4, threshold=0.5)
     assert (policy.schedule.block_length, policy.unmasking.threshold) == (4, 0.5)
     for setting in ({"factor": 1.0}, {"remasking": "margin"}):
         policy = policy_of(lambda: checkpoint, max_length=8, block_size=4, **setting)
         assert policy.unmasking.threshold is None
     with pytest.raises(InputError, match="gen_length 9 is no multiple of block_length 2"):
         policy_of(lambda: checkpoint, max_length=9, block_size=3)
+
+
+def test_a_family_with_a_shift_fills_the_first_token_of_a_block_alone() -> None:
+    with pytest.raises(InputError, match="shift is 1, but a block-causal family fills the first token of a block"):
+        Family(block_causal=True, shift=1)
 
 
 def test_a_model_with_sub_blocks_has_no_quotas() -> None:
@@ -398,6 +404,7 @@ def test_an_implementation_without_masks_is_refused() -> None:
         policy.finish(policy.start([INSIDE]), keys(1))
 
 
+@pytest.mark.filterwarnings("ignore:block_length is 4")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_checkpoint_folder_runs_from_the_command_line(
     family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
