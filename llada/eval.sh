@@ -87,7 +87,7 @@ BEST_BY=${BEST_BY:-majority}              # reward of best-of-n: majority, share
 SIZES=${SIZES-best-of-n=$NUM_CANDIDATES}  # N of single methods; best-of-n=M is the paper's. The others, and all if empty: as many as cost what ETS costs
 STEPS=${STEPS:-$GEN_LENGTH}               # denoising steps in all, for the GEN_LENGTH tokens of the canvas
 CFG=${CFG:-0}                             # classifier-free guidance; 0: none
-REMASKING=${REMASKING:-low_confidence}    # which positions are revealed first: low_confidence, largest, random, margin or entropy
+REMASKING=${REMASKING:-low_confidence}    # which positions are revealed first: low_confidence, largest, random, margin, entropy or sequential
 STOP_AT_END=${STOP_AT_END:-}              # True: leave out the blocks after one that holds an end token; the law of texts is the same
 CACHE=${CACHE:-}                          # dual or prefix: all methods sample with a cache; empty: none
 REFRESH=${REFRESH:-}                      # denoising steps of a block after which the whole canvas is computed; empty: once a block
