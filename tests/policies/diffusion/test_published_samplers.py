@@ -1,4 +1,4 @@
-"""The published samplers of SDAR, LLaDA2 and Fast-dLLM v2 at temperature 0, as loops over whole forwards, token for token.
+"""The published samplers of SDAR, LLaDA2 and Fast-dLLM v2 at temperature 0, as loops over whole forwards.
 
 The published samplers fill the last block. A canvas ends before, so its last block is not compared if it is cut.
 """
@@ -71,7 +71,7 @@ def block_by_block(model: Any, prompt: tuple[int, ...], steps: int, threshold: f
 
 
 def by_sub_blocks(model: Any, prompt: tuple[int, ...], threshold: float) -> list[int]:
-    """Fast-dLLM v2: the next token after a full block, then sub-blocks, each step by the logits one place to the left."""
+    """Fast-dLLM v2: the next token after a full block, then sub-blocks, by the logits one place to the left."""
     x, total = list(prompt), len(prompt) + LENGTH
     while len(x) < total and END not in x[len(prompt) :]:
         if len(x) % BLOCK == 0:
