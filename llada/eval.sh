@@ -101,8 +101,8 @@ BEST_BY=${BEST_BY:-majority}              # reward of best-of-n: majority, share
 SIZES=${SIZES-best-of-n=$NUM_CANDIDATES}  # N of single methods; best-of-n=M is the paper's. The others, and all if empty: as many as cost what ETS costs
 STEPS=${STEPS:-$GEN_LENGTH}               # denoising steps in all, for the GEN_LENGTH tokens of the canvas
 CFG=${CFG:-0}                             # classifier-free guidance; 0: none
-REMASKING=${REMASKING:-low_confidence}    # which positions are revealed first: low_confidence, largest, random, margin or entropy;
-                                          # Dream's: origin, maskgit_plus, topk_margin, neg_entropy (its name there is entropy)
+REMASKING=${REMASKING:-low_confidence}    # which positions are revealed first: low_confidence, largest, random, margin, entropy or
+                                          # sequential; Dream's: origin, maskgit_plus, topk_margin, neg_entropy (its name there is entropy)
 ALG_TEMP=${ALG_TEMP:-}                    # Dream's noise in the order of positions; empty: none
 QUOTAS=${QUOTAS:-}                        # positions that each step reveals: even, or Dream's time; empty: the model family's
 EPS=${EPS:-}                              # the last time of QUOTAS=time; empty: 0.001. Dream's canvas is one block: BLOCK_LENGTH=$GEN_LENGTH

@@ -385,6 +385,7 @@ def canvas_scores(q: Any, remasking: str, mask: int) -> Any:
         "largest": largest,
         "margin": (ranked[:, :1] - ranked[:, 1:2]).expand_as(q),
         "entropy": torch.where(tokens > 0, tokens * tokens.log(), 0).sum(-1, keepdim=True).expand_as(q),
+        "sequential": torch.zeros_like(q),
     }
     return None if remasking == "random" else by_rule[remasking].numpy()
 

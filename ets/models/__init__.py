@@ -8,8 +8,11 @@ from typing import Any
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
 from ets.models.dream import DreamConfig, DreamModel, DreamTokenizer
+from ets.models.fast_dllm import FastDLLMConfig, FastDLLMForCausalLM
 from ets.models.illada import ILLaDAConfig, ILLaDAForCausalLM
 from ets.models.llada import LLaDAConfig, LLaDAModelLM
+from ets.models.llada2 import LLaDA2MoeConfig, LLaDA2MoeModelLM
+from ets.models.sdar import SDARConfig, SDARForCausalLM, SDARMoeConfig, SDARMoeForCausalLM
 from ets.types import InputError
 
 __all__ = ["MASKED_DIFFUSION", "Family", "LLaDAConfig", "LLaDAModelLM", "mask_token_of", "register"]
@@ -46,6 +49,22 @@ class Family:
         Default of the tokens that each denoising step reveals: `even` or `time`.
     shift : int
         The logits for a position stand `shift` positions to its left: 0, or 1 for models from autoregressive models.
+    block_causal : bool
+        A position attends to its block and the blocks before it, the prompt included, instead of to all positions.
+        Blocks are aligned to absolute positions: see `ets.policies.diffusion.blocks`.
+    block_field : str
+        For block-causal models, the configuration's field with the block length of training, if it has one.
+    sub_block : int
+        For block-causal models, the tokens of a sub-block: the sub-blocks of a block are filled from left to right.
+        The first token of a block is filled alone, from the logits at the last position of the block before. 0 for
+        blocks without sub-blocks.
+    threshold : float, optional
+        The published threshold of parallel decoding, where the user sets neither `threshold` nor `factor`.
+
+    Raises
+    ------
+    InputError
+        For a block-causal family with a shift and without sub-blocks.
     """
 
     mask_field: str = "mask_token_id"
@@ -55,6 +74,21 @@ class Family:
     block_length: int | None = 32
     quotas: str = "even"
     shift: int = 0
+    block_causal: bool = False
+    block_field: str = ""
+    sub_block: int = 0
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.block_causal and self.shift and not self.sub_block:
+            raise InputError(
+                f"shift is {self.shift}, but a block-causal family fills the first token of a block alone; "
+                "set sub_block"
+            )
+
+    def block_length_of(self, config: Any) -> int | None:
+        """The block length of a checkpoint, from its configuration, else the family's."""
+        return getattr(config, self.block_field, None) or self.block_length
 
 
 MASKED_DIFFUSION: dict[str, Family] = {}
@@ -102,7 +136,8 @@ def register(
         `model.base_model(ids, mask)` returns `last_hidden_state` `[rows, length, width]`, for a mask `[rows, length]`
         with 0 at padding on the left, or None; every position attends to all others. `get_output_embeddings()` is the
         head, linear without a bias. A cache (`ets.Caching`) also needs `position_ids` and `exchange`, as in
-        `ets.models.llada`.
+        `ets.models.llada`. A block-causal model takes `position_ids`, `past_key_values` and a mask of booleans
+        `[rows, 1, columns, keys]`, as the decoders of transformers do.
     family : Family
     tokenizer : type, optional
         For checkpoints whose tokenizer class transformers lacks; its name is the published `tokenizer_class`.
@@ -128,4 +163,32 @@ register(
         shift=1,
     ),
     DreamTokenizer,
+)
+_SDAR = Family(
+    mask_tokens=("<|MASK|>",),
+    end_tokens=("<|im_end|>",),
+    block_length=4,
+    block_causal=True,
+    block_field="block_size",
+    threshold=0.85,
+)
+register(SDARConfig, SDARForCausalLM, _SDAR)
+register(SDARMoeConfig, SDARMoeForCausalLM, _SDAR)
+register(
+    LLaDA2MoeConfig,
+    LLaDA2MoeModelLM,
+    Family(mask_tokens=("<|mask|>",), block_length=32, block_causal=True, threshold=0.95),
+)
+register(
+    FastDLLMConfig,
+    FastDLLMForCausalLM,
+    Family(
+        mask_tokens=("|<MASK>|",),
+        end_tokens=("<|im_end|>",),
+        shift=1,
+        block_causal=True,
+        block_field="bd_size",
+        sub_block=8,
+        threshold=0.9,
+    ),
 )

@@ -94,11 +94,12 @@ class Unmasking:
         A key of `ets.policies.diffusion.remasking.RULES`: the order in which positions are revealed. `low_confidence`
         (LLaDA's name: the others are remasked) prefers the most probable drawn tokens, `largest` the positions with
         the most probable token, `margin` the largest difference between the two most probable tokens, `entropy` the
-        lowest entropy, and `random` none. As in LLaDA's sampler, the mask token counts in the confidences; it does not
-        count in margin and entropy. Dream's sampler has four rules (`alg`), whose scores belong to the tempered
-        distribution with the mask token: `maskgit_plus` prefers the most probable drawn tokens, `topk_margin` the
-        largest difference, and `neg_entropy` (its name in a setting is `entropy`) the lowest entropy; `origin` reveals
-        each position with the probability 1 - s/t of the schedule's times, and may reveal none.
+        lowest entropy, `sequential` the leftmost position, and `random` none. As in LLaDA's sampler, the mask token
+        counts in the confidences; it does not count in margin and entropy. Dream's sampler has four rules (`alg`),
+        whose scores belong to the tempered distribution with the mask token: `maskgit_plus` prefers the most probable
+        drawn tokens, `topk_margin` the largest difference, and `neg_entropy` (its name in a setting is `entropy`) the
+        lowest entropy; `origin` reveals each position with the probability 1 - s/t of the schedule's times, and may
+        reveal none.
     cfg : float
         Classifier-free guidance s: logits un + (s + 1)(cond - un), at twice the forwards; 0 is none.
     stop_at_end : bool
@@ -132,8 +133,8 @@ class Unmasking:
     temperature: float = setting(1.0, "temperature of the reference policy, at least 0", float)
     remasking: str = setting(
         "low_confidence",
-        "low_confidence, largest, random, margin or entropy; Dream's origin, maskgit_plus, topk_margin, or neg_entropy "
-        "for its entropy",
+        "low_confidence, largest, random, margin, entropy or sequential; Dream's origin, maskgit_plus, topk_margin, or "
+        "neg_entropy for its entropy",
     )
     cfg: float = setting(0.0, "classifier-free guidance; 0 for none", float)
     stop_at_end: bool = setting(False, "True: leave out the blocks after one that holds an end token", boolean)
@@ -188,6 +189,11 @@ class Unmasking:
     def parallel(self) -> bool:
         """Whether a step may reveal more than its quota."""
         return self.threshold is not None or self.factor is not None
+
+    @property
+    def takes_threshold(self) -> bool:
+        """Whether a family's published threshold applies: the rule has confidences, and the user sets no bar."""
+        return not self.parallel and self.rule.confident
 
     @property
     def by_canvas(self) -> bool:

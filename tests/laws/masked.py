@@ -44,8 +44,9 @@ class TimedSchedule(CanvasSchedule):
 def scores_of(logits: Floats, remasking: str) -> Floats | None:
     """The score of a draw v at each position, `[L, V]`, from the untempered softmax q; None for a random order.
 
-    `low_confidence` is log q(v), `largest` the largest log q, `margin` the difference of the two largest q, and
-    `entropy` Σ q log q. Rounding to 12 digits makes equal scores tie whatever the order of summation.
+    `low_confidence` is log q(v), `largest` the largest log q, `margin` the difference of the two largest q,
+    `entropy` Σ q log q, and `sequential` 0. Rounding to 12 digits makes equal scores tie whatever the order of
+    summation.
     """
     log_q = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     match remasking:
@@ -58,10 +59,12 @@ def scores_of(logits: Floats, remasking: str) -> Floats | None:
             scores = ranked[:, -1:] - ranked[:, -2:-1]
         case "entropy":
             scores = (np.exp(log_q) * log_q).sum(axis=-1, keepdims=True)
+        case "sequential":
+            scores = np.zeros((len(log_q), 1))
         case "random":
             return None
         case _:
-            rules = "low_confidence, largest, random, margin or entropy"
+            rules = "low_confidence, largest, random, margin, entropy or sequential"
             raise InputError(f"unknown remasking {remasking!r}; choose {rules}")
     return np.broadcast_to(np.round(scores, 12), logits.shape)
 

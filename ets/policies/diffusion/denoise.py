@@ -126,14 +126,21 @@ class Schedule:
     def steps_per_guide_step(self) -> int:
         return self.steps // self.guide_steps
 
-    def block_of(self, step: int) -> tuple[int, int]:
+    @property
+    def most_steps(self) -> int:
+        """The largest number of denoising steps, whatever the prompt."""
+        return self.steps
+
+    def block_of(self, step: int, prompt_length: int = 0) -> tuple[int, int]:
         """The first position of the block that a denoising step fills, and the position after the block."""
         first = step // self.steps_per_block * self.block_length
         return first, first + self.block_length
 
-    def masked_at(self, step: int, tokens: NDArray[np.int64], mask_id: int) -> NDArray[np.int64]:
+    def masked_at(
+        self, step: int, tokens: NDArray[np.int64], mask_id: int, prompt_length: int = 0
+    ) -> NDArray[np.int64]:
         """The masked positions `[n]` of the block that a denoising step fills, of a canvas `[gen_length]`."""
-        first, last = self.block_of(step)
+        first, last = self.block_of(step, prompt_length)
         return first + np.flatnonzero(tokens[first:last] == mask_id)
 
     def quota(self, step: int) -> int:
@@ -177,8 +184,8 @@ class Schedule:
 
     @cached_property
     def _revealing(self) -> NDArray[np.int64]:
-        found = np.arange(self.steps + 1)
-        for step in reversed(range(self.steps)):
+        found = np.arange(self.most_steps + 1)
+        for step in reversed(range(self.most_steps)):
             found[step] = step if self.quota(step) else found[step + 1]
         return found
 

@@ -187,5 +187,5 @@ class CanvasReader:
                     origin = Canvas(canvas.prompt, canvas.origin, nowhere, memory, canvas.window)
                     self._read_whole([origin])
                     canvas.charge(origin.positions, origin.row_forwards)
-                    refreshed[name] = memory.cached
+                    refreshed[name] = cast("CachedLayers | None", memory.cached)
                 canvas.memory.cached = refreshed[name]

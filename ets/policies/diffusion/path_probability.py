@@ -113,8 +113,7 @@ def _distinct(policy: MaskedDiffusionPolicy, items: Sequence[PathStep], position
     canvases = []
     for (prompt, canvas), rows in groups.items():
         tokens, revealed = np.array(canvas), np.unique([place for n in rows for place in items[n].positions])
-        masked = np.flatnonzero(tokens == policy.mask_id)
-        active = masked[masked // policy.schedule.block_length == masked[0] // policy.schedule.block_length]
+        active = policy.schedule.masked_at(items[rows[0]].step, tokens, policy.mask_id, len(prompt))
         if positions and not np.isin(revealed, active).all():
             raise InputError(
                 f"a step revealed positions {revealed.tolist()}, of which not all are masked in the active block; "

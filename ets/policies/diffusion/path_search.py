@@ -58,7 +58,9 @@ def search_paths(policy: MaskedDiffusionPolicy, searched: Sequence[CanvasState],
         each = ([end for end in ends if end[0] == n] for n in range(len(starts)))
         paths = [path for group in each for path in nlargest(beams, group, key=lambda end: end[1].logp)]
     best = dict(reversed(paths))  # the first path of each start
-    rows = CanvasRows.of([best[n] for n in range(len(starts))], np.zeros(len(starts), np.uint64), policy.schedule.steps)
+    rows = CanvasRows.of(
+        [best[n] for n in range(len(starts))], np.zeros(len(starts), np.uint64), policy.schedule.most_steps
+    )
     found: dict[CanvasState, Draw] = {}
     for n, start in enumerate(starts):
         draw = policy._drawn(start, rows, n, "rollout", {})
@@ -75,8 +77,8 @@ def _canvases(policy: MaskedDiffusionPolicy, states: Sequence[CanvasState]) -> l
     for row, state in enumerate(states):
         if policy.mask_id in state.tokens:
             tokens = np.array(state.tokens)
-            masked = policy.schedule.masked_at(state.step, tokens, policy.mask_id)
-            canvas = Canvas(state.prompt, tokens, masked, CanvasMemory(policy))
+            masked = policy.schedule.masked_at(state.step, tokens, policy.mask_id, len(state.prompt))
+            canvas = Canvas(state.prompt, tokens, masked, CanvasMemory(policy, cached=state.memory.cached))
             groups.setdefault((state.prompt, state.tokens), canvas).rows.append(row)
     return list(groups.values())
 
@@ -142,8 +144,8 @@ def best_pairs(log_q: torch.Tensor, p: torch.Tensor, beams: int, tried: int) -> 
 
 def _after(policy: MaskedDiffusionPolicy, state: CanvasState, canvas: Canvas, found: Continuation) -> CanvasState:
     """The state after a denoising step."""
-    places, (first, last) = canvas.masked[found.positions], policy.schedule.block_of(state.step)
-    tokens, path, logps = np.array(state.tokens), np.array(state.path), np.zeros((policy.schedule.steps, 2))
+    places, (first, last) = canvas.masked[found.positions], policy.schedule.block_of(state.step, len(state.prompt))
+    tokens, path, logps = np.array(state.tokens), np.array(state.path), np.zeros((policy.schedule.most_steps, 2))
     tokens[places], path[places] = found.tokens, state.step
     logps[: len(state.step_logps)] = state.step_logps
     logps[state.step] = found.token_logp, found.position_logp
@@ -156,7 +158,7 @@ def _after(policy: MaskedDiffusionPolicy, state: CanvasState, canvas: Canvas, fo
         state,
         tokens=tuple(tokens.tolist()),
         path=tuple(path.tolist()),
-        memory=CanvasMemory(policy),
+        memory=CanvasMemory(policy, cached=canvas.memory.cached),
         step=step,
         logp=state.logp + found.token_logp + found.position_logp,
         step_logps=logps,

@@ -7,6 +7,7 @@ masked positions of the active block only.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,6 +20,7 @@ import torch
 from ets.models import MASKED_DIFFUSION, Family, mask_token_of
 from ets.policies.autoregressive.law import Endings
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.diffusion.blocks import AlignedSchedule, BlockReader
 from ets.policies.diffusion.canvas import Canvas, CanvasMemory, CanvasRows, CanvasState, Ints, canvas_before
 from ets.policies.diffusion.denoise import Revealed, Schedule, denoise, denoise_greedily
 from ets.policies.diffusion.forward import CanvasReader
@@ -65,7 +67,7 @@ class MaskedDiffusionPolicy:
     Raises
     ------
     InputError
-        For a checkpoint of another architecture, or guidance with a cache.
+        For a checkpoint of another architecture, guidance with a cache, or either with a block-causal model.
     """
 
     def __init__(
@@ -103,7 +105,31 @@ class MaskedDiffusionPolicy:
         named = {vocabulary[token] for token in family.end_tokens if token in vocabulary}
         self.endings = Endings(checkpoint.tokenizer, checkpoint.end_ids | named, config.vocab_size)
         never = self._drawable({checkpoint.tokenizer.eos_token_id}) if unmasking.logits_eos_inf else ()
-        self.reader = CanvasReader(checkpoint, self.mask_id, family.shift, unmasking.cfg, memory_gib, one_by_one, never)
+        self.block_causal = family.block_causal
+        if family.block_causal:
+            self._require_exact(checkpoint.name)
+            self.schedule = AlignedSchedule.of_family(schedule, family)
+            reading = schedule.block_length, memory_gib, one_by_one, never
+            self.reader: CanvasReader = BlockReader(checkpoint, self.mask_id, family.shift, *reading)
+        else:
+            options = unmasking.cfg, memory_gib, one_by_one, never
+            self.reader = CanvasReader(checkpoint, self.mask_id, family.shift, *options)
+
+    def _require_exact(self, name: str) -> None:
+        """Raise `InputError` for a setting that a block-causal model does not have."""
+        if self.caching is not None:
+            raise InputError(
+                f"cache is {self.caching.cache!r}, but {name!r} is block-causal and has an exact cache; leave it out"
+            )
+        if self.unmasking.cfg:
+            raise InputError(
+                f"cfg is {self.unmasking.cfg}, but {name!r} is block-causal, which excludes guidance; set cfg to 0"
+            )
+        if self.schedule.quotas != "even" or self.unmasking.rule.independent:
+            raise InputError(
+                f"{name!r} is block-causal, and its blocks have even quotas; leave quotas out, and choose another rule "
+                "than origin"
+            )
 
     @property
     def deterministic(self) -> bool:
@@ -147,6 +173,10 @@ class MaskedDiffusionPolicy:
     def _progress(self, rows: CanvasRows) -> Ints:
         """The progress `[R]` of rows, in the unit of `_end`."""
         return rows.step if self.unmasking.rule.independent else (rows.tokens != self.mask_id).sum(-1)
+
+    def _continues(self, step: int) -> bool:
+        """Whether a denoising step uses keys and values that an earlier step has recorded."""
+        return self.block_causal or self.last_refresh(step) < step
 
     def start(self, problems: Sequence[Problem]) -> list[State]:
         """Canvases of masks, after a check of the prompts."""
@@ -216,12 +246,12 @@ class MaskedDiffusionPolicy:
         memories: dict[Any, CanvasMemory] = {}  # candidates may be equal, and any of them may be chosen
 
         def together(chosen: Sequence[int]) -> list[Draw]:
-            rows = CanvasRows.of([states[n] for n in chosen], keys[chosen], self.schedule.steps)
+            rows = CanvasRows.of([states[n] for n in chosen], keys[chosen], self.schedule.most_steps)
             self._advance([states[n] for n in chosen], rows, ends[chosen], rule)
             return [self._drawn(states[n], rows, row, kind, memories) for row, n in enumerate(chosen)]
 
         everyone = range(len(states))
-        if self.caching is None:
+        if self.caching is None and not self.block_causal:
             draws = together(everyone)
         else:
             longest = max((len(state.prompt) for state in states), default=0) + self.schedule.gen_length
@@ -269,14 +299,16 @@ class MaskedDiffusionPolicy:
         return parts
 
     def _canvas(self, rows: CanvasRows, row: int, memory: CanvasMemory) -> Canvas:
-        tokens, step = rows.tokens[row].copy(), int(rows.step[row])
-        canvas = Canvas(rows.prompts[row], tokens, self.schedule.masked_at(step, tokens, self.mask_id), memory)
+        prompt, tokens, step = rows.prompts[row], rows.tokens[row].copy(), int(rows.step[row])
+        canvas = Canvas(prompt, tokens, self.schedule.masked_at(step, tokens, self.mask_id, len(prompt)), memory)
         refreshes = self.last_refresh(step) == step
         # a refresh records nothing if the next step is a refresh too
         if self.caching is not None and not (refreshes and self.last_refresh(step + 1) > step):
             canvas.window = self.caching.window(self.schedule.block_of(step), self.schedule.gen_length)
         if not refreshes:
-            canvas.origin, memory.cached = self._origin(rows, row), memory.cached or rows.cached[row]
+            canvas.origin = self._origin(rows, row)
+        if self._continues(step):
+            memory.cached = memory.cached or rows.cached[row]
         return canvas
 
     def _denoise(self, canvases: Sequence[Canvas], rows: CanvasRows, rule: Denoise) -> None:
@@ -295,8 +327,7 @@ class MaskedDiffusionPolicy:
         for canvas in canvases:
             rows.costs[canvas.rows[0]] += (canvas.positions, canvas.row_forwards, len(canvas.masked))
             for row in canvas.rows:
-                following = int(rows.step[row])
-                rows.cached[row] = canvas.memory.cached if self.last_refresh(following) < following else None
+                rows.cached[row] = canvas.memory.cached if self._continues(int(rows.step[row])) else None
 
     def _reveal(
         self, logits: torch.Tensor, canvases: Sequence[Canvas], rows: CanvasRows, rule: Denoise
@@ -329,7 +360,12 @@ class MaskedDiffusionPolicy:
         rows.tokens[where] = revealed.tokens.cpu().numpy()[chosen]
         rows.path[where] = np.broadcast_to(step[:, None], chosen.shape)[chosen]
         rows.step_logps[index, step] = torch.stack((revealed.token_logp, revealed.position_logp), -1).cpu().numpy()
-        rows.step[index] = self._executed(self.schedule.step_after(step, revealed.positions.all(-1).cpu().numpy()))
+        full = revealed.positions.all(-1).cpu().numpy()
+        for n in np.flatnonzero(full):  # a sub-block may be full before its block
+            row = index[n]
+            left = self.schedule.masked_at(int(step[n]), rows.tokens[row], self.mask_id, len(rows.prompts[row]))
+            full[n] = not left.size
+        rows.step[index] = self._executed(self.schedule.step_after(step, full))
 
     def _certainty_of(self, turn: Turn, revealed: torch.Tensor) -> torch.Tensor:
         """`[R, 3]`: the number of positions revealed, and the sums of entropy and self-certainty over them."""
@@ -343,7 +379,7 @@ class MaskedDiffusionPolicy:
         each = self.schedule.steps_per_block
         begun = rows.step[going] == self._executed(rows.step[going] // each * each)  # at the first step of a block
         for row in going[begun].tolist():
-            filled = self.schedule.block_of(int(rows.step[row]))[0]
+            filled = self.schedule.block_of(int(rows.step[row]), len(rows.prompts[row]))[0]
             if np.isin(rows.tokens[row, :filled], ends).any():
                 rows.tokens[row, filled:] = ends[0]
                 rows.step[row] = self.schedule.steps
@@ -354,7 +390,7 @@ class MaskedDiffusionPolicy:
         tokens, path = tuple(rows.tokens[row].tolist()), tuple(rows.path[row].tolist())
         step, logps = int(rows.step[row]), rows.step_logps[row]
         text, logp = self._text(tokens, before), float(logps[before.step :].sum())
-        total, done = before.logp + logp, step == self.schedule.steps
+        total, done = before.logp + logp, self.mask_id not in tokens
         memory = memories.setdefault((before.prompt, self._name(rows, row)[1:]), CanvasMemory(self))
         memory.cached = memory.cached or (None if done else rows.cached[row])
         drawn, *sums = rows.certainty[row].tolist()
@@ -385,5 +421,20 @@ def make_policy(
 ) -> MaskedDiffusionPolicy:
     """The policy of the engine "masked-diffusion" in `ets.policies.registry`."""
     family = MASKED_DIFFUSION.get(checkpoint.config.model_type, Family())
+    if family.block_causal:
+        canvas = _with_trained_blocks(canvas, family.block_length_of(checkpoint.config), checkpoint.name)
+    if unmasking.takes_threshold:
+        unmasking = replace(unmasking, threshold=family.threshold)
     schedule = Schedule.of(canvas, family)
     return MaskedDiffusionPolicy(checkpoint, unmasking, schedule, caching=caching, **memory.options())
+
+
+def _with_trained_blocks(canvas: CanvasSettings, block: int | None, name: str) -> CanvasSettings:
+    """The canvas with the block length of training, if the user sets none: it decides what a position attends to."""
+    if canvas.block_length not in (None, block):
+        warnings.warn(
+            f"block_length is {canvas.block_length}, but {name!r} is a model for blocks of {block}; "
+            "leave it out, unless you mean another attention than the trained one",
+            stacklevel=2,
+        )
+    return replace(canvas, block_length=canvas.block_length or block)

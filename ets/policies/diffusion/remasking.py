@@ -124,6 +124,11 @@ def _neg_entropy(drawn: Drawn) -> torch.Tensor:
     return for_rows(-torch.special.entr(drawn.log_tempered.exp()).sum(-1), drawn.turn.canvas)
 
 
+def _sequential(drawn: Drawn) -> torch.Tensor:
+    """From left to right, as in SDAR's sampler: all scores tie."""
+    return torch.zeros_like(drawn.bars)
+
+
 def _of_draws(drawn: Drawn, log_q: torch.Tensor, scores: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Σ log F_j: S is revealed if its scores reach their bars and every other draw j scores too low.
 
@@ -249,6 +254,7 @@ RULES: dict[str, Rule] = {
     "maskgit_plus": _by_confidence(lambda drawn: drawn.log_tempered),
     "topk_margin": Rule(_topk_margin, _certain),
     "neg_entropy": Rule(_neg_entropy, _certain),
+    "sequential": Rule(_sequential, _certain),
 }
 """By name. A new rule is one entry."""
 

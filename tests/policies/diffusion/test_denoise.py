@@ -78,6 +78,8 @@ def sampled_law(logits: torch.Tensor, temperature: float) -> list[list[float]]:
 
 def score(rule: str, log_q: Sequence[float], log_tempered: Sequence[float], token: int) -> float:
     """How a rule ranks a token drawn at a position, from the untempered and the tempered distribution there."""
+    if rule == "sequential":
+        return 0.0  # ties go to the left
     if rule == "low_confidence":
         return log_q[token]
     tempered = sorted(map(math.exp, log_tempered))
