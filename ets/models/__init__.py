@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 
+from ets.models.a2d import A2DQwen3Config, A2DQwen3LMHeadModel
 from ets.models.dream import DreamConfig, DreamModel, DreamTokenizer
 from ets.models.fast_dllm import FastDLLMConfig, FastDLLMForCausalLM
 from ets.models.illada import ILLaDAConfig, ILLaDAForCausalLM
@@ -151,6 +152,7 @@ def register(
 
 
 register(LLaDAConfig, LLaDAModelLM, Family(mask_tokens=("<|mdm_mask|>",), end_tokens=("<|eot_id|>",)))
+register(A2DQwen3Config, A2DQwen3LMHeadModel, Family(mask_tokens=("<|mask|>",)))
 register(ILLaDAConfig, ILLaDAForCausalLM, Family(mask_tokens=("<[MASK]>",), mask_id=5))
 register(
     DreamConfig,
