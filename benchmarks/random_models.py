@@ -50,16 +50,17 @@ def random_checkpoint(config: Any, device: torch.device, dtype: torch.dtype) -> 
     torch.manual_seed(0)
     with device:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    return Checkpoint.loaded(model, numbered_tokenizer(config.vocab_size))
+    return Checkpoint.loaded(model, numbered_tokenizer(config.vocab_size, getattr(config, "mask_token_id", None)))
 
 
-def numbered_tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """`<0>`, `<1>`, … and an end token that the model cannot draw."""
+def numbered_tokenizer(vocabulary: int, mask: int | None = None) -> PreTrainedTokenizerFast:
+    """`<0>`, `<1>`, … and an end token that the model cannot draw; `mask` is the id of the mask token."""
     words = {f"<{number}>": number for number in range(vocabulary)} | {"<end>": vocabulary}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<0>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", "removed")
     tokenizer.decoder = decoders.Fuse()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>")
+    special = {} if mask is None else {"mask_token": f"<{mask}>"}
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", **special)
 
 
 def described(model: Any) -> str:

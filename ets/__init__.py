@@ -26,6 +26,9 @@ _HOMES = {
     "Step": "ets.types",
     "Text": "ets.types",
     "TransformersPolicy": "ets.policies.autoregressive.transformers",
+    "UniformCanvases": "ets.policies.settings",
+    "UniformDenoising": "ets.policies.settings",
+    "UniformDiffusionPolicy": "ets.policies.diffusion.uniform",
     "Unmasking": "ets.policies.settings",
     "energy_guided": "ets.kernel",
     "generate": "ets.hf_generate",
@@ -50,6 +53,9 @@ __all__ = [
     "Step",
     "Text",
     "TransformersPolicy",
+    "UniformCanvases",
+    "UniformDenoising",
+    "UniformDiffusionPolicy",
     "Unmasking",
     "__version__",
     "baselines",
@@ -72,7 +78,8 @@ if TYPE_CHECKING:
     from ets.policies.checkpoint import Checkpoint
     from ets.policies.diffusion.denoise import Schedule
     from ets.policies.diffusion.policy import MaskedDiffusionPolicy
-    from ets.policies.settings import Caching, Horizon, Sampling, Unmasking
+    from ets.policies.diffusion.uniform import UniformDiffusionPolicy
+    from ets.policies.settings import Caching, Horizon, Sampling, UniformCanvases, UniformDenoising, Unmasking
     from ets.runner import run
     from ets.types import Chain, Cost, InputError, Problem, Step, Text
 

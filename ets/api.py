@@ -121,7 +121,7 @@ def sample(
         chat template writes as text; or token ids, used as they are. Several prompts are all of one kind; their results
         come in the same order.
     model : str, Path, (model, tokenizer), Checkpoint, VLLMEngine, Endpoint or Policy
-        A checkpoint's folder or hub name, or a loaded pair. The last two checkpoints by name stay loaded. A
+        A checkpoint's folder, GGUF file or hub name, or a loaded pair. The last two checkpoints by name stay loaded. A
         `VLLMEngine` or an `Endpoint` runs already; calls may share it, and it stays open. A `Policy` is used as it is,
         and takes no settings of policies.
     chat : bool, str, Path or Chat, optional

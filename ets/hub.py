@@ -14,8 +14,11 @@ HUB_SECONDS = 3.0
 """Time limit for a connection to the model hub."""
 
 
-def require_checkpoint(name: str) -> None:
-    """Raise `InputError` within seconds for a checkpoint that is neither local nor on a reachable hub."""
+def require_checkpoint(name: str, file: str = "config.json") -> None:
+    """Raise `InputError` within seconds for a checkpoint that is neither local nor on a reachable hub.
+
+    `file` is the file that the local cache must hold if the hub cannot be reached.
+    """
     if Path(name).expanduser().is_dir():
         if not (Path(name).expanduser() / "config.json").is_file():
             raise InputError(f"the folder {name!r} holds no config.json; give a checkpoint's folder")
@@ -26,7 +29,7 @@ def require_checkpoint(name: str) -> None:
         )
     from huggingface_hub import constants, try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+    if isinstance(try_to_load_from_cache(name, file), str):
         return
     if constants.HF_HUB_OFFLINE or not _reachable(constants.ENDPOINT):
         raise InputError(

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Measures ETS on a masked-diffusion model (LLaDA). Every hyper-parameter stands in this file, under the paper's
+# Measures ETS on a masked-diffusion model (LLaDA, iLLaDA, Dream, DiffuCoder). Every hyper-parameter stands in this file, under the paper's
 # names in capitals: edit it, or set the variable for one run:
 #
 #   bash llada/eval.sh                                                          the embedded demonstration
 #   NUM_CANDIDATES=8 MONTE_CARLO_NUM=1 GUIDE_STEPS=2 bash llada/eval.sh         with other hyper-parameters
 #   MODEL_PATH=GSAI-ML/LLaDA-8B-Instruct SHOTS=4 TEMPERATURE=0.5 GEN_LENGTH=64 STEPS=64 bash llada/eval.sh    your model
+#   MODEL_PATH=google/diffusiongemma-26B-A4B-it CHAT=1 GEN_LENGTH=512 bash llada/eval.sh gsm8k    uniform diffusion instead
 #   bash llada/eval.sh demo-is                                  the same with ETS-IS: on a fast sampler, with a cache
 #   LEVEL=1 bash llada/eval.sh demo-is                          its samples weighed towards the exact sampler
 #   bash llada/eval.sh math500                                  a benchmark of the paper: gsm8k, humaneval, gpqa
@@ -15,9 +16,22 @@
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 source "$ROOT/scripts/run_eval.sh"
-if [ -n "${ENDPOINT:-}" ]; then refuse "ENDPOINT is set, but no server runs masked diffusion; leave it out, or use qwen_vllm/eval.sh"; fi
-refuse_set "masked diffusion has no top-k and top-p, and no row base" TOP_K TOP_P BASE_TEMPERATURE BASE_TOP_K BASE_TOP_P
+MASKED="TEMPERATURE STEPS BLOCK_LENGTH CFG REMASKING QUOTAS EPS ALG_TEMP LOGITS_EOS_INF CONFIDENCE_EOS_EOT_INF STOP_AT_END CACHE REFRESH THRESHOLD FACTOR LEVEL CLIP FAST_CACHE \
+    FAST_REFRESH FAST_THRESHOLD FAST_FACTOR FAST_REMASKING FAST_TEMPERATURE IS_NUM_CANDIDATES IS_ACCELERATE_AVAILABLE NUM_BEAMS"
+UNIFORM="MAX_DENOISING_STEPS T_MAX T_MIN ENTROPY_BOUND STABILITY_THRESHOLD CONFIDENCE_THRESHOLD"
+if [ -n "${ENDPOINT:-}" ]; then refuse "ENDPOINT is set, but no server runs diffusion; leave it out, or use qwen_vllm/eval.sh"; fi
+refuse_set "diffusion has no top-k and top-p, and no row base" TOP_K TOP_P BASE_TEMPERATURE BASE_TOP_K BASE_TOP_P
 choose_preset "demo demo-is math500 gsm8k humaneval gpqa" "$@"
+ENGINE=${ENGINE:-$(diffusion_engine "${MODEL_PATH:-embedded}")} # masked-diffusion or uniform-diffusion, by the checkpoint
+case "$ENGINE" in
+masked-diffusion) refuse_set "$ENGINE has no such setting (ENGINE=uniform-diffusion)" $UNIFORM ;;
+uniform-diffusion)
+    refuse_set "$ENGINE has no such setting; its checkpoint or $UNIFORM set its law" $MASKED
+    if [ "$PRESET" = demo-is ]; then refuse "$ENGINE has no faster sampler, which demo-is compares; choose demo"; fi
+    METHODS=${METHODS:-plain,majority,best-of-n,one-step,ets}
+    ;;
+*) refuse "ENGINE is '$ENGINE'; set it to masked-diffusion or uniform-diffusion" ;;
+esac
 
 if [ "$PRESET" = demo-is ]; then IS_ACCELERATE_AVAILABLE=${IS_ACCELERATE_AVAILABLE:-True}; fi # all else is as in demo
 case ",${METHODS:-}," in *,ets-is,*) IS_ACCELERATE_AVAILABLE=${IS_ACCELERATE_AVAILABLE:-True} ;; esac
@@ -87,7 +101,13 @@ BEST_BY=${BEST_BY:-majority}              # reward of best-of-n: majority, share
 SIZES=${SIZES-best-of-n=$NUM_CANDIDATES}  # N of single methods; best-of-n=M is the paper's. The others, and all if empty: as many as cost what ETS costs
 STEPS=${STEPS:-$GEN_LENGTH}               # denoising steps in all, for the GEN_LENGTH tokens of the canvas
 CFG=${CFG:-0}                             # classifier-free guidance; 0: none
-REMASKING=${REMASKING:-low_confidence}    # which positions are revealed first: low_confidence, largest, random, margin or entropy
+REMASKING=${REMASKING:-low_confidence}    # which positions are revealed first: low_confidence, largest, random, margin, entropy or
+                                          # sequential; Dream's: origin, maskgit_plus, topk_margin, neg_entropy (its name there is entropy)
+ALG_TEMP=${ALG_TEMP:-}                    # Dream's noise in the order of positions; empty: none
+QUOTAS=${QUOTAS:-}                        # positions that each step reveals: even, or Dream's time; empty: the model family's
+EPS=${EPS:-}                              # the last time of QUOTAS=time; empty: 0.001. Dream's canvas is one block: BLOCK_LENGTH=$GEN_LENGTH
+LOGITS_EOS_INF=${LOGITS_EOS_INF:-}        # True: the end token is never drawn
+CONFIDENCE_EOS_EOT_INF=${CONFIDENCE_EOS_EOT_INF:-} # True: drawn end tokens are revealed last, as in LLaDA's own evaluation
 STOP_AT_END=${STOP_AT_END:-}              # True: leave out the blocks after one that holds an end token; the law of texts is the same
 CACHE=${CACHE:-}                          # dual or prefix: all methods sample with a cache; empty: none
 REFRESH=${REFRESH:-}                      # denoising steps of a block after which the whole canvas is computed; empty: once a block
@@ -97,11 +117,17 @@ FAST_CACHE=${FAST_CACHE-dual}             # the same four for ETS-IS alone; empt
 FAST_REFRESH=${FAST_REFRESH:-}
 FAST_THRESHOLD=${FAST_THRESHOLD:-}
 FAST_FACTOR=${FAST_FACTOR:-}
-case "$LEVEL,$REMASKING" in 1,low_confidence) FAST_REMASKING=${FAST_REMASKING:-largest} ;; esac
+case "$LEVEL,$REMASKING" in 1,low_confidence | 1,maskgit_plus) FAST_REMASKING=${FAST_REMASKING:-largest} ;; esac
 FAST_REMASKING=${FAST_REMASKING:-}        # of ETS-IS; empty: REMASKING. At level 1 drawn tokens must not decide: largest
 FAST_TEMPERATURE=${FAST_TEMPERATURE:-}    # of ETS-IS; empty: TEMPERATURE
 IS_NUM_CANDIDATES=${IS_NUM_CANDIDATES:-$NUM_CANDIDATES} # M of ETS-IS
 CLIP=${CLIP:-}                            # LOW,HIGH, bounds on the ratios of levels 1 and 1F, such as 0.1,10; empty: none
+MAX_DENOISING_STEPS=${MAX_DENOISING_STEPS:-} # of a canvas; this and the next five are of uniform diffusion alone
+T_MAX=${T_MAX:-}                          # temperature of a canvas's first denoising step; empty, here and below: the checkpoint's
+T_MIN=${T_MIN:-}                          # to which it falls linearly
+ENTROPY_BOUND=${ENTROPY_BOUND:-}          # nats of the positions that a step accepts
+STABILITY_THRESHOLD=${STABILITY_THRESHOLD:-} # steps with the same most probable tokens before a canvas ends early
+CONFIDENCE_THRESHOLD=${CONFIDENCE_THRESHOLD:-} # mean entropy below which a canvas ends early; 0: never
 NUM_PROBLEMS=${NUM_PROBLEMS:-}            # empty: all
 SHOTS=${SHOTS:-}                          # solved examples in each prompt; empty: the task's own number
 CHAT=${CHAT:-}                            # 1: prompts by the checkpoint's chat template; or the name or the file of one; empty: bare text
@@ -122,6 +148,16 @@ OUT=${OUT:-}                              # results folder; empty: results/TASK-
 
 REAL="MODEL_PATH=GSAI-ML/LLaDA-8B-Instruct SHOTS=4 TEMPERATURE=0.5 GEN_LENGTH=64 STEPS=64 bash llada/eval.sh"
 note "This is the embedded demonstration: a model of 1 million parameters on made-up problems. With a real model, on the same problems: $REAL"
+if [ "$ENGINE" = uniform-diffusion ]; then
+    unset TEMPERATURE # it has T_MIN and T_MAX
+    run_eval "$ENGINE" --candidates "$NUM_CANDIDATES" --rollouts "$MONTE_CARLO_NUM" --lam "$ENERGY_WEIGHT" \
+        --gen-length "$GEN_LENGTH" --guide-steps "$GUIDE_STEPS" \
+        ${MAX_DENOISING_STEPS:+--max-denoising-steps "$MAX_DENOISING_STEPS"} \
+        ${T_MAX:+--t-max "$T_MAX"} ${T_MIN:+--t-min "$T_MIN"} ${ENTROPY_BOUND:+--entropy-bound "$ENTROPY_BOUND"} \
+        ${STABILITY_THRESHOLD:+--stability-threshold "$STABILITY_THRESHOLD"} \
+        ${CONFIDENCE_THRESHOLD:+--confidence-threshold "$CONFIDENCE_THRESHOLD"}
+    exit
+fi
 set -- # what ETS-IS has of its own
 if [ -n "$IS_ACCELERATE_AVAILABLE" ]; then
     set -- --level "$LEVEL" --is-candidates "$IS_NUM_CANDIDATES" ${CLIP:+--clip="$CLIP"} \
@@ -129,9 +165,11 @@ if [ -n "$IS_ACCELERATE_AVAILABLE" ]; then
         ${FAST_THRESHOLD:+--fast-threshold "$FAST_THRESHOLD"} ${FAST_FACTOR:+--fast-factor "$FAST_FACTOR"} \
         ${FAST_REMASKING:+--fast-remasking "$FAST_REMASKING"} ${FAST_TEMPERATURE:+--fast-temperature "$FAST_TEMPERATURE"}
 fi
-run_eval masked-diffusion --candidates "$NUM_CANDIDATES" --rollouts "$MONTE_CARLO_NUM" --lam "$ENERGY_WEIGHT" --beams "$NUM_BEAMS" \
+run_eval "$ENGINE" --candidates "$NUM_CANDIDATES" --rollouts "$MONTE_CARLO_NUM" --lam "$ENERGY_WEIGHT" --beams "$NUM_BEAMS" \
     --gen-length "$GEN_LENGTH" --steps "$STEPS" --block-length "$BLOCK_LENGTH" --guide-steps "$GUIDE_STEPS" \
     --cfg "$CFG" --remasking "$REMASKING" ${STOP_AT_END:+--stop-at-end "$STOP_AT_END"} \
     ${CACHE:+--cache "$CACHE"} ${REFRESH:+--refresh "$REFRESH"} ${THRESHOLD:+--threshold "$THRESHOLD"} \
-    ${FACTOR:+--factor "$FACTOR"} "$@"
+    ${FACTOR:+--factor "$FACTOR"} ${ALG_TEMP:+--alg-temp "$ALG_TEMP"} ${QUOTAS:+--quotas "$QUOTAS"} ${EPS:+--eps "$EPS"} \
+    ${LOGITS_EOS_INF:+--logits-eos-inf "$LOGITS_EOS_INF"} \
+    ${CONFIDENCE_EOS_EOT_INF:+--confidence-eos-eot-inf "$CONFIDENCE_EOS_EOT_INF"} "$@"
 note "That was the embedded demonstration, which shows the method and its cost, not what it does for a real model. With one: $REAL"

@@ -62,6 +62,14 @@ choose_engine() { # with ENDPOINT, the address of a server, it is the engine end
     fi
 }
 
+diffusion_engine() { # MODEL: a folder by the architecture in its config.json, a hub name by itself
+    local architecture=""
+    if [ -f "$1/config.json" ]; then architecture="$(cat "$1/config.json")"; fi
+    case "$architecture" in *'"model_type": "diffusion_gemma"'*) echo uniform-diffusion && return ;; esac
+    case "$1" in */*[Dd]iffusion[Gg]emma*) if [ -z "$architecture" ]; then echo uniform-diffusion && return; fi ;; esac
+    echo masked-diffusion
+}
+
 refuse_set() { # REASON VARIABLE ...: variables that would be ignored
     local reason="$1" variable
     shift
@@ -164,7 +172,7 @@ run_eval() {
     command=(
         -P -m ets eval --engine "$engine" --task "$TASK" --model "$MODEL_PATH" --methods "$METHODS"
         ${NUM_PROBLEMS:+--count "$NUM_PROBLEMS"} ${SHOTS:+--shots "$SHOTS"} ${DATA:+--data "$DATA"}
-        "$@" --temperature "$TEMPERATURE" --pool "$POOL" --reward "$REWARD" ${MINIMUM_VOTES:+--minimum "$MINIMUM_VOTES"}
+        "$@" ${TEMPERATURE:+--temperature "$TEMPERATURE"} --pool "$POOL" --reward "$REWARD" ${MINIMUM_VOTES:+--minimum "$MINIMUM_VOTES"}
         --best-by "$BEST_BY" ${SIZES:+--sizes "$SIZES"} ${SAMPLES:+--samples "$SAMPLES"} ${REPEATS:+--repeats "$REPEATS"}
         --seed "$SEED" --width "$WIDTH" ${MEMORY_GIB:+--memory-gib "$MEMORY_GIB"}
         ${STOPS:+--stops "$STOPS"} $unsafe ${chat[@]+"${chat[@]}"} --results "$ROOT/results" ${OUT:+--out "$OUT"}

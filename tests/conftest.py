@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
+from itertools import combinations, permutations, product
 from typing import Any, TypeAlias
 
 import pytest
@@ -108,6 +109,41 @@ def random_llada(
     return LLaDAModelLM(config).double()
 
 
+def random_dream(vocabulary: int, end: int, *, width: int = 16, layers: int = 2, spread: float = 0.5) -> Any:
+    """A Dream network with random weights in float64; the mask token is the last of the vocabulary."""
+    from ets.models.dream import DreamConfig, DreamModel
+
+    return _random_decoder(
+        DreamConfig, DreamModel, vocabulary, end, width, layers, spread, mask_token_id=vocabulary - 1
+    )
+
+
+def random_illada(vocabulary: int, end: int, *, width: int = 16, layers: int = 2, spread: float = 0.5) -> Any:
+    """An iLLaDA network with random weights in float64; the configuration names no mask token."""
+    from ets.models.illada import ILLaDAConfig, ILLaDAForCausalLM
+
+    return _random_decoder(ILLaDAConfig, ILLaDAForCausalLM, vocabulary, end, width, layers, spread)
+
+
+def _random_decoder(
+    config: Any, model: Any, vocabulary: int, end: int, width: int, layers: int, spread: float, **fields: Any
+) -> Any:
+    import torch
+
+    torch.manual_seed(3)
+    shape = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": layers}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    special = {"eos_token_id": end, "pad_token_id": end, "bos_token_id": None}
+    length = {"max_position_embeddings": 2048, "rope_theta": 1e6}
+    network = model(
+        config(vocab_size=vocabulary, initializer_range=spread, **shape, **heads, **special, **length, **fields)
+    )
+    for name, weight in network.named_parameters():
+        if name.endswith("bias"):  # transformers begins with biases of 0
+            torch.nn.init.normal_(weight, std=spread)
+    return network.double().eval()
+
+
 SHARED: list[Any] = []
 """The checkpoints that all tests of a process use."""
 
@@ -143,6 +179,14 @@ def tiny_checkpoint() -> Any:
     checkpoint = shared(random_qwen3(len(ALPHABET), end=0), tiny_tokenizer())
     reader_of(checkpoint.model, "tiny", (1, 2, 3))
     return checkpoint
+
+
+@pytest.fixture(scope="session")
+def tiny_diffusion_gemma() -> Any:
+    """A uniform-diffusion checkpoint of three tokens, with canvases of two."""
+    from tests.laws.uniform import random_diffusion_gemma
+
+    return shared(random_diffusion_gemma(), tiny_tokenizer(ALPHABET[:3]))
 
 
 def causal_oracle(policy: Any, temperature: float = 1.0) -> Any:
@@ -207,35 +251,56 @@ def tiny_llada() -> Any:
     return shared(random_llada(len(MASKED_ALPHABET), end=0), tiny_tokenizer(MASKED_ALPHABET))
 
 
-def canvas_oracle(checkpoint: Any, schedule: Any, unmasking: Any, caching: Any = None) -> Any:
+@pytest.fixture(scope="session")
+def tiny_dream() -> Any:
+    """As `tiny_llada`, of the architecture of Dream."""
+    return shared(random_dream(len(MASKED_ALPHABET), end=0), tiny_tokenizer(MASKED_ALPHABET))
+
+
+@pytest.fixture(scope="session")
+def tiny_illada() -> Any:
+    """As `tiny_llada`, of the architecture of iLLaDA."""
+    return shared(random_illada(len(MASKED_ALPHABET), end=0), tiny_tokenizer(MASKED_ALPHABET))
+
+
+def canvas_oracle(checkpoint: Any, schedule: Any, unmasking: Any, caching: Any = None, shift: int = 0) -> Any:
     """Exact laws of unmasking with a tiny checkpoint, of the policy's settings and nothing else of it.
 
     Each canvas goes through the whole model alone, and every draw of its masks is ranked as the rule says. With a cache
-    the laws are over paths.
+    the laws are over paths. The logits for a token stand `shift` positions to its left.
     """
     from ets.testing import CanvasSchedule, MaskedDiffusionOracle, enumerated_step
     from ets.testing.masked_laws import MaskedPathOracle
-    from tests.laws.masked import canvas_before, parallel_bar
+    from tests.laws.masked import TimedSchedule, canvas_before, parallel_bar
 
-    tokenizer, mask = checkpoint.tokenizer, checkpoint.model.config.mask_token_id
-    numbers = CanvasSchedule(schedule.gen_length, schedule.block_length, schedule.steps, schedule.guide_steps)
+    tokenizer = checkpoint.tokenizer
+    mask = tokenizer.mask_token_id
+    shape = (schedule.gen_length, schedule.block_length, schedule.steps, schedule.guide_steps)
+    numbers = TimedSchedule(*shape, schedule.eps) if schedule.quotas == "time" else CanvasSchedule(*shape)
     bar = parallel_bar(unmasking.threshold, unmasking.factor)
 
     def law(problem: Any, canvas: tuple[int, ...], step: int, origin: tuple[int, ...]) -> Any:
         prompt = problem.prompt if isinstance(problem.prompt, tuple) else tokenizer(problem.prompt)["input_ids"]
         block = numbers.block(len(canvas) - canvas.count(mask))
         if origin == canvas:
-            found = whole_logits(checkpoint.model, prompt, canvas)
+            found = whole_logits(checkpoint.model, prompt, canvas, shift)
         else:
             last = block.stop if caching.cache == "dual" else len(canvas)
-            found = cached_logits(checkpoint.model, prompt, canvas, origin, range(block.start, last))
+            found = cached_logits(checkpoint.model, prompt, canvas, origin, range(block.start, last), shift)
         if unmasking.cfg:
-            without = whole_logits(checkpoint.model, [mask] * len(prompt), canvas)
+            without = whole_logits(checkpoint.model, [mask] * len(prompt), canvas, shift)
             found = without + (unmasking.cfg + 1) * (found - without)
+        if unmasking.logits_eos_inf:
+            found[:, tokenizer.eos_token_id] = -math.inf
         tempered = found / unmasking.temperature
+        scored = tempered.clone() if unmasking.remasking in DREAM_RULES else found
+        if unmasking.confidence_eos_eot_inf:
+            scored[:, tokenizer.eos_token_id] = -math.inf
         tempered[:, mask] = -math.inf
-        ranks = canvas_scores(found.softmax(-1), unmasking.remasking, mask)
+        ranks = canvas_scores(scored.softmax(-1), unmasking.remasking, mask)
         masked = [j for j in block if canvas[j] == mask]
+        if unmasking.alg_temp:
+            return noisy_step(tempered.softmax(-1).numpy(), ranks / unmasking.alg_temp, masked, numbers.quotas[step])
         return enumerated_step(tempered.softmax(-1).numpy(), ranks, masked, numbers.quotas[step], bar)
 
     def by_canvas(problem: Any, canvas: tuple[int, ...]) -> Any:
@@ -251,15 +316,35 @@ def canvas_oracle(checkpoint: Any, schedule: Any, unmasking: Any, caching: Any =
     return MaskedPathOracle(by_path, numbers, mask)
 
 
-def whole_logits(model: Any, prompt: Sequence[int], canvas: Sequence[int]) -> Any:
+DREAM_RULES = ("maskgit_plus", "topk_margin", "neg_entropy")
+"""The rules whose scores belong to the tempered distribution with the mask token."""
+
+
+def noisy_step(p: Any, log_weights: Any, masked: Sequence[int], quota: int) -> Any:
+    """The law of a step that draws positions without replacement: the sum over the orders of each set."""
+    weights, law = {j: math.exp(log_weights[j, 0]) for j in masked}, {}
+    for positions in combinations(masked, quota):
+        chance = 0.0
+        for order in permutations(positions):
+            left = [sum(weights.values()) - sum(weights[i] for i in order[:n]) for n in range(quota)]
+            chance += math.prod(weights[i] / rest for i, rest in zip(order, left, strict=True))
+        for tokens in product(range(p.shape[1]), repeat=quota):
+            drawn = math.prod(float(p[i, v]) for i, v in zip(positions, tokens, strict=True))
+            if drawn:
+                law[positions, tokens] = chance * drawn
+    return law
+
+
+def whole_logits(model: Any, prompt: Sequence[int], canvas: Sequence[int], shift: int = 0) -> Any:
     import torch
 
     with torch.no_grad():
-        return model(torch.tensor([[*prompt, *canvas]])).logits[0, -len(canvas) :]
+        logits = model(torch.tensor([[*prompt, *canvas]])).logits[0]
+    return logits[len(prompt) - shift : len(logits) - shift]
 
 
 def cached_logits(
-    model: Any, prompt: Sequence[int], canvas: Sequence[int], origin: Sequence[int], window: range
+    model: Any, prompt: Sequence[int], canvas: Sequence[int], origin: Sequence[int], window: range, shift: int = 0
 ) -> Any:
     """Logits in a window of the canvas that looks at the rest of another one, the last refresh; 0 elsewhere.
 
@@ -267,8 +352,8 @@ def cached_logits(
     """
     import torch
 
-    ids = torch.tensor([[*prompt, *origin, *(canvas[i] for i in window)]])
-    columns = torch.tensor([len(prompt) + i for i in window])
+    columns = torch.arange(len(prompt) + window.start - shift, len(prompt) + window.stop)
+    ids = torch.tensor([[*prompt, *origin, *(((*prompt, *canvas))[column] for column in columns)]])
     whole = len(prompt) + len(origin)
     sees = torch.zeros(ids.shape[1], ids.shape[1], dtype=torch.bool)
     sees[:, :whole] = True
@@ -278,12 +363,12 @@ def cached_logits(
     with torch.no_grad():
         found = model(ids, attention_mask=sees[None, None], position_ids=positions).logits[0, whole:]
     logits = found.new_zeros(len(canvas), found.shape[-1])
-    logits[list(window)] = found
+    logits[list(window)] = found[: len(window)]
     return logits
 
 
 def canvas_scores(q: Any, remasking: str, mask: int) -> Any:
-    """How a rule ranks each token at each position, from the untempered distribution `[L, V]`."""
+    """How a rule ranks each token at each position, from the distribution `[L, V]` of its scores."""
     import torch
 
     tokens = q.clone()
@@ -291,11 +376,16 @@ def canvas_scores(q: Any, remasking: str, mask: int) -> Any:
     largest = tokens.amax(-1, keepdim=True).log().expand_as(q)
     tokens /= tokens.sum(-1, keepdim=True)
     ranked = tokens.sort(descending=True).values
+    first, second = q.sort(descending=True).values[:, :2].unbind(-1)
     by_rule = {
+        "maskgit_plus": q.log(),
+        "topk_margin": (first - second)[:, None].expand_as(q),
+        "neg_entropy": torch.where(q > 0, q * q.log(), 0).sum(-1, keepdim=True).expand_as(q),
         "low_confidence": q.log(),
         "largest": largest,
         "margin": (ranked[:, :1] - ranked[:, 1:2]).expand_as(q),
         "entropy": torch.where(tokens > 0, tokens * tokens.log(), 0).sum(-1, keepdim=True).expand_as(q),
+        "sequential": torch.zeros_like(q),
     }
     return None if remasking == "random" else by_rule[remasking].numpy()
 

@@ -150,6 +150,7 @@ _PLAIN = ("repeats", "samples", "sizes", "against", "traces", "results", "out", 
 def _all_methods(asked: RunSettings, settings: MethodSettings) -> list[str]:
     """The methods that every policy of an engine has."""
     left_out = {"base", "ets-is"} | (set() if asked.engine == "transformers" else {"beam"})
+    left_out |= {"greedy"} if asked.engine == "uniform-diffusion" else set()
     left_out |= set() if settings.reward in ("majority", "share") else {"ets-stopped"}
     return [name for name in METHODS if name not in left_out]
 

@@ -39,7 +39,9 @@ _OWNERS = (Guide, *SETTINGS, Weighing)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help=f"a checkpoint's folder or hub name, or {', '.join(EMBEDDED)}")
+    parser.add_argument(
+        "--model", required=True, help=f"a checkpoint's folder, GGUF file or hub name, or {', '.join(EMBEDDED)}"
+    )
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompt", help="used as it is, unless --chat-template makes it the user's turn")
     source.add_argument("--prompt-file", type=Path, help="without its last line break; default: standard input")
@@ -59,7 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, Guide, *_LOCAL, Weighing, title="settings", leave_out=("certainty",))
 
 
-_LOCAL = (*ENGINES["transformers"].settings, *ENGINES["masked-diffusion"].settings)
+_LOCAL = tuple(
+    owner for name in ("transformers", "masked-diffusion", "uniform-diffusion") for owner in ENGINES[name].settings
+)
 
 
 def execute(options: argparse.Namespace) -> None:

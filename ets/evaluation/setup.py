@@ -33,8 +33,10 @@ class RunSettings:
     """What a run asks, of which model."""
 
     task: str = setting("", f"the task: {_TASKS}", flags=("tasks",))
-    model: str = setting("", "a checkpoint's folder or hub name, or an embedded model: embedded, embedded-small")
-    engine: str = setting("transformers", "transformers, vllm, endpoint, masked-diffusion, or file.py:engine")
+    model: str = setting("", "a checkpoint's folder, GGUF file or hub name, or embedded, embedded-small")
+    engine: str = setting(
+        "transformers", "transformers, vllm, endpoint, masked-diffusion, uniform-diffusion, or file.py:engine"
+    )
     count: int | None = setting(None, "problems (default: all)", int)
     shots: int | None = setting(None, "solved examples in each prompt (default: the task's number)", int)
     data: Path | None = setting(None, "the benchmark's data, a folder or a file (default: from the hub)", Path)

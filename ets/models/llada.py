@@ -167,7 +167,7 @@ class LLaDAModel(nn.Module):
     ) -> BaseModelOutput:
         hidden = self.transformer["wte"](input_ids)
         if position_ids is None:
-            position_ids = _positions(input_ids, attention_mask)
+            position_ids = positions_of(input_ids, attention_mask)
         mask = create_bidirectional_mask(self.config, hidden, attention_mask)
         wide = torch.promote_types(hidden.dtype, torch.float32)
         angles = self._angles(position_ids)[:, None].to(wide)
@@ -184,7 +184,7 @@ class LLaDAModel(nn.Module):
         return torch.cat((angles, angles), dim=-1)
 
 
-def _positions(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+def positions_of(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
     """Position ids that count a row's tokens from the first token after the padding."""
     if attention_mask is None:
         return torch.arange(input_ids.shape[1], device=input_ids.device)[None]

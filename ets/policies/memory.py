@@ -88,6 +88,12 @@ class MemoryLimit:
         self._halved, self._bytes = True, used / 2
 
 
+def weights_device(model: Any) -> torch.device:
+    """The device of the first weights that are in memory: accelerate leaves a meta tensor for weights on disk."""
+    found = (weights.device for weights in model.parameters() if weights.device.type != "meta")
+    return next(found, torch.device("cpu"))
+
+
 def free_bytes(device: torch.device) -> float:
     """Bytes for new tensors. On a GPU, PyTorch's reserve counts as free.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from ets.types import InputError, Problem
@@ -10,7 +11,8 @@ from ets.types import InputError, Problem
 def encode_prompt(tokenizer: Any, problem: Problem, length: int, context: int | None) -> tuple[int, ...]:
     """The prompt's token ids.
 
-    The tokenizer adds no special tokens to a chat prompt, nor to a text that begins with its BOS token.
+    The tokenizer adds no special tokens to a chat prompt, nor to a text that begins with its BOS token. A prompt
+    without the BOS token that the model expects, or with two of them, is used as it is, with a warning.
 
     Raises
     ------
@@ -44,4 +46,29 @@ def encode_prompt(tokenizer: Any, problem: Problem, length: int, context: int | 
             f"the prompt of problem {problem.id!r} has {len(ids)} tokens, which leaves no room for a generation of "
             f"{length} in the model's context of {context}; shorten one of them"
         )
+    _warn_of_bos(tokenizer, ids)
     return ids
+
+
+def adds_bos(tokenizer: Any) -> bool:
+    """Whether the tokenizer puts its BOS token before a text."""
+    bos = getattr(tokenizer, "bos_token_id", None)
+    return bos is not None and list(tokenizer("a")["input_ids"])[:1] == [bos]
+
+
+def _warn_of_bos(tokenizer: Any, ids: tuple[int, ...]) -> None:
+    """Warn of a prompt that begins with no BOS token or with two, if the model expects one.
+
+    A model expects one if its tokenizer adds one. Gemma expects one although its tokenizer, if saved from a GGUF file,
+    adds none: without it a sentence costs about twice the nats.
+    """
+    bos = getattr(tokenizer, "bos_token_id", None)
+    if bos is None or not (adds_bos(tokenizer) or type(tokenizer).__name__.startswith("Gemma")):
+        return
+    count = 0 if ids[0] != bos else 2 if ids[1:2] == (bos,) else 1
+    if count != 1:
+        warnings.warn(
+            f"the model expects one BOS token ({tokenizer.bos_token}), and a prompt begins with "
+            f"{'two' if count else 'none'}; leave it to the tokenizer, or correct the chat template",
+            stacklevel=3,
+        )

@@ -80,6 +80,12 @@ ENGINES: dict[str, EngineEntry] = {
         currency="positions",
         minimum=2,
     ),
+    "uniform-diffusion": EngineEntry(
+        "ets.policies.diffusion.uniform:make_policy",
+        law=(owners.UniformDenoising, owners.UniformCanvases),
+        resources=(owners.MemorySettings,),
+        currency="positions",
+    ),
 }
 SETTINGS = tuple(dict.fromkeys(owner for engine in ENGINES.values() for owner in engine.settings))
 """The dataclasses of all engines' settings."""
@@ -104,7 +110,7 @@ def policy_of(
     checkpoint : callable
         Opens the checkpoint.
     engine : str, optional
-        A key of `ENGINES`; by default the checkpoint's architecture decides between transformers and masked-diffusion.
+        A key of `ENGINES`; by default the checkpoint's architecture decides between transformers and diffusion.
     ready : VLLMEngine or Endpoint, optional
         A running engine, which policies may share.
     **values
@@ -129,9 +135,9 @@ def policy_of(
             break
     opened = checkpoint()
     if engine is None:
-        from ets.models import MASKED_DIFFUSION
+        from ets.models import diffusion_engine
 
-        engine = "masked-diffusion" if opened.config.model_type in MASKED_DIFFUSION else "transformers"
+        engine = diffusion_engine(opened.config.model_type) or "transformers"
         _require_settings(engine, values, f"{opened.name!r}, run by {engine},")
     found = engine_named(engine)
     module, _, function = found.maker.partition(":")
@@ -173,7 +179,7 @@ def minimum_votes(policy: Policy) -> int:
 def law_of(policy: Policy) -> dict[str, Any]:
     """The settings that the policy's results depend on, as JSON values: equal laws give equal values."""
     found: dict[str, Any] = {}
-    for part in ("sampling", "horizon", "unmasking", "schedule", "caching"):
+    for part in ("sampling", "horizon", "unmasking", "denoising", "schedule", "caching"):
         if (each := getattr(policy, part, None)) is not None:
             found |= asdict(each)
     if found.get("top_p") == 1:

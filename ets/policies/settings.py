@@ -18,6 +18,8 @@ BLOCK_SIZE, MAX_LENGTH = 64, 512
 CHECKPOINT = "checkpoint"
 """The value of top_k or top_p that stands for the checkpoint's generation configuration."""
 _LENGTH = "tokens in all; for masked diffusion, of the canvas"
+_GUIDE_STEPS = "I, guide steps, which split the denoising steps evenly"
+_PUBLISHED = "of uniform diffusion (default: the checkpoint's)"
 _AS_GENERATE = "checkpoint: the value that transformers' generate takes from the generation configuration"
 
 
@@ -97,8 +99,12 @@ class Unmasking:
         A key of `ets.policies.diffusion.remasking.RULES`: the order in which positions are revealed. `low_confidence`
         (LLaDA's name: the others are remasked) prefers the most probable drawn tokens, `largest` the positions with
         the most probable token, `margin` the largest difference between the two most probable tokens, `entropy` the
-        lowest entropy, and `random` none. As in LLaDA's sampler, the mask token counts in the confidences; it does not
-        count in margin and entropy.
+        lowest entropy, `sequential` the leftmost position, and `random` none. As in LLaDA's sampler, the mask token
+        counts in the confidences; it does not count in margin and entropy. Dream's sampler has four rules (`alg`),
+        whose scores belong to the tempered distribution with the mask token: `maskgit_plus` prefers the most probable
+        drawn tokens, `topk_margin` the largest difference, and `neg_entropy` (its name in a setting is `entropy`) the
+        lowest entropy; `origin` reveals each position with the probability 1 - s/t of the schedule's times, and may
+        reveal none.
     cfg : float
         Classifier-free guidance s: logits un + (s + 1)(cond - un), at twice the forwards; 0 is none.
     stop_at_end : bool
@@ -110,30 +116,50 @@ class Unmasking:
     factor : float, optional
         Parallel decoding by Fast-dLLM's factor rule, for the same rules: beyond its quota, a step reveals the n most
         confident positions for the largest n with (n + 1)(1 - confidence of the n-th) ≤ factor.
+    alg_temp : float
+        Dream's noise in the order: a step draws its positions without replacement from softmax(scores / alg_temp).
+        For rules whose scores depend on the canvas alone; 0 is none. With scores of drawn tokens the law of a step is
+        not closed, because it depends on tokens that the step does not reveal.
+    logits_eos_inf : bool
+        LLaDA's sampler: the logit of the tokenizer's end token is -∞, in the draws and in all scores.
+    confidence_eos_eot_inf : bool
+        LLaDA's sampler: end tokens, those that end a turn included, are left out of the distribution of the
+        confidences, and their own confidence is 0. So a drawn end token is revealed after all other tokens. Published
+        results are at temperature 0; at another temperature the published code spares the end token, by an assignment
+        to a copy of the logits.
 
     Raises
     ------
     InputError
-        For an unknown rule, a number out of range, or parallel decoding by a rule without confidences.
+        For an unknown rule, a number out of range, parallel decoding or `confidence_eos_eot_inf` by a rule without
+        confidences, or `alg_temp` by a rule without scores of the canvas.
     """
 
     temperature: float = setting(1.0, "temperature of the reference policy, at least 0", float)
-    remasking: str = setting("low_confidence", "low_confidence, largest, random, margin or entropy")
+    remasking: str = setting(
+        "low_confidence",
+        "low_confidence, largest, random, margin, entropy or sequential; Dream's origin, maskgit_plus, topk_margin, or "
+        "neg_entropy for its entropy",
+    )
     cfg: float = setting(0.0, "classifier-free guidance; 0 for none", float)
     stop_at_end: bool = setting(False, "True: leave out the blocks after one that holds an end token", boolean)
     threshold: float | None = setting(None, "a step reveals every position whose confidence reaches this", float)
     factor: float | None = setting(None, "parallel decoding by the factor rule, instead of a threshold", float)
+    alg_temp: float = setting(0.0, "Dream's noise in the order of positions; 0 for none", float)
+    logits_eos_inf: bool = setting(False, "True: the end token is never drawn", boolean)
+    confidence_eos_eot_inf: bool = setting(False, "True: drawn end tokens are revealed last", boolean)
 
     def __post_init__(self) -> None:
         from ets.policies.diffusion.remasking import RULES
 
-        for name, value in (("temperature", self.temperature), ("cfg", self.cfg)):
+        for name, value in (("temperature", self.temperature), ("cfg", self.cfg), ("alg_temp", self.alg_temp)):
             if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
                 raise InputError(f"{name} is {value!r}; it must be a finite number of at least 0")
         if self.remasking not in RULES:
             raise InputError(f"unknown remasking {self.remasking!r}; choose from {', '.join(RULES)}")
-        if not isinstance(self.stop_at_end, bool):
-            raise InputError(f"stop_at_end is {self.stop_at_end!r}; it must be True or False")
+        for name in ("stop_at_end", "logits_eos_inf", "confidence_eos_eot_inf"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise InputError(f"{name} is {value!r}; it must be True or False")
         bars = {"threshold": self.threshold, "factor": self.factor}
         given = {name: value for name, value in bars.items() if value is not None}
         require_positive(**given)
@@ -141,10 +167,27 @@ class Unmasking:
             raise InputError(f"threshold {self.threshold} and factor {self.factor} exclude each other; leave one out")
         if self.threshold is not None and self.threshold > 1:
             raise InputError(f"threshold is {self.threshold!r}, but a confidence is 1 at most; choose less")
-        if given and not self._rule.confident:
+        needing = [*given, *(["confidence_eos_eot_inf"] if self.confidence_eos_eot_inf else [])]
+        if needing and not RULES[self.remasking].confident:
             confident = " or ".join(name for name, rule in RULES.items() if rule.confident)
             raise InputError(
-                f"{next(iter(given))} needs confidences, which remasking {self.remasking!r} has not; choose {confident}"
+                f"{needing[0]} needs confidences, which remasking {self.remasking!r} has not; choose {confident}"
+            )
+        if self.alg_temp:
+            self._require_scores_of_the_canvas(RULES)
+
+    def _require_scores_of_the_canvas(self, rules: dict[str, Any]) -> None:
+        rule, fitting = rules[self.remasking], [n for n, each in rules.items() if each.by_canvas and not each.random]
+        if self.parallel:
+            raise InputError(f"alg_temp is {self.alg_temp}, but threshold and factor are without noise; leave one out")
+        if rule.random:
+            reason = "draws positions already"
+        else:
+            reason = "ranks drawn tokens: the law would depend on tokens that are not revealed, and is not closed"
+        if rule.random or not rule.by_canvas:
+            raise InputError(
+                f"alg_temp is {self.alg_temp}, but remasking {self.remasking!r} {reason}; set alg_temp to 0, or choose "
+                f"{', '.join(fitting)}"
             )
 
     @property
@@ -153,20 +196,27 @@ class Unmasking:
         return self.threshold is not None or self.factor is not None
 
     @property
+    def takes_threshold(self) -> bool:
+        """Whether a family's published threshold applies: the rule has confidences, and the user sets no bar."""
+        return not self.parallel and self.rule.confident
+
+    @property
     def by_canvas(self) -> bool:
         """Whether the revealed positions are independent of the drawn tokens."""
-        return self._rule.by_canvas
+        return bool(self.rule.by_canvas)
 
     @property
     def deterministic(self) -> bool:
         """Whether a step has one outcome: greedy tokens, and no random positions."""
-        return self.temperature == 0 and not self._rule.random
+        return self.temperature == 0 and not self.rule.random
 
     @property
-    def _rule(self) -> Any:
-        from ets.policies.diffusion.remasking import RULES
+    def rule(self) -> Any:
+        """The `ets.policies.diffusion.remasking.Rule`, with the noise of `alg_temp`."""
+        from ets.policies.diffusion.remasking import RULES, perturbed
 
-        return RULES[self.remasking]
+        rule = RULES[self.remasking]
+        return perturbed(rule, self.alg_temp) if self.alg_temp else rule
 
     def probabilities(self, logits: torch.Tensor, mask_id: int) -> torch.Tensor:
         """The law p of the drawn tokens `[..., V]` in float64: tempered, without the mask token."""
@@ -203,19 +253,29 @@ class CanvasSettings:
         Tokens of a block; by default the block length of the family, or the whole canvas if that is no multiple.
     guide_steps, block_size : int, optional
         I, or the tokens of a guide step: not both; by default a block size of 64.
+    quotas : str, optional
+        `even` or `time`, see `ets.policies.diffusion.denoise.Schedule`; by default that of the family: `even` for LLaDA
+        and iLLaDA, `time` for Dream and DiffuCoder.
+    eps : float, optional
+        The last time of `time`; by default 0.001.
     """
 
     max_length: int = setting(MAX_LENGTH, _LENGTH, int, flags=("gen_length",))
     steps: int | None = setting(None, "denoising steps in all (default: one per token)", int)
     block_length: int | None = setting(None, "tokens of a block; blocks are filled from left to right", int)
-    guide_steps: int | None = setting(None, "I, guide steps, which split the denoising steps evenly", int)
+    guide_steps: int | None = setting(None, _GUIDE_STEPS, int)
     block_size: int | None = setting(None, "tokens per guide step", int)
+    quotas: str | None = setting(None, "even, or Dream's time: the tokens that each denoising step reveals")
+    eps: float | None = setting(None, "the last time of Dream's denoising steps (default: 0.001)", float)
 
     def __post_init__(self) -> None:
         if self.guide_steps is not None and self.block_size is not None:
             raise InputError(f"block_size is {self.block_size} and guide_steps {self.guide_steps}; set one of the two")
-        given = {n: v for n, v in vars(self).items() if v is not None}
-        require_counts(**given)
+        require_counts(**{n: v for n, v in vars(self).items() if v is not None and n not in ("quotas", "eps")})
+        if self.quotas not in (None, *QUOTAS):
+            raise InputError(f"unknown quotas {self.quotas!r}; choose from {', '.join(QUOTAS)}")
+        if self.eps is not None and not (isinstance(self.eps, float) and 0 < self.eps < 1):
+            raise InputError(f"eps is {self.eps!r}; it must be above 0 and below 1")
         if self.guide_steps is None and self.max_length % self._block_size:
             raise InputError(
                 f"block_size {self._block_size} does not divide max_length {self.max_length}, and a masked-diffusion "
@@ -230,6 +290,74 @@ class CanvasSettings:
     def guide_step_count(self) -> int:
         """I, of `guide_steps` or of the block size."""
         return self.max_length // self._block_size if self.guide_steps is None else self.guide_steps
+
+
+@dataclass(frozen=True)
+class UniformDenoising:
+    """The denoising law of uniform diffusion, see `ets.policies.diffusion.entropy_bound`.
+
+    None stands for the value of the checkpoint's generation configuration.
+
+    Parameters
+    ----------
+    max_denoising_steps : int, optional
+        Most denoising steps of a canvas, N. Step n = 0, 1, … has the temperature t_min + (t_max - t_min) (N - n) / N.
+    t_max, t_min : float, optional
+        0 ≤ t_min ≤ t_max, and t_max above 0.
+    entropy_bound : float, optional
+        In nats, at least 0.
+    stability_threshold, confidence_threshold : int and float, optional
+        A canvas ends early when its most probable tokens equal those of so many steps before, and the mean entropy is
+        below the confidence threshold. A confidence threshold of 0 never ends a canvas early.
+
+    Raises
+    ------
+    InputError
+        For values out of range.
+    """
+
+    max_denoising_steps: int | None = setting(None, f"most denoising steps of a canvas {_PUBLISHED}", int)
+    t_max: float | None = setting(None, f"temperature of a canvas's first denoising step {_PUBLISHED}", float)
+    t_min: float | None = setting(None, f"temperature to which t_max falls linearly {_PUBLISHED}", float)
+    entropy_bound: float | None = setting(None, f"nats of the positions that a step accepts {_PUBLISHED}", float)
+    stability_threshold: int | None = setting(
+        None, f"steps with the same most probable tokens before a canvas ends early {_PUBLISHED}", int
+    )
+    confidence_threshold: float | None = setting(
+        None, f"mean entropy below which a canvas ends early; 0 for never {_PUBLISHED}", float
+    )
+
+    def __post_init__(self) -> None:
+        if self.max_denoising_steps is not None:
+            require_counts(max_denoising_steps=self.max_denoising_steps)
+        for name, value in vars(self).items():
+            if value is not None and not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+                raise InputError(f"{name} is {value!r}; it must be a finite number of at least 0")
+        if self.stability_threshold is not None and not isinstance(self.stability_threshold, int):
+            raise InputError(f"stability_threshold is {self.stability_threshold!r}; it must be a whole number")
+        if self.t_max == 0:
+            raise InputError("t_max is 0, at which nothing is random; give a temperature above 0")
+        if None not in (self.t_min, self.t_max) and self.t_min > self.t_max:  # type: ignore[operator]
+            raise InputError(f"t_min {self.t_min} is above t_max {self.t_max}; the temperature falls to t_min")
+
+
+@dataclass(frozen=True)
+class UniformCanvases:
+    """The length of a generation of uniform diffusion, and its guide steps.
+
+    Parameters
+    ----------
+    max_length : int
+        Tokens in all; rounded up to whole canvases, whose length is the checkpoint's.
+    guide_steps : int, optional
+        I; by default one guide step per canvas.
+    """
+
+    max_length: int = setting(MAX_LENGTH, _LENGTH, int, flags=("gen_length",))
+    guide_steps: int | None = setting(None, _GUIDE_STEPS, int)
+
+    def __post_init__(self) -> None:
+        require_counts(**{name: value for name, value in vars(self).items() if value is not None})
 
 
 @dataclass(frozen=True)
@@ -270,6 +398,9 @@ class Caching:
 
 
 CACHES = ("dual", "prefix")
+QUOTAS = ("even", "time")
+EPS = 1e-3
+"""The last time of Dream's denoising steps, by default."""
 
 
 @dataclass(frozen=True)

@@ -40,13 +40,13 @@ def pick_tokens(probabilities: torch.Tensor, uniforms: torch.Tensor) -> tuple[to
     return tokens, (probabilities.gather(-1, tokens[:, None])[:, 0] / cdf[:, -1]).log()
 
 
-def certainty_of(logits: torch.Tensor, without: int | None = None) -> torch.Tensor:
+def certainty_of(logits: torch.Tensor, without: Iterable[int] = ()) -> torch.Tensor:
     """Entropy and self-certainty `[..., 2]` in float64 of the distributions of logits `[..., V]`.
 
-    `ets.types.Certainty` defines both. The token `without` (the mask) has no part in the distribution.
+    `ets.types.Certainty` defines both. The tokens `without` (the mask) have no part in the distribution.
     """
-    if without is not None:
-        logits = torch.cat((logits[..., :without], logits[..., without + 1 :]), -1)
+    for token in sorted(without, reverse=True):
+        logits = torch.cat((logits[..., :token], logits[..., token + 1 :]), -1)
     log_p = logits.double().log_softmax(-1)
     entropy = torch.special.entr(log_p.exp()).sum(-1)
     return torch.stack((entropy, -math.log(log_p.shape[-1]) - log_p.mean(-1)), -1)

@@ -4,19 +4,49 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import combinations, product
+from dataclasses import dataclass
+from itertools import accumulate, combinations, pairwise, product
 
 import numpy as np
 
-from ets.testing.masked_laws import Bar, CanvasPath, StepLaw, TokenCanvas
+from ets.testing.masked_laws import Bar, CanvasPath, CanvasSchedule, StepLaw, TokenCanvas
 from ets.types import Floats, InputError
+
+
+@dataclass(frozen=True)
+class TimedSchedule(CanvasSchedule):
+    """Dream's quotas int(n (1 - s/t)) at times from 1 to `eps`; steps with the quota 0 are left out."""
+
+    eps: float = 1e-3
+
+    def __post_init__(self) -> None:
+        """The numbers need not divide each other: the steps may be more than the tokens."""
+
+    @property
+    def quotas(self) -> list[int]:
+        times = np.linspace(1, self.eps, self.steps_per_block + 1)
+        left, found = self.block_length, list[int]()
+        for t, s in pairwise(times):
+            found.append(left if s == times[-1] else int(left * (1 - s / t)))
+            left -= found[-1]
+        return found * (self.gen_length // self.block_length)
+
+    def step(self, revealed: int) -> int:
+        return [*accumulate(self.quotas)].index(revealed + self._next_quota(revealed))
+
+    def _next_quota(self, revealed: int) -> int:
+        return next(q for q, end in zip(self.quotas, accumulate(self.quotas), strict=True) if end > revealed)
+
+    def step_at(self, path: CanvasPath) -> int:
+        return self.step(sum(step >= 0 for step in path))
 
 
 def scores_of(logits: Floats, remasking: str) -> Floats | None:
     """The score of a draw v at each position, `[L, V]`, from the untempered softmax q; None for a random order.
 
-    `low_confidence` is log q(v), `largest` the largest log q, `margin` the difference of the two largest q, and
-    `entropy` Σ q log q. Rounding to 12 digits makes equal scores tie whatever the order of summation.
+    `low_confidence` is log q(v), `largest` the largest log q, `margin` the difference of the two largest q,
+    `entropy` Σ q log q, and `sequential` 0. Rounding to 12 digits makes equal scores tie whatever the order of
+    summation.
     """
     log_q = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     match remasking:
@@ -29,10 +59,12 @@ def scores_of(logits: Floats, remasking: str) -> Floats | None:
             scores = ranked[:, -1:] - ranked[:, -2:-1]
         case "entropy":
             scores = (np.exp(log_q) * log_q).sum(axis=-1, keepdims=True)
+        case "sequential":
+            scores = np.zeros((len(log_q), 1))
         case "random":
             return None
         case _:
-            rules = "low_confidence, largest, random, margin or entropy"
+            rules = "low_confidence, largest, random, margin, entropy or sequential"
             raise InputError(f"unknown remasking {remasking!r}; choose {rules}")
     return np.broadcast_to(np.round(scores, 12), logits.shape)
 

@@ -21,7 +21,7 @@ from tests.laws.kernel import kernel_law
 from tests.laws.masked import closed_form_step, position_term
 from tests.laws.masked_tabular import TabularMaskedDiffusion
 
-RULES = ("low_confidence", "random", "margin", "entropy", "largest")
+RULES = ("low_confidence", "random", "margin", "entropy", "largest", "sequential")
 
 
 SHAPES: list[dict[str, Any]] = [

@@ -14,7 +14,7 @@ from ets.types import Cost, InputError
 from tests.enumerable import PROBLEM
 from tests.laws.masked_tabular import TabularMaskedDiffusion
 
-RULES = ("low_confidence", "random", "margin", "entropy", "largest")
+RULES = ("low_confidence", "random", "margin", "entropy", "largest", "sequential")
 
 
 def keys(count: int) -> Any:

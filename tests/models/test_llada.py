@@ -124,10 +124,10 @@ def test_what_stands_at_the_padding_does_not_matter(model: Any) -> None:
 
 def test_positions_are_counted_from_the_first_real_token(model: Any) -> None:
     """Only distances matter to the logits, so this looks at the count: a long padding must not cost precision."""
-    counted = llada._positions(IDS, padding())
+    counted = llada.positions_of(IDS, padding())
     for row, pad in enumerate(PADS):
         assert counted[row, pad:].tolist() == list(range(IDS.shape[1] - pad))
-    assert llada._positions(IDS, None).tolist() == [list(range(IDS.shape[1]))]
+    assert llada.positions_of(IDS, None).tolist() == [list(range(IDS.shape[1]))]
 
 
 def test_positions_that_are_given_are_used_row_by_row(model: Any) -> None:
@@ -212,7 +212,7 @@ def check_far_positions(model: Any) -> None:
 
 def recalled(model: Any, window: slice, ids: torch.Tensor, recording: Recording) -> torch.Tensor:
     """Logits of a window of the padded rows, whose other keys and values are cached."""
-    positions = llada._positions(IDS, padding())[:, window]
+    positions = llada.positions_of(IDS, padding())[:, window]
     exchange = Recalling(recording.cached, window.start)
     return logits(model, ids[:, window], attention_mask=padding(), position_ids=positions, exchange=exchange)
 

@@ -6,19 +6,20 @@ import json
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from ets import demo, hub
+from ets import demo, hub, sample
 from ets.policies.autoregressive.law import probabilities
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.settings import Horizon, Sampling
-from ets.types import InputError
-from tests.conftest import random_qwen3, tiny_tokenizer
+from ets.types import InputError, Problem
+from tests.conftest import ALPHABET, MASKED_ALPHABET, random_llada, random_qwen3, tiny_tokenizer
 
 
 @pytest.mark.parametrize("name", ["./nowhere", "/no/such/folder", "nowhere", "a/b/c", "a b/c", "~nobody/x y"])
@@ -144,5 +145,95 @@ def test_a_published_llada_is_loaded_by_our_own_code(tmp_path: Path) -> None:
 
 def test_a_masked_diffusion_model_is_no_autoregressive_one() -> None:
     checkpoint = Checkpoint(demo.model_path("diffusion"))
-    with pytest.raises(InputError, match=r"is a masked-diffusion model \(llada\).*use MaskedDiffusionPolicy, or llada"):
+    with pytest.raises(
+        InputError, match=r"is a masked-diffusion model \(llada\).*use the engine masked-diffusion, or llada"
+    ):
         TransformersPolicy(checkpoint, Sampling(), Horizon(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("method", "package"), [("awq", "gptqmodel"), ("gptq", "optimum"), ("bitsandbytes", "bitsandbytes")]
+)
+def test_a_quantised_checkpoint_without_its_package_is_named_before_the_weights(
+    method: str, package: str, tmp_path: Path
+) -> None:
+    if find_spec(package) is not None:
+        pytest.skip(f"the package {package} is installed")
+    shutil.copytree(demo.model_path("small"), tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"")
+    path = tmp_path / "model" / "config.json"
+    written = {"quant_method": method, **({"load_in_4bit": True} if package == method else {"bits": 4})}
+    path.write_text(json.dumps({**json.loads(path.read_text()), "quantization_config": written}))
+    with pytest.raises(InputError, match=f"is quantised by {method}.*{package}.*; install the package") as caught:
+        TransformersPolicy(Checkpoint(str(path.parent)), Sampling(), Horizon(1, 2))
+    assert "\n" not in str(caught.value)
+
+
+def test_compressed_tensors_give_the_logits_of_the_rounded_weights(tmp_path: Path) -> None:
+    compressed = pytest.importorskip("compressed_tensors", reason="needs compressed-tensors, which vLLM installs")
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
+    from compressed_tensors.quantization import apply_quantization_config as apply
+
+    arguments = QuantizationArgs(num_bits=8, type="int", symmetric=True, strategy="channel")
+    config = QuantizationConfig(
+        config_groups={"all": QuantizationScheme(targets=["Linear"], weights=arguments)},
+        format="pack-quantized",
+        quantization_status="compressed",
+        ignore=["lm_head"],
+    )
+    model, expected = random_qwen3(4, end=0).float(), random_qwen3(4, end=0).float()
+    apply(model, config)
+    for name, module in model.named_modules():
+        if hasattr(module, "weight_scale"):
+            module.weight_scale.data = module.weight.data.abs().amax(1, keepdim=True) / 127
+            rounded = (module.weight.data / module.weight_scale.data).round() * module.weight_scale.data
+            expected.get_submodule(name).weight.data = rounded
+    compressor = compressed.ModelCompressor(quantization_config=config)
+    compressor.compress_model(model)
+    model.save_pretrained(tmp_path)
+    compressor.update_config(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    checkpoint, ids = Checkpoint(str(tmp_path)), torch.tensor([[1, 2, 3, 3, 2]])
+    with torch.inference_mode():
+        torch.testing.assert_close(checkpoint.model(ids).logits, expected(ids).logits, rtol=0, atol=1e-4)
+    settings: dict[str, Any] = {"block_size": 2, "max_length": 4, "reward": lambda prompt, text: float(len(text))}
+    texts = [sample("ab", model=each, **settings).text for each in (checkpoint, (expected, tiny_tokenizer()))]
+    assert texts[0] == texts[1] != ""
+
+
+def test_missing_weights_are_not_drawn_at_random(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(demo.model_path("small"), tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in weights if name.endswith("q_proj.weight"))
+    save_file({key: value for key, value in weights.items() if key != name}, file, metadata={"format": "pt"})
+    with pytest.raises(InputError, match=f"weights of .* are missing or do not fit: {name} and 0 more"):
+        _ = Checkpoint(str(tmp_path / "model")).model
+
+
+@pytest.mark.parametrize("kind", ["autoregressive", "masked diffusion"])
+def test_weights_on_disk_are_read_as_in_memory(kind: str, tmp_path: Path) -> None:
+    """accelerate keeps the weights of a module on disk, and a tensor of the meta device in its place."""
+    from transformers import AutoModelForCausalLM
+
+    masked = kind == "masked diffusion"
+    model = (random_llada(4, end=0) if masked else random_qwen3(4, end=0)).float()
+    model.save_pretrained(tmp_path / "model")
+    leaves = [name for name, module in model.named_modules() if not list(module.children())]
+    embedding = next(name for name, module in model.named_modules() if module is model.get_input_embeddings())
+    tokenizer = tiny_tokenizer(MASKED_ALPHABET if masked else ALPHABET)
+    settings: dict[str, Any] = {"block_size": 2, "max_length": 6, "reward": lambda prompt, text: len(text) / 2}
+    texts = []
+    for place in ("cpu", "disk"):
+        places = {**dict.fromkeys(leaves, "cpu"), embedding: place}
+        options: dict[str, Any] = {"device_map": places, "offload_folder": tmp_path / "offloaded"}
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "model", **options)
+        assert loaded.get_input_embeddings().weight.device.type == ("meta" if place == "disk" else "cpu")
+        texts.append(sample("ab", model=(loaded, tokenizer), **settings).text)
+    assert texts[0] == texts[1] != ""
+    if not masked:
+        policy = TransformersPolicy(Checkpoint.loaded(loaded, tokenizer), Sampling(), Horizon(2, 6))
+        with pytest.raises(InputError, match=r"are on disk.*leave the method beam out"):
+            policy.beam(policy.start([Problem("a", "ab")]), 2)

@@ -20,6 +20,7 @@ from ets.policies.registry import ENGINES, policy_of
 from ets.testing import check_policy
 from ets.types import Problem
 from tests.conftest import canvas_oracle, causal_oracle, random_qwen3, tiny_tokenizer
+from tests.laws.uniform import UniformOracle
 from tests.tiny_server import TinyServer
 
 LEVEL = 1e-4
@@ -27,6 +28,18 @@ PROBLEMS = [Problem("p", "abc"), Problem("q", (1, 3, 3, 2, 1)), Problem("r", "b"
 CANVAS_PROBLEMS = [Problem("p", "ab"), Problem("q", (1, 2, 2, 1)), Problem("r", "b")]
 SETTINGS = {"temperature": 0.8, "block_size": 2, "max_length": 4}
 CANVAS = {"max_length": 4, "steps": 4, "block_length": 2, "guide_steps": 2, "temperature": 0.8}
+
+UNIFORM: dict[str, Any] = {
+    "max_length": 4,
+    "guide_steps": 4,
+    "max_denoising_steps": 2,
+    "t_min": 0.4,
+    "t_max": 0.8,
+    "entropy_bound": 0.6,
+    "stability_threshold": 0,
+    "confidence_threshold": 0.5,
+}
+"""Two canvases of two tokens and at most two denoising steps; the acceptance, and the early ends, vary."""
 
 
 @contextmanager
@@ -59,6 +72,16 @@ def masked_diffusion(tiny: Checkpoint, folder: Path) -> Iterator[Any]:
     yield policy_of(lambda: tiny, engine="masked-diffusion", **CANVAS)
 
 
+@contextmanager
+def uniform_diffusion(tiny: Checkpoint, folder: Path) -> Iterator[Any]:
+    yield policy_of(lambda: tiny, engine="uniform-diffusion", **UNIFORM)
+
+
+def uniform_paths(policy: Any, t_max: float) -> Any:
+    denoising = replace(policy.denoising, t_max=t_max)
+    return UniformOracle(policy.checkpoint.model, policy.checkpoint.tokenizer, policy.schedule, denoising)
+
+
 def canvases(policy: Any, temperature: float) -> Any:
     return canvas_oracle(policy.checkpoint, policy.schedule, replace(policy.unmasking, temperature=temperature))
 
@@ -69,6 +92,7 @@ CASES: dict[str, Case] = {
     "vllm": (through_vllm, "tiny_checkpoint", causal_oracle, PROBLEMS, 4_000),
     "endpoint": (through_a_server, "tiny_checkpoint", causal_oracle, PROBLEMS, 400),
     "masked-diffusion": (masked_diffusion, "tiny_llada", canvases, CANVAS_PROBLEMS, 30_000),
+    "uniform-diffusion": (uniform_diffusion, "tiny_diffusion_gemma", uniform_paths, CANVAS_PROBLEMS, 20_000),
 }
 """By engine: the policy, its checkpoint, its exact laws computed another way, the problems, and draws per law test."""
 

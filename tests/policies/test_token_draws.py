@@ -26,7 +26,7 @@ def test_a_token_that_is_never_drawn_is_no_part_of_it() -> None:
     logits = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
     for token in range(6):
         kept = [n for n in range(6) if n != token]
-        assert torch.equal(certainty_of(logits, without=token), certainty_of(logits[:, kept]))
+        assert torch.equal(certainty_of(logits, without=[token]), certainty_of(logits[:, kept]))
 
 
 def test_half_precision_is_widened_before_anything_is_summed() -> None:

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from ets.cli import parser_of
+from tests.laws.uniform import saved_diffusion_gemma
 
 ROOT = Path(__file__).parents[2]
 EVAL = ROOT / "qwen" / "eval.sh"
@@ -76,6 +77,20 @@ def test_the_masked_diffusion_demonstration_runs_with_changed_variables(tmp_path
         assert "embedded demonstration" in line and "bash llada/eval.sh" in line
     assert "ETS (M 3, K 1)" in done.stdout
     assert (tmp_path / "out" / "accuracy.png").stat().st_size > 1000
+
+
+def test_a_uniform_diffusion_checkpoint_runs_by_its_path(tmp_path: Path) -> None:
+    model = saved_diffusion_gemma(tmp_path / "gemma")
+    small = {
+        "NUM_PROBLEMS": "2",
+        "NUM_CANDIDATES": "2",
+        "MONTE_CARLO_NUM": "1",
+        "GEN_LENGTH": "8",
+        "MINIMUM_VOTES": "1",
+    }
+    done = bash(str(LLADA), folder=tmp_path, MODEL_PATH=str(model), OUT="out", **small)
+    assert done.returncode == 0, done.stderr
+    assert "ETS (M 2, K 1)" in done.stdout and "majority voting" in done.stdout
 
 
 def test_through_a_server_the_demonstration_names_the_command_for_a_server(tmp_path: Path) -> None:
@@ -159,6 +174,7 @@ VALUES = {
     "SIZES": "best-of-n=3", "CLIP": "0.1,10", "DATA": "/data", "OUT": "out", "CHAT": "1", "THINKING": "off",
     "FEWSHOT_AS_MULTITURN": "1", "STOPS": "answer", "UNSAFE_CODE": "1", "ENGINE": "vllm", "SMALL_MODEL_PATH": "/small",
     "REMASKING": "random", "STOP_AT_END": "True", "CACHE": "prefix", "FAST_CACHE": "prefix", "LEVEL": "1",
+    "QUOTAS": "time", "LOGITS_EOS_INF": "True", "CONFIDENCE_EOS_EOT_INF": "True",
     "FAST_REMASKING": "random", "TOP_P": "0.5", "UTILIZATION": "0.5", "IS_ACCELERATE_AVAILABLE": "True",
 }  # fmt: skip
 """Values that differ from the defaults; the other variables are numbers or texts."""
@@ -169,6 +185,8 @@ NEEDED = {
     "SMALL_MODEL_PATH=/small": "IS_M_CANDIDATES IS_BLOCK_SIZE PROPOSAL_TEMPERATURE",
     "LEVEL=1": "CLIP IS_NUM_CANDIDATES FAST_CACHE FAST_REFRESH FAST_THRESHOLD FAST_FACTOR FAST_REMASKING "
     "FAST_TEMPERATURE",
+    "ENGINE=uniform-diffusion": "MAX_DENOISING_STEPS T_MAX T_MIN ENTROPY_BOUND STABILITY_THRESHOLD "
+    "CONFIDENCE_THRESHOLD",
 }
 """A setting without which others have no effect, and the names of those variables."""
 NEEDS = {name: dict([needed.split("=")]) for needed, names in NEEDED.items() for name in names.split()}
@@ -180,10 +198,11 @@ def test_every_variable_of_a_script_reaches_the_command(script: Path, tmp_path: 
     def command(**variables: str) -> str:
         return bash(str(script), folder=tmp_path, PRINT_ONLY="1", **variables).stdout
 
+    values = VALUES | ({"ENGINE": "uniform-diffusion"} if script == LLADA else {})
     names = sorted(set(re.findall(r"\b([A-Z][A-Z_]*)=\$\{\1\b", script.read_text())))
     assert len(names) > 35
     for name in names:
         needed = NEEDS.get(name, {})
-        without, found = command(**needed), command(**needed, **{name: VALUES.get(name, "7")})
+        without, found = command(**needed), command(**needed, **{name: values.get(name, "7")})
         assert without.startswith("python ") and found.startswith("python ") and found != without, name
         assert parser_of().parse_args(shlex.split(found.partition(" -m ets ")[2])).task, name

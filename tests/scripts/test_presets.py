@@ -62,6 +62,8 @@ SHARED = {"candidates": 15, "rollouts": 3, "lam": 0.1, "count": None, "data": No
 EIGHT_B = {**SHARED, "engine": "transformers", "model": "Qwen/Qwen3-8B", "max_length": 512, "beams": 20}
 MASKED = {**SHARED, "engine": "masked-diffusion", "model": "GSAI-ML/LLaDA-8B-Instruct", "guide_steps": 4, "cfg": 0.0}
 
+GEMMA = {"MODEL_PATH": "google/diffusiongemma-26B-A4B-it"}
+
 
 @pytest.mark.parametrize(
     ("script", "preset", "paper"),
@@ -99,6 +101,19 @@ def test_a_preset_has_the_numbers_of_the_paper(
     if script != LLADA:
         assert (found["base_temperature"], found["base_top_k"], found["base_top_p"]) == (0.7, 20, 0.8)
         assert (found["top_k"], found["top_p"]) == ("checkpoint", "checkpoint")
+
+
+def test_the_checkpoint_chooses_uniform_diffusion_and_its_law(tmp_path: Path) -> None:
+    """No setting of masked diffusion is passed, and those of uniform diffusion only if a variable sets them."""
+    found = options(LLADA, "gsm8k", tmp_path, **GEMMA)
+    assert (found["engine"], found["max_length"], found["guide_steps"]) == ("uniform-diffusion", 256, 4)
+    law = ("temperature", "steps", "cfg", "remasking", "t_max", "t_min", "entropy_bound")
+    assert all(found[name] is None for name in law)
+    assert found["methods"] == "plain,majority,best-of-n,one-step,ets"
+    given = {"T_MAX": "1.5", "T_MIN": "0.5", "ENTROPY_BOUND": "0.2", "MAX_DENOISING_STEPS": "24"}
+    given |= {"STABILITY_THRESHOLD": "2", "CONFIDENCE_THRESHOLD": "0.01"}
+    found = options(LLADA, "gsm8k", tmp_path, **GEMMA, **given)
+    assert {name: str(found[name.lower()]) for name in given} == given
 
 
 def test_what_the_rows_of_the_paper_depend_on_can_be_set_by_a_variable(tmp_path: Path) -> None:
@@ -303,12 +318,16 @@ def test_all_runs_the_benchmarks_through_vllm(tmp_path: Path) -> None:
         ),
         (QWEN, "demo", THERE | {"SMALL_MODEL_PATH": "x"}, "SMALL_MODEL_PATH is set, but ets-is scores"),
         (QWEN, "demo", THERE | {"ENGINE": "transformers"}, "ENDPOINT is set, but ENGINE is transformers; leave one of"),
-        (LLADA, "demo", THERE, "ENDPOINT is set, but no server runs masked diffusion; leave it out"),
-        (LLADA, "all", THERE, "ENDPOINT is set, but no server runs masked diffusion; leave it out"),
+        (LLADA, "demo", THERE, "ENDPOINT is set, but no server runs diffusion; leave it out"),
+        (LLADA, "all", THERE, "ENDPOINT is set, but no server runs diffusion; leave it out"),
         (QWEN, "demo", {"GEN_TP": "2"}, "GEN_TP is set, but it is an option of vLLM's (ENGINE=vllm); leave it out"),
         (AIME, "aime24", {"UTILIZATION": "0.5"}, "UTILIZATION is set, but it is an option of vLLM's"),
-        (LLADA, "demo", {"TOP_K": "5"}, "TOP_K is set, but masked diffusion has no top-k and top-p, and no row base"),
-        (LLADA, "all", {"BASE_TEMPERATURE": "1"}, "BASE_TEMPERATURE is set, but masked diffusion has no"),
+        (LLADA, "demo", {"TOP_K": "5"}, "TOP_K is set, but diffusion has no top-k and top-p, and no row base"),
+        (LLADA, "all", {"BASE_TEMPERATURE": "1"}, "BASE_TEMPERATURE is set, but diffusion has no"),
+        (LLADA, "demo", {"T_MAX": "1"}, "T_MAX is set, but masked-diffusion has no such setting (ENGINE=uniform-"),
+        (LLADA, "gsm8k", GEMMA | {"CFG": "1"}, "CFG is set, but uniform-diffusion has no such setting; its checkpoint"),
+        (LLADA, "demo-is", GEMMA, "uniform-diffusion has no faster sampler, which demo-is compares; choose demo"),
+        (LLADA, "demo", {"ENGINE": "vllm"}, "ENGINE is 'vllm'; set it to masked-diffusion or uniform-diffusion"),
         (QWEN, "demo", {"ENGINE": "endpoint"}, "ENGINE is endpoint, but ENDPOINT is empty; set it to the address"),
     ],
 )

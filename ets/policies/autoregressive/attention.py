@@ -1,7 +1,7 @@
 """Attention for decoding: no copy of the cache for grouped queries, and one read of a prefix that rows share.
 
 With a mask, the SDPA path of transformers repeats the keys and values of the whole cache for every query head, in each
-layer and for each token. With one query per row, the heads of a group take the place of queries instead. The sums are
+layer and for each token. After a cache, the heads of a group take the place of further queries instead. The sums are
 the same, and no copy is made. The rows of one prompt fold into the queries as well: one product reads the prefix for
 all rows, and a weighted average joins the result with the attention over each row's further columns.
 """
@@ -46,11 +46,14 @@ def grouped_sdpa(
         folded = query.reshape(rows, groups, heads // groups, width)
         out = attend_shared(folded, key, value, attention_mask, row_cache.prefix, module.layer_idx, scaling)
         return out.reshape(rows, 1, heads, -1), None
-    if queries > 1 or groups == heads or kwargs.get("position_bias") is not None:
+    first_read = queries > 1 and (attention_mask is None or attention_mask.shape[1] > 1 or key.shape[2] == queries)
+    if first_read or groups == heads or kwargs.get("position_bias") is not None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    folded = query.reshape(rows, groups, heads // groups, width)
+    folded = query.reshape(rows, groups, heads // groups * queries, width)
+    if queries > 1 and attention_mask is not None:  # the same mask for every head of a group
+        attention_mask = attention_mask.expand(-1, heads // groups, -1, -1).flatten(1, 2)[:, None]
     out = torch.nn.functional.scaled_dot_product_attention(folded, key, value, attn_mask=attention_mask, scale=scaling)
-    return out.reshape(rows, 1, heads, -1), None
+    return out.reshape(rows, heads, queries, -1).transpose(1, 2), None
 
 
 def _can_share(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ets.models import MASKED_DIFFUSION
+from ets.models import diffusion_engine
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.settings import Sampling
 from ets.thinking import Tags, begun, cut_at, is_thinking
@@ -203,9 +203,8 @@ def require_same_vocabulary(reference: Endings, proposal: Endings) -> None:
 
 
 def require_autoregressive(checkpoint: Checkpoint, engine: str) -> None:
-    """Raise `InputError` for a checkpoint of masked diffusion, which the engine cannot run."""
-    if checkpoint.config.model_type in MASKED_DIFFUSION:
+    """Raise `InputError` for a checkpoint of a diffusion model, which the engine cannot run."""
+    if found := diffusion_engine(checkpoint.config.model_type):
         raise InputError(
-            f"{checkpoint.name!r} is a masked-diffusion model, which the engine {engine} does not have; "
-            "see llada/eval.sh"
+            f"{checkpoint.name!r} is a {found} model, which the engine {engine} does not have; see llada/eval.sh"
         )

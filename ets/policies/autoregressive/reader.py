@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 
 from ets.policies.autoregressive.cache import RowCache, RowMemory, fork, layer_kinds, share
+from ets.policies.memory import weights_device
 from ets.types import InputError, one_line
 
 PROBED = 24
@@ -71,9 +72,8 @@ class CausalReader:
 
     @property
     def device(self) -> torch.device:
-        """Of the token ids: that of the first weights that are not offloaded."""
-        found = (weights.device for weights in self.model.parameters() if weights.device.type != "meta")
-        return next(found, torch.device("cpu"))
+        """Of the token ids."""
+        return weights_device(self.model)
 
     def empty(self, rows: int, capacity: int) -> RowCache:
         """A cache of rows that have read nothing."""

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from ets.models import MASKED_DIFFUSION
+from ets.models import diffusion_engine
 from ets.policies.autoregressive.beam_search import Ended, beam_search
 from ets.policies.autoregressive.cache import RowCache, RowMemory, columns_each, compact, fork, layer_kinds, share
 from ets.policies.autoregressive.law import (
@@ -38,7 +38,7 @@ from ets.policies.autoregressive.scoring import (
     score_paths,
 )
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.memory import MemoryLimit
+from ets.policies.memory import MemoryLimit, weights_device
 from ets.policies.prompts import encode_prompt
 from ets.policies.settings import Horizon, MemorySettings, Sampling
 from ets.policies.token_draws import certainty_of, in_slices, pick_tokens, require_finite
@@ -79,7 +79,7 @@ class TransformersPolicy:
     Raises
     ------
     InputError
-        For a masked-diffusion model, an encoder, or layers whose cache cannot be forked by rows.
+        For a diffusion model, an encoder, or layers whose cache cannot be forked by rows.
     """
 
     def __init__(
@@ -95,21 +95,23 @@ class TransformersPolicy:
         look_every: int | None = None,
     ) -> None:
         self._config = checkpoint.config.get_text_config()
-        if self._config.model_type in MASKED_DIFFUSION:
+        if found := diffusion_engine(checkpoint.config.model_type):
             raise InputError(
-                f"{checkpoint.name!r} is a masked-diffusion model ({self._config.model_type}), which is not "
-                "autoregressive; use MaskedDiffusionPolicy, or llada/eval.sh"
+                f"{checkpoint.name!r} is a {found} model ({checkpoint.config.model_type}), which is not "
+                f"autoregressive; use the engine {found}, or llada/eval.sh"
             )
         if getattr(self._config, "is_encoder_decoder", False):
             raise InputError(f"{checkpoint.name!r} has an encoder and a decoder; choose a causal language model")
         layer_kinds(self._config)  # raises for layers that cannot be forked
+        checkpoint.require_packages()
         self.checkpoint, self.sampling, self.horizon = checkpoint, sampling, horizon
         ends = checkpoint.end_ids if end_ids is None else end_ids
         self.endings = Endings(checkpoint.tokenizer, ends, self._config.vocab_size)
         self.ledger, self.memory_gib, self.certainty = Cost(), memory_gib, certainty
         require_counts(look_every=1 if look_every is None else look_every)
         self._look_every = look_every
-        self.one_by_one, self._memory = one_by_one, MemoryLimit(memory_gib, lambda: checkpoint.model.device, one_by_one)
+        self.one_by_one = one_by_one
+        self._memory = MemoryLimit(memory_gib, lambda: weights_device(checkpoint.model), one_by_one)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -179,6 +181,11 @@ class TransformersPolicy:
         opened = as_token_states(states)
         if beams == 1:
             return self.greedy(opened, np.zeros(len(opened), np.uint64))
+        if self.checkpoint.model.device.type == "meta":
+            raise InputError(
+                f"the first weights of {self.checkpoint.name!r} are on disk, and transformers' beam search needs them "
+                "in memory; leave the method beam out"
+            )
         compact([state.memory for state in opened])
         prompts = self._read_prompts(opened)
         by_length: dict[Any, list[TokenState]] = defaultdict(list)

@@ -92,6 +92,11 @@ class VLLMEngine(Engine):
             raise InputError(
                 "the model is loaded in memory, and vLLM loads models from files; save it to a folder first"
             )
+        if checkpoint.files.gguf or checkpoint.files.adapter:
+            raise InputError(
+                f"{checkpoint.name!r} is a GGUF file or an adapter, and the engine vllm loads folders of weights; use "
+                "the engine transformers, or save model and tokenizer to a folder"
+            )
         self.checkpoint = checkpoint
         self._ids = count()  # of requests
         self.arguments = _arguments(checkpoint, memory_gib, utilization, replicas, tensor_parallel, rows)

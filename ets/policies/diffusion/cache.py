@@ -8,6 +8,7 @@ depends on two canvases, the present canvas and the canvas at the refresh, and d
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -17,6 +18,30 @@ CachedLayers: TypeAlias = list[tuple[tuple[torch.Tensor, torch.Tensor], tuple[to
 
 Each is `[heads, length, head]`; the keys are rotated.
 """
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """Of a block-causal model: keys and values of the prompt and the finished blocks, a function of their tokens.
+
+    A longer prefix shares the tensors of the shorter one.
+
+    Parameters
+    ----------
+    parts : tuple of lists of tensors
+        Parts of the sequence in order, each a tensor of keys and values `[2, heads, length, head]` for every layer.
+    length : int
+        Tokens of all parts.
+    last : tensor, optional
+        `[width]`, the input of the head at the last position, for a model with a shift.
+    """
+
+    parts: tuple[list[torch.Tensor], ...] = ()
+    length: int = 0
+    last: torch.Tensor | None = None
+
+    def extended(self, part: list[torch.Tensor], last: torch.Tensor | None) -> Prefix:
+        return Prefix((*self.parts, part), self.length + part[0].shape[2], last)
 
 
 class Recording:

@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ets.policies.diffusion.cache import CachedLayers
+from ets.policies.diffusion.cache import CachedLayers, Prefix
 from ets.types import Certainty, Cost, Floats, Keys, Policy, Problem
 
 Ints: TypeAlias = NDArray[np.int64]
+Cached: TypeAlias = CachedLayers | Prefix
+"""Keys and values of the last refresh, or of the prompt and the finished blocks."""
 
 PADDING = 1.125
 """A forward pass takes canvases of which the longest has at most this many times the tokens of the shortest."""
@@ -27,7 +29,7 @@ class CanvasMemory:
     hidden: torch.Tensor | None = (
         None  # guided inputs of the head at the n positions that the next step draws [n, width]
     )
-    cached: CachedLayers | None = None  # keys and values of the last refresh
+    cached: Cached | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +88,7 @@ class CanvasRows:
     step: Ints  # [R]
     step_logps: Floats  # [R, steps, 2]: of tokens, of positions
     costs: Ints  # [R, 3]: positions, row-forwards, vocabulary positions
-    cached: list[CachedLayers | None]  # of the last refresh
+    cached: list[Cached | None]
     certainty: Floats  # [R, 3]: tokens drawn by this call, sums of entropy and self-certainty; else zeros
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar, cast
 
@@ -11,7 +12,7 @@ import torch
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion.cache import CachedLayers, Recalling, Recording
 from ets.policies.diffusion.canvas import Canvas, CanvasMemory, Ints, alike, equally_masked
-from ets.policies.memory import MemoryLimit, cache_bytes
+from ets.policies.memory import MemoryLimit, cache_bytes, weights_device
 from ets.types import Cost, InputError
 
 T = TypeVar("T")
@@ -22,8 +23,8 @@ BYTES_PER_LOGIT = 48
 class CanvasReader:
     """Computes the inputs of the head at the masked positions of canvases, and counts forward passes.
 
-    `shift` is explained in `ets.models.family.Family`, `memory_gib` and `one_by_one` in
-    `ets.policies.memory.MemoryLimit`. Guidance (`cfg`) excludes a cache.
+    `shift` is explained in `ets.models.Family`, `memory_gib` and `one_by_one` in `ets.policies.memory.MemoryLimit`.
+    Guidance (`cfg`) excludes a cache. The logits of the tokens `never` are -∞.
     """
 
     def __init__(
@@ -34,9 +35,10 @@ class CanvasReader:
         cfg: float,
         memory_gib: float | None = None,
         one_by_one: bool = False,
+        never: tuple[int, ...] = (),
     ) -> None:
-        self.checkpoint, self.mask_id, self.shift, self.cfg = checkpoint, mask_id, shift, cfg
-        self.memory_limit = MemoryLimit(memory_gib, lambda: checkpoint.model.device, one_by_one)
+        self.checkpoint, self.mask_id, self.shift, self.cfg, self.never = checkpoint, mask_id, shift, cfg, never
+        self.memory_limit = MemoryLimit(memory_gib, lambda: weights_device(checkpoint.model), one_by_one)
         self.ledger = Cost()
 
     def read_all(self, canvases: Iterable[Canvas], work: Callable[[Sequence[Canvas]], None] | None = None) -> None:
@@ -62,7 +64,10 @@ class CanvasReader:
     def logits(self, canvases: Sequence[Canvas]) -> torch.Tensor:
         """Guided logits `[U, n, V]` of U canvases that have been read, at their n masked positions."""
         hidden = torch.stack([cast("torch.Tensor", canvas.memory.hidden) for canvas in canvases])
-        return self.checkpoint.model.get_output_embeddings()(hidden)
+        logits = self.checkpoint.model.get_output_embeddings()(hidden)
+        for token in self.never:
+            logits[..., token] = -math.inf
+        return logits
 
     def bytes_of_logits(self, canvas: Canvas, rows: int) -> int:
         """Bytes of the logits at the masked positions of a canvas, for the rows that draw from them."""
@@ -145,7 +150,7 @@ class CanvasReader:
 
     def _forward(self, ids: Ints, lengths: Sequence[int], longest: int, **options: object) -> torch.Tensor:
         """The inputs of the head `[rows, columns, width]`. Sequences are padded on the left to the longest."""
-        device, mask = self.checkpoint.model.device, None
+        device, mask = weights_device(self.checkpoint.model), None
         if min(lengths) < longest:
             attended = np.arange(longest) >= longest - np.array(lengths)[:, None]
             mask = torch.from_numpy(attended.astype(np.int64)).to(device)
@@ -162,7 +167,7 @@ class CanvasReader:
         starts = np.array([len(canvas.prompt) + first for canvas in canvases])
         columns = starts[:, None] + np.arange(last - first)
         ids = np.stack([np.array((*c.prompt, *c.tokens))[at] for c, at in zip(canvases, columns, strict=True)])
-        positions = torch.from_numpy(columns).to(self.checkpoint.model.device)
+        positions = torch.from_numpy(columns).to(weights_device(self.checkpoint.model))
         cached = [cast("CachedLayers", canvas.memory.cached) for canvas in canvases]
         recalling = Recalling(cached, longest - gen_length + first)
         lengths = [canvas.length for canvas in canvases]
@@ -182,5 +187,5 @@ class CanvasReader:
                     origin = Canvas(canvas.prompt, canvas.origin, nowhere, memory, canvas.window)
                     self._read_whole([origin])
                     canvas.charge(origin.positions, origin.row_forwards)
-                    refreshed[name] = memory.cached
+                    refreshed[name] = cast("CachedLayers | None", memory.cached)
                 canvas.memory.cached = refreshed[name]

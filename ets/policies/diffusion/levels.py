@@ -83,7 +83,8 @@ class LevelWeigher:
     def _is_exact(self, step: int) -> bool:
         """Whether the fast sampler's law of a denoising step is the target's: a fresh cache, and the same settings."""
         exact, fast = self.exact.unmasking, self.fast.unmasking
-        alike = (exact.temperature, exact.cfg) == (fast.temperature, fast.cfg)
+        names = ("temperature", "cfg", "alg_temp", "logits_eos_inf", "confidence_eos_eot_inf")
+        alike = all(getattr(exact, name) == getattr(fast, name) for name in names)
         return alike and self.exact.checkpoint is self.fast.checkpoint and self.fast.last_refresh(step) == step
 
 
@@ -102,6 +103,8 @@ def _require_ratio(exact: MaskedDiffusionPolicy, fast: MaskedDiffusionPolicy, le
             f"the canvas is {plan.gen_length} tokens in blocks of {plan.block_length} for the exact sampler and "
             f"{fast_plan.gen_length} in blocks of {fast_plan.block_length} for the fast one; make them equal"
         )
+    if exact.unmasking.logits_eos_inf != fast.unmasking.logits_eos_inf:
+        raise InputError("one of the two samplers draws end tokens, the other does not; make logits_eos_inf equal")
     if level == "1" and not fast.unmasking.by_canvas:
         raise InputError(
             f"level 1 takes the positions as given, but remasking {fast.unmasking.remasking!r} chooses them by the "
@@ -123,16 +126,21 @@ def _require_full_support(exact: MaskedDiffusionPolicy, fast: MaskedDiffusionPol
             f"level 1F needs one rule on both sides, not remasking {rule.remasking!r} and {fast_rule.remasking!r}; "
             "make them equal"
         )
-    if fast_rule.by_canvas and fast_rule.remasking != "random":
-        raise InputError(
-            f"with remasking {fast_rule.remasking!r} either side reveals one set with certainty, and where they differ "
-            "no support is left at level 1F; take level 1, or the rule low_confidence"
-        )
+    if rule.confidence_eos_eot_inf != fast_rule.confidence_eos_eot_inf:
+        raise InputError("level 1F needs one rule on both sides; make confidence_eos_eot_inf equal")
+    for each in (rule, fast_rule):
+        if each.by_canvas and not each.rule.random:
+            raise InputError(
+                f"with remasking {each.remasking!r} either side reveals one set with certainty, and where they differ "
+                "no support is left at level 1F; take level 1, or the rule low_confidence"
+            )
     if exact.schedule.steps != fast.schedule.steps:
         raise InputError(
             f"level 1F needs one schedule on both sides, not {exact.schedule.steps} and {fast.schedule.steps} steps; "
             "make them equal"
         )
+    if (exact.schedule.quotas, exact.schedule.eps) != (fast.schedule.quotas, fast.schedule.eps):
+        raise InputError("level 1F needs one schedule on both sides; make quotas and eps equal")
 
 
 def weighed_sampler(

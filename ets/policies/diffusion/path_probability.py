@@ -16,7 +16,7 @@ import torch
 
 from ets.policies.diffusion.canvas import Canvas, CanvasMemory, CanvasState, canvas_before
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
-from ets.policies.diffusion.remasking import RULES, Drawn, Turn, at_tokens
+from ets.policies.diffusion.remasking import Drawn, Turn, at_tokens
 from ets.types import Cost, Floats, InputError
 
 
@@ -113,8 +113,7 @@ def _distinct(policy: MaskedDiffusionPolicy, items: Sequence[PathStep], position
     canvases = []
     for (prompt, canvas), rows in groups.items():
         tokens, revealed = np.array(canvas), np.unique([place for n in rows for place in items[n].positions])
-        masked = np.flatnonzero(tokens == policy.mask_id)
-        active = masked[masked // policy.schedule.block_length == masked[0] // policy.schedule.block_length]
+        active = policy.schedule.masked_at(items[rows[0]].step, tokens, policy.mask_id, len(prompt))
         if positions and not np.isin(revealed, active).all():
             raise InputError(
                 f"a step revealed positions {revealed.tolist()}, of which not all are masked in the active block; "
@@ -142,7 +141,7 @@ def _score(
     term = torch.zeros_like(logp)
     if positions:
         unused = torch.zeros(chosen.shape, dtype=torch.float64, device=p.device)
-        turn = Turn(logits, policy.mask_id, canvas, quota, unused, unused)
-        draws = Drawn(turn, p, drawn, policy.unmasking.bars(quota, n))
-        term = RULES[policy.unmasking.remasking].term(draws, revealed)
+        chance = policy.chances(np.array([row.step for row in rows]), p.device)
+        turn = Turn(logits, policy.mask_id, canvas, quota, unused, unused, chance, policy.without_confidence)
+        term = policy.unmasking.rule.term(Drawn.under(policy.unmasking, turn, p, drawn), revealed)
     return torch.stack((logp, term), -1).cpu().numpy()

@@ -6,8 +6,8 @@ each start continue. The B best continuations of a path are exact, so enough bea
 kinds of rules allow this:
 
 - rules whose positions are independent of the drawn tokens: the B best products of independent tokens;
-- `low_confidence` with steps that reveal one position: Σ_j log F_j rises with the confidence of the revealed token, so
-  the B most probable tokens of each position contain the B best pairs (i, v).
+- rules of the drawn tokens' confidence with steps that reveal one position: Σ_j log F_j rises with the confidence of
+  the revealed token, so the B most probable tokens of each position contain the B best pairs (i, v).
 
 Shape letters: n masked positions of the active block, k of them revealed, V vocabulary, B beams.
 """
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from ets.policies.diffusion.canvas import Canvas, CanvasMemory, CanvasRows, CanvasState
-from ets.policies.diffusion.remasking import RULES, Drawn, Turn
+from ets.policies.diffusion.remasking import Drawn, Turn
 from ets.policies.token_draws import require_finite
 from ets.types import Cost, Draw
 
@@ -58,7 +58,9 @@ def search_paths(policy: MaskedDiffusionPolicy, searched: Sequence[CanvasState],
         each = ([end for end in ends if end[0] == n] for n in range(len(starts)))
         paths = [path for group in each for path in nlargest(beams, group, key=lambda end: end[1].logp)]
     best = dict(reversed(paths))  # the first path of each start
-    rows = CanvasRows.of([best[n] for n in range(len(starts))], np.zeros(len(starts), np.uint64), policy.schedule.steps)
+    rows = CanvasRows.of(
+        [best[n] for n in range(len(starts))], np.zeros(len(starts), np.uint64), policy.schedule.most_steps
+    )
     found: dict[CanvasState, Draw] = {}
     for n, start in enumerate(starts):
         draw = policy._drawn(start, rows, n, "rollout", {})
@@ -75,8 +77,8 @@ def _canvases(policy: MaskedDiffusionPolicy, states: Sequence[CanvasState]) -> l
     for row, state in enumerate(states):
         if policy.mask_id in state.tokens:
             tokens = np.array(state.tokens)
-            masked = policy.schedule.masked_at(state.step, tokens, policy.mask_id)
-            canvas = Canvas(state.prompt, tokens, masked, CanvasMemory(policy))
+            masked = policy.schedule.masked_at(state.step, tokens, policy.mask_id, len(state.prompt))
+            canvas = Canvas(state.prompt, tokens, masked, CanvasMemory(policy, cached=state.memory.cached))
             groups.setdefault((state.prompt, state.tokens), canvas).rows.append(row)
     return list(groups.values())
 
@@ -96,13 +98,16 @@ def _best_steps(
     """The best continuations at canvases with equally many masked positions."""
     logits, law = policy.reader.logits(canvases), replace(policy.unmasking, temperature=1.0)
     p = law.probabilities(logits, policy.mask_id)
-    if not law.by_canvas:
-        return [best_pairs(*pair, beams) for pair in zip(logits.double().log_softmax(-1), p, strict=True)]
     quotas = [policy.schedule.quota(states[canvas.rows[0]].step) for canvas in canvases]
     quota = torch.tensor(quotas, device=p.device).clamp(max=p.shape[1])
-    unused = torch.zeros(p.shape[:2], dtype=torch.float64, device=p.device)
-    turn = Turn(logits, policy.mask_id, torch.arange(len(p), device=p.device), quota, unused, unused)
-    positions, _ = RULES[law.remasking].reveal(Drawn(turn, p, unused.long(), law.bars(quota, p.shape[1])))
+    unused, ends = torch.zeros(p.shape[:2], dtype=torch.float64, device=p.device), policy.without_confidence
+    every = torch.arange(len(p), device=p.device)
+    drawn = Drawn.under(law, Turn(logits, policy.mask_id, every, quota, unused, unused, None, ends), p, unused.long())
+    if not law.by_canvas:
+        # end tokens may be probable without confidence: they must not displace the best of the other tokens
+        pairs_of = zip(drawn.log_confidences, p, strict=True)
+        return [best_pairs(*pair, beams, beams + len(ends)) for pair in pairs_of]
+    positions, _ = law.rule.reveal(drawn)
     pairs = zip(p, positions, strict=True)
     return [best_products(each[at].log(), at.nonzero()[:, 0].tolist(), beams) for each, at in pairs]
 
@@ -118,12 +123,13 @@ def best_products(logp: torch.Tensor, positions: list[int], beams: int) -> list[
     return [Continuation(logp, 0.0, positions, tokens) for logp, tokens in pairs if logp > -math.inf]
 
 
-def best_pairs(log_q: torch.Tensor, p: torch.Tensor, beams: int) -> list[Continuation]:
-    """The most probable pairs (i, v) of a step of `low_confidence` that reveals one position, from `[n, V]` each.
+def best_pairs(log_q: torch.Tensor, p: torch.Tensor, beams: int, tried: int) -> list[Continuation]:
+    """The most probable pairs (i, v) of a step that reveals the most confident draw, from `[n, V]` each.
 
-    A draw at a position j ≠ i loses with the probability F_j: its confidence is below q_i(v), or equal with j > i.
+    The `tried` most probable tokens of each position are tried. A draw at a position j ≠ i loses with the probability
+    F_j: its confidence is below q_i(v), or equal with j > i.
     """
-    n, each = p.shape[0], min(beams, p.shape[1])
+    n, each = p.shape[0], min(tried, p.shape[1])
     logp, tokens = (part.flatten() for part in p.log().topk(each, dim=-1))
     of, places = torch.arange(n, device=p.device).repeat_interleave(each), torch.arange(n, device=p.device)[:, None]
     bars = log_q[of, tokens].expand(n, -1).contiguous()  # [n, n · each]: q_i(v) of every pair, for every j
@@ -138,20 +144,21 @@ def best_pairs(log_q: torch.Tensor, p: torch.Tensor, beams: int) -> list[Continu
 
 def _after(policy: MaskedDiffusionPolicy, state: CanvasState, canvas: Canvas, found: Continuation) -> CanvasState:
     """The state after a denoising step."""
-    places, (first, last) = canvas.masked[found.positions], policy.schedule.block_of(state.step)
-    tokens, path, logps = np.array(state.tokens), np.array(state.path), np.zeros((policy.schedule.steps, 2))
+    places, (first, last) = canvas.masked[found.positions], policy.schedule.block_of(state.step, len(state.prompt))
+    tokens, path, logps = np.array(state.tokens), np.array(state.path), np.zeros((policy.schedule.most_steps, 2))
     tokens[places], path[places] = found.tokens, state.step
     logps[: len(state.step_logps)] = state.step_logps
     logps[state.step] = found.token_logp, found.position_logp
     full = (tokens[first:last] != policy.mask_id).all()
-    step, ends = int(policy.schedule.step_after(np.array(state.step), full)), list(policy.endings.end_ids)
+    step = int(policy._executed(policy.schedule.step_after(np.array(state.step), full)))
+    ends = list(policy.endings.end_ids)
     if policy.unmasking.stop_at_end and full and np.isin(tokens[:last], ends).any():  # leave out the later blocks
         tokens[last:], step = ends[0], policy.schedule.steps
     return replace(
         state,
         tokens=tuple(tokens.tolist()),
         path=tuple(path.tolist()),
-        memory=CanvasMemory(policy),
+        memory=CanvasMemory(policy, cached=canvas.memory.cached),
         step=step,
         logp=state.logp + found.token_logp + found.position_logp,
         step_logps=logps,

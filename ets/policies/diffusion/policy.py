@@ -7,7 +7,8 @@ masked positions of the active block only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
@@ -16,14 +17,15 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from ets.models import MASKED_DIFFUSION
+from ets.models import MASKED_DIFFUSION, Family, mask_token_of
 from ets.policies.autoregressive.law import Endings
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.diffusion.blocks import AlignedSchedule, BlockReader
 from ets.policies.diffusion.canvas import Canvas, CanvasMemory, CanvasRows, CanvasState, Ints, canvas_before
 from ets.policies.diffusion.denoise import Revealed, Schedule, denoise, denoise_greedily
 from ets.policies.diffusion.forward import CanvasReader
 from ets.policies.diffusion.path_search import search_paths
-from ets.policies.diffusion.remasking import RULES, Turn, for_rows
+from ets.policies.diffusion.remasking import MOST_ORDERED, Turn, for_rows
 from ets.policies.prompts import encode_prompt
 from ets.policies.settings import Caching, CanvasSettings, MemorySettings, Unmasking
 from ets.policies.token_draws import certainty_of, require_finite, rows_together
@@ -65,7 +67,7 @@ class MaskedDiffusionPolicy:
     Raises
     ------
     InputError
-        For a checkpoint of another architecture, or guidance with a cache.
+        For a checkpoint of another architecture, guidance with a cache, or either with a block-causal model.
     """
 
     def __init__(
@@ -90,13 +92,44 @@ class MaskedDiffusionPolicy:
             raise InputError(
                 f"cfg is {unmasking.cfg}, but a cache holds no unguided canvases; set cfg to 0, or no cache"
             )
+        if unmasking.alg_temp and schedule.largest_part > MOST_ORDERED:
+            raise InputError(
+                f"alg_temp is {unmasking.alg_temp}, and a step reveals {schedule.largest_part} positions, but the "
+                f"probability of a set is summed over the orders of {MOST_ORDERED} at most; raise steps"
+            )
+        checkpoint.require_packages()
         self.checkpoint, self.unmasking, self.schedule, self.caching = checkpoint, unmasking, schedule, caching
         self.memory_gib, self.certainty, self.one_by_one = memory_gib, certainty, one_by_one
-        self.mask_id = int(getattr(config, family.mask_field))
+        self.mask_id = mask_token_of(config, checkpoint.tokenizer)
         vocabulary = checkpoint.tokenizer.get_vocab()
         named = {vocabulary[token] for token in family.end_tokens if token in vocabulary}
         self.endings = Endings(checkpoint.tokenizer, checkpoint.end_ids | named, config.vocab_size)
-        self.reader = CanvasReader(checkpoint, self.mask_id, family.shift, unmasking.cfg, memory_gib, one_by_one)
+        never = self._drawable({checkpoint.tokenizer.eos_token_id}) if unmasking.logits_eos_inf else ()
+        self.block_causal = family.block_causal
+        if family.block_causal:
+            self._require_exact(checkpoint.name)
+            self.schedule = AlignedSchedule.of_family(schedule, family)
+            reading = schedule.block_length, memory_gib, one_by_one, never
+            self.reader: CanvasReader = BlockReader(checkpoint, self.mask_id, family.shift, *reading)
+        else:
+            options = unmasking.cfg, memory_gib, one_by_one, never
+            self.reader = CanvasReader(checkpoint, self.mask_id, family.shift, *options)
+
+    def _require_exact(self, name: str) -> None:
+        """Raise `InputError` for a setting that a block-causal model does not have."""
+        if self.caching is not None:
+            raise InputError(
+                f"cache is {self.caching.cache!r}, but {name!r} is block-causal and has an exact cache; leave it out"
+            )
+        if self.unmasking.cfg:
+            raise InputError(
+                f"cfg is {self.unmasking.cfg}, but {name!r} is block-causal, which excludes guidance; set cfg to 0"
+            )
+        if self.schedule.quotas != "even" or self.unmasking.rule.independent:
+            raise InputError(
+                f"{name!r} is block-causal, and its blocks have even quotas; leave quotas out, and choose another rule "
+                "than origin"
+            )
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -111,11 +144,44 @@ class MaskedDiffusionPolicy:
     def ledger(self) -> Cost:
         return self.reader.ledger
 
+    @property
+    def without_confidence(self) -> tuple[int, ...]:
+        """The tokens whose confidence counts as 0."""
+        return self._drawable(self.endings.end_ids) if self.unmasking.confidence_eos_eot_inf else ()
+
+    def _drawable(self, tokens: Iterable[int]) -> tuple[int, ...]:
+        """The tokens that the model has logits for; a tokenizer may have more."""
+        return tuple(sorted(token for token in tokens if token < self.endings.vocabulary))
+
     def last_refresh(self, step: int) -> int:
         """The last denoising step, `step` included, that computes the whole canvas: `step` itself without a cache."""
         if self.caching is None:
             return step
-        return step - step % (each := self.schedule.steps_per_block) + self.caching.last_refresh(step % each)
+        within = step % self.schedule.steps_per_block
+        return int(self._executed(step - within + self.caching.last_refresh(within)))
+
+    def _executed(self, steps: Ints | int) -> Ints:
+        """The first denoising steps from the given steps on that are not left out."""
+        return np.asarray(steps) if self.unmasking.rule.independent else self.schedule.revealing(steps)
+
+    @property
+    def _end(self) -> int:
+        """The progress of a full canvas: its steps if the rule reveals a random number of positions, else positions."""
+        return self.schedule.steps if self.unmasking.rule.independent else self.schedule.gen_length
+
+    def _boundary(self, state: CanvasState) -> int:
+        """The progress of a row at the end of its guide step."""
+        if self.unmasking.rule.independent:
+            return (state.step // (each := self.schedule.steps_per_guide_step) + 1) * each
+        return self.schedule.boundary(sum(step >= 0 for step in state.path))
+
+    def _progress(self, rows: CanvasRows) -> Ints:
+        """The progress `[R]` of rows, in the unit of `_end`."""
+        return rows.step if self.unmasking.rule.independent else (rows.tokens != self.mask_id).sum(-1)
+
+    def _continues(self, step: int) -> bool:
+        """Whether a denoising step uses keys and values that an earlier step has recorded."""
+        return self.block_causal or self.last_refresh(step) < step
 
     def start(self, problems: Sequence[Problem]) -> list[State]:
         """Canvases of masks, after a check of the prompts."""
@@ -126,8 +192,8 @@ class MaskedDiffusionPolicy:
             if self.mask_id in prompt:
                 raise InputError(f"the prompt of problem {problem.id!r} holds the mask token; take it out")
             certainty = Certainty() if self.certainty else None
-            tokens, path = (self.mask_id,) * length, (-1,) * length
-            states.append(CanvasState(problem, prompt, tokens, path, CanvasMemory(self), certainty=certainty))
+            tokens, path, first = (self.mask_id,) * length, (-1,) * length, int(self._executed(0))
+            states.append(CanvasState(problem, prompt, tokens, path, CanvasMemory(self), first, certainty=certainty))
         return states
 
     def _open(self, states: Sequence[State]) -> list[CanvasState]:
@@ -139,28 +205,28 @@ class MaskedDiffusionPolicy:
 
     def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         found = self._open(states)
-        ends = [self.schedule.boundary(sum(step >= 0 for step in state.path)) for state in found]
-        return self._draw(found, keys, np.array(ends, np.int64), "candidate")
+        return self._draw(found, keys, np.array([self._boundary(state) for state in found], np.int64), "candidate")
 
     def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
-        return self._draw(self._open(states), keys, np.full(len(states), self.schedule.gen_length), "rollout")
+        return self._draw(self._open(states), keys, np.full(len(states), self._end), "rollout")
 
     def greedy(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         """Paths of the same denoising rule at temperature 0; `logp` is the log-probability at temperature 1.
 
-        The rule `random` alone uses the keys, because it draws positions at any temperature.
+        Only rules that draw positions use the keys, because they do so at any temperature.
         """
-        ends = np.full(len(states), self.schedule.gen_length)
+        ends = np.full(len(states), self._end)
         return self._draw(self._open(states), keys, ends, "rollout", denoise_greedily)
 
     def require_searchable(self) -> None:
         """Raise `InputError` where beam search cannot list the best continuations of a denoising path."""
-        law, quotas = self.unmasking, {self.schedule.quota(step) for step in range(self.schedule.steps)}
+        law, quotas = self.unmasking, {self.schedule.quota(step) for step in range(self.schedule.steps)} - {0}
         if self.caching is not None:
             raise InputError("beam search reads whole canvases, but there is a cache; leave the cache or beam out")
-        if RULES[law.remasking].random:
+        if law.rule.random:
+            noisy = f" with alg_temp {law.alg_temp}" if law.alg_temp else ""
             raise InputError(
-                f"remasking {law.remasking!r} draws positions, which beam search cannot do; choose largest"
+                f"remasking {law.remasking!r}{noisy} draws positions, which beam search cannot do; choose largest"
             )
         if not law.by_canvas and (law.parallel or quotas != {1}):
             raise InputError(
@@ -181,16 +247,16 @@ class MaskedDiffusionPolicy:
     def _draw(
         self, states: Sequence[CanvasState], keys: Keys, ends: Ints, kind: str, rule: Denoise = denoise
     ) -> list[Draw]:
-        """Denoise rows until `ends` of their positions are revealed; with a cache, as many rows as fit into memory."""
+        """Denoise rows until their progress reaches `ends`; with a cache, as many rows as fit into memory."""
         memories: dict[Any, CanvasMemory] = {}  # candidates may be equal, and any of them may be chosen
 
         def together(chosen: Sequence[int]) -> list[Draw]:
-            rows = CanvasRows.of([states[n] for n in chosen], keys[chosen], self.schedule.steps)
+            rows = CanvasRows.of([states[n] for n in chosen], keys[chosen], self.schedule.most_steps)
             self._advance([states[n] for n in chosen], rows, ends[chosen], rule)
             return [self._drawn(states[n], rows, row, kind, memories) for row, n in enumerate(chosen)]
 
         everyone = range(len(states))
-        if self.caching is None:
+        if self.caching is None and not self.block_causal:
             draws = together(everyone)
         else:
             longest = max((len(state.prompt) for state in states), default=0) + self.schedule.gen_length
@@ -200,10 +266,12 @@ class MaskedDiffusionPolicy:
         return draws
 
     def _advance(self, states: Sequence[CanvasState], rows: CanvasRows, ends: Ints, rule: Denoise) -> None:
-        """Denoise R rows until `ends` `[R]` of their positions are revealed."""
+        """Denoise R rows until their progress reaches `ends` `[R]`."""
         known = {self._name(rows, row): state.memory for row, state in enumerate(states)}
-        while (going := np.flatnonzero((rows.tokens != self.mask_id).sum(-1) < ends)).size:
+        while (going := np.flatnonzero(self._progress(rows) < ends)).size:
             canvases = self._distinct(rows, going, known)
+            if self.unmasking.rule.independent:  # a step may reveal nothing, and the next step read the same canvas
+                known = {self._name(rows, canvas.rows[0]): canvas.memory for canvas in canvases}
             self.reader.read_all({id(c.memory): c for c in canvases if c.memory.hidden is None}.values())
             for _ in self.reader.with_logits(canvases, partial(self._denoise, rows=rows, rule=rule)):
                 pass
@@ -236,14 +304,16 @@ class MaskedDiffusionPolicy:
         return parts
 
     def _canvas(self, rows: CanvasRows, row: int, memory: CanvasMemory) -> Canvas:
-        tokens, step = rows.tokens[row].copy(), int(rows.step[row])
-        canvas = Canvas(rows.prompts[row], tokens, self.schedule.masked_at(step, tokens, self.mask_id), memory)
+        prompt, tokens, step = rows.prompts[row], rows.tokens[row].copy(), int(rows.step[row])
+        canvas = Canvas(prompt, tokens, self.schedule.masked_at(step, tokens, self.mask_id, len(prompt)), memory)
         refreshes = self.last_refresh(step) == step
         # a refresh records nothing if the next step is a refresh too
         if self.caching is not None and not (refreshes and self.last_refresh(step + 1) > step):
             canvas.window = self.caching.window(self.schedule.block_of(step), self.schedule.gen_length)
         if not refreshes:
-            canvas.origin, memory.cached = self._origin(rows, row), memory.cached or rows.cached[row]
+            canvas.origin = self._origin(rows, row)
+        if self._continues(step):
+            memory.cached = memory.cached or rows.cached[row]
         return canvas
 
     def _denoise(self, canvases: Sequence[Canvas], rows: CanvasRows, rule: Denoise) -> None:
@@ -262,8 +332,7 @@ class MaskedDiffusionPolicy:
         for canvas in canvases:
             rows.costs[canvas.rows[0]] += (canvas.positions, canvas.row_forwards, len(canvas.masked))
             for row in canvas.rows:
-                following = int(rows.step[row])
-                rows.cached[row] = canvas.memory.cached if self.last_refresh(following) < following else None
+                rows.cached[row] = canvas.memory.cached if self._continues(int(rows.step[row])) else None
 
     def _reveal(
         self, logits: torch.Tensor, canvases: Sequence[Canvas], rows: CanvasRows, rule: Denoise
@@ -277,9 +346,17 @@ class MaskedDiffusionPolicy:
         numbers = uniform(keys, step[:, None], masked)
         orders = uniform(derive(keys, int(Purpose.POSITION)), step[:, None], masked)
         arrays = (of, np.minimum(quotas, masked.shape[1]), numbers, orders)
-        turn = Turn(logits, self.mask_id, *(torch.from_numpy(array).to(logits.device) for array in arrays))
+        canvas, quota, uniforms, ordered = (torch.from_numpy(array).to(logits.device) for array in arrays)
+        chance, without = self.chances(step, logits.device), self.without_confidence
+        turn = Turn(logits, self.mask_id, canvas, quota, uniforms, ordered, chance, without)
         revealed = rule(turn, self.unmasking)
         return index, masked, revealed, self._certainty_of(turn, revealed.positions) if self.certainty else None
+
+    def chances(self, steps: Ints, device: torch.device) -> torch.Tensor | None:
+        """The probabilities `[R]` with which denoising steps reveal each position; None for rules with quotas."""
+        if not self.unmasking.rule.independent:
+            return None
+        return torch.tensor([self.schedule.chance(int(step)) for step in steps], dtype=torch.float64, device=device)
 
     def _place(self, rows: CanvasRows, index: Ints, masked: Ints, revealed: Revealed) -> None:
         """Write a step into the rows `index`, whose masked positions were `[R, n]`."""
@@ -288,19 +365,26 @@ class MaskedDiffusionPolicy:
         rows.tokens[where] = revealed.tokens.cpu().numpy()[chosen]
         rows.path[where] = np.broadcast_to(step[:, None], chosen.shape)[chosen]
         rows.step_logps[index, step] = torch.stack((revealed.token_logp, revealed.position_logp), -1).cpu().numpy()
-        rows.step[index] = self.schedule.step_after(step, revealed.positions.all(-1).cpu().numpy())
+        full = revealed.positions.all(-1).cpu().numpy()
+        for n in np.flatnonzero(full):  # a sub-block may be full before its block
+            row = index[n]
+            left = self.schedule.masked_at(int(step[n]), rows.tokens[row], self.mask_id, len(rows.prompts[row]))
+            full[n] = not left.size
+        rows.step[index] = self._executed(self.schedule.step_after(step, full))
 
     def _certainty_of(self, turn: Turn, revealed: torch.Tensor) -> torch.Tensor:
         """`[R, 3]`: the number of positions revealed, and the sums of entropy and self-certainty over them."""
-        each = for_rows(certainty_of(turn.logits, without=self.mask_id), turn.canvas)
+        each = for_rows(certainty_of(turn.logits, without={self.mask_id, *self.reader.never}), turn.canvas)
         sums = each.masked_fill(~revealed[..., None], 0.0).sum(1)
         return torch.cat((revealed.sum(-1, keepdim=True), sums), -1)
 
     def _fill_after_end(self, rows: CanvasRows, going: Ints) -> None:
         """Fill the rows whose finished blocks hold an end token: later tokens are not part of the text."""
         ends = list(self.endings.end_ids)
-        for row in going[rows.step[going] % self.schedule.steps_per_block == 0].tolist():
-            filled = self.schedule.block_of(int(rows.step[row]))[0]
+        each = self.schedule.steps_per_block
+        begun = rows.step[going] == self._executed(rows.step[going] // each * each)  # at the first step of a block
+        for row in going[begun].tolist():
+            filled = self.schedule.block_of(int(rows.step[row]), len(rows.prompts[row]))[0]
             if np.isin(rows.tokens[row, :filled], ends).any():
                 rows.tokens[row, filled:] = ends[0]
                 rows.step[row] = self.schedule.steps
@@ -311,7 +395,7 @@ class MaskedDiffusionPolicy:
         tokens, path = tuple(rows.tokens[row].tolist()), tuple(rows.path[row].tolist())
         step, logps = int(rows.step[row]), rows.step_logps[row]
         text, logp = self._text(tokens, before), float(logps[before.step :].sum())
-        total, done = before.logp + logp, step == self.schedule.steps
+        total, done = before.logp + logp, self.mask_id not in tokens
         memory = memories.setdefault((before.prompt, self._name(rows, row)[1:]), CanvasMemory(self))
         memory.cached = memory.cached or (None if done else rows.cached[row])
         drawn, *sums = rows.certainty[row].tolist()
@@ -341,6 +425,21 @@ def make_policy(
     memory: MemorySettings,
 ) -> MaskedDiffusionPolicy:
     """The policy of the engine "masked-diffusion" in `ets.policies.registry`."""
-    family = MASKED_DIFFUSION.get(checkpoint.config.model_type)
-    schedule = Schedule.of(canvas, canvas.max_length if family is None else family.block_length)
+    family = MASKED_DIFFUSION.get(checkpoint.config.model_type, Family())
+    if family.block_causal:
+        canvas = _with_trained_blocks(canvas, family.block_length_of(checkpoint.config), checkpoint.name)
+    if unmasking.takes_threshold:
+        unmasking = replace(unmasking, threshold=family.threshold)
+    schedule = Schedule.of(canvas, family)
     return MaskedDiffusionPolicy(checkpoint, unmasking, schedule, caching=caching, **memory.options())
+
+
+def _with_trained_blocks(canvas: CanvasSettings, block: int | None, name: str) -> CanvasSettings:
+    """The canvas with the block length of training, if the user sets none: it decides what a position attends to."""
+    if canvas.block_length not in (None, block):
+        warnings.warn(
+            f"block_length is {canvas.block_length}, but {name!r} is a model for blocks of {block}; "
+            "leave it out, unless you mean another attention than the trained one",
+            stacklevel=2,
+        )
+    return replace(canvas, block_length=canvas.block_length or block)

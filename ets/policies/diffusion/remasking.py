@@ -3,7 +3,8 @@
 A rule ranks positions by a score, ties to the lower position. Bars t_1 ≤ t_2 ≤ … decide how many are revealed: the m
 best, for the largest m whose m-th best score reaches t_m. Bars up to the quota are -∞. Bars beyond the quota are +∞,
 or the confidences that parallel decoding requires. For example, with quota 1 and the threshold 0.9 a step reveals the
-best position, and further positions with a confidence of at least 0.9.
+best position, and further positions with a confidence of at least 0.9. The rule `origin` alone has no quota: its bars
+are equal, so that each position is revealed independently of the others.
 
 Shape letters: R rows, U different canvases among them, n masked positions of the active block, V vocabulary.
 """
@@ -13,11 +14,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
+from itertools import combinations
+from typing import TYPE_CHECKING
 
 import torch
 
 from ets.policies.token_draws import rows_together
+
+if TYPE_CHECKING:
+    from ets.policies.settings import Unmasking
+
+LEAST = -1e300
+"""The log-confidence of a token whose confidence counts as 0: the lowest, and above the bar -∞."""
+MOST_ORDERED = 12
+"""The positions that a step with `alg_temp` may reveal, unless it reveals all: the orders of a set are summed."""
 
 
 @dataclass(frozen=True)
@@ -29,17 +40,32 @@ class Turn:
     canvas: torch.Tensor  # [R], the number of each row's canvas among the U: 0, 1, 2, … if R = U
     quota: torch.Tensor  # [R], the positions to reveal, 1 to n; parallel decoding may reveal more
     uniforms: torch.Tensor  # [R, n] in float64, for the drawn tokens
-    orders: torch.Tensor  # [R, n] in float64, for the order of the rule `random`
+    orders: torch.Tensor  # [R, n] in float64, for rules that draw positions
+    chance: torch.Tensor | None = None  # [R] in float64, with which the rule `origin` reveals each position
+    without_confidence: tuple[int, ...] = ()  # tokens whose confidence counts as 0
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """The draws of a denoising step: p `[U, n, V]` in float64, the tokens `[R, n]` and the bars `[R, n]` in float64."""
+    """The draws of a denoising step.
+
+    p `[U, n, V]` in float64, the tokens `[R, n]`, the bars `[R, n]` in float64, and the temperature of p.
+    """
 
     turn: Turn
     probabilities: torch.Tensor
     tokens: torch.Tensor
     bars: torch.Tensor
+    temperature: float = 1.0
+
+    @classmethod
+    def under(cls, law: Unmasking, turn: Turn, probabilities: torch.Tensor, tokens: torch.Tensor) -> Drawn:
+        """The draws of a step under a law."""
+        if turn.chance is None:
+            bars = law.bars(turn.quota, tokens.shape[1])
+        else:
+            bars = -turn.chance[:, None].expand(tokens.shape)
+        return cls(turn, probabilities, tokens, bars, law.temperature)
 
     @cached_property
     def log_confidences(self) -> torch.Tensor:
@@ -47,7 +73,20 @@ class Drawn:
 
         In float64, because in bfloat16 the highest confidences tie in nearly every step.
         """
-        return self.turn.logits.double().log_softmax(-1)
+        return self._log_confidences(self.turn.logits.double())
+
+    @cached_property
+    def log_tempered(self) -> torch.Tensor:
+        """log q `[U, n, V]` at the temperature of the draws, with the mask token; untempered at temperature 0."""
+        if self.temperature in (0, 1):
+            return self.log_confidences
+        return self._log_confidences(self.turn.logits.double() / self.temperature)
+
+    def _log_confidences(self, logits: torch.Tensor) -> torch.Tensor:
+        if not self.turn.without_confidence:
+            return logits.log_softmax(-1)
+        ends = torch.tensor(self.turn.without_confidence, device=logits.device)
+        return logits.index_fill(-1, ends, -math.inf).log_softmax(-1).index_fill_(-1, ends, LEAST)
 
     @cached_property
     def without_mask(self) -> torch.Tensor:
@@ -55,11 +94,6 @@ class Drawn:
         logits = self.turn.logits.to(torch.float64, copy=True)
         logits[..., self.turn.mask_id] = -math.inf
         return logits.softmax(-1)
-
-
-def _low_confidence(drawn: Drawn) -> torch.Tensor:
-    """LLaDA's rule: the confidence of the drawn token."""
-    return at_tokens(drawn.log_confidences, drawn.turn.canvas, drawn.tokens)
 
 
 def _largest(drawn: Drawn) -> torch.Tensor:
@@ -79,10 +113,29 @@ def _entropy(drawn: Drawn) -> torch.Tensor:
     return for_rows(-torch.special.entr(drawn.without_mask).sum(-1), drawn.turn.canvas)
 
 
-def _of_draws(drawn: Drawn, scores: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """Σ log F_j: S is revealed if its scores reach their bars and every other draw j scores too low."""
+def _topk_margin(drawn: Drawn) -> torch.Tensor:
+    """Dream's margin: the difference between the two largest probabilities of the tempered distribution."""
+    first, second = drawn.log_tempered.topk(2, dim=-1).values.exp().unbind(-1)
+    return for_rows(first - second, drawn.turn.canvas)
+
+
+def _neg_entropy(drawn: Drawn) -> torch.Tensor:
+    """Dream's entropy rule: the negative entropy of the tempered distribution."""
+    return for_rows(-torch.special.entr(drawn.log_tempered.exp()).sum(-1), drawn.turn.canvas)
+
+
+def _sequential(drawn: Drawn) -> torch.Tensor:
+    """From left to right, as in SDAR's sampler: all scores tie."""
+    return torch.zeros_like(drawn.bars)
+
+
+def _of_draws(drawn: Drawn, log_q: torch.Tensor, scores: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """Σ log F_j: S is revealed if its scores reach their bars and every other draw j scores too low.
+
+    The scores are `log_q` `[U, n, V]` at the drawn tokens.
+    """
     held = _reach(scores.masked_fill(~positions, -math.inf), drawn.bars) == positions.sum(-1)
-    log_q, p = drawn.log_confidences, drawn.probabilities
+    p = drawn.probabilities
     lost = [
         _lost(log_q[of], p[of], scores[rows], positions[rows], drawn.bars[rows])
         for rows, of in row_slices(p, drawn.turn.canvas)
@@ -133,6 +186,12 @@ def _uniform(drawn: Drawn, scores: torch.Tensor, positions: torch.Tensor) -> tor
     return torch.where(torch.isneginf(drawn.bars).sum(-1) == k, -log_choices, -math.inf)
 
 
+def _independent(drawn: Drawn, scores: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """k log p + (n - k) log(1 - p): each of n positions is revealed with the probability p."""
+    k, n, p = positions.sum(-1).double(), positions.shape[1], -drawn.bars[:, 0]
+    return torch.xlogy(k, p) + torch.xlogy(n - k, 1 - p)
+
+
 @dataclass(frozen=True)
 class Rule:
     """A selection rule.
@@ -151,6 +210,8 @@ class Rule:
         Whether scores are log-probabilities, as parallel decoding requires.
     by_canvas : bool
         Whether scores are independent of the drawn tokens.
+    independent : bool
+        Whether each position is revealed independently of the others, so that their number is random.
     """
 
     scores: Callable[[Drawn], torch.Tensor]
@@ -158,6 +219,7 @@ class Rule:
     random: bool = False
     confident: bool = False
     by_canvas: bool = True
+    independent: bool = False
 
     def reveal(self, drawn: Drawn) -> tuple[torch.Tensor, torch.Tensor]:
         """S as booleans `[R, n]`, and its position term `[R]`."""
@@ -170,14 +232,89 @@ class Rule:
         return self.position_logp(drawn, self.scores(drawn), positions)
 
 
+def _by_confidence(log_q: Callable[[Drawn], torch.Tensor]) -> Rule:
+    """The rule whose scores are the confidences of the drawn tokens."""
+
+    def scores(drawn: Drawn) -> torch.Tensor:
+        return at_tokens(log_q(drawn), drawn.turn.canvas, drawn.tokens)
+
+    def position_logp(drawn: Drawn, scores: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return _of_draws(drawn, log_q(drawn), scores, positions)
+
+    return Rule(scores, position_logp, confident=True, by_canvas=False)
+
+
 RULES: dict[str, Rule] = {
-    "low_confidence": Rule(_low_confidence, _of_draws, confident=True, by_canvas=False),
+    "low_confidence": _by_confidence(lambda drawn: drawn.log_confidences),
     "random": Rule(lambda drawn: drawn.turn.orders, _uniform, random=True),
     "margin": Rule(_margin, _certain),
     "entropy": Rule(_entropy, _certain),
     "largest": Rule(_largest, _certain, confident=True),
+    "origin": Rule(lambda drawn: -drawn.turn.orders, _independent, random=True, independent=True),
+    "maskgit_plus": _by_confidence(lambda drawn: drawn.log_tempered),
+    "topk_margin": Rule(_topk_margin, _certain),
+    "neg_entropy": Rule(_neg_entropy, _certain),
+    "sequential": Rule(_sequential, _certain),
 }
 """By name. A new rule is one entry."""
+
+
+def perturbed(rule: Rule, alg_temp: float) -> Rule:
+    """A rule of the canvas with noise: positions are drawn without replacement, from softmax(scores / alg_temp).
+
+    The k highest of scores / alg_temp + Gumbel noise are such a draw of k positions (Plackett-Luce).
+    """
+
+    def log_weights(drawn: Drawn) -> torch.Tensor:
+        return rule.scores(drawn) / alg_temp
+
+    def scores(drawn: Drawn) -> torch.Tensor:
+        return log_weights(drawn) - (-drawn.turn.orders.log()).log()
+
+    def position_logp(drawn: Drawn, scores: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        held = torch.isneginf(drawn.bars).sum(-1) == positions.sum(-1)
+        return torch.where(held, _without_replacement(log_weights(drawn), positions), -math.inf)
+
+    return Rule(scores, position_logp, random=True)
+
+
+def _without_replacement(log_weights: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """The log-probability `[R]` that draws without replacement give the set in `positions` `[R, n]`, in any order.
+
+    While B ⊆ S is to be drawn still, P(B) = Σ_{i∈B} w_i / (w(B) + w(outside S)) · P(B without i), and P(∅) = 1: the
+    sum over the k! orders of S takes 2^k terms.
+    """
+    outside = log_weights.masked_fill(positions, -math.inf).logsumexp(-1)
+    logp = torch.zeros_like(outside)
+    counts = positions.sum(-1)
+    for k in sorted(set(counts.tolist())):
+        rows = (counts == k).nonzero()[:, 0]
+        if 0 < k < positions.shape[1]:
+            chosen = log_weights[rows][positions[rows]].view(-1, k)
+            logp[rows] = _all_first(chosen, outside[rows])
+    return logp
+
+
+def _all_first(chosen: torch.Tensor, outside: torch.Tensor) -> torch.Tensor:
+    """The log-probability `[R]` that all of `chosen` `[R, k]` are drawn before the rest of the weight `outside`."""
+    k = chosen.shape[1]
+    logp = chosen.new_zeros(len(chosen), 2**k)  # of every B, a number in binary
+    for numbers, members, rest in _subsets(k):
+        weights = chosen[:, members]  # [R, subsets, size]
+        total = torch.logaddexp(weights.logsumexp(-1), outside[:, None])
+        logp[:, numbers] = (weights + logp[:, rest]).logsumexp(-1) - total
+    return logp[:, -1]
+
+
+@cache
+def _subsets(k: int) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """The subsets of k elements by size: their numbers, their members, and their numbers without each member."""
+    found = []
+    for size in range(1, k + 1):
+        members = torch.tensor(list(combinations(range(k), size)))
+        numbers = (2**members).sum(-1)
+        found.append((numbers, members, numbers[:, None] - 2**members))
+    return found
 
 
 def _reach(scores: torch.Tensor, bars: torch.Tensor) -> torch.Tensor:

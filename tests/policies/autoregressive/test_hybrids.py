@@ -7,12 +7,14 @@ model's dtype, so that log-probabilities agree to 1e-4.
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from ets.cli import main
 from ets.kernel import energy_guided
 from ets.policies.autoregressive import cache as row_cache
 from ets.policies.autoregressive.cache import RowMemory, fork
@@ -177,3 +179,12 @@ def liking_b_text(prompt: str, text: str) -> float:
 
 
 liking_b = per_text(liking_b_text)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_command_line_runs_a_folder(family: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random_model(family, len(ALPHABET), end=0).float().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    words = ["sample", "--prompt", "abba", "--model", str(tmp_path), "--reward", "likelihood", "--candidates", "2"]
+    assert main([*words, "--rollouts", "1", "--block-size", "2", "--max-length", "4"]) == 0
+    assert "tokens generated" in capsys.readouterr().out

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import permutations, product
+from dataclasses import replace
+from itertools import combinations, permutations, product
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -24,6 +25,7 @@ Outcome: TypeAlias = tuple[tuple[int, ...], tuple[int, ...]]
 """What a step reveals: the positions and their tokens."""
 
 MASK, VOCABULARY, POSITIONS = 1, 4, 3
+CHANCE = 0.3
 TEMPERATURES = (0.5, 1.0, 2.0)
 
 
@@ -74,10 +76,20 @@ def sampled_law(logits: torch.Tensor, temperature: float) -> list[list[float]]:
     return laws
 
 
-def score(rule: str, log_q: Sequence[float], token: int) -> float:
-    """How a rule ranks a token drawn at a position, from the untempered distribution there."""
+def score(rule: str, log_q: Sequence[float], log_tempered: Sequence[float], token: int) -> float:
+    """How a rule ranks a token drawn at a position, from the untempered and the tempered distribution there."""
+    if rule == "sequential":
+        return 0.0  # ties go to the left
     if rule == "low_confidence":
         return log_q[token]
+    tempered = sorted(map(math.exp, log_tempered))
+    dream = {
+        "maskgit_plus": log_tempered[token],
+        "topk_margin": tempered[-1] - tempered[-2],
+        "neg_entropy": sum(value * math.log(value) for value in tempered if value),
+    }
+    if rule in dream:
+        return dream[rule]
     if rule == "largest":
         return max(value for v, value in enumerate(log_q) if v != MASK)
     q = [math.exp(value) for v, value in enumerate(log_q) if v != MASK]
@@ -98,30 +110,53 @@ def count(scores: Sequence[float], quota: int, threshold: float | None = None, f
     return n
 
 
+def orders_of(rule: str, n: int) -> dict[tuple[float, ...], float]:
+    """Numbers that cause each order of positions, or each set of revealed positions, and their probability."""
+    if rule == "random":
+        return dict.fromkeys(permutations([0.1 + 0.2 * i for i in range(n)]), 1 / math.factorial(n))
+    if rule == "origin":
+        low, high = CHANCE / 2, (1 + CHANCE) / 2
+        sets = product((low, high), repeat=n)
+        return {each: math.prod(CHANCE if number == low else 1 - CHANCE for number in each) for each in sets}
+    return {(0.5,) * n: 1.0}
+
+
 def every_draw(
-    logits: torch.Tensor, rule: str, temperature: float, quota: int, **parallel: float
+    logits: torch.Tensor, rule: str, temperature: float, quota: int, ends: tuple[int, ...] = (), **parallel: float
 ) -> Iterator[tuple[float, list[float], tuple[float, ...], Outcome]]:
     """Each draw of a canvas `[n, V]`: its probability, uniforms that cause it, orders, and what is revealed."""
     laws, n = sampled_law(logits, temperature), len(logits)
-    log_q = logits.log_softmax(-1).tolist()
-    orders = list(permutations([0.1 + 0.2 * i for i in range(n)])) if rule == "random" else [(0.5,) * n]
+    confident = logits.clone()
+    confident[:, list(ends)] = -math.inf
+    log_q, tempered = (of.log_softmax(-1).tolist() for of in (confident, confident / (temperature or 1.0)))
+    orders = orders_of(rule, n)
     for tokens in product(range(VOCABULARY), repeat=n):
         probability = math.prod(law[v] for law, v in zip(laws, tokens, strict=True))
         if probability > 0:
             uniforms = [sum(law[:v]) + law[v] / 2 for law, v in zip(laws, tokens, strict=True)]
-            for order in orders:
-                scores = order if rule == "random" else [score(rule, *at) for at in zip(log_q, tokens, strict=True)]
+            for order, share in orders.items():
+                drawn = zip(log_q, tempered, tokens, strict=True)
+                scores = order if rule in ("random", "origin") else [score(rule, *at) for at in drawn]
                 ranked = sorted(range(n), key=lambda i: (-scores[i], i))
                 revealed = tuple(sorted(ranked[: count(scores, quota, **parallel)]))
-                yield probability / len(orders), uniforms, order, (revealed, tuple(tokens[i] for i in revealed))
+                if rule == "origin":
+                    revealed = tuple(i for i in range(n) if order[i] < CHANCE)
+                yield probability * share, uniforms, order, (revealed, tuple(tokens[i] for i in revealed))
 
 
-def step(logits: torch.Tensor, quota: int, uniforms: Any, orders: Any, unmasking: Unmasking) -> Revealed:
+def step(
+    logits: torch.Tensor, quota: int, uniforms: Any, orders: Any, unmasking: Unmasking, ends: tuple[int, ...] = ()
+) -> Revealed:
     """Rows that all have the one canvas."""
     wide = torch.tensor(uniforms, dtype=torch.float64)
     orders, rows = torch.tensor(orders, dtype=torch.float64), len(wide)
     canvas, quotas = torch.zeros(rows, dtype=torch.int64), torch.full((rows,), quota)
-    return denoise(Turn(logits, MASK, canvas, quotas, wide, orders), unmasking)
+    chance = chances(rows) if unmasking.remasking == "origin" else None
+    return denoise(Turn(logits, MASK, canvas, quotas, wide, orders, chance, ends), unmasking)
+
+
+def chances(rows: int) -> torch.Tensor:
+    return torch.full((rows,), CHANCE, dtype=torch.float64)
 
 
 def outcomes(revealed: Revealed) -> list[Outcome]:
@@ -133,18 +168,18 @@ def outcomes(revealed: Revealed) -> list[Outcome]:
 
 
 def check_step(
-    logits: torch.Tensor, rule: str, temperature: float, quota: int, **parallel: float
+    logits: torch.Tensor, rule: str, temperature: float, quota: int, ends: tuple[int, ...] = (), **parallel: float
 ) -> dict[Outcome, float]:
     """Raise AssertionError unless every draw reveals what the rule says, at the probability that all draws add up to.
 
     Returns the exact law of the outcomes.
     """
-    draws = list(every_draw(logits[0], rule, temperature, quota, **parallel))
+    draws = list(every_draw(logits[0], rule, temperature, quota, ends, **parallel))
     law: dict[Outcome, float] = {}
     for probability, _, _, outcome in draws:
         law[outcome] = law.get(outcome, 0.0) + probability
     _, uniforms, orders, expected = zip(*draws, strict=True)
-    revealed = step(logits, quota, uniforms, orders, Unmasking(temperature, rule, **parallel))
+    revealed = step(logits, quota, uniforms, orders, Unmasking(temperature, rule, **parallel), ends)
     assert outcomes(revealed) == list(expected)
     recorded = dict(zip(expected, (revealed.token_logp + revealed.position_logp).exp().tolist(), strict=True))
     assert recorded == pytest.approx(law, abs=1e-13)
@@ -231,9 +266,9 @@ def test_the_tied_logits_tie_within_and_across_positions() -> None:
 @pytest.mark.parametrize("quota", range(1, POSITIONS + 1))
 @pytest.mark.parametrize("kind", LOGITS)
 def test_at_temperature_zero_there_is_one_outcome(kind: str, quota: int, rule: str) -> None:
-    """But for the random order, of which every set is one."""
+    """Rules that draw positions have an outcome for every set."""
     law = check_step(LOGITS[kind](), rule, 0, quota)
-    assert len(law) == (math.comb(POSITIONS, quota) if rule == "random" else 1)
+    assert len(law) == {"random": math.comb(POSITIONS, quota), "origin": 2**POSITIONS}.get(rule, 1)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -243,6 +278,118 @@ def test_simulated_steps_follow_the_law_of_all_draws(rule: str) -> None:
     numbers = torch.rand(2, draws, POSITIONS, dtype=torch.float64, generator=generator)
     revealed = step(logits, 2, *numbers.tolist(), Unmasking(0.5, rule))
     check_law(outcomes(revealed), check_step(logits, rule, 0.5, 2), level=1e-4)
+
+
+# Suppressed end tokens.
+
+ENDS = {"end": (0,), "end and end of turn": (0, 3), "all but one": (0, 2)}
+
+
+@pytest.mark.parametrize("ends", ENDS)
+@pytest.mark.parametrize("rule", CONFIDENT)
+@pytest.mark.parametrize("kind", LOGITS)
+def test_without_the_confidence_of_end_tokens_the_law_is_that_of_all_draws(kind: str, rule: str, ends: str) -> None:
+    for quota in range(1, POSITIONS + 1):
+        for temperature in (0, *TEMPERATURES):
+            check_step(LOGITS[kind](), rule, temperature, quota, ENDS[ends])
+    for parallel in ({"threshold": 0.3}, {"factor": 1.5}, {"factor": 3.2}):
+        check_step(LOGITS[kind](), rule, 1.0, 1, ENDS[ends], **parallel)
+
+
+def test_drawn_end_tokens_are_revealed_last() -> None:
+    """At both positions token 0 has nearly all probability; a step reveals it only if all positions drew it."""
+    logits = torch.tensor([[[5.0, 0.0, 0.0, 0.0], [6.0, 0.0, 0.0, 0.0]]], dtype=torch.float64)
+    law = check_step(logits, "low_confidence", 1.0, 1, (0,))
+    p = [sampled[0] for sampled in sampled_law(logits[0], 1.0)]
+    assert sum(q for (_, (token,)), q in law.items() if token == 0) == pytest.approx(p[0] * p[1])
+    assert law[(0,), (0,)] == pytest.approx(p[0] * p[1]) and ((1,), (0,)) not in law
+    without = check_step(logits, "low_confidence", 1.0, 1)
+    assert without[(1,), (0,)] > 0.9
+
+
+def test_a_dropped_suppression_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = Drawn._log_confidences
+    monkeypatch.setattr(
+        Drawn,
+        "_log_confidences",
+        lambda self, logits: right(replace(self, turn=replace(self.turn, without_confidence=())), logits),
+    )
+    with pytest.raises(AssertionError):
+        check_step(random_logits(), "low_confidence", 1.0, 1, (0,))
+
+
+def test_a_confidence_of_minus_infinity_would_lose_ties_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No score is below -∞, so ties of suppressed tokens need a finite score."""
+    monkeypatch.setattr(rules, "LEAST", -math.inf)
+    with pytest.raises(AssertionError):
+        test_the_position_term_of_a_set_that_the_rule_cannot_reveal_is_minus_infinity("low_confidence", (0,))
+
+
+# Positions drawn without replacement.
+
+NOISY = [name for name, rule in RULES.items() if rule.by_canvas and not rule.random]
+
+
+def drawn_without_replacement(weights: Sequence[float], positions: Sequence[int]) -> float:
+    """The sum over all orders of a set."""
+    total = 0.0
+    for order in permutations(positions):
+        probability = 1.0
+        for n, i in enumerate(order):
+            probability *= weights[i] / sum(weight for j, weight in enumerate(weights) if j not in order[:n])
+        total += probability
+    return total
+
+
+def noisy_law(logits: torch.Tensor, rule: str, temperature: float, quota: int, alg_temp: float) -> dict[Outcome, float]:
+    laws, n = sampled_law(logits[0], temperature), logits.shape[1]
+    log_q, tempered = (of[0].log_softmax(-1).tolist() for of in (logits, logits / temperature))
+    weights = [math.exp(score(rule, *at, 0) / alg_temp) for at in zip(log_q, tempered, strict=True)]
+    law = {}
+    for positions in combinations(range(n), quota):
+        chance = drawn_without_replacement(weights, positions)
+        for tokens in product([v for v in range(VOCABULARY) if v != MASK], repeat=quota):
+            drawn = zip(positions, tokens, strict=True)
+            law[positions, tokens] = chance * math.prod(laws[i][v] for i, v in drawn)
+    return law
+
+
+@pytest.mark.parametrize("rule", NOISY)
+@pytest.mark.parametrize("alg_temp", [0.05, 1.0])
+def test_positions_with_noise_are_drawn_without_replacement(rule: str, alg_temp: float) -> None:
+    logits, draws = random_logits(), 5_000
+    numbers = torch.rand(2, draws, POSITIONS, dtype=torch.float64, generator=torch.manual_seed(0)).tolist()
+    for quota in range(1, POSITIONS + 1):
+        law = noisy_law(logits, rule, 0.7, quota, alg_temp)
+        revealed = step(logits, quota, *numbers, Unmasking(0.7, rule, alg_temp=alg_temp))
+        check_law(outcomes(revealed), law, level=1e-4)
+        logps = (revealed.token_logp + revealed.position_logp).tolist()
+        for outcome, logp in dict(zip(outcomes(revealed), logps, strict=True)).items():
+            assert logp == pytest.approx(math.log(law[outcome]), abs=1e-9)
+        assert sum(law.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("n", "k"), [(5, 1), (5, 3), (5, 5), (7, 6)])
+def test_the_probability_of_a_set_sums_over_its_orders(n: int, k: int) -> None:
+    """Of weights between 1e-13 and 1e13, for rows with sets of different sizes."""
+    log_weights = 30 * torch.rand(4, n, dtype=torch.float64, generator=torch.manual_seed(n)) - 15
+    positions = torch.arange(n).expand(4, n) < torch.tensor([[k], [1], [n], [0]])
+    found = rules._without_replacement(log_weights, positions)
+    for row, (logs, chosen) in enumerate(zip(log_weights.tolist(), positions.tolist(), strict=True)):
+        expected = drawn_without_replacement([math.exp(value) for value in logs], [i for i in range(n) if chosen[i]])
+        assert found[row].exp() == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_order_in_place_of_the_set_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The probability of one order of two positions is below that of the set."""
+
+    def of_one_order(chosen: torch.Tensor, outside: torch.Tensor) -> torch.Tensor:
+        ahead = [torch.cat((chosen[:, n:], outside[:, None]), 1).logsumexp(-1) for n in range(chosen.shape[1])]
+        return chosen.sum(-1) - torch.stack(ahead).sum(0)
+
+    monkeypatch.setattr(rules, "_all_first", of_one_order)
+    with pytest.raises(AssertionError):
+        test_positions_with_noise_are_drawn_without_replacement("entropy", 1.0)
 
 
 def test_without_the_position_term_low_confidence_is_no_law(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,21 +413,24 @@ def test_a_position_term_that_forgets_the_next_bar_is_seen(
         check_step(confident_logits(), "low_confidence", 1.0, 1, **parallel)
 
 
-@pytest.mark.parametrize("rule", RULES)
-def test_the_position_term_of_a_set_that_the_rule_cannot_reveal_is_minus_infinity(rule: str) -> None:
+@pytest.mark.parametrize(("rule", "ends"), [*((rule, ()) for rule in RULES), *((rule, (0,)) for rule in CONFIDENT)])
+def test_the_position_term_of_a_set_that_the_rule_cannot_reveal_is_minus_infinity(
+    rule: str, ends: tuple[int, ...]
+) -> None:
     """Each set with each draw of it has the probability that all draws add up to, whatever is left in the others."""
     logits, total = confident_logits(), 0.0
     parallel = {"threshold": 0.3} if RULES[rule].confident else {}
-    unmasking, law = Unmasking(1.0, rule, **parallel), check_step(logits, rule, 1.0, 1, **parallel)
+    unmasking, law = Unmasking(1.0, rule, **parallel), check_step(logits, rule, 1.0, 1, ends, **parallel)
     one = torch.zeros(1, dtype=torch.int64)
-    for chosen in list(product([False, True], repeat=POSITIONS))[1:]:
+    for chosen in product([False, True], repeat=POSITIONS):
         places = tuple(i for i, yes in enumerate(chosen) if yes)
         for tokens in product([v for v in range(VOCABULARY) if v != MASK], repeat=len(places)):
             drawn = torch.zeros(1, POSITIONS, dtype=torch.int64)
-            drawn[0, list(places)] = torch.tensor(tokens)
-            turn = Turn(logits, MASK, one, one + 1, torch.zeros(1, POSITIONS), torch.zeros(1, POSITIONS))
+            drawn[0, list(places)] = torch.tensor(tokens, dtype=torch.int64)
+            unused, chance = torch.zeros(1, POSITIONS), chances(1) if rule == "origin" else None
+            turn = Turn(logits, MASK, one, one + 1, unused, unused, chance, ends)
             p = unmasking.probabilities(logits, MASK)
-            term = RULES[rule].term(Drawn(turn, p, drawn, unmasking.bars(one + 1, POSITIONS)), torch.tensor([chosen]))
+            term = RULES[rule].term(Drawn.under(unmasking, turn, p, drawn), torch.tensor([chosen]))
             q = math.prod(float(p[0, i, v]) for i, v in zip(places, tokens, strict=True)) * float(term.exp())
             assert q == pytest.approx(law.get((places, tokens), 0.0), abs=1e-13)
             total += q
@@ -311,11 +461,12 @@ def test_rows_that_share_a_canvas_equal_rows_of_their_own(rule: str, temperature
     quota = torch.tensor([1, 2, 3, 1, 2, 3])
     numbers = torch.rand(2, 6, POSITIONS, dtype=torch.float64, generator=torch.manual_seed(1))
     unmasking = Unmasking(temperature, rule)
-    shared = denoise(Turn(logits, MASK, canvas, quota, *numbers), unmasking)
-    alone = denoise(Turn(logits[canvas], MASK, torch.arange(6), quota, *numbers), unmasking)
+    chance = chances(6) if rule == "origin" else None
+    shared = denoise(Turn(logits, MASK, canvas, quota, *numbers, chance), unmasking)
+    alone = denoise(Turn(logits[canvas], MASK, torch.arange(6), quota, *numbers, chance), unmasking)
     for name in vars(shared):
         assert torch.equal(getattr(shared, name), getattr(alone, name)), name
-    assert shared.positions.sum(-1).tolist() == quota.tolist()
+    assert rule == "origin" or shared.positions.sum(-1).tolist() == quota.tolist()
 
 
 def test_the_callers_logits_are_left_as_they_are() -> None:
@@ -423,6 +574,47 @@ def divisors(number: int) -> list[int]:
     return [n for n in range(1, number + 1) if number % n == 0]
 
 
+def published_quotas(length: int, steps: int, eps: float) -> list[int]:
+    """The loop of Dream's sampler over a canvas, in float32 as there."""
+    times, left, quotas = torch.linspace(1, eps, steps + 1), torch.tensor(length), []
+    for i in range(steps):
+        now = int(left / 1 * (1 - times[i + 1] / times[i])) if i < steps - 1 else int(left)
+        quotas.append(now)
+        left = left - now
+    return quotas
+
+
+@pytest.mark.parametrize(
+    ("length", "steps", "eps"),
+    [(512, 512, 1e-3), (256, 128, 1e-3), (64, 64, 1e-3), (7, 3, 0.2), (5, 20, 1e-3), (100, 1, 1e-3), (48, 48, 1e-5)],
+)
+def test_the_quotas_of_the_times_are_those_of_the_published_loop(length: int, steps: int, eps: float) -> None:
+    schedule = Schedule(length, steps, length, 1, "time", eps)
+    quotas = [schedule.quota(step) for step in range(steps)]
+    assert quotas == published_quotas(length, steps, eps) and sum(quotas) == length
+    following = [next((s for s in range(step, steps) if quotas[s]), steps) for step in range(steps + 1)]
+    assert [int(schedule.revealing(step)) for step in range(steps + 1)] == following
+
+
+def test_some_steps_of_the_times_reveal_nothing_and_guide_steps_without_positions_are_left_out() -> None:
+    schedule = Schedule(4, 4, 4, 4, "time")
+    assert [schedule.quota(step) for step in range(4)] == [0, 1, 1, 2]
+    assert [schedule.boundary(n) for n in range(4)] == [1, 2, 4, 4]
+    assert int(schedule.revealing(0)) == 1
+
+
+def test_each_block_has_the_times_of_its_own_steps() -> None:
+    schedule = Schedule(8, 8, 4, 2, "time")
+    assert [schedule.quota(step) for step in range(8)] == [0, 1, 1, 2] * 2
+    assert schedule.chance(3) == schedule.chance(7) == 1.0
+
+
+def test_the_chances_are_those_of_the_times() -> None:
+    schedule = Schedule(4, 2, 4, 1, "time", 0.2)
+    assert [schedule.chance(step) for step in range(2)] == pytest.approx([0.4, 1.0])
+    assert [Schedule(6, 6, 3, 1).chance(step) for step in range(6)] == [1 / 3, 1 / 2, 1.0] * 2
+
+
 def test_a_full_block_leaves_out_the_rest_of_its_steps() -> None:
     schedule = Schedule(12, 9, 4, guide_steps=1)
     steps = np.arange(9)
@@ -452,6 +644,7 @@ def test_guide_steps_split_the_steps_inside_and_across_blocks() -> None:
         ((8, 8, 8, 0), "guide_steps is 0"),
         ((8, 8.0, 8, 1), r"steps is 8\.0"),
         ((8, 8, 8, True), "guide_steps is True"),
+        ((8, 8, 8, 1, "odd"), "unknown quotas 'odd'; choose from even, time"),
     ],
 )
 def test_numbers_that_do_not_fit_are_refused_in_one_line(numbers: tuple[Any, ...], message: str) -> None:
@@ -480,6 +673,15 @@ def test_temperature_and_guidance_out_of_range_are_refused_in_one_line(name: str
             "needs confidences, .* 'margin' .*choose low_confidence or largest",
         ),
         ({"factor": 1.0, "remasking": "random"}, "factor needs confidences"),
+        ({"confidence_eos_eot_inf": True, "remasking": "random"}, "confidence_eos_eot_inf needs confidences"),
+        ({"confidence_eos_eot_inf": True, "remasking": "entropy"}, "choose low_confidence or largest or maskgit_plus"),
+        ({"confidence_eos_eot_inf": 1}, "confidence_eos_eot_inf is 1; it must be True or False"),
+        ({"logits_eos_inf": "yes"}, "logits_eos_inf is 'yes'; it must be True or False"),
+        ({"alg_temp": -1.0}, "alg_temp is -1.0; it must be a finite number of at least 0"),
+        ({"alg_temp": 0.5}, "'low_confidence' ranks drawn tokens: .* not closed; set alg_temp to 0, or choose margin"),
+        ({"alg_temp": 0.5, "remasking": "maskgit_plus"}, "'maskgit_plus' ranks drawn tokens: .* is not closed"),
+        ({"alg_temp": 0.5, "remasking": "origin"}, "'origin' draws positions already"),
+        ({"alg_temp": 0.5, "remasking": "largest", "threshold": 0.5}, "threshold and factor are without noise"),
     ],
 )
 def test_parallel_decoding_out_of_range_is_refused_in_one_line(options: dict[str, Any], message: str) -> None:
@@ -496,4 +698,4 @@ def test_an_unknown_rule_is_refused_with_those_there_are(rule: Any) -> None:
 
 def test_only_temperature_zero_without_a_random_order_is_deterministic() -> None:
     found = {(t, rule) for t in (0, 0.5) for rule in RULES if Unmasking(t, rule).deterministic}
-    assert found == {(0, rule) for rule in RULES if rule != "random"}
+    assert found == {(0, rule) for rule in RULES if rule not in ("random", "origin")}

@@ -31,6 +31,9 @@ LAWS: list[tuple[Schedule, dict[str, Any]]] = [
     (Schedule(4, 3, 4, 1), {"remasking": "margin"}),
     (Schedule(4, 2, 2, 2), {"remasking": "entropy", "cfg": 0.5}),
     (Schedule(4, 4, 4, 4), {"remasking": "largest", "threshold": 0.5}),
+    (Schedule(2, 2, 2, 2), {"confidence_eos_eot_inf": True}),
+    (Schedule(2, 2, 2, 2), {"remasking": "maskgit_plus", "logits_eos_inf": True}),
+    (Schedule(3, 3, 3, 1, "time"), {"remasking": "neg_entropy"}),
 ]
 
 
@@ -118,12 +121,28 @@ def test_the_pairs_are_the_most_probable_ones_where_confidences_tie() -> None:
             best = q.index(max(q))
             chance = math.prod(float(p[i, v]) for i, v in enumerate(drawn))
             law[best, drawn[best]] = law.get((best, drawn[best]), 0.0) + chance
-        found = best_pairs(log_q, p, 12)
+        found = best_pairs(log_q, p, 12, 12)
         assert {
             (c.positions[0], c.tokens[0]): math.exp(c.token_logp + c.position_logp) for c in found
         } == pytest.approx(law)
-        few = [c.token_logp + c.position_logp for c in best_pairs(log_q, p, 3)]
+        few = [c.token_logp + c.position_logp for c in best_pairs(log_q, p, 3, 3)]
         assert few == pytest.approx(np.log(sorted(law.values(), reverse=True)[:3]))
+
+
+def test_a_token_without_confidence_displaces_no_better_pair() -> None:
+    """Token 0 is the most probable of both positions, and its confidence counts as 0."""
+    p = torch.tensor([[0.5, 0.4, 0.1], [0.5, 0.2, 0.3]], dtype=torch.float64)
+    log_q = p.log()
+    log_q[:, 0] = -1e300
+    law: dict[tuple[int, int], float] = {}
+    for drawn in product(range(3), repeat=2):
+        best = max(range(2), key=lambda i: (float(log_q[i, drawn[i]]), -i))
+        law[best, drawn[best]] = law.get((best, drawn[best]), 0.0) + float(p[0, drawn[0]] * p[1, drawn[1]])
+    (found,) = best_pairs(log_q, p, 1, 2)
+    expected = max(law.values())
+    assert math.exp(found.token_logp + found.position_logp) == pytest.approx(expected)
+    (without,) = best_pairs(log_q, p, 1, 1)
+    assert math.exp(without.token_logp + without.position_logp) < expected - 0.01
 
 
 def test_the_products_are_the_most_probable_ones() -> None:
@@ -153,6 +172,8 @@ def test_costs_add_up_and_a_state_that_comes_twice_is_searched_once(tiny_llada: 
         (2, {}, None, "'low_confidence' needs steps that reveal one position each; set steps to 4 without threshold"),
         (4, {"threshold": 0.9}, None, "'low_confidence' needs steps that reveal one position each"),
         (4, {"remasking": "random"}, None, "remasking 'random' draws positions, which beam search cannot do"),
+        (4, {"remasking": "origin"}, None, "remasking 'origin' draws positions, which beam search cannot do"),
+        (4, {"remasking": "entropy", "alg_temp": 0.5}, None, "'entropy' with alg_temp 0.5 draws positions"),
         (4, {"remasking": "largest"}, Caching("dual"), "beam search reads whole canvases, but there is a cache"),
     ],
 )

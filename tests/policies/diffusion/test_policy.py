@@ -138,7 +138,7 @@ def same_draws(draws: Sequence[Draw], others: Sequence[Draw]) -> None:
 
 def published_checkpoint() -> Checkpoint:
     names = [f"<{number}>" for number in range(256)]
-    names[251], names[1] = "<end>", "a"
+    names[250], names[251], names[1] = "<|mdm_mask|>", "<end>", "a"
     tokenizer = tiny_tokenizer(names)
     tokenizer.eos_token = "<end>"
     return Checkpoint.loaded(LLaDAModelLM.from_pretrained(GOLDEN), tokenizer)

@@ -1,0 +1,108 @@
+"""Decoders of transformers without the causal mask: the networks of masked-diffusion families.
+
+A published mask predictor is often a known decoder (Llama, Qwen2) in which every position attends to all others, under
+the decoder's own tensor names. `BidirectionalDecoder` and `MaskPredictor` make it from the decoder's class.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers.masking_utils import create_bidirectional_mask
+from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
+
+from ets.models.llada import Exchange, positions_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TIED = {"lm_head.weight": "model.embed_tokens.weight"}
+"""The weights that a configuration with `tie_word_embeddings` shares."""
+
+
+class _ExchangedCache:
+    """An `Exchange` in the place of a cache: an attention layer calls `update` with its keys and values."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self.exchange = exchange
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.exchange(layer, keys, values)
+
+
+class BidirectionalDecoder:
+    """A mixin before the decoder class: `class Model(BidirectionalDecoder, LlamaModel)`.
+
+    With an `exchange`, `input_ids` may be a part of the sequences: `position_ids` then hold the positions of the part,
+    and `attention_mask` `[rows, columns]`, required for padded rows, covers the keys that the exchange returns.
+    """
+
+    if TYPE_CHECKING:  # transformers reads annotations of `config` from the classes
+        config: Any
+        embed_tokens: nn.Module
+        layers: nn.ModuleList
+        norm: nn.Module
+        rotary_emb: nn.Module
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        exchange: Exchange | None = None,
+        **options: Any,
+    ) -> BaseModelOutput:
+        hidden = self.embed_tokens(input_ids)
+        if position_ids is None:
+            position_ids = positions_of(input_ids, attention_mask)
+        mask = create_bidirectional_mask(self.config, hidden, attention_mask)
+        turns = self.rotary_emb(hidden, position_ids)
+        cache = None if exchange is None else _ExchangedCache(exchange)
+        for layer in self.layers:
+            hidden = layer(
+                hidden,
+                attention_mask=mask,
+                position_embeddings=turns,
+                position_ids=position_ids,
+                past_key_values=cache,
+                is_causal=False,
+                **options,
+            )
+        return BaseModelOutput(last_hidden_state=self.norm(hidden))
+
+
+class MaskPredictor:
+    """A mixin of models with a decoder `model` and a head `lm_head`."""
+
+    if TYPE_CHECKING:
+        model: nn.Module
+        lm_head: nn.Module
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        logits_at: torch.Tensor | None = None,
+        **options: Any,
+    ) -> MaskedLMOutput:
+        """Logits `[rows, length, V]` at all positions.
+
+        Parameters
+        ----------
+        input_ids : tensor
+            `[rows, length]`, with mask tokens.
+        attention_mask : tensor, optional
+            `[rows, length]`, 0 at padding, which is on the left.
+        position_ids : tensor, optional
+            `[rows, length]`; by default counted from the first token after the padding.
+        logits_at : tensor, optional
+            Booleans `[rows, length]`: return logits `[N, V]` of these positions only, row by row.
+        """
+        hidden = self.model(input_ids, attention_mask, position_ids, **options).last_hidden_state
+        if logits_at is not None:
+            hidden = hidden[logits_at.to(hidden.device)]  # layers may be on different devices
+        return MaskedLMOutput(logits=self.lm_head(hidden))
