@@ -11,8 +11,10 @@ from typing import Any, TypeAlias, overload
 
 from tqdm.auto import tqdm
 
+from ets.certificate import Certificate, certificate
 from ets.chat import Chat, ChatTemplate, Prompt, as_chat, as_prompts
 from ets.diagnostics import RatioSummary, ratio_summary
+from ets.exact import exact
 from ets.importance import ImportanceSampling
 from ets.kernel import energy_guided
 from ets.policies.autoregressive.server import Endpoint
@@ -22,10 +24,11 @@ from ets.policies.diffusion.levels import target_of
 from ets.policies.registry import SETTINGS, fast_sampler_of, minimum_votes, policy_of, proposal_of
 from ets.policies.settings import Weighing
 from ets.readouts import Vote, vote
+from ets.refined import refined
 from ets.rewards import Extract, Scoring, as_extract, as_reward, majority
 from ets.rewards.lifting import ReadProblem
 from ets.runner import run
-from ets.settings import Guide, fields_of, made, require_known, with_settings
+from ets.settings import Guide, Spending, fields_of, made, require_known, with_settings
 from ets.step import Decided, require_variety
 from ets.trace_view import trace_html, trace_text
 from ets.types import Chain, Cost, InputError, Message, Policy, Problem, Reward, Step, StepFn
@@ -65,6 +68,9 @@ class Result:
         Why the draws are not exactly those of p_ref, with a server that returns text alone; else empty.
     prompt : str or tuple of int
         The prompt: with a chat template, the text that it wrote.
+    certificate : Certificate or None
+        For chains that begin with complete texts (`tokens`, or a choice among N texts): whether the text is an exact
+        sample of p*, and else estimates of its distance.
     """
 
     text: str
@@ -77,6 +83,7 @@ class Result:
     vote: Vote | None = field(default=None, repr=False)
     approximate: str = ""
     prompt: str | tuple[int, ...] = field(default="", repr=False)
+    certificate: Certificate | None = None
 
     def __str__(self) -> str:
         return trace_text(self.text, self.answer, self.trace, self.cost, self.notes)
@@ -88,7 +95,8 @@ class Result:
     def notes(self) -> dict[str, str]:
         """What is to be said beside the trace, by heading."""
         proposal = None if self.ratios is None else str(self.ratios)
-        said = {"p_ref": self.target, "proposal": proposal, "approximate": self.approximate}
+        certified = None if self.certificate is None else str(self.certificate)
+        said = {"p_ref": self.target, "proposal": proposal, "approximate": self.approximate, "certificate": certified}
         return {heading: note for heading, note in said.items() if note}
 
 
@@ -96,7 +104,7 @@ class Result:
 def sample(prompt: One, *, model: Model | Policy, **options: Any) -> Result: ...
 @overload
 def sample(prompt: Sequence[One], *, model: Model | Policy, **options: Any) -> list[Result]: ...
-@with_settings(Guide, *SETTINGS, Weighing)
+@with_settings(Guide, Spending, *SETTINGS, Weighing)
 def sample(
     prompt: One | Sequence[One],
     *,
@@ -167,22 +175,50 @@ def sample(
     problems = [_problem(n, each, as_stops(stop)) for n, each in enumerate(prompts)]
     chosen = as_chat(chat) or (Chat() if any(problem.messages for problem in problems) else None)
     given = {name: value for name, value in settings.items() if value is not None}
-    require_known(given, (Guide, *SETTINGS, Weighing), inspect.signature(sample).parameters)
+    require_known(given, (Guide, Spending, *SETTINGS, Weighing), inspect.signature(sample).parameters)
     guide, weighing = made(Guide, given), made(Weighing, {**given, "level": _level(given)})
     values = {name: value for name, value in given.items() if name in fields_of(*SETTINGS)}
     policy = _policy(model, values, weighing)
     if chosen is not None:
         problems = _in_template(problems, chosen, policy)
-    rule = {} if decided is None else {"decided": decided}
-    steered = step(guide_of(reward, extract, minimum_votes(policy)), **vars(guide), **rule)
+    spending = made(Spending, given)
+    if spending.tokens is not None or spending.highest is not None:
+        _require_budget_alone(given, step, decided)
+        steered = within_budget(guide_of(reward, extract, minimum_votes(policy)), guide.lam, spending)
+    else:
+        rule = {} if decided is None else {"decided": decided}
+        steered = step(guide_of(reward, extract, minimum_votes(policy)), **vars(guide), **rule)
     policy, target = _weighed(policy, values, weighing)
-    require_variety(policy, guide.candidates)
+    require_variety(policy, 2 if spending.tokens else guide.candidates)
     policy.start(problems)  # bad prompts are named before the weights are loaded
     chains = _chains(policy, steered, problems, width=width, seed=seed, progress=progress)
     ratios_of = partial(ratio_summary, clip=weighing.clip) if getattr(policy, "weighed", False) else None
     approximate = getattr(model, "approximate", "")
     results = [result_of(chain, read, ratios_of, target, approximate) for chain in chains]
     return results[0] if single else results
+
+
+def within_budget(reward: Reward, lam: float, spending: Spending) -> StepFn:
+    """`ets.refined` on a budget of tokens; with the largest reward `ets.exact`, whose rejection has half of the budget.
+
+    Raises `InputError` for a largest reward without a budget.
+    """
+    if spending.tokens is None:
+        raise InputError(f"highest is {spending.highest}, but there is no budget for rejection; add tokens")
+    if spending.highest is None:
+        return refined(reward, lam=lam, budget=spending.tokens)
+    return exact(reward, lam=lam, highest=spending.highest, limit=spending.tokens // 2, budget=spending.tokens)
+
+
+def _require_budget_alone(given: Mapping[str, Any], step: Callable[..., StepFn], decided: Decided | None) -> None:
+    """Raise `InputError` for what a budget of tokens replaces."""
+    for name in ("candidates", "rollouts"):
+        if name in given:
+            raise InputError(
+                f"{name} is {given[name]}, and tokens stands in place of M, K and I; leave one of them out"
+            )
+    if step is not energy_guided or decided is not None:
+        raise InputError("step and decided are for guide steps, and tokens stands in place of them; leave one out")
 
 
 FAST = ("threshold", "factor", "cache", "refresh")
@@ -307,7 +343,9 @@ def result_of(
     answer, ratios = read(chain.problem, text) if read else None, ratios_of(trace) if ratios_of else None
     votes = vote(read, chain) if read else None
     prompt = chain.problem.prompt
-    return Result(text, answer, trace, chain.cost, chain.valid, ratios, target, votes, approximate, prompt)
+    return Result(
+        text, answer, trace, chain.cost, chain.valid, ratios, target, votes, approximate, prompt, certificate(trace)
+    )
 
 
 def _checkpoint(model: Local, name: str = "model") -> Checkpoint:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ets.randomness import Purpose, uniform
-from ets.refined import Drawn, Plan, Walk, cost_of, record, walk_from, walk_on
+from ets.refined import Drawn, Plan, Pooled, Walk, cost_of, record, walk_from, walk_on
 from ets.step import (
     RewardError,
     Scoring,
@@ -117,6 +117,8 @@ def exact(
     if plan.budget < limit:
         raise InputError(f"budget {budget} is less than limit {limit}; raise it, or lower the limit")
     reward = as_reward(reward)
+    if isinstance(reward, Pooled):
+        raise InputError("the reward counts votes, and rejection needs a reward of the text alone; use ets.refined")
 
     def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
         require_unweighed(policy)
@@ -127,7 +129,7 @@ def exact(
             )
         walking = [chain for chain in chains if isinstance(chain.state, Walk)]
         searching = [chain for chain in chains if not isinstance(chain.state, Walk)]
-        on = iter(walk_on(policy, walking, plan, reward, lam))
+        on = iter(walk_on(policy, walking, plan, lam))
         found = iter(_search(policy, searching, plan, limit, reward, lam, highest))
         return [next(on if isinstance(chain.state, Walk) else found) for chain in chains]
 
@@ -149,7 +151,7 @@ def _search(
         after = _judged(chain, search, fresh, numbers[b], reward, lam, highest)
         state = after.state
         if isinstance(state, Search) and state.kept and limit - state.spent < plan.tries * lengths[-1]:
-            after = replace(after, state=walk_from(Walk(state.kept, state.value, state.spent), plan, lengths))
+            after = replace(after, state=walk_from(Walk(state.kept, state.value, state.spent, reward), plan, lengths))
         judged.append(after)
     return judged
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -35,11 +35,18 @@ from ets.step import (
     row_keys,
     score,
 )
-from ets.types import Chain, Cost, Floats, InputError, Policy, Reward, State, Step, StepFn, Text
+from ets.types import Chain, Cost, Floats, InputError, Policy, Problem, Reward, State, Step, StepFn, Text
 from ets.walk import WalkPath, drawn_on, lengths_of
 
 Drawn: TypeAlias = tuple[WalkPath, list[Cost]]
 """A complete text with the costs of its draws."""
+
+
+@runtime_checkable
+class Pooled(Protocol):
+    """A reward of the answers in a pool, which `fixed` makes a function of the text."""
+
+    def fixed(self, problem: Problem, texts: Sequence[Text]) -> Reward: ...
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,8 @@ class Walk:
         r(x) / λ.
     spent : int
         Tokens generated so far.
+    reward : Reward
+        r, with the pool of the first choice where r counts votes.
     cut : int, optional
         The guide boundary t of the next move; None where the last cycle has ended.
     ends : tuple of End
@@ -72,6 +81,7 @@ class Walk:
     path: WalkPath
     value: float
     spent: int
+    reward: Reward
     cut: int | None = None
     ends: tuple[End, ...] = ()
 
@@ -169,7 +179,9 @@ def refined(reward: Scoring | Reward, *, lam: float, budget: int, start: float =
     Parameters
     ----------
     reward : callable
-        r, as in `ets.kernel.energy_guided`, of the text alone. A move scores the new texts.
+        r, as in `ets.kernel.energy_guided`, of the text alone. A move scores the new texts. Of a reward that counts
+        votes (`ets.rewards.majority`, `agreement_share`) the texts of the first choice are the pool: their votes fix
+        the reward, and the moves target its p*.
     lam : float
         λ > 0, in units of the reward.
     budget : int
@@ -197,7 +209,7 @@ def refined(reward: Scoring | Reward, *, lam: float, budget: int, start: float =
         plan.require_room(lengths_of(policy))
         walking = [chain for chain in chains if isinstance(chain.state, Walk)]
         fresh = [chain for chain in chains if not isinstance(chain.state, Walk)]
-        on, begun = iter(walk_on(policy, walking, plan, reward, lam)), iter(_begin(policy, fresh, plan, reward, lam))
+        on, begun = iter(walk_on(policy, walking, plan, lam)), iter(_begin(policy, fresh, plan, reward, lam))
         return [next(on if isinstance(chain.state, Walk) else begun) for chain in chains]
 
     return step
@@ -215,9 +227,10 @@ def _begin(policy: Policy, chains: Sequence[Chain], plan: Plan, reward: Reward, 
     begun = []
     for chain, pool, number in zip(chains, pools, choice_uniforms(chains), strict=True):
         texts = tuple(path.texts[-1] for path, _ in pool)
-        log_rewards, reward_cost = score(reward, lam, chain, [(text,) for text in texts])
+        fixed = reward.fixed(chain.problem, texts) if isinstance(reward, Pooled) else reward
+        log_rewards, reward_cost = score(fixed, lam, chain, [(text,) for text in texts])
         choice, cost = choose(log_rewards[:, 0], number), cost_of(pool) + reward_cost
-        walk = Walk(pool[choice][0], float(log_rewards[choice, 0]), cost.generated)
+        walk = Walk(pool[choice][0], float(log_rewards[choice, 0]), cost.generated, fixed)
         begun.append(chain.advance(walk_from(walk, plan, lengths), record(texts, log_rewards[:, 0], choice, cost)))
     return begun
 
@@ -234,7 +247,7 @@ def _next_cycle(walk: Walk, plan: Plan, lengths: Sequence[int]) -> Walk:
     return replace(walk, cut=first if first is not None and first < walk.path.steps else None)
 
 
-def walk_on(policy: Policy, chains: Sequence[Chain], plan: Plan, reward: Reward, lam: float) -> list[Chain]:
+def walk_on(policy: Policy, chains: Sequence[Chain], plan: Plan, lam: float) -> list[Chain]:
     """Lines 3 to 9 for chains whose states are walks: one move of each, drawn together, or the text that it returns."""
     walks: dict[int, Walk] = {b: chain.state for b, chain in enumerate(chains)}  # type: ignore[misc]
     going = [(b, walk.cut) for b, walk in walks.items() if walk.cut is not None]
@@ -245,7 +258,7 @@ def walk_on(policy: Policy, chains: Sequence[Chain], plan: Plan, reward: Reward,
     fresh = {b: [next(redrawn) for _ in range(plan.tries)] for b, _ in going}
     lengths = lengths_of(policy)
     return [
-        _moved(chain, fresh[b], numbers[b], plan, lengths, reward, lam) if b in fresh else _returned(chain, numbers[b])
+        _moved(chain, fresh[b], numbers[b], plan, lengths, lam) if b in fresh else _returned(chain, numbers[b])
         for b, chain in enumerate(chains)
     ]
 
@@ -256,12 +269,11 @@ def _moved(
     numbers: Floats,
     plan: Plan,
     lengths: Sequence[int],
-    reward: Reward,
     lam: float,
 ) -> Chain:
     walk: Walk = chain.state  # type: ignore[assignment]
     texts = [path.texts[-1] for path, _ in fresh]
-    values, reward_cost = score(reward, lam, chain, [(text,) for text in texts])
+    values, reward_cost = score(walk.reward, lam, chain, [(text,) for text in texts])
     log_weights = np.array([walk.value, *values[:, 0]])
     # line 6: one of the fresh texts, in proportion to w
     proposed = 1 + choose(log_weights[1:], float(numbers[0]))

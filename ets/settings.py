@@ -36,6 +36,14 @@ class Guide:
     lam: float = setting(0.1, "λ, in units of the reward", float)
 
 
+@dataclass(frozen=True)
+class Spending:
+    """A budget of tokens in place of M, K and I (`ets.refined`), and the largest reward (`ets.exact`)."""
+
+    tokens: int | None = setting(None, "spend at most so many generated tokens, by ets.refined instead of M, K, I", int)
+    highest: float | None = setting(None, "with tokens: the largest reward, for exact samples by rejection", float)
+
+
 def fields_of(*owners: type) -> dict[str, Field[Any]]:
     """The settings of some dataclasses by name; dataclasses may share a setting."""
     return {each.name: each for owner in owners for each in fields(owner) if "text" in each.metadata}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from ets.rewards.lifting import Extract, ReadText, remembering
@@ -183,13 +183,35 @@ def _pooled(
     if pool not in ("step", "chain"):
         raise InputError(f"pool is {pool!r}; choose 'step' or 'chain'")
     require_counts(minimum=minimum)
-    remembered = remembering(extract)
+    return PooledReward(remembering(extract), pool, judged)
 
-    def reward(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
-        earlier = [step.rollouts for step in chain.trace] if pool == "chain" else []
-        read = partial(remembered, problem)
-        pooled = [(read(text.text), text) for text in voters([*earlier, [rollouts]])]
-        value = judged(pooled)
-        return [value(read(text.text)) for text in rollouts]
 
-    return reward
+@dataclass(frozen=True)
+class PooledReward:
+    """A reward of the answers in a pool.
+
+    Parameters
+    ----------
+    read : callable
+        `(problem, text) -> answer or None`.
+    pool : {"step", "chain"}
+    judged : callable
+        From the pooled answers to a function from an answer to its value.
+    """
+
+    read: Callable[[Problem, str], Hashable | None]
+    pool: VotePool
+    judged: Callable[[Answered], Callable[[Hashable | None], float]]
+
+    def __call__(self, problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
+        earlier = [step.rollouts for step in chain.trace] if self.pool == "chain" else []
+        value = self._value(problem, voters([*earlier, [rollouts]]))
+        return [value(self.read(problem, text.text)) for text in rollouts]
+
+    def fixed(self, problem: Problem, texts: Sequence[Text]) -> Reward:
+        """The reward with the votes of `texts` alone, a function of the text: what the moves of `ets.refined` need."""
+        value = self._value(problem, texts)
+        return lambda problem, rollouts, chain: [value(self.read(problem, text.text)) for text in rollouts]
+
+    def _value(self, problem: Problem, texts: Sequence[Text]) -> Callable[[Hashable | None], float]:
+        return self.judged([(self.read(problem, text.text), text) for text in texts])
