@@ -1,5 +1,6 @@
 """Baselines: step functions of the kernel's type, so that the runner and the cost account treat all alike."""
 
+from ets.baselines.adaptive import adaptive_majority
 from ets.baselines.completions import (
     beam,
     best_of_n,
@@ -17,6 +18,7 @@ from ets.baselines.retained import iterated_sir, retained_rollouts
 
 __all__ = [
     "acceptance_rate",
+    "adaptive_majority",
     "beam",
     "best_of_n",
     "greedy",

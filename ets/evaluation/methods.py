@@ -10,6 +10,7 @@ from typing import Any, Literal
 from ets import baselines
 from ets.kernel import energy_guided
 from ets.own_code import code_digest, named_object
+from ets.refined import refined
 from ets.rewards import likelihood, majority
 from ets.rewards.registry import NAMES, comparing, named_reward, require_reward
 from ets.rewards.self_consistency import VotePool
@@ -17,7 +18,8 @@ from ets.settings import Guide, number_or, setting
 from ets.step import require_counts, require_positive, require_variety
 from ets.stopping import all_at_maximum
 from ets.tasks.task import Task
-from ets.types import InputError, Policy, Reward, StepFn
+from ets.types import Chain, InputError, Policy, Reward, StepFn
+from ets.walk import lengths_of
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,21 @@ def _retained(task: Task, settings: MethodSettings, size: int) -> StepFn:
     return baselines.retained_rollouts(steering(task, settings), **_guide(settings, size))
 
 
+def _refined(task: Task, settings: MethodSettings, size: int) -> StepFn:
+    """A budget of the tokens of so many texts of the largest length."""
+    reward = steering(task, settings)
+
+    def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
+        budget = size * lengths_of(policy)[-1]
+        return refined(reward, lam=settings.lam, budget=budget)(policy, chains)
+
+    return step
+
+
+def _adaptive_majority(task: Task, settings: MethodSettings, size: int) -> StepFn:
+    return baselines.adaptive_majority(task.extract, samples=size)
+
+
 def _lookahead(task: Task, settings: MethodSettings, size: int) -> StepFn:
     shared: dict[str, Any] = {"lam": settings.lam, "threshold": settings.resample_below}
     return baselines.lookahead(steering(task, settings), particles=size, rollouts=settings.rollouts, **shared)
@@ -211,6 +228,13 @@ METHODS: dict[str, Method] = {
         votes=True,
         samples=lambda settings: 1.5 * settings.rollouts,
     ),
+    "refined": Method(
+        _refined,
+        "one step and suffix moves ({size} texts of tokens)",
+        depends=("lam", "reward", "minimum"),
+        votes=True,
+    ),
+    "adaptive-majority": Method(_adaptive_majority, "majority voting until decided (at most {size})", depends=()),
     "lookahead": Method(
         _lookahead,
         "look-ahead SMC ({size} particles, K {rollouts})",
