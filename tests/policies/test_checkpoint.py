@@ -105,7 +105,7 @@ def test_a_file_of_weights_is_not_looked_up_on_the_hub(tmp_path: Path, monkeypat
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "model.safetensors").write_bytes(b"weights")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match="'m/model.safetensors' is a file without the ending .gguf"):
+    with pytest.raises(InputError, match=r"^'m/model.safetensors' is a file without the ending .gguf"):
         Checkpoint("m/model.safetensors")
 
 
