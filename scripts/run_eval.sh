@@ -64,8 +64,8 @@ choose_engine() { # with ENDPOINT, the address of a server, it is the engine end
 
 diffusion_engine() { # MODEL: a folder by the architecture in its config.json, a hub name by itself
     local architecture=""
-    if [ -f "$1/config.json" ]; then architecture="$(cat "$1/config.json")"; fi
-    case "$architecture" in *'"model_type": "diffusion_gemma"'*) echo uniform-diffusion && return ;; esac
+    if [ -f "$1/config.json" ]; then architecture="$(tr -d ' \n' <"$1/config.json")"; fi
+    case "$architecture" in *'"model_type":"diffusion_gemma"'*) echo uniform-diffusion && return ;; esac
     case "$1" in */*[Dd]iffusion[Gg]emma*) if [ -z "$architecture" ]; then echo uniform-diffusion && return; fi ;; esac
     echo masked-diffusion
 }

@@ -246,6 +246,7 @@ class CanvasSettings:
         Denoising steps in all; by default one per token.
     block_length : int, optional
         Tokens of a block; by default the block length of the family, or the whole canvas if that is no multiple.
+        A block-causal family refuses a canvas that is no multiple.
     guide_steps, block_size : int, optional
         I, or the tokens of a guide step: not both; by default a block size of 64.
     quotas : str, optional

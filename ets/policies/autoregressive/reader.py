@@ -20,7 +20,7 @@ from ets.policies.memory import weights_device
 from ets.types import InputError, one_line
 
 PROBED = 24
-"""Tokens of the first prompt that the test reads; a shorter prompt is repeated."""
+"""Tokens that the test reads: the first of the first prompt; a shorter prompt is repeated."""
 
 
 class CausalReader:
@@ -128,7 +128,7 @@ def reader_of(model: Any, name: str, prompt: Sequence[int]) -> CausalReader:
         reader = CausalReader(model, name)
         try:
             with torch.inference_mode():
-                _test(reader, (list(prompt) * PROBED)[:PROBED])
+                _test(reader, _probe(prompt, known))
         except (InputError, torch.OutOfMemoryError):
             raise
         except Exception as error:
@@ -136,6 +136,14 @@ def reader_of(model: Any, name: str, prompt: Sequence[int]) -> CausalReader:
             raise InputError(f"{name!r} ({kind}) failed on its first prompt: {one_line(error)}") from error
         _READERS[model] = reader
     return reader
+
+
+def _probe(prompt: Sequence[int], known: int) -> list[int]:
+    """The tokens of the test: where all are equal, every second one is another id, as equal tokens hide their order."""
+    tokens = (list(prompt) * PROBED)[:PROBED]
+    if len(set(tokens)) == 1:
+        tokens[1::2] = [(tokens[0] + 1) % known] * (PROBED // 2)
+    return tokens
 
 
 def embedded_ids(model: Any) -> int:

@@ -64,7 +64,7 @@ class AlignedSchedule(Schedule):
 
     @classmethod
     def of_family(cls, plan: Schedule, family: Family) -> AlignedSchedule:
-        return cls(**vars(plan), sub_block=family.sub_block)
+        return cls(**vars(plan) | {"sub_block": family.sub_block})  # the plan of a fast sampler has a value already
 
     @property
     def most_steps(self) -> int:

@@ -105,13 +105,15 @@ def test_whatever_the_first_forward_pass_raises_is_one_line() -> None:
     assert policy.finish(policy.start([problem_of(3)]), keys(1))  # a failed test is made again
 
 
-def test_a_model_that_looks_ahead_is_refused() -> None:
-    """A bidirectional model gives other logits for the first part of a text than for the whole."""
+@pytest.mark.parametrize("length", [1, 3])
+def test_a_model_that_looks_ahead_is_refused(length: int) -> None:
+    """A bidirectional model gives other logits for the first part of a text than for the whole; a prompt of one token
+    does not hide it."""
     model = random_qwen3(len(ALPHABET), end=0)
     model.config.is_causal = False
     policy = policy_of(model)
     with pytest.raises(InputError, match="gives other logits for a text in two parts"):
-        policy.finish(policy.start([problem_of(3)]), keys(1))
+        policy.finish(policy.start([problem_of(length)]), keys(1))
 
 
 def test_a_model_is_tested_once() -> None:

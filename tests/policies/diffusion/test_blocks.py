@@ -20,7 +20,7 @@ from ets.policies.diffusion.canvas import CanvasMemory
 from ets.policies.diffusion.denoise import Schedule
 from ets.policies.diffusion.path_probability import path_probabilities, path_steps
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
-from ets.policies.registry import policy_of
+from ets.policies.registry import fast_sampler_of, policy_of
 from ets.policies.settings import Caching
 from ets.runner import run
 from ets.testing import check_policy
@@ -376,6 +376,19 @@ def test_inexact_caches_and_guidance_are_refused(family: str, settings: dict[str
     with pytest.raises(InputError, match=message) as caught:
         family_policy(family, 4, 4, 2, 2, **settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_faster_sampler_keeps_the_blocks_and_is_weighed(family: str) -> None:
+    exact = family_policy(family, 4, 4, 2, 2, remasking="largest")
+    fast: Any = fast_sampler_of(exact, threshold=0.5)
+    assert fast.unmasking.threshold == 0.5 and fast.schedule == exact.schedule
+    pair: Any = fast_sampler_of(exact, "1", temperature=0.7, threshold=0.5)
+    prompt = (1, 2, 2, 1, 2)
+    for draw in pair.finish(pair.start([INSIDE]) * 8, keys(8)):
+        path = draw.state.drawn
+        q, p = (path_logps(policy, prompt, path, SHIFT[family]).sum() for policy in (pair.sampler, exact))
+        assert draw.text.log_ratio == pytest.approx(p - q, abs=1e-5)
 
 
 def test_a_model_that_records_no_keys_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
