@@ -242,7 +242,8 @@ class Checkpoint:
     @property
     def context(self) -> int | None:
         """`max_position_embeddings` of the configuration, if set."""
-        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        length = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        return length if length and length > 0 else None  # XLNet's -1 is no limit
 
     @cached_property
     def revision(self) -> str:

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from ets.models import MASKED_DIFFUSION, Family, mask_token_of
+from ets.models import MASKED_DIFFUSION, Family, diffusion_engine, mask_token_of
 from ets.policies.autoregressive.law import Endings
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion.blocks import AlignedSchedule, BlockReader
@@ -85,8 +85,8 @@ class MaskedDiffusionPolicy:
         family = MASKED_DIFFUSION.get(config.model_type)
         if family is None:
             raise InputError(
-                f"{checkpoint.name!r} is a {config.model_type!r} model, which does not unmask; "
-                f"give one of the architectures: {', '.join(MASKED_DIFFUSION)}"
+                f"{checkpoint.name!r} is a {config.model_type!r} model, which does not unmask; take the engine "
+                f"{diffusion_engine(config.model_type) or 'transformers'}, or a model of {', '.join(MASKED_DIFFUSION)}"
             )
         if caching is not None and unmasking.cfg:
             raise InputError(

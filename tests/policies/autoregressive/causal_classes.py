@@ -134,7 +134,7 @@ class NotSmall(Exception):
 
 @dataclass(frozen=True)
 class Verdict:
-    """`kind` is right, WRONG, refused or "not built"; `how` holds what a reader need not do, or the reason."""
+    """`kind` is right, WRONG, refused or "not built"; `how` is how rows are read, or the reason."""
 
     kind: str
     how: str = ""
@@ -219,7 +219,8 @@ def judge(model_type: str) -> Verdict:
         policy = TransformersPolicy(checkpoint, Sampling(), Horizon(6, 12), end_ids=[0])
         found = [list(run(policy, step, list(prompts()), width=width, seed=1, samples=2)) for width in (1, 6)]
     except InputError as refusal:
-        return Verdict("refused", re.sub(r"^'loaded' \([\w-]+\) ", "", str(refusal)).replace("|", "\\|")[:110])
+        reason = re.sub(r"^'loaded' \([\w-]+\) ", "", str(refusal)).replace("|", "\\|")
+        return Verdict("refused", re.split(r", so its|; choose|\. |: The ", reason)[0][:110])
     alone, together = ({(c.problem.id, c.sample): c.state.tokens for c in chains} for chains in found)
     gap = max(abs(chain.state.logp - _whole_logp(model, chain.state)) for chains in found for chain in chains)
     if not gap <= LEVEL or alone != together:
@@ -235,11 +236,11 @@ def _whole_logp(model: Any, state: Any) -> float:
 
 def _how(reader: CausalReader) -> str:
     ways = [
-        "shared prefixes" if reader.may_share else "",
+        "shared prefix" if reader.may_share else "copied prefix",
         "" if reader.may_pad else "rows of equal lengths only",
         "token by token" if reader.singly else "",
     ]
-    return ", ".join(way for way in ways if way)
+    return ", ".join(filter(None, ways))
 
 
 def main() -> None:
