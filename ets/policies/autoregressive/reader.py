@@ -233,10 +233,10 @@ def switch_of(config: Any) -> int | None:
 
 
 def _agree(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
-    """Whether logits are equal up to rounding, in units of the weights' dtype, but at least float32's.
+    """Whether logits are equal up to rounding, in units of the coarsest of the weights' dtype, their own and float32.
 
     Layers compute in float32, and some models return the logits of bfloat16 weights in float32.
     """
-    unit = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+    unit = max(torch.finfo(kind).eps for kind in (dtype, expected.dtype, torch.float32))
     scale = max(1.0, float(expected.float().abs().max()))
     return bool((found.float() - expected.float()).abs().max() <= min(512 * unit, unit**0.5) * scale)
