@@ -101,6 +101,11 @@ class MaskedDiffusionPolicy:
         self.checkpoint, self.unmasking, self.schedule, self.caching = checkpoint, unmasking, schedule, caching
         self.memory_gib, self.certainty, self.one_by_one = memory_gib, certainty, one_by_one
         self.mask_id = mask_token_of(config, checkpoint.tokenizer)
+        if self.mask_id >= config.vocab_size:
+            raise InputError(
+                f"the mask token of {checkpoint.name!r} has the id {self.mask_id}, and the model has embeddings of "
+                f"{config.vocab_size}; call model.resize_token_embeddings, or correct the mask token"
+            )
         vocabulary = checkpoint.tokenizer.get_vocab()
         named = {vocabulary[token] for token in family.end_tokens if token in vocabulary}
         self.endings = Endings(checkpoint.tokenizer, checkpoint.end_ids | named, config.vocab_size)

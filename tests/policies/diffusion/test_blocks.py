@@ -300,7 +300,18 @@ def test_padding_is_counted_and_seen_by_nobody() -> None:
         same_draws(alone.finish(alone.start([problem]), np.array([key])), [draw])
 
 
-# Recorded paths, and beam search.
+# Recorded paths, faster samplers, and beam search.
+
+
+@pytest.mark.parametrize("level", ["1", "1F"])
+@pytest.mark.parametrize("rule", [{"remasking": "random"}, {"remasking": "margin", "alg_temp": 0.5}])
+def test_weights_towards_a_block_causal_model_average_to_one(rule: dict[str, Any], level: str) -> None:
+    """Of 2000 paths at another temperature, within four standard errors (a level of 6e-5)."""
+    exact = policy_of(lambda: tiny("sdar"), max_length=4, guide_steps=2, block_length=2, **rule)
+    fast = fast_sampler_of(exact, level, temperature=1.4)
+    draws = fast.finish(fast.start([INSIDE]) * 2000, keys(2000))
+    ratios = np.exp([draw.text.log_ratio for draw in draws])
+    assert abs(ratios.mean() - 1) <= 4 * ratios.std() / 2000**0.5 and ratios.std() > 0.1
 
 
 @pytest.mark.parametrize("positions", [True, False])
