@@ -63,8 +63,13 @@ choose_engine() { # with ENDPOINT, the address of a server, it is the engine end
 }
 
 diffusion_family() { # MODEL: its model_type, of a folder by config.json, of a hub name by the name
-    if [ -f "$1/config.json" ]; then
-        tr -d ' \n' <"$1/config.json" | sed -n 's/.*"model_type":"\([^"]*\)".*/\1/p'
+    local architecture name
+    if [ -f "$1/config.json" ]; then # parts of a model have model types of their own
+        architecture="$(tr -d ' \n' <"$1/config.json")"
+        for name in diffusion_gemma llada llada2_moe sdar sdar_moe Fast_dLLM_Qwen; do
+            case "$architecture" in *"\"model_type\":\"$name\""*) echo "$name" && return ;; esac
+        done
+        echo other
         return
     fi
     case "$1" in

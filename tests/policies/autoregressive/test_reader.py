@@ -72,7 +72,7 @@ def test_rows_on_either_side_of_a_longrope_switch_share_no_forward_pass() -> Non
         state = draw.state
         text = torch.tensor([state.prompt + state.tokens])
         logps = model(text, use_cache=False).logits[0].log_softmax(-1)
-        expected = sum(float(logps[len(state.prompt) - 1 + n, token]) for n, token in enumerate(state.tokens))
+        expected = sum(float(logps[len(state.prompt) - 1 + n, token].detach()) for n, token in enumerate(state.tokens))
         assert (draw.logp, found.logp) == (pytest.approx(expected, abs=1e-9), pytest.approx(expected, abs=1e-9))
 
 
@@ -136,7 +136,7 @@ def test_chunks_longer_than_the_test_of_the_model_are_kept(monkeypatch: pytest.M
         state: Any = draw.state
         text = torch.tensor([state.prompt + state.tokens])
         logps = policy.checkpoint.model(text).logits[0].detach().log_softmax(-1)
-        expected = sum(float(logps[len(state.prompt) - 1 + n, token]) for n, token in enumerate(state.tokens))
+        expected = sum(float(logps[len(state.prompt) - 1 + n, token].detach()) for n, token in enumerate(state.tokens))
         assert draw.logp == pytest.approx(expected, abs=1e-4)
 
 
