@@ -23,6 +23,8 @@ def require_checkpoint(name: str, file: str = "config.json") -> None:
         if not (Path(name).expanduser() / "config.json").is_file():
             raise InputError(f"the folder {name!r} holds no config.json; give a checkpoint's folder")
         return
+    if Path(name).expanduser().is_file():
+        raise InputError(f"{name!r} is a file without the ending .gguf; give a checkpoint's folder, or a GGUF file")
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
         raise InputError(
             f"no checkpoint at {name!r}; give an existing folder, or a name on the hub such as Qwen/Qwen3-8B"

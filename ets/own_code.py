@@ -29,6 +29,8 @@ def named_object(name: str, what: str) -> Any:
         For a missing file, code that cannot be imported, or a missing name.
     """
     place, _, attribute = name.rpartition(":")
+    if not place or not attribute:
+        raise InputError(f"the {what} {name!r} names no code; give file.py:name or module:name, or leave it out")
     if place.endswith(".py") and not Path(place).expanduser().is_file():
         raise InputError(f"cannot read the {what} {name!r}: there is no file {place}")
     try:

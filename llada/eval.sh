@@ -22,7 +22,14 @@ UNIFORM="MAX_DENOISING_STEPS T_MAX T_MIN ENTROPY_BOUND STABILITY_THRESHOLD CONFI
 if [ -n "${ENDPOINT:-}" ]; then refuse "ENDPOINT is set, but no server runs diffusion; leave it out, or use qwen_vllm/eval.sh"; fi
 refuse_set "diffusion has no top-k and top-p, and no row base" TOP_K TOP_P BASE_TEMPERATURE BASE_TOP_K BASE_TOP_P
 choose_preset "demo demo-is math500 gsm8k humaneval gpqa" "$@"
-ENGINE=${ENGINE:-$(diffusion_engine "${MODEL_PATH:-embedded}")} # masked-diffusion or uniform-diffusion, by the checkpoint
+FAMILY=$(diffusion_family "${MODEL_PATH:-embedded}")
+case "$FAMILY" in # the presets' blocks are LLaDA's; other families have blocks of their own
+diffusion_gemma) ENGINE=${ENGINE:-uniform-diffusion} ;;
+llada) ;;
+sdar | sdar_moe | llada2_moe | Fast_dLLM_Qwen) BLOCK_LENGTH=${BLOCK_LENGTH-} FAST_CACHE=${FAST_CACHE-} ;; # their cache is exact
+*) BLOCK_LENGTH=${BLOCK_LENGTH-} ;;
+esac
+ENGINE=${ENGINE:-masked-diffusion}        # or uniform-diffusion, by the checkpoint
 case "$ENGINE" in
 masked-diffusion) refuse_set "$ENGINE has no such setting (ENGINE=uniform-diffusion)" $UNIFORM ;;
 uniform-diffusion)
@@ -53,34 +60,34 @@ demo | demo-is)
     NUM_CANDIDATES=${NUM_CANDIDATES:-4}
     MONTE_CARLO_NUM=${MONTE_CARLO_NUM:-2}
     GEN_LENGTH=${GEN_LENGTH:-24}
-    BLOCK_LENGTH=${BLOCK_LENGTH:-8}
+    BLOCK_LENGTH=${BLOCK_LENGTH-8}
     TEMPERATURE=${TEMPERATURE:-2.4}           # high, so that single samples of the embedded model err at random
     if [ "$LEVEL" != 1F ] && [ -z "${FAST_FACTOR:-}" ]; then FAST_THRESHOLD=${FAST_THRESHOLD-0.9}; fi # level 1F has none
     ;;
 math500)
     TASK=${TASK:-math500}
     GEN_LENGTH=${GEN_LENGTH:-256}
-    BLOCK_LENGTH=${BLOCK_LENGTH:-32}
+    BLOCK_LENGTH=${BLOCK_LENGTH-32}
     TEMPERATURE=${TEMPERATURE:-0.5}
     ;;
 gsm8k)
     TASK=${TASK:-gsm8k}
     GEN_LENGTH=${GEN_LENGTH:-256}
-    BLOCK_LENGTH=${BLOCK_LENGTH:-8}
+    BLOCK_LENGTH=${BLOCK_LENGTH-8}
     TEMPERATURE=${TEMPERATURE:-1.0}
     ;;
 humaneval)
     TASK=${TASK:-humaneval}
     STOPS=${STOPS:-answer}                    # where a text ends: completion, with the function's body; answer, nowhere, for one in words and fences
     GEN_LENGTH=${GEN_LENGTH:-512}
-    BLOCK_LENGTH=${BLOCK_LENGTH:-32}
+    BLOCK_LENGTH=${BLOCK_LENGTH-32}
     TEMPERATURE=${TEMPERATURE:-0.5}
     ;;
 gpqa)
     TASK=${TASK:-gpqa}
     SHOTS=${SHOTS:-5}
     GEN_LENGTH=${GEN_LENGTH:-64}
-    BLOCK_LENGTH=${BLOCK_LENGTH:-8}
+    BLOCK_LENGTH=${BLOCK_LENGTH-8}
     TEMPERATURE=${TEMPERATURE:-0.5}
     ;;
 esac
@@ -105,13 +112,13 @@ REMASKING=${REMASKING:-low_confidence}    # which positions are revealed first: 
                                           # sequential; Dream's: origin, maskgit_plus, topk_margin, neg_entropy (its name there is entropy)
 ALG_TEMP=${ALG_TEMP:-}                    # Dream's noise in the order of positions; empty: none
 QUOTAS=${QUOTAS:-}                        # positions that each step reveals: even, or Dream's time; empty: the model family's
-EPS=${EPS:-}                              # the last time of QUOTAS=time; empty: 0.001. Dream's canvas is one block: BLOCK_LENGTH=$GEN_LENGTH
+EPS=${EPS:-}                              # the last time of QUOTAS=time; empty: 0.001
 LOGITS_EOS_INF=${LOGITS_EOS_INF:-}        # True: the end token is never drawn
 CONFIDENCE_EOS_EOT_INF=${CONFIDENCE_EOS_EOT_INF:-} # True: drawn end tokens are revealed last, as in LLaDA's own evaluation
 STOP_AT_END=${STOP_AT_END:-}              # True: leave out the blocks after one that holds an end token; the law of texts is the same
 CACHE=${CACHE:-}                          # dual or prefix: all methods sample with a cache; empty: none
 REFRESH=${REFRESH:-}                      # denoising steps of a block after which the whole canvas is computed; empty: once a block
-THRESHOLD=${THRESHOLD:-}                  # all methods reveal every position whose confidence reaches it; empty: none
+THRESHOLD=${THRESHOLD:-}                  # all methods reveal every position whose confidence reaches it; empty: the family's, LLaDA has none; none
 FACTOR=${FACTOR:-}                        # the same, by the factor rule; empty: none
 FAST_CACHE=${FAST_CACHE-dual}             # the same four for ETS-IS alone; empty: those above
 FAST_REFRESH=${FAST_REFRESH:-}
@@ -166,7 +173,7 @@ if [ -n "$IS_ACCELERATE_AVAILABLE" ]; then
         ${FAST_REMASKING:+--fast-remasking "$FAST_REMASKING"} ${FAST_TEMPERATURE:+--fast-temperature "$FAST_TEMPERATURE"}
 fi
 run_eval "$ENGINE" --candidates "$NUM_CANDIDATES" --rollouts "$MONTE_CARLO_NUM" --lam "$ENERGY_WEIGHT" --beams "$NUM_BEAMS" \
-    --gen-length "$GEN_LENGTH" --steps "$STEPS" --block-length "$BLOCK_LENGTH" --guide-steps "$GUIDE_STEPS" \
+    --gen-length "$GEN_LENGTH" --steps "$STEPS" ${BLOCK_LENGTH:+--block-length "$BLOCK_LENGTH"} --guide-steps "$GUIDE_STEPS" \
     --cfg "$CFG" --remasking "$REMASKING" ${STOP_AT_END:+--stop-at-end "$STOP_AT_END"} \
     ${CACHE:+--cache "$CACHE"} ${REFRESH:+--refresh "$REFRESH"} ${THRESHOLD:+--threshold "$THRESHOLD"} \
     ${FACTOR:+--factor "$FACTOR"} ${ALG_TEMP:+--alg-temp "$ALG_TEMP"} ${QUOTAS:+--quotas "$QUOTAS"} ${EPS:+--eps "$EPS"} \

@@ -62,12 +62,24 @@ choose_engine() { # with ENDPOINT, the address of a server, it is the engine end
     fi
 }
 
-diffusion_engine() { # MODEL: a folder by the architecture in its config.json, a hub name by itself
-    local architecture=""
-    if [ -f "$1/config.json" ]; then architecture="$(cat "$1/config.json")"; fi
-    case "$architecture" in *'"model_type": "diffusion_gemma"'*) echo uniform-diffusion && return ;; esac
-    case "$1" in */*[Dd]iffusion[Gg]emma*) if [ -z "$architecture" ]; then echo uniform-diffusion && return; fi ;; esac
-    echo masked-diffusion
+diffusion_family() { # MODEL: its model_type, of a folder by config.json, of a hub name by the name
+    local architecture name
+    if [ -f "$1/config.json" ]; then # parts of a model have model types of their own
+        architecture="$(tr -d ' \n' <"$1/config.json")"
+        for name in diffusion_gemma llada llada2_moe sdar sdar_moe Fast_dLLM_Qwen; do
+            case "$architecture" in *"\"model_type\":\"$name\""*) echo "$name" && return ;; esac
+        done
+        echo other
+        return
+    fi
+    case "$1" in
+    embedded | *LLaDA-*) echo llada ;;
+    *[Dd]iffusion[Gg]emma*) echo diffusion_gemma ;;
+    *LLaDA2*) echo llada2_moe ;;
+    *SDAR*) echo sdar ;;
+    *Fast_dLLM*) echo Fast_dLLM_Qwen ;;
+    *) echo other ;;
+    esac
 }
 
 refuse_set() { # REASON VARIABLE ...: variables that would be ignored

@@ -32,3 +32,9 @@ def test_the_digest_changes_with_the_file(name: str, tmp_path: Path) -> None:
 def test_code_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot read the reward"):
         code_digest(f"{tmp_path}/absent.py:reward", "reward")
+
+
+@pytest.mark.parametrize("name", ["masked-diffusion", ":reward", "file.py:"])
+def test_a_name_without_code_is_one_line(name: str) -> None:
+    with pytest.raises(InputError, match=f"^the engine '{name}' names no code; give file.py:name or module:name"):
+        code_digest(name, "engine")

@@ -90,6 +90,10 @@ class Checkpoint:
         from transformers import AutoTokenizer
 
         tokenizer = self._loading("tokenizer", AutoTokenizer.from_pretrained, self.files.tokenizer)
+        if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):  # so transformers fills in for a file
+            raise InputError(
+                f"the tokenizer of {self.name!r} has special tokens alone; give a folder with its tokenizer.json"
+            )
         return self._gguf.correct_tokenizer(tokenizer) if self._gguf and self.files.tokenizer.gguf else tokenizer
 
     @cached_property
@@ -238,7 +242,8 @@ class Checkpoint:
     @property
     def context(self) -> int | None:
         """`max_position_embeddings` of the configuration, if set."""
-        return getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        length = getattr(self.config.get_text_config(), "max_position_embeddings", None)
+        return length if length and length > 0 else None  # XLNet's -1 is no limit
 
     @cached_property
     def revision(self) -> str:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 BLOCK_SIZE, MAX_LENGTH = 64, 512
 """The default tokens of a guide step, and of a generation; a shorter generation has one guide step."""
+NONE = "none"
+"""The threshold of a sampler without a threshold, where the model family has one."""
 CHECKPOINT = "checkpoint"
 """The value of top_k or top_p that stands for the checkpoint's generation configuration."""
 _LENGTH = "tokens in all; for masked diffusion, of the canvas"
@@ -112,7 +114,8 @@ class Unmasking:
         its first end token, and no block attends to a later block that has been filled.
     threshold : float, optional
         Parallel decoding (Wu et al., Fast-dLLM, arXiv 2505.22618): beyond its quota, a step reveals every position
-        whose confidence reaches the threshold, above 0 and at most 1. For `low_confidence` and `largest`.
+        whose confidence reaches the threshold, above 0 and at most 1. For `low_confidence` and `largest`. By default
+        the published threshold of the model family, if it has one; "none" is no threshold.
     factor : float, optional
         Parallel decoding by Fast-dLLM's factor rule, for the same rules: beyond its quota, a step reveals the n most
         confident positions for the largest n with (n + 1)(1 - confidence of the n-th) ≤ factor.
@@ -143,7 +146,11 @@ class Unmasking:
     )
     cfg: float = setting(0.0, "classifier-free guidance; 0 for none", float)
     stop_at_end: bool = setting(False, "True: leave out the blocks after one that holds an end token", boolean)
-    threshold: float | None = setting(None, "a step reveals every position whose confidence reaches this", float)
+    threshold: float | str | None = setting(
+        None,
+        "a step reveals every position whose confidence reaches this; none for no threshold (default: the family's)",
+        number_or(float, NONE, NONE),
+    )
     factor: float | None = setting(None, "parallel decoding by the factor rule, instead of a threshold", float)
     alg_temp: float = setting(0.0, "Dream's noise in the order of positions; 0 for none", float)
     logits_eos_inf: bool = setting(False, "True: the end token is never drawn", boolean)
@@ -160,12 +167,12 @@ class Unmasking:
         for name in ("stop_at_end", "logits_eos_inf", "confidence_eos_eot_inf"):
             if not isinstance(value := getattr(self, name), bool):
                 raise InputError(f"{name} is {value!r}; it must be True or False")
-        bars = {"threshold": self.threshold, "factor": self.factor}
+        bars = {"threshold": self.bar, "factor": self.factor}
         given = {name: value for name, value in bars.items() if value is not None}
         require_positive(**given)
         if len(given) > 1:
             raise InputError(f"threshold {self.threshold} and factor {self.factor} exclude each other; leave one out")
-        if self.threshold is not None and self.threshold > 1:
+        if self.bar is not None and self.bar > 1:
             raise InputError(f"threshold is {self.threshold!r}, but a confidence is 1 at most; choose less")
         needing = [*given, *(["confidence_eos_eot_inf"] if self.confidence_eos_eot_inf else [])]
         if needing and not RULES[self.remasking].confident:
@@ -193,12 +200,18 @@ class Unmasking:
     @property
     def parallel(self) -> bool:
         """Whether a step may reveal more than its quota."""
-        return self.threshold is not None or self.factor is not None
+        return self.bar is not None or self.factor is not None
+
+    @property
+    def bar(self) -> float | None:
+        """The threshold as a number; None without one."""
+        return None if self.threshold == NONE else self.threshold  # type: ignore[return-value]
 
     @property
     def takes_threshold(self) -> bool:
-        """Whether a family's published threshold applies: the rule has confidences, and the user sets no bar."""
-        return not self.parallel and self.rule.confident
+        """Whether a family's published threshold applies: the rule has confidences, and the user sets none."""
+        bars = self.threshold, self.factor
+        return bars == (None, None) and not self.alg_temp and bool(self.rule.confident)
 
     @property
     def by_canvas(self) -> bool:
@@ -233,7 +246,7 @@ class Unmasking:
         import torch
 
         m = torch.arange(1, positions + 1, dtype=torch.float64, device=quota.device)
-        beyond = torch.full_like(m, math.inf if self.threshold is None else math.log(self.threshold))
+        beyond = torch.full_like(m, math.inf if self.bar is None else math.log(self.bar))
         if self.factor is not None:
             beyond = (1 - self.factor / (m + 1)).clamp(min=0).log()
         return torch.where(m <= quota[:, None], -math.inf, beyond)
@@ -251,6 +264,7 @@ class CanvasSettings:
         Denoising steps in all; by default one per token.
     block_length : int, optional
         Tokens of a block; by default the block length of the family, or the whole canvas if that is no multiple.
+        A block-causal family refuses a canvas that is no multiple.
     guide_steps, block_size : int, optional
         I, or the tokens of a guide step: not both; by default a block size of 64.
     quotas : str, optional
@@ -379,7 +393,7 @@ class Caching:
         For an unknown cache, or a refresh that is not a whole number of at least 1.
     """
 
-    cache: str = setting("dual", "dual or prefix; like threshold and factor, it makes p_ref a faster sampler")
+    cache: str = setting("dual", "dual or prefix, a faster sampler as p_ref (default: no cache)")
     refresh: int | None = setting(None, "denoising steps of a block after which the whole canvas is computed", int)
 
     def __post_init__(self) -> None:
@@ -458,7 +472,9 @@ class FastSampler:
     is_block_size: int | None = setting(None, "tokens per guide step of ets-is (default: the policy's)", int)
     fast_cache: str | None = setting(None, "cache of ets-is's sampler of masked diffusion: dual or prefix")
     fast_refresh: int | None = setting(None, "refresh of ets-is's sampler of masked diffusion", int)
-    fast_threshold: float | None = setting(None, "threshold of ets-is's sampler of masked diffusion", float)
+    fast_threshold: float | str | None = setting(
+        None, "threshold of ets-is's sampler of masked diffusion, or none", number_or(float, NONE, NONE)
+    )
     fast_factor: float | None = setting(None, "factor of ets-is's sampler of masked diffusion", float)
     fast_remasking: str | None = setting(None, "remasking of ets-is's sampler of masked diffusion")
     fast_temperature: float | None = setting(None, "temperature of ets-is's sampler of masked diffusion", float)

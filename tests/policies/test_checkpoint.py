@@ -95,6 +95,20 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
         _ = Checkpoint(str(tmp_path)).config
 
 
+def test_a_folder_without_a_tokenizer_file_is_refused(tmp_path: Path) -> None:
+    random_qwen3(4, end=0).save_pretrained(tmp_path)  # transformers makes a tokenizer of special tokens for it
+    with pytest.raises(InputError, match=r"^the tokenizer of .* has special tokens alone; .* tokenizer.json$"):
+        _ = Checkpoint(str(tmp_path)).tokenizer
+
+
+def test_a_file_of_weights_is_not_looked_up_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "model.safetensors").write_bytes(b"weights")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^'m/model.safetensors' is a file without the ending .gguf"):
+        Checkpoint("m/model.safetensors")
+
+
 def test_a_hub_name_is_looked_up_in_the_cache_when_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 

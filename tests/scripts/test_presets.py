@@ -103,6 +103,15 @@ def test_a_preset_has_the_numbers_of_the_paper(
         assert (found["top_k"], found["top_p"]) == ("checkpoint", "checkpoint")
 
 
+@pytest.mark.parametrize("separators", [None, (",", ":")])
+def test_a_folder_chooses_uniform_diffusion_however_its_json_is_written(
+    separators: tuple[str, str] | None, tmp_path: Path
+) -> None:
+    written = json.dumps({"model_type": "diffusion_gemma"}, separators=separators)
+    (tmp_path / "config.json").write_text(written)
+    assert options(LLADA, "gsm8k", tmp_path, MODEL_PATH=str(tmp_path))["engine"] == "uniform-diffusion"
+
+
 def test_the_checkpoint_chooses_uniform_diffusion_and_its_law(tmp_path: Path) -> None:
     """No setting of masked diffusion is passed, and those of uniform diffusion only if a variable sets them."""
     found = options(LLADA, "gsm8k", tmp_path, **GEMMA)

@@ -53,7 +53,7 @@ def grouped_sdpa(
     if queries > 1 and attention_mask is not None:  # the same mask for every head of a group
         attention_mask = attention_mask.expand(-1, heads // groups, -1, -1).flatten(1, 2)[:, None]
     out = torch.nn.functional.scaled_dot_product_attention(folded, key, value, attn_mask=attention_mask, scale=scaling)
-    return out.reshape(rows, heads, queries, -1).transpose(1, 2), None
+    return out.reshape(rows, heads, queries, -1).transpose(1, 2).contiguous(), None  # layers may call `view`
 
 
 def _can_share(

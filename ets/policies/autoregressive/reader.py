@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 
@@ -20,7 +20,7 @@ from ets.policies.memory import weights_device
 from ets.types import InputError, one_line
 
 PROBED = 24
-"""Tokens of the first prompt that the test reads; a shorter prompt is repeated."""
+"""Tokens that the test reads: the first of the first prompt; a shorter prompt is repeated."""
 
 
 class CausalReader:
@@ -54,7 +54,7 @@ class CausalReader:
     """
 
     def __init__(self, model: Any, name: str) -> None:
-        self.model, self.name = model, name
+        self._model, self.name = ref(model), name  # `_READERS` must not keep the weights in memory
         self._config = model.config.get_text_config()
         self.kinds = layer_kinds(self._config)
         parameters = inspect.signature(model.forward).parameters
@@ -65,10 +65,14 @@ class CausalReader:
         self._cache_name = caches[0]
         self._names = None if hands_on else set(parameters)
         # `grouped_sdpa` cannot detect positions from the columns of a cache, or a window in the mask
-        windowed = getattr(self._config, "sliding_window", None) or getattr(self._config, "num_kv_shared_layers", 0)
-        selects = windowed or any(kind.indexed for kind in self.kinds)
+        limits = ("sliding_window", "attention_chunk_size", "num_kv_shared_layers")
+        selects = any(kind.indexed for kind in self.kinds) or any(getattr(self._config, n, None) for n in limits)
         self.may_share = hands_on and "position_ids" in parameters and not selects
         self.may_pad, self.singly, self.switch, self.bytes_of_a_row = True, False, switch_of(self._config), (1, 0)
+
+    @property
+    def model(self) -> Any:
+        return self._model()
 
     @property
     def device(self) -> torch.device:
@@ -125,22 +129,34 @@ def reader_of(model: Any, name: str, prompt: Sequence[int]) -> CausalReader:
             f"the prompt has the token id {max(prompt)}, and {name!r} has embeddings of {known}; resize them"
         )
     if reader is None:
-        reader = CausalReader(model, name)
         try:
+            reader = CausalReader(model, name)
             with torch.inference_mode():
-                _test(reader, (list(prompt) * PROBED)[:PROBED])
+                _test(reader, _probe(prompt, known))
         except (InputError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            kind = reader.model.config.model_type
-            raise InputError(f"{name!r} ({kind}) failed on its first prompt: {one_line(error)}") from error
+            raise InputError(
+                f"{name!r} ({model.config.model_type}) failed on its first prompt: {one_line(error)}"
+            ) from error
         _READERS[model] = reader
     return reader
 
 
+def _probe(prompt: Sequence[int], known: int) -> list[int]:
+    """The tokens of the test: where all are equal, every second one is another id, as equal tokens hide their order."""
+    tokens = (list(prompt) * PROBED)[:PROBED]
+    if len(set(tokens)) == 1:
+        tokens[1::2] = [(tokens[0] + 1) % known] * (PROBED // 2)
+    return tokens
+
+
 def embedded_ids(model: Any) -> int:
     """The number of token ids that a model has embeddings of."""
-    weights = getattr(model.get_input_embeddings(), "weight", None)
+    try:
+        weights = getattr(model.get_input_embeddings(), "weight", None)
+    except (AttributeError, NotImplementedError):
+        weights = None
     return model.config.get_text_config().vocab_size if weights is None else int(weights.shape[0])
 
 
@@ -183,7 +199,7 @@ def _disagreement(reader: CausalReader, texts: Sequence[Sequence[int]], expected
     def right(logits: torch.Tensor, *places: tuple[int, int]) -> bool:
         """Whether the last logits of the rows are those after token `place` of text `which`."""
         rows = zip(logits, places, strict=True)
-        return all(_agree(row[-1], expected[which][place]) for row, (which, place) in rows)
+        return all(_agree(row[-1], expected[which][place], reader.model.dtype) for row, (which, place) in rows)
 
     one, other = reader.empty(1, n), reader.empty(1, n)
     first, second = reader.read(one, [x[:half]]), reader.read(one, [x[half:a]])
@@ -220,8 +236,11 @@ def switch_of(config: Any) -> int | None:
     return None
 
 
-def _agree(found: torch.Tensor, expected: torch.Tensor) -> bool:
-    """Whether logits are equal up to rounding, in units of the dtype, but at least float32's: layers compute in it."""
-    unit = max(torch.finfo(expected.dtype).eps, torch.finfo(torch.float32).eps)
+def _agree(found: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether logits are equal up to rounding, in units of the coarsest of the weights' dtype, their own and float32.
+
+    Layers compute in float32, and some models return the logits of bfloat16 weights in float32.
+    """
+    unit = max(torch.finfo(kind).eps for kind in (dtype, expected.dtype, torch.float32))
     scale = max(1.0, float(expected.float().abs().max()))
     return bool((found.float() - expected.float()).abs().max() <= min(512 * unit, unit**0.5) * scale)

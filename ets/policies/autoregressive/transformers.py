@@ -310,7 +310,7 @@ class TransformersPolicy:
     def _read_prompts(self, states: Sequence[TokenState]) -> dict[RowMemory, int]:
         """Fill the memories of start states, one forward per prompt length; returns the positions read, by memory."""
         unread = {state.memory: state for state in states if state.memory.logits is None}
-        for state in list(unread.values())[:1]:
+        for state in states[:1]:
             self._reader = reader_of(self.checkpoint.model, self.checkpoint.name, state.prompt)
         by_length: dict[int, list[TokenState]] = defaultdict(list)
         for state in unread.values():

@@ -15,7 +15,7 @@ Shape letters: U different canvases.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -64,7 +64,8 @@ class AlignedSchedule(Schedule):
 
     @classmethod
     def of_family(cls, plan: Schedule, family: Family) -> AlignedSchedule:
-        return cls(**vars(plan), sub_block=family.sub_block)
+        shared = {field.name: getattr(plan, field.name) for field in fields(Schedule)}  # vars has cached properties
+        return cls(**shared, sub_block=family.sub_block)
 
     @property
     def most_steps(self) -> int:

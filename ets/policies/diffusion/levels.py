@@ -119,7 +119,8 @@ def _require_full_support(exact: MaskedDiffusionPolicy, fast: MaskedDiffusionPol
     if rule.parallel or fast_rule.parallel:
         raise InputError(
             "level 1F weighs positions too, and a hard threshold makes some sets impossible on one side alone: "
-            "support is lost and the weights do not average to 1; leave threshold and factor out, or take level 1"
+            "support is lost and the weights do not average to 1; leave threshold and factor out (threshold none "
+            "where the model family has one), or take level 1"
         )
     if rule.remasking != fast_rule.remasking:
         raise InputError(

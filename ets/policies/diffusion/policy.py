@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
-from ets.models import MASKED_DIFFUSION, Family, mask_token_of
+from ets.models import MASKED_DIFFUSION, Family, diffusion_engine, mask_token_of
 from ets.policies.autoregressive.law import Endings
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion.blocks import AlignedSchedule, BlockReader
@@ -85,8 +85,8 @@ class MaskedDiffusionPolicy:
         family = MASKED_DIFFUSION.get(config.model_type)
         if family is None:
             raise InputError(
-                f"{checkpoint.name!r} is a {config.model_type!r} model, which does not unmask; "
-                f"give one of the architectures: {', '.join(MASKED_DIFFUSION)}"
+                f"{checkpoint.name!r} is a {config.model_type!r} model, which does not unmask; take the engine "
+                f"{diffusion_engine(config.model_type) or 'transformers'}, or a model of {', '.join(MASKED_DIFFUSION)}"
             )
         if caching is not None and unmasking.cfg:
             raise InputError(
@@ -101,6 +101,11 @@ class MaskedDiffusionPolicy:
         self.checkpoint, self.unmasking, self.schedule, self.caching = checkpoint, unmasking, schedule, caching
         self.memory_gib, self.certainty, self.one_by_one = memory_gib, certainty, one_by_one
         self.mask_id = mask_token_of(config, checkpoint.tokenizer)
+        if self.mask_id >= config.vocab_size:
+            raise InputError(
+                f"the mask token of {checkpoint.name!r} has the id {self.mask_id}, and the model has embeddings of "
+                f"{config.vocab_size}; call model.resize_token_embeddings, or correct the mask token"
+            )
         vocabulary = checkpoint.tokenizer.get_vocab()
         named = {vocabulary[token] for token in family.end_tokens if token in vocabulary}
         self.endings = Endings(checkpoint.tokenizer, checkpoint.end_ids | named, config.vocab_size)

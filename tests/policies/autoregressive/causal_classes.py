@@ -36,7 +36,9 @@ LARGEST = 3_000_000
 """Parameters of a model that counts as small."""
 LEVEL = 1e-4
 LENGTHS = (5, 21, 60)
-"""Tokens of the prompts: the sliding windows have 8."""
+"""Tokens of the prompts."""
+WINDOW = 40
+"""Longer than the text of the reader's test, which cannot see it, and shorter than the longest prompt."""
 
 SMALL = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "dim", "embed_dim"), 32),
@@ -48,7 +50,8 @@ SMALL = {
     **dict.fromkeys(("decoder_attention_heads", "encoder_attention_heads", "num_experts", "num_local_experts"), 4),
     **dict.fromkeys(("num_key_value_heads", "num_experts_per_tok"), 2),
     **dict.fromkeys(("n_shared_experts", "n_group", "topk_group"), 1),
-    **dict.fromkeys(("sliding_window", "attention_window_size", "head_dim"), 8),
+    **dict.fromkeys(("sliding_window", "attention_window_size"), WINDOW),
+    "head_dim": 8,
     **dict.fromkeys(("max_position_embeddings", "n_positions", "n_ctx"), 512),
     "n_routed_experts": 4,
     "moe_intermediate_size": 16,
@@ -62,6 +65,7 @@ LATENT = {
 INDEXED = LATENT | {"index_topk": 3, "index_n_heads": 2, "index_head_dim": 16}
 ROBERTA = {"pad_token_id": 1}
 ROTARY = {"rotary_dim": 8}
+GEMMA4 = FAMILIES["Gemma 4"][1] | {"pad_token_id": 0, "sliding_window": WINDOW}
 DERIVED = "derived"
 """In place of a size that the configuration derives from others."""
 OWN: dict[str, dict[str, Any]] = {
@@ -76,14 +80,14 @@ OWN: dict[str, dict[str, Any]] = {
     "ctrl": {"dff": 48},
     "cwm": {"bos_token_id": 0},
     "falcon_h1": FAMILIES["Falcon-H1"][1],
-    "gemma3n_text": FAMILIES["Gemma 3n"][1],
-    **dict.fromkeys(("gemma4_text", "gemma4_unified_text"), FAMILIES["Gemma 4"][1] | {"pad_token_id": 0}),
-    "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": 8},
+    "gemma3n_text": FAMILIES["Gemma 3n"][1] | {"sliding_window": WINDOW},
+    **dict.fromkeys(("gemma4_text", "gemma4_unified_text"), GEMMA4),
+    "gpt_neo": {"attention_types": [[["global", "local"], 2]], "window_size": WINDOW},
     "granitemoehybrid": FAMILIES["Granite hybrid"][1] | {"num_hidden_layers": 2},
     "prophetnet": {"num_hidden_layers": DERIVED, "num_encoder_layers": 2, "num_decoder_layers": 2},
     "hy_v4": INDEXED | {"indexer_types": ["full", "shared"] * 2},
     "inkling_text": {
-        "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 8, "sliding_window_size": 8,
+        "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 8, "sliding_window_size": WINDOW,
         "rel_extent": 16,
     },
     "jamba": FAMILIES["Jamba"][1],
@@ -93,11 +97,11 @@ OWN: dict[str, dict[str, Any]] = {
     },
     "lfm2": FAMILIES["LFM2"][1],
     "lfm2_moe": FAMILIES["LFM2 mixture of experts"][1],
-    "llama4_text": FAMILIES["Llama 4"][1],
+    "llama4_text": FAMILIES["Llama 4"][1] | {"attention_chunk_size": WINDOW},
     "longcat_flash": LATENT | {"expert_ffn_hidden_size": 16, "zero_expert_num": 1, "moe_topk": 2},
     "mamba2": FAMILIES["Mamba-2"][1],
     "modernbert-decoder": {
-        **dict.fromkeys(("pad_token_id", "bos_token_id", "cls_token_id", "sep_token_id"), 0), "local_attention": 8,
+        **dict.fromkeys(("pad_token_id", "bos_token_id", "cls_token_id", "sep_token_id"), 0), "local_attention": WINDOW,
     },
     "nemotron_h": FAMILIES["Nemotron-H"][1] | {"num_hidden_layers": DERIVED},
     "olmo_hybrid": FAMILIES["OLMo hybrid"][1],
@@ -134,7 +138,7 @@ class NotSmall(Exception):
 
 @dataclass(frozen=True)
 class Verdict:
-    """`kind` is right, WRONG, refused or "not built"; `how` holds what a reader need not do, or the reason."""
+    """`kind` is right, WRONG, refused or "not built"; `how` is how rows are read, or the reason."""
 
     kind: str
     how: str = ""
@@ -219,7 +223,8 @@ def judge(model_type: str) -> Verdict:
         policy = TransformersPolicy(checkpoint, Sampling(), Horizon(6, 12), end_ids=[0])
         found = [list(run(policy, step, list(prompts()), width=width, seed=1, samples=2)) for width in (1, 6)]
     except InputError as refusal:
-        return Verdict("refused", re.sub(r"^'loaded' \([\w-]+\) ", "", str(refusal)).replace("|", "\\|")[:110])
+        reason = re.sub(r"^'loaded' \([\w-]+\) ", "", str(refusal)).replace("|", "\\|")
+        return Verdict("refused", re.split(r", so its|; choose|\. |: The ", reason)[0][:110])
     alone, together = ({(c.problem.id, c.sample): c.state.tokens for c in chains} for chains in found)
     gap = max(abs(chain.state.logp - _whole_logp(model, chain.state)) for chains in found for chain in chains)
     if not gap <= LEVEL or alone != together:
@@ -235,11 +240,11 @@ def _whole_logp(model: Any, state: Any) -> float:
 
 def _how(reader: CausalReader) -> str:
     ways = [
-        "shared prefixes" if reader.may_share else "",
+        "shared prefix" if reader.may_share else "copied prefix",
         "" if reader.may_pad else "rows of equal lengths only",
         "token by token" if reader.singly else "",
     ]
-    return ", ".join(way for way in ways if way)
+    return ", ".join(filter(None, ways))
 
 
 def main() -> None:

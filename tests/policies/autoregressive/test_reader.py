@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from ets.randomness import derive
 from ets.types import InputError, Problem
 from tests.conftest import ALPHABET, random_qwen3, tiny_tokenizer
 from tests.hooks import hooked, what_is_read
+from tests.policies.autoregressive import hybrids
 
 SWITCH = 32
 
@@ -69,7 +72,7 @@ def test_rows_on_either_side_of_a_longrope_switch_share_no_forward_pass() -> Non
         state = draw.state
         text = torch.tensor([state.prompt + state.tokens])
         logps = model(text, use_cache=False).logits[0].log_softmax(-1)
-        expected = sum(float(logps[len(state.prompt) - 1 + n, token]) for n, token in enumerate(state.tokens))
+        expected = sum(float(logps[len(state.prompt) - 1 + n, token].detach()) for n, token in enumerate(state.tokens))
         assert (draw.logp, found.logp) == (pytest.approx(expected, abs=1e-9), pytest.approx(expected, abs=1e-9))
 
 
@@ -105,13 +108,58 @@ def test_whatever_the_first_forward_pass_raises_is_one_line() -> None:
     assert policy.finish(policy.start([problem_of(3)]), keys(1))  # a failed test is made again
 
 
-def test_a_model_that_looks_ahead_is_refused() -> None:
-    """A bidirectional model gives other logits for the first part of a text than for the whole."""
+@pytest.mark.parametrize("length", [1, 3])
+def test_a_model_that_looks_ahead_is_refused(length: int) -> None:
+    """A bidirectional model gives other logits for the first part of a text than for the whole; a prompt of one token
+    does not hide it."""
     model = random_qwen3(len(ALPHABET), end=0)
     model.config.is_causal = False
     policy = policy_of(model)
     with pytest.raises(InputError, match="gives other logits for a text in two parts"):
-        policy.finish(policy.start([problem_of(3)]), keys(1))
+        policy.finish(policy.start([problem_of(length)]), keys(1))
+
+
+def test_a_model_that_looks_ahead_is_refused_after_a_prompt_of_one_token() -> None:
+    model = random_qwen3(len(ALPHABET), end=0)
+    model.config.is_causal = False
+    with pytest.raises(InputError, match="gives other logits for a text in two parts"):
+        reader_of(model, "", (1,))
+
+
+def test_chunks_longer_than_the_test_of_the_model_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Llama 4 attends to chunks of 40 tokens; the test reads 24, the longer row has 60."""
+    name, sizes = hybrids.FAMILIES["Llama 4"]
+    monkeypatch.setitem(hybrids.FAMILIES, "Llama 4", (name, sizes | {"attention_chunk_size": 40}))
+    policy = policy_of(hybrids.random_model("Llama 4", len(ALPHABET), end=0), max_length=8)
+    draws = policy.finish(policy.start([problem_of(60), problem_of(21)]) * 4, keys(8))
+    for draw in draws:
+        state: Any = draw.state
+        text = torch.tensor([state.prompt + state.tokens])
+        logps = policy.checkpoint.model(text).logits[0].detach().log_softmax(-1)
+        expected = sum(float(logps[len(state.prompt) - 1 + n, token].detach()) for n, token in enumerate(state.tokens))
+        assert draw.logp == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ["Mamba", "Mamba-2", "Nemotron-H"])
+def test_models_in_bfloat16_with_logits_in_float32_may_round_in_bfloat16(family: str) -> None:
+    model = hybrids.random_model(family, len(ALPHABET), end=0).bfloat16()
+    assert reader_of(model, "", (1, 2, 3)).may_pad == (family != "Mamba")
+
+
+def test_a_model_can_be_freed() -> None:
+    model = random_qwen3(len(ALPHABET), end=0)
+    reader_of(model, "", (1, 2))
+    gone = ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_policy_goes_on_from_states_of_another_law() -> None:
+    policy = policy_of(random_qwen3(len(ALPHABET), end=0))
+    states = [draw.state for draw in policy.extend(policy.start([problem_of(3)]) * 8, keys(8))]
+    open_states = [state for state in states if not state.done]
+    assert policy.at_law(Sampling(0.5)).finish(open_states, keys(len(open_states)))
 
 
 def test_a_model_is_tested_once() -> None:

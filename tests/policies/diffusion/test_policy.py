@@ -651,7 +651,9 @@ def test_logits_that_are_no_numbers_are_refused_by_name() -> None:
 
 
 def test_an_autoregressive_checkpoint_is_refused_by_its_architecture(tiny_checkpoint: Checkpoint) -> None:
-    with pytest.raises(InputError, match=r"is a 'qwen3' model, which does not unmask; give one .*: llada") as caught:
+    with pytest.raises(
+        InputError, match=r"is a 'qwen3' model, which does not unmask; take the engine transformers, or .*llada"
+    ) as caught:
         make(tiny_checkpoint)
     assert "\n" not in str(caught.value)
 
