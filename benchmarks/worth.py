@@ -89,9 +89,7 @@ def moved(tree: Tree, law: Floats, boundary: int) -> Floats:
     """A law after a suffix move at a boundary, with one try."""
     q, w = tree.given(boundary), tree.w.reshape(tree.branches**boundary, -1)
     rows = law.reshape(q.shape)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        accept = np.minimum(1.0, np.nan_to_num(w[:, None, :] / w[:, :, None], nan=1.0, posinf=1.0))  # [prefix, x, x']
-    moves = q[:, None, :] * accept
+    moves = q[:, None, :] * np.minimum(1.0, w[:, None, :] / w[:, :, None])  # [prefix, x, x'] where accepted
     flow = np.einsum("px,pxy->py", rows, moves)
     return (flow + rows * (1 - moves.sum(2))).ravel()
 
@@ -115,7 +113,8 @@ def iterated(tree: Tree, samples: int, iterations: int) -> Floats:
     w, t = tree.w / tree.w.max(), times()
     decay = np.exp(-np.outer(w, t))
     law, others = one_step(tree, samples), (tree.p @ decay) ** (samples - 2)
-    kernel = (samples - 1) * tree.p * w * integral(decay[:, None] * decay[None] * others)
+    follows = np.stack([integral(row * decay * others) for row in decay])  # E[1 / (w_x + w_y + Σ)], [x, y]
+    kernel = (samples - 1) * tree.p * w * follows
     kernel[np.diag_indices(len(w))] += 1 - kernel.sum(1)
     for _ in range(iterations - 1):
         law = law @ kernel
