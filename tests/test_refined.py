@@ -14,10 +14,14 @@ import numpy as np
 import pytest
 
 from ets import refined as module
+from ets.policies.diffusion.denoise import Schedule
+from ets.policies.diffusion.policy import MaskedDiffusionPolicy
+from ets.policies.settings import Unmasking
 from ets.refined import log_acceptance, refined
 from ets.runner import run
 from ets.testing import Law, check_law, optimal_law, total_variation
 from ets.types import Chain, InputError, Policy, StepFn
+from tests.conftest import canvas_oracle, causal_oracle
 from tests.enumerable import PROBLEM, Tabular, lifted, reference, spelled
 from tests.laws.masked_tabular import TabularMaskedDiffusion
 from tests.laws.refined import BudgetedWalk, by_outcome, merged
@@ -229,3 +233,38 @@ def test_a_policy_without_its_lengths_is_refused() -> None:
 
     with pytest.raises(InputError, match="Endless has no attribute lengths"):
         refined(lifted(liking), lam=LAM, budget=12)(Endless(), [])  # type: ignore[arg-type]
+
+
+def network_walk(policy: Any, oracle: Any, reward: Any, budget: int, drawn: Any) -> BudgetedWalk:
+    return BudgetedWalk(oracle, PROBLEM, lambda x: math.exp(reward(x) / LAM), drawn, policy.lengths, budget, 0.0, 1)
+
+
+def test_a_real_network_follows_its_exact_law_and_reads_the_prompt_once(make_tiny: Any) -> None:
+    policy = make_tiny(block_size=1, max_length=2)
+    step = refined(lifted(liking), lam=LAM, budget=8, start=0.0)
+    chains = chains_of(policy, step, samples=1_500)
+    decode = policy.endings.decode
+    walk = network_walk(policy, causal_oracle(policy), lambda x: liking(decode([t for t in x if t])), 8, len)
+    law = by_outcome(walk.law())
+    assert len(law) == 13 and sum(law.values()) == pytest.approx(1)
+    check_law([chain.state.tokens for chain in chains], law, level=LEVEL)
+    assert policy.ledger.prompt == 1
+    for name in ("prompt", "candidate", "generated"):
+        assert sum(getattr(chain.cost, name) for chain in chains) == getattr(policy.ledger, name)
+
+
+def test_a_masked_diffusion_network_follows_its_exact_law(tiny_llada: Any) -> None:
+    """Suffixes begin at the recorded canvas of a guide boundary."""
+    policy = MaskedDiffusionPolicy(tiny_llada, Unmasking(), Schedule(2, 2, 2, 2))
+    oracle = canvas_oracle(tiny_llada, policy.schedule, policy.unmasking)
+    step = refined(lifted(liking), lam=LAM, budget=8, start=0.0)
+    chains = chains_of(policy, step, samples=1_500)
+
+    def reward(canvas: Any) -> float:
+        tokens = list(canvas)
+        return liking(policy.endings.decode(tokens[: tokens.index(0)] if 0 in tokens else tokens))
+
+    walk = network_walk(policy, oracle, reward, 8, lambda canvas: sum(t != policy.mask_id for t in canvas))
+    check_law([chain.state.tokens for chain in chains], by_outcome(walk.law()), level=LEVEL)
+    for name in ("candidate", "generated", "row_forwards", "vocabulary"):
+        assert sum(getattr(chain.cost, name) for chain in chains) == getattr(policy.ledger, name) > 0
