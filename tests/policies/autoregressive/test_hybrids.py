@@ -188,3 +188,21 @@ def test_the_command_line_runs_a_folder(family: str, tmp_path: Path, capsys: pyt
     words = ["sample", "--prompt", "abba", "--model", str(tmp_path), "--reward", "likelihood", "--candidates", "2"]
     assert main([*words, "--rollouts", "1", "--block-size", "2", "--max-length", "4"]) == 0
     assert "tokens generated" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("family", RECURRENT)
+def test_padding_in_a_state_is_found(family: str) -> None:
+    """The states after a padded prompt, in the place of the states after the prompt, give other log-probabilities."""
+    policy = policy_of(family, 2, 6)
+    (start,) = policy.start(PROBLEMS[2:])  # one token: a short convolution sees three
+    model, reader = policy.checkpoint.model, reader_of(policy.checkpoint.model, family, start.prompt)
+    right = policy.finish([start], keys(1))[0]
+    assert right.logp == pytest.approx(whole_logp(model, start.prompt, right.state.tokens), abs=1e-4)
+    padded = reader.empty(1, 1 + len(start.prompt))
+    with torch.inference_mode():
+        reader.read(padded, [[0, *start.prompt]])
+    for layer, other in zip(start.memory.cache.layers, padded.layers, strict=True):
+        if hasattr(layer, "recurrent_states"):
+            layer.conv_states, layer.recurrent_states = dict(other.conv_states), dict(other.recurrent_states)
+    wrong = policy.finish([start], keys(1))[0]
+    assert abs(wrong.logp - whole_logp(model, start.prompt, wrong.state.tokens)) > 1e-3
