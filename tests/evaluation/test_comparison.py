@@ -224,11 +224,14 @@ def test_a_folder_takes_further_budgets_methods_and_settings(tmp_path: Path) -> 
 def test_records_are_named_by_the_settings_that_their_method_depends_on(entries: list[Entry]) -> None:
     guided = "rollouts=2-lam=0.2-pool=chain-reward=majority-minimum=None"
     keys = {e.method: e.key.replace(f"{e.method}-{e.size}-", f"{e.method}-N-") for e in entries}
+    sizes = {e.method: e.size for e in entries}
     assert {name: keys[name] for name in (*GUIDED, "beam")} == {
         "ets": f"ets-N-{guided}",
         "ets-is": f"ets-is-N-{guided}-weighing=another table",
         "ets-stopped": f"ets-stopped-N-{guided}",
         "retained": f"retained-N-{guided}",
+        "refined": "refined-N-lam=0.2-reward=majority-minimum=None",
+        "adaptive-majority": f"adaptive-majority-{sizes['adaptive-majority']}",
         "lookahead": f"lookahead-N-{guided}-resample_below=0.5",
         "particles": "particles-N-lam=0.2-reward=majority-minimum=None-resample_below=0.5",
         "power": "power-N-alpha=4.0",
