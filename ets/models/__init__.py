@@ -102,7 +102,7 @@ def mask_token_of(config: Any, tokenizer: Any) -> int:
     Raises
     ------
     InputError
-        For an id whose token is neither the tokenizer's mask token nor the family's.
+        For an id whose token is neither the tokenizer's mask token nor the family's, or without an embedding.
     """
     kind, family = config.model_type, MASKED_DIFFUSION[config.model_type]
     declared = getattr(tokenizer, "mask_token", None)
@@ -117,6 +117,11 @@ def mask_token_of(config: Any, tokenizer: Any) -> int:
         raise InputError(
             f"the mask id {found} is the token {token!r}, but the mask token of a {kind!r} model is {named}; correct "
             f"{family.mask_field} in its configuration, or mask_token in its tokenizer"
+        )
+    if found >= config.vocab_size:
+        raise InputError(
+            f"the mask token of a {kind!r} model has the id {found}, and the model has embeddings of "
+            f"{config.vocab_size}; call model.resize_token_embeddings, or correct the mask token"
         )
     return int(found)
 

@@ -6,11 +6,10 @@ position are for the token at that position. Its smallest checkpoint has 0.6 bil
 
 from __future__ import annotations
 
-from torch import nn
 from transformers import Qwen3Config
 from transformers.models.qwen3.modeling_qwen3 import Qwen3Model, Qwen3PreTrainedModel
 
-from ets.models.bidirectional import TIED, BidirectionalDecoder, MaskPredictor
+from ets.models.bidirectional import BidirectionalDecoder, HeadedPredictor
 
 
 class A2DQwen3Config(Qwen3Config):
@@ -23,14 +22,8 @@ class A2DQwen3Decoder(BidirectionalDecoder, Qwen3Model):
     """The decoder without the head."""
 
 
-class A2DQwen3LMHeadModel(MaskPredictor, Qwen3PreTrainedModel):
+class A2DQwen3LMHeadModel(HeadedPredictor, Qwen3PreTrainedModel):
     """A2D-Qwen3 with its head, under the publishers' name."""
 
     config_class = A2DQwen3Config
-    _tied_weights_keys = TIED
-
-    def __init__(self, config: A2DQwen3Config) -> None:
-        super().__init__(config)
-        self.model = A2DQwen3Decoder(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+    decoder_class = A2DQwen3Decoder

@@ -1,24 +1,24 @@
 """Decoders of transformers without the causal mask: the networks of masked-diffusion families.
 
 A published mask predictor is often a known decoder (Llama, Qwen2) in which every position attends to all others, under
-the decoder's own tensor names. `BidirectionalDecoder` and `MaskPredictor` make it from the decoder's class.
+the decoder's own tensor names. `BidirectionalDecoder` and `HeadedPredictor` make it from the decoder's class.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
+from torch import nn
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 
-from ets.models.llada import Exchange, positions_of
+Exchange: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+"""`(layer, keys, values)` `[rows, heads, length, head]` with rotated keys, to the keys and values of the attention.
 
-if TYPE_CHECKING:
-    from torch import nn
-
-TIED = {"lm_head.weight": "model.embed_tokens.weight"}
-"""The weights that a configuration with `tie_word_embeddings` shares."""
+A cache stores its arguments and returns cached columns too.
+"""
 
 
 class _ExchangedCache:
@@ -31,6 +31,13 @@ class _ExchangedCache:
         self, keys: torch.Tensor, values: torch.Tensor, layer: int, *_: Any, **__: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return self.exchange(layer, keys, values)
+
+
+def positions_of(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+    """Position ids that count a row's tokens from the first token after the padding."""
+    if attention_mask is None:
+        return torch.arange(input_ids.shape[1], device=input_ids.device)[None]
+    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
 class BidirectionalDecoder:
@@ -75,11 +82,12 @@ class BidirectionalDecoder:
 
 
 class MaskPredictor:
-    """A mixin of models with a decoder `model` and a head `lm_head`."""
+    """A mixin of models with a decoder `model` and a head, linear without a bias."""
 
     if TYPE_CHECKING:
-        model: nn.Module
-        lm_head: nn.Module
+        model: Any
+
+        def get_output_embeddings(self) -> nn.Module: ...
 
     def forward(
         self,
@@ -105,4 +113,25 @@ class MaskPredictor:
         hidden = self.model(input_ids, attention_mask, position_ids, **options).last_hidden_state
         if logits_at is not None:
             hidden = hidden[logits_at.to(hidden.device)]  # layers may be on different devices
-        return MaskedLMOutput(logits=self.lm_head(hidden))
+        return MaskedLMOutput(logits=self.get_output_embeddings()(hidden))
+
+
+class HeadedPredictor(MaskPredictor):
+    """A mixin of models with the tensor names of transformers' causal models: `model` and `lm_head`.
+
+    `decoder_class` is the class of `model`. A configuration with `tie_word_embeddings` shares the weights of the head
+    and of the embeddings.
+    """
+
+    decoder_class: Any
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 (transformers reads it)
+
+    if TYPE_CHECKING:
+
+        def post_init(self) -> None: ...
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)  # type: ignore[call-arg]
+        self.model = self.decoder_class(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()

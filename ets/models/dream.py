@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
 from transformers import Qwen2Config, Qwen2Tokenizer
 from transformers.models.qwen2.modeling_qwen2 import Qwen2Model, Qwen2PreTrainedModel
 
-from ets.models.bidirectional import TIED, BidirectionalDecoder, MaskPredictor
-from ets.types import InputError
+from ets.models.bidirectional import BidirectionalDecoder, HeadedPredictor
+from ets.models.configuration import require_fixed
 
 
 class DreamConfig(Qwen2Config):
@@ -32,26 +31,18 @@ class DreamConfig(Qwen2Config):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        for name in ("use_sliding_window", "use_mrope"):
-            if getattr(self, name, False):
-                raise InputError(f"this Dream configuration has {name} True; only False is supported")
+        require_fixed(self, "Dream", {"use_sliding_window": False, "use_mrope": False})
 
 
 class DreamDecoder(BidirectionalDecoder, Qwen2Model):
     """The decoder without the head."""
 
 
-class DreamModel(MaskPredictor, Qwen2PreTrainedModel):
+class DreamModel(HeadedPredictor, Qwen2PreTrainedModel):
     """Dream with its head, under the publishers' name."""
 
     config_class = DreamConfig
-    _tied_weights_keys = TIED
-
-    def __init__(self, config: DreamConfig) -> None:
-        super().__init__(config)
-        self.model = DreamDecoder(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+    decoder_class = DreamDecoder
 
 
 class DreamTokenizer(Qwen2Tokenizer):

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaModel, LlamaPreTrainedModel
 
-from ets.models.bidirectional import TIED, BidirectionalDecoder, MaskPredictor
-from ets.types import InputError
+from ets.models.bidirectional import BidirectionalDecoder, HeadedPredictor
+from ets.models.configuration import require_fixed
 
 
 class ILLaDAConfig(LlamaConfig):
@@ -38,22 +37,15 @@ class ILLaDAConfig(LlamaConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
-        if (eps := getattr(self, "layer_norm_eps", None)) is not None:
-            raise InputError(f"this iLLaDA configuration has layer_norm_eps {eps!r}; only None is supported")
+        require_fixed(self, "iLLaDA", {"layer_norm_eps": None})
 
 
 class ILLaDAModel(BidirectionalDecoder, LlamaModel):
     """The decoder without the head."""
 
 
-class ILLaDAForCausalLM(MaskPredictor, LlamaPreTrainedModel):
+class ILLaDAForCausalLM(HeadedPredictor, LlamaPreTrainedModel):
     """iLLaDA with its head, under the publishers' name."""
 
     config_class = ILLaDAConfig
-    _tied_weights_keys = TIED
-
-    def __init__(self, config: ILLaDAConfig) -> None:
-        super().__init__(config)
-        self.model = ILLaDAModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+    decoder_class = ILLaDAModel

@@ -7,7 +7,6 @@ The logits at a position are for the token at that position.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -15,11 +14,12 @@ from torch import nn
 from torch.nn.functional import silu
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_bidirectional_mask
-from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward, rotate_half
 
-from ets.types import InputError
+from ets.models.bidirectional import Exchange, MaskPredictor, positions_of
+from ets.models.configuration import require_fixed
 
 # Fields of the publishers' configuration, with the value of every published checkpoint.
 _FIXED = {
@@ -69,19 +69,11 @@ class LLaDAConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)  # first: also sets fields by transformers' names
         self.n_kv_heads = self.n_kv_heads or self.n_heads
-        for name, value in _FIXED.items():
-            if (given := getattr(self, name, value)) is not None and given != value:
-                raise InputError(f"this LLaDA configuration has {name} {given!r}; only {value!r} is supported")
+        require_fixed(self, "LLaDA", _FIXED)
 
 
 Turns: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 """Cosines and sines `[rows, 1, length, head]` of the positions' angles."""
-
-Exchange: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""`(layer, keys, values)` `[rows, heads, length, head]` with rotated keys, to the keys and values of the attention.
-
-A cache stores its arguments and returns cached columns too.
-"""
 
 
 class _Block(nn.Module):
@@ -184,14 +176,7 @@ class LLaDAModel(nn.Module):
         return torch.cat((angles, angles), dim=-1)
 
 
-def positions_of(input_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
-    """Position ids that count a row's tokens from the first token after the padding."""
-    if attention_mask is None:
-        return torch.arange(input_ids.shape[1], device=input_ids.device)[None]
-    return (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-
-
-class LLaDAModelLM(PreTrainedModel):
+class LLaDAModelLM(MaskPredictor, PreTrainedModel):
     """LLaDA with its head, under the publishers' name."""
 
     config_class = LLaDAConfig
@@ -212,29 +197,3 @@ class LLaDAModelLM(PreTrainedModel):
 
     def get_output_embeddings(self) -> nn.Module:
         return self.model.transformer["ff_out"]
-
-    def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        logits_at: torch.Tensor | None = None,
-        **options: Any,
-    ) -> MaskedLMOutput:
-        """Logits `[rows, length, V]` of the tokens at all positions.
-
-        Parameters
-        ----------
-        input_ids : tensor
-            `[rows, length]`, with mask tokens.
-        attention_mask : tensor, optional
-            `[rows, length]`, 0 at padding, which is on the left.
-        position_ids : tensor, optional
-            `[rows, length]`; by default counted from the first token after the padding.
-        logits_at : tensor, optional
-            Booleans `[rows, length]`: return logits `[N, V]` of these positions only, row by row.
-        """
-        hidden = self.model(input_ids, attention_mask, position_ids, **options).last_hidden_state
-        if logits_at is not None:
-            hidden = hidden[logits_at.to(hidden.device)]  # layers may be on different devices
-        return MaskedLMOutput(logits=self.model.transformer["ff_out"](hidden))

@@ -23,7 +23,7 @@ from transformers.conversion_mapping import (
 )
 from transformers.core_model_loading import ConversionOps, WeightConverter, WeightRenaming
 
-from ets.types import InputError
+from ets.models.configuration import require_fixed
 
 # Fields of the publishers' configuration, with the value of every published checkpoint.
 _FIXED = {"use_bias": False, "norm_head": False, "score_function": "sigmoid", "hidden_act": "silu"}
@@ -82,9 +82,7 @@ class LLaDA2MoeConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
         self.norm_topk_prob = self.num_experts_per_tok > 1  # the publishers' code normalises several experts alone
-        for name, value in _FIXED.items():
-            if (given := getattr(self, name, value)) is not None and given != value:
-                raise InputError(f"this LLaDA2 configuration has {name} {given!r}; only {value!r} is supported")
+        require_fixed(self, "LLaDA2", _FIXED)
 
 
 class LLaDA2MoeModelLM(Glm4MoeForCausalLM):

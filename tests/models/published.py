@@ -13,8 +13,13 @@ from typing import Any, TypeAlias
 import torch
 from safetensors.torch import save_file
 from torch.nn.functional import silu
+from transformers import AutoModelForCausalLM
+
+from tests.block_causal import block_causal_logits
 
 Weights: TypeAlias = Mapping[str, torch.Tensor]
+IDS = torch.tensor([2, 5, 11, 3, 7, 19, 19, 4, 19, 13])
+"""A text with masks, where the mask token has the id 19."""
 
 
 def write_checkpoint(folder: Path, config: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> Weights:
@@ -24,6 +29,15 @@ def write_checkpoint(folder: Path, config: Mapping[str, Any], shapes: Mapping[st
     save_file(dict(weights), folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config))
     return {name: weight.double() for name, weight in weights.items()}
+
+
+def loaded_logits(folder: Path, expected: type, ids: torch.Tensor, block: int) -> torch.Tensor:
+    """Block-causal logits `[length, V]` of a folder's model, which is of the expected class and has all its tensors."""
+    model, report = AutoModelForCausalLM.from_pretrained(
+        folder, trust_remote_code=False, dtype=torch.float64, output_loading_info=True
+    )
+    assert type(model) is expected and not any(report.values())
+    return block_causal_logits(model.eval(), ids.tolist(), block)
 
 
 def _random(name: str, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:

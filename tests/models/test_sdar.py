@@ -7,11 +7,20 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from ets.models import MASKED_DIFFUSION, SDARConfig, SDARForCausalLM, SDARMoeForCausalLM
-from tests.block_causal import block_causal_logits
-from tests.models.published import Weights, attended, decoder_logits, gated, rms_norm, rotated, write_checkpoint
+from tests.models.published import (
+    IDS,
+    Weights,
+    attended,
+    decoder_logits,
+    gated,
+    loaded_logits,
+    rms_norm,
+    rotated,
+    write_checkpoint,
+)
 
 CONFIG: dict[str, Any] = {
     "architectures": ["SDARForCausalLM"],
@@ -117,13 +126,8 @@ def routed(x: torch.Tensor, weights: Weights, name: str) -> torch.Tensor:
 def test_published_tensors_give_the_logits_of_the_equations(loaded: type, block: int, tmp_path: Path) -> None:
     config = CONFIG if loaded is SDARForCausalLM else {**CONFIG, **EXPERTS}
     weights = write_checkpoint(tmp_path, config, shapes(config))
-    model, report = AutoModelForCausalLM.from_pretrained(
-        tmp_path, trust_remote_code=False, dtype=torch.float64, output_loading_info=True
-    )
-    assert type(model) is loaded and not any(report.values())
-    ids = torch.tensor([2, 5, 11, 3, 7, 19, 19, 4, 19, 13])
-    found = block_causal_logits(model.eval(), ids.tolist(), block)
-    torch.testing.assert_close(found, reference(weights, ids, block), rtol=0, atol=1e-5)
+    found = loaded_logits(tmp_path, loaded, IDS, block)
+    torch.testing.assert_close(found, reference(weights, IDS, block), rtol=0, atol=1e-5)
 
 
 def test_the_published_configuration_is_the_familys(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ class TransformersPolicy:
             )
         if getattr(self._config, "is_encoder_decoder", False):
             raise InputError(f"{checkpoint.name!r} has an encoder and a decoder; choose a causal language model")
-        layer_kinds(self._config)  # raises for layers that cannot be forked
+        self._recurrent = any(kind.states for kind in layer_kinds(self._config))
         checkpoint.require_packages()
         self.checkpoint, self.sampling, self.horizon = checkpoint, sampling, horizon
         ends = checkpoint.end_ids if end_ids is None else end_ids
@@ -173,7 +173,7 @@ class TransformersPolicy:
         cost of equal states are shared.
         """
         require_counts(beams=beams)
-        if any(kind.states for kind in layer_kinds(self._config)) and beams > 1:
+        if self._recurrent and beams > 1:
             raise InputError(
                 f"{self.checkpoint.name!r} has recurrent layers, whose states cannot go back by the token that beam "
                 "search reads again; leave the method beam out"

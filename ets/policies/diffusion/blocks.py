@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from ets.models import Family
 from ets.policies.autoregressive.attention import NAME
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.diffusion.cache import Prefix
+from ets.policies.diffusion.cache import BlockPrefix
 from ets.policies.diffusion.canvas import PADDING, Canvas
 from ets.policies.diffusion.denoise import Schedule
 from ets.policies.diffusion.forward import CanvasReader
@@ -93,7 +93,7 @@ class _BlockKeys:
     `update` returns the keys and values of each row's prefix, padded on the left, and of the fresh columns after it.
     """
 
-    def __init__(self, prefixes: Sequence[Prefix], longest: int) -> None:
+    def __init__(self, prefixes: Sequence[BlockPrefix], longest: int) -> None:
         self.prefixes, self.longest = prefixes, longest
         self.fresh: list[torch.Tensor] = []  # of each layer [2, U, heads, columns, head]
 
@@ -115,8 +115,8 @@ class _BlockKeys:
 class BlockReader(CanvasReader):
     """Computes the inputs of the head at the masked positions of canvases of a block-causal model.
 
-    `Canvas.memory.cached` holds the `Prefix` before the active block. The reader continues a shorter prefix, or begins
-    with the prompt.
+    `Canvas.memory.cached` holds the `BlockPrefix` before the active block. The reader continues a shorter prefix, or
+    begins with the prompt.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class BlockReader(CanvasReader):
 
     def read_all(self, canvases: Iterable[Canvas], work: Callable[[Sequence[Canvas]], None] | None = None) -> None:
         """Call `work`, by default `read`, with batches that fit into memory; no block is encoded for two canvases."""
-        known: dict[Any, Prefix] = {}
+        known: dict[Any, BlockPrefix] = {}
         waiting = sorted(canvases, key=self._start)
         while waiting:
             now, waiting = self._without_shared_blocks(waiting, known)
@@ -151,8 +151,8 @@ class BlockReader(CanvasReader):
             if canvas.memory.hidden is None:  # the first position of a block, with a shift
                 canvas.memory.hidden = torch.stack([self._prefix(canvas).last])  # type: ignore[list-item]
 
-    def _prefix(self, canvas: Canvas) -> Prefix:
-        return canvas.memory.cached if isinstance(canvas.memory.cached, Prefix) else Prefix()
+    def _prefix(self, canvas: Canvas) -> BlockPrefix:
+        return canvas.memory.cached if isinstance(canvas.memory.cached, BlockPrefix) else BlockPrefix()
 
     def _start(self, canvas: Canvas) -> int:
         """The absolute position at which the active block begins."""
@@ -177,7 +177,7 @@ class BlockReader(CanvasReader):
         return canvas.prompt, end, canvas.tokens[: max(0, end - len(canvas.prompt))].tobytes()
 
     def _without_shared_blocks(
-        self, waiting: Sequence[Canvas], known: dict[Any, Prefix]
+        self, waiting: Sequence[Canvas], known: dict[Any, BlockPrefix]
     ) -> tuple[list[Canvas], list[Canvas]]:
         """The canvases to read at once, and those that wait for a block that one of the first encodes."""
         now, later, taken = list[Canvas](), list[Canvas](), set[Any]()

@@ -21,7 +21,7 @@ Each is `[heads, length, head]`; the keys are rotated.
 
 
 @dataclass(frozen=True, eq=False)
-class Prefix:
+class BlockPrefix:
     """Of a block-causal model: keys and values of the prompt and the finished blocks, a function of their tokens.
 
     A longer prefix shares the tensors of the shorter one.
@@ -40,8 +40,8 @@ class Prefix:
     length: int = 0
     last: torch.Tensor | None = None
 
-    def extended(self, part: list[torch.Tensor], last: torch.Tensor | None) -> Prefix:
-        return Prefix((*self.parts, part), self.length + part[0].shape[2], last)
+    def extended(self, part: list[torch.Tensor], last: torch.Tensor | None) -> BlockPrefix:
+        return BlockPrefix((*self.parts, part), self.length + part[0].shape[2], last)
 
 
 class Recording:

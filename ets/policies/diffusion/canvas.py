@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ets.policies.diffusion.cache import CachedLayers, Prefix
-from ets.types import Certainty, Cost, Floats, Keys, Policy, Problem
+from ets.policies.diffusion.cache import BlockPrefix, CachedLayers
+from ets.types import Certainty, Cost, Floats, InputError, Keys, Policy, Problem, State
 
 Ints: TypeAlias = NDArray[np.int64]
-Cached: TypeAlias = CachedLayers | Prefix
+Cached: TypeAlias = CachedLayers | BlockPrefix
 """Keys and values of the last refresh, or of the prompt and the finished blocks."""
 
 PADDING = 1.125
@@ -69,6 +69,37 @@ class CanvasState:
     done: bool = False
     step_logps: Floats = field(default_factory=lambda: np.zeros((0, 2)), repr=False)
     certainty: Certainty | None = None
+
+    @property
+    def owner(self) -> Policy:
+        """The policy that drew the state."""
+        return self.memory.owner
+
+
+class Owned(Protocol):
+    """A state that only the policy that drew it can continue."""
+
+    @property
+    def owner(self) -> Policy: ...
+    @property
+    def done(self) -> bool: ...
+
+
+S = TypeVar("S", bound=Owned)
+
+
+def open_states(policy: Policy, states: Sequence[State], kind: type[S]) -> list[S]:
+    """The states, if all are open states of a policy; another policy may have other weights or settings.
+
+    Raises
+    ------
+    InputError
+        For any other state.
+    """
+    found: list[Any] = [state for state in states if isinstance(state, kind) and state.owner is policy]
+    if len(found) != len(states) or any(state.done for state in found):
+        raise InputError("a state is of another policy or has ended; draw from open states of this policy")
+    return found
 
 
 def canvas_before(tokens: Ints, path: Ints, step: int | Ints, mask_id: int) -> Ints:

@@ -21,7 +21,15 @@ from ets.models import MASKED_DIFFUSION, Family, diffusion_engine, mask_token_of
 from ets.policies.autoregressive.law import Endings
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion.blocks import AlignedSchedule, BlockReader
-from ets.policies.diffusion.canvas import Canvas, CanvasMemory, CanvasRows, CanvasState, Ints, canvas_before
+from ets.policies.diffusion.canvas import (
+    Canvas,
+    CanvasMemory,
+    CanvasRows,
+    CanvasState,
+    Ints,
+    canvas_before,
+    open_states,
+)
 from ets.policies.diffusion.denoise import Revealed, Schedule, denoise, denoise_greedily
 from ets.policies.diffusion.forward import CanvasReader
 from ets.policies.diffusion.path_search import search_paths
@@ -101,11 +109,6 @@ class MaskedDiffusionPolicy:
         self.checkpoint, self.unmasking, self.schedule, self.caching = checkpoint, unmasking, schedule, caching
         self.memory_gib, self.certainty, self.one_by_one = memory_gib, certainty, one_by_one
         self.mask_id = mask_token_of(config, checkpoint.tokenizer)
-        if self.mask_id >= config.vocab_size:
-            raise InputError(
-                f"the mask token of {checkpoint.name!r} has the id {self.mask_id}, and the model has embeddings of "
-                f"{config.vocab_size}; call model.resize_token_embeddings, or correct the mask token"
-            )
         vocabulary = checkpoint.tokenizer.get_vocab()
         named = {vocabulary[token] for token in family.end_tokens if token in vocabulary}
         self.endings = Endings(checkpoint.tokenizer, checkpoint.end_ids | named, config.vocab_size)
@@ -202,11 +205,7 @@ class MaskedDiffusionPolicy:
         return states
 
     def _open(self, states: Sequence[State]) -> list[CanvasState]:
-        """The states, if all are open states of this policy; another policy may have other weights or settings."""
-        found = [state for state in states if isinstance(state, CanvasState) and state.memory.owner is self]
-        if len(found) != len(states) or any(state.done for state in found):
-            raise InputError("a state is of another policy or has ended; draw from open states of this policy")
-        return found
+        return open_states(self, states, CanvasState)
 
     def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         found = self._open(states)

@@ -19,31 +19,33 @@ KeysValues: TypeAlias = tuple[torch.Tensor, torch.Tensor]
 
 
 @dataclass(eq=False)
-class Prefix:
+class CanvasPrefix:
     """A prompt, or a canvas after another prefix.
 
     Parameters
     ----------
     tokens : tuple of int
         The tokens of this part alone.
-    before : Prefix, optional
+    before : CanvasPrefix, optional
     layers : list of KeysValues, optional
         Of this part alone, by layer; None until the encoder has read the part. A sliding layer keeps its window.
     """
 
     tokens: tuple[int, ...]
-    before: Prefix | None = None
+    before: CanvasPrefix | None = None
     layers: list[KeysValues] | None = None
-    _following: WeakValueDictionary[tuple[int, ...], Prefix] = field(default_factory=WeakValueDictionary, repr=False)
+    _following: WeakValueDictionary[tuple[int, ...], CanvasPrefix] = field(
+        default_factory=WeakValueDictionary, repr=False
+    )
 
-    def followed_by(self, tokens: tuple[int, ...]) -> Prefix:
+    def followed_by(self, tokens: tuple[int, ...]) -> CanvasPrefix:
         """This prefix and a canvas after it: the same object for all rows, as long as a row refers to it."""
         found = self._following.get(tokens)
         if found is None:
-            self._following[tokens] = found = Prefix(tokens, self)
+            self._following[tokens] = found = CanvasPrefix(tokens, self)
         return found
 
-    def parts(self) -> list[Prefix]:
+    def parts(self) -> list[CanvasPrefix]:
         """All parts, from the prompt to this one."""
         return [*(self.before.parts() if self.before else ()), self]
 
@@ -56,7 +58,7 @@ class Prefix:
 class _PrefixLayer(CacheLayerMixin):
     """One layer of the prefixes of R rows. The decoder reads `keys` and `values`, the encoder appends by `update`."""
 
-    def __init__(self, number: int, window: int | None, depths: Sequence[Sequence[Prefix]], length: int) -> None:
+    def __init__(self, number: int, window: int | None, depths: Sequence[Sequence[CanvasPrefix]], length: int) -> None:
         self.number, self.window, self.depths, self.length = number, window, depths, length
         self.is_sliding, self.is_initialized = window is not None, True
         self.new: KeysValues | None = None
@@ -110,7 +112,7 @@ class PrefixCache(Cache):
     `windows` holds the window of each sliding layer, and None for a layer that attends to everything.
     """
 
-    def __init__(self, windows: Sequence[int | None], prefixes: Sequence[Prefix | None]) -> None:
+    def __init__(self, windows: Sequence[int | None], prefixes: Sequence[CanvasPrefix | None]) -> None:
         present = [prefix for prefix in prefixes if prefix is not None]
         depths = list(zip(*(prefix.parts() for prefix in present), strict=True))
         length = present[0].length if present else 0
@@ -127,9 +129,9 @@ def windows_of(config: Any) -> list[int | None]:
     return [layer.sliding_window if layer.is_sliding else None for layer in layers]
 
 
-def unread(prefixes: Sequence[Prefix]) -> Iterator[list[Prefix]]:
+def unread(prefixes: Sequence[CanvasPrefix]) -> Iterator[list[CanvasPrefix]]:
     """Batches of different prefixes that the encoder has not read, of equal lengths."""
-    batches: dict[tuple[int, int], dict[int, Prefix]] = {}
+    batches: dict[tuple[int, int], dict[int, CanvasPrefix]] = {}
     for prefix in prefixes:
         if prefix.layers is None:
             batches.setdefault((len(prefix.tokens), prefix.length), {})[id(prefix)] = prefix

@@ -20,9 +20,9 @@ import torch
 from ets.models import UNIFORM_DIFFUSION
 from ets.policies.autoregressive.law import Endings
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.diffusion.canvas import Ints
+from ets.policies.diffusion.canvas import Ints, open_states
 from ets.policies.diffusion.entropy_bound import UniformLaw, UniformSchedule, denoise
-from ets.policies.diffusion.prefixes import Prefix, unread
+from ets.policies.diffusion.prefixes import CanvasPrefix, unread
 from ets.policies.diffusion.uniform_reader import UniformReader
 from ets.policies.prompts import encode_prompt
 from ets.policies.settings import MemorySettings, UniformCanvases, UniformDenoising
@@ -56,7 +56,7 @@ class UniformState:
 
     Parameters
     ----------
-    prefix : Prefix
+    prefix : CanvasPrefix
         The prompt and the finished canvases.
     written : tuple of int
         Tokens of the finished canvases, up to and with the first end token.
@@ -81,7 +81,7 @@ class UniformState:
 
     problem: Problem
     prompt: tuple[int, ...]
-    prefix: Prefix = field(repr=False)
+    prefix: CanvasPrefix = field(repr=False)
     owner: Any = field(repr=False)
     written: tuple[int, ...] = ()
     canvas: Ints | None = field(default=None, repr=False)
@@ -103,7 +103,7 @@ class UniformRow:
     before: UniformState
     key: np.uint64
     end: int  # the denoising step that the call reaches
-    prefix: Prefix
+    prefix: CanvasPrefix
     written: tuple[int, ...]
     canvas: Ints | None
     reading: Reading | None
@@ -213,7 +213,7 @@ class UniformDiffusionPolicy:
                     f"{self.vocabulary} embeddings; use the model's tokenizer"
                 )
             certainty = Certainty() if self.certainty else None
-            states.append(UniformState(problem, prompt, Prefix(prompt), self, certainty=certainty))
+            states.append(UniformState(problem, prompt, CanvasPrefix(prompt), self, certainty=certainty))
         return states
 
     def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
@@ -225,11 +225,7 @@ class UniformDiffusionPolicy:
         return self._draw(found, keys, [self.schedule.steps] * len(found), "rollout")
 
     def _open(self, states: Sequence[State]) -> list[UniformState]:
-        """The states, if all are open states of this policy; another policy may have other weights or settings."""
-        found = [state for state in states if isinstance(state, UniformState) and state.owner is self]
-        if len(found) != len(states) or any(state.done for state in found):
-            raise InputError("a state is of another policy or has ended; draw from open states of this policy")
-        return found
+        return open_states(self, states, UniformState)
 
     @torch.inference_mode()
     def _draw(self, states: Sequence[UniformState], keys: Keys, ends: Sequence[int], kind: str) -> list[Draw]:

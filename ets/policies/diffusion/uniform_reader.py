@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.diffusion.prefixes import Prefix, PrefixCache, windows_of
+from ets.policies.diffusion.prefixes import CanvasPrefix, PrefixCache, windows_of
 from ets.policies.memory import MemoryLimit, weights_device
 from ets.types import Cost
 
@@ -41,7 +41,7 @@ class UniformReader:
         """Bytes of a denoising step of so many positions."""
         return positions * self.checkpoint.config.get_text_config().vocab_size * BYTES_PER_LOGIT
 
-    def read(self, prefixes: Sequence[Prefix]) -> None:
+    def read(self, prefixes: Sequence[CanvasPrefix]) -> None:
         """Fill `layers` of different prefixes of equal lengths, by one pass of the encoder."""
         ids = torch.tensor([prefix.tokens for prefix in prefixes], device=weights_device(self.checkpoint.model))
         cache = PrefixCache(self._windows, [prefix.before for prefix in prefixes])
@@ -53,13 +53,13 @@ class UniformReader:
         self.ledger += Cost(forwards=1)
 
     def logits(
-        self, prefixes: Sequence[Prefix], canvases: torch.Tensor, signals: Sequence[torch.Tensor | None]
+        self, prefixes: Sequence[CanvasPrefix], canvases: torch.Tensor, signals: Sequence[torch.Tensor | None]
     ) -> torch.Tensor:
         """Logits `[U, C, V]` of canvases `[U, C]`, by one pass of the decoder.
 
         Parameters
         ----------
-        prefixes : sequence of Prefix
+        prefixes : sequence of CanvasPrefix
             `[U]`, of equal lengths.
         canvases : tensor
         signals : sequence of tensor

@@ -27,7 +27,7 @@ from ets.rewards import per_text
 from ets.runner import run
 from ets.types import InputError, Problem
 from tests.conftest import tiny_tokenizer
-from tests.policies.autoregressive.hybrids import FAMILIES
+from tests.policies.autoregressive.hybrids import FAMILIES, spread_out, whole_logp
 
 PAGE = Path(__file__).parents[3] / "docs" / "families.md"
 CAUSAL_CLASSES: dict[str, str] = dict(sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.items()))
@@ -197,11 +197,7 @@ def small_model(model_type: str, seed: int = 0) -> Any:
         raise
     except Exception as error:
         raise NotSmall(re.sub(r"\s+", " ", f"{type(error).__name__}: {error}")[:120]) from error
-    model = model.double().eval()
-    for weights in model.parameters():
-        if weights.dim() > 1:
-            weights.data.normal_(std=0.3)
-    return model
+    return spread_out(model, 0.3)
 
 
 def prompts() -> Iterator[Problem]:
@@ -226,16 +222,11 @@ def judge(model_type: str) -> Verdict:
         reason = re.sub(r"^'loaded' \([\w-]+\) ", "", str(refusal)).replace("|", "\\|")
         return Verdict("refused", re.split(r", so its|; choose|\. |: The ", reason)[0][:110])
     alone, together = ({(c.problem.id, c.sample): c.state.tokens for c in chains} for chains in found)
-    gap = max(abs(chain.state.logp - _whole_logp(model, chain.state)) for chains in found for chain in chains)
+    states = [chain.state for chains in found for chain in chains]
+    gap = max(abs(state.logp - whole_logp(model, state.prompt, state.tokens)) for state in states)
     if not gap <= LEVEL or alone != together:
         return Verdict("WRONG", f"log-probabilities differ by {gap:.1e}")
     return Verdict("right", _how(reader_of(model, "", (1,))))
-
-
-def _whole_logp(model: Any, state: Any) -> float:
-    with torch.no_grad():
-        logits = model(torch.tensor([state.prompt + state.tokens])).logits[0].double().log_softmax(-1)
-    return sum(float(logits[len(state.prompt) - 1 + n, token]) for n, token in enumerate(state.tokens))
 
 
 def _how(reader: CausalReader) -> str:

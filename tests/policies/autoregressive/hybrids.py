@@ -117,8 +117,20 @@ def random_model(family: str, vocabulary: int, end: int, seed: int = 0) -> Any:
         **shape,
     )
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, experts_implementation="eager").double().eval()
+    return spread_out(AutoModelForCausalLM.from_config(config, experts_implementation="eager"), 0.3)
+
+
+def spread_out(model: Any, spread: float) -> Any:
+    """The model in float64 with normal matrices, so that its logits differ by some units."""
+    model = model.double().eval()
     for weights in model.parameters():
         if weights.dim() > 1:
-            weights.data.normal_(std=0.3)
+            weights.data.normal_(std=spread)
     return model
+
+
+def whole_logp(model: Any, prompt: tuple[int, ...], tokens: tuple[int, ...], **options: Any) -> float:
+    """The log-probability of tokens after a prompt, by one forward pass over the whole text."""
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt + tokens]), **options).logits[0].double().log_softmax(-1)
+    return sum(float(logits[len(prompt) - 1 + n, token]) for n, token in enumerate(tokens))

@@ -6,7 +6,7 @@ model's dtype, so that log-probabilities agree to 1e-4.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from ets.types import InputError, Problem
 from tests.conftest import ALPHABET, causal_oracle, tiny_tokenizer
 from tests.hooks import what_is_read
 from tests.policies.autoregressive.hybrids import FAMILIES, RECURRENT, random_model
+from tests.policies.autoregressive.hybrids import whole_logp as logp_of
 
 PROBLEMS = [Problem("p", "abc"), Problem("q", (1, 3, 3, 2, 1)), Problem("r", "b")]
 LONG = [Problem("p", (1, 2, 3, 1, 2)), Problem("q", tuple(1 + n % 3 for n in range(21))), Problem("r", (3,) * 9)]
@@ -45,10 +46,7 @@ def policy_of(family: str, block_size: int = 2, max_length: int = 4, **options: 
     return TransformersPolicy(checkpoint(family), Sampling(), Horizon(block_size, max_length), **options)
 
 
-def whole_logp(model: Any, prompt: tuple[int, ...], tokens: tuple[int, ...]) -> float:
-    with torch.no_grad():
-        logits = model(torch.tensor([prompt + tokens]), use_cache=False).logits[0].double().log_softmax(-1)
-    return sum(float(logits[len(prompt) - 1 + n, token]) for n, token in enumerate(tokens))
+whole_logp = partial(logp_of, use_cache=False)
 
 
 def keys(count: int) -> Any:

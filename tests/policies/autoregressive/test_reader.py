@@ -20,6 +20,7 @@ from ets.types import InputError, Problem
 from tests.conftest import ALPHABET, random_qwen3, tiny_tokenizer
 from tests.hooks import hooked, what_is_read
 from tests.policies.autoregressive import hybrids
+from tests.policies.autoregressive.hybrids import spread_out, whole_logp
 
 SWITCH = 32
 
@@ -55,11 +56,7 @@ def long_rope() -> Any:
         pad_token_id=None,
     )
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).double().eval()
-    for weights in model.parameters():
-        if weights.dim() > 1:
-            weights.data.normal_(std=0.4)
-    return model
+    return spread_out(AutoModelForCausalLM.from_config(config), 0.4)
 
 
 def test_rows_on_either_side_of_a_longrope_switch_share_no_forward_pass() -> None:
@@ -70,9 +67,7 @@ def test_rows_on_either_side_of_a_longrope_switch_share_no_forward_pass() -> Non
     scored = policy.logp(starts * 4, [draw.state for draw in draws])
     for draw, found in zip(draws, scored, strict=True):
         state = draw.state
-        text = torch.tensor([state.prompt + state.tokens])
-        logps = model(text, use_cache=False).logits[0].log_softmax(-1)
-        expected = sum(float(logps[len(state.prompt) - 1 + n, token].detach()) for n, token in enumerate(state.tokens))
+        expected = whole_logp(model, state.prompt, state.tokens, use_cache=False)
         assert (draw.logp, found.logp) == (pytest.approx(expected, abs=1e-9), pytest.approx(expected, abs=1e-9))
 
 
