@@ -33,6 +33,7 @@ _HOMES = {
     "energy_guided": "ets.kernel",
     "exact": "ets.exact",
     "generate": "ets.hf_generate",
+    "of_prefixes": "ets.step",
     "refined": "ets.refined",
     "run": "ets.runner",
     "sample": "ets.api",
@@ -65,6 +66,7 @@ __all__ = [
     "energy_guided",
     "exact",
     "generate",
+    "of_prefixes",
     "refined",
     "rewards",
     "run",
@@ -85,6 +87,7 @@ if TYPE_CHECKING:
     from ets.policies.diffusion.uniform import UniformDiffusionPolicy
     from ets.policies.settings import Caching, Horizon, Sampling, UniformCanvases, UniformDenoising, Unmasking
     from ets.runner import run
+    from ets.step import of_prefixes
     from ets.types import Chain, Cost, InputError, Problem, Step, Text
 
 

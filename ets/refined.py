@@ -1,4 +1,4 @@
-"""A budget of tokens towards p* ∝ p_ref · exp(r/λ): one step on a part of it, then moves that redraw the ends of texts.
+"""A budget of tokens towards p* ∝ p_ref · exp(r/λ): a choice among texts, then moves that redraw the ends of texts.
 
     1  draw N texts                     x^n ~ p_ref, until a part `start` of the budget is spent
     2  choose x                         x^n with probability proportional to w(x^n) = exp(r(x^n) / λ)
@@ -10,7 +10,8 @@
     8      x_c = x
     9  return x_c                       for c uniform over the last half of the cycles
 
-Line 7 is min(1, w(x') / w(x)) for n = 1. Shape letters: B chains, n tries.
+Line 7 is min(1, w(x') / w(x)) for n = 1. For a reward of prefixes (`ets.of_prefixes`) a particle filter takes the place
+of lines 1 and 2. Shape letters: B chains, N texts, n tries.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
+from ets.baselines.completions import keep_one
+from ets.baselines.particles import particle_filter
 from ets.randomness import Purpose, derive, uniform
 from ets.step import (
     Scoring,
     as_reward,
     choice_uniforms,
     choose,
+    reads_prefixes,
     require_counts,
     require_positive,
     require_unweighed,
@@ -35,11 +39,15 @@ from ets.step import (
     row_keys,
     score,
 )
-from ets.types import Chain, Cost, Floats, InputError, Policy, Problem, Reward, State, Step, StepFn, Text
-from ets.walk import WalkPath, drawn_on, lengths_of
+from ets.types import Chain, Cost, Draw, Floats, InputError, Policy, Problem, Reward, State, Step, StepFn, Text
+from ets.walk import Recorded, WalkPath, drawn_on, lengths_of
 
 Drawn: TypeAlias = tuple[WalkPath, list[Cost]]
 """A complete text with the costs of its draws."""
+
+START, START_OF_PREFIXES = 0.25, 0.5
+"""The part of the budget before the moves, by docs/choosing.md: for a reward of complete texts, and of prefixes."""
+FEWEST_PARTICLES = 6
 
 
 @runtime_checkable
@@ -105,7 +113,7 @@ class Walk:
 
 @dataclass(frozen=True)
 class Plan:
-    """The budget of a chain in tokens, the part of it for the first choice, and the tries of a move.
+    """The budget of a chain in tokens, the part of it before the moves, and the tries of a move.
 
     Methods take the policy's `lengths`, see `ets.walk.lengths_of`.
 
@@ -131,12 +139,17 @@ class Plan:
                 f"the budget is {self.budget} tokens, and a text may have {lengths[-1]}; raise it, or lower max_length"
             )
 
-    def next_texts(self, pool: Sequence[Drawn], lengths: Sequence[int]) -> range:
+    def particles(self, lengths: Sequence[int]) -> int:
+        """N of a particle filter that spends the part `start` at any lengths, or `FEWEST_PARTICLES` where they fit."""
+        most = self.budget // lengths[-1]
+        return max(int(self.start * self.budget / lengths[-1]), min(FEWEST_PARTICLES, most))
+
+    def next_texts(self, pool: Sequence[Draw], lengths: Sequence[int]) -> range:
         """The numbers of the next texts of the first choice: as many as are expected to spend its part.
 
         The budget pays for them at any lengths.
         """
-        count, spent = len(pool), sum(path.drawn[-1] for path, _ in pool)
+        count, spent = len(pool), sum(draw.cost.generated for draw in pool)
         expected = spent / count if count else lengths[-1]
         wanted = max(int((self.start * self.budget - spent) / expected), int(not count))
         return range(count, count + min(wanted, (self.budget - spent) // lengths[-1]))
@@ -150,13 +163,15 @@ class Plan:
         return None if first == len(lengths) - 1 else first
 
 
-def refined(reward: Scoring | Reward, *, lam: float, budget: int, start: float = 0.25, tries: int = 1) -> StepFn:
-    """One step on a part of a budget of tokens, then suffix moves: samples of p* ∝ p_ref · exp(r/λ).
+def refined(reward: Scoring | Reward, *, lam: float, budget: int, start: float | None = None, tries: int = 1) -> StepFn:
+    """A choice on a part of a budget of tokens, then suffix moves: samples of p* ∝ p_ref · exp(r/λ).
 
     The first step of a chain draws texts until the part `start` of the budget is spent, and chooses one in proportion
-    to exp(r/λ). Every later step is a move: it cuts the text x at a guide boundary t, redraws the suffix from
-    p_ref(. | x up to t), and accepts the new text x' with probability min(1, exp((r(x') - r(x)) / λ)). The cuts of a
-    cycle are all boundaries of x, from the first to the last. The chain returns the text at the end of a cycle.
+    to exp(r/λ). For a reward of prefixes (`ets.of_prefixes`) the first steps are those of
+    `ets.baselines.particle_filter` instead. Every later step is a move: it cuts the text x at a guide boundary t,
+    redraws the suffix from p_ref(. | x up to t), and accepts the new text x' with probability
+    min(1, exp((r(x') - r(x)) / λ)). The cuts of a cycle are all boundaries of x, from the first to the last. The chain
+    returns the text at the end of a cycle.
 
     A cycle leaves p* invariant. Proof for a move at a cut t: given the prefix z = x up to t, p* is proportional to
     p_ref(x | z) exp(r(x)/λ), the proposal is independent of x given z, and its density cancels all terms except
@@ -186,8 +201,9 @@ def refined(reward: Scoring | Reward, *, lam: float, budget: int, start: float =
         λ > 0, in units of the reward.
     budget : int
         The most tokens that a chain generates.
-    start : float
-        The part of the budget for the first choice, from 0 (one text) to 1 (`ets.baselines.one_step`).
+    start : float, optional
+        The part of the budget before the moves, from 0 (one text) to 1 (no moves). By default a quarter, and a half
+        for a reward of prefixes.
     tries : int
         n, the suffixes of a move. One is best per token; a GPU draws n suffixes in about the time of one.
 
@@ -201,38 +217,65 @@ def refined(reward: Scoring | Reward, *, lam: float, budget: int, start: float =
         For values out of range, a deterministic policy, and a budget below the longest text of the policy.
     """
     require_positive(lam=lam)
-    reward, plan = as_reward(reward), Plan(budget, start, tries)
+    reward, prefixes = as_reward(reward), reads_prefixes(reward)
+    plan = Plan(budget, (START_OF_PREFIXES if prefixes else START) if start is None else start, tries)
 
     def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
         require_unweighed(policy)
         require_variety(policy, 2)
-        plan.require_room(lengths_of(policy))
-        walking = [chain for chain in chains if isinstance(chain.state, Walk)]
-        fresh = [chain for chain in chains if not isinstance(chain.state, Walk)]
-        on, begun = iter(walk_on(policy, walking, plan, lam)), iter(_begin(policy, fresh, plan, reward, lam))
+        lengths = lengths_of(policy)
+        plan.require_room(lengths)
+        # lines 1 and 2
+        filtered = particle_filter(reward, particles=plan.particles(lengths), lam=lam)
+        begin = filtered if prefixes else first_choice(reward, lam, plan, lengths)
+        beginning = [_recorded(chain) for chain in chains if not isinstance(chain.state, Walk)]
+        stepped = begin(Recorded(policy), beginning) if beginning else []
+        begun = iter([_walking(chain, reward, plan, lengths) for chain in stepped])
+        # lines 3 to 9
+        on = iter(walk_on(policy, [chain for chain in chains if isinstance(chain.state, Walk)], plan, lam))
         return [next(on if isinstance(chain.state, Walk) else begun) for chain in chains]
 
     return step
 
 
-def _begin(policy: Policy, chains: Sequence[Chain], plan: Plan, reward: Reward, lam: float) -> list[Chain]:
-    """Lines 1 and 2: the texts of each chain, drawn together, and the choice among them."""
-    lengths, keys = lengths_of(policy), row_keys(chains, Purpose.COMPLETION)
-    pools: list[list[Drawn]] = [[] for _ in chains]
-    while rows := [(b, n) for b, pool in enumerate(pools) for n in plan.next_texts(pool, lengths)]:
-        paths = [WalkPath.start(chains[b].state) for b, _ in rows]
-        found = drawn_on(policy, paths, derive(keys[[b for b, _ in rows]], np.array([n for _, n in rows])))
-        for (b, _), each in zip(rows, found, strict=True):
-            pools[b].append(each)
-    begun = []
-    for chain, pool, number in zip(chains, pools, choice_uniforms(chains), strict=True):
-        texts = tuple(path.texts[-1] for path, _ in pool)
-        fixed = reward.fixed(chain.problem, texts) if isinstance(reward, Pooled) else reward
-        log_rewards, reward_cost = score(fixed, lam, chain, [(text,) for text in texts])
-        choice, cost = choose(log_rewards[:, 0], number), cost_of(pool) + reward_cost
-        walk = Walk(pool[choice][0], float(log_rewards[choice, 0]), cost.generated, fixed)
-        begun.append(chain.advance(walk_from(walk, plan, lengths), record(texts, log_rewards[:, 0], choice, cost)))
-    return begun
+def first_choice(reward: Reward, lam: float, plan: Plan, lengths: Sequence[int]) -> StepFn:
+    """Lines 1 and 2, for paths: the texts of each chain, drawn together, and the choice among them."""
+
+    def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
+        keys, pools = row_keys(chains, Purpose.COMPLETION), list[list[Draw]]([] for _ in chains)
+        while rows := [(b, n) for b, pool in enumerate(pools) for n in plan.next_texts(pool, lengths)]:
+            row_numbers = np.array([n for _, n in rows])
+            drawn = policy.finish([chains[b].state for b, _ in rows], derive(keys[[b for b, _ in rows]], row_numbers))
+            for (b, _), draw in zip(rows, drawn, strict=True):
+                pools[b].append(draw)
+        chosen = zip(chains, pools, choice_uniforms(chains), strict=True)
+        return [keep_one(chain, pool, number, weigh) for chain, pool, number in chosen]
+
+    def weigh(chain: Chain, texts: Sequence[Text]) -> tuple[Floats, Cost]:
+        values, cost = score(_fixed(reward, chain, texts), lam, chain, [(text,) for text in texts])
+        return values[:, 0], cost
+
+    return step
+
+
+def _fixed(reward: Reward, chain: Chain, texts: Sequence[Text]) -> Reward:
+    """The reward as a function of the text: votes are those of the first choice."""
+    return reward.fixed(chain.problem, texts) if isinstance(reward, Pooled) else reward
+
+
+def _recorded(chain: Chain) -> Chain:
+    """The chain with a path as its state, from the start state of a policy."""
+    return chain if chain.trace else replace(chain, state=WalkPath.start(chain.state))
+
+
+def _walking(chain: Chain, reward: Reward, plan: Plan, lengths: Sequence[int]) -> Chain:
+    """The chain at the start of its first cycle, once it has chosen a text."""
+    if not isinstance(chain.state, WalkPath):
+        return chain
+    last = chain.trace[-1]
+    value = float(last.log_rewards[last.choice, 0])
+    walk = Walk(chain.state, value, chain.cost.generated, _fixed(reward, chain, last.candidates))
+    return replace(chain, state=walk_from(walk, plan, lengths))
 
 
 def walk_from(walk: Walk, plan: Plan, lengths: Sequence[int]) -> Walk | State:

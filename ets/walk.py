@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ets.randomness import derive
-from ets.types import Cost, InputError, Keys, Policy, State, Text
+from ets.types import Cost, Draw, InputError, Keys, Policy, Problem, State, Text
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,6 @@ class WalkPath:
 
     @property
     def done(self) -> bool:
-        """False: a complete chain holds the policy's state instead."""
-        return False
-
-    @property
-    def ended(self) -> bool:
         return self.states[-1].done
 
     @property
@@ -65,7 +60,7 @@ def drawn_on(
     """
     grown, costs = list(paths), list[list[Cost]]([] for _ in paths)
     most = [math.inf] * len(grown) if limits is None else limits
-    while rows := [n for n, path in enumerate(grown) if not path.ended and path.steps < most[n]]:
+    while rows := [n for n, path in enumerate(grown) if not path.done and path.steps < most[n]]:
         begun = [grown[n] for n in rows]
         block_keys = derive(keys[rows], np.array([path.steps for path in begun]))
         draws = policy.extend([path.states[-1] for path in begun], block_keys)
@@ -74,6 +69,43 @@ def drawn_on(
             grown[n] = WalkPath((*path.states, draw.state), (*path.texts, draw.text), (*path.drawn, drawn))
             costs[n].append(draw.cost)
     return list(zip(grown, costs, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """A policy whose states are `WalkPath`: any step function on it returns the states at all guide boundaries."""
+
+    policy: Policy
+
+    @property
+    def ledger(self) -> Cost:
+        return self.policy.ledger
+
+    @property
+    def deterministic(self) -> bool:
+        return self.policy.deterministic
+
+    def start(self, problems: Sequence[Problem]) -> list[State]:
+        return [WalkPath.start(state) for state in self.policy.start(problems)]
+
+    def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
+        paths = _paths(states)
+        return _draws(paths, drawn_on(self.policy, paths, keys, [path.steps + 1 for path in paths]))
+
+    def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
+        paths = _paths(states)
+        return _draws(paths, drawn_on(self.policy, paths, keys))
+
+
+def _paths(states: Sequence[State]) -> list[WalkPath]:
+    return [state for state in states if isinstance(state, WalkPath)]
+
+
+def _draws(before: Sequence[WalkPath], after: Sequence[tuple[WalkPath, list[Cost]]]) -> list[Draw]:
+    return [
+        Draw(path, path.texts[-1], path.texts[-1].logp - begun.texts[-1].logp, Cost.total(costs))
+        for begun, (path, costs) in zip(before, after, strict=True)
+    ]
 
 
 def lengths_of(policy: Policy) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from ets.certificate import certificate
 from ets.exact import exact
 from ets.kernel import energy_guided
 from ets.refined import refined
+from ets.step import of_prefixes
 from ets.testing import optimal_law, total_variation
 from ets.types import Chain, StepFn
 from tests.enumerable import lifted, reference, spelled
@@ -65,6 +66,15 @@ def test_moves_are_counted_by_their_cuts() -> None:
     assert "λ asks for a text that about 1 in" in str(found) and "of the moves were accepted" in str(found)
 
 
+def test_particles_have_a_certificate_without_a_bound() -> None:
+    chain = drawn(refined(of_prefixes(lifted(liking)), lam=LAM, budget=60), 1)[0]
+    found = certificate(chain.trace)
+    assert found and found.texts == 10 and math.isnan(found.distance) and math.isnan(found.log_z_error)
+    assert str(found).startswith("a particle filter of 10 particles, and ") and "total variation" not in str(found)
+    many = [certificate(each.trace) for each in drawn(refined(of_prefixes(lifted(liking)), lam=LAM, budget=600), 20)]
+    assert np.mean([each.log_z for each in many if each]) == pytest.approx(LOG_Z, abs=0.05)
+
+
 def test_a_sentence_names_the_remedy_where_the_texts_are_too_few() -> None:
     chain = drawn(refined(lifted(lambda text: 20 * liking(text)), lam=LAM, budget=30), 1)[0]
     assert str(certificate(chain.trace)).endswith("raise λ or the budget")
@@ -83,6 +93,13 @@ def test_sample_spends_a_budget_of_tokens_and_says_what_it_bought() -> None:
     assert 30 < out.cost.generated <= 40 and "certificate" in out.notes
     sure = ets.sample("ab", model=LETTERS, reward=lambda prompt, text: liking(text), lam=LAM, tokens=400, highest=1.8)
     assert sure.certificate and sure.certificate.exact
+
+
+def test_sample_shows_a_choice_among_all_rollouts_of_guide_steps_alone() -> None:
+    given = {"model": LETTERS, "reward": lambda prompt, text: liking(text), "lam": LAM}
+    guided = ets.sample("ab", candidates=3, rollouts=2, **given)
+    assert guided.weighted in [text for step in guided.trace for row in step.rollouts for text in row]
+    assert ets.sample("ab", tokens=40, **given).weighted is None
 
 
 @pytest.mark.parametrize(

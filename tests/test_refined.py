@@ -19,6 +19,7 @@ from ets.policies.diffusion.policy import MaskedDiffusionPolicy
 from ets.policies.settings import Unmasking
 from ets.refined import log_acceptance, refined
 from ets.runner import run
+from ets.step import as_reward, of_prefixes, reads_prefixes
 from ets.testing import Law, check_law, optimal_law, total_variation
 from ets.types import Chain, InputError, Policy, StepFn
 from tests.conftest import canvas_oracle, causal_oracle
@@ -89,6 +90,32 @@ def test_it_follows_its_exact_law_at_a_finite_budget(policy: Tabular, reward: An
     assert sum(law.values()) == pytest.approx(1, abs=1e-9)
     chains = chains_of(policy, refined(lifted(reward), lam=LAM, **shape))
     check_law(outcomes(policy, chains), law, level=LEVEL)
+
+
+def test_a_reward_of_prefixes_begins_with_a_particle_filter_and_follows_its_exact_law(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Four particles of two tokens, then two cycles; without resampling the law is another one."""
+    policy = TabularMaskedDiffusion(gen_length=2, block_length=2, steps=2, guide_steps=2, concentration=0.4)
+    monkeypatch.setattr(module, "FEWEST_PARTICLES", 1)
+    walk = walk_of(policy, strongly, budget=16)
+    law, unfiltered = (by_outcome(walk.law(walk.filtered(4, threshold))) for threshold in (0.5, 0.0))
+    assert sum(law.values()) == pytest.approx(1, abs=1e-9)
+    found = outcomes(policy, chains_of(policy, refined(of_prefixes(lifted(strongly)), lam=LAM, budget=16)))
+    check_law(found, law, level=LEVEL)
+    with pytest.raises(AssertionError):
+        check_law(found, unfiltered, level=LEVEL)
+
+
+def strongly(text: str) -> float:
+    return 2 * liking(text)
+
+
+def test_a_declaration_of_prefixes_survives_lifting_and_costs_nothing_else() -> None:
+    declared = of_prefixes(lambda prompt, text: liking(text))
+    assert reads_prefixes(as_reward(declared)) and not reads_prefixes(as_reward(lambda prompt, text: 0.0))
+    chains = chains_of(CANVAS, refined(declared, lam=LAM, budget=30), samples=20)
+    assert max(chain.cost.generated for chain in chains) <= 30
 
 
 @pytest.mark.parametrize("policy", [LETTERS, CANVAS])

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from ets.testing import Law, Oracle
 from ets.types import Problem
+from tests.laws.particles import particle_law
 
 Nodes: TypeAlias = tuple[Any, ...]
 """A text as the outcomes at all its guide boundaries, the root first."""
@@ -92,6 +93,15 @@ class BudgetedWalk:
             for x, w in zip(pool, weights, strict=True):
                 law[x, self.spent(pool)] += p * (w / sum(weights) if sum(weights) else 1 / len(pool))
         return dict(law)
+
+    def filtered(self, particles: int, threshold: float) -> Law:
+        """The law of (text, tokens spent) after a particle filter, where all texts have one length."""
+        nodes = {x[-1]: x for x in self.texts}
+        law = particle_law(
+            self.oracle, self.problem, lambda outcome: math.log(self.weight(outcome)), lam=1.0, particles=particles,
+            threshold=threshold,
+        )  # fmt: skip
+        return {(nodes[x], particles * self.lengths[-1]): p for x, p in law.chosen.items()}
 
     def searched(self, highest: float, limit: int, pool: Pool = ()) -> tuple[Law, Law]:
         """`ets.exact` with weights up to `highest`: the laws of accepted texts, and of (text, tokens) at the limit."""
