@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ets.refined import START, START_OF_PREFIXES, Plan
+from ets.suffix_moves import START, START_OF_PREFIXES, Plan
 from ets.types import Floats
 
 POINTS = 400

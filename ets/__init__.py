@@ -31,10 +31,10 @@ _HOMES = {
     "UniformDiffusionPolicy": "ets.policies.diffusion.uniform",
     "Unmasking": "ets.policies.settings",
     "energy_guided": "ets.kernel",
-    "exact": "ets.exact",
+    "exact": "ets.rejection",
     "generate": "ets.hf_generate",
     "of_prefixes": "ets.step",
-    "refined": "ets.refined",
+    "refined": "ets.suffix_moves",
     "run": "ets.runner",
     "sample": "ets.api",
 }
@@ -86,8 +86,10 @@ if TYPE_CHECKING:
     from ets.policies.diffusion.policy import MaskedDiffusionPolicy
     from ets.policies.diffusion.uniform import UniformDiffusionPolicy
     from ets.policies.settings import Caching, Horizon, Sampling, UniformCanvases, UniformDenoising, Unmasking
+    from ets.rejection import exact
     from ets.runner import run
     from ets.step import of_prefixes
+    from ets.suffix_moves import refined
     from ets.types import Chain, Cost, InputError, Problem, Step, Text
 
 

@@ -14,7 +14,6 @@ from tqdm.auto import tqdm
 from ets.certificate import Certificate, certificate
 from ets.chat import Chat, ChatTemplate, Prompt, as_chat, as_prompts
 from ets.diagnostics import RatioSummary, ratio_summary
-from ets.exact import exact
 from ets.importance import ImportanceSampling
 from ets.kernel import energy_guided
 from ets.policies.autoregressive.server import Endpoint
@@ -24,12 +23,13 @@ from ets.policies.diffusion.levels import target_of
 from ets.policies.registry import SETTINGS, fast_sampler_of, minimum_votes, policy_of, proposal_of
 from ets.policies.settings import Weighing
 from ets.readouts import Vote, vote, weighted
-from ets.refined import refined
+from ets.rejection import exact
 from ets.rewards import Extract, Scoring, as_extract, as_reward, majority
 from ets.rewards.lifting import ReadProblem
 from ets.runner import run
 from ets.settings import Guide, Spending, fields_of, made, require_known, with_settings
 from ets.step import Decided, require_variety
+from ets.suffix_moves import refined
 from ets.trace_view import trace_html, trace_text
 from ets.types import Chain, Cost, InputError, Message, Policy, Problem, Reward, Step, StepFn, Text
 
@@ -347,10 +347,18 @@ def result_of(
     """What a chain that has ended says, its answer read by `read`."""
     text, trace = chain.state.text, chain.trace
     answer, ratios = read(chain.problem, text) if read else None, ratios_of(trace) if ratios_of else None
-    votes = vote(read, chain) if read else None
-    prompt = chain.problem.prompt
     return Result(
-        text, answer, trace, chain.cost, chain.valid, ratios, target, votes, approximate, prompt, certificate(trace)
+        text,
+        answer,
+        trace,
+        chain.cost,
+        chain.valid,
+        ratios,
+        target,
+        vote=vote(read, chain) if read else None,
+        approximate=approximate,
+        prompt=chain.problem.prompt,
+        certificate=certificate(trace),
     )
 
 

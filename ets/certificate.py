@@ -10,7 +10,7 @@ from itertools import takewhile
 
 import numpy as np
 
-from ets.refined import log_acceptance
+from ets.suffix_moves import log_acceptance
 from ets.types import Floats, Step
 from ets.weights import effective_sample_size, log_mean_exp, normalised
 

@@ -10,15 +10,15 @@ import pytest
 import ets
 from ets.baselines import one_step
 from ets.certificate import certificate
-from ets.exact import exact
 from ets.kernel import energy_guided
-from ets.refined import refined
+from ets.rejection import exact
 from ets.step import of_prefixes
+from ets.suffix_moves import refined
 from ets.testing import optimal_law, total_variation
 from ets.types import Chain, StepFn
 from tests.enumerable import lifted, reference, spelled
 from tests.laws.tabular import TabularModel
-from tests.test_refined import LAM, chains_of, liking
+from tests.test_suffix_moves import LAM, chains_of, liking
 
 LETTERS = TabularModel(concentration=0.7, seed=1)
 WEIGHTS = {x: math.exp(spelled(LETTERS, liking)(x) / LAM) for x in reference(LETTERS)}

@@ -10,13 +10,13 @@ from typing import Any, Literal
 from ets import baselines
 from ets.kernel import energy_guided
 from ets.own_code import code_digest, named_object
-from ets.refined import refined
 from ets.rewards import likelihood, majority
 from ets.rewards.registry import NAMES, comparing, named_reward, require_reward
 from ets.rewards.self_consistency import VotePool
 from ets.settings import Guide, number_or, setting
 from ets.step import require_counts, require_positive, require_variety
 from ets.stopping import all_at_maximum
+from ets.suffix_moves import refined
 from ets.tasks.task import Task
 from ets.types import Chain, InputError, Policy, Reward, StepFn
 from ets.walk import lengths_of

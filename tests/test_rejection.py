@@ -7,14 +7,24 @@ from typing import Any
 
 import pytest
 
-from ets import exact as module
-from ets.exact import exact
+from ets import rejection as module
+from ets.rejection import exact
 from ets.step import RewardError
 from ets.testing import check_law, optimal_law
 from ets.types import InputError
 from tests.enumerable import Tabular, lifted, reference, spelled
-from tests.laws.refined import by_outcome
-from tests.test_refined import CANVAS, LAM, LETTERS, chains_of, forbidding, liking, outcomes, spelled_target, walk_of
+from tests.laws.suffix_moves import by_outcome
+from tests.test_suffix_moves import (
+    CANVAS,
+    LAM,
+    LETTERS,
+    chains_of,
+    forbidding,
+    liking,
+    outcomes,
+    spelled_target,
+    walk_of,
+)
 
 LEVEL, HIGHEST, LIMIT = 1e-4, 1.8, 9
 SHAPES: list[Any] = [(LETTERS, liking), (LETTERS, forbidding), (CANVAS, liking)]

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ets.randomness import Purpose, uniform
-from ets.refined import Drawn, Plan, Pooled, Walk, cost_of, record, walk_from, walk_on
 from ets.step import (
     RewardError,
     Scoring,
@@ -27,6 +26,7 @@ from ets.step import (
     row_keys,
     score,
 )
+from ets.suffix_moves import Drawn, Plan, Pooled, Walk, cost_of, record, walk_from, walk_on
 from ets.types import Chain, Floats, InputError, Policy, Reward, State, StepFn
 from ets.walk import WalkPath, drawn_on, lengths_of
 

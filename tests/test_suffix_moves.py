@@ -13,19 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ets import refined as module
+from ets import suffix_moves as module
 from ets.policies.diffusion.denoise import Schedule
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
 from ets.policies.settings import Unmasking
-from ets.refined import log_acceptance, refined
 from ets.runner import run
 from ets.step import as_reward, of_prefixes, reads_prefixes
+from ets.suffix_moves import log_acceptance, refined
 from ets.testing import Law, check_law, optimal_law, total_variation
 from ets.types import Chain, InputError, Policy, StepFn
 from tests.conftest import canvas_oracle, causal_oracle
 from tests.enumerable import PROBLEM, Tabular, lifted, reference, spelled
 from tests.laws.masked_tabular import TabularMaskedDiffusion
-from tests.laws.refined import BudgetedWalk, by_outcome, merged
+from tests.laws.suffix_moves import BudgetedWalk, by_outcome, merged
 from tests.laws.tabular import TabularModel
 
 LEVEL, DRAWS, LAM = 1e-4, 4_000, 0.5
