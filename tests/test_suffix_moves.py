@@ -138,6 +138,16 @@ def test_a_move_at_any_cut_leaves_the_optimal_law_invariant(policy: Tabular, tri
     assert cycle == pytest.approx(target, abs=1e-12)
 
 
+def test_a_cut_that_is_uniform_over_the_steps_of_a_text_needs_a_correction() -> None:
+    """Longer texts have more cuts: without a correction such moves change p*, which the scan over all cuts does not."""
+    walk = walk_of(LETTERS, budget=10)
+    target = weighed(walk.texts, walk.weight)
+    uncorrected = without_spent(
+        [(p / (len(x) - 1), walk.move(x, t, 0)) for x, p in target.items() for t in range(len(x) - 1)]
+    )
+    assert total_variation(uncorrected, target) > 0.01
+
+
 def without_spent(parts: Any) -> Law:
     return merged([(p * q, {x: 1.0}) for p, law in parts for (x, _), q in law.items()])
 
