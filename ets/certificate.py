@@ -146,6 +146,8 @@ def _acceptance(moves: Sequence[Step]) -> dict[int, float]:
     found: defaultdict[int, list[float]] = defaultdict(list)
     for step in moves:
         values = step.log_weights
+        if len(values) == 1:  # the budget was spent within the move
+            continue
         proposals = normalised(values[1:])
         accepted = [math.exp(log_acceptance(values, 1 + n)) for n in range(len(proposals))]
         found[step.cut or 0].append(float(np.dot(proposals, accepted)))

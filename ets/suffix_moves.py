@@ -2,8 +2,8 @@
 
     1  draw N texts                     x^n ~ p_ref, until a part `start` of the budget is spent
     2  choose x                         x^n with probability proportional to w(x^n) = exp(r(x^n) / λ)
-    3  repeat cycles c = 1, 2, …, C     until the budget pays for no further cycle
-    4      for each guide boundary t    from the first one that the budget pays for to the last one of x
+    3  repeat cycles c = 1, 2, …, C     until the budget is spent; an unfinished cycle is void
+    4      for each guide boundary t    from the first one that the budget is expected to pay for to the last one of x
     5          draw n suffixes          x' ~ p_ref(. | x up to t)
     6          propose one of them      with probability proportional to w(x')
     7          accept it as x           with probability min(1, S / (S - w(x') + w(x))), S = Σ w over the n fresh texts
@@ -40,7 +40,7 @@ from ets.step import (
     score,
 )
 from ets.types import Chain, Cost, Draw, Floats, InputError, Policy, Problem, Reward, State, Step, StepFn, Text
-from ets.walk import Recorded, WalkPath, drawn_on, lengths_of
+from ets.walk import Lengths, Recorded, WalkPath, drawn_on, lengths_of
 
 Drawn: TypeAlias = tuple[WalkPath, list[Cost]]
 """A complete text with the costs of its draws."""
@@ -78,17 +78,20 @@ class Walk:
         r(x) / λ.
     spent : int
         Tokens generated so far.
+    typical : float
+        The mean tokens of the texts before the moves.
     reward : Reward
         r, with the pool of the first choice where r counts votes.
     cut : int, optional
         The guide boundary t of the next move; None where the last cycle has ended.
     ends : tuple of End
-        The ends of the cycles so far.
+        The text before the moves, and the ends of the cycles so far.
     """
 
     path: WalkPath
     value: float
     spent: int
+    typical: float
     reward: Reward
     cut: int | None = None
     ends: tuple[End, ...] = ()
@@ -115,8 +118,6 @@ class Walk:
 class Plan:
     """The budget of a chain in tokens, the part of it before the moves, and the tries of a move.
 
-    Methods take the policy's `lengths`, see `ets.walk.lengths_of`.
-
     Raises
     ------
     InputError
@@ -132,35 +133,42 @@ class Plan:
         if not 0 <= self.start <= 1:
             raise InputError(f"start is {self.start!r}; it must be a share of the budget, from 0 to 1")
 
-    def require_room(self, lengths: Sequence[int]) -> None:
+    def require_room(self, lengths: Lengths) -> None:
         """Raise `InputError` for a budget that does not pay for one text."""
-        if self.budget < lengths[-1]:
+        if self.budget < lengths.most:
             raise InputError(
-                f"the budget is {self.budget} tokens, and a text may have {lengths[-1]}; raise it, or lower max_length"
+                f"the budget is {self.budget} tokens, and a text may have {lengths.most}; raise it, or lower max_length"
             )
 
-    def particles(self, lengths: Sequence[int]) -> int:
+    def particles(self, lengths: Lengths) -> int:
         """N of a particle filter that spends the part `start` at any lengths, or `FEWEST_PARTICLES` where they fit."""
-        most = self.budget // lengths[-1]
-        return max(int(self.start * self.budget / lengths[-1]), min(FEWEST_PARTICLES, most))
+        fitting = self.budget // lengths.most
+        return max(int(self.start * self.budget / lengths.most), min(FEWEST_PARTICLES, fitting))
 
-    def next_texts(self, pool: Sequence[Draw], lengths: Sequence[int]) -> range:
+    def next_texts(self, pool: Sequence[Draw], lengths: Lengths) -> range:
         """The numbers of the next texts of the first choice: as many as are expected to spend its part.
 
         The budget pays for them at any lengths.
         """
         count, spent = len(pool), sum(draw.cost.generated for draw in pool)
-        expected = spent / count if count else lengths[-1]
+        expected = spent / count if count else lengths.most
         wanted = max(int((self.start * self.budget - spent) / expected), int(not count))
-        return range(count, count + min(wanted, (self.budget - spent) // lengths[-1]))
+        return range(count, count + min(wanted, (self.budget - spent) // lengths.most))
 
-    def first_cut(self, spent: int, lengths: Sequence[int]) -> int | None:
-        """The first boundary of a cycle that the rest of the budget pays for at any lengths; None without one."""
-        rest, first = self.budget - spent, len(lengths) - 1
-        for boundary in range(len(lengths) - 2, -1, -1):
-            rest -= self.tries * (lengths[-1] - lengths[boundary])
-            first = boundary if rest >= 0 else first
-        return None if first == len(lengths) - 1 else first
+    def first_cut(self, spent: int, typical: float, lengths: Lengths) -> int | None:
+        """The first boundary of a cycle that the rest of the budget pays for if texts have `typical` tokens."""
+        rest, first = float(self.budget - spent), None
+        for boundary in reversed(range(len(lengths.least))):
+            rest -= self.tries * max(0.0, typical - lengths.least[boundary])
+            if rest < 0:
+                break
+            first = boundary
+        return first
+
+    def pays(self, walk: Walk, path: WalkPath, lengths: Lengths) -> bool:
+        """Whether the budget pays for the next guide step of a suffix after the walk's cut, at any length."""
+        drawn = path.drawn[-1] - walk.path.drawn[walk.cut or 0]
+        return drawn + lengths.next_step(path) <= (self.budget - walk.spent) // self.tries
 
 
 def refined(reward: Scoring | Reward, *, lam: float, budget: int, start: float | None = None, tries: int = 1) -> StepFn:
@@ -179,6 +187,9 @@ def refined(reward: Scoring | Reward, *, lam: float, budget: int, start: float |
     so a move at t keeps it, and the cycle leaves such moves out at no cost. With n tries the move is a choice among x
     and n fresh texts in proportion to their weights, Metropolised (Liu, 1996). So the total variation to p* never grows
     from cycle to cycle, and it tends to 0 if every text can follow any other.
+
+    The budget ends a cycle that it does not pay for, and the tokens of this cycle are lost. So a chain spends at most
+    the budget, up to one guide step of each try less.
 
     The number of cycles C depends on the lengths of the texts. The text at the end of the last cycle is therefore no
     sample of p*, however large the budget is: for example, C is larger where x was short. The text at the end of a
@@ -238,7 +249,7 @@ def refined(reward: Scoring | Reward, *, lam: float, budget: int, start: float |
     return step
 
 
-def first_choice(reward: Reward, lam: float, plan: Plan, lengths: Sequence[int]) -> StepFn:
+def first_choice(reward: Reward, lam: float, plan: Plan, lengths: Lengths) -> StepFn:
     """Lines 1 and 2, for paths: the texts of each chain, drawn together, and the choice among them."""
 
     def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
@@ -268,53 +279,60 @@ def _recorded(chain: Chain) -> Chain:
     return chain if chain.trace else replace(chain, state=WalkPath.start(chain.state))
 
 
-def _walking(chain: Chain, reward: Reward, plan: Plan, lengths: Sequence[int]) -> Chain:
+def _walking(chain: Chain, reward: Reward, plan: Plan, lengths: Lengths) -> Chain:
     """The chain at the start of its first cycle, once it has chosen a text."""
     if not isinstance(chain.state, WalkPath):
         return chain
     last = chain.trace[-1]
     value = float(last.log_rewards[last.choice, 0])
-    walk = Walk(chain.state, value, chain.cost.generated, _fixed(reward, chain, last.candidates))
+    spent = chain.cost.generated
+    walk = Walk(chain.state, value, spent, spent / len(last.candidates), _fixed(reward, chain, last.candidates))
     return replace(chain, state=walk_from(walk, plan, lengths))
 
 
-def walk_from(walk: Walk, plan: Plan, lengths: Sequence[int]) -> Walk | State:
+def walk_from(walk: Walk, plan: Plan, lengths: Lengths) -> Walk | State:
     """The walk at the start of its first cycle; the policy's state where the budget pays for none."""
     ready = _next_cycle(walk, plan, lengths)
     return walk.path.states[-1] if ready.cut is None else ready
 
 
-def _next_cycle(walk: Walk, plan: Plan, lengths: Sequence[int]) -> Walk:
+def _next_cycle(walk: Walk, plan: Plan, lengths: Lengths) -> Walk:
     """The walk at the first cut of its next cycle; without a cut where the budget pays for no move of x."""
-    first = plan.first_cut(walk.spent, lengths)
-    return replace(walk, cut=first if first is not None and first < walk.path.steps else None)
+    first = plan.first_cut(walk.spent, walk.typical, lengths)
+    ready = replace(walk, cut=first, ends=(*walk.ends, walk.end))
+    possible = first is not None and first < walk.path.steps and plan.pays(ready, walk.path.cut(first), lengths)
+    return ready if possible else replace(ready, cut=None)
 
 
 def walk_on(policy: Policy, chains: Sequence[Chain], plan: Plan, lam: float) -> list[Chain]:
     """Lines 3 to 9 for chains whose states are walks: one move of each, drawn together, or the text that it returns."""
     walks: dict[int, Walk] = {b: chain.state for b, chain in enumerate(chains)}  # type: ignore[misc]
-    going = [(b, walk.cut) for b, walk in walks.items() if walk.cut is not None]
+    lengths = lengths_of(policy)
     # line 5: x' ~ p_ref(. | x up to t), [B, n]
     keys, numbers = row_keys(chains, Purpose.CANDIDATE, plan.tries), uniform(row_keys(chains, Purpose.CHOICE, 2))
-    cuts = [walks[b].path.cut(t) for b, t in going for _ in range(plan.tries)]
-    redrawn = iter(drawn_on(policy, cuts, keys[[b for b, _ in going]].ravel()))
-    fresh = {b: [next(redrawn) for _ in range(plan.tries)] for b, _ in going}
-    lengths = lengths_of(policy)
+    going = [b for b, walk in walks.items() if walk.cut is not None]
+    rows = [(b, walks[b].path.cut(walks[b].cut or 0)) for b in going for _ in range(plan.tries)]
+    redrawn = iter(
+        drawn_on(
+            policy,
+            [path for _, path in rows],
+            keys[going].ravel(),
+            lambda n, path: plan.pays(walks[rows[n][0]], path, lengths),
+        )
+    )
+    fresh = {b: [next(redrawn) for _ in range(plan.tries)] for b in going}
     return [
         _moved(chain, fresh[b], numbers[b], plan, lengths, lam) if b in fresh else _returned(chain, numbers[b])
         for b, chain in enumerate(chains)
     ]
 
 
-def _moved(
-    chain: Chain,
-    fresh: Sequence[Drawn],
-    numbers: Floats,
-    plan: Plan,
-    lengths: Sequence[int],
-    lam: float,
-) -> Chain:
+def _moved(chain: Chain, fresh: Sequence[Drawn], numbers: Floats, plan: Plan, lengths: Lengths, lam: float) -> Chain:
     walk: Walk = chain.state  # type: ignore[assignment]
+    cost, cut = cost_of(fresh), walk.cut or 0
+    if not all(path.done for path, _ in fresh):  # the budget is spent: the cycle is void
+        void = record((walk.end.text,), np.array([walk.value]), 0, cost, cut)
+        return chain.advance(replace(walk, cut=None, spent=walk.spent + cost.generated), void)
     texts = [path.texts[-1] for path, _ in fresh]
     values, reward_cost = score(walk.reward, lam, chain, [(text,) for text in texts])
     log_weights = np.array([walk.value, *values[:, 0]])
@@ -322,7 +340,6 @@ def _moved(
     proposed = 1 + choose(log_weights[1:], float(numbers[0]))
     # line 7: accept it with probability min(1, S / (S - w(x') + w(x)))
     choice = proposed if numbers[1] < math.exp(log_acceptance(log_weights, proposed)) else 0
-    cost, cut = cost_of(fresh) + reward_cost, walk.cut or 0
     moved = replace(
         walk,
         path=fresh[choice - 1][0] if choice else walk.path,
@@ -331,14 +348,15 @@ def _moved(
         cut=cut + 1,
     )
     if cut + 1 >= moved.path.steps:  # line 8: the cycle ends, since x has no further boundary
-        moved = _next_cycle(replace(moved, ends=(*moved.ends, moved.end)), plan, lengths)
-    return chain.advance(moved, record((walk.end.text, *texts), log_weights, choice, cost, cut))
+        moved = _next_cycle(moved, plan, lengths)
+    return chain.advance(moved, record((walk.end.text, *texts), log_weights, choice, cost + reward_cost, cut))
 
 
 def _returned(chain: Chain, numbers: Floats) -> Chain:
-    """Line 9: the text at the end of a cycle, uniform over the last half."""
+    """Line 9: the text at the end of a cycle, uniform over the last half; the first text where no cycle has ended."""
     walk: Walk = chain.state  # type: ignore[assignment]
-    held = walk.ends[len(walk.ends) // 2 :]
+    first, *ends = walk.ends
+    held = ends[len(ends) // 2 :] or [first]
     choice = int(numbers[0] * len(held))
     step = record([end.text for end in held], np.array([end.value for end in held]), choice, Cost())
     equal = np.where(np.isneginf(step.log_weights), -np.inf, 0.0)

@@ -336,7 +336,8 @@ class Policy(Protocol):
 
     Rows that share a `State` object share its work: `[s] * M` costs one prefill and one first forward. A budget of
     tokens (`ets.refined`, `ets.exact`) also needs the attribute `lengths`: the least tokens of an open text at each
-    guide boundary, and the most of a complete text, such as (0, 16, 32, 40) for blocks of 16 and 40 tokens in all.
+    guide boundary, and the most of a complete text, such as (0, 16, 32, 40) for blocks of 16 and 40 tokens in all. With
+    `step_length`, the most tokens of a guide step, a budget is spent more fully.
     """
 
     @property

@@ -22,6 +22,7 @@ from ets.step import as_reward, of_prefixes, reads_prefixes
 from ets.suffix_moves import log_acceptance, refined
 from ets.testing import Law, check_law, optimal_law, total_variation
 from ets.types import Chain, InputError, Policy, StepFn
+from ets.walk import lengths_of
 from tests.conftest import canvas_oracle, causal_oracle
 from tests.enumerable import PROBLEM, Tabular, lifted, reference, spelled
 from tests.laws.masked_tabular import TabularMaskedDiffusion
@@ -55,9 +56,16 @@ def walk_of(policy: Tabular, reward: Any = liking, *, budget: int, start: float 
     oracle = policy.oracle.by_path
     valued = spelled_by_path(policy, reward)
     return BudgetedWalk(
-        oracle, PROBLEM, lambda x: math.exp(valued(x) / LAM), drawn_in(policy), policy.lengths, budget, start, tries,
+        oracle,
+        PROBLEM,
+        lambda x: math.exp(valued(x) / LAM),
+        drawn_in(policy),
+        lengths_of(policy),
+        budget,
+        start,
+        tries,
         **rules,
-    )  # fmt: skip
+    )
 
 
 def spelled_by_path(policy: Tabular, reward: Any) -> Any:
@@ -129,7 +137,7 @@ def test_a_move_at_any_cut_leaves_the_optimal_law_invariant(policy: Tabular, tri
         with np.errstate(divide="ignore"):
             return math.exp(log_acceptance(np.log(weights), 1))
 
-    walk = walk_of(policy, budget=10, tries=tries, accept=accept)
+    walk = walk_of(policy, budget=1000, tries=tries, accept=accept)
     target = weighed(walk.texts, walk.weight)
     for t in range(max(len(x) for x in target) - 1):
         moved = [(p, walk.move(x, t, 0) if t < len(x) - 1 else {(x, 0): 1.0}) for x, p in target.items()]
@@ -140,7 +148,7 @@ def test_a_move_at_any_cut_leaves_the_optimal_law_invariant(policy: Tabular, tri
 
 def test_a_cut_that_is_uniform_over_the_steps_of_a_text_needs_a_correction() -> None:
     """Longer texts have more cuts: without a correction such moves change p*, which the scan over all cuts does not."""
-    walk = walk_of(LETTERS, budget=10)
+    walk = walk_of(LETTERS, budget=1000)
     target = weighed(walk.texts, walk.weight)
     uncorrected = without_spent(
         [(p / (len(x) - 1), walk.move(x, t, 0)) for x, p in target.items() for t in range(len(x) - 1)]
@@ -159,7 +167,7 @@ def weighed(law: Law, weight: Any) -> Law:
 
 def from_target(walk: BudgetedWalk) -> Law:
     """The law of the text that a walk returns which begins with a text of p*."""
-    return by_outcome(walk.law({(x, 0): p for x, p in weighed(walk.texts, walk.weight).items()}))
+    return by_outcome(walk.law({(x, 0, 2.5): p for x, p in weighed(walk.texts, walk.weight).items()}))
 
 
 def test_the_law_tends_to_the_optimal_law_as_the_budget_grows() -> None:
@@ -273,7 +281,7 @@ def test_a_policy_without_its_lengths_is_refused() -> None:
 
 
 def network_walk(policy: Any, oracle: Any, reward: Any, budget: int, drawn: Any) -> BudgetedWalk:
-    return BudgetedWalk(oracle, PROBLEM, lambda x: math.exp(reward(x) / LAM), drawn, policy.lengths, budget, 0.0, 1)
+    return BudgetedWalk(oracle, PROBLEM, lambda x: math.exp(reward(x) / LAM), drawn, lengths_of(policy), budget, 0.0, 1)
 
 
 def test_a_real_network_follows_its_exact_law_and_reads_the_prompt_once(make_tiny: Any) -> None:

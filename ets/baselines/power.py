@@ -62,7 +62,7 @@ def power_sampling(*, alpha: float, moves: int) -> StepFn:
         require_variety(policy, 1 + moves)
         before = [as_path(chain.state) for chain in chains]
         keys = row_keys(chains, Purpose.CANDIDATE)
-        walks = [_Walk(*row) for row in drawn_on(policy, before, keys, [path.steps + 1 for path in before])]
+        walks = [_Walk(*row) for row in drawn_on(policy, before, keys, lambda n, path: path.steps == before[n].steps)]
         keys, numbers = row_keys(chains, Purpose.ROLLOUT, moves), uniform(row_keys(chains, Purpose.CHOICE, moves, 2))
         for move in range(moves):
             _move(policy, walks, keys[:, move], numbers[:, move], alpha)
@@ -117,6 +117,6 @@ class _Walk:
 def _move(policy: Policy, walks: Sequence[_Walk], keys: Keys, numbers: Floats, alpha: float) -> None:
     """One move of every chain, by keys `[B]` and uniform numbers `[B, 2]` for the boundary and the acceptance."""
     cuts = [walk.path.cut(int(where * walk.path.steps)) for walk, where in zip(walks, numbers[:, 0], strict=True)]
-    redrawn = drawn_on(policy, cuts, keys, [walk.limit for walk in walks])
+    redrawn = drawn_on(policy, cuts, keys, lambda n, path: path.steps < walks[n].limit)
     for walk, (proposed, costs), number in zip(walks, redrawn, numbers[:, 1].tolist(), strict=True):
         walk.judge(proposed, costs, number, alpha)

@@ -124,7 +124,7 @@ def _refined(task: Task, settings: MethodSettings, size: int) -> StepFn:
     reward = steering(task, settings)
 
     def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
-        budget = size * lengths_of(policy)[-1]
+        budget = size * lengths_of(policy).most
         return refined(reward, lam=settings.lam, budget=budget)(policy, chains)
 
     return step
