@@ -344,7 +344,7 @@ def _moved(chain: Chain, fresh: Sequence[Drawn], numbers: Floats, plan: Plan, le
         walk,
         path=fresh[choice - 1][0] if choice else walk.path,
         value=float(log_weights[choice]),
-        spent=walk.spent + cost.generated,
+        spent=walk.spent + max(1, cost.generated),  # uniform diffusion may redraw a canvas without changing a token
         cut=cut + 1,
     )
     if cut + 1 >= moved.path.steps:  # line 8: the cycle ends, since x has no further boundary

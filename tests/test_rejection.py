@@ -48,7 +48,7 @@ def test_it_follows_its_exact_law(policy: Tabular, reward: Any) -> None:
 @pytest.mark.parametrize("policy", [LETTERS, CANVAS])
 def test_accepted_texts_are_samples_of_the_optimal_law(policy: Tabular) -> None:
     target = spelled_target(policy)
-    chains = chains_of(policy, exact(lifted(liking), lam=LAM, highest=HIGHEST, limit=60, budget=60))
+    chains = chains_of(policy, exact(lifted(liking), lam=LAM, highest=HIGHEST, limit=60, budget=60), samples=1_200)
     certain = [chain for chain in chains if chain.exact]
     assert 0.1 * len(chains) < len(certain) < len(chains)
     check_law(outcomes(policy, certain), target, level=LEVEL)
@@ -63,7 +63,8 @@ def test_an_acceptance_without_lam_turns_the_law_red(monkeypatch: pytest.MonkeyP
         return (scaled - HIGHEST / lam) * lam + HIGHEST / lam, cost
 
     monkeypatch.setattr(module, "score", unscaled)
-    chains = chains_of(LETTERS, exact(lifted(liking), lam=LAM, highest=HIGHEST, limit=60, budget=60))
+    step = exact(lifted(liking), lam=LAM, highest=HIGHEST, limit=60, budget=60)
+    chains = chains_of(LETTERS, step, samples=1_200)
     with pytest.raises(AssertionError):
         check_law(outcomes(LETTERS, [chain for chain in chains if chain.exact]), target, level=LEVEL)
 
@@ -71,7 +72,7 @@ def test_an_acceptance_without_lam_turns_the_law_red(monkeypatch: pytest.MonkeyP
 def test_several_tries_are_exact_too_and_width_changes_nothing() -> None:
     target = spelled_target(LETTERS)
     step = exact(lifted(liking), lam=LAM, highest=HIGHEST, limit=60, budget=60, tries=3)
-    chains = chains_of(LETTERS, step)
+    chains = chains_of(LETTERS, step, samples=1_200)
     check_law(outcomes(LETTERS, [chain for chain in chains if chain.exact]), target, level=LEVEL)
     alone = chains_of(LETTERS, step, samples=20, width=1)
     assert [c.state.tokens for c in alone] == [c.state.tokens for c in sorted(chains, key=lambda c: c.sample)[:20]]

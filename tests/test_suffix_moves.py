@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from tests.laws.masked_tabular import TabularMaskedDiffusion
 from tests.laws.suffix_moves import BudgetedWalk, by_outcome, merged
 from tests.laws.tabular import TabularModel
 
-LEVEL, DRAWS, LAM = 1e-4, 4_000, 0.5
+LEVEL, DRAWS, LAM = 1e-4, 2_500, 0.5
 LETTERS = TabularModel(concentration=0.7, seed=1)
 """15 texts of one to three tokens, which are its guide steps."""
 CANVAS = TabularMaskedDiffusion(gen_length=3, block_length=3, steps=3, guide_steps=3, concentration=0.4)
@@ -256,6 +257,20 @@ def test_the_trace_shows_every_move() -> None:
         text = move.candidates[move.choice]
     assert last.candidates[last.choice].tokens == chain.state.tokens and last.candidates[-1] is text
     assert {move.choice for move in moves} == {0, 1}
+
+
+def test_the_text_is_that_of_a_cycle_that_is_uniform_over_the_last_half() -> None:
+    """Of four to six candidates; at a level of 1e-4 for each number of candidates."""
+    chains = chains_of(LETTERS, refined(lifted(liking), lam=LAM, budget=40, start=0.0), samples=400)
+    choices: dict[int, list[int]] = {}
+    for chain in chains:
+        *moves, last = chain.trace
+        cycles = sum(after.cut is None or after.cut <= move.cut for move, after in pairwise([*moves[1:], last]))
+        assert len(last.candidates) == cycles - cycles // 2
+        choices.setdefault(len(last.candidates), []).append(last.choice)
+    assert choices.keys() == {4, 5, 6}
+    for count, found in choices.items():
+        check_law(found, dict.fromkeys(range(count), 1 / count), level=LEVEL)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,10 @@ from typing import Any, Literal
 from ets import baselines
 from ets.kernel import energy_guided
 from ets.own_code import code_digest, named_object
+<<<<<<< HEAD
+=======
+from ets.refined import Plan, refined
+>>>>>>> front
 from ets.rewards import likelihood, majority
 from ets.rewards.registry import NAMES, comparing, named_reward, require_reward
 from ets.rewards.self_consistency import VotePool
@@ -18,7 +22,7 @@ from ets.step import require_counts, require_positive, require_variety
 from ets.stopping import all_at_maximum
 from ets.suffix_moves import refined
 from ets.tasks.task import Task
-from ets.types import Chain, InputError, Policy, Reward, StepFn
+from ets.types import InputError, Policy, Reward, StepFn
 from ets.walk import lengths_of
 
 
@@ -70,6 +74,8 @@ class Method:
         Complete samples that cost about as much as one more of the size, for a first guess.
     at_candidates : bool
         Whether a budget that is given as candidates of ETS is this method's size too.
+    in_tokens : bool
+        Whether the size is the most tokens that a chain generates.
     law : str
         The policy that it samples from: "" for the run's, "base" or "ets-is".
     digest : str
@@ -83,6 +89,7 @@ class Method:
     votes: bool = False
     samples: Callable[[MethodSettings], float] = lambda settings: 1.0
     at_candidates: bool = False
+    in_tokens: bool = False
     law: str = ""
     digest: str = ""
 
@@ -120,6 +127,7 @@ def _retained(task: Task, settings: MethodSettings, size: int) -> StepFn:
 
 
 def _refined(task: Task, settings: MethodSettings, size: int) -> StepFn:
+<<<<<<< HEAD
     """A budget of the tokens of so many texts of the largest length."""
     reward = steering(task, settings)
 
@@ -128,6 +136,9 @@ def _refined(task: Task, settings: MethodSettings, size: int) -> StepFn:
         return refined(reward, lam=settings.lam, budget=budget)(policy, chains)
 
     return step
+=======
+    return refined(steering(task, settings), lam=settings.lam, budget=size)
+>>>>>>> front
 
 
 def _adaptive_majority(task: Task, settings: MethodSettings, size: int) -> StepFn:
@@ -230,9 +241,10 @@ METHODS: dict[str, Method] = {
     ),
     "refined": Method(
         _refined,
-        "one step and suffix moves ({size} texts of tokens)",
+        "one step and suffix moves ({size} tokens)",
         depends=("lam", "reward", "minimum"),
         votes=True,
+        in_tokens=True,
     ),
     "adaptive-majority": Method(_adaptive_majority, "majority voting until decided (at most {size})", depends=()),
     "lookahead": Method(
@@ -335,8 +347,10 @@ def require_settings(methods: Mapping[str, Method], settings: MethodSettings, si
         require_counts(**{f"the size of {name}": size})
 
 
-def require_able(policies: Mapping[str, Policy], methods: Mapping[str, Method], budgets: Sequence[float]) -> None:
-    """Raise `InputError` for a search that a policy does not have, or several draws from a deterministic policy."""
+def require_able(
+    policies: Mapping[str, Policy], methods: Mapping[str, Method], budgets: Sequence[float], currency: str = "generated"
+) -> None:
+    """Raise `InputError` for a method that a policy does not have, or cannot have at these budgets."""
     searches = {"greedy": baselines.require_greedy, "beam": baselines.require_beam}
     alone = budgets == (1,)  # one candidate of ETS is one draw
     for name, method in methods.items():
@@ -344,3 +358,7 @@ def require_able(policies: Mapping[str, Policy], methods: Mapping[str, Method], 
             searches[name](policies[method.law])
         elif method.kind in ("guided", "among") and not (alone and method.at_candidates):
             require_variety(policies[method.law], 2)
+        if method.in_tokens:
+            lengths = lengths_of(policies[method.law])
+            if currency == "generated" and not isinstance(budgets[0], int):
+                Plan(int(min(budgets)), 0.0, 1).require_room(lengths)
