@@ -169,7 +169,7 @@ class Comparison:
         if isinstance(budget, int) and method.at_candidates:
             return int(budget)
         pilot, target = self.run.problems[:PILOT_PROBLEMS], self._target(budget)
-        unit = lengths_of(self.policies[method.law])[-1] if method.in_tokens else 1
+        unit = lengths_of(self.policies[method.law]).most if method.in_tokens else 1
         if method.in_tokens and self.currency == "generated":
             return max(unit, int(target))
 

@@ -10,17 +10,13 @@ from typing import Any, Literal
 from ets import baselines
 from ets.kernel import energy_guided
 from ets.own_code import code_digest, named_object
-<<<<<<< HEAD
-=======
-from ets.refined import Plan, refined
->>>>>>> front
 from ets.rewards import likelihood, majority
 from ets.rewards.registry import NAMES, comparing, named_reward, require_reward
 from ets.rewards.self_consistency import VotePool
 from ets.settings import Guide, number_or, setting
 from ets.step import require_counts, require_positive, require_variety
 from ets.stopping import all_at_maximum
-from ets.suffix_moves import refined
+from ets.suffix_moves import Plan, refined
 from ets.tasks.task import Task
 from ets.types import InputError, Policy, Reward, StepFn
 from ets.walk import lengths_of
@@ -127,18 +123,7 @@ def _retained(task: Task, settings: MethodSettings, size: int) -> StepFn:
 
 
 def _refined(task: Task, settings: MethodSettings, size: int) -> StepFn:
-<<<<<<< HEAD
-    """A budget of the tokens of so many texts of the largest length."""
-    reward = steering(task, settings)
-
-    def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
-        budget = size * lengths_of(policy).most
-        return refined(reward, lam=settings.lam, budget=budget)(policy, chains)
-
-    return step
-=======
     return refined(steering(task, settings), lam=settings.lam, budget=size)
->>>>>>> front
 
 
 def _adaptive_majority(task: Task, settings: MethodSettings, size: int) -> StepFn:

@@ -21,7 +21,7 @@ def check_policy(
 
     `extend` and `finish` draw from the exact reference law, from the start and from an unfinished state. The recorded
     log-probabilities are the logarithms of the exact law of paths. A row's draw depends on its state and its key only.
-    The rows' costs add up to the ledger. `lengths`, where the policy has it, bounds the generated tokens. The law tests
+    The rows' costs add up to the ledger. `lengths` and `step_length`, where the policy has them, bound the generated tokens. The law tests
     share `level` equally; where several paths lead to an outcome, both outcomes and paths are tested.
 
     Parameters
@@ -110,4 +110,6 @@ def _check_lengths(policy: Policy, lengths: Sequence[int], problems: Sequence[Pr
             assert state.done or enough, f"{spent} tokens at boundary {boundary}, and lengths are {lengths}"
         rows = [(state, spent) for state, spent in rows if not state.done]
         drawn = policy.extend([state for state, _ in rows], _keys(len(rows), 12 + boundary)) if rows else []
+        most = getattr(policy, "step_length", lengths[-1])
+        assert all(draw.cost.generated <= most for draw in drawn), f"a step of more tokens than step_length {most}"
         rows = [(draw.state, spent + draw.cost.generated) for draw, (_, spent) in zip(drawn, rows, strict=True)]

@@ -15,12 +15,12 @@ from typing import Any, TypeAlias
 
 import pytest
 
-from ets.exact import exact
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.registry import ENGINES, policy_of
-from ets.refined import refined
+from ets.rejection import exact
 from ets.rewards import per_text
 from ets.runner import run
+from ets.suffix_moves import refined
 from ets.testing import check_policy
 from ets.types import Problem
 from ets.walk import lengths_of
@@ -125,7 +125,7 @@ def test_another_temperature_turns_the_law_red(engine: str, request: pytest.Fixt
 
 def keeps_its_budget(policy: Any, problems: list[Problem]) -> None:
     """Chains of `refined` and of `exact` spend at most their budget, and the ledger counts the same tokens."""
-    longest = lengths_of(policy)[-1]
+    longest = lengths_of(policy).most
     reward = per_text(lambda problem, text: -0.1 * text.count("a"))
     for step in (
         refined(reward, lam=0.1, budget=5 * longest),

@@ -23,7 +23,6 @@ import torch
 
 from ets import demo
 from ets.evaluation.journal import Journal
-from ets.exact import exact
 from ets.importance import ImportanceSampling
 from ets.kernel import energy_guided
 from ets.policies.autoregressive.engine import EnginePolicy
@@ -33,14 +32,16 @@ from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.settings import Horizon, Sampling
 from ets.randomness import derive
-from ets.refined import refined
+from ets.rejection import exact
 from ets.rewards import per_text, verifier
 from ets.runner import run
+from ets.suffix_moves import refined
 from ets.tasks.arithmetic import Arithmetic
 from ets.testing import check_law, check_policy, judge_law
 from ets.types import Chain, InputError, Keys, Problem, StepFn
+from ets.walk import lengths_of
 from tests.conftest import causal_oracle, random_qwen3, tiny_tokenizer
-from tests.laws.refined import BudgetedWalk, by_outcome
+from tests.laws.suffix_moves import BudgetedWalk, by_outcome
 from tests.tiny_server import FOREVER, HANG_UP, NO_JSON, TinyServer
 
 PROBLEMS = [Problem("p", "abc"), Problem("q", (1, 3, 3, 2, 1)), Problem("r", "b")]
@@ -93,7 +94,7 @@ def test_moves_and_rejection_follow_their_exact_laws_over_a_server(server: TinyS
         def weight(tokens: tuple[int, ...]) -> float:
             return math.exp(liking(policy.endings.text(tokens, ())) / scale)
 
-        return BudgetedWalk(causal_oracle(policy), problem, weight, len, policy.lengths, budget, 0.0, 1)
+        return BudgetedWalk(causal_oracle(policy), problem, weight, len, lengths_of(policy), budget, 0.0, 1)
 
     def drawn(step: StepFn) -> list[Chain]:
         return list(run(policy, step, [problem], width=700, seed=0, samples=700))
