@@ -260,15 +260,16 @@ def test_the_trace_shows_every_move() -> None:
 
 
 def test_the_text_is_that_of_a_cycle_that_is_uniform_over_the_last_half() -> None:
-    """Of four to six candidates; at a level of 1e-4 for each number of candidates."""
+    """At a level of 1e-4 for each number of candidates."""
     chains = chains_of(LETTERS, refined(lifted(liking), lam=LAM, budget=40, start=0.0), samples=400)
     choices: dict[int, list[int]] = {}
     for chain in chains:
         *moves, last = chain.trace
         cycles = sum(after.cut is None or after.cut <= move.cut for move, after in pairwise([*moves[1:], last]))
+        cycles -= len(moves[-1].candidates) == 1  # the budget ended the last cycle
         assert len(last.candidates) == cycles - cycles // 2
         choices.setdefault(len(last.candidates), []).append(last.choice)
-    assert choices.keys() == {4, 5, 6}
+    assert choices.keys() >= {4, 5, 6}
     for count, found in choices.items():
         check_law(found, dict.fromkeys(range(count), 1 / count), level=LEVEL)
 

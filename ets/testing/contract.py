@@ -21,8 +21,9 @@ def check_policy(
 
     `extend` and `finish` draw from the exact reference law, from the start and from an unfinished state. The recorded
     log-probabilities are the logarithms of the exact law of paths. A row's draw depends on its state and its key only.
-    The rows' costs add up to the ledger. `lengths` and `step_length`, where the policy has them, bound the generated tokens. The law tests
-    share `level` equally; where several paths lead to an outcome, both outcomes and paths are tested.
+    The rows' costs add up to the ledger. `lengths` and `step_length`, where the policy has them, bound the generated
+    tokens. The law tests share `level` equally; where several paths lead to an outcome, both outcomes and paths are
+    tested.
 
     Parameters
     ----------
