@@ -321,10 +321,15 @@ class Comparison:
             costs = self._pool("").mean_costs(count, self.currency)
             known: dict[int, Entry] = {}
 
+            def plain(count: int) -> Entry:
+                """A choice among one sample, with the mean score of all that were drawn."""
+                found = next((entry for entry in entries if entry.method == "plain"), None)
+                return replace(found or self._averaged("plain", count), label="plain sampling")
+
             def rival_of(entry: Entry) -> Entry:
                 size = nearest(costs, entry.cost[self.currency])
                 if size not in known:
-                    known[size] = self._plain(count) if size == 1 else self._among(None, against, size)
+                    known[size] = plain(count) if size == 1 else self._among(None, against, size)
                 return known[size]
         else:
 
@@ -333,10 +338,6 @@ class Comparison:
                 return next((e for e in same if e.budget in (None, entry.budget)), same[0])
 
         return [self._with_rival(entry, rival_of(entry), against) for entry in entries]
-
-    def _plain(self, count: int) -> Entry:
-        """A choice among one sample: plain sampling, with the mean score of `count` samples."""
-        return replace(self._averaged("plain", count), label="plain sampling")
 
     def _with_rival(self, entry: Entry, other: Entry, against: str) -> Entry:
         """The entry with its rival; without one where both are the same method, or both plain sampling."""

@@ -97,7 +97,8 @@ def test_the_code_of_a_user_is_engine_method_and_reward(
     assert main(named) == 0
     folder = own.parent / "run"
     table = (folder / "table.md").read_text()
-    assert f"| first (M 2, K 2), by {own}:letters " in table and f"| first (M 2, K 2), by {own}:letters, vote " in table
+    assert "\n| first (M 2, K 2) " in table and "\n| first (M 2, K 2), vote " in table
+    assert f"\n\nReward of all rows: {own}:letters\n\n| method" in table and " mean reward |" in table
     found = {(entry["method"], entry["readout"]): entry for entry in summary(folder)["entries"]}
     assert found["ets", "last"]["cost"]["generated"] > found[f"{own}:first", "last"]["cost"]["generated"] > 0  # K is 1
     assert (found["ets", "last"]["rival"] is None) == (name == "eval")
@@ -200,7 +201,7 @@ def test_a_folder_of_another_version_is_one_line(
     stored = own.parent / "run" / "configuration.json"
     content = json.loads(stored.read_text())
     stored.write_text(json.dumps({**content, "version": 1}))
-    refused(words(name, own), "has version 1, and this ets reads version 3; finish it with the ets that began it")
+    refused(words(name, own), "has version 1, and this ets reads version 4; finish it with the ets that began it")
 
 
 def test_commands_differ_in_repeats_and_rivals_alone(own: Path) -> None:
