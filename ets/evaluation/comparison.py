@@ -15,7 +15,7 @@ from ets.evaluation.pool import Choice, Sample, SamplePool, chosen, nearest
 from ets.evaluation.ratios import total_ratios
 from ets.evaluation.run import Drawing, Run
 from ets.evaluation.sizes import size_for
-from ets.types import Policy, Problem
+from ets.types import InputError, Policy, Problem
 
 PILOT_PROBLEMS = 32
 """The size of a guided method is found on so many problems; their records at that size are part of the results."""
@@ -198,7 +198,8 @@ class Comparison:
             return self._mean_cost(self._records(name, size, pilot, 1)) / self._pilot_target(budget, pilot)
 
         single = self._pool("").mean_costs(1, self.currency)[0] if "ets" not in self.methods else self._single(budget)
-        return size_for(share_of, max(1, round(target / single / method.samples(self.settings))))[0]
+        guess = max(1, round(target / single / method.samples(self.settings)))
+        return guess if method.at_most else size_for(share_of, guess)[0]
 
     def _pilot_target(self, budget: float, pilot: Sequence[Problem]) -> float:
         """The budget's amount on the problems of the pilot."""
@@ -253,6 +254,9 @@ class Comparison:
         method = METHODS[name]
         step = method.step(self.run.task, self.settings, count)
         pooled = self._pool(method.law).samples(count)
+        if self.settings.needs_certainty([name]) and any(d.text.certainty is None for s in pooled for d in s.draws):
+            folder = self.run.journal.folder
+            raise InputError(f"the samples in {str(folder)!r} have no recorded certainty; choose another folder")
         choices = [chosen(step, each, self.run.seed) for each in pooled]
         rows = [_row(each.problem, choice, self.run.per_token) for each, choice in zip(pooled, choices, strict=True)]
         size = choices[0].samples

@@ -81,6 +81,8 @@ class Method:
         Complete samples that cost about as much as one more of the size, for a first guess.
     at_candidates : bool
         Whether a budget that is given as candidates of ETS is this method's size too.
+    at_most : bool
+        Whether the size is the most samples, as many as the budget pays for, of which the method may draw fewer.
     law : str
         The policy that it samples from: "" for the run's, "base" or "ets-is".
     digest : str
@@ -97,6 +99,7 @@ class Method:
     votes: bool = False
     samples: Callable[[MethodSettings], float] = lambda settings: 1.0
     at_candidates: bool = False
+    at_most: bool = False
     law: str = ""
     digest: str = ""
     target: str = "p*"
@@ -283,7 +286,11 @@ METHODS: dict[str, Method] = {
         votes=True,
     ),
     "adaptive-majority": Method(
-        _adaptive_majority, "majority voting until decided (at most {size})", depends=(), target="mode of p_ref"
+        _adaptive_majority,
+        "majority voting until decided (at most {size})",
+        depends=(),
+        at_most=True,
+        target="mode of p_ref",
     ),
     "lookahead": Method(
         _lookahead,

@@ -143,10 +143,10 @@ def _reward_difference(entry: Entry) -> str:
 
 
 def _rewards(difference: Difference, sign: str = "") -> str:
-    """A mean reward or a difference with its interval, to a hundredth of the larger end, at least two decimals."""
-    largest = max(abs(difference.low), abs(difference.high), 1e-9)
-    form = f"{sign}.{min(6, max(2, 1 - math.floor(math.log10(largest))))}f"
-    mean, low, high = (f"{value + 0.0:{form}}" for value in (difference.mean, difference.low, difference.high))
+    """A mean reward or a difference with its interval; three decimals, or two from 10 on."""
+    values = (difference.mean, difference.low, difference.high)
+    places = 3 if max(map(abs, values)) < 10 else 2
+    mean, low, high = (f"{round(value, places) + 0.0:{sign}.{places}f}" for value in values)
     return f"{mean} ({low} to {high})"
 
 

@@ -223,6 +223,31 @@ def test_a_comparison_without_methods_takes_what_the_engine_has() -> None:
         assert {*METHODS} - {*plan.methods} == {"base", "ets-is"} | left_out
 
 
+@pytest.mark.parametrize("engine", ["vllm", "endpoint", "own.py:table"])
+def test_confident_majority_is_left_out_where_an_engine_records_no_certainty(engine: str, refused: Refused) -> None:
+    given = ["compare", "--task", "sums", "--model", "embedded", "--engine", engine]
+    plan = evaluate.plan_of(parser_of().parse_args(given))
+    assert "confident-majority" not in plan.methods and "certainty" not in plan.values
+    if ":" not in engine:
+        message = f"confident-majority reads the certainty of tokens, which the engine {engine} does not record"
+        refused([*given, "--methods", "ets,majority,confident-majority"], message)
+
+
+def test_confident_majority_switches_the_record_of_certainty_on(
+    tmp_path: Path, refused: Refused, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = command(tmp_path / "run", methods="plain,confident-majority", samples="4", count="2")
+    assert main(words) == 0
+    records = [json.loads(line) for line in (tmp_path / "run" / "journal.jsonl").read_text().splitlines()]
+    assert all(text["certainty"]["tokens"] > 0 for record in records for text in record["texts"])
+    labels = [entry["label"] for entry in summary(tmp_path / "run")["entries"]]
+    assert labels[1] == "majority of the most confident 50% (4)"
+    before = command(tmp_path / "before", methods="plain,majority", samples="4", count="2")
+    assert main(before) == 0  # samples without the record
+    capsys.readouterr()
+    refused(command(tmp_path / "before", methods="confident-majority", samples="4", count="2"), "no recorded certainty")
+
+
 def test_help_names_every_method_and_reward(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([name, "--help"])
@@ -256,6 +281,8 @@ def test_help_names_every_method_and_reward(name: str, capsys: pytest.CaptureFix
         (("--samples", "0"), "samples is 0"),
         (("--traces", "-1"), "traces is -1; give a number of problems, or 0 for none"),
         (("--reward", "magic"), "reward is 'magic'; choose from majority, share"),
+        (("--confident-share", "0"), "confident_share is 0.0; it must be a finite number above zero"),
+        (("--confident-share", "1.5"), "confident_share is 1.5; it must be a share, above 0 and at most 1"),
         (("--reward", "absent.py:f"), "cannot read the reward 'absent.py:f': there is no file absent.py"),
         (("--step", "absent.py:f"), "cannot read the step function 'absent.py:f': there is no file absent.py"),
         (("--step", "math:pi"), "the step function 'math:pi' takes no reward"),

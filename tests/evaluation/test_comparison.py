@@ -66,6 +66,9 @@ def test_costs_are_near_the_budget(entries: list[Entry]) -> None:
             if method in ("ets-stopped", "ets-is"):
                 continue
             step = entry.cost["generated"] / max(1, entry.size)
+            if method == "adaptive-majority":  # its size is the most samples
+                assert 0.5 * ets.cost["generated"] < entry.cost["generated"] < ets.cost["generated"]
+                continue
             assert abs(entry.cost["generated"] - ets.cost["generated"]) <= 0.75 * step + 1.5, method
 
 
