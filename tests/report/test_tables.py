@@ -73,7 +73,7 @@ def test_rewards_have_a_mean_with_its_interval_and_a_paired_difference() -> None
     place = [heading.strip() for heading in headings].index("mean reward")
     assert headings[place + 1].strip() == "minus majority at equal cost, reward"
     cells = [[cell.strip() for cell in line[place : place + 2]] for line in lines]
-    assert cells[0] == ["0.995 (0.885 to 1.105)", "+0.250 (+0.250 to +0.250)"]
+    assert cells[0] == ["0.995 (0.880 to 1.110)", "+0.250 (+0.250 to +0.250)"]
     assert cells[1:] == [["-inf", ""], ["", ""]]
     assert "mean reward" not in table(ENTRIES, SETTING)
 
