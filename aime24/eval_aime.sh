@@ -4,6 +4,7 @@
 #
 #   bash aime24/eval_aime.sh
 #   SMALL_MODEL_PATH=Qwen/Qwen3-1.7B bash aime24/eval_aime.sh           with ETS-IS among the methods
+#   TOKENS=200000 bash aime24/eval_aime.sh                              every method at so many generated tokens per sample
 #   ENGINE=vllm bash aime24/eval_aime.sh                                through vLLM, which has no beam search and no ETS-IS
 #   ENDPOINT=http://localhost:8000/v1 bash aime24/eval_aime.sh          through a server that serves MODEL_PATH: docs/clusters.md
 #   CHAT=1 THINKING=off bash aime24/eval_aime.sh                        prompts by the checkpoint's chat template: docs/chat.md
@@ -18,12 +19,17 @@ TASK=aime24
 MODEL_PATH=${MODEL_PATH:-Qwen/Qwen3-8B}       # a checkpoint's folder or its hub name; also embedded
                                               # Qwen3-8B answers chats, and is prompted without its template, as in the paper; with it: CHAT=1
 SMALL_MODEL_PATH=${SMALL_MODEL_PATH:-}        # draws ETS-IS's rollouts, with the model's own tokens; empty: METHODS are without ets-is
-METHODS=${METHODS:-base,plain,greedy,${TRANSFORMERS:+beam,}best-of-n,majority,one-step,ets${SMALL_MODEL_PATH:+,ets-is}}
+TOKENS=${TOKENS:-}                            # the budget in generated tokens per sample, in place of M; empty: what ETS costs at M_CANDIDATES
+if [ -n "$TOKENS" ]; then                     # the sizes of all methods follow from it
+    refuse_set "the budget is TOKENS" M_CANDIDATES
+    SIZES=${SIZES-} IS_M_CANDIDATES=${IS_M_CANDIDATES-}
+fi
+METHODS=${METHODS:-base,plain,greedy,${TRANSFORMERS:+beam,}best-of-n,majority,one-step,ets${SMALL_MODEL_PATH:+,ets-is}${TOKENS:+,refined}}
 REPEATS=${REPEATS:-32}                        # samples of each problem that are averaged, for every method
 M_CANDIDATES=${M_CANDIDATES:-5}               # M, candidates per guide step
 K_MONTE_CARLO=${K_MONTE_CARLO:-3}             # K, rollouts per candidate
 LAMBDA_PARAM=${LAMBDA_PARAM:-0.1}             # lambda, in units of the reward
-REWARD=${REWARD:-majority}                    # of one-step, ets, ets-is: majority, 1 for the majority answer (the paper's); share, of votes; likelihood…
+REWARD=${REWARD:-majority}                    # of one-step, ets, ets-is, refined: majority, 1 for the majority answer (the paper's); share, of votes; likelihood…
 POOL=${POOL:-chain}                           # whose votes count: those of this step, or of the chain so far
 BEST_BY=${BEST_BY:-majority}                  # reward of best-of-n: majority, share, likelihood-per-token, likelihood (favours short texts)
 MINIMUM_VOTES=${MINIMUM_VOTES:-}              # that an answer needs to be the majority's; empty: 1
@@ -37,7 +43,7 @@ TEMPERATURE=${TEMPERATURE:-0.7}
 TOP_K=${TOP_K-${TRANSFORMERS:+checkpoint}}    # checkpoint: its generation_config's, as in the paper's transformers runs, and for a small model its own; empty: all tokens
 TOP_P=${TOP_P-${TRANSFORMERS:+checkpoint}}    # the same; through vLLM the paper's runs have neither
 NUM_BEAMS=${NUM_BEAMS:-50}                    # of beam search
-IS_M_CANDIDATES=${IS_M_CANDIDATES:-$M_CANDIDATES} # M of ETS-IS
+IS_M_CANDIDATES=${IS_M_CANDIDATES-$M_CANDIDATES} # M of ETS-IS
 IS_BLOCK_SIZE=${IS_BLOCK_SIZE:-1536}           # tokens per guide step of ETS-IS
 PROPOSAL_TEMPERATURE=${PROPOSAL_TEMPERATURE:-$TEMPERATURE} # of the small model
 CLIP=${CLIP:-}                                # LOW,HIGH, bounds on ETS-IS's importance ratios, such as 0.1,10; empty: none
@@ -62,11 +68,11 @@ CONNECTIONS=${CONNECTIONS:-}                  # ENDPOINT: requests under way at 
 ROW_SECONDS=${ROW_SECONDS:-}                  # ENDPOINT: how long a row may take before it is asked for again; empty: 1800
 OUT=${OUT:-}                                  # results folder; empty: results/TASK-HASH, by the configuration
 
-run_eval "$ENGINE" --candidates "$M_CANDIDATES" --rollouts "$K_MONTE_CARLO" --lam "$LAMBDA_PARAM" --beams "$NUM_BEAMS" \
+run_eval "$ENGINE" $(budget_of "$M_CANDIDATES") --rollouts "$K_MONTE_CARLO" --lam "$LAMBDA_PARAM" --beams "$NUM_BEAMS" \
     --max-length "$MAX_LENGTH" --block-size "$BLOCK_SIZE" --base-temperature "$BASE_TEMPERATURE" \
     --base-top-k "$BASE_TOP_K" --base-top-p "$BASE_TOP_P" ${TOP_K:+--top-k "$TOP_K"} ${TOP_P:+--top-p "$TOP_P"} \
     ${SMALL_MODEL_PATH:+--proposal "$SMALL_MODEL_PATH" --proposal-temperature "$PROPOSAL_TEMPERATURE"} \
-    ${SMALL_MODEL_PATH:+--is-candidates "$IS_M_CANDIDATES" --is-block-size "$IS_BLOCK_SIZE"} \
+    ${SMALL_MODEL_PATH:+${IS_M_CANDIDATES:+--is-candidates "$IS_M_CANDIDATES"} --is-block-size "$IS_BLOCK_SIZE"} \
     ${CLIP:+--clip="$CLIP"} ${VLLM:+--replicas "$GEN_DP" --tensor-parallel "$GEN_TP" --utilization "$UTILIZATION"} \
     ${SERVED:+--endpoint "$ENDPOINT"} ${SERVED_MODEL:+--served-model "$SERVED_MODEL"} \
     ${CONNECTIONS:+--connections "$CONNECTIONS"} ${ROW_SECONDS:+--seconds "$ROW_SECONDS"}

@@ -1,6 +1,6 @@
 """Total variation to p* of several kernels at equal generated tokens, by exact laws on enumerable trees.
 
-    python benchmarks/worth.py            prints the tables of docs/choosing.md
+    python benchmarks/worth.py            prints the tables of docs/worth.md
     python benchmarks/worth.py --quick    one seed, for a test
 
 A text is a path of I guide steps through a tree with b branches at every step, so a text costs I units. The laws are
@@ -11,12 +11,12 @@ N p w E[1 / (w + S)], S the sum of the other N - 1 weights, and E[1 / (w + S)] =
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ets.refined import Plan
+from ets.suffix_moves import START, START_OF_PREFIXES, Plan
 from ets.types import Floats
 
 POINTS = 400
@@ -94,18 +94,21 @@ def moved(tree: Tree, law: Floats, boundary: int) -> Floats:
     return (flow + rows * (1 - moves.sum(2))).ravel()
 
 
-def refined(tree: Tree, budget: int, start: float = 0.25, last_alone: bool = False) -> Floats:
+def refined(tree: Tree, budget: int, start: float = START) -> Floats:
     """The law of `ets.refined` with one try."""
-    plan, lengths = Plan(budget, start, 1), tuple(range(tree.depth + 1))
     samples = min(max(int(start * budget / tree.depth), 1), budget // tree.depth)
-    law, spent, ends = one_step(tree, samples) if samples > 1 else tree.p, samples * tree.depth, []
+    law = one_step(tree, samples) if samples > 1 else tree.p
+    return walked(tree, law, samples * tree.depth, budget)
+
+
+def walked(tree: Tree, law: Floats, spent: int, budget: int) -> Floats:
+    """A law after the moves that the rest of a budget pays for."""
+    plan, lengths, ends = Plan(budget, 0.0, 1), tuple(range(tree.depth + 1)), []
     while (first := plan.first_cut(spent, lengths)) is not None:
         for boundary in range(first, tree.depth):
             law, spent = moved(tree, law, boundary), spent + tree.depth - boundary
         ends.append(law)
-    if not ends:
-        return law
-    return ends[-1] if last_alone else np.mean(ends[len(ends) // 2 :], axis=0)
+    return np.mean(ends[len(ends) // 2 :], axis=0) if ends else law
 
 
 def iterated(tree: Tree, samples: int, iterations: int) -> Floats:
@@ -136,9 +139,63 @@ KERNELS: dict[str, Callable[[Tree, int], Floats]] = {
     "one step": lambda tree, budget: one_step(tree, budget // tree.depth),
     "iterated resampling (4)": lambda tree, budget: iterated(tree, (budget // tree.depth - 1) // 4 + 1, 4),
     "refined": refined,
-    "refined, last cycle": lambda tree, budget: refined(tree, budget, last_alone=True),
     "refined, a quarter of the tokens": lambda tree, budget: refined(tree, budget // 4),
 }
+
+
+@dataclass(frozen=True)
+class Earned:
+    """A reward that is earned in steps: p_ref of a branch `[prefixes, b]`, and increments of r/λ `[prefixes · b]`."""
+
+    branch: list[Floats]
+    increments: list[Floats]
+
+
+def earned(shape: str, branches: int, depth: int, seed: int) -> Earned:
+    """The increments of the tree of `trees` with the shape `steps` or `mixed`; the part of the leaf comes last."""
+    rng = np.random.default_rng(seed)
+    branch = [rng.dirichlet(np.full(branches, 0.8), branches**step) for step in range(depth)]
+    increments = [rng.normal(size=branches ** (step + 1)) for step in range(depth)]
+    total = np.zeros(branches**depth)
+    for step, each in enumerate(increments):
+        total += np.repeat(each, branches ** (depth - step - 1))
+    scale = (2.5 if shape == "steps" else 1.8) / total.std()
+    increments = [scale * each for each in increments]
+    if shape == "mixed":
+        increments[-1] = increments[-1] + 1.8 * rng.normal(size=branches**depth)
+    return Earned(branch, increments)
+
+
+def filtered(tree: Earned, particles: int, runs: int, seed: int, threshold: float = 0.5) -> Floats:
+    """The law of `ets.baselines.particle_filter`, as the mean of the particles' shares over simulated runs."""
+    rng = np.random.default_rng(seed)
+    node, log_weights = np.zeros((runs, particles), int), np.zeros((runs, particles))
+    for step, (branch, increments) in enumerate(zip(tree.branch, tree.increments, strict=True)):
+        if step:
+            shares = shares_of(log_weights)
+            poor = 1 / (shares**2).sum(1) < threshold * particles
+            bounds = np.cumsum(shares, 1)
+            bounds[:, -1] = 1.0
+            numbers = (rng.random((runs, 1)) + np.arange(particles)) / particles
+            parents = np.stack([np.searchsorted(*row) for row in zip(bounds, numbers, strict=True)])
+            node = np.where(poor[:, None], np.take_along_axis(node, parents, 1), node)
+            log_weights = np.where(poor[:, None], 0.0, log_weights)
+        bounds, number = np.cumsum(branch, 1)[node], rng.random((runs, particles, 1))
+        width = branch.shape[1]
+        node = node * width + np.minimum((number > bounds).sum(2), width - 1)
+        log_weights = log_weights + increments[node]
+    return np.bincount(node.ravel(), shares_of(log_weights).ravel(), increments.size) / runs
+
+
+def shares_of(log_weights: Floats) -> Floats:
+    weights = np.exp(log_weights - log_weights.max(1, keepdims=True))
+    return weights / weights.sum(1, keepdims=True)
+
+
+def refined_of_prefixes(tree: Tree, particles: Earned, budget: int, runs: int, seed: int) -> Floats:
+    """The law of `ets.refined` for a reward of prefixes."""
+    count = Plan(budget, START_OF_PREFIXES, 1).particles((0, tree.depth))
+    return walked(tree, filtered(particles, count, runs, seed), count * tree.depth, budget)
 
 
 def trees(shape: str, branches: int, depth: int, seed: int) -> Tree:
@@ -178,14 +235,41 @@ def table(branches: int, depth: int, texts: int, seeds: int) -> Iterator[str]:
         yield f"| {name} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |"
 
 
+def table_of_prefixes(branches: int, depth: int, sizes: Sequence[int], seeds: int, runs: int) -> Iterator[str]:
+    """The lines of a table of rewards that are earned in steps, at the tokens of so many complete texts."""
+    shapes = ("steps", "mixed")
+    yield f"| I = {depth} | " + " | ".join(f"{shape}, {texts}" for shape in shapes for texts in sizes) + " |"
+    yield "| --- |" + " ---: |" * (len(shapes) * len(sizes))
+    rows: dict[str, list[float]] = {"particle filter": [], "refined": [], "refined, reward of prefixes": []}
+    for shape in shapes:
+        for texts in sizes:
+            found = []
+            for seed in range(seeds):
+                tree, steps = trees(shape, branches, depth, seed), earned(shape, branches, depth, seed)
+                budget = texts * depth
+                laws = (
+                    filtered(steps, texts, runs // texts, seed),
+                    refined(tree, budget),
+                    refined_of_prefixes(tree, steps, budget, runs // texts, seed),
+                )
+                found.append([distance(law, tree) for law in laws])
+            for row, mean in zip(rows.values(), np.mean(found, axis=0), strict=True):
+                row.append(float(mean))
+    for name, cells in rows.items():
+        yield f"| {name} | " + " | ".join(f"{cell:.3f}" for cell in cells) + " |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true")
     quick = parser.parse_args().quick
+    seeds = 1 if quick else 5
     for branches, depth in ((5, 4), (2, 8)):
-        for texts in (16,) if quick else (16, 64, 92):
-            print(*table(branches, depth, texts, 1 if quick else 5), sep="\n")
-            print()
+        for texts in (8,) if quick else (8, 16, 32, 64, 92, 128):
+            print(*table(branches, depth, texts, seeds), sep="\n", end="\n\n", flush=True)
+    for branches, depth in ((5, 4), (2, 8)):
+        sizes, runs = ((8,), 40_000) if quick else ((8, 16, 64, 92), 400_000)
+        print(*table_of_prefixes(branches, depth, sizes, seeds, runs), sep="\n", end="\n\n", flush=True)
 
 
 if __name__ == "__main__":

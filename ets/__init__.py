@@ -31,9 +31,10 @@ _HOMES = {
     "UniformDiffusionPolicy": "ets.policies.diffusion.uniform",
     "Unmasking": "ets.policies.settings",
     "energy_guided": "ets.kernel",
-    "exact": "ets.exact",
+    "exact": "ets.rejection",
     "generate": "ets.hf_generate",
-    "refined": "ets.refined",
+    "of_prefixes": "ets.step",
+    "refined": "ets.suffix_moves",
     "run": "ets.runner",
     "sample": "ets.api",
 }
@@ -65,6 +66,7 @@ __all__ = [
     "energy_guided",
     "exact",
     "generate",
+    "of_prefixes",
     "refined",
     "rewards",
     "run",
@@ -84,7 +86,10 @@ if TYPE_CHECKING:
     from ets.policies.diffusion.policy import MaskedDiffusionPolicy
     from ets.policies.diffusion.uniform import UniformDiffusionPolicy
     from ets.policies.settings import Caching, Horizon, Sampling, UniformCanvases, UniformDenoising, Unmasking
+    from ets.rejection import exact
     from ets.runner import run
+    from ets.step import of_prefixes
+    from ets.suffix_moves import refined
     from ets.types import Chain, Cost, InputError, Problem, Step, Text
 
 

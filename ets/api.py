@@ -14,7 +14,6 @@ from tqdm.auto import tqdm
 from ets.certificate import Certificate, certificate
 from ets.chat import Chat, ChatTemplate, Prompt, as_chat, as_prompts
 from ets.diagnostics import RatioSummary, ratio_summary
-from ets.exact import exact
 from ets.importance import ImportanceSampling
 from ets.kernel import energy_guided
 from ets.policies.autoregressive.server import Endpoint
@@ -23,15 +22,16 @@ from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion.levels import target_of
 from ets.policies.registry import SETTINGS, fast_sampler_of, minimum_votes, policy_of, proposal_of
 from ets.policies.settings import Weighing
-from ets.readouts import Vote, vote
-from ets.refined import refined
+from ets.readouts import Vote, vote, weighted
+from ets.rejection import exact
 from ets.rewards import Extract, Scoring, as_extract, as_reward, majority
 from ets.rewards.lifting import ReadProblem
 from ets.runner import run
 from ets.settings import Guide, Spending, fields_of, made, require_known, with_settings
 from ets.step import Decided, require_variety
+from ets.suffix_moves import refined
 from ets.trace_view import trace_html, trace_text
-from ets.types import Chain, Cost, InputError, Message, Policy, Problem, Reward, Step, StepFn
+from ets.types import Chain, Cost, InputError, Message, Policy, Problem, Reward, Step, StepFn, Text
 
 Local: TypeAlias = str | Path | tuple[Any, Any] | Checkpoint
 """A model that transformers runs in this process."""
@@ -64,6 +64,9 @@ class Result:
         With a faster sampler of masked diffusion: what p_ref is, in words, and its level.
     vote : Vote or None
         The other readout, with `extract`: what all rollouts say. Its majority is an estimator, no sample of p*.
+    weighted : Text or None
+        A text among all rollouts of all guide steps, in proportion to their weights, by `ets.readouts.weighted`. For a
+        fixed finite reward it tends to p* as `text` does, and is nearer at the same M.
     approximate : str
         Why the draws are not exactly those of p_ref, with a server that returns text alone; else empty.
     prompt : str or tuple of int
@@ -81,6 +84,7 @@ class Result:
     ratios: RatioSummary | None = None
     target: str | None = None
     vote: Vote | None = field(default=None, repr=False)
+    weighted: Text | None = field(default=None, repr=False)
     approximate: str = ""
     prompt: str | tuple[int, ...] = field(default="", repr=False)
     certificate: Certificate | None = None
@@ -195,6 +199,8 @@ def sample(
     ratios_of = partial(ratio_summary, clip=weighing.clip) if getattr(policy, "weighed", False) else None
     approximate = getattr(model, "approximate", "")
     results = [result_of(chain, read, ratios_of, target, approximate) for chain in chains]
+    if step is energy_guided and spending.tokens is None:
+        results = [replace(result, weighted=weighted(chain)) for result, chain in zip(results, chains, strict=True)]
     return results[0] if single else results
 
 
@@ -341,10 +347,18 @@ def result_of(
     """What a chain that has ended says, its answer read by `read`."""
     text, trace = chain.state.text, chain.trace
     answer, ratios = read(chain.problem, text) if read else None, ratios_of(trace) if ratios_of else None
-    votes = vote(read, chain) if read else None
-    prompt = chain.problem.prompt
     return Result(
-        text, answer, trace, chain.cost, chain.valid, ratios, target, votes, approximate, prompt, certificate(trace)
+        text,
+        answer,
+        trace,
+        chain.cost,
+        chain.valid,
+        ratios,
+        target,
+        vote=vote(read, chain) if read else None,
+        approximate=approximate,
+        prompt=chain.problem.prompt,
+        certificate=certificate(trace),
     )
 
 

@@ -10,7 +10,7 @@ from itertools import takewhile
 
 import numpy as np
 
-from ets.refined import log_acceptance
+from ets.suffix_moves import log_acceptance
 from ets.types import Floats, Step
 from ets.weights import effective_sample_size, log_mean_exp, normalised
 
@@ -20,29 +20,35 @@ FEW = 5.0
 
 @dataclass(frozen=True)
 class Certificate:
-    """Estimates from the independent texts x^n ~ p_ref of a chain, with weights w = exp(r/λ).
+    """Estimates from the texts x^n of a chain before its moves, with weights w.
+
+    The texts are independent draws x^n ~ p_ref with w = exp(r/λ), or the particles of a filter with their weights.
 
     Parameters
     ----------
+    kernel : str
+        The kernel that drew the sample, in words, such as "one step on 23 texts, and 41 suffix moves".
     exact : bool
         The text is an exact sample of p*, by rejection.
     texts : int
-        N, the independent texts.
+        N.
     effective : float
         The effective sample size of their weights, from 1 to N.
     log_z, log_z_error : float
         The estimate of log Z = log E_ref[exp(r/λ)], and its standard error (delta method); -inf and NaN if every weight
-        is zero.
+        is zero. Particles have no such error: it is NaN.
     divergence : float
         The estimate of KL(p* ‖ p_ref) in nats. With an effective sample size below 5, at least half the variance of
         r/λ, which is the divergence for a normal r.
     distance : float
         The estimate of an upper bound on the total variation between p* and the law of a choice among the N texts,
-        E_p*[(v - 1)₊ / (N + v - 1)] with v = w / Z (by Jensen's inequality). Moves never increase it.
+        E_p*[(v - 1)₊ / (N + v - 1)] with v = w / Z (by Jensen's inequality). Moves never increase it. NaN for
+        particles.
     acceptance : mapping of int to float
         The mean probability of acceptance of the moves, by guide boundary.
     """
 
+    kernel: str
     exact: bool
     texts: int
     effective: float
@@ -60,32 +66,35 @@ class Certificate:
             return f"none of {self.texts:,} texts has a reward above -inf: raise the budget, or change the reward"
         asked = f"λ asks for a text that about 1 in {_rounded(math.exp(min(self.divergence, 40.0))):,} samples is"
         drawn = f"{self.texts:,} were drawn, {self.effective:.1f} of them effective"
-        bound = f"the total variation to p* is at most about {self.distance:.2f} before the moves"
-        moves = sum(self.acceptance.values()) / len(self.acceptance) if self.acceptance else 0.0
-        moved = f"; {moves:.0%} of the moves were accepted" if self.acceptance else ""
+        parts = [self.kernel, asked, drawn]
+        if not math.isnan(self.distance):
+            parts.append(f"the total variation to p* is at most about {self.distance:.2f} before the moves")
+        if self.acceptance:
+            rate = sum(self.acceptance.values()) / len(self.acceptance)
+            parts.append(f"{rate:.0%} of the moves were accepted")
         remedy = ": raise λ or the budget" if self.divergence > math.log(self.texts) else ""
-        return f"{asked}; {drawn}; {bound}{moved}{remedy}"
+        return "; ".join(parts) + remedy
 
 
 def certificate(trace: Sequence[Step]) -> Certificate | None:
-    """The certificate of a chain that began with complete texts of p_ref; None for any other chain.
+    """The certificate of a chain that began with complete texts of p_ref, or moved; None for any other chain.
 
     Such chains are those of `ets.refined`, `ets.exact` and the choices among complete texts in `ets.baselines`.
     """
     begun = list(takewhile(lambda step: step.cut is None, trace))
-    moved = len(begun) < len(trace)
-    if not all(map(_complete, begun)) or not (moved or len(begun) == 1 or (trace and trace[-1].exact)):
-        return None
-    values: dict[int, float] = {}
-    for step in begun:
-        values |= {id(text): value for text, value in zip(step.candidates, step.log_rewards[:, 0], strict=True)}
-    log_weights = np.array(list(values.values()))
     moves = [step for step in trace if step.cut is not None]
+    if not begun or not (moves or (all(map(_complete, begun)) and (len(begun) == 1 or trace[-1].exact))):
+        return None
+    independent = all(map(_complete, begun))
+    log_weights, values = _independent(begun) if independent else _particles(begun[-1])
+    begin = "one step on {} texts" if independent else "a particle filter of {} particles"
     return Certificate(
+        kernel=begin.format(len(values)) + (f", and {len(moves)} suffix moves" if moves else ""),
         exact=trace[-1].exact,
-        texts=len(log_weights),
+        texts=len(values),
         effective=effective_sample_size(log_weights),
-        **_estimates(log_weights),
+        **_estimates(log_weights, values),
+        **(_errors(log_weights) if independent else {"log_z_error": math.nan, "distance": math.nan}),
         acceptance=_acceptance(moves),
     )
 
@@ -94,20 +103,42 @@ def _complete(step: Step) -> bool:
     return step.log_rewards.shape[1] == 1 and all(text.done for text in step.candidates)
 
 
-def _estimates(log_weights: Floats) -> dict[str, float]:
-    log_z, count = float(log_mean_exp(log_weights, axis=0)), len(log_weights)
+def _independent(steps: Sequence[Step]) -> tuple[Floats, Floats]:
+    """log w and r/λ `[N]` of the independent texts of some steps; a text that several steps hold counts once."""
+    values: dict[int, float] = {}
+    for step in steps:
+        values |= {id(text): value for text, value in zip(step.candidates, step.log_rewards[:, 0], strict=True)}
+    log_weights = np.array(list(values.values()))
+    return log_weights, log_weights
+
+
+def _particles(step: Step) -> tuple[Floats, Floats]:
+    """log w and r/λ `[N]` of the particles at their last step."""
+    return step.log_weights, step.log_rewards[:, 0]
+
+
+def _estimates(log_weights: Floats, values: Floats) -> dict[str, float]:
+    """log Z, and KL(p* ‖ p_ref) as the mean of r/λ - log Z under p*."""
+    log_z = float(log_mean_exp(log_weights, axis=0))
     if math.isinf(log_z):
-        return {"log_z": log_z, "log_z_error": math.nan, "divergence": math.inf, "distance": 1.0}
+        return {"log_z": log_z, "divergence": math.inf}
+    finite = np.isfinite(values)
+    divergence = float(np.sum(normalised(log_weights)[finite] * (values[finite] - log_z)))
+    if effective_sample_size(log_weights) < FEW:
+        divergence = max(divergence, 0.5 * float(np.var(values[finite])))
+    return {"log_z": log_z, "divergence": max(0.0, divergence)}
+
+
+def _errors(log_weights: Floats) -> dict[str, float]:
+    """The standard error of log Z, and the bound on the total variation, from independent texts."""
+    count = len(log_weights)
+    if np.all(np.isneginf(log_weights)):
+        return {"log_z_error": math.nan, "distance": 1.0}
     shares = normalised(log_weights)
     relative = shares * count  # w / Z
     error = float(np.std(relative, ddof=1) / math.sqrt(count)) if count > 1 else math.nan
-    finite = np.isfinite(log_weights)
-    divergence = float(np.sum(shares[finite] * (log_weights[finite] - log_z)))
-    if effective_sample_size(log_weights) < FEW:
-        divergence = max(divergence, 0.5 * float(np.var(log_weights[finite])))
     excess = np.maximum(relative - 1, 0.0)
-    distance = float(np.sum(shares * excess / (count + np.maximum(relative - 1, 0.0))))
-    return {"log_z": log_z, "log_z_error": error, "divergence": max(0.0, divergence), "distance": distance}
+    return {"log_z_error": error, "distance": float(np.sum(shares * excess / (count + excess)))}
 
 
 def _acceptance(moves: Sequence[Step]) -> dict[int, float]:
@@ -115,6 +146,8 @@ def _acceptance(moves: Sequence[Step]) -> dict[int, float]:
     found: defaultdict[int, list[float]] = defaultdict(list)
     for step in moves:
         values = step.log_weights
+        if len(values) == 1:  # the budget was spent within the move
+            continue
         proposals = normalised(values[1:])
         accepted = [math.exp(log_acceptance(values, 1 + n)) for n in range(len(proposals))]
         found[step.cut or 0].append(float(np.dot(proposals, accepted)))

@@ -1,14 +1,21 @@
-"""Readouts of a finished chain, by name: the sampled text (`last`), or the majority of its rollouts (`vote`)."""
+"""Readouts of a finished chain: the majority of its rollouts (`vote`), and a choice among them by weight (`weighted`).
+
+Without a readout the result is the text of the chain itself.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
 from ets.rewards import Extract, remembering, voters, votes, winner
-from ets.types import Chain, Text
+from ets.step import choice_uniforms, choose, spread
+from ets.types import Chain, Floats, InputError, Step, Text
+from ets.weights import log_mean_exp
 
 
 @dataclass(frozen=True)
@@ -49,7 +56,7 @@ def vote(extract: Extract, chain: Chain) -> Vote:
         With at least one step.
     """
     read = partial(remembering(extract), chain.problem)
-    rollouts = voters(step.rollouts for step in chain.trace)
+    rollouts = [text for text in voters(step.rollouts for step in chain.trace) if text.done]
     counts = votes(read, rollouts)
     total = math.fsum(counts.values())
     shares = {answer: count / total for answer, count in sorted(counts.items(), key=lambda item: -item[1])}
@@ -58,3 +65,37 @@ def vote(extract: Extract, chain: Chain) -> Vote:
         if text.log_ratio > -math.inf:  # the reference policy can draw it
             first.setdefault(read(text.text), text)
     return Vote(shares, {answer: first[answer] for answer in shares}, winner(read, rollouts))
+
+
+def weighted(chain: Chain) -> Text:
+    """A text among all rollouts of all guide steps of `ets.kernel.energy_guided`, in proportion to their weights.
+
+    For a fixed finite reward its law tends to p* as M grows, as that of the chain's own text does. It chooses among
+    I · M · K complete texts instead of the M of the last guide step, at no further token.
+
+    Raises
+    ------
+    InputError
+        For a chain with suffix moves, whose text follows p* more closely than its trace.
+    """
+    if any(step.cut is not None for step in chain.trace):
+        raise InputError("the chain has suffix moves, and weighted reads guide steps alone; take the chain's text")
+    weights = rollout_weights(chain.trace)
+    texts = [text for step in chain.trace for row in step.rollouts for text in row]
+    return texts[choose(np.concatenate([each.ravel() for each in weights]), choice_uniforms([chain])[0])]
+
+
+def rollout_weights(trace: Sequence[Step]) -> list[Floats]:
+    """The log-weights `[M, K]` of the rollouts of each guide step i: r/λ + log W_{<i}, with the ratios of a proposal.
+
+    W_{<i} = Π_{j<i} mean_m Ê_jm / Ê_j,chosen, as in `ets.weights.log_run_weight`. Each step is proper at any M and K:
+    E[mean_mk exp(w_mk) f(text_mk)] = E_ref[exp(r/λ) f]. Proof: given the prefix, the mean of Ê f over the candidates is
+    unbiased, and a choice in proportion to Ê_m, times mean Ê / Ê_m, is the mean over the candidates on average.
+    """
+    found, before = [], 0.0
+    for step in trace:
+        log_terms = step.log_rewards + np.array([[text.log_ratio for text in row] for row in step.rollouts])
+        found.append(spread(step.log_weights, log_terms) + before)
+        chosen = step.log_weights[step.choice] - step.candidates[step.choice].log_ratio
+        before += float(log_mean_exp(step.log_weights, axis=0)) - float(chosen) if np.isfinite(chosen) else -math.inf
+    return found

@@ -6,7 +6,7 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 
@@ -19,6 +19,7 @@ class RewardError(InputError):
     """Raised for a reward that raises, or returns no usable number for a rollout; the message names the problem."""
 
 
+F = TypeVar("F", bound=Callable[..., Any])
 Scoring: TypeAlias = Callable[[Any, str], float]
 """A reward as a user writes it: `(prompt, text) -> number`, with the prompt as it was given."""
 Decided: TypeAlias = Callable[[Problem, Sequence[Sequence[Text]], Floats, Chain], bool]
@@ -50,7 +51,26 @@ def as_reward(function: Scoring | Reward) -> Reward:
     InputError
         If it can be called with neither two nor three positional arguments.
     """
-    return per_text(cast("Scoring", function)) if is_scoring(function) else cast("Reward", function)
+    if not is_scoring(function):
+        return cast("Reward", function)
+    reward = per_text(cast("Scoring", function))
+    return of_prefixes(reward) if reads_prefixes(function) else reward
+
+
+def of_prefixes(reward: F) -> F:
+    """Declare, as a decorator, that a reward is informative for unfinished texts too.
+
+    `ets.refined` then begins with a particle filter. For example, a reward that counts the met demands of a text is a
+    reward of prefixes, and a verifier of the final answer is none. A wrong declaration costs tokens, and leaves the law
+    of the moves as it is.
+    """
+    reward.of_prefixes = True  # type: ignore[attr-defined]
+    return reward
+
+
+def reads_prefixes(reward: Scoring | Reward) -> bool:
+    """Whether `of_prefixes` has declared it."""
+    return bool(getattr(reward, "of_prefixes", False))
 
 
 def is_scoring(function: Scoring | Reward) -> bool:

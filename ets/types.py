@@ -335,8 +335,9 @@ class Policy(Protocol):
     """A frozen model under a sampling rule. A policy sees rows only, and knows neither M nor K.
 
     Rows that share a `State` object share its work: `[s] * M` costs one prefill and one first forward. A budget of
-    tokens (`ets.refined`, `ets.exact`) also needs the attribute `lengths`: the least tokens of an open text at each
-    guide boundary, and the most of a complete text, such as (0, 16, 32, 40) for blocks of 16 and 40 tokens in all.
+    tokens (`ets.refined`, `ets.exact`) also needs the attribute `lengths`: the least tokens that an open text has
+    generated at each guide boundary, and the most of a complete text, such as (0, 16, 32, 40) for blocks of 16 and 40
+    tokens in all. With `step_length`, the most tokens of a guide step, a budget is spent more fully.
     """
 
     @property

@@ -12,6 +12,7 @@
 #   DATA=/data/MATH-500 NUM_PROBLEMS=50 bash llada/eval.sh math500    from local files, some of the problems
 #   IS_ACCELERATE_AVAILABLE=True bash llada/eval.sh math500     with ETS-IS among the methods: LEVEL 0, the dual cache
 #   CHAT=1 bash llada/eval.sh gsm8k                             prompts by the checkpoint's chat template: docs/chat.md
+#   TOKENS=100000 bash llada/eval.sh math500                    every method at so many computed token positions per problem
 #   bash llada/eval.sh all                                      the benchmarks, one after the other
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -22,6 +23,11 @@ UNIFORM="MAX_DENOISING_STEPS T_MAX T_MIN ENTROPY_BOUND STABILITY_THRESHOLD CONFI
 if [ -n "${ENDPOINT:-}" ]; then refuse "ENDPOINT is set, but no server runs diffusion; leave it out, or use qwen_vllm/eval.sh"; fi
 refuse_set "diffusion has no top-k and top-p, and no row base" TOP_K TOP_P BASE_TEMPERATURE BASE_TOP_K BASE_TOP_P
 choose_preset "demo demo-is math500 gsm8k humaneval gpqa" "$@"
+TOKENS=${TOKENS:-}                        # the budget in computed token positions per problem, in place of M; empty: what ETS costs at NUM_CANDIDATES
+if [ -n "$TOKENS" ]; then                 # the sizes of all methods follow from it
+    refuse_set "the budget is TOKENS" NUM_CANDIDATES
+    SIZES=${SIZES-} IS_NUM_CANDIDATES=${IS_NUM_CANDIDATES-}
+fi
 FAMILY=$(diffusion_family "${MODEL_PATH:-embedded}")
 case "$FAMILY" in # the presets' blocks are LLaDA's; other families have blocks of their own
 diffusion_gemma) ENGINE=${ENGINE:-uniform-diffusion} ;;
@@ -35,7 +41,7 @@ masked-diffusion) refuse_set "$ENGINE has no such setting (ENGINE=uniform-diffus
 uniform-diffusion)
     refuse_set "$ENGINE has no such setting; its checkpoint or $UNIFORM set its law" $MASKED
     if [ "$PRESET" = demo-is ]; then refuse "$ENGINE has no faster sampler, which demo-is compares; choose demo"; fi
-    METHODS=${METHODS:-plain,majority,best-of-n,one-step,ets}
+    METHODS=${METHODS:-plain,majority,best-of-n,one-step,ets${TOKENS:+,refined}}
     ;;
 *) refuse "ENGINE is '$ENGINE'; set it to masked-diffusion or uniform-diffusion" ;;
 esac
@@ -56,7 +62,7 @@ demo | demo-is)
     NUM_PROBLEMS=${NUM_PROBLEMS:-100}         # how many of them
     SHOTS=${SHOTS:-0}                         # solved examples in each prompt; a model that was not trained on them needs some
     MODEL_PATH=${MODEL_PATH:-embedded}        # embedded, a checkpoint's folder or its hub name
-    METHODS=${METHODS:-plain,majority,one-step,ets${IS_ACCELERATE_AVAILABLE:+,ets-is}}
+    METHODS=${METHODS:-plain,majority,one-step,ets${IS_ACCELERATE_AVAILABLE:+,ets-is}${TOKENS:+,refined}}
     NUM_CANDIDATES=${NUM_CANDIDATES:-4}
     MONTE_CARLO_NUM=${MONTE_CARLO_NUM:-2}
     GEN_LENGTH=${GEN_LENGTH:-24}
@@ -95,12 +101,12 @@ esac
 # What they share.
 MODEL_PATH=${MODEL_PATH:-GSAI-ML/LLaDA-8B-Instruct} # a checkpoint's folder or its hub name; also embedded
                                           # It answers chats, and the presets prompt it without its template, as the paper does; with it: CHAT=1
-METHODS=${METHODS:-plain,greedy,best-of-n,majority,ets${IS_ACCELERATE_AVAILABLE:+,ets-is}} # also one-step, beam
+METHODS=${METHODS:-plain,greedy,best-of-n,majority,ets${IS_ACCELERATE_AVAILABLE:+,ets-is}${TOKENS:+,refined}} # also one-step, beam
 NUM_CANDIDATES=${NUM_CANDIDATES:-15}      # M, candidates per guide step
 MONTE_CARLO_NUM=${MONTE_CARLO_NUM:-3}     # K, rollouts per candidate
 GUIDE_STEPS=${GUIDE_STEPS:-4}             # I, guide steps; they split the denoising steps evenly
 ENERGY_WEIGHT=${ENERGY_WEIGHT:-0.1}       # lambda, in units of the reward
-REWARD=${REWARD:-majority}                # of one-step, ets, ets-is: majority, 1 for the majority answer (the paper's); share, of votes; likelihood…
+REWARD=${REWARD:-majority}                # of one-step, ets, ets-is, refined: majority, 1 for the majority answer (the paper's); share, of votes; likelihood…
 POOL=${POOL:-chain}                       # whose votes count: those of this step, or of the chain so far
 MINIMUM_VOTES=${MINIMUM_VOTES:-2}         # that an answer needs: no reward while no answer occurs twice, as in the authors' code for LLaDA
 NUM_BEAMS=${NUM_BEAMS:-$NUM_CANDIDATES}   # of beam search over denoising paths
@@ -127,7 +133,7 @@ FAST_FACTOR=${FAST_FACTOR:-}
 case "$LEVEL,$REMASKING" in 1,low_confidence | 1,maskgit_plus) FAST_REMASKING=${FAST_REMASKING:-largest} ;; esac
 FAST_REMASKING=${FAST_REMASKING:-}        # of ETS-IS; empty: REMASKING. At level 1 drawn tokens must not decide: largest
 FAST_TEMPERATURE=${FAST_TEMPERATURE:-}    # of ETS-IS; empty: TEMPERATURE
-IS_NUM_CANDIDATES=${IS_NUM_CANDIDATES:-$NUM_CANDIDATES} # M of ETS-IS
+IS_NUM_CANDIDATES=${IS_NUM_CANDIDATES-$NUM_CANDIDATES} # M of ETS-IS
 CLIP=${CLIP:-}                            # LOW,HIGH, bounds on the ratios of levels 1 and 1F, such as 0.1,10; empty: none
 MAX_DENOISING_STEPS=${MAX_DENOISING_STEPS:-} # of a canvas; this and the next five are of uniform diffusion alone
 T_MAX=${T_MAX:-}                          # temperature of a canvas's first denoising step; empty, here and below: the checkpoint's
@@ -157,7 +163,7 @@ REAL="MODEL_PATH=GSAI-ML/LLaDA-8B-Instruct SHOTS=4 TEMPERATURE=0.5 GEN_LENGTH=64
 note "This is the embedded demonstration: a model of 1 million parameters on made-up problems. With a real model, on the same problems: $REAL"
 if [ "$ENGINE" = uniform-diffusion ]; then
     unset TEMPERATURE # it has T_MIN and T_MAX
-    run_eval "$ENGINE" --candidates "$NUM_CANDIDATES" --rollouts "$MONTE_CARLO_NUM" --lam "$ENERGY_WEIGHT" \
+    run_eval "$ENGINE" $(budget_of "$NUM_CANDIDATES") --rollouts "$MONTE_CARLO_NUM" --lam "$ENERGY_WEIGHT" \
         --gen-length "$GEN_LENGTH" --guide-steps "$GUIDE_STEPS" \
         ${MAX_DENOISING_STEPS:+--max-denoising-steps "$MAX_DENOISING_STEPS"} \
         ${T_MAX:+--t-max "$T_MAX"} ${T_MIN:+--t-min "$T_MIN"} ${ENTROPY_BOUND:+--entropy-bound "$ENTROPY_BOUND"} \
@@ -167,12 +173,12 @@ if [ "$ENGINE" = uniform-diffusion ]; then
 fi
 set -- # what ETS-IS has of its own
 if [ -n "$IS_ACCELERATE_AVAILABLE" ]; then
-    set -- --level "$LEVEL" --is-candidates "$IS_NUM_CANDIDATES" ${CLIP:+--clip="$CLIP"} \
+    set -- --level "$LEVEL" ${IS_NUM_CANDIDATES:+--is-candidates "$IS_NUM_CANDIDATES"} ${CLIP:+--clip="$CLIP"} \
         ${FAST_CACHE:+--fast-cache "$FAST_CACHE"} ${FAST_REFRESH:+--fast-refresh "$FAST_REFRESH"} \
         ${FAST_THRESHOLD:+--fast-threshold "$FAST_THRESHOLD"} ${FAST_FACTOR:+--fast-factor "$FAST_FACTOR"} \
         ${FAST_REMASKING:+--fast-remasking "$FAST_REMASKING"} ${FAST_TEMPERATURE:+--fast-temperature "$FAST_TEMPERATURE"}
 fi
-run_eval "$ENGINE" --candidates "$NUM_CANDIDATES" --rollouts "$MONTE_CARLO_NUM" --lam "$ENERGY_WEIGHT" --beams "$NUM_BEAMS" \
+run_eval "$ENGINE" $(budget_of "$NUM_CANDIDATES") --rollouts "$MONTE_CARLO_NUM" --lam "$ENERGY_WEIGHT" --beams "$NUM_BEAMS" \
     --gen-length "$GEN_LENGTH" --steps "$STEPS" ${BLOCK_LENGTH:+--block-length "$BLOCK_LENGTH"} --guide-steps "$GUIDE_STEPS" \
     --cfg "$CFG" --remasking "$REMASKING" ${STOP_AT_END:+--stop-at-end "$STOP_AT_END"} \
     ${CACHE:+--cache "$CACHE"} ${REFRESH:+--refresh "$REFRESH"} ${THRESHOLD:+--threshold "$THRESHOLD"} \

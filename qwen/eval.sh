@@ -9,6 +9,7 @@
 #   bash qwen/eval.sh math500                                           a benchmark of the paper: gsm8k, humaneval, gpqa
 #   DATA=/data/MATH-500 NUM_PROBLEMS=50 bash qwen/eval.sh math500       from local files, some of the problems
 #   MODEL_PATH=/models/rl METHODS=greedy bash qwen/eval.sh math500      the paper's comparison: a checkpoint trained with RL
+#   TOKENS=20000 bash qwen/eval.sh math500                              every method at so many generated tokens per problem
 #   SMALL_MODEL_PATH=Qwen/Qwen3-1.7B bash qwen/eval.sh math500          with ETS-IS among the methods, as in the paper
 #   CHAT=1 THINKING=off bash qwen/eval.sh gsm8k                         prompts by the checkpoint's chat template: docs/chat.md
 #   bash qwen/eval.sh all                                               the benchmarks, one after the other
@@ -20,6 +21,11 @@ choose_preset "demo${TRANSFORMERS:+ demo-is} math500 gsm8k humaneval gpqa" "$@"
 
 if [ "$PRESET" = demo-is ]; then SMALL_MODEL_PATH=${SMALL_MODEL_PATH:-embedded-small}; fi # all else is as in demo
 SMALL_MODEL_PATH=${SMALL_MODEL_PATH:-}        # draws ETS-IS's rollouts, with the model's own tokens; empty: METHODS are without ets-is
+TOKENS=${TOKENS:-}                            # the budget in generated tokens per problem, in place of M; empty: what ETS costs at M_CANDIDATES
+if [ -n "$TOKENS" ]; then                     # the sizes of all methods follow from it
+    refuse_set "the budget is TOKENS" M_CANDIDATES
+    SIZES=${SIZES-} IS_M_CANDIDATES=${IS_M_CANDIDATES-}
+fi
 
 case "$PRESET" in # what the presets differ in; the benchmarks' numbers are the paper's
 demo | demo-is)
@@ -27,7 +33,7 @@ demo | demo-is)
     NUM_PROBLEMS=${NUM_PROBLEMS:-200}         # how many of them
     SHOTS=${SHOTS:-0}                         # solved examples in each prompt; a model that was not trained on them needs some
     MODEL_PATH=${MODEL_PATH:-embedded}        # embedded, embedded-small, a checkpoint's folder or its hub name
-    METHODS=${METHODS:-plain,majority,one-step,ets${SMALL_MODEL_PATH:+,ets-is}}
+    METHODS=${METHODS:-plain,majority,one-step,ets${SMALL_MODEL_PATH:+,ets-is}${TOKENS:+,refined}}
     M_CANDIDATES=${M_CANDIDATES:-8}
     MAX_LENGTH=${MAX_LENGTH:-96}
     BLOCK_SIZE=${BLOCK_SIZE:-16}
@@ -50,7 +56,7 @@ humaneval)
     STOPS=${STOPS:-${CHAT:+answer}}
     STOPS=${STOPS:-completion}                # where a text ends: completion, with the function's body; answer, nowhere, for one in words and fences
     M_CANDIDATES=${M_CANDIDATES:-20}
-    IS_M_CANDIDATES=${IS_M_CANDIDATES:-10}    # of ETS-IS
+    IS_M_CANDIDATES=${IS_M_CANDIDATES-10}    # of ETS-IS
     BLOCK_SIZE=${BLOCK_SIZE:-64}
     TEMPERATURE=${TEMPERATURE:-0.25}
     ;;
@@ -67,11 +73,11 @@ esac
 MODEL_PATH=${MODEL_PATH:-Qwen/Qwen3-8B}       # a checkpoint's folder or its hub name; also embedded, embedded-small
                                               # Qwen3-8B answers chats, and the presets prompt it without its template, as the paper does;
                                               # with it: CHAT=1 THINKING=off, or a longer MAX_LENGTH and THINKING=on
-METHODS=${METHODS:-base,plain,greedy,${TRANSFORMERS:+beam,}best-of-n,majority,ets${SMALL_MODEL_PATH:+,ets-is}} # also one-step
+METHODS=${METHODS:-base,plain,greedy,${TRANSFORMERS:+beam,}best-of-n,majority,ets${SMALL_MODEL_PATH:+,ets-is}${TOKENS:+,refined}} # also one-step
 M_CANDIDATES=${M_CANDIDATES:-15}              # M, candidates per guide step
 K_MONTE_CARLO=${K_MONTE_CARLO:-3}             # K, rollouts per candidate
 LAMBDA_PARAM=${LAMBDA_PARAM:-0.1}             # lambda, in units of the reward
-REWARD=${REWARD:-majority}                    # of one-step, ets, ets-is: majority, 1 for the majority answer (the paper's); share, of votes; likelihood…
+REWARD=${REWARD:-majority}                    # of one-step, ets, ets-is, refined: majority, 1 for the majority answer (the paper's); share, of votes; likelihood…
 POOL=${POOL:-chain}                           # whose votes count: those of this step, or of the chain so far
 BEST_BY=${BEST_BY:-majority}                  # reward of best-of-n: majority, share, likelihood-per-token, likelihood (favours short texts)
 MINIMUM_VOTES=${MINIMUM_VOTES:-}              # that an answer needs to be the majority's; empty: 1
@@ -83,7 +89,7 @@ MAX_LENGTH=${MAX_LENGTH:-512}                 # tokens in all; I = MAX_LENGTH / 
 TOP_K=${TOP_K-${TRANSFORMERS:+checkpoint}}    # checkpoint: its generation_config's, as in the paper's transformers runs, and for a small model its own; empty: all tokens
 TOP_P=${TOP_P-${TRANSFORMERS:+checkpoint}}    # the same; through vLLM the paper's runs have neither
 NUM_BEAMS=${NUM_BEAMS:-20}                    # of beam search
-IS_M_CANDIDATES=${IS_M_CANDIDATES:-$M_CANDIDATES} # M of ETS-IS
+IS_M_CANDIDATES=${IS_M_CANDIDATES-$M_CANDIDATES} # M of ETS-IS
 IS_BLOCK_SIZE=${IS_BLOCK_SIZE:-$BLOCK_SIZE}   # tokens per guide step of ETS-IS
 PROPOSAL_TEMPERATURE=${PROPOSAL_TEMPERATURE:-$TEMPERATURE} # of the small model
 CLIP=${CLIP:-}                                # LOW,HIGH, bounds on ETS-IS's importance ratios, such as 0.1,10; empty: none
@@ -114,11 +120,11 @@ OUT=${OUT:-}                                  # results folder; empty: results/T
 REAL="MODEL_PATH=Qwen/Qwen3-1.7B-Base SHOTS=4 TEMPERATURE=1.0 bash qwen${VLLM:+_vllm}${SERVED:+_vllm}/eval.sh"
 REAL="${SERVED:+ENDPOINT=http://its.server/v1 }$REAL"
 note "This is the embedded demonstration: a model of 1.7 million parameters on made-up problems. With a real model, on the same problems: $REAL"
-run_eval "$ENGINE" --candidates "$M_CANDIDATES" --rollouts "$K_MONTE_CARLO" --lam "$LAMBDA_PARAM" --beams "$NUM_BEAMS" \
+run_eval "$ENGINE" $(budget_of "$M_CANDIDATES") --rollouts "$K_MONTE_CARLO" --lam "$LAMBDA_PARAM" --beams "$NUM_BEAMS" \
     --max-length "$MAX_LENGTH" --block-size "$BLOCK_SIZE" --base-temperature "$BASE_TEMPERATURE" \
     --base-top-k "$BASE_TOP_K" --base-top-p "$BASE_TOP_P" ${TOP_K:+--top-k "$TOP_K"} ${TOP_P:+--top-p "$TOP_P"} \
     ${SMALL_MODEL_PATH:+--proposal "$SMALL_MODEL_PATH" --proposal-temperature "$PROPOSAL_TEMPERATURE"} \
-    ${SMALL_MODEL_PATH:+--is-candidates "$IS_M_CANDIDATES" --is-block-size "$IS_BLOCK_SIZE"} \
+    ${SMALL_MODEL_PATH:+${IS_M_CANDIDATES:+--is-candidates "$IS_M_CANDIDATES"} --is-block-size "$IS_BLOCK_SIZE"} \
     ${CLIP:+--clip="$CLIP"} ${VLLM:+--replicas "$GEN_DP" --tensor-parallel "$GEN_TP" --utilization "$UTILIZATION"} \
     ${SERVED:+--endpoint "$ENDPOINT"} ${SERVED_MODEL:+--served-model "$SERVED_MODEL"} \
     ${CONNECTIONS:+--connections "$CONNECTIONS"} ${ROW_SECONDS:+--seconds "$ROW_SECONDS"}

@@ -90,6 +90,10 @@ refuse_set() { # REASON VARIABLE ...: variables that would be ignored
     done
 }
 
+budget_of() { # M: the option of a budget, which is TOKENS in place of M
+    if [ -n "$TOKENS" ]; then echo "--tokens $TOKENS"; else echo "--candidates $1"; fi
+}
+
 refuse_server_options() { # what is said where the server is started
     local variable option
     while read -r variable option; do

@@ -10,14 +10,15 @@ import pytest
 import ets
 from ets.baselines import one_step
 from ets.certificate import certificate
-from ets.exact import exact
 from ets.kernel import energy_guided
-from ets.refined import refined
+from ets.rejection import exact
+from ets.step import of_prefixes
+from ets.suffix_moves import refined
 from ets.testing import optimal_law, total_variation
 from ets.types import Chain, StepFn
 from tests.enumerable import lifted, reference, spelled
 from tests.laws.tabular import TabularModel
-from tests.test_refined import LAM, chains_of, liking
+from tests.test_suffix_moves import LAM, chains_of, liking
 
 LETTERS = TabularModel(concentration=0.7, seed=1)
 WEIGHTS = {x: math.exp(spelled(LETTERS, liking)(x) / LAM) for x in reference(LETTERS)}
@@ -43,12 +44,12 @@ def test_the_divergence_is_that_of_the_optimal_law() -> None:
 
 @pytest.mark.parametrize("samples", [4, 16])
 def test_the_distance_bounds_that_of_a_choice_among_the_texts(samples: int) -> None:
-    """The bound in expectation, with the true Z, against the law of 20,000 chains."""
+    """The bound in expectation, with the true Z, against the law of 4,000 chains."""
     target = optimal_law(reference(LETTERS), spelled(LETTERS, liking), LAM)
     bound = sum(
         p * max(0.0, v - 1) / (samples + v - 1) for x, p in target.items() for v in [WEIGHTS[x] / math.exp(LOG_Z)]
     )
-    chains = drawn(one_step(lifted(liking), samples=samples, lam=LAM), 6_000)
+    chains = drawn(one_step(lifted(liking), samples=samples, lam=LAM), 4_000)
     counts: dict[object, float] = {}
     for chain in chains:
         counts[chain.state.tokens] = counts.get(chain.state.tokens, 0.0) + 1 / len(chains)
@@ -63,6 +64,15 @@ def test_moves_are_counted_by_their_cuts() -> None:
     assert found and not found.exact and set(found.acceptance) == {0, 1, 2}
     assert all(0 < rate <= 1 for rate in found.acceptance.values())
     assert "λ asks for a text that about 1 in" in str(found) and "of the moves were accepted" in str(found)
+
+
+def test_particles_have_a_certificate_without_a_bound() -> None:
+    chain = drawn(refined(of_prefixes(lifted(liking)), lam=LAM, budget=60), 1)[0]
+    found = certificate(chain.trace)
+    assert found and found.texts == 10 and math.isnan(found.distance) and math.isnan(found.log_z_error)
+    assert str(found).startswith("a particle filter of 10 particles, and ") and "total variation" not in str(found)
+    many = [certificate(each.trace) for each in drawn(refined(of_prefixes(lifted(liking)), lam=LAM, budget=600), 20)]
+    assert np.mean([each.log_z for each in many if each]) == pytest.approx(LOG_Z, abs=0.05)
 
 
 def test_a_sentence_names_the_remedy_where_the_texts_are_too_few() -> None:
@@ -83,6 +93,13 @@ def test_sample_spends_a_budget_of_tokens_and_says_what_it_bought() -> None:
     assert 30 < out.cost.generated <= 40 and "certificate" in out.notes
     sure = ets.sample("ab", model=LETTERS, reward=lambda prompt, text: liking(text), lam=LAM, tokens=400, highest=1.8)
     assert sure.certificate and sure.certificate.exact
+
+
+def test_sample_shows_a_choice_among_all_rollouts_of_guide_steps_alone() -> None:
+    given = {"model": LETTERS, "reward": lambda prompt, text: liking(text), "lam": LAM}
+    guided = ets.sample("ab", candidates=3, rollouts=2, **given)
+    assert guided.weighted in [text for step in guided.trace for row in step.rollouts for text in row]
+    assert ets.sample("ab", tokens=40, **given).weighted is None
 
 
 @pytest.mark.parametrize(

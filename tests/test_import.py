@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import subprocess
 import sys
 
@@ -38,6 +39,11 @@ def test_every_public_name_is_there() -> None:
         assert getattr(ets, name) is not None
     assert callable(ets.sample)
     assert callable(ets.run)
+
+
+def test_no_module_of_the_package_hides_a_public_name() -> None:
+    modules = {each.name for each in pkgutil.iter_modules(ets.__path__)}
+    assert not modules & set(ets._HOMES)
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

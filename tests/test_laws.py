@@ -6,7 +6,7 @@ Each law test has level 1e-4: a right sampler fails it once in 10,000 seeds. See
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, TypeAlias
 
@@ -15,10 +15,11 @@ import pytest
 
 from ets import kernel
 from ets.kernel import energy_guided
+from ets.readouts import rollout_weights, weighted
 from ets.rewards import agreement_share
 from ets.runner import run
 from ets.testing import TabularPolicy, check_law, frequencies, optimal_law, total_variation
-from ets.types import Chain, Floats
+from ets.types import Chain, Floats, Step
 from ets.weights import log_mean_exp, log_run_weight
 from tests.enumerable import PROBLEM, Tabular, largest_error, lifted, liking, reference, spelled
 from tests.laws.kernel import kernel_law
@@ -178,6 +179,40 @@ def test_run_weights_without_their_denominators_turn_red() -> None:
         return math.exp(sum(log_mean_exp(s.log_weights, axis=0) for s in chain.trace))
 
     assert error_of(TabularPolicy(block_size=1), faulty) > 5.5
+
+
+CANVAS = TabularMaskedDiffusion(gen_length=3, block_length=3, steps=3, guide_steps=3, concentration=0.4)
+
+
+def error_of_rollouts(step: int, weights: Callable[[Sequence[Step]], list[Any]]) -> float:
+    """The largest |z| of: mean of exp(w)·1{x} over the rollouts of a guide step against p_ref(x)·exp(r(x)/λ)."""
+    targets = {x: p * math.exp(spelled(CANVAS, liking)(x) / LAM) for x, p in reference(CANVAS).items()}
+    drawn, found = [], []
+    for chain in chains(CANVAS, liking, 2, 1):  # one of the rollouts, at random among M: K = 1
+        place = chain.sample % 2
+        drawn.append(chain.trace[step].rollouts[place][0].tokens)
+        found.append(math.exp(weights(chain.trace)[step][place, 0]))
+    return largest_error(drawn, np.array(found), targets)
+
+
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_rollouts_are_properly_weighted_at_every_guide_step(step: int) -> None:
+    """|z| below 5.5, at level 1e-4 in all."""
+    assert error_of_rollouts(step, rollout_weights) < 5.5
+
+
+def test_rollouts_without_the_weights_of_earlier_steps_turn_red() -> None:
+    assert error_of_rollouts(2, lambda trace: [step.log_rewards for step in trace]) > 5.5
+
+
+def test_a_choice_among_all_rollouts_is_nearer_to_the_optimal_law_than_the_last_candidates() -> None:
+    target = optimal_law(reference(CANVAS), spelled(CANVAS, liking), LAM)
+    found = chains(CANVAS, liking, 2, 1)
+    last, among = (
+        total_variation(frequencies(drawn), target)
+        for drawn in ([chain.state.tokens for chain in found], [weighted(chain).tokens for chain in found])
+    )
+    assert among < 0.9 * last
 
 
 def count_of_a(text: str) -> int:

@@ -62,7 +62,7 @@ def power_sampling(*, alpha: float, moves: int) -> StepFn:
         require_variety(policy, 1 + moves)
         before = [as_path(chain.state) for chain in chains]
         keys = row_keys(chains, Purpose.CANDIDATE)
-        walks = [_Walk(*row) for row in drawn_on(policy, before, keys, [path.steps + 1 for path in before])]
+        walks = [_Walk(*row) for row in drawn_on(policy, before, keys, lambda n, path: path.steps == before[n].steps)]
         keys, numbers = row_keys(chains, Purpose.ROLLOUT, moves), uniform(row_keys(chains, Purpose.CHOICE, moves, 2))
         for move in range(moves):
             _move(policy, walks, keys[:, move], numbers[:, move], alpha)
@@ -83,7 +83,7 @@ def as_path(state: State) -> WalkPath:
 
 def log_acceptance(now: WalkPath, proposed: WalkPath, alpha: float) -> float:
     """log A(x, x'), see `power_sampling`; -inf where one text is complete and the other is not."""
-    if proposed.ended != now.ended:
+    if proposed.done != now.done:
         return -math.inf
     log_ratio = proposed.texts[-1].logp - now.texts[-1].logp
     return min(0.0, (alpha - 1) * log_ratio + math.log(now.steps / proposed.steps))
@@ -94,7 +94,7 @@ class _Walk:
 
     def __init__(self, path: WalkPath, costs: Sequence[Cost]) -> None:
         self.path, self.costs = path, list(costs)
-        self.limit = math.inf if path.ended else path.steps
+        self.limit = math.inf if path.done else path.steps
         self.texts, self.log_acceptances, self.choice = [path.texts[-1]], [0.0], 0
 
     def judge(self, proposed: WalkPath, costs: Sequence[Cost], number: float, alpha: float) -> None:
@@ -111,12 +111,12 @@ class _Walk:
         rollouts = tuple((text,) for text in self.texts)
         weights = np.array(self.log_acceptances)
         step = Step(tuple(self.texts), rollouts, log_rewards, weights, self.choice, Cost.total(self.costs))
-        return chain.advance(self.path.states[-1] if self.path.ended else self.path, step)
+        return chain.advance(self.path.states[-1] if self.path.done else self.path, step)
 
 
 def _move(policy: Policy, walks: Sequence[_Walk], keys: Keys, numbers: Floats, alpha: float) -> None:
     """One move of every chain, by keys `[B]` and uniform numbers `[B, 2]` for the boundary and the acceptance."""
     cuts = [walk.path.cut(int(where * walk.path.steps)) for walk, where in zip(walks, numbers[:, 0], strict=True)]
-    redrawn = drawn_on(policy, cuts, keys, [walk.limit for walk in walks])
+    redrawn = drawn_on(policy, cuts, keys, lambda n, path: path.steps < walks[n].limit)
     for walk, (proposed, costs), number in zip(walks, redrawn, numbers[:, 1].tolist(), strict=True):
         walk.judge(proposed, costs, number, alpha)

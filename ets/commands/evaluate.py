@@ -90,7 +90,8 @@ def _add_shared(parser: argparse.ArgumentParser, several: bool = False) -> None:
         "M, candidates per guide step of ETS, whose cost is the budget; several, such as 2,4,8, are several budgets"
     )
     parser.add_argument("--candidates", type=_counts, help=f"{budgets} (default: 8)")
-    parser.add_argument("--budgets", type=_amounts, help="budgets as amounts: generated tokens, or computed positions")
+    text = "budgets as amounts per problem: generated tokens; with diffusion, token positions that the model computes"
+    parser.add_argument("--budgets", "--tokens", type=_amounts, help=text)
     text = "samples of each problem that every score is a mean of (avg@k)"
     parser.add_argument("--repeats", "--seeds", type=int, default=1, help=f"{text} (default: {4 if several else 1})")
     text = "N of the methods that choose among N samples (default: the N that costs what ETS costs)"
@@ -120,7 +121,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
     given = {name: value for name, value in vars(options).items() if name in fields_of(*OWNERS)}
     candidates = given.pop("candidates", None)
     if candidates and options.budgets:
-        raise InputError("give either --candidates, whose cost is the budget, or --budgets, amounts")
+        raise InputError("give either --candidates, whose cost is the budget, or --tokens (--budgets), amounts")
     budgets: tuple[float, ...] = options.budgets or candidates or (8,)
     asked = made(RunSettings, given)
     for name in ("task", "model"):
@@ -180,7 +181,7 @@ def prepared(options: argparse.Namespace) -> list[tuple[Setup, Plan]]:
     for task in plan.tasks:
         asked = replace(plan.asked, task=task)
         setup = open_setup(asked, plan.values, plan.settings, plan.methods, plan.chat)
-        require_able(setup.policies, plan.methods, plan.budgets)
+        require_able(setup.policies, plan.methods, plan.budgets, setup.engine.currency)
         for method in plan.methods.values():
             if method.digest:
                 method.step(setup.task, setup.settings, 1)  # raises if the user's function makes no step function

@@ -16,6 +16,7 @@ from ets.evaluation.ratios import total_ratios
 from ets.evaluation.run import Drawing, Run
 from ets.evaluation.sizes import size_for
 from ets.types import InputError, Policy, Problem
+from ets.walk import lengths_of
 
 PILOT_PROBLEMS = 32
 """The size of a guided method is found on so many problems; their records at that size are part of the results."""
@@ -187,19 +188,22 @@ class Comparison:
         return self._targets[budget]
 
     def _size(self, name: str, method: Method, budget: float) -> int:
-        """The size of a guided method at a budget."""
+        """The size of a guided method at a budget; in token positions a size in tokens is a whole number of texts."""
         if method.law == "ets-is" and self.settings.is_candidates is not None:
             return self.settings.is_candidates
         if isinstance(budget, int) and method.at_candidates:
             return int(budget)
         pilot, target = self.run.problems[:PILOT_PROBLEMS], self._target(budget)
+        unit = lengths_of(self.policies[method.law]).most if method.in_tokens else 1
+        if method.in_tokens and self.currency == "generated":
+            return max(unit, int(target))
 
-        def share_of(size: int) -> float:
-            return self._mean_cost(self._records(name, size, pilot, 1)) / self._pilot_target(budget, pilot)
+        def share_of(units: int) -> float:
+            return self._mean_cost(self._records(name, units * unit, pilot, 1)) / self._pilot_target(budget, pilot)
 
         single = self._pool("").mean_costs(1, self.currency)[0] if "ets" not in self.methods else self._single(budget)
         guess = max(1, round(target / single / method.samples(self.settings)))
-        return guess if method.at_most else size_for(share_of, guess)[0]
+        return guess if method.at_most else unit * size_for(share_of, guess)[0]
 
     def _pilot_target(self, budget: float, pilot: Sequence[Problem]) -> float:
         """The budget's amount on the problems of the pilot."""

@@ -10,15 +10,15 @@ from typing import Any, Literal
 from ets import baselines
 from ets.kernel import energy_guided
 from ets.own_code import code_digest, named_object
-from ets.refined import refined
 from ets.rewards import likelihood, majority
 from ets.rewards.registry import COMPARING, NAMES, OF_CERTAINTY, OF_TEXTS, comparing, named_reward, require_reward
 from ets.rewards.self_consistency import VotePool
 from ets.settings import Guide, number_or, setting
 from ets.step import require_counts, require_positive, require_share, require_variety
 from ets.stopping import all_at_maximum
+from ets.suffix_moves import Plan, refined
 from ets.tasks.task import Task
-from ets.types import Chain, InputError, Policy, Reward, StepFn
+from ets.types import InputError, Policy, Reward, StepFn
 from ets.walk import lengths_of
 
 
@@ -83,6 +83,8 @@ class Method:
         Whether a budget that is given as candidates of ETS is this method's size too.
     at_most : bool
         Whether the size is the most samples, as many as the budget pays for, of which the method may draw fewer.
+    in_tokens : bool
+        Whether the size is the most tokens that a chain generates.
     law : str
         The policy that it samples from: "" for the run's, "base" or "ets-is".
     digest : str
@@ -100,6 +102,7 @@ class Method:
     samples: Callable[[MethodSettings], float] = lambda settings: 1.0
     at_candidates: bool = False
     at_most: bool = False
+    in_tokens: bool = False
     law: str = ""
     digest: str = ""
     target: str = "p*"
@@ -157,14 +160,7 @@ def _retained(task: Task, settings: MethodSettings, size: int) -> StepFn:
 
 
 def _refined(task: Task, settings: MethodSettings, size: int) -> StepFn:
-    """A budget of the tokens of so many texts of the largest length."""
-    reward = steering(task, settings)
-
-    def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
-        budget = size * lengths_of(policy)[-1]
-        return refined(reward, lam=settings.lam, budget=budget)(policy, chains)
-
-    return step
+    return refined(steering(task, settings), lam=settings.lam, budget=size)
 
 
 def _adaptive_majority(task: Task, settings: MethodSettings, size: int) -> StepFn:
@@ -281,9 +277,10 @@ METHODS: dict[str, Method] = {
     ),
     "refined": Method(
         _refined,
-        "one step and suffix moves ({size} texts of tokens)",
+        "one step and suffix moves ({size} tokens)",
         depends=("lam", "reward", "minimum"),
         votes=True,
+        in_tokens=True,
     ),
     "adaptive-majority": Method(
         _adaptive_majority,
@@ -400,8 +397,10 @@ def require_settings(methods: Mapping[str, Method], settings: MethodSettings, si
         require_counts(**{f"the size of {name}": size})
 
 
-def require_able(policies: Mapping[str, Policy], methods: Mapping[str, Method], budgets: Sequence[float]) -> None:
-    """Raise `InputError` for a search that a policy does not have, or several draws from a deterministic policy."""
+def require_able(
+    policies: Mapping[str, Policy], methods: Mapping[str, Method], budgets: Sequence[float], currency: str = "generated"
+) -> None:
+    """Raise `InputError` for a method that a policy does not have, or cannot have at these budgets."""
     searches = {"greedy": baselines.require_greedy, "beam": baselines.require_beam}
     alone = budgets == (1,)  # one candidate of ETS is one draw
     for name, method in methods.items():
@@ -409,3 +408,7 @@ def require_able(policies: Mapping[str, Policy], methods: Mapping[str, Method], 
             searches[name](policies[method.law])
         elif method.kind in ("guided", "among") and not (alone and method.at_candidates):
             require_variety(policies[method.law], 2)
+        if method.in_tokens:
+            lengths = lengths_of(policies[method.law])
+            if currency == "generated" and not isinstance(budgets[0], int):
+                Plan(int(min(budgets)), 0.0, 1).require_room(lengths)

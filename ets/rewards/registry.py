@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 from ets.own_code import named_object
 from ets.rewards.likelihood import entropy, likelihood, self_certainty
-from ets.rewards.self_consistency import VotePool, agreement_share, majority
+from ets.rewards.self_consistency import PooledReward, VotePool, agreement_share, majority
 from ets.step import as_reward
 from ets.types import Chain, InputError, Problem, Reward, Text
 
@@ -20,20 +21,30 @@ class Reader(Protocol):
     def extract(self) -> Callable[..., Any]: ...
 
 
-def comparing(compare: Callable[..., Reward], reader: Reader, pool: VotePool, minimum: int) -> Reward:
+def comparing(compare: Callable[..., PooledReward], reader: Reader, pool: VotePool, minimum: int) -> Reward:
     """The reward `majority` or `agreement_share`; a reader with `extract_all` reads a step's texts in parallel."""
     reward = compare(reader.extract, pool=pool, minimum=minimum)
-    if not hasattr(reader, "extract_all"):
-        return reward
-
-    def read_first(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> Sequence[float]:
-        reader.extract_all((problem, rollout.text) for rollout in rollouts)  # the reader remembers the answers
-        return reward(problem, rollouts, chain)
-
-    return read_first
+    return ReadFirst(reward, reader.extract_all) if hasattr(reader, "extract_all") else reward
 
 
-COMPARING: dict[str, Callable[..., Reward]] = {"majority": majority, "share": agreement_share}
+@dataclass(frozen=True)
+class ReadFirst:
+    """A reward of answers whose reader reads all texts of a step first, in parallel, and remembers the answers."""
+
+    reward: PooledReward
+    read_all: Callable[[Iterable[tuple[Problem, str]]], object]
+
+    def __call__(self, problem: Problem, rollouts: Sequence[Text], chain: Chain) -> Sequence[float]:
+        self.read_all((problem, rollout.text) for rollout in rollouts)
+        return self.reward(problem, rollouts, chain)
+
+    def fixed(self, problem: Problem, texts: Sequence[Text]) -> Reward:
+        """As `PooledReward.fixed`."""
+        self.read_all((problem, text.text) for text in texts)
+        return self.reward.fixed(problem, texts)
+
+
+COMPARING: dict[str, Callable[..., PooledReward]] = {"majority": majority, "share": agreement_share}
 """By name: rewards that compare answers."""
 OF_TEXTS: dict[str, Callable[[], Reward]] = {
     "likelihood": likelihood,

@@ -84,7 +84,7 @@ def _texts(weighed: Iterable[tuple[Hashable | None, float]]) -> Counter[Hashable
     return Counter(answer for answer, _ in weighed)
 
 
-def majority(extract: Extract, *, pool: VotePool = "chain", minimum: int = 1) -> Reward:
+def majority(extract: Extract, *, pool: VotePool = "chain", minimum: int = 1) -> PooledReward:
     """The paper's reward: 1 for a rollout whose answer is the majority answer of the pool, else 0.
 
     r = 1[a(x_0) = â], where â is the answer with the most votes in the pool. A rollout's vote is 1, or with a proposal
@@ -137,7 +137,7 @@ def majority(extract: Extract, *, pool: VotePool = "chain", minimum: int = 1) ->
     return _pooled(extract, pool, minimum, judged)
 
 
-def agreement_share(extract: Extract, *, pool: VotePool = "chain", minimum: int = 1) -> Reward:
+def agreement_share(extract: Extract, *, pool: VotePool = "chain", minimum: int = 1) -> PooledReward:
     """The share of the pooled rollouts that agree with a rollout's answer; 0 for a rollout without an answer.
 
     At the same λ the reward is weaker than `majority`: answers with 60% and 40% of the votes differ by 0.2 here, and by
@@ -178,7 +178,7 @@ def agreement_share(extract: Extract, *, pool: VotePool = "chain", minimum: int 
 
 def _pooled(
     extract: Extract, pool: VotePool, minimum: int, judged: Callable[[Answered], Callable[[Hashable | None], float]]
-) -> Reward:
+) -> PooledReward:
     """A reward from `judged`, which maps the pooled answers to a function from an answer to its value."""
     if pool not in ("step", "chain"):
         raise InputError(f"pool is {pool!r}; choose 'step' or 'chain'")

@@ -21,8 +21,8 @@ def check_policy(
 
     `extend` and `finish` draw from the exact reference law, from the start and from an unfinished state. The recorded
     log-probabilities are the logarithms of the exact law of paths. A row's draw depends on its state and its key only.
-    The rows' costs add up to the ledger. The law tests share `level` equally; where several paths lead to an outcome,
-    both outcomes and paths are tested.
+    The rows' costs add up to the ledger. `lengths` and `step_length`, where the policy has them, bound the generated tokens. The law tests
+    share `level` equally; where several paths lead to an outcome, both outcomes and paths are tested.
 
     Parameters
     ----------
@@ -49,6 +49,8 @@ def check_policy(
         _check_log_probabilities(drawn, oracle.by_path, law, so_far, what)
     _check_independence(policy, oracle.by_path, problems)
     _check_costs(policy, problems)
+    if hasattr(policy, "lengths"):
+        _check_lengths(policy, policy.lengths, problems)
 
 
 def _keys(count: int, salt: int) -> Keys:
@@ -96,3 +98,18 @@ def _check_costs(policy: Policy, problems: Sequence[Problem]) -> None:
     tokens = ((before.tokens, draw.state.tokens) for before, draw in steps)
     assert rows.generated == sum(old != new for pair in tokens for old, new in zip_longest(*pair))
     assert all(draw.state.done for draw in finished)
+
+
+def _check_lengths(policy: Policy, lengths: Sequence[int], problems: Sequence[Problem]) -> None:
+    """An open text has generated at least `lengths[t]` tokens at boundary t, and a complete one at most the last."""
+    rows = [(state, 0) for state in policy.start(problems) for _ in range(8)]
+    for boundary in range(len(lengths)):
+        for state, spent in rows:
+            assert not state.done or spent <= lengths[-1], f"a text of {spent} tokens, and lengths are {lengths}"
+            enough = boundary < len(lengths) - 1 and spent >= lengths[boundary]
+            assert state.done or enough, f"{spent} tokens at boundary {boundary}, and lengths are {lengths}"
+        rows = [(state, spent) for state, spent in rows if not state.done]
+        drawn = policy.extend([state for state, _ in rows], _keys(len(rows), 12 + boundary)) if rows else []
+        most = getattr(policy, "step_length", lengths[-1])
+        assert all(draw.cost.generated <= most for draw in drawn), f"a step of more tokens than step_length {most}"
+        rows = [(draw.state, spent + draw.cost.generated) for draw, (_, spent) in zip(drawn, rows, strict=True)]

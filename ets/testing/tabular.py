@@ -88,6 +88,11 @@ class TabularPolicy:
         return (*range(0, self.max_length, self.block_size), self.max_length)
 
     @property
+    def step_length(self) -> int:
+        """The most tokens of a guide step."""
+        return self.block_size
+
+    @property
     def deterministic(self) -> bool:
         return False
 

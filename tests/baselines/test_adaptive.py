@@ -12,7 +12,7 @@ from ets.baselines.adaptive import decided
 from ets.testing import Law, check_law
 from ets.types import InputError
 from tests.enumerable import reference
-from tests.test_refined import LETTERS, chains_of
+from tests.test_suffix_moves import LETTERS, chains_of
 
 LEVEL, N, CONFIDENCE = 1e-4, 5, 0.8
 

@@ -192,7 +192,7 @@ def test_a_move_keeps_detailed_balance_exactly(limit: float) -> None:
     target = target_law(LETTERS.oracle, ALPHA, limit)
     path = cache(lambda nodes: path_of(LETTERS, nodes))
     support = list(target)
-    assert {path(nodes).ended for nodes in support} == {limit == math.inf}
+    assert {path(nodes).done for nodes in support} == {limit == math.inf}
 
     def accept(x: Nodes, other: Nodes, j: int) -> float:
         return math.exp(log_acceptance(path(x), path(other), ALPHA))
@@ -204,7 +204,7 @@ def test_a_move_keeps_detailed_balance_exactly(limit: float) -> None:
 
 def test_a_text_that_has_ended_is_not_accepted_for_an_open_one() -> None:
     short, long = path_of(LETTERS, ((), (1,), (1, 0))), path_of(LETTERS, ((), (1,), (1, 1)))
-    assert short.ended and not long.ended
+    assert short.done and not long.done
     assert log_acceptance(long, short, ALPHA) == log_acceptance(short, long, ALPHA) == -math.inf
 
 

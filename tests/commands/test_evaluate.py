@@ -163,6 +163,17 @@ def test_a_run_grows_by_problems_repeats_and_budgets(own: Path, capsys: pytest.C
     assert [(each["label"], each["scores"]) for each in grown] == [(each["label"], each["scores"]) for each in once]
 
 
+def test_a_budget_of_tokens_stands_in_place_of_candidates(own: Path, refused: Refused) -> None:
+    given = words("eval", own, "--tokens", "40", methods="majority,ets,refined")
+    given = [word for n, word in enumerate(given) if "--candidates" not in (word, given[n - 1])]
+    refused([*given, "--tokens", "2"], "the budget is 2 tokens, and a text may have 3; raise it, or lower max_length")
+    assert not (own.parent / "run").exists()
+    assert main(given) == 0
+    entries = {entry["method"]: entry for entry in summary(own.parent / "run")["entries"] if entry["readout"] == "last"}
+    assert entries["refined"]["size"] == 40 and 36 < entries["refined"]["cost"]["generated"] <= 40
+    assert all(30 < entry["cost"]["generated"] < 50 for entry in entries.values())
+
+
 def test_scans_are_panels_of_one_plot(name: str, own: Path) -> None:
     scans = ("--scan-rollouts", "1,3", "--scan-guide-steps", "1,3", "--max-length", "3", "--candidates", "2,3")
     assert main(words(name, own, *scans)) == 0
@@ -261,12 +272,12 @@ def test_help_names_every_method_and_reward(name: str, capsys: pytest.CaptureFix
 @pytest.mark.parametrize(
     ("further", "message"),
     [
-        (("--budgets", "100"), "give either --candidates, whose cost is the budget, or --budgets, amounts"),
+        (("--budgets", "100"), "give either --candidates, whose cost is the budget, or --tokens (--budgets), amounts"),
         (("--against", "plain"), "against is 'plain', which is not among the methods; add it, or name another"),
         (("--candidates", "2,2"), "argument --candidates: 2 is there twice"),
         (("--candidates", "2,x"), "argument --candidates: 'x' is no number"),
-        (("--budgets", "nan"), "argument --budgets: 'nan' is not above zero and finite"),
-        (("--budgets", "100,inf"), "argument --budgets: 'inf' is not above zero and finite"),
+        (("--budgets", "nan"), "argument --budgets/--tokens: 'nan' is not above zero and finite"),
+        (("--budgets", "100,inf"), "argument --budgets/--tokens: 'inf' is not above zero and finite"),
         (("--scan-rollouts", "0"), "argument --scan-rollouts: '0' is not above zero and finite"),
         (
             ("--scan-rollouts", "1", "--methods", "plain,majority", "--samples", "2"),

@@ -65,6 +65,9 @@ def test_costs_are_near_the_budget(entries: list[Entry]) -> None:
         for (method, _), entry in found.items():
             if method in ("ets-stopped", "ets-is"):
                 continue
+            if method == "refined":  # its size is the budget, of which the rest may not pay for another text
+                assert entry.size - 4 <= entry.cost["generated"] <= entry.size == int(ets.cost["generated"])
+                continue
             step = entry.cost["generated"] / max(1, entry.size)
             if method == "adaptive-majority":  # its size is the most samples
                 assert 0.5 * ets.cost["generated"] < entry.cost["generated"] < ets.cost["generated"]
@@ -334,12 +337,22 @@ def test_budgets_may_be_amounts(tmp_path: Path) -> None:
     assert found["majority", "last"].cost["generated"] == pytest.approx(30, abs=3)
 
 
+def test_refined_spends_at_most_the_budget_in_tokens(tmp_path: Path) -> None:
+    (last, vote), records = compared(tmp_path, ["refined"], [30.0], repeats=2)
+    assert last.label == "one step and suffix moves (30 tokens)" and vote.label == f"{last.label}, vote"
+    spent = [record["cost"]["generated"] for record in records.values()]
+    assert len(spent) == 2 * COUNT and {key for key, _, _ in records} == {last.key}
+    assert max(spent) <= 30 and last.cost["generated"] == fmean(spent) > 26  # a text has up to 4 tokens
+
+
 def test_masked_diffusion_is_compared_by_computed_positions(tmp_path: Path) -> None:
-    names = ["plain", "majority", "ets", "retained"]
+    names = ["plain", "majority", "ets", "retained", "refined"]
     found = named(compared(tmp_path, names, policy=MASKED_DIFFUSION, currency="positions")[0])
     spent = found["ets", "last"].cost["positions"]
     assert found["majority", "last"].cost["positions"] == pytest.approx(spent, rel=0.25)
     assert found["retained", "last"].cost["positions"] == pytest.approx(spent, rel=0.35)
+    assert found["refined", "last"].cost["positions"] == pytest.approx(spent, rel=0.25)
+    assert found["refined", "last"].size % 4 == 0  # whole texts
 
 
 def test_serial_depth_is_of_the_longest_text_and_in_calls_per_token(tmp_path: Path) -> None:

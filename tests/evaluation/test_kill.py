@@ -190,7 +190,7 @@ OPTIONS = {
     "--model": "embedded-small",
     "--count": "4",
     "--shots": "0",
-    "--methods": "plain,best-of-n,greedy,ets",
+    "--methods": "plain,best-of-n,greedy,ets,refined",
     "--candidates": "2",
     "--rollouts": "2",
     "--lam": "0.1",

@@ -77,12 +77,25 @@ def test_a_run_that_was_interrupted_ends_with_what_an_undisturbed_one_ends_with(
 
 
 @pytest.mark.parametrize("graded", [0, 5, COUNT - 1])
-def test_ets_is_goes_on_where_it_was_interrupted(tmp_path: Path, graded: int) -> None:
-    whole, expected = compared(tmp_path / "whole", ["ets-is"], run={"width": 1})
+@pytest.mark.parametrize(("name", "budget"), [("ets-is", 3), ("refined", 30.0)])
+def test_a_method_goes_on_where_it_was_interrupted(name: str, budget: float, tmp_path: Path, graded: int) -> None:
+    """And at another width: chains of `refined` end after different numbers of steps."""
+    whole, expected = compared(tmp_path / "whole", [name], [budget], run={"width": 1})
     with pytest.raises(KeyboardInterrupt):
-        compared(tmp_path / "cut", ["ets-is"], task=Letters(patience=graded))
-    again, records = compared(tmp_path / "cut", ["ets-is"])
+        compared(tmp_path / "cut", [name], [budget], task=Letters(patience=graded))
+    again, records = compared(tmp_path / "cut", [name], [budget])
     assert timeless(records) == timeless(expected) and without_seconds(again) == without_seconds(whole)
+    assert len({record["guide_steps"] for record in records.values()}) > 1
+
+
+@pytest.mark.parametrize(("name", "budget"), [("ets", 3), ("refined", 30.0), ("refined", 3)])
+def test_the_records_count_the_tokens_of_the_ledger(name: str, budget: float, tmp_path: Path) -> None:
+    policy = table()
+    entries, records = compared(tmp_path, [name], [budget], policy=policy, repeats=2)
+    for kind in ("generated", "candidate", "rollout"):
+        assert sum(record["cost"][kind] for record in records.values()) == getattr(policy.ledger, kind), kind
+    own = [record["cost"]["generated"] for record in of(records, name)]
+    assert entries[0].cost["generated"] == pytest.approx(sum(own) / len(own)) and len(own) == 2 * COUNT
 
 
 def test_a_finished_run_is_shown_again_without_sampling(undisturbed: Any, tmp_path: Path) -> None:

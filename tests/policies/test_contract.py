@@ -17,8 +17,14 @@ import pytest
 
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.registry import ENGINES, policy_of
+from ets.rejection import exact
+from ets.rewards import per_text
+from ets.runner import run
+from ets.suffix_moves import refined
 from ets.testing import check_policy
 from ets.types import Problem
+from ets.walk import lengths_of
+from tests.block_causal import MODELS, tiny
 from tests.conftest import canvas_oracle, causal_oracle, random_qwen3, tiny_tokenizer
 from tests.laws.uniform import UniformOracle
 from tests.tiny_server import TinyServer
@@ -98,10 +104,13 @@ CASES: dict[str, Case] = {
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_every_engine_keeps_the_contract(engine: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_every_engine_keeps_the_contract_and_budgets(
+    engine: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
     opened, checkpoint, oracle_of, problems, draws = CASES[engine]
     with opened(request.getfixturevalue(checkpoint), tmp_path) as policy:
         check_policy(policy, oracle_of(policy, 0.8), problems, draws=draws, level=LEVEL)
+        keeps_its_budget(policy, problems)
 
 
 @pytest.mark.parametrize("engine", [name for name in ENGINES if name != "vllm"])
@@ -112,3 +121,36 @@ def test_another_temperature_turns_the_law_red(engine: str, request: pytest.Fixt
         pytest.raises(AssertionError, match="exact law"),
     ):
         check_policy(policy, oracle_of(policy, 1.3), problems, draws=draws, level=LEVEL)
+
+
+def keeps_its_budget(policy: Any, problems: list[Problem]) -> None:
+    """Chains of `refined` and of `exact` spend at most their budget, and the ledger counts the same tokens."""
+    longest = lengths_of(policy).most
+    reward = per_text(lambda problem, text: -0.1 * text.count("a"))
+    for step in (
+        refined(reward, lam=0.1, budget=5 * longest),
+        exact(reward, lam=0.02, highest=0.1, limit=2 * longest, budget=5 * longest),  # few texts are accepted
+    ):
+        before = policy.ledger
+        chains = list(run(policy, step, problems, width=2, seed=0, samples=2))
+        assert len(chains) == 2 * len(problems) and all(chain.state.done for chain in chains)
+        assert all(0 < chain.cost.generated <= 5 * longest for chain in chains)
+        assert any(each.cut is not None for chain in chains for each in chain.trace)
+        spent = policy.ledger - before
+        for name in ("prompt", "candidate", "generated", "row_forwards"):
+            assert getattr(spent, name) == sum(getattr(chain.cost, name) for chain in chains), name
+
+
+@pytest.mark.filterwarnings("ignore:block_length is 2")
+@pytest.mark.parametrize("family", MODELS)
+def test_block_causal_models_keep_a_budget_of_tokens(family: str) -> None:
+    keeps_its_budget(policy_of(lambda: tiny(family), engine="masked-diffusion", **CANVAS), CANVAS_PROBLEMS)
+
+
+@pytest.mark.parametrize(
+    "law",
+    [{"remasking": "origin", "quotas": "time"}, {"threshold": 0.4}, {"stop_at_end": True}, {"cache": "dual"}],
+    ids=str,
+)
+def test_samplers_of_masked_diffusion_keep_a_budget_of_tokens(law: dict[str, Any], tiny_dream: Checkpoint) -> None:
+    keeps_its_budget(policy_of(lambda: tiny_dream, engine="masked-diffusion", **CANVAS | law), CANVAS_PROBLEMS)

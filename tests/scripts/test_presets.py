@@ -50,7 +50,7 @@ def options(script: Path, preset: str, folder: Path, **variables: str) -> dict[s
 def parsed(words: list[str]) -> dict[str, object]:
     """The values of the flags; a flag that is not given is None, and candidates are those of the one budget."""
     found = vars(parser_of().parse_args(words))
-    return DEFAULTS | found | {"candidates": found["candidates"][0]}
+    return DEFAULTS | found | {"candidates": found["candidates"] and found["candidates"][0]}
 
 
 def sizes_of(script: Path, candidates: int) -> dict[str, object]:
@@ -168,6 +168,31 @@ def test_what_belongs_to_ets_is_can_be_set_by_a_variable(script: Path, preset: s
     }  # fmt: skip
     found = options(script, preset, tmp_path, **given)
     assert [found[name] for name in OPTIONS] == ["/small", 0.5, (0.1, 10.0), 3, 9]
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "more"),
+    [
+        (QWEN, ["demo"], {}),
+        (QWEN, ["humaneval"], {"SMALL_MODEL_PATH": "/small"}),
+        (AIME, [], {"SMALL_MODEL_PATH": "/small"}),
+        (ROOT / "qwen_vllm" / "eval.sh", ["gsm8k", "gsm8k"], {}),
+        (LLADA, ["demo-is"], {}),
+        (LLADA, ["gsm8k"], GEMMA),
+    ],
+)
+def test_a_budget_of_tokens_sizes_all_methods_in_place_of_m(
+    script: Path, words: list[str], more: dict[str, str], tmp_path: Path
+) -> None:
+    def found(**variables: str) -> dict[str, object]:
+        done = bash(str(script), *words, folder=tmp_path, PRINT_ONLY="1", **more, **variables)
+        assert done.returncode == 0, done.stderr
+        return parsed(shlex.split(done.stdout)[4:])
+
+    plain, sized = found(), found(TOKENS="900")
+    given = {"candidates": None, "budgets": (900.0,), "sizes": {}, "is_candidates": None}
+    assert sized == plain | given | {"methods": f"{plain['methods']},refined"}
+    assert found(TOKENS="900", SIZES="best-of-n=3")["sizes"] == {"best-of-n": 3}
 
 
 @pytest.mark.parametrize(
@@ -337,6 +362,8 @@ def test_all_runs_the_benchmarks_through_vllm(tmp_path: Path) -> None:
         (LLADA, "gsm8k", GEMMA | {"CFG": "1"}, "CFG is set, but uniform-diffusion has no such setting; its checkpoint"),
         (LLADA, "demo-is", GEMMA, "uniform-diffusion has no faster sampler, which demo-is compares; choose demo"),
         (LLADA, "demo", {"ENGINE": "vllm"}, "ENGINE is 'vllm'; set it to masked-diffusion or uniform-diffusion"),
+        (QWEN, "demo", {"TOKENS": "9", "M_CANDIDATES": "2"}, "M_CANDIDATES is set, but the budget is TOKENS"),
+        (LLADA, "demo", {"TOKENS": "9", "NUM_CANDIDATES": "2"}, "NUM_CANDIDATES is set, but the budget is TOKENS"),
         (QWEN, "demo", {"ENGINE": "endpoint"}, "ENGINE is endpoint, but ENDPOINT is empty; set it to the address"),
     ],
 )

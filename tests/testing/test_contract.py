@@ -75,6 +75,20 @@ def test_a_dropped_position_term_turns_the_contract_red(rule: str) -> None:
         check_policy(wrong, wrong.oracle, PROBLEMS, draws=DRAWS, level=LEVEL)
 
 
+class WrongLengths(TabularPolicy):
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        least, most = {1: (2, 3), 2: (1, 2)}[self.seed]
+        return (0, least, 2, most)
+
+
+@pytest.mark.parametrize(("seed", "message"), [(1, "1 tokens at boundary 1"), (2, "a text of 3 tokens")])
+def test_lengths_that_do_not_bound_the_tokens_turn_the_contract_red(seed: int, message: str) -> None:
+    wrong = WrongLengths(max_length=3, seed=seed)
+    with pytest.raises(AssertionError, match=message):
+        check_policy(wrong, wrong.oracle, PROBLEMS, draws=100, level=LEVEL)
+
+
 FAULTS: dict[str, tuple[str, Any]] = {
     "a draw used again": ("uniform", lambda keys, step: uniform(keys)),
     "tempered scores": ("scores_of", lambda logits, rule: scores_of(logits / 2.0, rule)),

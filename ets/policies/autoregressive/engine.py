@@ -137,6 +137,11 @@ class EnginePolicy:
         return self.horizon.lengths
 
     @property
+    def step_length(self) -> int:
+        """The most tokens of a guide step."""
+        return self.horizon.block_size
+
+    @property
     def deterministic(self) -> bool:
         return self.sampling.temperature == 0
 

@@ -203,6 +203,15 @@ class Schedule:
         """The least revealed positions at each guide boundary, from 0 to `gen_length`."""
         return (0, *self._boundaries)
 
+    @property
+    def lengths_by_step(self) -> tuple[int, ...]:
+        """As `lengths`, of a rule whose steps reveal random numbers of positions, and the last of a block all others.
+
+        The positions of the finished blocks are revealed.
+        """
+        ends = range(0, self.steps + 1, self.steps_per_guide_step)
+        return tuple(end // self.steps_per_block * self.block_length for end in ends)
+
     @cached_property
     def _boundaries(self) -> list[int]:
         revealed = list(accumulate(map(self.quota, range(self.steps))))

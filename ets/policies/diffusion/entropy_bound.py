@@ -72,6 +72,19 @@ class UniformSchedule:
         """Tokens of all canvases."""
         return self.canvases * self.canvas_length
 
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """The least tokens that an open text has generated at each guide boundary, and the most of a complete text.
+
+        A guide step may change all tokens of the canvases that it denoises. For example, a canvas of 256 tokens with
+        two guide steps generates from 256 to 512 tokens.
+        """
+        ends = range(0, self.steps + 1, self.steps // self.guide_steps)
+        finished = [end // self.denoising_steps for end in ends]
+        begun = [-(-end // self.denoising_steps) for end in ends]
+        canvases = sum(last - first for first, last in zip(finished, begun[1:], strict=False))
+        return (*(self.canvas_length * number for number in finished[:-1]), self.canvas_length * canvases)
+
     def boundary(self, step: int) -> int:
         """The first boundary of guide steps after a step."""
         each = self.steps // self.guide_steps

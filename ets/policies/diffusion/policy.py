@@ -142,7 +142,7 @@ class MaskedDiffusionPolicy:
     @property
     def lengths(self) -> tuple[int, ...]:
         """The least tokens of an open text at each guide boundary, and the most of a complete text."""
-        return self.schedule.lengths
+        return self.schedule.lengths_by_step if self.unmasking.rule.independent else self.schedule.lengths
 
     @property
     def deterministic(self) -> bool:

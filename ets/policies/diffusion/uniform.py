@@ -196,6 +196,11 @@ class UniformDiffusionPolicy:
         self.reader = UniformReader(checkpoint, memory_gib, one_by_one)
 
     @property
+    def lengths(self) -> tuple[int, ...]:
+        """As in `UniformSchedule`."""
+        return self.schedule.lengths
+
+    @property
     def ledger(self) -> Cost:
         return self.reader.ledger
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -31,12 +32,16 @@ from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.settings import Horizon, Sampling
 from ets.randomness import derive
+from ets.rejection import exact
 from ets.rewards import per_text, verifier
 from ets.runner import run
+from ets.suffix_moves import refined
 from ets.tasks.arithmetic import Arithmetic
 from ets.testing import check_law, check_policy, judge_law
-from ets.types import InputError, Keys, Problem
+from ets.types import Chain, InputError, Keys, Problem, StepFn
+from ets.walk import lengths_of
 from tests.conftest import causal_oracle, random_qwen3, tiny_tokenizer
+from tests.laws.suffix_moves import BudgetedWalk, by_outcome
 from tests.tiny_server import FOREVER, HANG_UP, NO_JSON, TinyServer
 
 PROBLEMS = [Problem("p", "abc"), Problem("q", (1, 3, 3, 2, 1)), Problem("r", "b")]
@@ -51,9 +56,11 @@ def server(tiny_checkpoint: Any) -> Iterator[TinyServer]:
         yield server
 
 
-def policy_at(server: TinyServer, sampling: Sampling | None = None, max_length: int = 4, **options: Any) -> Any:
+def policy_at(
+    server: TinyServer, sampling: Sampling | None = None, max_length: int = 4, block: int = 2, **options: Any
+) -> Any:
     endpoint = Endpoint(server.address, server.checkpoint, **{"waits": QUICK, **options})
-    return EnginePolicy(endpoint, sampling or Sampling(), Horizon(2, max_length))
+    return EnginePolicy(endpoint, sampling or Sampling(), Horizon(block, max_length))
 
 
 def keys(count: int, salt: int = 0) -> Keys:
@@ -73,6 +80,45 @@ def test_laws_log_probabilities_and_costs_hold_over_a_server(server: TinyServer)
     wrong = causal_oracle(policy, 1.0).finish_law(PROBLEMS[0], ())
     assert not judge_law(drawn, wrong, level=LEVEL).passed
     assert policy.engine.approximate == ""
+
+
+def test_moves_and_rejection_follow_their_exact_laws_over_a_server(server: TinyServer) -> None:
+    """At a level of 1e-4 with 700 chains per law; so the moves leave p* invariant. A move without λ is seen."""
+    policy = policy_at(server, connections=16, block=1, max_length=2)
+    problem, lam, highest = PROBLEMS[0], 0.5, 1.2
+
+    def liking(text: str) -> float:
+        return 0.6 * text.count("a") - 0.5 * text.count("b")
+
+    def law_at(scale: float, budget: int) -> BudgetedWalk:
+        def weight(tokens: tuple[int, ...]) -> float:
+            return math.exp(liking(policy.endings.text(tokens, ())) / scale)
+
+        return BudgetedWalk(causal_oracle(policy), problem, weight, len, lengths_of(policy), budget, 0.0, 1)
+
+    def drawn(step: StepFn) -> list[Chain]:
+        return list(run(policy, step, [problem], width=700, seed=0, samples=700))
+
+    reward = per_text(lambda _, text: liking(text))
+    moved = [chain.state.tokens for chain in drawn(refined(reward, lam=lam, budget=6, start=0.0))]
+    check_law(moved, by_outcome(law_at(lam, 6).law()), level=LEVEL)
+    assert not judge_law(moved, by_outcome(law_at(2 * lam, 6).law()), level=LEVEL).passed
+    accepted, rejected = law_at(lam, 7).searched(math.exp(highest / lam), 4)
+    whole = {(True, x): p for x, p in by_outcome(accepted).items()}
+    whole |= {(False, x): p for x, p in by_outcome(law_at(lam, 7).law(rejected)).items()}
+    chains = drawn(exact(reward, lam=lam, highest=highest, limit=4, budget=7))
+    check_law([(chain.exact, chain.state.tokens) for chain in chains], whole, level=LEVEL)
+
+
+def test_moves_over_a_server_depend_on_their_chain_alone(server: TinyServer) -> None:
+    reward = per_text(lambda _, text: text.count("a"))
+    step, found = refined(reward, lam=1.0, budget=30, tries=2), list[Any]()
+    for width, connections in ((1, 1), (12, 16)):
+        policy = policy_at(server, connections=connections)
+        chains = list(run(policy, step, PROBLEMS, width=width, seed=0, samples=4))
+        assert sum(chain.cost.generated for chain in chains) == policy.ledger.generated
+        found.append({(chain.problem.id, chain.sample): (chain.state.text, chain.cost.generated) for chain in chains})
+    assert found[0] == found[1] and len({text for text, _ in found[0].values()}) > 3
 
 
 def test_no_more_requests_than_connections_are_under_way(server: TinyServer) -> None:

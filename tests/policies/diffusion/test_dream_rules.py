@@ -121,9 +121,13 @@ def chances_of(steps: int, eps: float) -> tuple[float, ...]:
     return (*(1 - s / t for t, s in pairwise(times[:-1])), 1.0)
 
 
-def test_the_laws_of_origin_hold_on_a_tiny_network(tiny_dream: Checkpoint) -> None:
-    policy = policy_with(tiny_dream, ORIGIN, remasking="origin")
-    check_policy(policy, OriginOracle(tiny_dream, chances_of(4, 0.2), 2), PROBLEMS, draws=1_500, level=1e-4)
+@pytest.mark.parametrize("even", [False, True])
+def test_the_laws_of_origin_hold_on_a_tiny_network(even: bool, tiny_dream: Checkpoint) -> None:
+    """A guide step reveals a random number of positions, perhaps none."""
+    schedule = Schedule(2, 2, 2, 2) if even else ORIGIN
+    policy = policy_with(tiny_dream, schedule, remasking="origin")
+    oracle = OriginOracle(tiny_dream, (0.5, 1.0) if even else chances_of(4, 0.2), 2)
+    check_policy(policy, oracle, PROBLEMS, draws=1_500, level=1e-4)
 
 
 @pytest.mark.parametrize("mutation", ["times", "last step"])

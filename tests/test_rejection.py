@@ -7,14 +7,24 @@ from typing import Any
 
 import pytest
 
-from ets import exact as module
-from ets.exact import exact
+from ets import rejection as module
+from ets.rejection import exact
 from ets.step import RewardError
 from ets.testing import check_law, optimal_law
 from ets.types import InputError
 from tests.enumerable import Tabular, lifted, reference, spelled
-from tests.laws.refined import by_outcome
-from tests.test_refined import CANVAS, LAM, LETTERS, chains_of, forbidding, liking, outcomes, spelled_target, walk_of
+from tests.laws.suffix_moves import by_outcome
+from tests.test_suffix_moves import (
+    CANVAS,
+    LAM,
+    LETTERS,
+    chains_of,
+    forbidding,
+    liking,
+    outcomes,
+    spelled_target,
+    walk_of,
+)
 
 LEVEL, HIGHEST, LIMIT = 1e-4, 1.8, 9
 SHAPES: list[Any] = [(LETTERS, liking), (LETTERS, forbidding), (CANVAS, liking)]
@@ -38,7 +48,7 @@ def test_it_follows_its_exact_law(policy: Tabular, reward: Any) -> None:
 @pytest.mark.parametrize("policy", [LETTERS, CANVAS])
 def test_accepted_texts_are_samples_of_the_optimal_law(policy: Tabular) -> None:
     target = spelled_target(policy)
-    chains = chains_of(policy, exact(lifted(liking), lam=LAM, highest=HIGHEST, limit=60, budget=60))
+    chains = chains_of(policy, exact(lifted(liking), lam=LAM, highest=HIGHEST, limit=60, budget=60), samples=1_200)
     certain = [chain for chain in chains if chain.exact]
     assert 0.1 * len(chains) < len(certain) < len(chains)
     check_law(outcomes(policy, certain), target, level=LEVEL)
@@ -53,7 +63,8 @@ def test_an_acceptance_without_lam_turns_the_law_red(monkeypatch: pytest.MonkeyP
         return (scaled - HIGHEST / lam) * lam + HIGHEST / lam, cost
 
     monkeypatch.setattr(module, "score", unscaled)
-    chains = chains_of(LETTERS, exact(lifted(liking), lam=LAM, highest=HIGHEST, limit=60, budget=60))
+    step = exact(lifted(liking), lam=LAM, highest=HIGHEST, limit=60, budget=60)
+    chains = chains_of(LETTERS, step, samples=1_200)
     with pytest.raises(AssertionError):
         check_law(outcomes(LETTERS, [chain for chain in chains if chain.exact]), target, level=LEVEL)
 
@@ -61,7 +72,7 @@ def test_an_acceptance_without_lam_turns_the_law_red(monkeypatch: pytest.MonkeyP
 def test_several_tries_are_exact_too_and_width_changes_nothing() -> None:
     target = spelled_target(LETTERS)
     step = exact(lifted(liking), lam=LAM, highest=HIGHEST, limit=60, budget=60, tries=3)
-    chains = chains_of(LETTERS, step)
+    chains = chains_of(LETTERS, step, samples=1_200)
     check_law(outcomes(LETTERS, [chain for chain in chains if chain.exact]), target, level=LEVEL)
     alone = chains_of(LETTERS, step, samples=20, width=1)
     assert [c.state.tokens for c in alone] == [c.state.tokens for c in sorted(chains, key=lambda c: c.sample)[:20]]

@@ -1,16 +1,17 @@
-"""A budget of tokens towards p* ∝ p_ref · exp(r/λ): one step on a part of it, then moves that redraw the ends of texts.
+"""A budget of tokens towards p* ∝ p_ref · exp(r/λ): a choice among texts, then moves that redraw the ends of texts.
 
     1  draw N texts                     x^n ~ p_ref, until a part `start` of the budget is spent
     2  choose x                         x^n with probability proportional to w(x^n) = exp(r(x^n) / λ)
-    3  repeat cycles c = 1, 2, …, C     until the budget pays for no further cycle
-    4      for each guide boundary t    from the first one that the budget pays for to the last one of x
+    3  repeat cycles c = 1, 2, …, C     until the budget is spent; an unfinished cycle is void
+    4      for each guide boundary t    from the first one that the budget is expected to pay for to the last one of x
     5          draw n suffixes          x' ~ p_ref(. | x up to t)
     6          propose one of them      with probability proportional to w(x')
     7          accept it as x           with probability min(1, S / (S - w(x') + w(x))), S = Σ w over the n fresh texts
     8      x_c = x
     9  return x_c                       for c uniform over the last half of the cycles
 
-Line 7 is min(1, w(x') / w(x)) for n = 1. Shape letters: B chains, n tries.
+Line 7 is min(1, w(x') / w(x)) for n = 1. For a reward of prefixes (`ets.of_prefixes`) a particle filter takes the place
+of lines 1 and 2. Shape letters: B chains, N texts, n tries.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
+from ets.baselines.completions import keep_one
+from ets.baselines.particles import particle_filter
 from ets.randomness import Purpose, derive, uniform
 from ets.step import (
     Scoring,
     as_reward,
     choice_uniforms,
     choose,
+    reads_prefixes,
     require_counts,
     require_positive,
     require_unweighed,
@@ -35,11 +39,15 @@ from ets.step import (
     row_keys,
     score,
 )
-from ets.types import Chain, Cost, Floats, InputError, Policy, Problem, Reward, State, Step, StepFn, Text
-from ets.walk import WalkPath, drawn_on, lengths_of
+from ets.types import Chain, Cost, Draw, Floats, InputError, Policy, Problem, Reward, State, Step, StepFn, Text
+from ets.walk import Lengths, Recorded, WalkPath, drawn_on, lengths_of
 
 Drawn: TypeAlias = tuple[WalkPath, list[Cost]]
 """A complete text with the costs of its draws."""
+
+START, START_OF_PREFIXES = 0.25, 0.5
+"""The part of the budget before the moves, by docs/choosing.md: for a reward of complete texts, and of prefixes."""
+FEWEST_PARTICLES = 6
 
 
 @runtime_checkable
@@ -70,17 +78,20 @@ class Walk:
         r(x) / λ.
     spent : int
         Tokens generated so far.
+    typical : float
+        The mean tokens of the texts before the moves.
     reward : Reward
         r, with the pool of the first choice where r counts votes.
     cut : int, optional
         The guide boundary t of the next move; None where the last cycle has ended.
     ends : tuple of End
-        The ends of the cycles so far.
+        The text before the moves, and the ends of the cycles so far.
     """
 
     path: WalkPath
     value: float
     spent: int
+    typical: float
     reward: Reward
     cut: int | None = None
     ends: tuple[End, ...] = ()
@@ -105,9 +116,7 @@ class Walk:
 
 @dataclass(frozen=True)
 class Plan:
-    """The budget of a chain in tokens, the part of it for the first choice, and the tries of a move.
-
-    Methods take the policy's `lengths`, see `ets.walk.lengths_of`.
+    """The budget of a chain in tokens, the part of it before the moves, and the tries of a move.
 
     Raises
     ------
@@ -124,39 +133,53 @@ class Plan:
         if not 0 <= self.start <= 1:
             raise InputError(f"start is {self.start!r}; it must be a share of the budget, from 0 to 1")
 
-    def require_room(self, lengths: Sequence[int]) -> None:
+    def require_room(self, lengths: Lengths) -> None:
         """Raise `InputError` for a budget that does not pay for one text."""
-        if self.budget < lengths[-1]:
+        if self.budget < lengths.most:
             raise InputError(
-                f"the budget is {self.budget} tokens, and a text may have {lengths[-1]}; raise it, or lower max_length"
+                f"the budget is {self.budget} tokens, and a text may have {lengths.most}; raise it, or lower max_length"
             )
 
-    def next_texts(self, pool: Sequence[Drawn], lengths: Sequence[int]) -> range:
+    def particles(self, lengths: Lengths) -> int:
+        """N of a particle filter that spends the part `start` at any lengths, or `FEWEST_PARTICLES` where they fit."""
+        fitting = self.budget // lengths.most
+        return max(int(self.start * self.budget / lengths.most), min(FEWEST_PARTICLES, fitting))
+
+    def next_texts(self, pool: Sequence[Draw], lengths: Lengths) -> range:
         """The numbers of the next texts of the first choice: as many as are expected to spend its part.
 
         The budget pays for them at any lengths.
         """
-        count, spent = len(pool), sum(path.drawn[-1] for path, _ in pool)
-        expected = spent / count if count else lengths[-1]
+        count, spent = len(pool), sum(draw.cost.generated for draw in pool)
+        expected = spent / count if count else lengths.most
         wanted = max(int((self.start * self.budget - spent) / expected), int(not count))
-        return range(count, count + min(wanted, (self.budget - spent) // lengths[-1]))
+        return range(count, count + min(wanted, (self.budget - spent) // lengths.most))
 
-    def first_cut(self, spent: int, lengths: Sequence[int]) -> int | None:
-        """The first boundary of a cycle that the rest of the budget pays for at any lengths; None without one."""
-        rest, first = self.budget - spent, len(lengths) - 1
-        for boundary in range(len(lengths) - 2, -1, -1):
-            rest -= self.tries * (lengths[-1] - lengths[boundary])
-            first = boundary if rest >= 0 else first
-        return None if first == len(lengths) - 1 else first
+    def first_cut(self, spent: int, typical: float, lengths: Lengths) -> int | None:
+        """The first boundary of a cycle that the rest of the budget pays for if texts have `typical` tokens."""
+        rest, first = float(self.budget - spent), None
+        for boundary in reversed(range(len(lengths.least))):
+            rest -= self.tries * max(0.0, typical - lengths.least[boundary])
+            if rest < 0:
+                break
+            first = boundary
+        return first
+
+    def pays(self, walk: Walk, path: WalkPath, lengths: Lengths) -> bool:
+        """Whether the budget pays for the next guide step of a suffix after the walk's cut, at any length."""
+        drawn = path.drawn[-1] - walk.path.drawn[walk.cut or 0]
+        return drawn + lengths.next_step(path) <= (self.budget - walk.spent) // self.tries
 
 
-def refined(reward: Scoring | Reward, *, lam: float, budget: int, start: float = 0.25, tries: int = 1) -> StepFn:
-    """One step on a part of a budget of tokens, then suffix moves: samples of p* ∝ p_ref · exp(r/λ).
+def refined(reward: Scoring | Reward, *, lam: float, budget: int, start: float | None = None, tries: int = 1) -> StepFn:
+    """A choice on a part of a budget of tokens, then suffix moves: samples of p* ∝ p_ref · exp(r/λ).
 
     The first step of a chain draws texts until the part `start` of the budget is spent, and chooses one in proportion
-    to exp(r/λ). Every later step is a move: it cuts the text x at a guide boundary t, redraws the suffix from
-    p_ref(. | x up to t), and accepts the new text x' with probability min(1, exp((r(x') - r(x)) / λ)). The cuts of a
-    cycle are all boundaries of x, from the first to the last. The chain returns the text at the end of a cycle.
+    to exp(r/λ). For a reward of prefixes (`ets.of_prefixes`) the first steps are those of
+    `ets.baselines.particle_filter` instead. Every later step is a move: it cuts the text x at a guide boundary t,
+    redraws the suffix from p_ref(. | x up to t), and accepts the new text x' with probability
+    min(1, exp((r(x') - r(x)) / λ)). The cuts of a cycle are all boundaries of x, from the first to the last. The chain
+    returns the text at the end of a cycle.
 
     A cycle leaves p* invariant. Proof for a move at a cut t: given the prefix z = x up to t, p* is proportional to
     p_ref(x | z) exp(r(x)/λ), the proposal is independent of x given z, and its density cancels all terms except
@@ -164,6 +187,9 @@ def refined(reward: Scoring | Reward, *, lam: float, budget: int, start: float =
     so a move at t keeps it, and the cycle leaves such moves out at no cost. With n tries the move is a choice among x
     and n fresh texts in proportion to their weights, Metropolised (Liu, 1996). So the total variation to p* never grows
     from cycle to cycle, and it tends to 0 if every text can follow any other.
+
+    The budget ends a cycle that it does not pay for, and the tokens of this cycle are lost. So a chain spends at most
+    the budget, up to one guide step of each try less.
 
     The number of cycles C depends on the lengths of the texts. The text at the end of the last cycle is therefore no
     sample of p*, however large the budget is: for example, C is larger where x was short. The text at the end of a
@@ -186,8 +212,9 @@ def refined(reward: Scoring | Reward, *, lam: float, budget: int, start: float =
         λ > 0, in units of the reward.
     budget : int
         The most tokens that a chain generates.
-    start : float
-        The part of the budget for the first choice, from 0 (one text) to 1 (`ets.baselines.one_step`).
+    start : float, optional
+        The part of the budget before the moves, from 0 (one text) to 1 (no moves). By default a quarter, and a half
+        for a reward of prefixes.
     tries : int
         n, the suffixes of a move. One is best per token; a GPU draws n suffixes in about the time of one.
 
@@ -201,77 +228,111 @@ def refined(reward: Scoring | Reward, *, lam: float, budget: int, start: float =
         For values out of range, a deterministic policy, and a budget below the longest text of the policy.
     """
     require_positive(lam=lam)
-    reward, plan = as_reward(reward), Plan(budget, start, tries)
+    reward, prefixes = as_reward(reward), reads_prefixes(reward)
+    plan = Plan(budget, (START_OF_PREFIXES if prefixes else START) if start is None else start, tries)
 
     def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
         require_unweighed(policy)
         require_variety(policy, 2)
-        plan.require_room(lengths_of(policy))
-        walking = [chain for chain in chains if isinstance(chain.state, Walk)]
-        fresh = [chain for chain in chains if not isinstance(chain.state, Walk)]
-        on, begun = iter(walk_on(policy, walking, plan, lam)), iter(_begin(policy, fresh, plan, reward, lam))
+        lengths = lengths_of(policy)
+        plan.require_room(lengths)
+        # lines 1 and 2
+        filtered = particle_filter(reward, particles=plan.particles(lengths), lam=lam)
+        begin = filtered if prefixes else first_choice(reward, lam, plan, lengths)
+        beginning = [_recorded(chain) for chain in chains if not isinstance(chain.state, Walk)]
+        stepped = begin(Recorded(policy), beginning) if beginning else []
+        begun = iter([_walking(chain, reward, plan, lengths) for chain in stepped])
+        # lines 3 to 9
+        on = iter(walk_on(policy, [chain for chain in chains if isinstance(chain.state, Walk)], plan, lam))
         return [next(on if isinstance(chain.state, Walk) else begun) for chain in chains]
 
     return step
 
 
-def _begin(policy: Policy, chains: Sequence[Chain], plan: Plan, reward: Reward, lam: float) -> list[Chain]:
-    """Lines 1 and 2: the texts of each chain, drawn together, and the choice among them."""
-    lengths, keys = lengths_of(policy), row_keys(chains, Purpose.COMPLETION)
-    pools: list[list[Drawn]] = [[] for _ in chains]
-    while rows := [(b, n) for b, pool in enumerate(pools) for n in plan.next_texts(pool, lengths)]:
-        paths = [WalkPath.start(chains[b].state) for b, _ in rows]
-        found = drawn_on(policy, paths, derive(keys[[b for b, _ in rows]], np.array([n for _, n in rows])))
-        for (b, _), each in zip(rows, found, strict=True):
-            pools[b].append(each)
-    begun = []
-    for chain, pool, number in zip(chains, pools, choice_uniforms(chains), strict=True):
-        texts = tuple(path.texts[-1] for path, _ in pool)
-        fixed = reward.fixed(chain.problem, texts) if isinstance(reward, Pooled) else reward
-        log_rewards, reward_cost = score(fixed, lam, chain, [(text,) for text in texts])
-        choice, cost = choose(log_rewards[:, 0], number), cost_of(pool) + reward_cost
-        walk = Walk(pool[choice][0], float(log_rewards[choice, 0]), cost.generated, fixed)
-        begun.append(chain.advance(walk_from(walk, plan, lengths), record(texts, log_rewards[:, 0], choice, cost)))
-    return begun
+def first_choice(reward: Reward, lam: float, plan: Plan, lengths: Lengths) -> StepFn:
+    """Lines 1 and 2, for paths: the texts of each chain, drawn together, and the choice among them."""
+
+    def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
+        keys, pools = row_keys(chains, Purpose.COMPLETION), list[list[Draw]]([] for _ in chains)
+        while rows := [(b, n) for b, pool in enumerate(pools) for n in plan.next_texts(pool, lengths)]:
+            row_numbers = np.array([n for _, n in rows])
+            drawn = policy.finish([chains[b].state for b, _ in rows], derive(keys[[b for b, _ in rows]], row_numbers))
+            for (b, _), draw in zip(rows, drawn, strict=True):
+                pools[b].append(draw)
+        chosen = zip(chains, pools, choice_uniforms(chains), strict=True)
+        return [keep_one(chain, pool, number, weigh) for chain, pool, number in chosen]
+
+    def weigh(chain: Chain, texts: Sequence[Text]) -> tuple[Floats, Cost]:
+        values, cost = score(_fixed(reward, chain, texts), lam, chain, [(text,) for text in texts])
+        return values[:, 0], cost
+
+    return step
 
 
-def walk_from(walk: Walk, plan: Plan, lengths: Sequence[int]) -> Walk | State:
+def _fixed(reward: Reward, chain: Chain, texts: Sequence[Text]) -> Reward:
+    """The reward as a function of the text: votes are those of the first choice."""
+    return reward.fixed(chain.problem, texts) if isinstance(reward, Pooled) else reward
+
+
+def _recorded(chain: Chain) -> Chain:
+    """The chain with a path as its state, from the start state of a policy."""
+    return chain if chain.trace else replace(chain, state=WalkPath.start(chain.state))
+
+
+def _walking(chain: Chain, reward: Reward, plan: Plan, lengths: Lengths) -> Chain:
+    """The chain at the start of its first cycle, once it has chosen a text."""
+    if not isinstance(chain.state, WalkPath):
+        return chain
+    last = chain.trace[-1]
+    value = float(last.log_rewards[last.choice, 0])
+    spent = chain.cost.generated
+    walk = Walk(chain.state, value, spent, spent / len(last.candidates), _fixed(reward, chain, last.candidates))
+    return replace(chain, state=walk_from(walk, plan, lengths))
+
+
+def walk_from(walk: Walk, plan: Plan, lengths: Lengths) -> Walk | State:
     """The walk at the start of its first cycle; the policy's state where the budget pays for none."""
     ready = _next_cycle(walk, plan, lengths)
     return walk.path.states[-1] if ready.cut is None else ready
 
 
-def _next_cycle(walk: Walk, plan: Plan, lengths: Sequence[int]) -> Walk:
+def _next_cycle(walk: Walk, plan: Plan, lengths: Lengths) -> Walk:
     """The walk at the first cut of its next cycle; without a cut where the budget pays for no move of x."""
-    first = plan.first_cut(walk.spent, lengths)
-    return replace(walk, cut=first if first is not None and first < walk.path.steps else None)
+    first = plan.first_cut(walk.spent, walk.typical, lengths)
+    ready = replace(walk, cut=first, ends=(*walk.ends, walk.end))
+    possible = first is not None and first < walk.path.steps and plan.pays(ready, walk.path.cut(first), lengths)
+    return ready if possible else replace(ready, cut=None)
 
 
 def walk_on(policy: Policy, chains: Sequence[Chain], plan: Plan, lam: float) -> list[Chain]:
     """Lines 3 to 9 for chains whose states are walks: one move of each, drawn together, or the text that it returns."""
     walks: dict[int, Walk] = {b: chain.state for b, chain in enumerate(chains)}  # type: ignore[misc]
-    going = [(b, walk.cut) for b, walk in walks.items() if walk.cut is not None]
+    lengths = lengths_of(policy)
     # line 5: x' ~ p_ref(. | x up to t), [B, n]
     keys, numbers = row_keys(chains, Purpose.CANDIDATE, plan.tries), uniform(row_keys(chains, Purpose.CHOICE, 2))
-    cuts = [walks[b].path.cut(t) for b, t in going for _ in range(plan.tries)]
-    redrawn = iter(drawn_on(policy, cuts, keys[[b for b, _ in going]].ravel()))
-    fresh = {b: [next(redrawn) for _ in range(plan.tries)] for b, _ in going}
-    lengths = lengths_of(policy)
+    going = [b for b, walk in walks.items() if walk.cut is not None]
+    rows = [(b, walks[b].path.cut(walks[b].cut or 0)) for b in going for _ in range(plan.tries)]
+    redrawn = iter(
+        drawn_on(
+            policy,
+            [path for _, path in rows],
+            keys[going].ravel(),
+            lambda n, path: plan.pays(walks[rows[n][0]], path, lengths),
+        )
+    )
+    fresh = {b: [next(redrawn) for _ in range(plan.tries)] for b in going}
     return [
         _moved(chain, fresh[b], numbers[b], plan, lengths, lam) if b in fresh else _returned(chain, numbers[b])
         for b, chain in enumerate(chains)
     ]
 
 
-def _moved(
-    chain: Chain,
-    fresh: Sequence[Drawn],
-    numbers: Floats,
-    plan: Plan,
-    lengths: Sequence[int],
-    lam: float,
-) -> Chain:
+def _moved(chain: Chain, fresh: Sequence[Drawn], numbers: Floats, plan: Plan, lengths: Lengths, lam: float) -> Chain:
     walk: Walk = chain.state  # type: ignore[assignment]
+    cost, cut = cost_of(fresh), walk.cut or 0
+    if not all(path.done for path, _ in fresh):  # the budget is spent: the cycle is void
+        void = record((walk.end.text,), np.array([walk.value]), 0, cost, cut)
+        return chain.advance(replace(walk, cut=None, spent=walk.spent + cost.generated), void)
     texts = [path.texts[-1] for path, _ in fresh]
     values, reward_cost = score(walk.reward, lam, chain, [(text,) for text in texts])
     log_weights = np.array([walk.value, *values[:, 0]])
@@ -279,23 +340,23 @@ def _moved(
     proposed = 1 + choose(log_weights[1:], float(numbers[0]))
     # line 7: accept it with probability min(1, S / (S - w(x') + w(x)))
     choice = proposed if numbers[1] < math.exp(log_acceptance(log_weights, proposed)) else 0
-    cost, cut = cost_of(fresh) + reward_cost, walk.cut or 0
     moved = replace(
         walk,
         path=fresh[choice - 1][0] if choice else walk.path,
         value=float(log_weights[choice]),
-        spent=walk.spent + cost.generated,
+        spent=walk.spent + max(1, cost.generated),  # uniform diffusion may redraw a canvas without changing a token
         cut=cut + 1,
     )
     if cut + 1 >= moved.path.steps:  # line 8: the cycle ends, since x has no further boundary
-        moved = _next_cycle(replace(moved, ends=(*moved.ends, moved.end)), plan, lengths)
-    return chain.advance(moved, record((walk.end.text, *texts), log_weights, choice, cost, cut))
+        moved = _next_cycle(moved, plan, lengths)
+    return chain.advance(moved, record((walk.end.text, *texts), log_weights, choice, cost + reward_cost, cut))
 
 
 def _returned(chain: Chain, numbers: Floats) -> Chain:
-    """Line 9: the text at the end of a cycle, uniform over the last half."""
+    """Line 9: the text at the end of a cycle, uniform over the last half; the first text where no cycle has ended."""
     walk: Walk = chain.state  # type: ignore[assignment]
-    held = walk.ends[len(walk.ends) // 2 :]
+    first, *ends = walk.ends
+    held = ends[len(ends) // 2 :] or [first]
     choice = int(numbers[0] * len(held))
     step = record([end.text for end in held], np.array([end.value for end in held]), choice, Cost())
     equal = np.where(np.isneginf(step.log_weights), -np.inf, 0.0)

@@ -8,26 +8,29 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 
-from ets import refined as module
+from ets import suffix_moves as module
 from ets.policies.diffusion.denoise import Schedule
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
 from ets.policies.settings import Unmasking
-from ets.refined import log_acceptance, refined
 from ets.runner import run
+from ets.step import as_reward, of_prefixes, reads_prefixes
+from ets.suffix_moves import log_acceptance, refined
 from ets.testing import Law, check_law, optimal_law, total_variation
 from ets.types import Chain, InputError, Policy, StepFn
+from ets.walk import lengths_of
 from tests.conftest import canvas_oracle, causal_oracle
 from tests.enumerable import PROBLEM, Tabular, lifted, reference, spelled
 from tests.laws.masked_tabular import TabularMaskedDiffusion
-from tests.laws.refined import BudgetedWalk, by_outcome, merged
+from tests.laws.suffix_moves import BudgetedWalk, by_outcome, merged
 from tests.laws.tabular import TabularModel
 
-LEVEL, DRAWS, LAM = 1e-4, 4_000, 0.5
+LEVEL, DRAWS, LAM = 1e-4, 2_500, 0.5
 LETTERS = TabularModel(concentration=0.7, seed=1)
 """15 texts of one to three tokens, which are its guide steps."""
 CANVAS = TabularMaskedDiffusion(gen_length=3, block_length=3, steps=3, guide_steps=3, concentration=0.4)
@@ -54,9 +57,16 @@ def walk_of(policy: Tabular, reward: Any = liking, *, budget: int, start: float 
     oracle = policy.oracle.by_path
     valued = spelled_by_path(policy, reward)
     return BudgetedWalk(
-        oracle, PROBLEM, lambda x: math.exp(valued(x) / LAM), drawn_in(policy), policy.lengths, budget, start, tries,
+        oracle,
+        PROBLEM,
+        lambda x: math.exp(valued(x) / LAM),
+        drawn_in(policy),
+        lengths_of(policy),
+        budget,
+        start,
+        tries,
         **rules,
-    )  # fmt: skip
+    )
 
 
 def spelled_by_path(policy: Tabular, reward: Any) -> Any:
@@ -91,6 +101,32 @@ def test_it_follows_its_exact_law_at_a_finite_budget(policy: Tabular, reward: An
     check_law(outcomes(policy, chains), law, level=LEVEL)
 
 
+def test_a_reward_of_prefixes_begins_with_a_particle_filter_and_follows_its_exact_law(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Four particles of two tokens, then two cycles; without resampling the law is another one."""
+    policy = TabularMaskedDiffusion(gen_length=2, block_length=2, steps=2, guide_steps=2, concentration=0.4)
+    monkeypatch.setattr(module, "FEWEST_PARTICLES", 1)
+    walk = walk_of(policy, strongly, budget=16)
+    law, unfiltered = (by_outcome(walk.law(walk.filtered(4, threshold))) for threshold in (0.5, 0.0))
+    assert sum(law.values()) == pytest.approx(1, abs=1e-9)
+    found = outcomes(policy, chains_of(policy, refined(of_prefixes(lifted(strongly)), lam=LAM, budget=16)))
+    check_law(found, law, level=LEVEL)
+    with pytest.raises(AssertionError):
+        check_law(found, unfiltered, level=LEVEL)
+
+
+def strongly(text: str) -> float:
+    return 2 * liking(text)
+
+
+def test_a_declaration_of_prefixes_survives_lifting_and_costs_nothing_else() -> None:
+    declared = of_prefixes(lambda prompt, text: liking(text))
+    assert reads_prefixes(as_reward(declared)) and not reads_prefixes(as_reward(lambda prompt, text: 0.0))
+    chains = chains_of(CANVAS, refined(declared, lam=LAM, budget=30), samples=20)
+    assert max(chain.cost.generated for chain in chains) <= 30
+
+
 @pytest.mark.parametrize("policy", [LETTERS, CANVAS])
 @pytest.mark.parametrize("tries", [1, 2])
 def test_a_move_at_any_cut_leaves_the_optimal_law_invariant(policy: Tabular, tries: int) -> None:
@@ -102,13 +138,23 @@ def test_a_move_at_any_cut_leaves_the_optimal_law_invariant(policy: Tabular, tri
         with np.errstate(divide="ignore"):
             return math.exp(log_acceptance(np.log(weights), 1))
 
-    walk = walk_of(policy, budget=10, tries=tries, accept=accept)
+    walk = walk_of(policy, budget=1000, tries=tries, accept=accept)
     target = weighed(walk.texts, walk.weight)
     for t in range(max(len(x) for x in target) - 1):
         moved = [(p, walk.move(x, t, 0) if t < len(x) - 1 else {(x, 0): 1.0}) for x, p in target.items()]
         assert without_spent(moved) == pytest.approx(target, abs=1e-12)
     cycle = without_spent([(p, walk.cycle(x, 0, 0)) for x, p in target.items()])
     assert cycle == pytest.approx(target, abs=1e-12)
+
+
+def test_a_cut_that_is_uniform_over_the_steps_of_a_text_needs_a_correction() -> None:
+    """Longer texts have more cuts: without a correction such moves change p*, which the scan over all cuts does not."""
+    walk = walk_of(LETTERS, budget=1000)
+    target = weighed(walk.texts, walk.weight)
+    uncorrected = without_spent(
+        [(p / (len(x) - 1), walk.move(x, t, 0)) for x, p in target.items() for t in range(len(x) - 1)]
+    )
+    assert total_variation(uncorrected, target) > 0.01
 
 
 def without_spent(parts: Any) -> Law:
@@ -122,7 +168,7 @@ def weighed(law: Law, weight: Any) -> Law:
 
 def from_target(walk: BudgetedWalk) -> Law:
     """The law of the text that a walk returns which begins with a text of p*."""
-    return by_outcome(walk.law({(x, 0): p for x, p in weighed(walk.texts, walk.weight).items()}))
+    return by_outcome(walk.law({(x, 0, 2.5): p for x, p in weighed(walk.texts, walk.weight).items()}))
 
 
 def test_the_law_tends_to_the_optimal_law_as_the_budget_grows() -> None:
@@ -213,6 +259,20 @@ def test_the_trace_shows_every_move() -> None:
     assert {move.choice for move in moves} == {0, 1}
 
 
+def test_the_text_is_that_of_a_cycle_that_is_uniform_over_the_last_half() -> None:
+    """Of four to six candidates; at a level of 1e-4 for each number of candidates."""
+    chains = chains_of(LETTERS, refined(lifted(liking), lam=LAM, budget=40, start=0.0), samples=400)
+    choices: dict[int, list[int]] = {}
+    for chain in chains:
+        *moves, last = chain.trace
+        cycles = sum(after.cut is None or after.cut <= move.cut for move, after in pairwise([*moves[1:], last]))
+        assert len(last.candidates) == cycles - cycles // 2
+        choices.setdefault(len(last.candidates), []).append(last.choice)
+    assert choices.keys() == {4, 5, 6}
+    for count, found in choices.items():
+        check_law(found, dict.fromkeys(range(count), 1 / count), level=LEVEL)
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -236,7 +296,7 @@ def test_a_policy_without_its_lengths_is_refused() -> None:
 
 
 def network_walk(policy: Any, oracle: Any, reward: Any, budget: int, drawn: Any) -> BudgetedWalk:
-    return BudgetedWalk(oracle, PROBLEM, lambda x: math.exp(reward(x) / LAM), drawn, policy.lengths, budget, 0.0, 1)
+    return BudgetedWalk(oracle, PROBLEM, lambda x: math.exp(reward(x) / LAM), drawn, lengths_of(policy), budget, 0.0, 1)
 
 
 def test_a_real_network_follows_its_exact_law_and_reads_the_prompt_once(make_tiny: Any) -> None:

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ets.randomness import Purpose, uniform
-from ets.refined import Drawn, Plan, Pooled, Walk, cost_of, record, walk_from, walk_on
 from ets.step import (
     RewardError,
     Scoring,
@@ -27,6 +26,7 @@ from ets.step import (
     row_keys,
     score,
 )
+from ets.suffix_moves import Drawn, Plan, Pooled, Walk, cost_of, record, walk_from, walk_on
 from ets.types import Chain, Floats, InputError, Policy, Reward, State, StepFn
 from ets.walk import WalkPath, drawn_on, lengths_of
 
@@ -42,8 +42,8 @@ class Search:
     ----------
     start : State
         The policy's start state.
-    spent : int
-        Tokens generated so far.
+    spent, texts : int
+        Tokens and texts generated so far.
     kept : WalkPath, optional
         One of the texts so far, chosen in proportion to exp(r/λ).
     value, total : float
@@ -52,6 +52,7 @@ class Search:
 
     start: State
     spent: int = 0
+    texts: int = 0
     kept: WalkPath | None = None
     value: float = -np.inf
     total: float = -np.inf
@@ -68,6 +69,10 @@ class Search:
     def done(self) -> bool:
         """False: a chain that has ended holds the policy's state instead."""
         return False
+
+    def walk(self, reward: Reward, kept: WalkPath) -> Walk:
+        """A walk from the kept text."""
+        return Walk(kept, self.value, self.spent, self.spent / self.texts, reward)
 
 
 def exact(
@@ -123,9 +128,9 @@ def exact(
     def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
         require_unweighed(policy)
         require_variety(policy, 2)
-        if limit < tries * lengths_of(policy)[-1]:
+        if limit < tries * lengths_of(policy).most:
             raise InputError(
-                f"limit is {limit} tokens, and {tries} texts may have {lengths_of(policy)[-1]} each; raise the limit"
+                f"limit is {limit} tokens, and {tries} texts may have {lengths_of(policy).most} each; raise the limit"
             )
         walking = [chain for chain in chains if isinstance(chain.state, Walk)]
         searching = [chain for chain in chains if not isinstance(chain.state, Walk)]
@@ -150,8 +155,8 @@ def _search(
         fresh = drawn[b * plan.tries : (b + 1) * plan.tries]
         after = _judged(chain, search, fresh, numbers[b], reward, lam, highest)
         state = after.state
-        if isinstance(state, Search) and state.kept and limit - state.spent < plan.tries * lengths[-1]:
-            after = replace(after, state=walk_from(Walk(state.kept, state.value, state.spent, reward), plan, lengths))
+        if isinstance(state, Search) and state.kept and limit - state.spent < plan.tries * lengths.most:
+            after = replace(after, state=walk_from(state.walk(reward, state.kept), plan, lengths))
         judged.append(after)
     return judged
 
@@ -183,6 +188,7 @@ def _judged(
     after = Search(
         search.start,
         search.spent + cost.generated,
+        search.texts + len(texts),
         fresh[choice - 1][0] if choice else search.kept,
         float(values[choice - 1]) if choice else search.value,
         float(np.logaddexp.reduce([search.total, *values])),

@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 
 from ets.testing import Law, Oracle
 from ets.types import Problem
+from ets.walk import Lengths
+from tests.laws.particles import particle_law
 
 Nodes: TypeAlias = tuple[Any, ...]
 """A text as the outcomes at all its guide boundaries, the root first."""
@@ -50,7 +52,7 @@ class BudgetedWalk:
     problem: Problem
     weight: Callable[[Any], float]
     drawn: Callable[[Any], int]
-    lengths: tuple[int, ...]
+    lengths: Lengths
     budget: int
     start: float
     tries: int
@@ -72,7 +74,7 @@ class BudgetedWalk:
 
     def pools(self, pool: Pool = ()) -> Law:
         """The law of the texts of the first choice, as a pool of sorted texts."""
-        spent, longest = self.spent(pool), self.lengths[-1]
+        spent, longest = self.spent(pool), self.lengths.most
         expected = spent / len(pool) if pool else longest
         wanted = max(math.floor((self.start * self.budget - spent) / expected), 0 if pool else 1)
         count = min(wanted, (self.budget - spent) // longest)
@@ -84,22 +86,41 @@ class BudgetedWalk:
             rounds[key] += math.prod(p for _, p in new)
         return merged([(p, self.pools(key)) for key, p in rounds.items()])
 
+    def shares(self, pool: Pool) -> list[float]:
+        """The probabilities of a choice among the texts of a pool."""
+        weights = [self.weight(x[-1]) for x in pool]
+        return [w / sum(weights) if sum(weights) else 1 / len(pool) for w in weights]
+
     def begun(self) -> Law:
-        """The law of (text, tokens spent) after the first choice."""
+        """The law of (text, tokens spent, mean tokens of a text) after the first choice."""
         law: dict[Any, float] = defaultdict(float)
         for pool, p in self.pools().items():
             weights = [self.weight(x[-1]) for x in pool]
             for x, w in zip(pool, weights, strict=True):
-                law[x, self.spent(pool)] += p * (w / sum(weights) if sum(weights) else 1 / len(pool))
+                law[x, self.spent(pool), self.spent(pool) / len(pool)] += p * (
+                    w / sum(weights) if sum(weights) else 1 / len(pool)
+                )
         return dict(law)
 
+    def filtered(self, particles: int, threshold: float) -> Law:
+        """The law of (text, tokens spent, mean tokens) after a particle filter, where all texts have one length."""
+        nodes = {x[-1]: x for x in self.texts}
+        law = particle_law(
+            self.oracle, self.problem, lambda outcome: math.log(self.weight(outcome)), lam=1.0, particles=particles,
+            threshold=threshold,
+        )  # fmt: skip
+        most = self.lengths.most
+        return {(nodes[x], particles * most, most): p for x, p in law.chosen.items()}
+
     def searched(self, highest: float, limit: int, pool: Pool = ()) -> tuple[Law, Law]:
-        """`ets.exact` with weights up to `highest`: the laws of accepted texts, and of (text, tokens) at the limit."""
+        """`ets.exact` with weights up to `highest`: the laws of accepted texts, and of walks at the limit."""
         spent = self.spent(pool)
-        if limit - spent < self.lengths[-1]:
+        if limit - spent < self.lengths.most:
             weights = [self.weight(x[-1]) for x in pool]
             shares = [w / sum(weights) if sum(weights) else 1 / len(pool) for w in weights]
-            return {}, merged([(share, {(x, spent): 1.0}) for x, share in zip(pool, shares, strict=True)])
+            return {}, merged(
+                [(share, {(x, spent, spent / len(pool)): 1.0}) for x, share in zip(pool, shares, strict=True)]
+            )
         accepted, rejected = [], []
         for x, p in self.texts.items():
             passed = self.weight(x[-1]) / highest
@@ -114,7 +135,7 @@ class BudgetedWalk:
         """The law of the text that a chain returns, as nodes: x_c for c uniform over the last half of C cycles."""
         begun, parts, cycle = begun or self.begun(), [], 0
         while True:
-            ends = merged([(p, self.cycles(x, spent, 0, cycle)) for (x, spent), p in begun.items()])
+            ends = merged([(p, self.cycles(*place, 0, cycle)) for place, p in begun.items()])
             parts += [
                 (p / max(1, cycles - cycles // 2), {x: 1.0})
                 for (cycles, x), p in ends.items()
@@ -124,39 +145,52 @@ class BudgetedWalk:
             if all(cycles < cycle for cycles, _ in ends):
                 return merged(parts)
 
-    def first_cut(self, spent: int) -> int | None:
-        last = len(self.lengths) - 1
-        costs = [self.tries * (self.lengths[-1] - least) for least in self.lengths[:-1]]
-        return next((t for t in range(last) if sum(costs[t:]) <= self.budget - spent), None)
+    def first_cut(self, spent: int, typical: float) -> int | None:
+        costs = [self.tries * max(0.0, typical - least) for least in self.lengths.least]
+        return next((t for t in range(len(costs)) if sum(costs[t:]) <= self.budget - spent), None)
 
-    def cycles(self, x: Nodes, spent: int, done: int, marked: int, kept: Nodes | None = None) -> Law:
+    def pays(self, x: Nodes, t: int, spent: int) -> bool:
+        """Whether the budget pays for the guide step after boundary t, at any length."""
+        most = min(self.lengths.step, self.lengths.most - self.drawn(x[t]))
+        return most <= (self.budget - spent) // self.tries
+
+    def cycles(self, x: Nodes, spent: int, typical: float, done: int, marked: int, kept: Nodes | None = None) -> Law:
         """The law of (C, x_c) for the cycle c = `marked`, or the text (C, first) for 0; None where C < c."""
         kept = x if done == marked else kept
-        place = x, spent, done, marked, kept
+        place = x, spent, typical, done, marked, kept
         if place not in self._known:
-            first = self.first_cut(spent)
-            if first is None or first >= len(x) - 1:
+            first = self.first_cut(spent, typical)
+            if first is None or first >= len(x) - 1 or not self.pays(x, first, spent):
                 return {(done, kept): 1.0}
-            ends = self.cycle(x, first, spent)
-            self._known[place] = merged([(p, self.cycles(y, s, done + 1, marked, kept)) for (y, s), p in ends.items()])
+            self._known[place] = merged(
+                [
+                    (p, {(done, kept): 1.0} if end is None else self.cycles(*end, typical, done + 1, marked, kept))
+                    for end, p in self.cycle(x, first, spent).items()
+                ]
+            )
         return self._known[place]
 
     def cycle(self, x: Nodes, t: int, spent: int) -> Law:
-        """The law of (text, tokens spent) at the end of a cycle from boundary t on."""
+        """The law of (text, tokens spent) at the end of a cycle from boundary t on; None where the budget ends it."""
         if t >= len(x) - 1:
             return {(x, spent): 1.0}
         place = "cycle", x, t, spent
         if place not in self._known:
             after = self.move(x, t, spent)
-            self._known[place] = merged([(p, self.cycle(y, t + 1, s)) for (y, s), p in after.items()])
+            self._known[place] = merged(
+                [(p, {None: 1.0} if end is None else self.cycle(end[0], t + 1, end[1])) for end, p in after.items()]
+            )
         return self._known[place]
 
     def move(self, x: Nodes, t: int, spent: int) -> Law:
-        """The law of (text, tokens spent) after a move at boundary t."""
+        """The law of (text, tokens spent) after a move at boundary t; None where the budget ends it."""
         after: dict[Any, float] = defaultdict(float)
         old = self.weight(x[-1])
         for fresh in product(self.suffixes(x[: t + 1]).items(), repeat=self.tries):
             p = math.prod(q for _, q in fresh)
+            if not all(self.fits(y, t, spent) for y, _ in fresh):
+                after[None] += p
+                continue
             cost = spent + sum(self.drawn(y[-1]) - self.drawn(x[t]) for y, _ in fresh)
             weights = [self.weight(y[-1]) for y, _ in fresh]
             total = sum(weights)
@@ -168,6 +202,12 @@ class BudgetedWalk:
                 stay -= moved
             after[x, cost] += p * stay
         return dict(after)
+
+    def fits(self, y: Nodes, t: int, spent: int) -> bool:
+        """Whether the budget pays for every guide step of a text after boundary t."""
+        rest = (self.budget - spent) // self.tries + self.drawn(y[t])
+        steps = [min(self.lengths.step, self.lengths.most - self.drawn(node)) for node in y[t:-1]]
+        return all(self.drawn(node) + step <= rest for node, step in zip(y[t:-1], steps, strict=True))
 
 
 def by_outcome(law: Law) -> Law:
