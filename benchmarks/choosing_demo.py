@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import operator
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from statistics import fmean
 
+from demo_rewards import graded, right_answer
 from work_formulas import TokenWork
 
 import ets
 from ets.evaluation.intervals import accuracy
-from ets.rewards import as_reward, majority, verifier
+from ets.rewards import as_reward, majority
 from ets.tasks import Arithmetic
 from ets.types import Chain, Problem, Reward
 from ets.weights import effective_sample_size
@@ -28,26 +27,10 @@ PAIRS = ((12, 1), (6, 2), (4, 3), (2, 6))
 BLOCKS = (96, 32, 16, 8)
 CANDIDATES = 8
 """In a guide step of 16 tokens; with longer or shorter ones, as many as cost the same."""
-OPERATIONS = {"+": operator.add, "-": operator.sub, "*": operator.mul}
-CALCULATION = re.compile(r"(\d+)([-+*])(\d+)=(\d+)")
-
-
-def soundness(prompt: str, text: str) -> float:
-    """The share of these that hold, from 0 to 1: each calculation, each number of the question used, the last line.
-
-    It does not know the answer.
-    """
-    calculations = CALCULATION.findall(text)
-    used = re.findall(r"\d+", text)
-    checks = [OPERATIONS[sign](int(a), int(b)) == int(result) for a, sign, b, result in calculations]
-    checks += [number in used for number in re.findall(r"\d+", prompt)]
-    checks += [bool(calculations) and text.strip().split("\n")[-1] == f"#### {calculations[-1][3]}"]
-    return fmean(checks)
-
 
 REWARDS: dict[str, Reward] = {
-    "right answer": verifier(TASK.extract, lambda problem, answer: answer == problem.doc["answer"]),
-    "graded": as_reward(soundness),
+    "right answer": right_answer,
+    "graded": as_reward(graded),
     "consensus": majority(TASK.extract, pool="chain"),
 }
 

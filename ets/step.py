@@ -208,6 +208,14 @@ def require_counts(**values: int) -> None:
             raise InputError(f"{name} is {value!r}; it must be a whole number of at least 1")
 
 
+def require_share(**values: float) -> None:
+    """Raise `InputError` for the first value that is no number above 0 and up to 1."""
+    for name, value in values.items():
+        require_positive(**{name: value})
+        if value > 1:
+            raise InputError(f"{name} is {value!r}; it must be a share, above 0 and at most 1")
+
+
 def shared_out(chains: Sequence[Chain], cost: Cost) -> list[Chain]:
     """The chains, whose last steps are charged with shares of the forward passes and seconds, by token positions."""
     positions = [chain.trace[-1].cost.positions for chain in chains]

@@ -164,7 +164,7 @@ def test_a_proposal_without_its_method_is_noted(tmp_path: Path, capsys: pytest.C
         ({"block_size": "64"}, "block_size 64 is longer than max_length 32"),
         ({"max_length": "0"}, "max_length is 0"),
         ({"temperature": "-0.5"}, "temperature is -0.5"),
-        ({"methods": "plain,magic"}, "unknown method 'magic'; choose from base, plain, majority, weighted-majority"),
+        ({"methods": "plain,magic"}, "unknown method 'magic'; choose from base, plain, majority, confident-majority"),
         ({"methods": "majority"}, "the size of majority follows from the cost of ets, which is not among the methods"),
         ({"methods": "ets,ets"}, "method 'ets' is named twice"),
         ({"methods": "ets,beam", "beams": "0"}, "beams is 0"),

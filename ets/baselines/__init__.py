@@ -4,6 +4,7 @@ from ets.baselines.adaptive import adaptive_majority
 from ets.baselines.completions import (
     beam,
     best_of_n,
+    confident_majority,
     greedy,
     majority_voting,
     one_step,
@@ -21,6 +22,7 @@ __all__ = [
     "adaptive_majority",
     "beam",
     "best_of_n",
+    "confident_majority",
     "greedy",
     "iterated_sir",
     "log_normaliser",

@@ -5,7 +5,8 @@ Every reward may be a function of `ets.rewards`, or a function of (prompt, text)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Protocol, TypeAlias, runtime_checkable
@@ -13,7 +14,8 @@ from typing import Protocol, TypeAlias, runtime_checkable
 import numpy as np
 
 from ets.randomness import Purpose
-from ets.rewards import Extract, remembering, votes
+from ets.rewards import Extract, remembering, self_certainty, votes
+from ets.rewards.lifting import ReadText
 from ets.step import (
     Scoring,
     as_reward,
@@ -22,6 +24,7 @@ from ets.step import (
     draw_for_chains,
     require_counts,
     require_positive,
+    require_share,
     require_unweighed,
     require_variety,
     score,
@@ -92,13 +95,65 @@ def weighted_majority(extract: Extract, reward: Scoring | Reward, *, samples: in
         read = partial(remembered, chain.problem)
         log_rewards, cost = score(reward, lam, chain, [[text] for text in texts])
         log_votes = log_rewards[:, 0]
-        # `votes` reads weights from log_ratio.
-        counts = votes(read, [replace(text, log_ratio=vote) for text, vote in zip(texts, log_votes, strict=True)])
+        counts = weighted_votes(read, texts, log_votes)
         least = max(counts.values(), default=0.0) * (1 - ROUNDING)
         winning = [counts.get(read(text.text), 0.0) >= least for text in texts]
         return np.where(winning, log_votes, -np.inf), cost
 
     return _among_completions(samples, weigh)
+
+
+def confident_majority(extract: Extract, *, samples: int, share: float = 0.5) -> StepFn:
+    """Majority voting of the most confident of N samples, each vote weighted by its confidence.
+
+    This is the offline vote of DeepConf (Fu et al., arXiv 2508.15260) with the mean over all tokens as a text's
+    confidence. A token's confidence is KL(uniform ‖ p) in nats (`Text.certainty`); the paper's is -1/k Σ log p over the
+    k most probable tokens, which at k = V is larger by log V. The paper also has means over windows of tokens, such as
+    the lowest window of a text, which the recorded sums do not give.
+
+    Of the texts with an answer, the ⌈share · n⌉ most confident ones vote; texts as confident as the last of them vote
+    too. The step returns a voting text with the winning answer; answers with equal sums, and texts of the winner, are
+    equally likely. If no text has an answer, the choice is uniform over all N.
+
+    Parameters
+    ----------
+    extract : callable
+        As in `majority_voting`.
+    samples : int
+        N.
+    share : float
+        Above 0, at most 1. The paper takes 0.1 and 0.9.
+
+    Raises
+    ------
+    InputError
+        For values out of range, or in the step for texts without a recorded certainty.
+    """
+    require_share(share=share)
+    remembered, confidence = remembering(extract), self_certainty()
+
+    def weigh(chain: Chain, texts: Sequence[Text]) -> tuple[Floats, Cost]:
+        read = partial(remembered, chain.problem)
+        confidences = np.asarray(confidence(chain.problem, texts, chain), float)
+        answered = np.array([read(text.text) is not None for text in texts])
+        if not answered.any():
+            return unweighed(chain, texts)
+        sorted_down = np.sort(confidences[answered])[::-1]
+        voting = answered & (confidences >= sorted_down[math.ceil(share * len(sorted_down)) - 1])
+        with np.errstate(divide="ignore"):
+            log_votes = np.where(voting, np.log(np.maximum(confidences, 0.0)), -np.inf)
+        counts = weighted_votes(read, texts, log_votes)
+        least = max(counts.values(), default=0.0) * (1 - ROUNDING)
+        winning = [vote and counts.get(read(text.text), 0.0) >= least for vote, text in zip(voting, texts, strict=True)]
+        return np.where(winning, 0.0, -np.inf), Cost()
+
+    return _among_completions(samples, weigh)
+
+
+def weighted_votes(read: ReadText, texts: Sequence[Text], log_votes: Floats) -> dict[Hashable, float]:
+    """The sum of the votes of each answer, up to a factor, from the logarithms of the texts' votes `[N]`."""
+    # `votes` reads weights from log_ratio.
+    return votes(read, [replace(text, log_ratio=vote) for text, vote in zip(texts, log_votes, strict=True)])
 
 
 def one_step(reward: Scoring | Reward, *, samples: int, lam: float) -> StepFn:

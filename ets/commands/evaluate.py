@@ -16,15 +16,15 @@ from ets.chat import Chat
 from ets.commands.chat import add_chat_arguments, chat_of
 from ets.evaluation.methods import METHODS, Method, MethodSettings, methods_named, require_able, require_settings
 from ets.evaluation.setup import RunSettings, open_setup
-from ets.policies.registry import SETTINGS
+from ets.policies.registry import ENGINES, SETTINGS
 from ets.policies.settings import MAX_LENGTH, FastSampler, Weighing
-from ets.rewards.registry import OF_CERTAINTY
 from ets.settings import add_flags, fields_of, flag, made
 from ets.step import require_counts
 from ets.types import InputError
 
 if TYPE_CHECKING:
     from ets.evaluation.comparison import Comparison, Entry
+    from ets.evaluation.curves import CurvePoint
     from ets.evaluation.journal import Journal
     from ets.evaluation.setup import Setup
     from ets.report.tables import Setting
@@ -130,7 +130,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
     settings = made(MethodSettings, {**given, "candidates": int(max(candidates or (8,)))})
     names = [name.strip() for name in options.methods.split(",")] if options.methods else _all_methods(asked, settings)
     policy = {name: value for name, value in given.items() if name in fields_of(*SETTINGS, Weighing, FastSampler)}
-    if {settings.reward, settings.best_by} & set(OF_CERTAINTY):
+    if settings.needs_certainty(names):
         policy["certainty"] = True
     return Plan(
         asked=asked,
@@ -152,8 +152,13 @@ def _all_methods(asked: RunSettings, settings: MethodSettings) -> list[str]:
     """The methods that every policy of an engine has."""
     left_out = {"base", "ets-is"} | (set() if asked.engine == "transformers" else {"beam"})
     left_out |= {"greedy"} if asked.engine == "uniform-diffusion" else set()
-    left_out |= set() if settings.reward in ("majority", "share") else {"ets-stopped"}
+    left_out |= {"ets-stopped"} if settings.fixed_reward else set()
+    left_out |= set() if _records_certainty(asked.engine) else {"confident-majority"}
     return [name for name in METHODS if name not in left_out]
+
+
+def _records_certainty(engine: str) -> bool:
+    return engine in ENGINES and "certainty" in fields_of(*ENGINES[engine].settings)
 
 
 def execute(options: argparse.Namespace) -> None:
@@ -191,6 +196,15 @@ def _require_plan(plan: Plan) -> None:
     from ets.report.plots import require_matplotlib
 
     require_settings(plan.methods, plan.settings, plan.sizes)
+    if (
+        "confident-majority" in plan.methods
+        and plan.asked.engine in ENGINES
+        and not _records_certainty(plan.asked.engine)
+    ):
+        raise InputError(
+            f"confident-majority reads the certainty of tokens, which the engine {plan.asked.engine} does not record; "
+            "leave it out"
+        )
     require_counts(
         width=plan.asked.width, repeats=plan.repeats, **({} if plan.samples is None else {"samples": plan.samples})
     )
@@ -231,13 +245,14 @@ def compare(setup: Setup, plan: Plan) -> None:
     folder = _folder(setup, plan)
     with Journal(folder, setup.configuration, setup.ranks) as journal:
         setup.ranks.say(f"{len(journal.records)} finished chains in {folder}; the same command goes on where it ended")
-        entries, panels = entries_of(setup, plan, journal)
+        entries, panels, points = entries_of(setup, plan, journal)
     if setup.ranks.first:
-        write_results(entries, panels, _setting(setup, plan), folder)
+        write_results(entries, panels, _setting(setup, plan), folder, points)
 
 
-def entries_of(setup: Setup, plan: Plan, journal: Journal) -> tuple[list[Entry], Panels]:
-    """The entries of a plan on a task, and those of its scans; the journal's folder also holds the traces."""
+def entries_of(setup: Setup, plan: Plan, journal: Journal) -> tuple[list[Entry], Panels, list[CurvePoint]]:
+    """The entries of a plan on a task, those of its scans, and the curves; the journal's folder holds the traces."""
+    from ets.evaluation.curves import curves
     from ets.evaluation.traces import Traces
     from ets.exits import closed_after
 
@@ -248,7 +263,8 @@ def entries_of(setup: Setup, plan: Plan, journal: Journal) -> tuple[list[Entry],
         comparison = comparison_of(setup, plan, journal, kept=traces.keep)
         entries = comparison.entries(plan.budgets, plan.against)
         panels = _scans(setup, plan, comparison, entries)
-    return entries, panels | _scan_of_guide_steps(setup, plan, journal.folder)
+    points = curves(comparison.pooled, seed=plan.asked.seed)
+    return entries, panels | _scan_of_guide_steps(setup, plan, journal.folder), points
 
 
 def _folder(setup: Setup, plan: Plan) -> Path:
@@ -267,11 +283,12 @@ def _folder(setup: Setup, plan: Plan) -> Path:
 def _setting(setup: Setup, plan: Plan) -> Setting:
     from ets.report.tables import Setting
 
-    hidden = ("task", "model", "prompt", "prompt_kind", "model_revision", "placement", "ets", "approximate", "own_code")
+    hidden = {"task", "model", "prompt", "prompt_kind", "model_revision", "placement", "ets", "approximate", "own_code"}
+    hidden.add("reward")  # in the head of each table
     shown = {n: v for n, v in setup.configuration.items() if n not in hidden and isinstance(v, int | float | str)}
     problems, currency = len(setup.problems), setup.engine.currency
     shared = (setup.task.name, plan.asked.model, problems, plan.repeats, currency)
-    return Setting(*shared, plan.against, setup.notes, shown)
+    return Setting(*shared, plan.against, setup.notes, shown, setup.settings.reward)
 
 
 def comparison_of(setup: Setup, plan: Plan, journal: Journal, **options: Any) -> Comparison:

@@ -20,7 +20,7 @@ interval is far too narrow."""
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of per-problem differences of scores with its 95% interval, all in [-1, 1].
+    """The mean of per-problem differences of scores or rewards with its 95% interval.
 
     Parameters
     ----------

@@ -10,18 +10,20 @@ from typing import Any
 
 from ets.diagnostics import RatioSummary
 from ets.evaluation.journal import Record
-from ets.evaluation.methods import METHODS, Method, MethodSettings
-from ets.evaluation.pool import Choice, SamplePool, chosen, nearest
+from ets.evaluation.methods import METHODS, Method, MethodSettings, recorded_reward
+from ets.evaluation.pool import Choice, Sample, SamplePool, chosen, nearest
 from ets.evaluation.ratios import total_ratios
 from ets.evaluation.run import Drawing, Run
 from ets.evaluation.sizes import size_for
-from ets.types import Policy, Problem
+from ets.types import InputError, Policy, Problem
 from ets.walk import lengths_of
 
 PILOT_PROBLEMS = 32
 """The size of a guided method is found on so many problems; their records at that size are part of the results."""
 LARGEST_RIVAL = 1.5
 """A rival costs at most so many times the largest budget."""
+VOTE_TARGET = "mode of the rollouts"
+"""The target of the readout `vote`."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,14 @@ class Rival:
         In the currency of the budgets.
     scores : mapping of str to float
         By problem.
+    rewards : mapping of str to float
+        By problem, the mean reward; empty where the entry has none.
     """
 
     label: str
     cost: float
     scores: Mapping[str, float]
+    rewards: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,10 @@ class Entry:
     rival : Rival, optional
     key : str
         The method and its settings in the journal.
+    target : str
+        The law that the method tends to as its budget grows; for the vote, the estimated mode.
+    rewards : mapping of str to float
+        By problem: the mean reward of its texts, if the run's reward is a fixed function of the text; otherwise empty.
     """
 
     budget: int | None
@@ -82,14 +91,30 @@ class Entry:
     ratios: RatioSummary | None = None
     rival: Rival | None = None
     key: str = ""
+    target: str = ""
+    rewards: Mapping[str, float] = field(default_factory=dict)
 
 
 def entry_of(content: Mapping[str, Any]) -> Entry:
     """An entry from its JSON values."""
     rival, ratios = content["rival"], content["ratios"]
     read: dict[str, Any] = {name: math.nan if value is None else value for name, value in (ratios or {}).items()}
-    further = {"rival": rival and Rival(**rival), "ratios": RatioSummary(**read) if ratios else None}
+    further = {
+        "rival": rival and Rival(**{**rival, "rewards": finite_or_forbidden(rival["rewards"])}),
+        "ratios": RatioSummary(**read) if ratios else None,
+        "rewards": finite_or_forbidden(content["rewards"]),
+    }
     return Entry(**{**content, **further})
+
+
+def finite_or_forbidden(rewards: Mapping[str, float | None]) -> dict[str, float]:
+    """Rewards from JSON values, in which None stands for -inf."""
+    return {problem: -math.inf if value is None else value for problem, value in rewards.items()}
+
+
+def json_rewards(rewards: Mapping[str, float]) -> dict[str, float | None]:
+    """Rewards as JSON values."""
+    return {problem: None if math.isinf(value) else value for problem, value in rewards.items()}
 
 
 @dataclass(frozen=True)
@@ -177,7 +202,8 @@ class Comparison:
             return self._mean_cost(self._records(name, units * unit, pilot, 1)) / self._pilot_target(budget, pilot)
 
         single = self._pool("").mean_costs(1, self.currency)[0] if "ets" not in self.methods else self._single(budget)
-        return unit * size_for(share_of, max(1, round(target / single / method.samples(self.settings))))[0]
+        guess = max(1, round(target / single / method.samples(self.settings)))
+        return guess if method.at_most else unit * size_for(share_of, guess)[0]
 
     def _pilot_target(self, budget: float, pilot: Sequence[Problem]) -> float:
         """The budget's amount on the problems of the pilot."""
@@ -217,35 +243,46 @@ class Comparison:
         if law not in self._pools:
             base = [getattr(self.settings, f"base_{name}") for name in ("temperature", "top_k", "top_p")]
             name = "pool" if law == "" else "-".join(map(str, ("pool", law, *base)))
-            self._pools[law] = SamplePool(self.run, self.policies[law], name, self.repeats)
+            reward = recorded_reward(METHODS["base" if law else "plain"], self.run.task, self.settings)
+            self._pools[law] = SamplePool(self.run, self.policies[law], name, self.repeats, reward)
         return self._pools[law]
+
+    @property
+    def pooled(self) -> list[Sample]:
+        """The complete samples of p_ref that the comparison has drawn, of every problem equally many."""
+        pool = self._pools.get("")
+        return pool.samples(pool.held) if pool and pool.held else []
 
     def _among(self, index: int | None, name: str, count: int) -> Entry:
         """A method that chooses among the first `count` complete samples."""
         method = METHODS[name]
         step = method.step(self.run.task, self.settings, count)
         pooled = self._pool(method.law).samples(count)
+        if self.settings.needs_certainty([name]) and any(d.text.certainty is None for s in pooled for d in s.draws):
+            folder = self.run.journal.folder
+            raise InputError(f"the samples in {str(folder)!r} have no recorded certainty; choose another folder")
         choices = [chosen(step, each, self.run.seed) for each in pooled]
         rows = [_row(each.problem, choice, self.run.per_token) for each, choice in zip(pooled, choices, strict=True)]
         size = choices[0].samples
-        label, key = method.labelled(self.settings, size), method.key(name, self.settings, count)
-        scores, cost, further = _scores(rows), _means(rows), _further(rows)
-        return Entry(index, name, "last", label, size, scores, cost, self.repeats, further, key=key)
+        label, target = method.labelled(self.settings, size), method.targeted(self.settings)
+        shared: dict[str, Any] = {"cost": _means(rows), "key": method.key(name, self.settings, count), "target": target}
+        return Entry(index, name, "last", label, size, draws=self.repeats, **_graded(rows), **shared)
 
     def _averaged(self, name: str, count: int) -> Entry:
         """Single samples: the score is the mean over all `count` of them, the cost that of the first."""
         method = METHODS[name]
         pool = self._pool(method.law)
         rows = [
-            {"problem": each.problem.id, "correct": grade["correct"], "scores": grade["scores"]}
+            {"problem": each.problem.id, **{name: grade[name] for name in GRADES if name in grade}}
             for each in pool.samples(count)
             for grade in each.grades
         ]
         step, seed, per_token = method.step(self.run.task, self.settings, 1), self.run.seed, self.run.per_token
         firsts = [_row(each.problem, chosen(step, each, seed), per_token) for each in pool.samples(1)]
         draws = count * self.repeats
-        label, key = method.labelled(self.settings, draws), method.key(name, self.settings, count)
-        return Entry(None, name, "last", label, 1, _scores(rows), _means(firsts), draws, _further(rows), key=key)
+        label, target = method.labelled(self.settings, draws), method.targeted(self.settings)
+        shared: dict[str, Any] = {"cost": _means(firsts), "key": method.key(name, self.settings, count)}
+        return Entry(None, name, "last", label, 1, draws=draws, target=target, **_graded(rows), **shared)
 
     def _guided(self, index: int | None, name: str, size: int) -> list[Entry]:
         """A method that samples by itself; where its rollouts vote, the vote is a second entry at the same cost."""
@@ -256,12 +293,12 @@ class Comparison:
         label, key = method.labelled(self.settings, size), method.key(name, self.settings, size)
         rows = [{**record, **record["cost"]} for record in records]
         shared: dict[str, Any] = {"cost": _means(rows), "draws": repeats, "key": key}
-        last = Entry(index, name, "last", label, size, _scores(rows), further=_further(rows), ratios=ratios, **shared)
+        target = method.targeted(self.settings)
+        last = Entry(index, name, "last", label, size, ratios=ratios, target=target, **_graded(rows), **shared)
         if not method.votes:
             return [last]
-        voted = [{"problem": record["problem"], **record["vote"]} for record in records]
-        scores, further = _scores(voted), _further(voted)
-        return [last, Entry(index, name, "vote", f"{label}, vote", size, scores, further=further, **shared)]
+        voted = _graded([{"problem": record["problem"], **record["vote"]} for record in records])
+        return [last, Entry(index, name, "vote", f"{label}, vote", size, target=VOTE_TARGET, **voted, **shared)]
 
     def _records(self, name: str, size: int, problems: Sequence[Problem], repeats: int) -> list[Record]:
         method = self.methods[name] if name in self.methods else METHODS[name]
@@ -275,6 +312,7 @@ class Comparison:
             votes=method.votes,
             weighed=weighed,
             clip=getattr(policy, "clip", None),
+            reward=recorded_reward(method, self.run.task, self.settings),
         )
         return self.run.records(drawing, problems, repeats)
 
@@ -291,10 +329,15 @@ class Comparison:
             costs = self._pool("").mean_costs(count, self.currency)
             known: dict[int, Entry] = {}
 
+            def plain(count: int) -> Entry:
+                """A choice among one sample, with the mean score of all that were drawn."""
+                found = next((entry for entry in entries if entry.method == "plain"), None)
+                return replace(found or self._averaged("plain", count), label="plain sampling")
+
             def rival_of(entry: Entry) -> Entry:
                 size = nearest(costs, entry.cost[self.currency])
                 if size not in known:
-                    known[size] = self._among(None, against, size)
+                    known[size] = plain(count) if size == 1 else self._among(None, against, size)
                 return known[size]
         else:
 
@@ -305,18 +348,23 @@ class Comparison:
         return [self._with_rival(entry, rival_of(entry), against) for entry in entries]
 
     def _with_rival(self, entry: Entry, other: Entry, against: str) -> Entry:
-        if (entry.method, entry.readout) == (against, "last"):
+        """The entry with its rival; without one where both are the same method, or both plain sampling."""
+        kind = self.methods[entry.method].kind
+        alone = entry.method == "plain" or (kind == "among" and entry.size == 1)
+        if (entry.method, entry.readout) == (against, "last") or (alone and other.method == "plain"):
             return entry
-        return replace(entry, rival=Rival(other.label, other.cost[self.currency], other.scores))
+        return replace(entry, rival=Rival(other.label, other.cost[self.currency], other.scores, other.rewards))
 
 
+GRADES = ("correct", "scores", "reward")
 COSTS = ("generated", "positions", "row_forwards", "seconds", "reward_seconds", "depth")
 
 
 def _row(problem: Problem, choice: Choice, per_token: float) -> Record:
     costs = {name: getattr(choice.cost, name) for name in ("generated", "row_forwards", "seconds", "reward_seconds")}
     own = {"problem": problem.id, "correct": choice.correct, "scores": choice.scores}
-    return {**own, **costs, "positions": choice.cost.positions, "depth": choice.depth * per_token}
+    rewarded = {} if choice.reward is None else {"reward": choice.reward}
+    return {**own, **rewarded, **costs, "positions": choice.cost.positions, "depth": choice.depth * per_token}
 
 
 def _means(rows: Sequence[Record]) -> dict[str, float]:
@@ -326,12 +374,28 @@ def _means(rows: Sequence[Record]) -> dict[str, float]:
     return {name: fmean(float(row[name]) for row in full) for name in COSTS}
 
 
+def _graded(rows: Sequence[Record]) -> dict[str, Any]:
+    """The fields of an entry that its rows' grades make."""
+    return {"scores": _scores(rows), "further": _further(rows), "rewards": _rewards(rows)}
+
+
 def _scores(rows: Sequence[Record]) -> dict[str, float]:
     """By problem, the mean grade of its samples."""
-    scores: dict[str, list[float]] = {}
-    for row in rows:
-        scores.setdefault(row["problem"], []).append(float(row["correct"]))
-    return {problem: fmean(values) for problem, values in scores.items()}
+    return _by_problem([(row["problem"], float(row["correct"])) for row in rows])
+
+
+def _rewards(rows: Sequence[Record]) -> dict[str, float]:
+    """By problem, the mean reward of its samples; empty if a row has none."""
+    if any("reward" not in row for row in rows):
+        return {}
+    return _by_problem([(row["problem"], -math.inf if row["reward"] is None else row["reward"]) for row in rows])
+
+
+def _by_problem(values: Sequence[tuple[str, float]]) -> dict[str, float]:
+    found: dict[str, list[float]] = {}
+    for problem, value in values:
+        found.setdefault(problem, []).append(value)
+    return {problem: fmean(each) for problem, each in found.items()}
 
 
 def _further(rows: Sequence[Record]) -> dict[str, float]:

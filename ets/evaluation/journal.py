@@ -23,7 +23,7 @@ from ets.evaluation.ranks import ALONE, Ranks
 from ets.types import InputError
 
 Record = dict[str, Any]
-VERSION = 3
+VERSION = 4
 """The version of a results folder, in its configuration and in its summary."""
 ELIDED = 60
 """Characters of a value in an error."""

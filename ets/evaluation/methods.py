@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -11,10 +11,10 @@ from ets import baselines
 from ets.kernel import energy_guided
 from ets.own_code import code_digest, named_object
 from ets.rewards import likelihood, majority
-from ets.rewards.registry import NAMES, comparing, named_reward, require_reward
+from ets.rewards.registry import COMPARING, NAMES, OF_CERTAINTY, OF_TEXTS, comparing, named_reward, require_reward
 from ets.rewards.self_consistency import VotePool
 from ets.settings import Guide, number_or, setting
-from ets.step import require_counts, require_positive, require_variety
+from ets.step import require_counts, require_positive, require_share, require_variety
 from ets.stopping import all_at_maximum
 from ets.suffix_moves import Plan, refined
 from ets.tasks.task import Task
@@ -26,10 +26,10 @@ from ets.walk import lengths_of
 class MethodSettings(Guide):
     """The settings of the methods; those of the policy are in `ets.policies.settings`."""
 
-    reward: str = setting("majority", f"what guided methods are steered by: {', '.join(NAMES)}, or file.py:function")
+    reward: str = setting("majority", f"the reward of all methods: {', '.join(NAMES)}, or file.py:function")
     pool: VotePool = setting("chain", "the rollouts whose votes the rewards majority and share count: step or chain")
     minimum: int | None = setting(None, "votes that an answer needs (default: 1; masked diffusion: 2)", int)
-    best_by: str = setting("likelihood-per-token", "the reward of best-of-n; likelihood alone favours short texts")
+    best_by: str | None = setting(None, "the reward of best-of-n (default: the reward of the run)")
     beams: int = setting(20, "beams of beam search", int, flags=("num_beams",))
     base_temperature: float = setting(0.7, "temperature of the method base, the paper's Base row", float)
     base_top_k: int | None = setting(20, "top-k of the method base, or none", number_or(int, "none", None))
@@ -37,6 +37,7 @@ class MethodSettings(Guide):
     resample_below: float = setting(0.5, "share of effective particles below which they are resampled", float)
     alpha: float = setting(4.0, "power sampling draws from p_ref to this power", float)
     iterations: int = setting(4, "iterations of iterated resampling", int)
+    confident_share: float = setting(0.5, "share of the samples that vote in confident-majority", float)
     is_candidates: int | None = setting(None, "M of ets-is (default: that of ets)", int)
     weighing: str = ""
     """What ets-is draws from and how it weighs the draws; `ets.evaluation.setup` completes it."""
@@ -46,6 +47,15 @@ class MethodSettings(Guide):
     @property
     def votes_needed(self) -> int:
         return 1 if self.minimum is None else self.minimum
+
+    @property
+    def fixed_reward(self) -> bool:
+        """Whether the reward is a function of a text, not of the votes of several texts."""
+        return self.reward not in COMPARING
+
+    def needs_certainty(self, methods: Collection[str]) -> bool:
+        """Whether a reward or a method reads `Text.certainty`, which a policy records by a setting."""
+        return bool({self.reward, self.best_by} & set(OF_CERTAINTY)) or "confident-majority" in methods
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,8 @@ class Method:
     step : callable
         The step function, of the task, the settings and the size.
     label : str
-        With `{size}` and the fields of `MethodSettings`.
+        With `{size}`, `{by}` (", by REWARD" where `best_by` is given), `{vote}` (the reward of weighted votes), and
+        the fields of `MethodSettings`.
     kind : {"guided", "among", "averaged", "search"}
         "guided": a step function with guide steps, whose size grows with the budget. "among": it chooses among N
         complete samples, which all such methods share. "averaged": the mean score of single samples. "search": the
@@ -70,12 +81,17 @@ class Method:
         Complete samples that cost about as much as one more of the size, for a first guess.
     at_candidates : bool
         Whether a budget that is given as candidates of ETS is this method's size too.
+    at_most : bool
+        Whether the size is the most samples, as many as the budget pays for, of which the method may draw fewer.
     in_tokens : bool
         Whether the size is the most tokens that a chain generates.
     law : str
         The policy that it samples from: "" for the run's, "base" or "ets-is".
     digest : str
         Of the file that holds a user's step function.
+    target : str
+        The law that the method tends to as its budget grows, with the fields of `MethodSettings`; "" where there is
+        none.
     """
 
     step: Callable[[Task, MethodSettings, int], StepFn]
@@ -85,15 +101,20 @@ class Method:
     votes: bool = False
     samples: Callable[[MethodSettings], float] = lambda settings: 1.0
     at_candidates: bool = False
+    at_most: bool = False
     in_tokens: bool = False
     law: str = ""
     digest: str = ""
+    target: str = "p*"
 
     def labelled(self, settings: MethodSettings, size: int) -> str:
         template = (self.law == "ets-is" and settings.weighed_label) or self.label
-        label = template.format(size=size, **asdict(settings))
-        steered = "reward" in self.depends and settings.reward != "majority"
-        return f"{label}, by {settings.reward}" if steered else label
+        by = "" if settings.best_by is None else f", by {settings.best_by}"
+        return template.format(size=size, by=by, vote=_vote_weight(settings), **asdict(settings))
+
+    def targeted(self, settings: MethodSettings) -> str:
+        """The target of the sampled text."""
+        return self.target.format(**asdict(settings))
 
     def key(self, name: str, settings: MethodSettings, size: int) -> str:
         """The method in the journal, such as `ets-8-rollouts=3-lam=0.1-…`."""
@@ -104,6 +125,22 @@ class Method:
 def steering(task: Task, settings: MethodSettings) -> Reward:
     """The reward of guided methods."""
     return named_reward(settings.reward, task, pool=settings.pool, minimum=settings.votes_needed)
+
+
+def recorded_reward(method: Method, task: Task, settings: MethodSettings) -> Reward | None:
+    """The reward that the records of a method keep: the run's, if it is a fixed function of the text.
+
+    It is None for votes, and for rewards of the policy's records, such as `likelihood`, where the texts have another
+    law: greedy decoding, beam search, the base model, and ets-is.
+    """
+    other_law = bool(method.law) or method.kind == "search"
+    if not settings.fixed_reward or (settings.reward in OF_TEXTS and other_law):
+        return None
+    return steering(task, settings)
+
+
+def _vote_weight(settings: MethodSettings) -> str:
+    return "r" if settings.fixed_reward else "logp per token"
 
 
 def _guide(settings: MethodSettings, size: int) -> dict[str, Any]:
@@ -151,7 +188,13 @@ def _majority(task: Task, settings: MethodSettings, size: int) -> StepFn:
 
 
 def _weighted_majority(task: Task, settings: MethodSettings, size: int) -> StepFn:
-    return baselines.weighted_majority(task.extract, likelihood(per_token=True), samples=size, lam=settings.lam)
+    """By the run's reward; by the likelihood per token where that reward is a vote itself."""
+    reward = steering(task, settings) if settings.fixed_reward else likelihood(per_token=True)
+    return baselines.weighted_majority(task.extract, reward, samples=size, lam=settings.lam)
+
+
+def _confident_majority(task: Task, settings: MethodSettings, size: int) -> StepFn:
+    return baselines.confident_majority(task.extract, samples=size, share=settings.confident_share)
 
 
 def _one_step(task: Task, settings: MethodSettings, size: int) -> StepFn:
@@ -159,7 +202,8 @@ def _one_step(task: Task, settings: MethodSettings, size: int) -> StepFn:
 
 
 def _best_of_n(task: Task, settings: MethodSettings, size: int) -> StepFn:
-    return baselines.best_of_n(named_reward(settings.best_by, task, pool="step", minimum=1), samples=size)
+    by = settings.reward if settings.best_by is None else settings.best_by
+    return baselines.best_of_n(named_reward(by, task, pool="step", minimum=1), samples=size)
 
 
 def _iterated(task: Task, settings: MethodSettings, size: int) -> StepFn:
@@ -186,13 +230,20 @@ def _twice(settings: MethodSettings) -> float:
 _BASE = "base model (T {base_temperature:g}, top-k {base_top_k}, top-p {base_top_p}; mean of {size})"
 _WEIGHED = ("rollouts", "lam", "pool", "reward", "minimum", "weighing")
 METHODS: dict[str, Method] = {
-    "base": Method(_plain, _BASE, "averaged", (), law="base"),
-    "plain": Method(_plain, "plain sampling (mean of {size})", "averaged", ()),
-    "majority": Method(_majority, "majority voting ({size})", "among", ()),
-    "weighted-majority": Method(
-        _weighted_majority, "majority weighted by exp(logp per token / {lam:g}) ({size})", "among", ()
+    "base": Method(_plain, _BASE, "averaged", (), law="base", target="p of the base row"),
+    "plain": Method(_plain, "plain sampling (mean of {size})", "averaged", (), target="p_ref"),
+    "majority": Method(_majority, "majority voting ({size})", "among", (), target="mode of p_ref"),
+    "confident-majority": Method(
+        _confident_majority,
+        "majority of the most confident {confident_share:.0%} ({size})",
+        "among",
+        (),
+        target="mode of confident votes",
     ),
-    "best-of-n": Method(_best_of_n, "best of {size}, by {best_by}", "among", ()),
+    "weighted-majority": Method(
+        _weighted_majority, "majority weighted by exp({vote} / {lam:g}) ({size})", "among", (), target="mode of p*"
+    ),
+    "best-of-n": Method(_best_of_n, "best of {size}{by}", "among", (), target="argmax r"),
     "one-step": Method(_one_step, "one-step ETS ({size})", "among"),
     "iterated-sir": Method(_iterated, "iterated resampling ({size} in all)", "among"),
     "ets": Method(
@@ -231,7 +282,13 @@ METHODS: dict[str, Method] = {
         votes=True,
         in_tokens=True,
     ),
-    "adaptive-majority": Method(_adaptive_majority, "majority voting until decided (at most {size})", depends=()),
+    "adaptive-majority": Method(
+        _adaptive_majority,
+        "majority voting until decided (at most {size})",
+        depends=(),
+        at_most=True,
+        target="mode of p_ref",
+    ),
     "lookahead": Method(
         _lookahead,
         "look-ahead SMC ({size} particles, K {rollouts})",
@@ -244,10 +301,16 @@ METHODS: dict[str, Method] = {
         "particle filter ({size} particles)",
         depends=("lam", "reward", "minimum", "resample_below"),
     ),
-    "power": Method(_power, "power sampling (p_ref^{alpha:g}, {size} moves)", depends=("alpha",)),
-    "greedy": Method(lambda task, settings, size: baselines.greedy(), "greedy decoding", "search", ()),
+    "power": Method(
+        _power, "power sampling (p_ref^{alpha:g}, {size} moves)", depends=("alpha",), target="p_ref^{alpha:g}"
+    ),
+    "greedy": Method(lambda task, settings, size: baselines.greedy(), "greedy decoding", "search", (), target=""),
     "beam": Method(
-        lambda task, settings, size: baselines.beam(settings.beams), "beam search ({beams} beams)", "search", ("beams",)
+        lambda task, settings, size: baselines.beam(settings.beams),
+        "beam search ({beams} beams)",
+        "search",
+        ("beams",),
+        target="",
     ),
 }
 
@@ -269,7 +332,7 @@ def own_method(name: str) -> Method:
         return made_step(steering(task, settings), **_guide(settings, size))
 
     label = f"{name.rpartition(':')[2]} (M {{size}}, K {{rollouts}})"
-    return Method(step, label, votes=True, samples=_twice, at_candidates=True, digest=digest)
+    return Method(step, label, votes=True, samples=_twice, at_candidates=True, digest=digest, target="")
 
 
 def step_of(name: str) -> Callable[..., StepFn]:
@@ -313,9 +376,10 @@ def methods_named(names: Sequence[str]) -> dict[str, Method]:
 
 def require_settings(methods: Mapping[str, Method], settings: MethodSettings, sizes: Mapping[str, int]) -> None:
     """Raise `InputError` for settings out of range, or sizes of methods without any, before a model is loaded."""
-    for name, value in (("reward", settings.reward), ("best_by", settings.best_by)):
-        require_reward(value, name)
-    if "ets-stopped" in methods and settings.reward not in ("majority", "share"):
+    require_reward(settings.reward)
+    if settings.best_by is not None:
+        require_reward(settings.best_by, "best_by")
+    if "ets-stopped" in methods and settings.fixed_reward:
         raise InputError(f"ets-stopped stops when all rollouts agree, and reward is {settings.reward!r}; leave it out")
     majority(str, pool=settings.pool, minimum=settings.votes_needed)
     counts = ("candidates", "rollouts", "beams", "iterations")
@@ -325,6 +389,7 @@ def require_settings(methods: Mapping[str, Method], settings: MethodSettings, si
     require_positive(lam=settings.lam, alpha=settings.alpha)
     if not 0 <= settings.resample_below <= 1:
         raise InputError(f"resample_below is {settings.resample_below!r}; it must be a share, from 0 to 1")
+    require_share(confident_share=settings.confident_share)
     for name, size in sizes.items():
         if name not in METHODS or METHODS[name].kind not in ("among", "averaged"):
             sized = ", ".join(name for name, method in METHODS.items() if method.kind in ("among", "averaged"))

@@ -6,6 +6,7 @@ the texts of a pool: their differences are paired exactly, and a smaller N is th
 
 from __future__ import annotations
 
+import math
 import re
 import time
 import warnings
@@ -17,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from ets.evaluation.journal import Record
-from ets.evaluation.run import Drawing, Run, Shareable
+from ets.evaluation.run import Drawing, Run, Shareable, rewards_of
 from ets.randomness import Purpose, chain_key
 from ets.step import require_unweighed, require_variety, row_keys
 from ets.tasks.task import Slow
-from ets.types import Certainty, Chain, Cost, Draw, Floats, Keys, Policy, Problem, State, Step, StepFn, Text
+from ets.types import Certainty, Chain, Cost, Draw, Floats, Keys, Policy, Problem, Reward, State, Step, StepFn, Text
 from ets.weights import normalised
 
 MOST = 16
@@ -86,12 +87,15 @@ class SamplePool:
         The pool's key in the journal: policies of other laws have other names.
     repeats : int
         Chains of each problem.
+    reward : Reward, optional
+        A fixed reward, whose value at each sample the records keep.
     """
 
     run: Run
     policy: Policy
     name: str
     repeats: int
+    reward: Reward | None = None
 
     def samples(self, count: int, problems: Sequence[Problem] | None = None) -> list[Sample]:
         """The first `count` complete samples of every chain of some problems, drawn where the journal lacks them."""
@@ -106,6 +110,13 @@ class SamplePool:
         bounds = self._bounds()
         places = [(problem, n) for problem in wanted for n in range(self.repeats)]
         return [self._joined(problem, n, count, self._parts(problem, n, bounds)) for problem, n in places]
+
+    @property
+    def held(self) -> int:
+        """The complete samples that the journal holds of every chain."""
+        bounds = self._bounds()
+        places = [(problem, n) for problem in self.run.problems for n in range(self.repeats)]
+        return min(sum(len(part["texts"]) for part in self._parts(problem, n, bounds)) for problem, n in places)
 
     def mean_costs(self, count: int, currency: str, problems: Sequence[Problem] | None = None) -> Floats:
         """The mean costs over chains of the first 1, 2, …, `count` samples `[count]`, as tokens or positions."""
@@ -172,7 +183,11 @@ class SamplePool:
         draws, task = chain.state.draws, self.run.task
         if isinstance(task, Slow):
             task.grade_all((chain.problem, draw.text.text) for draw in draws)
-        texts = [{**self.run.graded(chain.problem, draw.text.text), **_draw_values(draw)} for draw in draws]
+        rewards = rewards_of(self.reward, chain, [draw.text for draw in draws])
+        texts = [
+            {**self.run.graded(chain.problem, draw.text.text), **_draw_values(draw), **rewarded}
+            for draw, rewarded in zip(draws, rewards, strict=True)
+        ]
         return {"texts": texts, "correct": float(np.mean([text["correct"] for text in texts]))}
 
     def _joined(self, problem: Problem, sample: int, count: int, parts: Sequence[Record]) -> Sample:
@@ -251,6 +266,8 @@ class Choice:
     cost : Cost
     depth : int
         Tokens drawn for the longest sample.
+    reward : float, optional
+        The expected reward of the chosen text, where the records have rewards.
     """
 
     correct: float
@@ -258,6 +275,7 @@ class Choice:
     samples: int
     cost: Cost
     depth: int
+    reward: float | None = None
 
 
 def chosen(step: StepFn, pooled: Sample, seed: int) -> Choice:
@@ -284,4 +302,12 @@ def chosen(step: StepFn, pooled: Sample, seed: int) -> Choice:
         samples=count,
         cost=pooled.costs[count - 1] + rewarding,
         depth=max(draw.cost.generated for draw in pooled.draws[:count]),
+        reward=_expected_reward(weights, grades),
     )
+
+
+def _expected_reward(weights: Floats, grades: Sequence[Record]) -> float | None:
+    if any("reward" not in grade for grade in grades):
+        return None
+    rewards = [-math.inf if grade["reward"] is None else grade["reward"] for grade in grades]
+    return math.fsum(weight * reward for weight, reward in zip(weights, rewards, strict=True) if weight)

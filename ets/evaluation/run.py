@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
@@ -18,8 +19,9 @@ from ets.evaluation.traces import effective_sizes
 from ets.groups import run_in_groups
 from ets.readouts import vote
 from ets.runner import run
+from ets.step import score
 from ets.tasks.task import Slow, Task
-from ets.types import Chain, Policy, Problem, StepFn
+from ets.types import Chain, Policy, Problem, Reward, StepFn, Text
 
 
 def problem_digest(problem: Problem) -> str:
@@ -70,6 +72,8 @@ class Drawing:
         Further values of a chain's record. By default it is the readout of the chain's text.
     texts : int
         Texts whose grades a record's grade is the mean of.
+    reward : Reward, optional
+        A fixed reward, whose value at each graded text the records keep.
     """
 
     key: str
@@ -81,6 +85,7 @@ class Drawing:
     clip: tuple[float, float] | None = None
     note: Callable[[Chain], Mapping[str, Any]] | None = None
     texts: int = 1
+    reward: Reward | None = None
 
 
 @dataclass(frozen=True)
@@ -192,8 +197,8 @@ class Run:
             "depth": depth * self.per_token,
             "cost": asdict(cost),
             **({"ratios": recorded_ratios(chain.trace, drawing.clip)} if drawing.weighed else {}),
-            **({"vote": self._vote(chain)} if drawing.votes else {}),
-            **(drawing.note(chain) if drawing.note else self.graded(chain.problem, chain.state.text)),
+            **({"vote": self._vote(chain, drawing.reward)} if drawing.votes else {}),
+            **(drawing.note(chain) if drawing.note else self._graded_end(chain, drawing.reward)),
         }
 
     def graded(self, problem: Problem, text: str) -> dict[str, Any]:
@@ -205,11 +210,37 @@ class Run:
             "text": text,
         }
 
-    def _vote(self, chain: Chain) -> dict[str, Any]:
+    def _graded_end(self, chain: Chain, reward: Reward | None) -> dict[str, Any]:
+        ended = ended_text(chain)
+        rewarded = {} if ended is None else rewards_of(reward, chain, [ended])[0]
+        return {**self.graded(chain.problem, chain.state.text), **rewarded}
+
+    def _vote(self, chain: Chain, reward: Reward | None) -> dict[str, Any]:
         """The majority over the chain's rollouts, graded by its first text; without any answer, the chain's text."""
         found = vote(self.task.extract, chain)
-        text = chain.state.text if found.text is None else found.text.text
-        return {**self.graded(chain.problem, text), "answer": found.winner}
+        if found.text is None:
+            return {**self._graded_end(chain, reward), "answer": None}
+        rewarded = rewards_of(reward, chain, [found.text])[0]
+        return {**self.graded(chain.problem, found.text.text), **rewarded, "answer": found.winner}
+
+
+def ended_text(chain: Chain) -> Text | None:
+    """The trace's record of the chain's text: the choice of the last step, or the latest text with equal tokens.
+
+    It is None if the step function kept another text in the trace.
+    """
+    last = chain.trace[-1]
+    chosen = [last.candidates[last.choice], last.rollouts[last.choice][last.rollout or 0]]
+    kept = [text for step in reversed(chain.trace) for row in step.rollouts for text in row]
+    return next((text for text in [*chosen, *kept] if text.done and text.tokens == chain.state.tokens), None)
+
+
+def rewards_of(reward: Reward | None, chain: Chain, texts: Sequence[Text]) -> list[dict[str, Any]]:
+    """By text `{"reward": r}`, the value None standing for -inf, which JSON lacks; without a reward `{}`."""
+    if reward is None:
+        return [{} for _ in texts]
+    values = score(reward, 1.0, chain, [[text] for text in texts])[0][:, 0].tolist()
+    return [{"reward": None if math.isinf(value) else value} for value in values]
 
 
 def _chains(

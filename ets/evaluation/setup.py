@@ -234,5 +234,5 @@ def _say_truncation(values: Mapping[str, Any], policy: Policy, checkpoint: Check
 def _own_code(asked: RunSettings, settings: MethodSettings) -> dict[str, Any]:
     """Digests of the code that a user named as `file.py:name`, by name; a step function's digest is in its records."""
     kinds = {asked.engine: "engine", asked.task: "task", settings.reward: "reward", settings.best_by: "reward"}
-    code = {name: code_digest(name, kind) for name, kind in kinds.items() if ":" in name}
+    code = {name: code_digest(name, kind) for name, kind in kinds.items() if name and ":" in name}
     return {"own_code": code} if code else {}

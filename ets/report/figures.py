@@ -7,6 +7,7 @@ from statistics import quantiles
 from typing import Any
 
 from ets.evaluation.comparison import Entry
+from ets.evaluation.curves import CurvePoint
 from ets.evaluation.intervals import Accuracy
 from ets.report.charts import Axes, Point, Series
 from ets.report.tables import COSTS, Setting, interval
@@ -36,6 +37,14 @@ def scaling(name: str, values: Sequence[tuple[float, Entry]], setting: Setting) 
     """ETS against one of M, K and I."""
     axes = Axes(f"{name} (log scale)", ACCURACY, log=True, exact=True, top=100)
     return axes, [Series("ETS", [_entry_point(x, entry, setting) for x, entry in values])]
+
+
+def sample_curves(points: Sequence[CurvePoint]) -> tuple[Axes, list[Series]]:
+    """pass@k and maj@k of the complete samples against k."""
+    axes = Axes("k, complete samples (log scale)", ACCURACY, log=True, exact=True, top=100)
+    passed = [_point(point.k, point.passed, f"k = {point.k}") for point in points]
+    voted = [_point(point.k, point.voted, f"k = {point.k}") for point in points]
+    return axes, [Series("pass@k", passed), Series("maj@k", voted)]
 
 
 def effective_size_series(records: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> tuple[Axes, list[Series]]:

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ets.evaluation.comparison import entry_of
+from ets.evaluation.curves import curve_of
 from ets.evaluation.journal import require_version
 from ets.evaluation.traces import read_traces
 from ets.report.charts import Axes, Series, chart
-from ets.report.figures import compared_accuracy, effective_size_series, scaling
+from ets.report.figures import compared_accuracy, effective_size_series, sample_curves, scaling
 from ets.report.tables import Setting
 from ets.templates import as_text, render
 from ets.trace_view import elide
@@ -33,7 +34,7 @@ PACKED = 700_000
 """The most characters of packed traces; unless the whole texts are requested, texts are shortened until they fit."""
 LIMITS = (20_000, 4_000, 1_000, 400, 160, 60, 24)
 """Limits of a text's characters, tried one after the other."""
-COST, EFFECTIVE = "Accuracy against cost", "Effective sample size"
+COST, EFFECTIVE, SAMPLES = "Accuracy against cost", "Effective sample size", "Complete samples: pass@k and maj@k"
 
 
 def write_report(folder: Path, *, whole: bool = False) -> Path:
@@ -104,6 +105,7 @@ def _report(folder: Path, whole: bool) -> str:
     figures = {COST: compared_accuracy(entries, setting)}
     for name, values in content["panels"].items():
         figures[f"Scaling in {name}"] = scaling(name, [(x, entry_of(entry)) for x, entry in values], setting)
+    figures[SAMPLES] = sample_curves(list(map(curve_of, content["curves"])))
     budgets = sorted({entry.budget for entry in entries if entry.budget is not None})
     for budget in budgets:
         labels = _guided([entry for entry in content["entries"] if entry["budget"] == budget])

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ets.evaluation.comparison import Entry
+from ets.evaluation.curves import CurvePoint
 from ets.report.charts import COLOURS, Axes, Series
-from ets.report.figures import compared_accuracy, scaling
+from ets.report.figures import compared_accuracy, sample_curves, scaling
 from ets.report.tables import COSTS, Setting, interval
 from ets.types import InputError
 
@@ -43,6 +44,15 @@ def plot_accuracy_by_cost(entries: Sequence[Entry], setting: Setting, path: Path
     _draw(axes[0], *compared_accuracy(entries, setting))
     axes[0].set_title(f"{setting.task}: {setting.model}", parse_math=False)
     axes[0].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
+def plot_curves(points: Sequence[CurvePoint], setting: Setting, path: Path) -> None:
+    """Write a PNG: pass@k and maj@k of the complete samples, with their 95% intervals."""
+    figure, axes = _figure(6, 4)
+    _draw(axes[0], *sample_curves(points))
+    axes[0].set_title(f"{setting.task}: {setting.model}", parse_math=False)
+    axes[0].legend(frameon=False)
     figure.savefig(path, dpi=150)
 
 

@@ -8,19 +8,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ets.evaluation.comparison import Entry
+from ets.evaluation.comparison import Entry, json_rewards
+from ets.evaluation.curves import CurvePoint
 from ets.evaluation.journal import VERSION
 from ets.evaluation.ratios import without_nan
 from ets.report.page import SUMMARY, write_report
-from ets.report.plots import plot_accuracies, plot_accuracy_by_cost, plot_scaling
+from ets.report.plots import plot_accuracies, plot_accuracy_by_cost, plot_curves, plot_scaling
 from ets.report.tables import Setting, markdown
 
 
 def write_results(
-    entries: Sequence[Entry], panels: Mapping[str, Sequence[tuple[float, Entry]]], setting: Setting, folder: Path
+    entries: Sequence[Entry],
+    panels: Mapping[str, Sequence[tuple[float, Entry]]],
+    setting: Setting,
+    folder: Path,
+    points: Sequence[CurvePoint] = (),
 ) -> None:
     """Write the files, and print the table and their places."""
-    text = markdown(entries, setting)
+    text = markdown(entries, setting, points)
     print(f"\n{text}\n")
     scans = {name: [[value, _values(entry)] for value, entry in values] for name, values in panels.items()}
     content = {
@@ -28,12 +33,15 @@ def write_results(
         "setting": asdict(setting),
         "entries": [_values(entry) for entry in entries],
         "panels": scans,
+        "curves": [asdict(point) for point in points],
     }
     (folder / SUMMARY).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     (folder / "table.md").write_text(f"{text}\n", encoding="utf-8")
     one = len({entry.budget for entry in entries if entry.budget is not None}) < 2
     plot, name = (plot_accuracies, "accuracy.png") if one else (plot_accuracy_by_cost, "accuracy_by_cost.png")
     plot(entries, setting, folder / name)
+    if len(points) > 1:
+        plot_curves(points, setting, folder / "pass_at_k.png")
     if panels:
         plot_scaling(panels, setting, folder / "scaling.png")
     print(f"results: {folder}/ (configuration.json, journal.jsonl, {SUMMARY}, table.md, {name})")
@@ -41,7 +49,9 @@ def write_results(
 
 
 def _values(entry: Entry) -> dict[str, Any]:
-    values = asdict(entry)
+    values = {**asdict(entry), "rewards": json_rewards(entry.rewards)}
+    if entry.rival is not None:
+        values["rival"]["rewards"] = json_rewards(entry.rival.rewards)
     if entry.ratios is not None:
         values["ratios"] = {**without_nan(values["ratios"])}
     return values

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from ets.evaluation.bootstrap import Difference, paired_difference
 from ets.evaluation.comparison import Entry
+from ets.evaluation.curves import CurvePoint
 from ets.evaluation.intervals import Accuracy, accuracy
 
 COSTS = {
@@ -42,6 +44,8 @@ class Setting:
         Lines about the run: targets of weighed draws, and why the draws of a server are approximate.
     shown : mapping of str to value
         Further settings that the results depend on.
+    reward : str
+        The reward of all rows.
     """
 
     task: str
@@ -52,6 +56,7 @@ class Setting:
     against: str | None = None
     notes: Sequence[str] = ()
     shown: Mapping[str, Any] = field(default_factory=dict)
+    reward: str = ""
 
     @property
     def score(self) -> str:
@@ -59,21 +64,21 @@ class Setting:
         return "pass@1" if self.repeats == 1 else f"avg@{self.repeats}"
 
 
-def markdown(entries: Sequence[Entry], setting: Setting) -> str:
-    """Return the setting, a table and a summary for each budget, further scores, ratios and notes."""
+def markdown(entries: Sequence[Entry], setting: Setting, points: Sequence[CurvePoint] = ()) -> str:
+    """Return the setting, a table and a summary for each budget, further scores, the curves, ratios and notes."""
     shown = ", ".join(f"{name} {value}" for name, value in setting.shown.items() if value is not None)
     samples = "1 sample" if setting.repeats == 1 else f"{setting.repeats} samples"
     heading = f"{setting.task}, model {setting.model}: {setting.problems} problems, {samples} of each. {shown}"
     budgets = sorted({entry.budget for entry in entries if entry.budget is not None})
     sections = [part for budget in budgets for part in _section(entries, setting, budget)]
     if len(budgets) < 2:
-        sections = [table(entries, setting), summary(entries, setting)]
+        sections = [head(setting), table(entries, setting), summary(entries, setting)]
     caveat = (
         f"Each interval and each verdict is at 95% for itself alone. Among about {len(entries)} comparisons, one in "
         "twenty would find a difference by chance where there is none."
     )
     ratios = [f"{entry.label}: {entry.ratios}" for entry in entries if entry.ratios and entry.ratios.rollouts]
-    last = [further_table(entries), *ratios, *setting.notes, caveat if setting.against else ""]
+    last = [further_table(entries), curves_table(points), *ratios, *setting.notes, caveat if setting.against else ""]
     return "\n\n".join(filter(None, [heading, *sections, *last]))
 
 
@@ -84,26 +89,75 @@ def _section(entries: Sequence[Entry], setting: Setting, budget: int) -> Iterato
     typical = next((entry for entry in of_budget if entry.method == "ets"), of_budget[0])
     spent = f"{typical.cost[setting.currency]:,.0f} {COSTS[setting.currency]}"
     yield f"### Budget {budget + 1}: about {spent} a problem"
+    yield head(setting)
     yield table(members, setting)
     yield summary(members, setting)
 
 
+def head(setting: Setting) -> str:
+    """The line above a table that names its reward; empty without a name."""
+    return setting.reward and f"Reward of all rows: {setting.reward}"
+
+
 def table(entries: Sequence[Entry], setting: Setting) -> str:
-    """A Markdown table: scores with intervals, differences from `setting.against` at equal cost, and costs."""
+    """A Markdown table: targets, scores and rewards, each with its difference from `against` at equal cost, costs."""
     costs = {name: title for name, title in COSTS.items() if any(entry.cost[name] >= 0.005 for entry in entries)}
-    rival = (f"minus {setting.against} at equal cost, points",) if setting.against else ()
-    titles = ("method", setting.score, "95% interval", *rival, *costs.values())
-    return aligned([titles, *(_cells(entry, list(costs), bool(rival)) for entry in entries)])
+    columns: dict[str, list[str]] = {
+        "method": [entry.label for entry in entries],
+        "target": [entry.target for entry in entries],
+        setting.score: [f"{interval(entry).mean:.1%}" for entry in entries],
+        "95% interval": [f"{interval(entry).low:.1%} to {interval(entry).high:.1%}" for entry in entries],
+    }
+    rewarded, rival = any(entry.rewards for entry in entries), f"minus {setting.against} at equal cost"
+    if setting.against:
+        columns[f"{rival}, points"] = [_difference(entry) for entry in entries]
+    if rewarded:
+        columns["mean reward"] = [_mean_reward(entry) for entry in entries]
+    if rewarded and setting.against:
+        columns[f"{rival}, reward"] = [_reward_difference(entry) for entry in entries]
+    for name, title in costs.items():
+        columns[title] = [f"{each.cost[name]:,.{2 if 'seconds' in name else 0}f}" for each in entries]
+    return aligned([tuple(columns), *zip(*columns.values(), strict=True)])
 
 
-def _cells(entry: Entry, costs: Sequence[str], with_rival: bool) -> tuple[str, ...]:
-    share = interval(entry)
-    shown = (f"{entry.cost[name]:,.2f}" if "seconds" in name else f"{entry.cost[name]:,.0f}" for name in costs)
-    difference = ""
-    if entry.rival is not None:
-        difference = f"{points(paired_difference(entry.scores, entry.rival.scores))}, {entry.rival.label}"
-    rival = (difference,) if with_rival else ()
-    return entry.label, f"{share.mean:.1%}", f"{share.low:.1%} to {share.high:.1%}", *rival, *shown
+def _difference(entry: Entry) -> str:
+    if entry.rival is None:
+        return ""
+    return f"{points(paired_difference(entry.scores, entry.rival.scores))}, {entry.rival.label}"
+
+
+def _mean_reward(entry: Entry) -> str:
+    """The mean with a 95% interval, by a bootstrap over problems; without an interval if a reward is -inf."""
+    if not entry.rewards:
+        return ""
+    if any(map(math.isinf, entry.rewards.values())):
+        return "-inf"
+    return _rewards(paired_difference(entry.rewards, dict.fromkeys(entry.rewards, 0.0)))
+
+
+def _reward_difference(entry: Entry) -> str:
+    rewards, others = entry.rewards, entry.rival.rewards if entry.rival else {}
+    if not (rewards and others) or any(map(math.isinf, (*rewards.values(), *others.values()))):
+        return ""
+    return _rewards(paired_difference(rewards, others), "+")
+
+
+def _rewards(difference: Difference, sign: str = "") -> str:
+    """A mean reward or a difference with its interval; three decimals, or two from 10 on."""
+    values = (difference.mean, difference.low, difference.high)
+    places = 3 if max(map(abs, values)) < 10 else 2
+    mean, low, high = (f"{round(value, places) + 0.0:{sign}.{places}f}" for value in values)
+    return f"{mean} ({low} to {high})"
+
+
+def curves_table(points: Sequence[CurvePoint]) -> str:
+    """A table of pass@k and maj@k of the complete samples of p_ref; empty without points."""
+    if not points:
+        return ""
+    shares = [[f"{each.mean:.1%} ({each.low:.1%} to {each.high:.1%})" for each in (p.passed, p.voted)] for p in points]
+    rows = [(f"{point.k}", *cells) for point, cells in zip(points, shares, strict=True)]
+    note = "Complete samples of p_ref, k at a time: whether a right one is among them, and their majority."
+    return f"{note}\n\n{aligned([('k', 'pass@k', 'maj@k'), *rows])}"
 
 
 def further_table(entries: Sequence[Entry]) -> str:

@@ -97,7 +97,8 @@ def test_the_code_of_a_user_is_engine_method_and_reward(
     assert main(named) == 0
     folder = own.parent / "run"
     table = (folder / "table.md").read_text()
-    assert f"| first (M 2, K 2), by {own}:letters " in table and f"| first (M 2, K 2), by {own}:letters, vote " in table
+    assert "\n| first (M 2, K 2) " in table and "\n| first (M 2, K 2), vote " in table
+    assert f"\n\nReward of all rows: {own}:letters\n\n| method" in table and " mean reward |" in table
     found = {(entry["method"], entry["readout"]): entry for entry in summary(folder)["entries"]}
     assert found["ets", "last"]["cost"]["generated"] > found[f"{own}:first", "last"]["cost"]["generated"] > 0  # K is 1
     assert (found["ets", "last"]["rival"] is None) == (name == "eval")
@@ -211,7 +212,7 @@ def test_a_folder_of_another_version_is_one_line(
     stored = own.parent / "run" / "configuration.json"
     content = json.loads(stored.read_text())
     stored.write_text(json.dumps({**content, "version": 1}))
-    refused(words(name, own), "has version 1, and this ets reads version 3; finish it with the ets that began it")
+    refused(words(name, own), "has version 1, and this ets reads version 4; finish it with the ets that began it")
 
 
 def test_commands_differ_in_repeats_and_rivals_alone(own: Path) -> None:
@@ -231,6 +232,31 @@ def test_a_comparison_without_methods_takes_what_the_engine_has() -> None:
         given = ["--task", "sums", "--model", "embedded", "--engine", engine, "--reward", reward]
         plan = evaluate.plan_of(parser_of().parse_args(["compare", *given]))
         assert {*METHODS} - {*plan.methods} == {"base", "ets-is"} | left_out
+
+
+@pytest.mark.parametrize("engine", ["vllm", "endpoint", "own.py:table"])
+def test_confident_majority_is_left_out_where_an_engine_records_no_certainty(engine: str, refused: Refused) -> None:
+    given = ["compare", "--task", "sums", "--model", "embedded", "--engine", engine]
+    plan = evaluate.plan_of(parser_of().parse_args(given))
+    assert "confident-majority" not in plan.methods and "certainty" not in plan.values
+    if ":" not in engine:
+        message = f"confident-majority reads the certainty of tokens, which the engine {engine} does not record"
+        refused([*given, "--methods", "ets,majority,confident-majority"], message)
+
+
+def test_confident_majority_switches_the_record_of_certainty_on(
+    tmp_path: Path, refused: Refused, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = command(tmp_path / "run", methods="plain,confident-majority", samples="4", count="2")
+    assert main(words) == 0
+    records = [json.loads(line) for line in (tmp_path / "run" / "journal.jsonl").read_text().splitlines()]
+    assert all(text["certainty"]["tokens"] > 0 for record in records for text in record["texts"])
+    labels = [entry["label"] for entry in summary(tmp_path / "run")["entries"]]
+    assert labels[1] == "majority of the most confident 50% (4)"
+    before = command(tmp_path / "before", methods="plain,majority", samples="4", count="2")
+    assert main(before) == 0  # samples without the record
+    capsys.readouterr()
+    refused(command(tmp_path / "before", methods="confident-majority", samples="4", count="2"), "no recorded certainty")
 
 
 def test_help_names_every_method_and_reward(name: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -266,6 +292,8 @@ def test_help_names_every_method_and_reward(name: str, capsys: pytest.CaptureFix
         (("--samples", "0"), "samples is 0"),
         (("--traces", "-1"), "traces is -1; give a number of problems, or 0 for none"),
         (("--reward", "magic"), "reward is 'magic'; choose from majority, share"),
+        (("--confident-share", "0"), "confident_share is 0.0; it must be a finite number above zero"),
+        (("--confident-share", "1.5"), "confident_share is 1.5; it must be a share, above 0 and at most 1"),
         (("--reward", "absent.py:f"), "cannot read the reward 'absent.py:f': there is no file absent.py"),
         (("--step", "absent.py:f"), "cannot read the step function 'absent.py:f': there is no file absent.py"),
         (("--step", "math:pi"), "the step function 'math:pi' takes no reward"),

@@ -8,12 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ets.evaluation.comparison import Comparison, Entry
 from ets.evaluation.journal import Journal, Record
 from ets.evaluation.methods import MethodSettings, methods_named
 from ets.evaluation.run import Run
 from ets.importance import ImportanceSampling
-from ets.types import Chain, Policy, Problem
+from ets.types import Certainty, Chain, Draw, Policy, Problem
 from tests.laws.masked_tabular import TabularMaskedDiffusion
 from tests.laws.tabular import TabularModel
 
@@ -69,8 +71,27 @@ class Ended:
         self.chains += 1
 
 
+class Certain(TabularModel):
+    """Records the certainty of its texts."""
+
+    def _drawn(self, before: Any, tokens: tuple[int, ...], logp: float, kind: str) -> Draw:
+        draw = super()._drawn(before, tokens, logp, kind)
+        laws = [self.next_token(before.problem, tokens[:n]) for n in range(len(tokens))]
+        entropy = -sum(float(law @ np.log(law)) for law in laws)
+        self_certainty = -sum(float(np.mean(np.log(self.vocabulary * law))) for law in laws)
+        return replace(draw, text=replace(draw.text, certainty=Certainty(len(tokens), entropy, self_certainty)))
+
+
+TABLE = {"vocabulary": 4, "block_size": 1, "max_length": 4, "seed": 4}
+
+
 def table(**changed: Any) -> TabularModel:
-    return TabularModel(**{"vocabulary": 4, "block_size": 1, "max_length": 4, "seed": 4} | changed)
+    return TabularModel(**TABLE | changed)
+
+
+def certain() -> TabularModel:
+    """The policy of all methods."""
+    return Certain(**TABLE)
 
 
 def pair(clip: tuple[float, float] | None = (0.5, 2.0)) -> ImportanceSampling:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pytest
 
 from ets.evaluation.comparison import Entry, entry_of
@@ -21,6 +23,7 @@ from tests.evaluation.letters import (
     Ended,
     Endings,
     Letters,
+    certain,
     compared,
     named,
     of,
@@ -36,7 +39,7 @@ AMONG = [name for name, method in METHODS.items() if method.kind == "among"]
 def entries(tmp_path_factory: pytest.TempPathFactory) -> list[Entry]:
     """All methods at two budgets."""
     folder = tmp_path_factory.mktemp("comparison")
-    return compared(folder, list(METHODS), [2, 5], against="majority", repeats=3)[0]
+    return compared(folder, list(METHODS), [2, 5], policy=certain(), against="majority", repeats=3)[0]
 
 
 def test_every_method_has_a_row_at_every_budget_and_searches_one_for_all(entries: list[Entry]) -> None:
@@ -66,6 +69,9 @@ def test_costs_are_near_the_budget(entries: list[Entry]) -> None:
                 assert entry.size - 4 <= entry.cost["generated"] <= entry.size == int(ets.cost["generated"])
                 continue
             step = entry.cost["generated"] / max(1, entry.size)
+            if method == "adaptive-majority":  # its size is the most samples
+                assert 0.5 * ets.cost["generated"] < entry.cost["generated"] < ets.cost["generated"]
+                continue
             assert abs(entry.cost["generated"] - ets.cost["generated"]) <= 0.75 * step + 1.5, method
 
 
@@ -92,8 +98,12 @@ def _place(names: list[str]) -> Any:
 
 def test_every_row_has_majority_voting_at_its_cost_as_its_rival(entries: list[Entry]) -> None:
     for entry in entries:
-        if entry.method == "majority":
+        if entry.method in ("majority", "plain"):
             assert entry.rival is None
+        elif entry.method in ("base", "greedy", "beam"):  # a vote at the cost of one sample is plain sampling
+            plain = named(entries, None)["plain", "last"]
+            assert entry.rival is not None and entry.rival.label == "plain sampling"
+            assert entry.rival.scores == plain.scores and entry.rival.cost == plain.cost["generated"]
         elif entry.cost["generated"] < 1.5 * named(entries, 1)["ets", "last"].cost["generated"]:
             assert entry.rival is not None and entry.rival.label.startswith("majority voting (")
             one = entry.rival.cost / int(entry.rival.label.split("(")[1][:-1])
@@ -109,8 +119,71 @@ def test_other_rivals_are_those_of_the_same_budget(tmp_path: Path) -> None:
 
 def test_without_ets_and_amounts_the_rival_needs_no_ets(tmp_path: Path) -> None:
     found, records = compared(tmp_path, ["majority", "best-of-n", "greedy"], [3], against="majority", samples=5)
-    assert [entry.label for entry in found[:2]] == ["majority voting (5)", "best of 5, by likelihood-per-token"]
+    assert [entry.label for entry in found[:2]] == ["majority voting (5)", "best of 5"]
     assert not of(records, "ets") and found[1].rival is not None and found[1].rival.label == "majority voting (5)"
+
+
+def test_a_choice_among_one_sample_has_no_rival(tmp_path: Path) -> None:
+    names, sizes = ["majority", "best-of-n", "plain", "greedy"], {"best-of-n": 1}
+    found, _ = compared(tmp_path, names, against="majority", samples=4, sizes=sizes)
+    assert [entry.rival and entry.rival.label for entry in found] == [None, None, None, "plain sampling"]
+
+
+def test_every_row_states_its_target(entries: list[Entry]) -> None:
+    for entry in entries:
+        vote = entry.readout == "vote"
+        assert entry.target == ("mode of the rollouts" if vote else METHODS[entry.method].targeted(SETTINGS))
+
+
+def test_a_fixed_reward_has_its_mean_over_the_chosen_texts(tmp_path: Path) -> None:
+    """The likelihood per token of every text is that of the table, unless the text is of another law."""
+    settings, policy = replace(SETTINGS, reward="likelihood-per-token"), certain()
+    names = [name for name in METHODS if name != "ets-stopped"]
+    found, records = compared(tmp_path, names, policy=policy, settings=settings, against="one-step", repeats=2)
+    problems = {problem.id: problem for problem in Letters().problems(COUNT, 0)}
+
+    def reward_of(record: dict[str, Any], text: str) -> float:
+        outcome = next(
+            x for x in policy.oracle.finish_law(problems[record["problem"]], ()) if policy.spelled(x) == text
+        )
+        return _log_probability(policy, problems[record["problem"]], outcome) / len(outcome)
+
+    for record in records.values():
+        graded = [*record.get("texts", [record]), *([record["vote"]] if "vote" in record else [])]
+        if record["method"].startswith(("ets-is", "greedy", "beam", "pool-base")):
+            assert all("reward" not in each for each in graded)
+        else:
+            assert all("reward" in each for each in graded), record["method"]
+            assert [each["reward"] for each in graded] == pytest.approx([reward_of(record, g["text"]) for g in graded])
+    for entry in found:
+        assert (entry.rewards == {}) == (entry.method in ("base", "ets-is", "greedy", "beam")), entry.label
+    rows = named(found)
+    own = [r["reward"] for r in of(records, "ets-3") if r["problem"] == "letters-3"]
+    assert rows["ets", "last"].rewards["letters-3"] == pytest.approx(fmean(own))
+    best, step = rows["best-of-n", "last"], rows["one-step", "last"]
+    assert all(best.rewards[problem] >= step.rewards[problem] for problem in problems) and best.rival is not None
+    pool = {key[2]: r["texts"] for key, r in records.items() if key[0].startswith("pool[0:") and key[1] == "letters-0"}
+    assert len(pool) == 2 and min(map(len, pool.values())) >= best.size > 1
+    greatest = [max(each["reward"] for each in texts[: best.size]) for texts in pool.values()]
+    assert best.rewards["letters-0"] == pytest.approx(fmean(greatest))
+
+
+def _log_probability(policy: Any, problem: Any, tokens: tuple[int, ...]) -> float:
+    return sum(float(np.log(policy.next_token(problem, tokens[:n])[token])) for n, token in enumerate(tokens))
+
+
+def test_a_reward_of_minus_infinity_is_kept_and_votes_have_no_mean_reward(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def letters(prompt, text):\n    return -float('inf') if 'a' in text else 2.0\n")
+    settings = replace(SETTINGS, reward=f"{tmp_path}/own.py:letters")
+    found, records = compared(tmp_path / "run", ["plain", "greedy", "one-step"], samples=6, settings=settings)
+    plain, greedy, step = found
+    drawn = [text for record in records.values() for text in record.get("texts", ())]
+    assert {text["reward"] for text in drawn} == {None, 2.0}
+    assert all((text["reward"] is None) == ("a" in text["text"]) for text in drawn)
+    assert -math.inf in plain.rewards.values() and set(step.rewards.values()) == {2.0}
+    assert len(greedy.rewards) == COUNT
+    voted, _ = compared(tmp_path / "voted", ["plain", "one-step"], samples=6)
+    assert [entry.rewards for entry in voted] == [{}, {}]
 
 
 def test_plain_sampling_is_one_row_that_costs_one_sample(entries: list[Entry]) -> None:

@@ -32,7 +32,7 @@ from ets.evaluation.journal import Journal
 from ets.evaluation.methods import METHODS
 from ets.evaluation.run import Run
 from ets.types import InputError
-from tests.evaluation.letters import SETTINGS, Letters, policies
+from tests.evaluation.letters import SETTINGS, Letters, certain, policies
 
 
 class Mortal:
@@ -55,7 +55,7 @@ def evaluate(folder, bytes, ending):
     if bytes is not None:
         journal._file = Mortal(journal._file, bytes, ending)
     run = Run(Letters(), Letters().problems(16, 0), journal, 5, 0, progress=False)
-    Comparison(run, policies(), METHODS, SETTINGS).entries([3], against="majority")
+    Comparison(run, policies(certain()), METHODS, SETTINGS).entries([3], against="majority")
 
 
 def child(order):

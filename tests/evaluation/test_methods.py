@@ -38,12 +38,22 @@ def test_lam_is_how_far_a_likely_text_outweighs_two_that_agree(name: str) -> Non
         assert chosen(METHODS[name].step(Letters(), settings, 3), sample, 0).correct == pytest.approx(expected)
 
 
-def test_labels_name_the_size_the_settings_and_another_reward() -> None:
+def test_labels_name_the_size_and_the_settings_and_the_reward_of_best_of_n_where_it_is_given() -> None:
     liked = replace(SETTINGS, reward="likelihood")
-    assert METHODS["ets"].labelled(SETTINGS, 3) == "ETS (M 3, K 2)"
-    assert METHODS["ets-is"].labelled(liked, 3) == "ETS-IS (M 3, K 2), by likelihood"
+    assert METHODS["ets"].labelled(SETTINGS, 3) == METHODS["ets"].labelled(liked, 3) == "ETS (M 3, K 2)"
     assert METHODS["beam"].labelled(liked, 1) == "beam search (2 beams)"
-    assert METHODS["best-of-n"].labelled(liked, 4) == "best of 4, by likelihood-per-token"
+    assert METHODS["best-of-n"].labelled(liked, 4) == "best of 4"
+    assert METHODS["best-of-n"].labelled(replace(liked, best_by="share"), 4) == "best of 4, by share"
+    votes = [METHODS["weighted-majority"].labelled(each, 4) for each in (SETTINGS, liked)]
+    assert votes == [f"majority weighted by exp({term} / 0.2) (4)" for term in ("logp per token", "r")]
+
+
+def test_targets_name_the_law_of_large_budgets() -> None:
+    found = {name: method.targeted(SETTINGS) for name, method in METHODS.items()}
+    guided = [name for name, method in METHODS.items() if method.kind == "guided"]
+    assert {found[name] for name in guided if name not in ("power", "adaptive-majority")} == {"p*"}
+    assert found["power"] == "p_ref^4" and found["plain"] == "p_ref" and found["majority"] == "mode of p_ref"
+    assert found["best-of-n"] == "argmax r" and found["greedy"] == found["beam"] == ""
 
 
 def test_every_name_is_a_method_and_unknown_ones_are_refused() -> None:

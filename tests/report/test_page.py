@@ -72,7 +72,7 @@ def folder_of(
     folder.mkdir(exist_ok=True)
     scans = {name: [[x, asdict(each)] for x, each in values] for name, values in panels.items()}
     content = {"version": VERSION, "setting": asdict(SETTING), "entries": [asdict(each) for each in entries]}
-    (folder / "summary.json").write_text(json.dumps(content | {"panels": scans}))
+    (folder / "summary.json").write_text(json.dumps(content | {"panels": scans, "curves": []}))
     (folder / "configuration.json").write_text(json.dumps({"task": "sums", "model": HOSTILE, "lam": 0.1, **PROMPT}))
     (folder / "table.md").write_text(table)
     (folder / "journal.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))

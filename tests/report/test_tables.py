@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from ets.diagnostics import RatioSummary
 from ets.evaluation.comparison import Entry, Rival
+from ets.evaluation.curves import CurvePoint
+from ets.evaluation.intervals import Accuracy
 from ets.report.tables import Setting, further_table, markdown, summary, table
 
 SETTING = Setting("letters", "a model", 200, 4, "generated", "majority", ("a note",), {"lam": 0.1, "top_k": None})
@@ -48,7 +51,38 @@ def test_differences_are_paired_with_the_rival_at_equal_cost() -> None:
     lines = table(ENTRIES[:4], SETTING).splitlines()
     assert "minus majority at equal cost, points" in lines[0] and "row-forwards" not in lines[0]
     assert "+30.0 (+24.0 to +36.5), majority of 6" in lines[3]
-    assert lines[2].split("|")[4].strip() == ""
+    assert lines[2].split("|")[5].strip() == ""
+
+
+def test_every_table_names_its_reward_and_the_target_of_each_row() -> None:
+    named = [replace(each, target="p*" if each.method == "ets" else "p_ref") for each in ENTRIES]
+    text = markdown(named, replace(SETTING, reward="majority"))
+    assert text.count("\n\nReward of all rows: majority\n\n| method ") == 2
+    targets = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in table(named, SETTING).splitlines()}
+    assert targets["method"] == "target" and targets["ets of 5, vote"] == "p*" and targets["plain of 5"] == "p_ref"
+    assert "Reward" not in markdown(ENTRIES, SETTING) and "mean reward" not in text
+
+
+def test_rewards_have_a_mean_with_its_interval_and_a_paired_difference() -> None:
+    """All problems differ from the rival by 0.25: an interval without width, whatever the spread of the rewards."""
+    rewards = {problem: float(n % 3) for n, problem in enumerate(scores(1))}
+    rival = Rival("majority of 6", 100.0, scores(0.5), {problem: value - 0.25 for problem, value in rewards.items()})
+    forbidden = replace(ENTRIES[1], rewards={**rewards, "p0": -math.inf}, rival=rival)
+    shown = [replace(ENTRIES[1], rewards=rewards, rival=rival), forbidden, ENTRIES[3]]
+    headings, _, *lines = [line.split("|") for line in table(shown, SETTING).splitlines()]
+    place = [heading.strip() for heading in headings].index("mean reward")
+    assert headings[place + 1].strip() == "minus majority at equal cost, reward"
+    cells = [[cell.strip() for cell in line[place : place + 2]] for line in lines]
+    assert cells[0] == ["0.995 (0.880 to 1.110)", "+0.250 (+0.250 to +0.250)"]
+    assert cells[1:] == [["-inf", ""], ["", ""]]
+    assert "mean reward" not in table(ENTRIES, SETTING)
+
+
+def test_the_curves_are_a_table_of_their_own() -> None:
+    points = [CurvePoint(k, Accuracy(0.5, 0.4, 0.6), Accuracy(0.25, 0.2, 0.3)) for k in (1, 2)]
+    lines = markdown(ENTRIES, SETTING, points).splitlines()
+    assert "| 2 | 50.0% (40.0% to 60.0%) | 25.0% (20.0% to 30.0%) |" in lines
+    assert "pass@k" not in markdown(ENTRIES, SETTING)
 
 
 def test_the_summary_names_verdicts_and_unequal_costs() -> None:
