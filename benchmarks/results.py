@@ -86,16 +86,16 @@ AUTOREGRESSIVE = Family(
     "autoregressive",
     "arithmetic",
     60,
-    f"{ALONE},{STEPPED},beam",
-    "--model embedded --shots 0 --budgets 445,890 --rollouts 2 --block-size 16 --max-length 96 --temperature 1.9 "
-    "--seed 0 --width 60 --repeats 2 --against one-step --beams 8 --traces 0",
+    f"{ALONE},{STEPPED}",
+    "--model embedded --shots 0 --budgets 300,900 --rollouts 1 --block-size 16 --max-length 96 --temperature 1.9 "
+    "--seed 0 --width 60 --repeats 2 --against one-step --traces 0",
 )
 MASKED_DIFFUSION = Family(
     "masked-diffusion",
     "sums",
     30,
     f"{ALONE},{STEPPED}",
-    "--engine masked-diffusion --model embedded --shots 0 --budgets 3000 --rollouts 2 --cache dual --gen-length 24 "
+    "--engine masked-diffusion --model embedded --shots 0 --budgets 3000 --rollouts 1 --cache dual --gen-length 24 "
     "--steps 24 --block-length 8 --guide-steps 4 --cfg 0 --remasking low_confidence --temperature 2.4 --seed 0 "
     "--width 30 --repeats 2 --against one-step --traces 0",
 )
