@@ -75,9 +75,10 @@ def trace_text(
     lines += [f"{heading}: {note}" for heading, note in notes.items()]
     for n, (step, before) in enumerate(zip(trace[:STEPS], befores(trace), strict=False)):
         new = elide(new_text(step.candidates[step.choice].text, before), LINE)
-        lines.append(f"guide step {n + 1}: {_verdict(step, last=n == len(trace) - 1)}: {new!r}")
+        shown = f": {new!r}" if step.choice or step.cut is None else ""
+        lines.append(f"{_heading(n, step)}: {_verdict(step, last=n == len(trace) - 1)}{shown}")
     if len(trace) > STEPS:
-        lines.append(f"… {len(trace) - STEPS} more guide steps: see .trace")
+        lines.append(f"… {len(trace) - STEPS} more steps: see .trace")
     return "\n".join(lines)
 
 
@@ -113,8 +114,23 @@ def _cost_line(cost: Cost) -> str:
     )
 
 
+def _heading(number: int, step: Step) -> str:
+    """The name of a step: its number, and in a suffix move the guide boundary of the cut."""
+    return f"guide step {number + 1}" if step.cut is None else f"step {number + 1}, a move after boundary {step.cut}"
+
+
+def _move(step: Step) -> str:
+    """The result of a suffix move, with r/λ before and after it."""
+    if len(step.candidates) == 1:
+        return "the budget ended it"
+    before, after = step.log_weights[0], step.log_weights[step.choice or int(np.argmax(step.log_weights[1:])) + 1]
+    return f"{'accepted' if step.choice else 'rejected'}, r/λ {before:.2f} to {after:.2f}"
+
+
 def _verdict(step: Step, last: bool) -> str:
     """The choice, its probability and the effective sample size, in one line."""
+    if step.cut is not None:
+        return _move(step)
     count = len(step.candidates)
     pair = "" if step.rollout is None else f", its rollout {step.rollout + 1}"
     chosen = f"chose {step.choice + 1} of {count}{pair}"
@@ -130,6 +146,7 @@ def _shown_step(number: int, trace: Sequence[Step], before: str) -> dict[str, An
     shown, terms = _shown_candidates(step), step.log_rewards + step.log_ratios
     return {
         "step": step,
+        "heading": _heading(number, step),
         "verdict": _verdict(step, last=number == len(trace) - 1),
         "shares": normalised(step.log_weights),
         "candidates": [(m, _piece(step.candidates[m].text, before)) for m in shown],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
 
@@ -37,6 +38,21 @@ TWO_STEPS = (
     step(["One", "Two", "Three"], [0.0, 1.0, 0.5], 1),
     step(["Two more", "Two and", "Two less"], [0.0, 0.0, 2.0], 2, rollouts=2, done=True),
 )
+
+
+def move(before: float, after: float, choice: int) -> Step:
+    return replace(step(["Two more", "Two less"], [before, after], choice, done=True), cut=1)
+
+
+def test_moves_show_their_cut_and_whether_they_were_accepted() -> None:
+    void = replace(step(["Two less"], [0.5], 0, done=True), cut=1)
+    shown = trace_text("Two less", None, [*TWO_STEPS, move(-2.0, 0.5, 1), move(0.5, -1.0, 0), void], COST)
+    assert "step 3, a move after boundary 1: accepted, r/λ -2.00 to 0.50: " in shown
+    assert "step 4, a move after boundary 1: rejected, r/λ 0.50 to -1.00\n" in shown
+    assert shown.endswith("step 5, a move after boundary 1: the budget ended it")
+    assert "step 4, a move after boundary 1 (of 5): rejected" in trace_html(
+        "Two less", None, [*TWO_STEPS, move(1.0, 2.0, 1), move(0.5, -1.0, 0), void], COST
+    )
 
 
 class Page(HTMLParser):
@@ -148,7 +164,7 @@ def test_large_traces_are_cut_and_the_rest_is_counted() -> None:
     trace = [step([f"c{m}" for m in range(100)], weights, 0, rollouts=50)] * 100
     html = trace_html("c0", None, trace, COST)
     assert len(html) < 300_000
-    assert f"… {100 - STEPS} more guide steps" in html
+    assert f"… {100 - STEPS} more steps" in html
     assert f"… {100 - CANDIDATES} more candidates" in html
     assert f"… {50 - ROLLOUTS} more" in html
     assert Page(html).rows[1] == ("chosen", ["► 1", "c0", "0.00", "0.01", ""])  # shown, though its weight is least
