@@ -6,16 +6,20 @@ program that comes with the tokenizer, writes the whole prompt with all special 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import product
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from ets.types import InputError, Message, Problem, one_line
 
 Prompt: TypeAlias = str | tuple[int, ...] | tuple[Message, ...]
+TURNS = 8
+"""The most turns of the user that `ChatTemplate.conversation` looks for."""
 DATE = datetime(2025, 1, 1)
 """The date for templates that write today's date. A fixed date makes a prompt a function of the settings."""
 
@@ -129,17 +133,17 @@ class ChatTemplate:
 
         The stop strings of a problem without messages (a benchmark's) are dropped.
         """
-        messages = problem.messages
+        messages, user_text = problem.messages, problem.user_text
         if not messages:
             if not isinstance(problem.prompt, str):
                 raise InputError(
                     f"the prompt of problem {problem.id!r} is token ids, which need no template; leave the chat "
                     "template out, or give messages"
                 )
-            messages = ({"role": "user", "content": problem.prompt},)
+            messages, user_text = as_turns(problem.prompt), problem.prompt
         kept = problem.stop if problem.messages else ()
         stop = tuple(dict.fromkeys((*self.chat.stop, *kept, *self.turn_end)))
-        return replace(problem, prompt=self.render(messages), messages=messages, stop=stop)
+        return replace(problem, prompt=self.render(messages), messages=messages, stop=stop, user_text=user_text)
 
     def render(self, messages: Sequence[Message], *, reply: bool | None = None) -> str:
         """Write the prompt of a conversation.
@@ -162,6 +166,35 @@ class ChatTemplate:
         except InputError:  # no system role; or another reason, which the next line raises again
             return self._written(_folded(asked), reply)
         return text if asked[0]["content"].strip() in text else self._written(_folded(asked), reply)
+
+    def conversation(self, prompt: str) -> tuple[Message, ...]:
+        """The messages that the template writes as `prompt`; none if it writes this text for no conversation.
+
+        The inverse of `render` where turns are set apart by special tokens, for at most `TURNS` turns of the user.
+        """
+        special = [str(token) for token in getattr(self.tokenizer, "all_special_tokens", ())]
+        thinking: list[dict[str, Any]] = [{}, {"enable_thinking": False}] if "enable_thinking" in self.text else [{}]
+        for turns, system, variables in product(range(1, TURNS + 1), (False, True), thinking):
+            roles = [*["system"] * system, *["user", "assistant"] * (turns - 1), "user"]
+            write = partial(self._by_transformers, roles, variables)
+            marks = [f"turn-{n}-content" for n in range(len(roles))]
+            frame = re.split("|".join(marks), write(marks))
+            if len(frame) != len(roles) + 1 or not any(token in part for token in special for part in frame):
+                continue
+            found = re.fullmatch("(.*?)".join(map(re.escape, frame)), prompt, re.DOTALL)
+            contents = found.groups() if found else ()
+            unclear = any(token in each for token in special for each in contents)
+            if contents and not unclear and write(contents) == prompt:
+                return _turns(roles, contents)
+        return ()
+
+    def _by_transformers(self, roles: Sequence[str], variables: Mapping[str, Any], contents: Sequence[str]) -> str:
+        """The prompt that a user's call of `apply_chat_template` writes; empty for a conversation that it refuses."""
+        options = {"chat_template": self.text, "tokenize": False, "add_generation_prompt": True, **variables}
+        try:
+            return str(self.tokenizer.apply_chat_template([*map(dict, _turns(roles, contents))], **options))
+        except Exception:
+            return ""
 
     def _written(self, messages: Sequence[Message], reply: bool | None) -> str:
         from jinja2 import TemplateError
@@ -202,6 +235,44 @@ class ChatTemplate:
         if not ids or ids[0] in self.end_ids or ids[0] not in special or not special[ids[0]].special:
             return ()
         return (str(special[ids[0]].content),)
+
+
+def _turns(roles: Sequence[str], contents: Sequence[str]) -> tuple[Message, ...]:
+    return tuple({"role": role, "content": content} for role, content in zip(roles, contents, strict=True))
+
+
+def as_turns(prompt: Prompt) -> tuple[Message, ...]:
+    """The messages of a prompt; text is the user's turn. Raises `InputError` for token ids."""
+    if isinstance(prompt, str):
+        return ({"role": "user", "content": prompt},)
+    return cast("tuple[Message, ...]", _without_ids(prompt))
+
+
+def with_reply(prompt: Prompt, text: str) -> list[dict[str, Any]]:
+    """The messages of a prompt and the assistant's turn `text`, which goes on with a turn of the assistant's."""
+    *before, last = map(dict, as_turns(prompt))
+    if last["role"] == "assistant":
+        return [*before, {**last, "content": last["content"] + text}]
+    return [*before, last, {"role": "assistant", "content": text}]
+
+
+def prompt_text(prompt: Prompt) -> str:
+    """A raw prompt as one text: a single message is its content, several are paragraphs "role: content".
+
+    Raises `InputError` for token ids.
+    """
+    if isinstance(prompt, str):
+        return prompt
+    messages = cast("tuple[Message, ...]", _without_ids(prompt))
+    if len(messages) == 1:
+        return str(messages[0]["content"])
+    return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+
+def _without_ids(prompt: Prompt) -> Prompt:
+    if not prompt or isinstance(prompt[0], int):
+        raise InputError(f"the prompt {one_line(prompt)} is token ids, which this reward cannot read; give it as text")
+    return prompt
 
 
 def _folded(messages: Sequence[Message]) -> list[Message]:

@@ -6,7 +6,7 @@ setting that it does not support.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -23,6 +23,7 @@ from transformers import (
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from ets.api import Result, as_stops, guide_of, result_of
+from ets.chat import ChatTemplate
 from ets.kernel import energy_guided
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
@@ -30,7 +31,7 @@ from ets.policies.settings import BLOCK_SIZE, Horizon, Sampling
 from ets.rewards import Extract, Scoring, as_extract
 from ets.runner import run
 from ets.step import require_variety
-from ets.types import Chain, InputError, Problem, Reward, Text
+from ets.types import Chain, InputError, Message, Problem, Reward, Text
 
 HONOURED = {
     TemperatureLogitsWarper: "temperature",
@@ -95,7 +96,8 @@ def generate(
         transformers 5.19 drops a `tokenizer=` of `model.generate`, as well as `streamer` and `assistant_model`: pass
         `custom_generate=functools.partial(ets.generate, tokenizer=…)` instead.
     reward, extract : callable, optional
-        As for `ets.sample`, with the decoded prompt.
+        As for `ets.sample`, with the decoded prompt. A prompt of the tokenizer's chat template is decoded to its
+        messages (`ets.chat.ChatTemplate.conversation`).
     m_candidates, k_monte_carlo, lambda_param : int, int, float
         M, K and λ.
     block_size : int, optional
@@ -126,7 +128,9 @@ def generate(
         length = generation_config.max_length - input_ids.shape[1]
         horizon = Horizon(min(BLOCK_SIZE, length) if block_size is None else block_size, length)
         policy = TransformersPolicy(checkpoint, _sampling(generation_config), horizon, end_ids=ends)
-        decoded = {str(row): Problem(str(row), policy.endings.decode(ids), stops) for row, ids in enumerate(prompts)}
+        conversation = _conversations(checkpoint)
+        texts = [policy.endings.decode(ids) for ids in prompts]
+        decoded = {str(n): Problem(str(n), text, stops, messages=conversation(text)) for n, text in enumerate(texts)}
         guide = partial(_reward_of_text, guide_of(reward, extract), decoded)
         step = energy_guided(guide, candidates=m_candidates, rollouts=k_monte_carlo, lam=lambda_param)
         require_variety(policy, m_candidates)
@@ -145,6 +149,15 @@ def generate_from_folder(model: Any, tokenizer: Any = None, streamer: Any = None
     if streamer is not None:
         raise InputError("streamer is set, but a guide step draws many texts at once; leave it out")
     return model.generate(custom_generate=partial(generate, tokenizer=tokenizer), **arguments)
+
+
+def _conversations(checkpoint: Checkpoint) -> Callable[[str], tuple[Message, ...]]:
+    """Finds the messages in a prompt of the chat template; none without a template."""
+    try:
+        template = ChatTemplate(checkpoint.tokenizer, name=checkpoint.name)
+        return template.conversation if template.text else lambda text: ()
+    except InputError:
+        return lambda text: ()
 
 
 def _require_supported(model: Any, prepared: Sequence[Any], config: Any) -> None:

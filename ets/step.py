@@ -21,7 +21,8 @@ class RewardError(InputError):
 
 F = TypeVar("F", bound=Callable[..., Any])
 Scoring: TypeAlias = Callable[[Any, str], float]
-"""A reward as a user writes it: `(prompt, text) -> number`, with the prompt as it was given."""
+"""A reward as a user writes it: `(prompt, text) -> number`, with `Problem.raw_prompt`: the text or the messages as they
+were given, never the text of a chat template."""
 Decided: TypeAlias = Callable[[Problem, Sequence[Sequence[Text]], Floats, Chain], bool]
 """A rule of `ets.stopping`: whether the chain may end, from the problem, a step's rollouts `[M, K]`, their r `[M, K]`
 (as the reward returned them, up to rounding) and the chain before the step."""
@@ -35,7 +36,7 @@ def per_text(scoring: Scoring) -> Reward:
 
     def reward(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
         distinct = {id(text): text for text in rollouts}
-        values = {key: scoring(problem.prompt, text.text) for key, text in distinct.items()}
+        values = {key: scoring(problem.raw_prompt, text.text) for key, text in distinct.items()}
         return [values[id(text)] for text in rollouts]
 
     return reward

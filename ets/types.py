@@ -49,6 +49,8 @@ class Problem:
     messages : tuple of Message
         The conversation that a chat template has written as `prompt`; no special token is added to that text. A task
         may give messages and an empty prompt: `ets.chat.ChatTemplate` then writes the prompt.
+    user_text : str, optional
+        The text that `messages` holds as the user's turn, if the prompt was given as text, not as messages.
     thinking : (str, str), optional
         The tags around thinking sections. A stop string counts only outside of them; with None it counts everywhere.
 
@@ -64,10 +66,20 @@ class Problem:
     doc: Mapping[str, Any] = field(default_factory=dict)
     messages: tuple[Message, ...] = ()
     thinking: Tags | None = THINKING
+    user_text: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str):
             raise InputError(f"the id of a problem is {self.id!r}; it must be text, such as {str(self.id)!r}")
+
+    @property
+    def raw_prompt(self) -> str | tuple[int, ...] | tuple[Message, ...]:
+        """The prompt as it was given, before a chat template: text, token ids, or messages.
+
+        Rewards of (prompt, text) get this prompt. With ``chat=True`` the text "2 + 3?" has the raw prompt "2 + 3?", and
+        the `prompt` ``<|im_start|>user\\n2 + 3?<|im_end|>…``.
+        """
+        return self.user_text if self.user_text is not None else self.messages or self.prompt
 
 
 class State(Protocol):

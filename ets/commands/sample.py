@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +15,7 @@ from ets.commands.chat import add_chat_arguments, chat_of
 from ets.evaluation.methods import step_of
 from ets.policies.registry import ENGINES, SETTINGS, own_policy
 from ets.policies.settings import Weighing
+from ets.rewards.lifting import pattern_extract
 from ets.rewards.registry import NAMES, OF_CERTAINTY, named_reward
 from ets.settings import Guide, Spending, add_flags, fields_of
 from ets.templates import render
@@ -110,20 +109,6 @@ def execute(options: argparse.Namespace) -> None:
         except OSError as error:
             raise InputError(f"cannot write {options.html}: {error.strerror}; name another file") from None
         print(f"trace: {options.html}")
-
-
-def pattern_extract(pattern: str) -> Callable[[str], str | None]:
-    """A reader of answers: the first group of the last match, or the whole match where the pattern has no group."""
-    try:
-        compiled = re.compile(pattern)
-    except re.error as error:
-        raise InputError(f"extract is {pattern!r}, which is no regular expression: {error}") from None
-
-    def extract(text: str) -> str | None:
-        found = list(compiled.finditer(text))
-        return found[-1].group(min(1, compiled.groups)) if found else None
-
-    return extract
 
 
 def _prompt(options: argparse.Namespace) -> Any:

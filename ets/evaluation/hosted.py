@@ -21,7 +21,7 @@ from ets.sandbox.code_answers import stops_named
 from ets.tasks import Benchmark, Task, task_named
 from ets.tasks.data import task_file
 from ets.tasks.humaneval import HumanEval
-from ets.types import InputError, Problem
+from ets.types import InputError, Message, Problem
 
 FEWSHOT_SEED = 1234
 """lm-eval's seed for few-shot examples: `ets eval` gives the prompts of lm-eval's command line."""
@@ -78,8 +78,9 @@ class Hosted:
         problems = [replace(problem_of(instance), thinking=self.task.thinking) for instance in self._host.instances]
         if self.chat is not None:
             problems = [
-                replace(problem, prompt="", messages=as_messages(json.loads(str(problem.prompt))), stop=())
+                replace(problem, prompt="", messages=turns, stop=(), user_text=_user_text(turns))
                 for problem in problems
+                for turns in [as_messages(json.loads(str(problem.prompt)))]
             ]
         self._instances = dict(zip((problem.id for problem in problems), self._host.instances, strict=True))
         return problems
@@ -103,6 +104,11 @@ class Hosted:
             suffix = f",{ensemble.name}" if several else ""
             found |= {f"{name}{suffix}": float(value) for name, value in metrics.items()}
         return found
+
+
+def _user_text(turns: Sequence[Message]) -> str | None:
+    """The benchmark's prompt as text, where it is the user's only turn."""
+    return str(turns[0]["content"]) if [turn["role"] for turn in turns] == ["user"] else None
 
 
 def _as_turns(chat: Chat | None) -> dict[str, Any]:

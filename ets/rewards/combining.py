@@ -8,12 +8,22 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import Literal, TypeVar, cast
 
 import numpy as np
 
 from ets.rewards.lifting import REMEMBERED, Same, TextReward
-from ets.step import Scoring, as_reward, is_scoring, require_counts, require_positive, require_rewards
+from ets.step import (
+    Scoring,
+    as_reward,
+    is_scoring,
+    of_prefixes,
+    reads_prefixes,
+    require_counts,
+    require_positive,
+    require_rewards,
+)
 from ets.types import Chain, Floats, InputError, Problem, Reward, Text
 
 T = TypeVar("T")
@@ -48,7 +58,8 @@ def weighted_sum(*terms: tuple[float, Scoring | Reward]) -> Reward:
             total += np.where(forbidden, -np.inf, weight * np.where(forbidden, 0.0, values))
         return total
 
-    return cast("Reward", reward)
+    combined = cast("Reward", reward)
+    return of_prefixes(combined) if all(map(reads_prefixes, parts)) else combined
 
 
 def guarded(
@@ -91,6 +102,7 @@ class Guarded:
 
     def __init__(self, reward: Reward, seconds: float | None, on_error: float | Literal["raise"]) -> None:
         self.reward, self.seconds, self.on_error, self.failures = reward, seconds, on_error, 0
+        self.of_prefixes = reads_prefixes(reward)
         self._lock = threading.Lock()
 
     def __call__(self, problem: Problem, rollouts: Sequence[Text], chain: Chain) -> Sequence[float]:
@@ -158,7 +170,7 @@ def cached(reward: Scoring | TextReward, *, size: int = REMEMBERED) -> TextRewar
     """
     require_counts(size=size)
     if isinstance(reward, TextReward):
-        return TextReward(_Remembered(reward.score_texts, Same, size))
+        return replace(reward, score_texts=_Remembered(reward.score_texts, Same, size))
     if not is_scoring(reward):
         raise InputError(
             f"the reward {reward!r} may look at other rollouts, so its values cannot be remembered by text; "
@@ -166,9 +178,15 @@ def cached(reward: Scoring | TextReward, *, size: int = REMEMBERED) -> TextRewar
         )
 
     def score_texts(problem: Problem, texts: Sequence[str]) -> list[float]:
-        return [reward(problem.prompt, text) for text in texts]
+        return [reward(problem.raw_prompt, text) for text in texts]
 
-    return TextReward(_Remembered(score_texts, lambda problem: problem.prompt, size))
+    return TextReward(_Remembered(score_texts, _prompt_key, size), of_prefixes=reads_prefixes(reward))
+
+
+def _prompt_key(problem: Problem) -> Hashable:
+    """The raw prompt in a form that can be hashed; messages are mappings."""
+    prompt = problem.raw_prompt
+    return prompt if isinstance(prompt, str) else ("no text", repr(prompt))
 
 
 class _Remembered:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from operator import attrgetter
 from typing import TypeAlias, cast
 
 from ets.step import accepted_arguments
@@ -23,23 +25,30 @@ REMEMBERED = 2**16
 """Texts whose answers are remembered."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class TextReward:
-    """A reward that declares itself a fixed function of (problem, text): whatever it says of a text may be remembered.
+    """A reward that declares itself a fixed function of (problem, text): its scores may be cached by text.
 
     Parameters
     ----------
     score_texts : callable
         `(problem, texts) -> numbers`, of texts that all differ.
+    read : callable
+        The part of a rollout that is scored, by default the text.
+    of_prefixes : bool
+        Whether the reward is informative for unfinished texts too, see `ets.of_prefixes`.
     """
 
     score_texts: Callable[[Problem, Sequence[str]], Sequence[float]]
+    read: Callable[[Text], str] = attrgetter("text")
+    of_prefixes: bool = False
 
     def __call__(self, problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
         """Equal texts are scored once, however often they were drawn."""
-        distinct = list(dict.fromkeys(rollout.text for rollout in rollouts))
+        texts = [self.read(rollout) for rollout in rollouts]
+        distinct = list(dict.fromkeys(texts))
         known = dict(zip(distinct, self.score_texts(problem, distinct), strict=True))
-        return [known[rollout.text] for rollout in rollouts]
+        return [known[text] for text in texts]
 
 
 def as_extract(function: Extract) -> ReadProblem:
@@ -78,6 +87,20 @@ class Same:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Same) and other.problem is self.problem
+
+
+def pattern_extract(pattern: str, name: str = "extract") -> Callable[[str], str | None]:
+    """A reader of answers: the first group of the last match, or the whole match where the pattern has no group."""
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"{name} is {pattern!r}, which is no regular expression: {error}") from None
+
+    def extract(text: str) -> str | None:
+        found = list(compiled.finditer(text))
+        return found[-1].group(min(1, compiled.groups)) if found else None
+
+    return extract
 
 
 def _reads_problem(function: Extract) -> bool:

@@ -15,7 +15,7 @@ import pytest
 import ets
 from ets import demo
 from ets.cli import main
-from ets.commands.sample import EXAMPLE, pattern_extract
+from ets.commands.sample import EXAMPLE
 from ets.policies.registry import ENGINES
 from ets.policies.settings import Weighing
 from ets.rewards.registry import named_reward
@@ -75,12 +75,6 @@ def test_answers_are_read_by_a_pattern(capsys: pytest.CaptureFixture[str]) -> No
     assert sampled("--extract", "#### (-?[0-9]+)") == 0
     shown = capsys.readouterr().out
     assert "most votes of all rollouts: " in shown and "cost: " in shown and "guide step 1: chose" in shown
-
-
-def test_a_pattern_finds_the_last_match_and_its_first_group() -> None:
-    assert pattern_extract("#### ([0-9]+)(,0)?")("#### 1\n#### 23,0") == "23"
-    assert pattern_extract("[a-c]+")("abd ca x") == "ca"
-    assert pattern_extract("(x)?y")("y") is None and pattern_extract("z")("y") is None
 
 
 @pytest.mark.parametrize("name", ["likelihood", "likelihood-per-token", "entropy", "self-certainty"])

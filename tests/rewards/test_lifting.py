@@ -10,6 +10,7 @@ import pytest
 
 from ets.kernel import energy_guided
 from ets.rewards import agreement_share, as_extract, as_reward, per_text, remembering
+from ets.rewards.lifting import pattern_extract
 from ets.runner import run
 from ets.testing import TabularPolicy
 from ets.types import Chain, InputError, Problem, Text
@@ -163,3 +164,9 @@ def test_an_answer_is_remembered_for_the_problem_that_was_asked_whatever_its_id(
     first = replace(PROBLEM, doc={"answer": 1})
     assert [remembered(problem, "x") for problem in (first, twin, first, twin)] == ["1x", "2x", "1x", "2x"]
     assert asked == ["x", "x"]
+
+
+def test_a_pattern_finds_the_last_match_and_its_first_group() -> None:
+    assert pattern_extract("#### ([0-9]+)(,0)?")("#### 1\n#### 23,0") == "23"
+    assert pattern_extract("[a-c]+")("abd ca x") == "ca"
+    assert pattern_extract("(x)?y")("y") is None and pattern_extract("z")("y") is None
