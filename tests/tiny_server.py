@@ -1,4 +1,8 @@
-"""OpenAI's completions interface over a tiny real model, in threads of the test's process, with faults to order."""
+"""OpenAI's interfaces over a tiny real model, in threads of the test's process, with faults to order.
+
+Completions, chat completions (by the tokenizer's chat template, or without one of the turns' contents), and a scorer at
+`/score`, which returns the log-probabilities of texts.
+"""
 
 from __future__ import annotations
 
@@ -81,6 +85,11 @@ class TinyServer:
     def address(self) -> str:
         return f"http://127.0.0.1:{self.port}/v1"
 
+    @property
+    def scorer(self) -> str:
+        """The address of the scorer: ``{"prompt": …, "texts": […]}`` in, ``{"scores": […]}`` out."""
+        return f"http://127.0.0.1:{self.port}/score"
+
     def __enter__(self) -> TinyServer:
         return self
 
@@ -121,10 +130,37 @@ class TinyServer:
                 fault()
             elif fault and self._end.wait(None if fault == FOREVER else float(fault)):
                 raise ConnectionAbortedError
+            if "texts" in body:
+                return {"scores": [self._score(body["prompt"], text) for text in body["texts"]]}
+            if "messages" in body:
+                return {"choices": [self._reply(body)]}
             return {"choices": [self._choice(body)], "usage": {"prompt_tokens": len(body["prompt"])}}
         finally:
             with self._lock:
                 self.busy -= 1
+
+    def _score(self, prompt: str, text: str) -> float:
+        """The log-probability of a text after a prompt."""
+        encode = self.checkpoint.tokenizer
+        before, tokens = (list(encode(part, add_special_tokens=False)["input_ids"]) for part in (prompt, text))
+        laws = [self._logps((*before, *tokens[:n]), 1.0) for n in range(len(tokens))]
+        return float(sum(law[token] for law, token in zip(laws, tokens, strict=True)))
+
+    def _reply(self, body: dict[str, Any]) -> dict[str, Any]:
+        """A chat completion."""
+        tokenizer, messages = self.checkpoint.tokenizer, body["messages"]
+        whole = "".join(message["content"] for message in messages)
+        if getattr(tokenizer, "chat_template", None):
+            whole = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        prompt = tokenizer(whole, add_special_tokens=False)["input_ids"]
+        top = body.get("top_logprobs", 0)
+        found = self._choice(body | {"prompt": prompt, "logprobs": top, "stop_token_ids": [tokenizer.eos_token_id]})
+        choice = {"index": 0, "message": {"role": "assistant", "content": found["text"]}}
+        if body.get("logprobs"):
+            firsts = [dict(each) for each in found["logprobs"]["top_logprobs"]]
+            listed = [[{"token": token, "logprob": logp} for token, logp in first.items()] for first in firsts]
+            choice["logprobs"] = {"content": [{"top_logprobs": each} for each in listed]}
+        return choice
 
     def _choice(self, body: dict[str, Any]) -> dict[str, Any]:
         rng, stops = np.random.default_rng(body["seed"]), body.get("stop", [])

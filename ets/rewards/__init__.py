@@ -2,7 +2,9 @@
 
 from ets.rewards.combining import Guarded, cached, guarded, weighted_sum
 from ets.rewards.lifting import Extract, TextReward, as_extract, remembering
-from ets.rewards.likelihood import entropy, likelihood, self_certainty
+from ets.rewards.likelihood import entropy, likelihood, likelihood_ratio, self_certainty
+from ets.rewards.process_reward import process_reward
+from ets.rewards.remote import endpoint, judge, verdict
 from ets.rewards.reward_model import reward_model
 from ets.rewards.self_consistency import agreement_share, majority, voters, votes, winner
 from ets.rewards.verifier import code_verifier, verifier
@@ -18,14 +20,19 @@ __all__ = [
     "as_reward",
     "cached",
     "code_verifier",
+    "endpoint",
     "entropy",
     "guarded",
+    "judge",
     "likelihood",
+    "likelihood_ratio",
     "majority",
     "per_text",
+    "process_reward",
     "remembering",
     "reward_model",
     "self_certainty",
+    "verdict",
     "verifier",
     "voters",
     "votes",

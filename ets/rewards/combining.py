@@ -59,7 +59,7 @@ def weighted_sum(*terms: tuple[float, Scoring | Reward]) -> Reward:
         return total
 
     combined = cast("Reward", reward)
-    return of_prefixes(combined) if all(map(reads_prefixes, parts)) else combined
+    return of_prefixes(combined) if all(reads_prefixes(part) for _, part in parts) else combined
 
 
 def guarded(

@@ -102,7 +102,7 @@ class Endpoint(Engine):
         self._connection = Connection(address, key, connections, seconds, waits)
         self.address, self.name = self._connection.address, self._connection.name
         self._loop = EventLoop("endpoint")
-        self._closing = weakref.finalize(self, _shut_down, self._connection, self._loop)
+        self._closing = weakref.finalize(self, shut_down, self._connection, self._loop)
         try:
             self.model, self._context = self._served(model)
             self.approximate, self.tempered = self._probe()
@@ -159,17 +159,8 @@ class Endpoint(Engine):
 
     def _served(self, model: str | None) -> tuple[str, int | None]:
         """The server's name for the model, and the model's context."""
-        try:
-            served = {each["id"]: each for each in self._loop.wait(self._connection.ask("models"))["data"]}
-        except (KeyError, TypeError):
-            raise InputError(f"{self.name} does not list its models; give an OpenAI-compatible server") from None
-        names = ", ".join(map(repr, served))
-        if model is None and len(served) != 1:
-            raise InputError(f"{self.name} serves {len(served)} models, {names}; name one")
-        found = model or next(iter(served))
-        if found not in served:
-            raise InputError(f"{self.name} does not serve {found!r}; it has {names}")
-        return found, served[found].get("max_model_len") or self.checkpoint.context
+        found = served_model(self.name, self._loop.wait(self._connection.ask("models")), model)
+        return found["id"], found.get("max_model_len") or self.checkpoint.context
 
     def _probe(self) -> tuple[str, bool]:
         """The attributes `approximate` and `tempered`, from two requests."""
@@ -277,7 +268,7 @@ class Connection:
         try:
             return response.json()
         except ValueError:
-            raise InputError(f"{self.name} answers no JSON; give an OpenAI-compatible server") from None
+            raise InputError(f"{self.name} answers no JSON; correct the address") from None
 
     def _reason(self, response: Any) -> str:
         """The server's error message, in OpenAI's form or another."""
@@ -291,6 +282,21 @@ class Connection:
     def _line(self, text: str) -> str:
         """One line of a server's message, without the API key."""
         return one_line(text.replace(self._key, "***") if self._key else text)
+
+
+def served_model(name: str, answer: Any, model: str | None = None) -> dict[str, Any]:
+    """The entry of a model, by default of the only one, in a server's list of models; `name` is the server's name."""
+    try:
+        served = {each["id"]: each for each in answer["data"]}
+    except (KeyError, TypeError):
+        raise InputError(f"{name} does not list its models; give an OpenAI-compatible server") from None
+    names = ", ".join(map(repr, served))
+    if model is None and len(served) != 1:
+        raise InputError(f"{name} serves {len(served)} models, {names}; name one")
+    found = model or next(iter(served))
+    if found not in served:
+        raise InputError(f"{name} does not serve {found!r}; it has {names}")
+    return dict(served[found])
 
 
 def _checked(address: str) -> str:
@@ -315,7 +321,8 @@ def _pause(response: Any) -> float:
         return 0.0
 
 
-def _shut_down(connection: Connection, loop: EventLoop) -> None:
+def shut_down(connection: Connection, loop: EventLoop) -> None:
+    """Close a connection and the event loop of its requests."""
     loop.interrupt()  # a request on a closed connection would be tried again
     loop.wait(connection.close())
     loop.stop()

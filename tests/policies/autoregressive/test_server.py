@@ -223,7 +223,7 @@ def test_faults_that_pass_are_tried_again_and_change_nothing(server: TinyServer,
         (FOREVER, "has not answered within 1 seconds"),
         (HANG_UP, "cannot be reached"),
         (404, r"answers 404 \(as told\); correct the address or the model"),
-        (NO_JSON, "answers no JSON; give an OpenAI-compatible server"),
+        (NO_JSON, "answers no JSON; correct the address"),
     ],
 )
 def test_faults_that_stay_are_one_line_with_the_address(server: TinyServer, fault: Any, said: str) -> None:
