@@ -41,9 +41,9 @@ def likelihood(*, per_token: bool = False) -> Reward:
 def likelihood_ratio(model: str | Path | tuple[Any, Any] | Any, *, temperature: float = 1.0) -> LikelihoodRatio:
     """log p_other(text | prompt) - log p_ref(text | prompt), where p_other is another autoregressive model.
 
-    The reward is a fixed function of the text, with p* ∝ p_ref^(1 - 1/λ) · p_other^(1/λ). At λ = 1 p* is p_other itself;
-    at λ > 1 it lies between the models; at λ < 1 it goes beyond p_other, away from p_ref. For an unfinished text the
-    value is the ratio so far, so the reward is declared informative for unfinished texts (`ets.of_prefixes`).
+    The reward is a fixed function of the text, with p* ∝ p_ref^(1 - 1/λ) · p_other^(1/λ). At λ = 1 p* is p_other; at
+    λ > 1 it lies between the models; at λ < 1 it goes beyond p_other, away from p_ref. For an unfinished text the value
+    is the ratio so far, so the reward is declared informative for unfinished texts (`ets.of_prefixes`).
 
     p_other reads the same prompt and the same tokens, chat template included, so it needs p_ref's tokenizer: another
     size, a fine-tuned model, or an adapter of one family. p_ref must be autoregressive, because the value for masked
