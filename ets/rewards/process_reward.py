@@ -132,7 +132,8 @@ def _of_model(
             "token-classification model of one or two labels"
         )
     model.separator, model.kind = separator, f"AutoModel{head}"
-    return getattr(model, _HEADS[head])  # type: ignore[no-any-return]
+    score_steps: ScoreSteps = getattr(model, _HEADS[head])
+    return score_steps
 
 
 _HEADS = {"ForTokenClassification": "at_tokens", "ForSequenceClassification": "of_sequences"}

@@ -26,8 +26,8 @@ WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Seconds between one attempt and the next."""
 TOP = 20
 """Log-probabilities per token that servers report at most, by vLLM's and OpenAI's default."""
-GRADE = """Grade the reply to the prompt from 1 (useless) to 10 (excellent). Give a reason in one sentence. Then end with
-"Grade: " and the number.
+GRADE = """Grade the reply to the prompt from 1 (useless) to 10 (excellent). Give a reason in one sentence.
+Then end with "Grade: " and the number.
 
 Prompt:
 {prompt}
@@ -59,9 +59,9 @@ def endpoint(
 ) -> TextReward:
     """The scores that an HTTP server gives to texts: JSON in, numbers out.
 
-    A request is a POST with ``{"prompt": …, "texts": [… at most `batch` …]}``. The prompt is `Problem.raw_prompt`: text,
-    messages, or token ids. The answer is a list of numbers in the order of the texts, or ``{"scores": [0.5, …]}``; for a
-    batch of one also a number, or ``{"score": 0.5}``.
+    A request is a POST with ``{"prompt": …, "texts": [… at most `batch` …]}``. The prompt is `Problem.raw_prompt`:
+    text, messages, or token ids. The answer is a list of numbers in the order of the texts, or
+    ``{"scores": [0.5, …]}``; for a batch of one also a number, or ``{"score": 0.5}``.
 
     The law p* ∝ p_ref · exp(r/λ) holds as far as the server gives a text the same score every time.
 
