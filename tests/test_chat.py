@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 import ets
-from ets.chat import Chat, ChatTemplate, as_chat, as_prompts
+from ets.chat import Chat, ChatTemplate, as_chat, as_prompts, prompt_text, with_reply
 from ets.policies.autoregressive.server import Endpoint
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.prompts import encode_prompt
+from ets.rewards import cached, weighted_sum
 from ets.types import InputError, Problem
 from tests.chatting import BOS, CHATML, SILENT, WITHOUT_SYSTEM
 from tests.tiny_server import TinyServer
@@ -208,3 +209,65 @@ def test_settings_hold_what_is_not_a_default() -> None:
     assert Chat().settings == {"template": "the tokenizer's"}
     assert Chat("short", thinking=False).settings == {"template": "short", "thinking": False}
     assert Chat(system="", stop=("a",)).settings == {"template": "the tokenizer's", "system": "", "stop": ("a",)}
+
+
+def test_rewards_of_prompt_and_text_get_the_prompt_as_it_was_given(chat_model: Path) -> None:
+    """Text stays text and messages stay messages; the template's text is `problem.prompt` alone."""
+    given, written_prompts = list[Any](), set[Any]()
+
+    def noted(prompt: Any, text: str) -> float:
+        given.append(prompt)
+        return 0.0
+
+    def of_three(problem: Problem, rollouts: Any, chain: Any) -> list[float]:
+        written_prompts.add(problem.prompt)
+        return [0.0] * len(rollouts)
+
+    options: dict[str, Any] = {"model": str(chat_model), "candidates": 2, "rollouts": 1, "block_size": 4}
+    options |= {"max_length": 4, "reward": weighted_sum((1, cached(noted)), (1, noted), (1, of_three))}
+    for prompt, expected in (("Tom has 5 eggs.", "Tom has 5 eggs."), (ASKED, tuple(ASKED))):
+        given.clear()
+        ets.sample(prompt, chat=Chat(system=BRIEF), **options)
+        assert given and all(each == expected for each in given)
+    assert len(written_prompts) == 1 and str(*written_prompts).startswith(f"{BOS}<|im_start|>system\n{BRIEF}")
+
+
+USER, REPLY = ASKED[0], {"role": "assistant", "content": "He has 5."}
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [USER],
+        [{"role": "user", "content": "first line\n\nthird (line)? \\1"}],
+        [{"role": "system", "content": BRIEF}, USER],
+        [USER, REPLY, USER],
+        [{"role": "system", "content": BRIEF}, USER, REPLY, {"role": "user", "content": ""}],
+    ],
+)
+@pytest.mark.parametrize("variables", [{}, {"enable_thinking": False}])
+def test_the_messages_of_a_template_s_prompt_are_found_again(tokenizer: Any, messages: Any, variables: Any) -> None:
+    prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **variables)
+    assert list(ChatTemplate(tokenizer).conversation(prompt)) == messages
+
+
+def test_other_texts_have_no_messages(tokenizer: Any) -> None:
+    template = ChatTemplate(tokenizer)
+    prompt = tokenizer.apply_chat_template([USER], tokenize=False, add_generation_prompt=True)
+    for text in ("Tom has 5 eggs.", prompt + "He", prompt[len(BOS) :], prompt.replace("user", "tool")):
+        assert template.conversation(text) == ()
+    tokenizer.chat_template = "Question: {{ messages[-1].content }}\nAnswer:"  # nothing sets its turns apart
+    assert ChatTemplate(tokenizer).conversation("Question: a\nAnswer:") == ()
+
+
+def test_a_raw_prompt_is_written_as_text() -> None:
+    turns = ({"role": "system", "content": BRIEF}, USER)
+    assert prompt_text("a") == "a" and prompt_text((USER,)) == "Tom has 5 eggs."
+    assert prompt_text(turns) == "system: Be brief.\n\nuser: Tom has 5 eggs."
+    with pytest.raises(InputError, match=r"the prompt \(1, 2\) is token ids"):
+        prompt_text((1, 2))
+
+
+def test_a_reply_goes_on_with_the_assistant_s_turn() -> None:
+    assert with_reply("a", "b") == [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    assert with_reply((USER, REPLY), " More.") == [USER, {"role": "assistant", "content": "He has 5. More."}]

@@ -206,3 +206,19 @@ def test_recurrent_layers_run(loaded: tuple[Any, Any], batch: Any) -> None:
     model = MambaForCausalLM(MambaConfig(**size, eos_token_id=0, pad_token_id=0))
     sequences = guided((model, loaded[1]), batch, custom_generate=partial(ets.generate, tokenizer=loaded[1]))
     assert len(sequences) == len(batch["input_ids"])
+
+
+def test_rewards_get_the_messages_of_a_chat_prompt(chat_model: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(chat_model), AutoTokenizer.from_pretrained(chat_model)
+    messages, given = [{"role": "user", "content": "Tom has 5 eggs."}], list[Any]()
+    batch = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+
+    def noted(prompt: Any, text: str) -> float:
+        given.append(prompt)
+        return 0.0
+
+    settings: dict[str, Any] = {"m_candidates": 2, "k_monte_carlo": 1, "block_size": 4, "max_new_tokens": 4}
+    model.generate(**batch, **settings, custom_generate=ets.generate, reward=noted)
+    assert given and all(each == tuple(messages) for each in given)

@@ -137,3 +137,34 @@ def test_a_run_of_few_problems_goes_on_with_more(chat_model: Path, tmp_path: Pat
         assert main(evaluated(chat_model, tmp_path, "--chat-template", "--count", count)) == 0
     lines = (tmp_path / "journal.jsonl").read_text().splitlines()
     assert len(lines) == len(set(lines)) == 3 * 2  # ETS, and a pool of two samples, of each problem
+
+
+NOTED = """
+import json
+
+def noted(prompt, text):
+    with open({path!r}, "a") as file:
+        print(json.dumps(prompt), file=file)
+    return 0.0
+"""
+
+
+def test_rewards_of_prompt_and_text_get_the_prompt_as_it_was_given(chat_model: Path, tmp_path: Path) -> None:
+    """By `ets sample` and by `ets eval`, of text and of messages: never the text of the template."""
+    notes, own = tmp_path / "notes.jsonl", tmp_path / "own.py"
+    (tmp_path / "noted.py").write_text(NOTED.format(path=str(notes)))
+    own.write_text(OWN)
+    reward = f"{tmp_path / 'noted.py'}:noted"
+
+    def given(*words: str) -> list[Any]:
+        notes.unlink(missing_ok=True)
+        assert main([*words, "--reward", reward]) == 0
+        return [json.loads(line) for line in notes.read_text().splitlines()]
+
+    sample = ["sample", "--model", str(chat_model), *SMALL]
+    assert set(given(*sample, "--chat-template", "--prompt", "Tom has 5 eggs.")) == {"Tom has 5 eggs."}
+    assert all(prompt == json.loads(MESSAGES) for prompt in given(*sample, "--json", "--prompt", MESSAGES))
+    texts = given(*evaluated(chat_model, tmp_path / "a", "--chat-template"))
+    assert texts and all(prompt.startswith("Question:") and "<|im_start|>" not in prompt for prompt in texts)
+    turns = given(*evaluated(chat_model, tmp_path / "b", task=f"{own}:Talk"))
+    assert turns and all(prompt[-1] == {"role": "user", "content": "4+4"} for prompt in turns)

@@ -13,7 +13,7 @@ import pytest
 from ets.kernel import energy_guided
 from ets.rewards import TextReward, agreement_share, cached, guarded, likelihood, verifier, weighted_sum
 from ets.runner import run
-from ets.step import RewardError
+from ets.step import RewardError, as_reward, of_prefixes, reads_prefixes
 from ets.testing import TabularPolicy
 from ets.types import Chain, InputError, Problem, Text
 
@@ -198,3 +198,29 @@ def test_a_guard_around_a_memory_does_not_remember_failures() -> None:
         assert values(reward, "a") == [0.0]
     down[0] = False
     assert values(reward, "a") == [2.0]
+
+
+def test_cached_scores_of_conversations_are_told_apart() -> None:
+    asked: list[Any] = []
+    reward = cached(lambda prompt, text: asked.append(prompt) or float(len(prompt)))
+    turns = tuple({"role": "user", "content": content} for content in "ab")
+    for problem in (Problem("p", "x", messages=turns), Problem("q", "x", messages=turns[:1]), Problem("r", "x")):
+        assert values(reward, "t", "t", problem=problem) == [float(len(problem.raw_prompt))] * 2
+    assert values(reward, "t", problem=Problem("s", "other", messages=turns)) == [2.0]
+    assert asked == [turns, turns[:1], "x"]
+
+
+def test_a_declaration_of_prefixes_survives_combining() -> None:
+    declared = of_prefixes(lambda prompt, text: 0.0)
+    for reward in (
+        cached(declared),
+        guarded(declared),
+        weighted_sum((1, declared), (2, declared)),
+        as_reward(declared),
+    ):
+        assert reads_prefixes(reward) and reads_prefixes(guarded(reward))
+    whole = TextReward(lambda problem, texts: [0.0] * len(texts))
+    assert not any(
+        map(reads_prefixes, (cached(length), guarded(length), weighted_sum((1, declared), (2, length)), whole))
+    )
+    assert reads_prefixes(cached(of_prefixes(whole)))

@@ -167,3 +167,19 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot load the reward model") as caught:
         reward_model(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("template", "whole"), [(TEMPLATE, "uabacabb"), (None, "abacabb")])
+def test_in_a_chat_it_reads_the_raw_prompt_in_its_own_template_once(
+    tmp_path: Path, template: str | None, whole: str
+) -> None:
+    """The template of the model that is sampled writes "cccabccc"; without a template a line break (read as "a", the
+    tokenizer's unknown token) stands between prompt and text."""
+    folder = saved(tmp_path, template=template)
+    turn = ({"role": "user", "content": "ab"},)
+    problem = Problem("p", "cccabccc", messages=turn, user_text="ab")
+    assert scores(reward_model(folder), "cabb", problem=problem) == pytest.approx([logit(folder, whole)], abs=1e-6)
+    from_messages = Problem("p", "cccabccc", messages=turn)
+    assert scores(reward_model(folder), "cabb", problem=from_messages) == scores(
+        reward_model(folder), "cabb", problem=problem
+    )
