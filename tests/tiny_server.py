@@ -163,7 +163,7 @@ class TinyServer:
         return choice
 
     def _choice(self, body: dict[str, Any]) -> dict[str, Any]:
-        rng, stops = np.random.default_rng(body["seed"]), body.get("stop", [])
+        rng, stops = np.random.default_rng(body.get("seed")), body.get("stop", [])
         tokens: list[int] = []
         logprobs: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": []}
         reason = "length"
