@@ -141,7 +141,8 @@ def sample(
         path of a file with a template, or an `ets.Chat`. Messages need a template, and get the default one.
         `Result.prompt` is the text that the template wrote.
     reward : callable, optional
-        `(prompt, text) -> number`, or an `ets.types.Reward` of (problem, rollouts, chain).
+        `(prompt, text) -> number`, or an `ets.types.Reward` of (problem, rollouts, chain). The prompt is the argument
+        `prompt`: text, a tuple of messages, or token ids, never the text that a chat template writes.
     extract : callable, optional
         `text -> answer or None`, or `(problem, text) -> answer or None`. Without a reward, the reward is
         `ets.rewards.majority(extract)`, the paper's, for masked diffusion with `minimum=2`.

