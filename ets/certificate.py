@@ -14,6 +14,7 @@ from ets.suffix_moves import log_acceptance
 from ets.types import Floats, Step
 from ets.weights import effective_sample_size, log_mean_exp, normalised
 
+FEWEST_TEXTS = 10
 FEW = 5.0
 """Below this effective sample size the divergence is extrapolated from the spread of r/λ."""
 
@@ -44,6 +45,8 @@ class Certificate:
         The estimate of an upper bound on the total variation between p* and the law of a choice among the N texts,
         E_p*[(v - 1)₊ / (N + v - 1)] with v = w / Z (by Jensen's inequality). Moves never increase it. NaN for
         particles.
+    equal : bool
+        Whether all rewards of the texts are equal.
     acceptance : mapping of int to float
         The mean probability of acceptance of the moves, by guide boundary.
     """
@@ -56,24 +59,45 @@ class Certificate:
     log_z_error: float
     divergence: float
     distance: float
+    equal: bool
     acceptance: Mapping[int, float]
 
+    @property
+    def estimable(self) -> bool:
+        """Whether the texts are enough for an estimate of the distance.
+
+        They are not if there are fewer than 10, if all rewards are equal, or if few texts carry the weights. A kind of
+        text that is not among them leaves no trace in any estimate.
+        """
+        return self.texts >= FEWEST_TEXTS and not self.equal and self.effective >= FEW
+
     def __str__(self) -> str:
-        """One plain sentence, and a remedy where the texts are too few."""
+        """Plain sentences, with a remedy where the texts are too few."""
         if self.exact:
-            return f"an exact sample of p*, accepted after {self.texts:,} texts"
+            return f"an exact sample of p*, accepted after {_counted(self.texts, 'text')}"
         if math.isinf(self.log_z):
-            return f"none of {self.texts:,} texts has a reward above -inf: raise the budget, or change the reward"
-        asked = f"λ asks for a text that about 1 in {_rounded(math.exp(min(self.divergence, 40.0))):,} samples is"
-        drawn = f"{self.texts:,} were drawn, {self.effective:.1f} of them effective"
-        parts = [self.kernel, asked, drawn]
-        if not math.isnan(self.distance):
-            parts.append(f"the total variation to p* is at most about {self.distance:.2f} before the moves")
+            return f"no text of {self.texts:,} has a reward above -inf; raise the budget, or change the reward"
+        parts = [self.kernel]
+        if self.equal:
+            parts.append(f"the rewards of all {self.texts:,} texts are equal, so rarer texts are unknown")
+        elif self.texts < FEWEST_TEXTS:
+            parts.append(f"{_counted(self.texts, 'text')} are too few to estimate how far p* is from the model")
+        else:
+            share = math.exp(min(self.divergence, 40.0))
+            found = (
+                f"about 1 in {_rounded(share):,} texts of the model is"
+                if share > 1.5
+                else "most texts of the model are"
+            )
+            parts.append(f"by estimate {found} as good as p* asks")
+            parts.append(f"{self.effective:.1f} of the {self.texts:,} texts are effective")
+        if self.estimable and not math.isnan(self.distance):
+            parts.append(f"the total variation to p* is estimated at up to {self.distance:.2f} before the moves")
         if self.acceptance:
             rate = sum(self.acceptance.values()) / len(self.acceptance)
-            parts.append(f"{rate:.0%} of the moves were accepted")
-        remedy = ": raise λ or the budget" if self.divergence > math.log(self.texts) else ""
-        return "; ".join(parts) + remedy
+            parts.append(f"moves are accepted with probability {rate:.2f} on average")
+        parts += [] if self.estimable else ["raise λ or the budget"]
+        return "; ".join(parts)
 
 
 def certificate(trace: Sequence[Step]) -> Certificate | None:
@@ -87,16 +111,26 @@ def certificate(trace: Sequence[Step]) -> Certificate | None:
         return None
     independent = all(map(_complete, begun))
     log_weights, values = _independent(begun) if independent else _particles(begun[-1])
-    begin = "one step on {} texts" if independent else "a particle filter of {} particles"
     return Certificate(
-        kernel=begin.format(len(values)) + (f", and {len(moves)} suffix moves" if moves else ""),
+        kernel=_begin(len(begun), len(values), independent)
+        + (f", and {_counted(len(moves), 'suffix move')}" if moves else ""),
         exact=trace[-1].exact,
         texts=len(values),
         effective=effective_sample_size(log_weights),
         **_estimates(log_weights, values),
         **(_errors(log_weights) if independent else {"log_z_error": math.nan, "distance": math.nan}),
+        equal=len(np.unique(values)) == 1,
         acceptance=_acceptance(moves),
     )
+
+
+def _begin(steps: int, texts: int, independent: bool) -> str:
+    """The kernel before the moves, in words."""
+    if not independent:
+        return f"a particle filter of {_counted(texts, 'particle')}"
+    if steps > 1:
+        return f"not exact: {_counted(texts, 'text')}, none accepted within the limit of tokens"
+    return f"one step on {_counted(texts, 'text')}"
 
 
 def _complete(step: Step) -> bool:
@@ -152,6 +186,10 @@ def _acceptance(moves: Sequence[Step]) -> dict[int, float]:
         accepted = [math.exp(log_acceptance(values, 1 + n)) for n in range(len(proposals))]
         found[step.cut or 0].append(float(np.dot(proposals, accepted)))
     return {cut: float(np.mean(rates)) for cut, rates in sorted(found.items())}
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _rounded(number: float) -> int:
