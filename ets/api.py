@@ -32,6 +32,7 @@ from ets.step import Decided, require_counts, require_variety
 from ets.suffix_moves import refined
 from ets.trace_view import trace_html, trace_text
 from ets.types import Chain, Cost, InputError, Message, Policy, Problem, Reward, Step, StepFn, Text
+from ets.walk import lengths_of
 
 Local: TypeAlias = str | Path | tuple[Any, Any] | Checkpoint
 """A model that transformers runs in this process."""
@@ -72,8 +73,7 @@ class Result:
     prompt : str or tuple of int
         The prompt: with a chat template, the text that it wrote.
     certificate : Certificate or None
-        For chains that begin with complete texts (`tokens`, or a choice among N texts): whether the text is an exact
-        sample of p*, and else estimates of its distance.
+        With `tokens`: whether the text is an exact sample of p*, and else what the texts say about p*.
     """
 
     text: str
@@ -199,8 +199,12 @@ def sample(
     ratios_of = partial(ratio_summary, clip=weighing.clip) if getattr(policy, "weighed", False) else None
     approximate = getattr(model, "approximate", "")
     results = [result_of(chain, read, ratios_of, target, approximate) for chain in chains]
-    if step is energy_guided and spending.tokens is None:
-        results = [replace(result, weighted=weighted(chain)) for result, chain in zip(results, chains, strict=True)]
+    pairs = list(zip(results, chains, strict=True))
+    if spending.tokens is not None:
+        results = [replace(result, certificate=certificate(chain.trace)) for result, chain in pairs]
+    elif step is energy_guided and hasattr(policy, "lengths"):
+        steps = len(lengths_of(policy).least)
+        results = [replace(result, weighted=weighted(chain, steps)) for result, chain in pairs]
     return results[0] if single else results
 
 
@@ -357,7 +361,6 @@ def result_of(
         vote=vote(read, chain) if read else None,
         approximate=approximate,
         prompt=chain.problem.prompt,
-        certificate=certificate(trace),
     )
 
 

@@ -42,7 +42,7 @@ class Spending:
 
     tokens: int | None = setting(
         None,
-        "spend at most so many generated tokens in place of M and K; moves redraw texts from multiples of block_size on",
+        "spend at most so many generated tokens in place of M and K; moves redraw from multiples of block_size on",
         int,
     )
     highest: float | None = setting(None, "with tokens: the largest reward, for exact samples by rejection", float)

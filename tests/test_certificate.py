@@ -85,13 +85,15 @@ def test_a_sentence_names_the_remedy_and_no_distance_where_the_texts_are_too_few
         found = str(certificate(chain.trace))
         assert said in found and "total variation" not in found and found.endswith("raise λ or the budget")
     sure = str(certificate(drawn(refined(lifted(liking), lam=LAM, budget=900), 1)[0].trace))
-    assert "the total variation to p* is estimated at up to 0.0" in sure and "raise" not in sure
+    assert "as good as p* asks" in sure and "raise" not in sure
 
 
 def test_an_exact_sample_says_so_and_guided_chains_have_no_certificate() -> None:
     chains = drawn(exact(lifted(liking), lam=LAM, highest=1.8, limit=90), 20)
     said = {chain.exact: str(certificate(chain.trace)) for chain in chains}
     assert said[True].startswith("an exact sample of p*, accepted after")
+    walked = next(certificate(chain.trace) for chain in drawn(exact(lifted(liking), lam=LAM, highest=9.0, limit=9), 20))
+    assert walked and math.isnan(walked.log_z) and str(walked).startswith("not exact: ")
     guided = drawn(energy_guided(lifted(liking), candidates=2, rollouts=2, lam=LAM), 1)[0]
     assert certificate(guided.trace) is None and certificate(()) is None
 
