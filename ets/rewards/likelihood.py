@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from ets.step import of_prefixes
 from ets.types import Certainty, Chain, InputError, Problem, Reward, Text
 
 
@@ -17,13 +18,14 @@ def likelihood(*, per_token: bool = False) -> Reward:
     ----------
     per_token : bool
         Divide by the number of tokens, the end token included, or for masked diffusion by the tokens of the canvas.
-        The undivided value favours short texts.
+        The undivided value favours short texts. It is a reward of prefixes (`ets.of_prefixes`): every token adds its
+        term.
     """
 
     def reward(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
         return [text.logp / (len(text.tokens) if per_token else 1) for text in rollouts]
 
-    return reward
+    return reward if per_token else of_prefixes(reward)
 
 
 def entropy() -> Reward:
