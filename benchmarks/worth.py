@@ -18,6 +18,7 @@ import numpy as np
 
 from ets.suffix_moves import START, START_OF_PREFIXES, Plan
 from ets.types import Floats
+from ets.walk import Lengths
 
 POINTS = 400
 """Points of the quadrature in t, on a logarithmic scale."""
@@ -35,6 +36,11 @@ class Tree:
     @property
     def target(self) -> Floats:
         return self.p * self.w / np.sum(self.p * self.w)
+
+    @property
+    def lengths(self) -> Lengths:
+        """A guide step is a unit, and all texts have one length."""
+        return Lengths(tuple(range(self.depth)), self.depth, 1)
 
     def given(self, boundary: int) -> Floats:
         """p_ref of a text given its prefix, `[b^boundary, rest]`."""
@@ -103,8 +109,8 @@ def refined(tree: Tree, budget: int, start: float = START) -> Floats:
 
 def walked(tree: Tree, law: Floats, spent: int, budget: int) -> Floats:
     """A law after the moves that the rest of a budget pays for."""
-    plan, lengths, ends = Plan(budget, 0.0, 1), tuple(range(tree.depth + 1)), []
-    while (first := plan.first_cut(spent, lengths)) is not None:
+    plan, ends = Plan(budget, 0.0, 1), []
+    while (first := plan.first_cut(spent, tree.depth, tree.lengths)) is not None:
         for boundary in range(first, tree.depth):
             law, spent = moved(tree, law, boundary), spent + tree.depth - boundary
         ends.append(law)
@@ -194,7 +200,7 @@ def shares_of(log_weights: Floats) -> Floats:
 
 def refined_of_prefixes(tree: Tree, particles: Earned, budget: int, runs: int, seed: int) -> Floats:
     """The law of `ets.refined` for a reward of prefixes."""
-    count = Plan(budget, START_OF_PREFIXES, 1).particles((0, tree.depth))
+    count = Plan(budget, START_OF_PREFIXES, 1).particles(tree.lengths)
     return walked(tree, filtered(particles, count, runs, seed), count * tree.depth, budget)
 
 

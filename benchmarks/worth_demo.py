@@ -3,8 +3,8 @@
     python benchmarks/worth_demo.py                     prints the tables of docs/worth.md
     python benchmarks/worth_demo.py --samples 2         fewer samples of each problem
 
-The tokens are those of ETS with M 8 and K 1. For a kernel with the law q the tables show the mean reward, and
-E_q[r] - λ KL of the laws of the reward under q and p_ref. That divergence is at most KL(q ‖ p_ref), and equal to it
+The tokens are those of ETS with K 1 and a few candidates. For a kernel with the law q the tables show the mean reward,
+and E_q[r] - λ KL of the laws of the reward under q and p_ref. That divergence is at most KL(q ‖ p_ref), and equal to it
 where q depends on a text through its reward alone, as p* does.
 """
 
@@ -60,8 +60,16 @@ def kernels(case: Case, budget: float, length: float) -> Iterator[tuple[str, Mad
         return reward(problem, rollouts, chain)
 
     texts = budget / length
-    yield "ETS, K = 3", lambda m: ets.energy_guided(reward, candidates=round(m), rollouts=3, lam=lam), 3.6
-    yield "retained rollouts, K = 1", lambda m: retained_rollouts(reward, candidates=round(m), rollouts=1, lam=lam), 10
+    yield (
+        "ETS, K = 3",
+        lambda m: ets.energy_guided(reward, candidates=max(1, round(m)), rollouts=3, lam=lam),
+        0.21 * texts,
+    )
+    yield (
+        "retained rollouts, K = 1",
+        lambda m: retained_rollouts(reward, candidates=max(2, round(m)), rollouts=1, lam=lam),
+        0.6 * texts,
+    )
     yield "one step", lambda n: one_step(reward, samples=round(n), lam=lam), texts
     yield (
         "iterated resampling (4)",
@@ -83,10 +91,10 @@ class Drawn:
     tokens: float
 
 
-def drawn(policy: Policy, case: Case, step: StepFn, problems: Sequence[Problem], samples: int) -> Drawn:
+def drawn(policy: Policy, case: Case, step: StepFn, problems: Sequence[Problem], samples: int, seed: int = 1) -> Drawn:
     found: dict[str, list[float]] = {problem.id: [] for problem in problems}
     tokens = []
-    for chain in run(policy, step, problems, width=WIDTH, seed=1, samples=samples):
+    for chain in run(policy, step, problems, width=WIDTH, seed=seed, samples=samples):
         found[chain.problem.id].append(rewarded(case, chain))
         tokens.append(chain.cost.generated)
     return Drawn(np.array(list(found.values())), float(np.mean(tokens)))
@@ -103,8 +111,8 @@ def rewarded(case: Case, chain: Chain) -> float:
 
 def matched(policy: Policy, case: Case, made: Made, guess: float, budget: float, problems: Sequence[Problem]) -> float:
     """The size whose mean cost is nearest to the budget, by a pilot of four samples."""
-    spent = drawn(policy, case, made(guess), problems, 4).tokens
-    return guess * budget / spent
+    spent = drawn(policy, case, made(guess), problems, 4, seed=2).tokens
+    return round(guess) * budget / spent
 
 
 def objective(rewards: Floats, reference: Floats, case: Case) -> float:
@@ -112,7 +120,7 @@ def objective(rewards: Floats, reference: Floats, case: Case) -> float:
     values = []
     for row, plain_row in zip(rewards, reference, strict=True):
         classes, known = (Counter(np.round(each, case.digits).tolist()) for each in (row, plain_row))
-        total = len(plain_row) + len(classes - known)
+        total = len(plain_row) + len(classes.keys() - known.keys())
         divergence = sum(
             count / len(row) * math.log(count / len(row) * total / max(known[value], 1))
             for value, count in classes.items()
@@ -121,26 +129,24 @@ def objective(rewards: Floats, reference: Floats, case: Case) -> float:
     return float(np.mean(values))
 
 
-def interval(of: Callable[[Floats], float], rewards: Floats) -> tuple[float, float]:
-    """A 95% percentile interval, by a bootstrap over the samples of each problem."""
-    rng, (problems, samples) = np.random.default_rng(0), rewards.shape
-    rows = np.arange(problems)[:, None]
-    found = [of(rewards[rows, rng.integers(samples, size=(problems, samples))]) for _ in range(RESAMPLES)]
+def cell(of: Callable[..., float], *rewards: Floats) -> str:
+    """A statistic with its 95% percentile interval, by a bootstrap over the samples of each problem."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(RESAMPLES):
+        drawn_again = [
+            each[np.arange(len(each))[:, None], rng.integers(each.shape[1], size=each.shape)] for each in rewards
+        ]
+        found.append(of(*drawn_again))
     low, high = np.percentile(found, [2.5, 97.5])
-    return float(low), float(high)
+    return f"{of(*rewards):.3f} ({low:.3f} to {high:.3f})"
 
 
-def cell(of: Callable[[Floats], float], rewards: Floats) -> str:
-    low, high = interval(of, rewards)
-    return f"{of(rewards):.3f} ({low:.3f} to {high:.3f})"
-
-
-def table(name: str, case: Case, problems: Sequence[Problem], samples: int) -> str:
+def table(name: str, case: Case, problems: Sequence[Problem], samples: int, candidates: int) -> str:
     """The table of one reward."""
     policy = policy_of(model, block_size=BLOCK, max_length=LENGTH, temperature=TEMPERATURE)
-    reference = drawn(policy, case, plain(), problems, PLAIN)
+    reference = drawn(policy, case, plain(), problems, PLAIN, seed=3)
     guided = drawn(
-        policy, case, ets.energy_guided(case.reward, candidates=8, rollouts=1, lam=case.lam), problems, samples
+        policy, case, ets.energy_guided(case.reward, candidates=candidates, rollouts=1, lam=case.lam), problems, samples
     )
     rows = [("p_ref", reference), ("ETS, K = 1", guided)]
     for kernel, made, guess in kernels(case, guided.tokens, reference.tokens):
@@ -149,20 +155,22 @@ def table(name: str, case: Case, problems: Sequence[Problem], samples: int) -> s
         print(name, rows[-1][0], rows[-1][1].tokens, float(rows[-1][1].rewards.mean()), flush=True)
     lines = [("kernel (size)", "mean reward (95%)", "E[r] - λ KL (95%)", "tokens")]
     for kernel, found in rows:
-        objectives = cell(lambda r: objective(r, reference.rewards, case), found.rewards) if kernel != "p_ref" else ""
+        both = found.rewards, reference.rewards
+        objectives = cell(lambda r, known: objective(r, known, case), *both) if kernel != "p_ref" else ""
         lines.append((kernel, cell(lambda r: float(r.mean()), found.rewards), objectives, f"{found.tokens:,.0f}"))
-    return f"### {name}, λ = {case.lam:.2g}\n\n{aligned(lines)}\n"
+    return f"### {name}, λ = {case.lam:.2g}, at the tokens of M {candidates}, K 1\n\n{aligned(lines)}\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", type=int, default=6)
     parser.add_argument("--samples", type=int, default=32, help="of each problem")
+    parser.add_argument("--candidates", type=int, default=3, help="M of ETS with K 1, whose tokens are the budget")
     parser.add_argument("--rewards", default=",".join(CASES))
     options = parser.parse_args()
     problems = TASK.problems(options.problems, shots=0)
     for name in options.rewards.split(","):
-        print(table(name, CASES[name], problems, options.samples), flush=True)
+        print(table(name, CASES[name], problems, options.samples, options.candidates), flush=True)
 
 
 if __name__ == "__main__":

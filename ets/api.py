@@ -28,10 +28,11 @@ from ets.rewards import Extract, Scoring, as_extract, as_reward, majority
 from ets.rewards.lifting import ReadProblem
 from ets.runner import run
 from ets.settings import Guide, Spending, fields_of, made, require_known, with_settings
-from ets.step import Decided, require_variety
+from ets.step import Decided, require_counts, require_variety
 from ets.suffix_moves import refined
 from ets.trace_view import trace_html, trace_text
 from ets.types import Chain, Cost, InputError, Message, Policy, Problem, Reward, Step, StepFn, Text
+from ets.walk import lengths_of
 
 Local: TypeAlias = str | Path | tuple[Any, Any] | Checkpoint
 """A model that transformers runs in this process."""
@@ -48,8 +49,8 @@ class Result:
     Parameters
     ----------
     text : str
-        The sampled generation: the chain's own, so for a fixed reward a sample of p* up to the errors of
-        finite M and K.
+        The sampled generation: for a fixed reward a sample of p*, up to the errors of finite M and K, or of a finite
+        budget of tokens. With `highest` it is an exact sample where `certificate.exact` is True.
     answer : hashable or None
         What `extract` found in the text, if one was given.
     trace : tuple of Step
@@ -66,14 +67,13 @@ class Result:
         The other readout, with `extract`: what all rollouts say. Its majority is an estimator, no sample of p*.
     weighted : Text or None
         A text among all rollouts of all guide steps, in proportion to their weights, by `ets.readouts.weighted`. For a
-        fixed finite reward it tends to p* as `text` does, and is nearer at the same M.
+        fixed finite reward it tends to p* as `text` does, and is nearer at the same M. None with `tokens` or `step`.
     approximate : str
         Why the draws are not exactly those of p_ref, with a server that returns text alone; else empty.
     prompt : str or tuple of int
         The prompt: with a chat template, the text that it wrote.
     certificate : Certificate or None
-        For chains that begin with complete texts (`tokens`, or a choice among N texts): whether the text is an exact
-        sample of p*, and else estimates of its distance.
+        With `tokens`: whether the text is an exact sample of p*, and else what the texts say about p*.
     """
 
     text: str
@@ -200,8 +200,12 @@ def sample(
     ratios_of = partial(ratio_summary, clip=weighing.clip) if getattr(policy, "weighed", False) else None
     approximate = getattr(model, "approximate", "")
     results = [result_of(chain, read, ratios_of, target, approximate) for chain in chains]
-    if step is energy_guided and spending.tokens is None:
-        results = [replace(result, weighted=weighted(chain)) for result, chain in zip(results, chains, strict=True)]
+    pairs = list(zip(results, chains, strict=True))
+    if spending.tokens is not None:
+        results = [replace(result, certificate=certificate(chain.trace)) for result, chain in pairs]
+    elif step is energy_guided and hasattr(policy, "lengths"):
+        steps = len(lengths_of(policy).least)
+        results = [replace(result, weighted=weighted(chain, steps)) for result, chain in pairs]
     return results[0] if single else results
 
 
@@ -212,6 +216,7 @@ def within_budget(reward: Reward, lam: float, spending: Spending) -> StepFn:
     """
     if spending.tokens is None:
         raise InputError(f"highest is {spending.highest}, but there is no budget for rejection; add tokens")
+    require_counts(tokens=spending.tokens)
     if spending.highest is None:
         return refined(reward, lam=lam, budget=spending.tokens)
     return exact(reward, lam=lam, highest=spending.highest, limit=spending.tokens // 2, budget=spending.tokens)
@@ -221,9 +226,7 @@ def _require_budget_alone(given: Mapping[str, Any], step: Callable[..., StepFn],
     """Raise `InputError` for what a budget of tokens replaces."""
     for name in ("candidates", "rollouts"):
         if name in given:
-            raise InputError(
-                f"{name} is {given[name]}, and tokens stands in place of M, K and I; leave one of them out"
-            )
+            raise InputError(f"{name} is {given[name]}, and tokens stands in place of M and K; leave one of them out")
     if step is not energy_guided or decided is not None:
         raise InputError("step and decided are for guide steps, and tokens stands in place of them; leave one out")
 
@@ -359,7 +362,6 @@ def result_of(
         vote=vote(read, chain) if read else None,
         approximate=approximate,
         prompt=chain.problem.prompt,
-        certificate=certificate(trace),
     )
 
 

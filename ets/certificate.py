@@ -14,6 +14,7 @@ from ets.suffix_moves import log_acceptance
 from ets.types import Floats, Step
 from ets.weights import effective_sample_size, log_mean_exp, normalised
 
+FEWEST_TEXTS = 10
 FEW = 5.0
 """Below this effective sample size the divergence is extrapolated from the spread of r/λ."""
 
@@ -22,7 +23,9 @@ FEW = 5.0
 class Certificate:
     """Estimates from the texts x^n of a chain before its moves, with weights w.
 
-    The texts are independent draws x^n ~ p_ref with w = exp(r/λ), or the particles of a filter with their weights.
+    The texts are independent draws x^n ~ p_ref with w = exp(r/λ), or the particles of a filter with their weights. All
+    estimates are of the texts that were drawn: a kind of text that is not among them leaves no trace. The texts of a
+    rejection are a selection, so all its estimates are NaN.
 
     Parameters
     ----------
@@ -35,17 +38,19 @@ class Certificate:
     effective : float
         The effective sample size of their weights, from 1 to N.
     log_z, log_z_error : float
-        The estimate of log Z = log E_ref[exp(r/λ)], and its standard error (delta method); -inf and NaN if every weight
-        is zero. Particles have no such error: it is NaN.
+        The estimate of log Z = log E_ref[exp(r/λ)], and its standard error (delta method), which is too small where few
+        texts carry the weights; -inf and NaN if every weight is zero. Particles have no such error: it is NaN.
     divergence : float
         The estimate of KL(p* ‖ p_ref) in nats. With an effective sample size below 5, at least half the variance of
         r/λ, which is the divergence for a normal r.
     distance : float
-        The estimate of an upper bound on the total variation between p* and the law of a choice among the N texts,
-        E_p*[(v - 1)₊ / (N + v - 1)] with v = w / Z (by Jensen's inequality). Moves never increase it. NaN for
-        particles.
+        The plug-in estimate of E_p*[(v - 1)₊ / (N + v - 1)] with v = w / Z, which bounds the total variation between p*
+        and the law of a choice among N texts (by Jensen's inequality). Where rare texts carry p*, the estimate is too
+        small, and it is always below 1/2. NaN for particles.
+    equal : bool
+        Whether all rewards of the texts are equal.
     acceptance : mapping of int to float
-        The mean probability of acceptance of the moves, by guide boundary.
+        The mean probability of acceptance of the moves that were completed, by guide boundary.
     """
 
     kernel: str
@@ -56,55 +61,89 @@ class Certificate:
     log_z_error: float
     divergence: float
     distance: float
+    equal: bool
     acceptance: Mapping[int, float]
 
+    @property
+    def estimable(self) -> bool:
+        """Whether the texts are enough for an estimate of log Z and of the divergence.
+
+        They are not if there are fewer than 10, if all rewards are equal, or if few texts carry the weights. A kind of
+        text that is not among them leaves no trace in any estimate.
+        """
+        return self.texts >= FEWEST_TEXTS and not self.equal and self.effective >= FEW
+
     def __str__(self) -> str:
-        """One plain sentence, and a remedy where the texts are too few."""
+        """Plain sentences, with a remedy where the texts are too few."""
         if self.exact:
-            return f"an exact sample of p*, accepted after {self.texts:,} texts"
+            return f"an exact sample of p*, accepted after {_counted(self.texts, 'text')}"
         if math.isinf(self.log_z):
-            return f"none of {self.texts:,} texts has a reward above -inf: raise the budget, or change the reward"
-        asked = f"λ asks for a text that about 1 in {_rounded(math.exp(min(self.divergence, 40.0))):,} samples is"
-        drawn = f"{self.texts:,} were drawn, {self.effective:.1f} of them effective"
-        parts = [self.kernel, asked, drawn]
-        if not math.isnan(self.distance):
-            parts.append(f"the total variation to p* is at most about {self.distance:.2f} before the moves")
+            return f"no text of {self.texts:,} has a reward above -inf; raise the budget, or change the reward"
+        parts = [self.kernel]
+        if math.isnan(self.log_z):  # rejected texts
+            return f"{self.kernel}; raise the budget"
+        if self.equal:
+            parts.append(f"the rewards of all {self.texts:,} texts are equal, so rarer texts are unknown")
+        elif self.texts < FEWEST_TEXTS:
+            parts.append(f"{_counted(self.texts, 'text')} are too few to estimate how far p* is from the model")
+        else:
+            share = math.exp(min(self.divergence, 40.0))
+            found = (
+                f"about 1 in {_rounded(share):,} texts of the model is"
+                if share > 1.5
+                else "most texts of the model are"
+            )
+            parts.append(f"by estimate {found} as good as p* asks")
+            parts.append(f"{self.effective:.1f} of the {self.texts:,} texts are effective")
         if self.acceptance:
             rate = sum(self.acceptance.values()) / len(self.acceptance)
-            parts.append(f"{rate:.0%} of the moves were accepted")
-        remedy = ": raise λ or the budget" if self.divergence > math.log(self.texts) else ""
-        return "; ".join(parts) + remedy
+            parts.append(f"moves are accepted with probability {rate:.2f} on average")
+        parts += [] if self.estimable else ["raise λ or the budget"]
+        return "; ".join(parts)
 
 
 def certificate(trace: Sequence[Step]) -> Certificate | None:
-    """The certificate of a chain that began with complete texts of p_ref, or moved; None for any other chain.
-
-    Such chains are those of `ets.refined`, `ets.exact` and the choices among complete texts in `ets.baselines`.
-    """
+    """The certificate of a chain of `ets.refined`, `ets.exact` or `ets.baselines.one_step`; None for guide steps."""
     begun = list(takewhile(lambda step: step.cut is None, trace))
     moves = [step for step in trace if step.cut is not None]
+    made = [step for step in moves if len(step.candidates) > 1]  # the budget ends the last move early
     if not begun or not (moves or (all(map(_complete, begun)) and (len(begun) == 1 or trace[-1].exact))):
         return None
-    independent = all(map(_complete, begun))
-    log_weights, values = _independent(begun) if independent else _particles(begun[-1])
-    begin = "one step on {} texts" if independent else "a particle filter of {} particles"
+    complete = all(map(_complete, begun))
+    independent = complete and len(begun) == 1 and not trace[-1].exact
+    log_weights, values = _texts(begun) if complete else _particles(begun[-1])
     return Certificate(
-        kernel=begin.format(len(values)) + (f", and {len(moves)} suffix moves" if moves else ""),
+        kernel=_begin(len(begun), len(values), complete)
+        + (f", and {_counted(len(made), 'suffix move')}" if made else ""),
         exact=trace[-1].exact,
         texts=len(values),
         effective=effective_sample_size(log_weights),
-        **_estimates(log_weights, values),
-        **(_errors(log_weights) if independent else {"log_z_error": math.nan, "distance": math.nan}),
-        acceptance=_acceptance(moves),
+        **(_estimates(log_weights, values) if independent or not complete else UNKNOWN),
+        **(_errors(log_weights) if independent else UNKNOWN_ERRORS),
+        equal=len(np.unique(values)) == 1,
+        acceptance=_acceptance(made),
     )
+
+
+UNKNOWN = {"log_z": math.nan, "divergence": math.nan}
+UNKNOWN_ERRORS = {"log_z_error": math.nan, "distance": math.nan}
+
+
+def _begin(steps: int, texts: int, complete: bool) -> str:
+    """The kernel before the moves, in words."""
+    if not complete:
+        return f"a particle filter of {_counted(texts, 'particle')}"
+    if steps > 1:
+        return f"not exact: {_counted(texts, 'text')}, none accepted within the limit of tokens"
+    return f"one step on {_counted(texts, 'text')}"
 
 
 def _complete(step: Step) -> bool:
     return step.log_rewards.shape[1] == 1 and all(text.done for text in step.candidates)
 
 
-def _independent(steps: Sequence[Step]) -> tuple[Floats, Floats]:
-    """log w and r/λ `[N]` of the independent texts of some steps; a text that several steps hold counts once."""
+def _texts(steps: Sequence[Step]) -> tuple[Floats, Floats]:
+    """log w and r/λ `[N]` of the complete texts of some steps; a text that several steps hold counts once."""
     values: dict[int, float] = {}
     for step in steps:
         values |= {id(text): value for text, value in zip(step.candidates, step.log_rewards[:, 0], strict=True)}
@@ -146,12 +185,14 @@ def _acceptance(moves: Sequence[Step]) -> dict[int, float]:
     found: defaultdict[int, list[float]] = defaultdict(list)
     for step in moves:
         values = step.log_weights
-        if len(values) == 1:  # the budget was spent within the move
-            continue
         proposals = normalised(values[1:])
         accepted = [math.exp(log_acceptance(values, 1 + n)) for n in range(len(proposals))]
         found[step.cut or 0].append(float(np.dot(proposals, accepted)))
     return {cut: float(np.mean(rates)) for cut, rates in sorted(found.items())}
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _rounded(number: float) -> int:

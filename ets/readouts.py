@@ -15,7 +15,7 @@ import numpy as np
 from ets.rewards import Extract, remembering, voters, votes, winner
 from ets.step import choice_uniforms, choose, spread
 from ets.types import Chain, Floats, InputError, Step, Text
-from ets.weights import log_mean_exp
+from ets.weights import log_mean_exp, log_run_weight
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,19 @@ def vote(extract: Extract, chain: Chain) -> Vote:
     return Vote(shares, {answer: first[answer] for answer in shares}, winner(read, rollouts))
 
 
-def weighted(chain: Chain) -> Text:
+def weighted(chain: Chain, steps: int) -> Text:
     """A text among all rollouts of all guide steps of `ets.kernel.energy_guided`, in proportion to their weights.
 
     For a fixed finite reward its law tends to p* as M grows, as that of the chain's own text does. It chooses among
-    I · M · K complete texts instead of the M of the last guide step, at no further token.
+    I · M · K complete texts instead of the M of the last guide step, at no further token. In a chain that ends before
+    step I its text, with the weight of the run, stands for the rollouts of the missing steps. Without it texts of many
+    steps would be too likely.
+
+    Parameters
+    ----------
+    chain : Chain
+    steps : int
+        I, the most guide steps of a chain.
 
     Raises
     ------
@@ -80,17 +88,27 @@ def weighted(chain: Chain) -> Text:
     """
     if any(step.cut is not None for step in chain.trace):
         raise InputError("the chain has suffix moves, and weighted reads guide steps alone; take the chain's text")
-    weights = rollout_weights(chain.trace)
+    weights = [each.ravel() for each in rollout_weights(chain.trace)]
     texts = [text for step in chain.trace for row in step.rollouts for text in row]
-    return texts[choose(np.concatenate([each.ravel() for each in weights]), choice_uniforms([chain])[0])]
+    missing = max(0, steps - len(chain.trace)) * len(weights[-1])
+    if missing:
+        weights.append(np.array([log_run_weight(chain.trace) + math.log(missing)]))
+        texts.append(_last_text(chain.trace[-1]))
+    return texts[choose(np.concatenate(weights), choice_uniforms([chain])[0])]
+
+
+def _last_text(step: Step) -> Text:
+    """The text of a chain that ended with a step."""
+    return step.candidates[step.choice] if step.rollout is None else step.rollouts[step.choice][step.rollout]
 
 
 def rollout_weights(trace: Sequence[Step]) -> list[Floats]:
     """The log-weights `[M, K]` of the rollouts of each guide step i: r/λ + log W_{<i}, with the ratios of a proposal.
 
-    W_{<i} = Π_{j<i} mean_m Ê_jm / Ê_j,chosen, as in `ets.weights.log_run_weight`. Each step is proper at any M and K:
-    E[mean_mk exp(w_mk) f(text_mk)] = E_ref[exp(r/λ) f]. Proof: given the prefix, the mean of Ê f over the candidates is
-    unbiased, and a choice in proportion to Ê_m, times mean Ê / Ê_m, is the mean over the candidates on average.
+    W_{<i} = Π_{j<i} mean_m Ê_jm / Ê_j,chosen, as in `ets.weights.log_run_weight`. For a fixed finite reward each step
+    is proper at any M and K: E[mean_mk exp(w_mk) f(text_mk)] = E_ref[exp(r/λ) f]. Proof: given the prefix, the mean of
+    Ê f over the candidates is unbiased, and a choice in proportion to Ê_m, times mean Ê / Ê_m, is the mean over the
+    candidates on average.
     """
     found, before = [], 0.0
     for step in trace:

@@ -116,7 +116,8 @@ def exact(
     """
     require_positive(lam=lam)
     require_counts(limit=limit)
-    if not np.isfinite(highest):
+    number = isinstance(highest, int | float | np.number) and not isinstance(highest, bool)
+    if not (number and np.isfinite(highest)):
         raise InputError(f"highest is {highest!r}; it must be a finite number, the largest reward of a text")
     plan = Plan(4 * limit if budget is None else budget, 0.0, tries)
     if plan.budget < limit:

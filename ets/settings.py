@@ -40,7 +40,11 @@ class Guide:
 class Spending:
     """A budget of tokens in place of M, K and I (`ets.refined`), and the largest reward (`ets.exact`)."""
 
-    tokens: int | None = setting(None, "spend at most so many generated tokens, by ets.refined instead of M, K, I", int)
+    tokens: int | None = setting(
+        None,
+        "spend at most so many generated tokens in place of M and K; moves redraw from multiples of block_size on",
+        int,
+    )
     highest: float | None = setting(None, "with tokens: the largest reward, for exact samples by rejection", float)
 
 

@@ -65,7 +65,10 @@ def of_prefixes(reward: F) -> F:
     reward of prefixes, and a verifier of the final answer is none. A wrong declaration costs tokens, and leaves the law
     of the moves as it is.
     """
-    reward.of_prefixes = True  # type: ignore[attr-defined]
+    try:
+        reward.of_prefixes = True  # type: ignore[attr-defined]
+    except (AttributeError, TypeError):
+        raise InputError(f"{reward!r} cannot carry the declaration of_prefixes; wrap it in a function") from None
     return reward
 
 
@@ -130,7 +133,10 @@ def score(reward: Reward, lam: float, chain: Chain, rollouts: Sequence[Sequence[
     texts = [text for row in rollouts for text in row]
     name, begun = chain.problem.id, time.perf_counter()
     try:
-        values = np.asarray(reward(chain.problem, texts, chain), dtype=float)
+        found = reward(chain.problem, texts, chain)
+        if np.ndim(found) == 1 and any(isinstance(value, str) for value in found):
+            raise TypeError("a reward is text; return a number")
+        values = np.asarray(found, dtype=float)
     except Exception as error:
         raise RewardError(f"the reward raised {type(error).__name__} for problem {name!r}: {_line(error)}") from error
     seconds = time.perf_counter() - begun

@@ -188,14 +188,15 @@ def refined(reward: Scoring | Reward, *, lam: float, budget: int, start: float |
     and n fresh texts in proportion to their weights, Metropolised (Liu, 1996). So the total variation to p* never grows
     from cycle to cycle, and it tends to 0 if every text can follow any other.
 
-    The budget ends a cycle that it does not pay for, and the tokens of this cycle are lost. So a chain spends at most
-    the budget, up to one guide step of each try less.
+    The budget ends a cycle that it does not pay for, and the tokens of this cycle are lost. A chain spends at most the
+    budget.
 
     The number of cycles C depends on the lengths of the texts. The text at the end of the last cycle is therefore no
-    sample of p*, however large the budget is: for example, C is larger where x was short. The text at the end of a
-    cycle that is uniform over the last half of the cycles has an error of order 1/C, since the expected sum over the
-    cycles of an indicator is E[C] p* up to a constant (Wald's identity for Markov chains). Where all texts have one
-    length, C is a constant, and the error of a walk from p* is 0.
+    sample of p*, however large the budget is: it is the text at which the tokens ran out, and long texts use more of
+    them. The text at the end of a cycle that is uniform over the last half of the cycles has an error of order 1/C. The
+    expected sum over the cycles of an indicator is E[C] p* up to a constant (Wald's identity for Markov chains), and C
+    varies by the square root of its mean. Where all texts have one length, C is a constant, and the error of a walk
+    from p* is 0. C is small in practice: a cycle costs the tokens of about half as many texts as x has guide steps.
 
     `power_sampling` is the same walk with (α - 1) log p_ref in place of r/λ.
 
@@ -213,8 +214,8 @@ def refined(reward: Scoring | Reward, *, lam: float, budget: int, start: float |
     budget : int
         The most tokens that a chain generates.
     start : float, optional
-        The part of the budget before the moves, from 0 (one text) to 1 (no moves). By default a quarter, and a half
-        for a reward of prefixes.
+        The part of the budget before the moves: 0 is one text (or six particles), and 1 leaves the moves the rest of
+        the last text. By default a quarter, and a half for a reward of prefixes.
     tries : int
         n, the suffixes of a move. One is best per token; a GPU draws n suffixes in about the time of one.
 

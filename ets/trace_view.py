@@ -5,6 +5,7 @@ Both views shorten long texts and long traces and count the omitted parts. The t
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import takewhile
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ets.suffix_moves import log_acceptance
 from ets.templates import render
 from ets.types import Cost, Step
 from ets.weights import effective_sample_size, normalised
@@ -54,7 +56,7 @@ def trace_html(
         answer=None if answer is None else elide(str(answer), PIECE),
         cost=_cost_line(cost),
         notes=notes,
-        steps=[_shown_step(n, trace, starts[n]) for n in range(min(STEPS, len(trace)))],
+        steps=[_shown_step(n, trace, starts[n]) for n in _shown_steps(trace)],
         total=len(trace),
     )
     return str(fragment)  # no Markup, so that callers can append HTML to it
@@ -73,12 +75,13 @@ def trace_text(
         lines.append(f"answer: {elide(str(answer), PIECE)}")
     lines.append(f"cost: {_cost_line(cost)}")
     lines += [f"{heading}: {note}" for heading, note in notes.items()]
-    for n, (step, before) in enumerate(zip(trace[:STEPS], befores(trace), strict=False)):
-        new = elide(new_text(step.candidates[step.choice].text, before), LINE)
+    starts = befores(trace)
+    for n in _shown_steps(trace):
+        step = trace[n]
+        new = elide(new_text(step.candidates[step.choice].text, starts[n]), LINE)
         shown = f": {new!r}" if step.choice or step.cut is None else ""
-        lines.append(f"{_heading(n, step)}: {_verdict(step, last=n == len(trace) - 1)}{shown}")
-    if len(trace) > STEPS:
-        lines.append(f"… {len(trace) - STEPS} more steps: see .trace")
+        lines += [_omitted(trace)] if n == len(trace) - 1 and len(trace) > STEPS else []
+        lines.append(f"{_heading(n, trace)}: {_verdict(step, last=n == len(trace) - 1)}{shown}")
     return "\n".join(lines)
 
 
@@ -95,8 +98,26 @@ def elide(text: str, limit: int) -> str:
 
 
 def befores(trace: Sequence[Step]) -> list[str]:
-    """The text at the start of each step: "" and then the chosen candidates' texts."""
-    return ["", *(step.candidates[step.choice].text for step in trace)]
+    """The text at the start of each step: "" and then the chosen candidates' texts; the common start in a move."""
+    chosen = ["", *(step.candidates[step.choice].text for step in trace)]
+    return [
+        before if step.cut is None else _common_start([text.text for text in step.candidates])
+        for before, step in zip(chosen, trace, strict=False)
+    ]
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    first, *others = texts
+    return first[: min((len(first) - len(new_text(first, other)) for other in others), default=len(first))]
+
+
+def _shown_steps(trace: Sequence[Step]) -> list[int]:
+    """The first steps, and the last one."""
+    return [*range(min(STEPS, len(trace) - 1)), len(trace) - 1] if trace else []
+
+
+def _omitted(trace: Sequence[Step]) -> str:
+    return f"… {len(trace) - STEPS - 1} more steps: see .trace"
 
 
 def new_text(text: str, before: str) -> str:
@@ -114,17 +135,26 @@ def _cost_line(cost: Cost) -> str:
     )
 
 
-def _heading(number: int, step: Step) -> str:
-    """The name of a step: its number, and in a suffix move the guide boundary of the cut."""
-    return f"guide step {number + 1}" if step.cut is None else f"step {number + 1}, a move after boundary {step.cut}"
+def _heading(number: int, trace: Sequence[Step]) -> str:
+    """The name of a step: its number, and what a suffix move redraws."""
+    step = trace[number]
+    if step.cut is not None:
+        redrawn = f"the text after guide step {step.cut}" if step.cut else "the whole text"
+        return f"step {number + 1}, {redrawn} is redrawn"
+    if number and trace[number - 1].cut is not None:
+        return f"step {number + 1}, a choice among the ends of the last {len(step.candidates)} cycles of moves"
+    return f"guide step {number + 1}"
 
 
 def _move(step: Step) -> str:
-    """The result of a suffix move, with r/λ before and after it."""
+    """The result of a suffix move: its probability of acceptance, and r/λ before and after it."""
     if len(step.candidates) == 1:
         return "the budget ended it"
-    before, after = step.log_weights[0], step.log_weights[step.choice or int(np.argmax(step.log_weights[1:])) + 1]
-    return f"{'accepted' if step.choice else 'rejected'}, r/λ {before:.2f} to {after:.2f}"
+    proposed = step.choice or 1 + int(np.argmax(step.log_weights[1:]))
+    probability = math.exp(log_acceptance(step.log_weights, proposed))
+    same = ", the same text again" if step.candidates[proposed].text == step.candidates[0].text else ""
+    verdict = f"{'accepted' if step.choice else 'rejected'} (probability of acceptance {probability:.2f})"
+    return f"{verdict}, r/λ {step.log_weights[0]:.2f} to {step.log_weights[proposed]:.2f}{same}"
 
 
 def _verdict(step: Step, last: bool) -> str:
@@ -146,10 +176,10 @@ def _shown_step(number: int, trace: Sequence[Step], before: str) -> dict[str, An
     shown, terms = _shown_candidates(step), step.log_rewards + step.log_ratios
     return {
         "step": step,
-        "heading": _heading(number, step),
+        "heading": _heading(number, trace),
         "verdict": _verdict(step, last=number == len(trace) - 1),
         "shares": normalised(step.log_weights),
-        "candidates": [(m, _piece(step.candidates[m].text, before)) for m in shown],
+        "candidates": [(m, _name(step, m), _piece(step.candidates[m].text, before)) for m in shown],
         "rollouts": {
             m: [
                 (_piece(rollout.text, step.candidates[m].text), term)
@@ -158,6 +188,10 @@ def _shown_step(number: int, trace: Sequence[Step], before: str) -> dict[str, An
             for m in shown
         },
     }
+
+
+def _name(step: Step, place: int) -> str:
+    return str(place + 1) if step.cut is None else "redrawn" if place else "present"
 
 
 def _shown_candidates(step: Step) -> list[int]:

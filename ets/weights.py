@@ -49,7 +49,7 @@ def pick(probabilities: Floats, uniform: float) -> int:
 def log_run_weight(trace: Sequence[Step]) -> float:
     """log W of a chain that has ended: W = Π_i mean_m Ê_im / Π_{i<last} Ê_i,chosen.
 
-    For a fixed reward, W is properly weighted with respect to p_ref · exp(r/λ) at any M and K:
+    For a fixed finite reward, W is properly weighted with respect to p_ref · exp(r/λ) at any M and K:
     E[W f(x)] = E_ref[exp(r(x)/λ) f(x)]. So Σ W f / Σ W over independent chains estimates E_p*[f] without the bias of
     chains at finite M and K, and the mean of W estimates the normaliser of p*. (The ratio of a candidate that a
     proposal drew is a factor of its weight, and no factor of the energy that the next step continues from.) With a

@@ -91,6 +91,7 @@ refuse_set() { # REASON VARIABLE ...: variables that would be ignored
 }
 
 budget_of() { # M: the option of a budget, which is TOKENS in place of M
+    case "$TOKENS" in *[!0-9]* | 0*) refuse "TOKENS is '$TOKENS'; set it to a whole number of tokens per problem" ;; esac
     if [ -n "$TOKENS" ]; then echo "--tokens $TOKENS"; else echo "--candidates $1"; fi
 }
 

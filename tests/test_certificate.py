@@ -63,7 +63,7 @@ def test_moves_are_counted_by_their_cuts() -> None:
     found = certificate(chain.trace)
     assert found and not found.exact and set(found.acceptance) == {0, 1, 2}
     assert all(0 < rate <= 1 for rate in found.acceptance.values())
-    assert "λ asks for a text that about 1 in" in str(found) and "of the moves were accepted" in str(found)
+    assert "moves are accepted with probability" in str(found) and "too few" in str(found)
 
 
 def test_particles_have_a_certificate_without_a_bound() -> None:
@@ -75,15 +75,25 @@ def test_particles_have_a_certificate_without_a_bound() -> None:
     assert np.mean([each.log_z for each in many if each]) == pytest.approx(LOG_Z, abs=0.05)
 
 
-def test_a_sentence_names_the_remedy_where_the_texts_are_too_few() -> None:
-    chain = drawn(refined(lifted(lambda text: 20 * liking(text)), lam=LAM, budget=30), 1)[0]
-    assert str(certificate(chain.trace)).endswith("raise λ or the budget")
+def test_a_sentence_names_the_remedy_and_no_distance_where_the_texts_are_too_few() -> None:
+    for reward, budget, said in (
+        (lambda text: 20 * liking(text), 30, "are too few"),
+        (lambda text: 20 * liking(text), 300, "as good as p* asks"),
+        (lambda text: 0.0, 300, "are equal, so rarer texts are unknown"),
+    ):
+        chain = drawn(refined(lifted(reward), lam=LAM, budget=budget), 1)[0]
+        found = str(certificate(chain.trace))
+        assert said in found and "total variation" not in found and found.endswith("raise λ or the budget")
+    sure = str(certificate(drawn(refined(lifted(liking), lam=LAM, budget=900), 1)[0].trace))
+    assert "as good as p* asks" in sure and "raise" not in sure
 
 
 def test_an_exact_sample_says_so_and_guided_chains_have_no_certificate() -> None:
     chains = drawn(exact(lifted(liking), lam=LAM, highest=1.8, limit=90), 20)
     said = {chain.exact: str(certificate(chain.trace)) for chain in chains}
     assert said[True].startswith("an exact sample of p*, accepted after")
+    walked = next(certificate(chain.trace) for chain in drawn(exact(lifted(liking), lam=LAM, highest=9.0, limit=9), 20))
+    assert walked and math.isnan(walked.log_z) and str(walked).startswith("not exact: ")
     guided = drawn(energy_guided(lifted(liking), candidates=2, rollouts=2, lam=LAM), 1)[0]
     assert certificate(guided.trace) is None and certificate(()) is None
 

@@ -58,7 +58,8 @@ def returning(values: Any) -> Callable[..., Any]:
         (returning(None), "()"),
         (returning([[0.0, 0.0], [0.0, 0.0]]), "(2, 2)"),
         (returning([[0.0], [0.0, 1.0]]), "ValueError"),
-        (returning(["good", "bad", "bad", "bad"]), "ValueError"),
+        (returning(["good", "bad", "bad", "bad"]), "a reward is text; return a number"),
+        (returning(["1", "0", "0", "1"]), "a reward is text; return a number"),
     ],
 )
 def test_a_bad_reward_is_named_with_its_problem_in_one_line(reward: Callable[..., Any], found: str) -> None:

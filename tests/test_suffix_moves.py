@@ -235,6 +235,20 @@ def test_a_rejected_text_that_is_lost_turns_the_law_red(monkeypatch: pytest.Monk
         check_law(outcomes(LETTERS, chains), law, level=LEVEL)
 
 
+def test_an_unfinished_cycle_that_counts_turns_the_law_red(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A walk that returns the text at which the tokens ran out."""
+    law = by_outcome(walk_of(LETTERS, budget=9, start=0.0).law())
+    returned = module._returned
+
+    def counted(chain: Chain, numbers: Any) -> Chain:
+        return returned(replace(chain, state=replace(chain.state, ends=(chain.state.end,) * 2)), numbers)
+
+    monkeypatch.setattr(module, "_returned", counted)
+    chains = chains_of(LETTERS, refined(lifted(liking), lam=LAM, budget=9, start=0.0), samples=10_000)
+    with pytest.raises(AssertionError):
+        check_law(outcomes(LETTERS, chains), law, level=LEVEL)
+
+
 def test_chains_are_equal_at_any_width_and_spend_the_budget() -> None:
     step = refined(lifted(liking), lam=LAM, budget=60, tries=2)
     alone, together = (chains_of(LETTERS, step, samples=40, width=width) for width in (1, 40))

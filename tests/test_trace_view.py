@@ -45,14 +45,27 @@ def move(before: float, after: float, choice: int) -> Step:
 
 
 def test_moves_show_their_cut_and_whether_they_were_accepted() -> None:
-    void = replace(step(["Two less"], [0.5], 0, done=True), cut=1)
-    shown = trace_text("Two less", None, [*TWO_STEPS, move(-2.0, 0.5, 1), move(0.5, -1.0, 0), void], COST)
-    assert "step 3, a move after boundary 1: accepted, r/λ -2.00 to 0.50: " in shown
-    assert "step 4, a move after boundary 1: rejected, r/λ 0.50 to -1.00\n" in shown
-    assert shown.endswith("step 5, a move after boundary 1: the budget ended it")
-    assert "step 4, a move after boundary 1 (of 5): rejected" in trace_html(
-        "Two less", None, [*TWO_STEPS, move(1.0, 2.0, 1), move(0.5, -1.0, 0), void], COST
-    )
+    void = replace(step(["Two less"], [0.5], 0, done=True), cut=0)
+    trace = [*TWO_STEPS, move(-2.0, 0.5, 1), move(0.5, -1.0, 0), void, step(["Two less"] * 3, [0.0] * 3, 1, done=True)]
+    shown = trace_text("Two less", None, trace, COST)
+    accepted = "step 3, the text after guide step 1 is redrawn: accepted (probability of acceptance 1.00), r/λ -2.00"
+    rejected = "is redrawn: rejected (probability of acceptance 0.22), r/λ 0.50 to -1.00"
+    for line in (
+        f"{accepted} to 0.50: 'less'\n",
+        f"{rejected}\n",
+        "step 5, the whole text is redrawn: the budget ended",
+    ):
+        assert line in shown
+    assert "\nstep 6, a choice among the ends of the last 3 cycles of moves: chose 2 of 3" in shown
+    page = trace_html("Two less", None, trace, COST)
+    assert f"{rejected}</summary>" in page.replace(" (of 6)", "")
+    rows = [cells for _, cells in Page(page).rows]
+    assert ["present", "more", "-2.00"] in rows and ["► redrawn", "less", "0.50"] in rows
+
+
+def test_the_last_step_is_shown_after_the_omitted_ones() -> None:
+    shown = trace_text("Two", None, [TWO_STEPS[0]] * (STEPS + 5), COST).splitlines()
+    assert shown[-2:-1] == ["… 4 more steps: see .trace"] and shown[-1].startswith(f"guide step {STEPS + 5}: ")
 
 
 class Page(HTMLParser):
@@ -164,7 +177,7 @@ def test_large_traces_are_cut_and_the_rest_is_counted() -> None:
     trace = [step([f"c{m}" for m in range(100)], weights, 0, rollouts=50)] * 100
     html = trace_html("c0", None, trace, COST)
     assert len(html) < 300_000
-    assert f"… {100 - STEPS} more steps" in html
+    assert f"… {100 - STEPS - 1} more steps" in html
     assert f"… {100 - CANDIDATES} more candidates" in html
     assert f"… {50 - ROLLOUTS} more" in html
     assert Page(html).rows[1] == ("chosen", ["► 1", "c0", "0.00", "0.01", ""])  # shown, though its weight is least

@@ -139,7 +139,7 @@ def confident_majority(extract: Extract, *, samples: int, share: float = 0.5) ->
         if not answered.any():
             return unweighed(chain, texts)
         sorted_down = np.sort(confidences[answered])[::-1]
-        voting = answered & (confidences >= sorted_down[math.ceil(share * len(sorted_down)) - 1])
+        voting = answered & (confidences >= sorted_down[math.ceil(share * len(sorted_down) - ROUNDING) - 1])
         with np.errstate(divide="ignore"):
             log_votes = np.where(voting, np.log(np.maximum(confidences, 0.0)), -np.inf)
         counts = weighted_votes(read, texts, log_votes)

@@ -113,8 +113,9 @@ class Method:
         return template.format(size=size, by=by, vote=_vote_weight(settings), **asdict(settings))
 
     def targeted(self, settings: MethodSettings) -> str:
-        """The target of the sampled text."""
-        return self.target.format(**asdict(settings))
+        """The target of the sampled text; with a reward of votes p* is that of the votes so far."""
+        votes = " of the votes" if settings.reward in COMPARING and self.target == "p*" else ""
+        return self.target.format(**asdict(settings)) + votes
 
     def key(self, name: str, settings: MethodSettings, size: int) -> str:
         """The method in the journal, such as `ets-8-rollouts=3-lam=0.1-…`."""
@@ -277,14 +278,14 @@ METHODS: dict[str, Method] = {
     ),
     "refined": Method(
         _refined,
-        "one step and suffix moves ({size} tokens)",
+        "refined ({size} tokens)",
         depends=("lam", "reward", "minimum"),
         votes=True,
         in_tokens=True,
     ),
     "adaptive-majority": Method(
         _adaptive_majority,
-        "majority voting until decided (at most {size})",
+        "adaptive majority voting (at most {size})",
         depends=(),
         at_most=True,
         target="mode of p_ref",

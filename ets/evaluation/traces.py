@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,8 +22,12 @@ from ets.weights import effective_sample_size
 
 
 def weighs_candidates(trace: Sequence[Step]) -> bool:
-    """Whether a chain's guide steps choose among weighed candidates, so that its trace shows more than its text."""
-    return len(trace) > 1 and any(len(step.candidates) > 1 for step in trace)
+    """Whether a chain's guide steps choose among weighed candidates, so that its trace shows more than its text.
+
+    A chain of suffix moves does not: its steps are accepted or rejected, as those of power sampling.
+    """
+    moves = any(step.cut is not None for step in trace)
+    return len(trace) > 1 and not moves and any(len(step.candidates) > 1 for step in trace)
 
 
 class Traces:
@@ -112,8 +117,9 @@ def compact_trace(trace: Sequence[Step]) -> dict[str, Any]:
 
 
 def effective_sizes(trace: Sequence[Step]) -> list[float]:
-    """The effective sample size of each guide step's weights."""
-    return [round(effective_sample_size(step.log_weights), 2) for step in trace]
+    """The effective sample size of each guide step's weights, up to the first suffix move."""
+    weighing = takewhile(lambda step: step.cut is None, trace)
+    return [round(effective_sample_size(step.log_weights), 2) for step in weighing]
 
 
 def _compact_step(step: Step, before: str, number: Callable[[str, str], int]) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ets.rewards.lifting import Same
-from ets.step import RewardError, require_positive
+from ets.step import RewardError, of_prefixes, require_positive
 from ets.types import Certainty, Chain, InputError, Problem, Reward, Text
 
 PROMPTS = 8
@@ -29,13 +29,14 @@ def likelihood(*, per_token: bool = False) -> Reward:
     ----------
     per_token : bool
         Divide by the number of tokens, the end token included, or for masked diffusion by the tokens of the canvas.
-        The undivided value favours short texts.
+        The undivided value favours short texts. It is a reward of prefixes (`ets.of_prefixes`): every token adds its
+        term.
     """
 
     def reward(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
         return [text.logp / (len(text.tokens) if per_token else 1) for text in rollouts]
 
-    return reward
+    return reward if per_token else of_prefixes(reward)
 
 
 def likelihood_ratio(model: str | Path | tuple[Any, Any] | Any, *, temperature: float = 1.0) -> LikelihoodRatio:

@@ -31,8 +31,7 @@ def test_every_table_is_a_command_of_all_methods_at_amounts(script: Any) -> None
         plan = evaluate.plan_of(options)
         evaluate._require_plan(plan)
         assert plan.settings.reward == table.reward and plan.settings.best_by is None
-        left_out = {"base", "ets-is"} | ({"ets-stopped"} if plan.settings.fixed_reward else set())
-        left_out |= {"beam"} if plan.asked.engine == "masked-diffusion" else set()
+        left_out = {"base", "ets-is", "beam"} | ({"ets-stopped"} if plan.settings.fixed_reward else set())
         assert set(evaluate.METHODS) - set(plan.methods) == left_out
         assert all(isinstance(budget, float) for budget in plan.budgets)
 

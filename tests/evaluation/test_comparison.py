@@ -339,7 +339,7 @@ def test_budgets_may_be_amounts(tmp_path: Path) -> None:
 
 def test_refined_spends_at_most_the_budget_in_tokens(tmp_path: Path) -> None:
     (last, vote), records = compared(tmp_path, ["refined"], [30.0], repeats=2)
-    assert last.label == "one step and suffix moves (30 tokens)" and vote.label == f"{last.label}, vote"
+    assert last.label == "refined (30 tokens)" and vote.label == f"{last.label}, vote"
     spent = [record["cost"]["generated"] for record in records.values()]
     assert len(spent) == 2 * COUNT and {key for key, _, _ in records} == {last.key}
     assert max(spent) <= 30 and last.cost["generated"] == fmean(spent) > 26  # a text has up to 4 tokens

@@ -49,11 +49,12 @@ def test_labels_name_the_size_and_the_settings_and_the_reward_of_best_of_n_where
 
 
 def test_targets_name_the_law_of_large_budgets() -> None:
-    found = {name: method.targeted(SETTINGS) for name, method in METHODS.items()}
+    found = {name: method.targeted(replace(SETTINGS, reward="likelihood")) for name, method in METHODS.items()}
     guided = [name for name, method in METHODS.items() if method.kind == "guided"]
     assert {found[name] for name in guided if name not in ("power", "adaptive-majority")} == {"p*"}
     assert found["power"] == "p_ref^4" and found["plain"] == "p_ref" and found["majority"] == "mode of p_ref"
     assert found["best-of-n"] == "argmax r" and found["greedy"] == found["beam"] == ""
+    assert METHODS["refined"].targeted(replace(SETTINGS, reward="majority")) == "p* of the votes"
 
 
 def test_every_name_is_a_method_and_unknown_ones_are_refused() -> None:
