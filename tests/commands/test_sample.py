@@ -236,3 +236,13 @@ def test_code_that_raises_on_import_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "own.py").write_text("raise RuntimeError('two\\nlines')\n")
     with pytest.raises(InputError, match="RuntimeError: two lines; give code"):
         named_reward(f"{tmp_path}/own.py:f", None)
+
+
+def test_a_reward_may_be_an_object_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = (
+        "from ets.rewards import process_reward",
+        "steps = process_reward(lambda prompt, steps: [0.5] * len(steps))",
+    )
+    (tmp_path / "own.py").write_text("\n".join(lines))
+    assert sampled("--reward", f"{tmp_path / 'own.py'}:steps") == 0
+    assert "guide step 1: chose" in capsys.readouterr().out

@@ -170,9 +170,7 @@ def test_a_damaged_checkpoint_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("template", "whole"), [(TEMPLATE, "uabacabb"), (None, "abacabb")])
-def test_in_a_chat_it_reads_the_raw_prompt_in_its_own_template_once(
-    tmp_path: Path, template: str | None, whole: str
-) -> None:
+def test_in_a_chat_it_reads_the_raw_prompt_and_one_template(tmp_path: Path, template: str | None, whole: str) -> None:
     """The template of the model that is sampled writes "cccabccc"; without a template a line break (read as "a", the
     tokenizer's unknown token) stands between prompt and text."""
     folder = saved(tmp_path, template=template)
