@@ -46,10 +46,12 @@ def test_a_run_leaves_a_folder_and_the_same_command_resumes(tmp_path: Path, caps
     assert main(command(folder)) == 0
     table = (folder / "table.md").read_text()
     assert table.strip() in capsys.readouterr().out
-    assert table.count("\n| ") == 2 + 4 + 1  # ETS has a second row, its vote
+    methods_table, curves = table.split("\n| k |")
+    assert methods_table.count("\n| ") == 2 + 4 + 1  # ETS has a second row, its vote
+    assert "maj@k" in curves.splitlines()[0]
     assert {path.name for path in folder.iterdir()} == {
-        "accuracy.png", "configuration.json", "journal.jsonl", "report.html", "summary.json", "table.md",
-        "traces.jsonl",
+        "accuracy.png", "configuration.json", "journal.jsonl", "pass_at_k.png", "report.html", "summary.json",
+        "table.md", "traces.jsonl",
     }  # fmt: skip
     journal = folder / "journal.jsonl"
     lines = journal.read_text().splitlines()
@@ -244,7 +246,7 @@ def test_a_fast_sampler_joins_a_folder_level_by_level_and_shows_its_target(
     folder, level_1 = tmp_path / "run", FAST | {"level": "1", "fast_remasking": "largest", "fast_threshold": "0.5"}
     assert main(diffusion_command(folder, methods="ets")) == 0
     shown = capsys.readouterr().out
-    assert "row-forwards" in shown and "target" not in shown
+    assert "row-forwards" in shown and "its target" not in shown
     targets = {"0": "its target is the fast sampler itself", "1": "its target is the exact model's token probabilities"}
     for options, level, finished in ((FAST, "0", 3), (level_1, "1", 6), (FAST | {"level": "0"}, "0", 9)):
         assert main(diffusion_command(folder, **options | {"methods": "ets,ets-is"})) == 0

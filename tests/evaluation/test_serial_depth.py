@@ -25,7 +25,7 @@ def test_depth_adds_up_the_longest_row_of_every_call(policy: Policy) -> None:
             continue
         depths: dict[int, int] = {}
         counted = Counted(policy)
-        step = metered(guided.step(Letters(), HYPER, 2), depths)
+        step = metered(guided.step(Letters(), HYPER, 20 if guided.in_tokens else 2), depths)
         chains = list(run(counted, step, problems, width=1, seed=0))
         assert sum(depths.values()) == counted.longest, name
         if name == "power":
