@@ -4,6 +4,7 @@ from ets.rewards.combining import Guarded, cached, guarded, weighted_sum
 from ets.rewards.lifting import Extract, TextReward, as_extract, remembering
 from ets.rewards.likelihood import entropy, likelihood, self_certainty
 from ets.rewards.reward_model import reward_model
+from ets.rewards.rows import RowReward
 from ets.rewards.self_consistency import agreement_share, majority, voters, votes, winner
 from ets.rewards.verifier import code_verifier, verifier
 from ets.step import Scoring, as_reward, per_text
@@ -11,6 +12,7 @@ from ets.step import Scoring, as_reward, per_text
 __all__ = [
     "Extract",
     "Guarded",
+    "RowReward",
     "Scoring",
     "TextReward",
     "agreement_share",
