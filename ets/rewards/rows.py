@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from ets.thinking import after_thinking
+from ets.thinking import after_thinking, begun
 from ets.types import Chain, InputError, Problem, Text, one_line
 
 T = TypeVar("T")
@@ -38,7 +38,9 @@ class RowReward:
         return [values[rollout.text] for rollout in rollouts]
 
     def _scored(self, problem: Problem, text: str) -> float:
-        return float(self.score(problem.doc, after_thinking(text, problem.thinking) or ""))
+        tags = problem.thinking
+        before = begun(problem.prompt, tags) if isinstance(problem.prompt, str) else ""
+        return float(self.score(problem.doc, after_thinking(before + text, tags) or ""))
 
     def require(self, problems: Iterable[Problem]) -> None:
         """Score an empty text of each problem; raises `InputError` for a row that lacks what the function reads."""

@@ -27,7 +27,7 @@ class Prompts:
 
     Parameters
     ----------
-    path : Path
+    path : str or Path
         A file of JSON lines. A row has `prompt` or `messages`, optionally `id` and `stop` (a list of strings), and any
         further fields. A reward sees the whole row as `problem.doc`.
     name : str, optional
@@ -40,8 +40,9 @@ class Prompts:
 
     answers = False
 
-    def __init__(self, path: Path, name: str = "", reward: str = "", packages: Sequence[str] = ()) -> None:
-        self.path, self.name, self.reward, self.packages = path, name or path.stem, reward, packages
+    def __init__(self, path: str | Path, name: str = "", reward: str = "", packages: Sequence[str] = ()) -> None:
+        self.path, self.reward, self.packages = Path(path), reward, packages
+        self.name = name or self.path.stem
 
     def problems(self, count: int | None = None, shots: int | None = None) -> list[Problem]:
         """The first `count` prompts, or all.

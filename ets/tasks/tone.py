@@ -32,7 +32,8 @@ def tone(row: Mapping[str, Any], text: str) -> float:
     if wanted not in TONES:
         raise InputError(f"tone is {wanted!r}; give positive or negative")
     sentences = [found for found in _SENTENCE.findall(text) if re.search(r"\w", found)]
-    scores = [_analyser().polarity_scores(sentence)["compound"] for sentence in sentences]
+    analyser = _analyser()  # read even for no sentence: before the first draw, when the rows are checked
+    scores = [analyser.polarity_scores(sentence)["compound"] for sentence in sentences]
     return TONES[wanted] * fmean(scores) if scores else 0.0
 
 
