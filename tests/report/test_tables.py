@@ -127,7 +127,7 @@ def test_a_cost_that_no_entry_has_is_no_column() -> None:
 
 
 def rewarded(method: str, mean: float, *, budget: int | None = 0) -> Entry:
-    """Without right answers: 200 rewards around a mean, and one-step, which is lower by 0.1 everywhere, as the rival."""
+    """Without right answers: 200 rewards around a mean, and a rival that is lower by 0.1 everywhere."""
     rewards = {problem: mean + 0.05 * (n % 3 - 1) for n, problem in enumerate(scores(1))}
     lower = {problem: value - 0.1 for problem, value in rewards.items()}
     rival = Rival("one-step ETS (6)", 100.0, {}, lower)
