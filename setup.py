@@ -11,7 +11,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["ets", "ets.*"]),
-    package_data={"ets": ["py.typed", "demo/assets/*/*", "templates/*"]},
+    package_data={"ets": ["py.typed", "demo/assets/*/*", "templates/*", "tasks/rows/*"]},
     install_requires=[
         "numpy>=2.0,<3",
         "torch>=2.8,<3",
@@ -36,6 +36,7 @@ setup(
         "endpoint": ["httpx2>=2,<3"],
         "gguf": ["gguf>=0.17,<1", "transformers>=5.19,<5.20"],  # its reader of metadata is new there
         "peft": ["peft>=0.18,<1"],
+        "real": ["vaderSentiment>=3.3,<4", "jsonschema>=4.20,<5"],  # rewards of ready tasks
         "docs": ["zensical>=0.0.73,<0.0.74", "mkdocstrings-python>=2.0.11,<3", "ruff>=0.14"],  # ruff sets signatures
         "dev": [
             "pytest>=8",

@@ -14,12 +14,21 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from ets.chat import Chat
 from ets.commands.chat import add_chat_arguments, chat_of
-from ets.evaluation.methods import METHODS, Method, MethodSettings, methods_named, require_able, require_settings
+from ets.evaluation.methods import (
+    METHODS,
+    Method,
+    MethodSettings,
+    methods_named,
+    require_able,
+    require_answers,
+    require_settings,
+)
 from ets.evaluation.setup import RunSettings, open_setup
 from ets.policies.registry import ENGINES, SETTINGS
 from ets.policies.settings import MAX_LENGTH, FastSampler, Weighing
 from ets.settings import add_flags, fields_of, flag, made
 from ets.step import require_counts
+from ets.tasks import Task, has_answers, task_named
 from ets.types import InputError
 
 if TYPE_CHECKING:
@@ -116,8 +125,12 @@ def _add_shared(parser: argparse.ArgumentParser, several: bool = False) -> None:
     add_chat_arguments(parser)
 
 
-def plan_of(options: argparse.Namespace) -> Plan:
-    """The plan of the options; raises `InputError` for options that do not fit each other."""
+def plan_of(options: argparse.Namespace, task: str = "") -> Plan:
+    """The plan of the options for one of their tasks, by default the first.
+
+    A task without right answers has a reward of its own, or the options name one; the rival at equal cost is then
+    one-step in place of majority. Raises `InputError` for options that do not fit each other or the task.
+    """
     given = {name: value for name, value in vars(options).items() if name in fields_of(*OWNERS)}
     candidates = given.pop("candidates", None)
     if candidates and options.budgets:
@@ -127,30 +140,52 @@ def plan_of(options: argparse.Namespace) -> Plan:
     for name in ("task", "model"):
         if not getattr(asked, name):
             raise InputError(f"{flag(name)} is not given; add it, for example {flag(name)} {_EXAMPLES[name]}")
+    tasks = tuple(_names(asked.task))
+    asked = replace(asked, task=task or tasks[0])
+    asks, against = task_named(asked.task), options.against
+    if not has_answers(asks):
+        given["reward"] = given.get("reward") or _reward_of(asks)
+        against = "one-step" if against == "majority" else against
     settings = made(MethodSettings, {**given, "candidates": int(max(candidates or (8,)))})
-    names = [name.strip() for name in options.methods.split(",")] if options.methods else _all_methods(asked, settings)
+    names = _names(options.methods) if options.methods else _all_methods(asked, settings, has_answers(asks))
     policy = {name: value for name, value in given.items() if name in fields_of(*SETTINGS, Weighing, FastSampler)}
     if settings.needs_certainty(names):
         policy["certainty"] = True
+    methods = methods_named([*names, *options.step])
+    require_answers(asks, methods, settings)
     return Plan(
         asked=asked,
         settings=settings,
         values=policy,
-        methods=methods_named([*names, *options.step]),
+        methods=methods,
         budgets=budgets,
         chat=chat_of(options),
-        tasks=tuple(name.strip() for name in asked.task.split(",")),
+        tasks=tasks,
+        against=against,
         **{name: getattr(options, name) for name in _PLAIN},
     )
 
 
 _EXAMPLES = {"task": "arithmetic", "model": "embedded"}
-_PLAIN = ("repeats", "samples", "sizes", "against", "traces", "results", "out", "scan_rollouts", "scan_guide_steps")
+_PLAIN = ("repeats", "samples", "sizes", "traces", "results", "out", "scan_rollouts", "scan_guide_steps")
 
 
-def _all_methods(asked: RunSettings, settings: MethodSettings) -> list[str]:
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",")]
+
+
+def _reward_of(task: Task) -> str:
+    """The reward of a task without right answers; raises `InputError` where it has none."""
+    reward: str = getattr(task, "reward", "")
+    if not reward:
+        raise InputError(f"the task {task.name} has no right answers; add --reward file.py:function")
+    return reward
+
+
+def _all_methods(asked: RunSettings, settings: MethodSettings, answers: bool) -> list[str]:
     """The methods that every policy of an engine has."""
     left_out = {"base", "ets-is"} | (set() if asked.engine == "transformers" else {"beam"})
+    left_out |= {name for name, method in METHODS.items() if method.answers and not answers}
     left_out |= {"greedy"} if asked.engine == "uniform-diffusion" else set()
     left_out |= {"ets-stopped"} if settings.fixed_reward else set()
     left_out |= set() if _records_certainty(asked.engine) else {"confident-majority"}
@@ -175,19 +210,19 @@ def execute(options: argparse.Namespace) -> None:
 
 def prepared(options: argparse.Namespace) -> list[tuple[Setup, Plan]]:
     """The setup of each task, all of them checked before the first one runs."""
-    plan = plan_of(options)
-    _require_plan(plan)
+    plans = [plan_of(options, task) for task in _names(getattr(options, "task", ""))]
+    for plan in plans:
+        _require_plan(plan)
     found = []
-    for task in plan.tasks:
-        asked = replace(plan.asked, task=task)
-        setup = open_setup(asked, plan.values, plan.settings, plan.methods, plan.chat)
+    for plan in plans:
+        setup = open_setup(plan.asked, plan.values, plan.settings, plan.methods, plan.chat)
         require_able(setup.policies, plan.methods, plan.budgets, setup.engine.currency)
         for method in plan.methods.values():
             if method.digest:
                 method.step(setup.task, setup.settings, 1)  # raises if the user's function makes no step function
-        found.append((setup, replace(plan, asked=asked)))
-    unused = [flag(name) for name in plan.values if name in fields_of(Weighing, FastSampler)]
-    if unused and "ets-is" not in plan.methods:
+        found.append((setup, plan))
+    unused = [flag(name) for name in plans[0].values if name in fields_of(Weighing, FastSampler)]
+    if unused and "ets-is" not in plans[0].methods:
         found[0][0].ranks.say(f"note: {', '.join(unused)}: no effect without the method ets-is")
     return found
 

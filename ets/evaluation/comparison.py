@@ -15,6 +15,7 @@ from ets.evaluation.pool import Choice, Sample, SamplePool, chosen, nearest
 from ets.evaluation.ratios import total_ratios
 from ets.evaluation.run import Drawing, Run
 from ets.evaluation.sizes import size_for
+from ets.tasks.task import has_answers
 from ets.types import InputError, Policy, Problem
 from ets.walk import lengths_of
 
@@ -60,7 +61,7 @@ class Entry:
     size : int
         Candidates, samples, particles or moves.
     scores : mapping of str to float
-        By problem: the mean grade of its samples.
+        By problem: the mean grade of its samples; empty for a task without right answers.
     cost : mapping of str to float
         Means per use of the method: `generated`, `positions`, `row_forwards`, `seconds`, `reward_seconds`, and `depth`,
         the tokens (for masked diffusion, the denoising steps) that are drawn one after the other.
@@ -295,10 +296,13 @@ class Comparison:
         shared: dict[str, Any] = {"cost": _means(rows), "draws": repeats, "key": key}
         target = method.targeted(self.settings)
         last = Entry(index, name, "last", label, size, ratios=ratios, target=target, **_graded(rows), **shared)
-        if not method.votes:
+        if not self._votes(method):
             return [last]
         voted = _graded([{"problem": record["problem"], **record["vote"]} for record in records])
         return [last, Entry(index, name, "vote", f"{label}, vote", size, target=VOTE_TARGET, **voted, **shared)]
+
+    def _votes(self, method: Method) -> bool:
+        return method.votes and has_answers(self.run.task)
 
     def _records(self, name: str, size: int, problems: Sequence[Problem], repeats: int) -> list[Record]:
         method = self.methods[name] if name in self.methods else METHODS[name]
@@ -309,7 +313,7 @@ class Comparison:
             label=method.labelled(self.settings, size),
             step=method.step(self.run.task, self.settings, size),
             policy=policy,
-            votes=method.votes,
+            votes=self._votes(method),
             weighed=weighed,
             clip=getattr(policy, "clip", None),
             reward=recorded_reward(method, self.run.task, self.settings),
@@ -380,7 +384,9 @@ def _graded(rows: Sequence[Record]) -> dict[str, Any]:
 
 
 def _scores(rows: Sequence[Record]) -> dict[str, float]:
-    """By problem, the mean grade of its samples."""
+    """By problem, the mean grade of its samples; empty if a row has none."""
+    if any(row["correct"] is None for row in rows):
+        return {}
     return _by_problem([(row["problem"], float(row["correct"])) for row in rows])
 
 

@@ -49,14 +49,15 @@ def curves(pooled: Sequence[Sample], *, seed: int = 0) -> list[CurvePoint]:
     Parameters
     ----------
     pooled : sequence of Sample
-        With equally many texts. Without any text there are no points.
+        With equally many texts. Without any text, or without right answers, there are no points.
     seed : int
         Of the random subsets.
     """
     grades: dict[str, list[Record]] = {}
     for sample in pooled:
         grades.setdefault(sample.problem.id, []).extend(sample.grades)
-    most = min(map(len, grades.values()), default=0)
+    answered = all(text["correct"] is not None for texts in grades.values() for text in texts)
+    most = min(map(len, grades.values()), default=0) if answered else 0
     points = []
     for k in [k for k in (2**n for n in range(most.bit_length())) if k < most] + [most] * (most > 0):
         passed = [pass_at(k, len(each), sum(bool(text["correct"]) for text in each)) for each in grades.values()]

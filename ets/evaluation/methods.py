@@ -17,7 +17,7 @@ from ets.settings import Guide, number_or, setting
 from ets.step import require_counts, require_positive, require_share, require_variety
 from ets.stopping import all_at_maximum
 from ets.suffix_moves import Plan, refined
-from ets.tasks.task import Task
+from ets.tasks.task import Task, has_answers
 from ets.types import InputError, Policy, Reward, StepFn
 from ets.walk import lengths_of
 
@@ -92,6 +92,8 @@ class Method:
     target : str
         The law that the method tends to as its budget grows, with the fields of `MethodSettings`; "" where there is
         none.
+    answers : bool
+        Whether the method reads answers, which a task of prompts has none of.
     """
 
     step: Callable[[Task, MethodSettings, int], StepFn]
@@ -106,6 +108,7 @@ class Method:
     law: str = ""
     digest: str = ""
     target: str = "p*"
+    answers: bool = False
 
     def labelled(self, settings: MethodSettings, size: int) -> str:
         template = (self.law == "ets-is" and settings.weighed_label) or self.label
@@ -233,16 +236,22 @@ _WEIGHED = ("rollouts", "lam", "pool", "reward", "minimum", "weighing")
 METHODS: dict[str, Method] = {
     "base": Method(_plain, _BASE, "averaged", (), law="base", target="p of the base row"),
     "plain": Method(_plain, "plain sampling (mean of {size})", "averaged", (), target="p_ref"),
-    "majority": Method(_majority, "majority voting ({size})", "among", (), target="mode of p_ref"),
+    "majority": Method(_majority, "majority voting ({size})", "among", (), target="mode of p_ref", answers=True),
     "confident-majority": Method(
         _confident_majority,
         "majority of the most confident {confident_share:.0%} ({size})",
         "among",
         (),
         target="mode of confident votes",
+        answers=True,
     ),
     "weighted-majority": Method(
-        _weighted_majority, "majority weighted by exp({vote} / {lam:g}) ({size})", "among", (), target="mode of p*"
+        _weighted_majority,
+        "majority weighted by exp({vote} / {lam:g}) ({size})",
+        "among",
+        (),
+        target="mode of p*",
+        answers=True,
     ),
     "best-of-n": Method(_best_of_n, "best of {size}{by}", "among", (), target="argmax r"),
     "one-step": Method(_one_step, "one-step ETS ({size})", "among"),
@@ -269,6 +278,7 @@ METHODS: dict[str, Method] = {
         votes=True,
         samples=lambda settings: 1.0 * settings.rollouts,
         at_candidates=True,
+        answers=True,
     ),
     "retained": Method(
         _retained,
@@ -289,6 +299,7 @@ METHODS: dict[str, Method] = {
         depends=(),
         at_most=True,
         target="mode of p_ref",
+        answers=True,
     ),
     "lookahead": Method(
         _lookahead,
@@ -396,6 +407,20 @@ def require_settings(methods: Mapping[str, Method], settings: MethodSettings, si
             sized = ", ".join(name for name, method in METHODS.items() if method.kind in ("among", "averaged"))
             raise InputError(f"sizes names the method {name!r}, which draws no N samples; choose from {sized}")
         require_counts(**{f"the size of {name}": size})
+
+
+def require_answers(task: Task, methods: Mapping[str, Method], settings: MethodSettings) -> None:
+    """Raise `InputError` for a method or a reward that compares answers, where the task has none."""
+    if has_answers(task):
+        return
+    none = f"compares answers, and the task {task.name} has none"
+    for name, method in methods.items():
+        if method.answers:
+            raise InputError(f"the method {name} {none}; leave it out")
+    rewards = {"reward": settings.reward, "best_by": settings.best_by if "best-of-n" in methods else None}
+    for name, reward in rewards.items():
+        if reward in COMPARING:
+            raise InputError(f"{name} is {reward!r}, which {none}; name a reward of texts, such as file.py:function")
 
 
 def require_able(

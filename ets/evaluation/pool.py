@@ -188,7 +188,7 @@ class SamplePool:
             {**self.run.graded(chain.problem, draw.text.text), **_draw_values(draw), **rewarded}
             for draw, rewarded in zip(draws, rewards, strict=True)
         ]
-        return {"texts": texts, "correct": float(np.mean([text["correct"] for text in texts]))}
+        return {"texts": texts, "correct": _mean_grade([text["correct"] for text in texts])}
 
     def _joined(self, problem: Problem, sample: int, count: int, parts: Sequence[Record]) -> Sample:
         draws, grades, costs, total = list[Draw](), list[Record](), list[Cost](), Cost()
@@ -203,6 +203,10 @@ class SamplePool:
                 draws.append(_draw(text))
                 grades.append(text)
         return Sample(problem, sample, tuple(draws[:count]), tuple(grades[:count]), tuple(costs[:count]))
+
+
+def _mean_grade(grades: Sequence[bool | None]) -> float | None:
+    return None if None in grades else float(np.mean([bool(grade) for grade in grades]))
 
 
 def nearest(costs: Floats, amount: float) -> int:
@@ -257,8 +261,8 @@ class Choice:
 
     Parameters
     ----------
-    correct : float
-        The expected grade of the chosen text, over the randomness of the choice.
+    correct : float, optional
+        The expected grade of the chosen text, over the randomness of the choice, where there are right answers.
     scores : mapping of str to float
         The expected further scores.
     samples : int
@@ -270,7 +274,7 @@ class Choice:
         The expected reward of the chosen text, where the records have rewards.
     """
 
-    correct: float
+    correct: float | None
     scores: dict[str, float]
     samples: int
     cost: Cost
@@ -297,7 +301,7 @@ def chosen(step: StepFn, pooled: Sample, seed: int) -> Choice:
         return min(1.0, float(weights @ np.asarray(values, float)))
 
     return Choice(
-        correct=expected([each["correct"] for each in grades]),
+        correct=None if grades[0]["correct"] is None else expected([each["correct"] for each in grades]),
         scores={name: expected([each["scores"][name] for each in grades]) for name in grades[0]["scores"]},
         samples=count,
         cost=pooled.costs[count - 1] + rewarding,

@@ -1,4 +1,7 @@
-"""The progress bar of a run: finished problems, accuracy, speed, and the time left; several threads may use it."""
+"""The progress bar of a run: finished problems, accuracy or mean reward, speed, time left.
+
+Several threads may use it.
+"""
 
 from __future__ import annotations
 
@@ -49,6 +52,8 @@ class Progress:
     ) -> None:
         self.problems, self.samples, self.texts, self.policies = problems, samples, texts, policies
         self.right: dict[str, list[float]] = {}
+        self.rewards: list[float] = []  # of texts without a grade
+        self._answered = True
         self._lock = threading.RLock()
         for record in known:
             self._note(record)
@@ -88,7 +93,11 @@ class Progress:
             self._bar.update()
 
     def _note(self, record: Record) -> None:
-        self.right.setdefault(record["problem"], []).append(float(record["correct"]))
+        self.right.setdefault(record["problem"], []).append(float(record["correct"] or 0))
+        if record["correct"] is None:
+            self._answered = False
+            rewards = [text.get("reward") for text in record.get("texts", [record])]
+            self.rewards += [reward for reward in rewards if reward is not None]
 
     @property
     def _generated(self) -> int:
@@ -107,7 +116,9 @@ class Progress:
         self._described, self._stale = time.monotonic(), False
         done = sum(len(values) >= self.samples for values in self.right.values())
         parts = [f"{done}/{self.problems} problems"]
-        if self.right:
+        if self.rewards:
+            parts.append(f"mean reward {fmean(self.rewards):.3f}")
+        if self.right and self._answered:
             found = accuracy([fmean(values) for values in self.right.values()], self.samples * self.texts)
             parts.append(f"accuracy {found.mean:.1%} ({found.low:.1%} to {found.high:.1%})")
         seconds = self._described - self._begun

@@ -20,7 +20,7 @@ from ets.groups import run_in_groups
 from ets.readouts import vote
 from ets.runner import run
 from ets.step import score
-from ets.tasks.task import Slow, Task
+from ets.tasks.task import Slow, Task, has_answers
 from ets.types import Chain, Policy, Problem, Reward, StepFn, Text
 
 
@@ -202,7 +202,9 @@ class Run:
         }
 
     def graded(self, problem: Problem, text: str) -> dict[str, Any]:
-        """A text with its answer, whether it is correct, and its further scores."""
+        """A text with its answer, whether it is correct, and its further scores; None where there are no answers."""
+        if not has_answers(self.task):
+            return {"answer": None, "correct": None, "scores": {}, "text": text}
         return {
             "answer": self.task.extract(problem, text),
             "correct": bool(self.task.grade(problem, text)),

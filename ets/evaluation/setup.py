@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 from ets import __version__
 from ets.chat import Chat, ChatTemplate, kind_of
 from ets.evaluation.methods import METHODS, MethodSettings
-from ets.own_code import code_digest
+from ets.own_code import code_digest, named_object
 from ets.policies.registry import EngineEntry, engine_named, law_of, own_policy, policy_of
 from ets.policies.settings import FastSampler, Sampling, Weighing
 from ets.policies.weighed import weighed_policy
+from ets.rewards import RowReward
 from ets.settings import boolean, fields_of, setting
 from ets.types import InputError, Policy
 
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
     from ets.tasks import Task
     from ets.types import Problem
 
-_TASKS = "math500, gsm8k, humaneval, gpqa or aime24; arithmetic or sums, the embedded problems; or file.py:name"
+_TASKS = (
+    "math500, gsm8k, humaneval, gpqa or aime24; arithmetic or sums, the embedded problems; prompts with a reward from "
+    "prompts.jsonl, or tone, without-letter, exact-length, must-contain, json-schema, instructions; or file.py:name"
+)
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,7 @@ def open_setup(
         settings = replace(settings, weighing=weighed.description, weighed_label=weighed.label)
         targets |= {"ets-is": weighed.target} if weighed.target else {}
     problems, chat = _problems(task, asked, checkpoint, chat)
+    _require_rows(settings, problems)
     for each in policies.values():
         each.start(problems)  # a prompt that does not fit is named before the weights are loaded
     if settings.minimum is None:
@@ -203,6 +208,14 @@ def _problems(
     if template is None:
         return list(problems), None
     return [template.problem(problem) for problem in problems], template.chat
+
+
+def _require_rows(settings: MethodSettings, problems: Sequence[Problem]) -> None:
+    """Raise `InputError` for a row that lacks what a reward of rows reads, before the weights are loaded."""
+    for name in filter(None, {settings.reward, settings.best_by}):
+        reward = named_object(name, "reward") if ":" in name else None
+        if isinstance(reward, RowReward):
+            reward.require(problems)
 
 
 def _template(checkpoint: Checkpoint | None, chat: Chat) -> ChatTemplate:

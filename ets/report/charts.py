@@ -108,7 +108,7 @@ def _scales(
 
 def _ticks(low: float, high: float) -> list[float]:
     """Four to eight round numbers around the range."""
-    span = max(high - low, 1e-9 + abs(high) / 10)
+    span = max(high - low, abs(high) / 10) or 1.0
     unit = 10 ** math.floor(math.log10(span / 3))
     step = next(unit * n for n in (1, 2, 5, 10) if span / (unit * n) <= 6)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from statistics import quantiles
 from typing import Any
 
@@ -10,13 +11,16 @@ from ets.evaluation.comparison import Entry
 from ets.evaluation.curves import CurvePoint
 from ets.evaluation.intervals import Accuracy
 from ets.report.charts import Axes, Point, Series
-from ets.report.tables import COSTS, Setting, interval
+from ets.report.tables import COSTS, Setting, by_reward, interval, reward_interval
 
-ACCURACY = "accuracy (%) with 95% interval"
+ACCURACY, REWARD = "accuracy (%) with 95% interval", "mean reward with 95% interval"
 
 
-def compared_accuracy(entries: Sequence[Entry], setting: Setting) -> tuple[Axes, list[Series]]:
-    """A line for each method and readout; the readouts of a method share a colour, and all but `last` are dashed."""
+def compared(entries: Sequence[Entry], setting: Setting) -> tuple[Axes, list[Series]]:
+    """A line for each method and readout, by accuracy or by mean reward.
+
+    The readouts of a method share a colour, and all but `last` are dashed.
+    """
     lines: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
         lines.setdefault((entry.method, entry.readout), []).append(entry)
@@ -24,19 +28,19 @@ def compared_accuracy(entries: Sequence[Entry], setting: Setting) -> tuple[Axes,
     series = [
         Series(
             method if readout == "last" else f"{method}, {readout}",
-            [_entry_point(entry.cost[setting.currency], entry, setting) for entry in members],
+            _entry_points([(entry.cost[setting.currency], entry) for entry in members], setting),
             dashed=readout != "last",
             look=methods.index(method),
         )
         for (method, readout), members in lines.items()
     ]
-    return Axes(f"{COSTS[setting.currency]} per problem (log scale)", ACCURACY, log=True, top=100), series
+    return _axes(f"{COSTS[setting.currency]} per problem (log scale)", entries), series
 
 
 def scaling(name: str, values: Sequence[tuple[float, Entry]], setting: Setting) -> tuple[Axes, list[Series]]:
     """ETS against one of M, K and I."""
-    axes = Axes(f"{name} (log scale)", ACCURACY, log=True, exact=True, top=100)
-    return axes, [Series("ETS", [_entry_point(x, entry, setting) for x, entry in values])]
+    axes = replace(_axes(f"{name} (log scale)", [entry for _, entry in values]), exact=True)
+    return axes, [Series("ETS", _entry_points(values, setting))]
 
 
 def sample_curves(points: Sequence[CurvePoint]) -> tuple[Axes, list[Series]]:
@@ -73,9 +77,21 @@ def _quartiles(number: int, sizes: Sequence[float]) -> Point:
     return Point(number, middle, low, high, f"{len(sizes)} chains at guide step {number}")
 
 
-def _entry_point(x: float, entry: Entry, setting: Setting) -> Point:
-    spent = f"{entry.cost[setting.currency]:,.0f}"
-    return _point(x, interval(entry), f"{entry.label}, {spent} {COSTS[setting.currency]}", spent)
+def _axes(x: str, entries: Sequence[Entry]) -> Axes:
+    return Axes(x, REWARD, log=True) if by_reward(entries) else Axes(x, ACCURACY, log=True, top=100)
+
+
+def _entry_points(values: Sequence[tuple[float, Entry]], setting: Setting) -> list[Point]:
+    """The points of some entries; an entry without a finite mean reward has none where rewards are compared."""
+    points, rewarded = [], by_reward([entry for _, entry in values])
+    for x, entry in values:
+        spent = f"{entry.cost[setting.currency]:,.0f}"
+        note = f"{entry.label}, {spent} {COSTS[setting.currency]}"
+        if not rewarded:
+            points.append(_point(x, interval(entry), note, spent))
+        elif mean := reward_interval(entry):
+            points.append(Point(x, mean.mean, mean.low, mean.high, note, spent))
+    return points
 
 
 def _point(x: float, share: Accuracy, note: str, label: str = "") -> Point:

@@ -19,8 +19,8 @@ from ets.evaluation.curves import curve_of
 from ets.evaluation.journal import require_version
 from ets.evaluation.traces import read_traces
 from ets.report.charts import Axes, Series, chart
-from ets.report.figures import compared_accuracy, effective_size_series, sample_curves, scaling
-from ets.report.tables import Setting
+from ets.report.figures import compared, effective_size_series, sample_curves, scaling
+from ets.report.tables import Setting, by_reward
 from ets.templates import as_text, render
 from ets.trace_view import elide
 from ets.types import InputError
@@ -34,7 +34,8 @@ PACKED = 700_000
 """The most characters of packed traces; unless the whole texts are requested, texts are shortened until they fit."""
 LIMITS = (20_000, 4_000, 1_000, 400, 160, 60, 24)
 """Limits of a text's characters, tried one after the other."""
-COST, EFFECTIVE, SAMPLES = "Accuracy against cost", "Effective sample size", "Complete samples: pass@k and maj@k"
+ACCURACY, REWARD = "Accuracy against cost", "Mean reward against cost"
+EFFECTIVE, SAMPLES = "Effective sample size", "Complete samples: pass@k and maj@k"
 
 
 def write_report(folder: Path, *, whole: bool = False) -> Path:
@@ -102,7 +103,7 @@ def _report(folder: Path, whole: bool) -> str:
     require_version(content, folder)
     entries, setting = [entry_of(entry) for entry in content["entries"]], Setting(**content["setting"])
     records, guided = _records(folder / "journal.jsonl"), _guided(content["entries"])
-    figures = {COST: compared_accuracy(entries, setting)}
+    figures = {REWARD if by_reward(entries) else ACCURACY: compared(entries, setting)}
     for name, values in content["panels"].items():
         figures[f"Scaling in {name}"] = scaling(name, [(x, entry_of(entry)) for x, entry in values], setting)
     figures[SAMPLES] = sample_curves(list(map(curve_of, content["curves"])))
@@ -127,7 +128,9 @@ def _graded_traces(folder: Path, records: Sequence[Stored], labels: Mapping[str,
     traces = [trace for trace in read_traces(folder) if trace["method"] in labels]
     places = {key: place for place, key in enumerate(labels)}
     return [
-        trace | {name: record[name] for name in ("answer", "correct", "valid")} | {"label": labels[trace["method"]]}
+        trace
+        | {name: record[name] for name in ("answer", "correct", "valid", "reward") if name in record}
+        | {"label": labels[trace["method"]]}
         for trace in sorted(traces, key=lambda trace: places[trace["method"]])
         if (record := known.get((trace["method"], trace["problem"])))
     ]

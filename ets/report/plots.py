@@ -10,8 +10,8 @@ from typing import Any
 from ets.evaluation.comparison import Entry
 from ets.evaluation.curves import CurvePoint
 from ets.report.charts import COLOURS, Axes, Series
-from ets.report.figures import compared_accuracy, sample_curves, scaling
-from ets.report.tables import COSTS, Setting, interval
+from ets.report.figures import REWARD, compared, sample_curves, scaling
+from ets.report.tables import COSTS, Setting, by_reward, interval, reward_interval
 from ets.types import InputError
 
 
@@ -22,26 +22,30 @@ def require_matplotlib() -> None:
 
 
 def plot_accuracies(entries: Sequence[Entry], setting: Setting, path: Path) -> None:
-    """Write a PNG with a bar for each entry: its score, the 95% interval and the cost per problem."""
+    """Write a PNG with a bar for each entry: its score or mean reward, the 95% interval and the cost per problem."""
+    rewarded = by_reward(entries)
+    found = [(entry, reward_interval(entry) if rewarded else interval(entry)) for entry in entries]
+    entries, scale = [entry for entry, share in found if share], 1 if rewarded else 100
+    shares = [share for _, share in found if share]
     figure, axes = _figure(8, 1.2 + 0.6 * len(entries))
-    shares = [interval(entry) for entry in entries]
-    means = [100 * share.mean for share in shares]
-    spread = [100 * (s.mean - s.low) for s in shares], [100 * (s.high - s.mean) for s in shares]
+    means = [scale * share.mean for share in shares]
+    spread = [scale * (s.mean - s.low) for s in shares], [scale * (s.high - s.mean) for s in shares]
     colours = [COLOURS[0] if entry.method.startswith("ets") else "#a0aec0" for entry in entries]
     costs = [f"{e.cost['generated']:,.0f} tokens, {e.cost['positions']:,.0f} positions per problem" for e in entries]
     labels = [f"{entry.label}\n{cost}" for entry, cost in zip(entries, costs, strict=True)]
     axes[0].barh(labels, means, xerr=spread, color=colours, capsize=4, height=0.6)
-    axes[0].set_xlim(0, 100)
-    axes[0].set_xlabel(f"accuracy ({setting.score}, %) with 95% interval")
+    if not rewarded:
+        axes[0].set_xlim(0, 100)
+    axes[0].set_xlabel(REWARD if rewarded else f"accuracy ({setting.score}, %) with 95% interval")
     axes[0].set_title(f"{setting.task}: {setting.model}", parse_math=False)
     axes[0].invert_yaxis()
     figure.savefig(path, dpi=150)
 
 
 def plot_accuracy_by_cost(entries: Sequence[Entry], setting: Setting, path: Path) -> None:
-    """Write a PNG: accuracy with its 95% interval against cost on a log scale, a line for each method and readout."""
+    """Write a PNG: accuracy or mean reward with its 95% interval against cost, a line for each method and readout."""
     figure, axes = _figure(9, 5.5)
-    _draw(axes[0], *compared_accuracy(entries, setting))
+    _draw(axes[0], *compared(entries, setting))
     axes[0].set_title(f"{setting.task}: {setting.model}", parse_math=False)
     axes[0].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False, fontsize="small")
     figure.savefig(path, dpi=150)

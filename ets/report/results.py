@@ -14,7 +14,7 @@ from ets.evaluation.journal import VERSION
 from ets.evaluation.ratios import without_nan
 from ets.report.page import SUMMARY, write_report
 from ets.report.plots import plot_accuracies, plot_accuracy_by_cost, plot_curves, plot_scaling
-from ets.report.tables import Setting, markdown
+from ets.report.tables import Setting, by_reward, markdown
 
 
 def write_results(
@@ -38,7 +38,8 @@ def write_results(
     (folder / SUMMARY).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     (folder / "table.md").write_text(f"{text}\n", encoding="utf-8")
     one = len({entry.budget for entry in entries if entry.budget is not None}) < 2
-    plot, name = (plot_accuracies, "accuracy.png") if one else (plot_accuracy_by_cost, "accuracy_by_cost.png")
+    plot, name = (plot_accuracies, "{}.png") if one else (plot_accuracy_by_cost, "{}_by_cost.png")
+    name = name.format("reward" if by_reward(entries) else "accuracy")
     plot(entries, setting, folder / name)
     if len(points) > 1:
         plot_curves(points, setting, folder / "pass_at_k.png")

@@ -99,47 +99,62 @@ def head(setting: Setting) -> str:
     return setting.reward and f"Reward of all rows: {setting.reward}"
 
 
+def by_reward(entries: Sequence[Entry]) -> bool:
+    """Whether the task has no right answers, so that the mean reward compares its entries."""
+    return not any(entry.scores for entry in entries)
+
+
 def table(entries: Sequence[Entry], setting: Setting) -> str:
     """A Markdown table: targets, scores and rewards, each with its difference from `against` at equal cost, costs."""
     costs = {name: title for name, title in COSTS.items() if any(entry.cost[name] >= 0.005 for entry in entries)}
     columns: dict[str, list[str]] = {
         "method": [entry.label for entry in entries],
         "target": [entry.target for entry in entries],
-        setting.score: [f"{interval(entry).mean:.1%}" for entry in entries],
-        "95% interval": [f"{interval(entry).low:.1%} to {interval(entry).high:.1%}" for entry in entries],
     }
-    rewarded, rival = any(entry.rewards for entry in entries), f"minus {setting.against} at equal cost"
-    if setting.against:
+    graded, rival = not by_reward(entries), f"minus {setting.against} at equal cost"
+    if graded:
+        shares = [interval(entry) for entry in entries]
+        columns[setting.score] = [f"{share.mean:.1%}" for share in shares]
+        columns["95% interval"] = [f"{share.low:.1%} to {share.high:.1%}" for share in shares]
+    if graded and setting.against:
         columns[f"{rival}, points"] = [_difference(entry) for entry in entries]
-    if rewarded:
+    if any(entry.rewards for entry in entries):
         columns["mean reward"] = [_mean_reward(entry) for entry in entries]
-    if rewarded and setting.against:
-        columns[f"{rival}, reward"] = [_reward_difference(entry) for entry in entries]
+        if setting.against:
+            columns[f"{rival}, reward"] = [_reward_difference(entry, named=not graded) for entry in entries]
     for name, title in costs.items():
         columns[title] = [f"{each.cost[name]:,.{2 if 'seconds' in name else 0}f}" for each in entries]
     return aligned([tuple(columns), *zip(*columns.values(), strict=True)])
 
 
 def _difference(entry: Entry) -> str:
-    if entry.rival is None:
-        return ""
-    return f"{points(paired_difference(entry.scores, entry.rival.scores))}, {entry.rival.label}"
+    difference = _paired_scores(entry)
+    return f"{points(difference)}, {entry.rival.label}" if difference and entry.rival else ""
+
+
+def _paired_scores(entry: Entry) -> Difference | None:
+    return paired_difference(entry.scores, entry.rival.scores) if entry.rival else None
 
 
 def _mean_reward(entry: Entry) -> str:
-    """The mean with a 95% interval, by a bootstrap over problems; without an interval if a reward is -inf."""
-    if not entry.rewards:
+    """The mean with a 95% interval; without an interval if a reward is -inf."""
+    mean = reward_interval(entry)
+    return _rewards(mean) if mean else "-inf" if entry.rewards else ""
+
+
+def _reward_difference(entry: Entry, named: bool) -> str:
+    difference = _paired_rewards(entry)
+    if difference is None or entry.rival is None:
         return ""
-    if any(map(math.isinf, entry.rewards.values())):
-        return "-inf"
-    return _rewards(paired_difference(entry.rewards, dict.fromkeys(entry.rewards, 0.0)))
+    return _rewards(difference, "+") + (f", {entry.rival.label}" if named else "")
 
 
-def _reward_difference(entry: Entry) -> str:
+def _paired_rewards(entry: Entry) -> Difference | None:
+    """The difference of the mean rewards of an entry and its rival; None without rewards, or with one of -inf."""
     rewards, others = entry.rewards, entry.rival.rewards if entry.rival else {}
     if not (rewards and others) or any(map(math.isinf, (*rewards.values(), *others.values()))):
-        return ""
-    return _rewards(paired_difference(rewards, others), "+")
+        return None
+    return paired_difference(rewards, others)
 
 
 def _rewards(difference: Difference, sign: str = "") -> str:
@@ -182,6 +197,13 @@ def aligned(cells: Sequence[tuple[str, ...]]) -> str:
     return "\n".join([padded(cells[0]), rule, *map(padded, cells[1:])])
 
 
+def reward_interval(entry: Entry) -> Difference | None:
+    """The mean reward with its interval, by a bootstrap over problems; None without rewards, or with one of -inf."""
+    if not entry.rewards or any(map(math.isinf, entry.rewards.values())):
+        return None
+    return paired_difference(entry.rewards, dict.fromkeys(entry.rewards, 0.0))
+
+
 def interval(entry: Entry) -> Accuracy:
     """Accuracy over problems; a little too wide where scores are expectations over a method's choice."""
     return accuracy(list(entry.scores.values()), entry.draws)
@@ -195,14 +217,15 @@ def points(difference: Difference) -> str:
 
 
 def summary(entries: Sequence[Entry], setting: Setting) -> str:
-    """List the methods that are better, worse, or not significantly different at equal cost.
+    """List the methods that are better, worse, or not significantly different at equal cost, by score or by reward.
 
     A label names the ratio of costs where the costs differ by more than a tenth.
     """
     verdicts: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
+    rewarded = by_reward(entries)
     for entry in entries:
-        if entry.rival is not None:
-            found = paired_difference(entry.scores, entry.rival.scores)
+        found = _paired_rewards(entry) if rewarded else _paired_scores(entry)
+        if found and entry.rival:
             verdict = "open" if not found.significant else "better" if found.mean > 0 else "worse"
             ratio = entry.cost[setting.currency] / entry.rival.cost
             unequal = f" (at {ratio:.2f} times its {COSTS[setting.currency]})" if abs(ratio - 1) > UNEQUAL else ""

@@ -6,6 +6,7 @@ from ets.rewards.likelihood import entropy, likelihood, likelihood_ratio, self_c
 from ets.rewards.process_reward import process_reward
 from ets.rewards.remote import endpoint, judge, verdict
 from ets.rewards.reward_model import reward_model
+from ets.rewards.rows import RowReward
 from ets.rewards.self_consistency import agreement_share, majority, voters, votes, winner
 from ets.rewards.verifier import code_verifier, verifier
 from ets.step import Scoring, as_reward, per_text
@@ -13,6 +14,7 @@ from ets.step import Scoring, as_reward, per_text
 __all__ = [
     "Extract",
     "Guarded",
+    "RowReward",
     "Scoring",
     "TextReward",
     "agreement_share",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from importlib import import_module
 from pathlib import Path
 from traceback import extract_tb
@@ -15,7 +15,8 @@ from ets.tasks.arithmetic import Arithmetic, Sums
 from ets.tasks.gpqa import Gpqa
 from ets.tasks.gsm8k import Gsm8k
 from ets.tasks.math500 import Math500
-from ets.tasks.task import Benchmark, Task
+from ets.tasks.prompts import Prompts, ready
+from ets.tasks.task import Benchmark, Task, has_answers
 from ets.types import InputError, one_line
 
 
@@ -32,13 +33,34 @@ TASKS: dict[str, Callable[[], Task]] = {
     "gpqa": Gpqa,
     "humaneval": _humaneval,
     "aime24": Aime24,
+    "tone": partial(ready, "tone", "vaderSentiment"),
+    "without-letter": partial(ready, "without-letter"),
+    "exact-length": partial(ready, "exact-length"),
+    "must-contain": partial(ready, "must-contain"),
+    "json-schema": partial(ready, "json-schema", "jsonschema"),
+    "instructions": partial(ready, "instructions"),
 }
 
-__all__ = ["TASKS", "Aime24", "Arithmetic", "Benchmark", "Gpqa", "Gsm8k", "Math500", "Sums", "Task", "task_named"]
+__all__ = [
+    "TASKS",
+    "Aime24",
+    "Arithmetic",
+    "Benchmark",
+    "Gpqa",
+    "Gsm8k",
+    "Math500",
+    "Prompts",
+    "Sums",
+    "Task",
+    "has_answers",
+    "task_named",
+]
 
 
 def task_named(name: str) -> Task:
-    """Return the task of a name in `TASKS`, or the object or class that `module:name` or `file.py:name` names.
+    """Return the task of a name in `TASKS`, of a file of prompts, or of `module:name` or `file.py:name`.
+
+    A name that ends in `.jsonl` is a file of prompts, see `Prompts`; `file.py:name` names an object or a class.
 
     Raises
     ------
@@ -46,10 +68,13 @@ def task_named(name: str) -> Task:
         For an unknown name, code that cannot be imported, or an object that is no task. An error in a function of a
         user's task becomes an InputError too.
     """
+    if name.endswith(".jsonl"):
+        return Prompts(Path(name))
     if ":" in name:
         return _own(name)
     if name not in TASKS:
-        raise InputError(f"unknown task {name!r}; choose from {', '.join(TASKS)}, or name your own as file.py:name")
+        own = "a file of prompts (.jsonl), or file.py:name"
+        raise InputError(f"unknown task {name!r}; choose from {', '.join(TASKS)}, {own}")
     return TASKS[name]()
 
 

@@ -13,7 +13,10 @@ from ets.types import InputError, Problem
 
 
 class Task(Protocol):
-    """A benchmark: its problems, the answer in a text, and whether an answer is right."""
+    """A benchmark: its problems, the answer in a text, and whether an answer is right.
+
+    A task with an attribute `answers = False` has no right answers (`has_answers`).
+    """
 
     @property
     def name(self) -> str: ...
@@ -29,6 +32,11 @@ class Task(Protocol):
     def grade(self, problem: Problem, text: str) -> bool:
         """Whether the text solves the problem."""
         ...
+
+
+def has_answers(task: Task) -> bool:
+    """Whether the task's problems have right answers; without them the mean reward compares the methods."""
+    return bool(getattr(task, "answers", True))
 
 
 def opened_in(problem: Problem, tags: Tags | None) -> str:

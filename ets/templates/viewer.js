@@ -15,6 +15,7 @@ async function unpacked(letters) {
 }
 
 const number = (value) => (value === null ? "−∞" : value.toFixed(2).replace("-", "−"));
+const reward = (value) => (value === undefined ? "none" : number(value));
 
 /** A text with only its beginning shown, and a button for the rest. */
 function text(content) {
@@ -95,6 +96,7 @@ function verdict(trace) {
   if (trace.correct === undefined) return [];
   const graded = trace.correct >= 1 ? "right" : trace.correct > 0 ? `score ${trace.correct}` : "wrong";
   const valid = trace.valid ? "" : "; every weight was zero at the end, so this is no sample of p*";
+  if (trace.correct === null) return [make("p", {}, "Reward: ", make("b", {}, reward(trace.reward)), valid)];
   return [make("p", {}, "Answer: ", make("b", {}, trace.answer ?? "none"), ` (${graded}${valid})`)];
 }
 

@@ -328,6 +328,21 @@ def test_in_a_browser_a_comparison_leads_from_method_to_method(tmp_path: Path) -
 
 
 @needs_browser
+@pytest.mark.parametrize(("reward", "shown"), [({"reward": -0.25}, "−0.25"), ({"reward": None}, "−∞"), ({}, "none")])
+def test_in_a_browser_a_text_without_a_grade_has_its_reward(
+    reward: dict[str, float | None], shown: str, tmp_path: Path
+) -> None:
+    records = [{**record("ets-2", "p0", ""), "answer": None, "correct": None, **reward}]
+    entries = [entry("ets", 2, ["p0"], scores={}, rewards={"p0": -0.25})]
+    with Browser(write_report(folder_of(tmp_path, entries, "| a |\n| --- |\n", records))) as browser:
+        appears(browser, ".step")
+        content = browser.evaluate("document.querySelector('#trace').textContent")
+        assert f"Reward: {shown}" in content and "Answer" not in content
+        assert "Mean reward against cost" in browser.evaluate("document.body.textContent")
+    assert not [event for event in browser.events if event["method"] in ("Log.entryAdded", "Runtime.exceptionThrown")]
+
+
+@needs_browser
 def test_in_a_narrow_browser_the_words_of_column_headings_stay_whole(tmp_path: Path) -> None:
     """The table is wider than the window then, and is moved inside its frame."""
     headings = ["method", "accuracy", "minus majority at equal cost, points", "positions", "seconds", "serial depth"]

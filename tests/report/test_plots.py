@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import numpy as np
 import pytest
 
 from ets.evaluation.comparison import Entry
+from ets.report.charts import chart
+from ets.report.figures import compared, scaling
 from ets.report.plots import plot_accuracies, plot_accuracy_by_cost, plot_scaling
-from tests.report.test_tables import ENTRIES, SETTING, entry, scores
+from tests.report.test_tables import ENTRIES, SETTING, entry, rewarded, scores
 
 ROWS = [entry("plain", 0.3), entry("majority", 0.55), entry("ets", 0.7)]
 
@@ -60,3 +63,19 @@ def test_lines_and_panels_are_written(tmp_path: Path) -> None:
     plot_scaling({"M": [(2, ENTRIES[1]), (4, ENTRIES[6])]}, SETTING, tmp_path / "one.png")
     for name in ("cost", "scaling", "one"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_rewards_are_plotted_where_there_are_no_right_answers(tmp_path: Path) -> None:
+    """Below zero too; an entry with a reward of -inf has no bar and no point."""
+    rows = [rewarded("plain", -0.8), rewarded("ets", 0.6), rewarded("ets", 0.7, budget=1)]
+    forbidden = replace(rows[0], rewards={**rows[0].rewards, "p0": -math.inf})
+    for name, shown in (("all", rows), ("two", [forbidden, *rows[1:]]), ("none", [forbidden])):
+        assert plotted(shown, tmp_path / f"{name}.png").shape[1] > 800
+        plot_accuracy_by_cost(shown, SETTING, tmp_path / "cost.png")
+    axes, (plain, ets) = compared([forbidden, *rows[1:]], SETTING)
+    assert axes.y.startswith("mean reward") and plain.points == []
+    assert [point.y for point in ets.points] == pytest.approx([0.6, 0.7], abs=0.001)
+    _, (point,) = scaling("M", [(2.0, rows[1])], SETTING)
+    assert point.points[0].low < 0.6 < point.points[0].high
+    assert "mean reward" in chart(*compared(rows, SETTING)) and chart(*compared([forbidden], SETTING)) == ""
+    assert "0" in chart(*compared([replace(rows[0], rewards=dict.fromkeys(rows[0].rewards, 0.0))], SETTING))

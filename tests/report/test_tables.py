@@ -124,3 +124,23 @@ def test_ratios_and_further_scores_follow_the_table() -> None:
 def test_a_cost_that_no_entry_has_is_no_column() -> None:
     headings = table(ENTRIES, SETTING).splitlines()[0]
     assert "seconds" in headings and "reward seconds" not in headings and "row-forwards" not in headings
+
+
+def rewarded(method: str, mean: float, *, budget: int | None = 0) -> Entry:
+    """Without right answers: 200 rewards around a mean, and a rival that is lower by 0.1 everywhere."""
+    rewards = {problem: mean + 0.05 * (n % 3 - 1) for n, problem in enumerate(scores(1))}
+    lower = {problem: value - 0.1 for problem, value in rewards.items()}
+    rival = Rival("one-step ETS (6)", 100.0, {}, lower)
+    return replace(entry(method, 0.5, budget=budget), scores={}, rewards=rewards, rival=rival)
+
+
+def test_without_right_answers_the_mean_reward_compares() -> None:
+    shown, setting = [rewarded("ets", -0.3), rewarded("plain", -0.5)], replace(SETTING, against="one-step")
+    headings, _, first, _ = [[cell.strip() for cell in row.split("|")] for row in table(shown, setting).splitlines()]
+    assert headings[1:5] == ["method", "target", "mean reward", "minus one-step at equal cost, reward"]
+    assert first[4] == "+0.100 (+0.100 to +0.100), one-step ETS (6)"
+    assert summary(shown, setting) == "- Better than one-step at equal cost: ets of 5; plain of 5."
+    text = markdown(shown, setting)
+    assert not any(word in text for word in ("pass@", "avg@", "points", "interval |"))
+    forbidden = replace(shown[0], rewards={**shown[0].rewards, "p0": -math.inf})
+    assert summary([forbidden], setting) == "" and "-inf" in table([forbidden], setting)
