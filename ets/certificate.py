@@ -82,10 +82,10 @@ class Certificate:
         parts = [self.kernel]
         if math.isnan(self.log_z):  # rejected texts
             return f"{self.kernel}; raise the budget"
-        if self.equal:
+        if self.texts < FEWEST_TEXTS:
+            parts.append(f"too few of them ({self.texts}) to estimate how far p* is from the model")
+        elif self.equal:
             parts.append(f"the rewards of all {self.texts:,} texts are equal, so rarer texts are unknown")
-        elif self.texts < FEWEST_TEXTS:
-            parts.append(f"{_counted(self.texts, 'text')} are too few to estimate how far p* is from the model")
         else:
             share = math.exp(min(self.divergence, 40.0))
             found = (

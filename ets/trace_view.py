@@ -142,7 +142,9 @@ def _heading(number: int, trace: Sequence[Step]) -> str:
         redrawn = f"the text after guide step {step.cut}" if step.cut else "the whole text"
         return f"step {number + 1}, {redrawn} is redrawn"
     if number and trace[number - 1].cut is not None:
-        return f"step {number + 1}, a choice among the ends of the last {len(step.candidates)} cycles of moves"
+        count = len(step.candidates)
+        ends = f"the ends of the last {count} cycles of moves" if count > 1 else "the end of the last cycle of moves"
+        return f"step {number + 1}, {'a choice among ' if count > 1 else ''}{ends}"
     return f"guide step {number + 1}"
 
 

@@ -77,7 +77,7 @@ def test_particles_have_a_certificate_without_a_bound() -> None:
 
 def test_a_sentence_names_the_remedy_and_no_distance_where_the_texts_are_too_few() -> None:
     for reward, budget, said in (
-        (lambda text: 20 * liking(text), 30, "are too few"),
+        (lambda text: 20 * liking(text), 30, "too few of them ("),
         (lambda text: 20 * liking(text), 300, "as good as p* asks"),
         (lambda text: 0.0, 300, "are equal, so rarer texts are unknown"),
     ):
