@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ets.hub import require_checkpoint
+from ets.policies.packaged import file_of
 from ets.types import InputError, one_line
 
 ADAPTER = "adapter_config.json"
@@ -70,7 +71,8 @@ class CheckpointFiles:
 def find_files(name: str) -> CheckpointFiles:
     """The files of a checkpoint by its name.
 
-    A folder with weights is a checkpoint of transformers, although it may hold GGUF files. A folder with the file
+    A name of `ets.policies.packaged` is the file of a pip package. A folder with weights is a checkpoint of
+    transformers, although it may hold GGUF files. A folder with the file
     `adapter_config.json` is an adapter of the base model that the file names.
 
     Raises
@@ -79,6 +81,7 @@ def find_files(name: str) -> CheckpointFiles:
         For a missing checkpoint, a part of a split GGUF file, a folder with several GGUF files and no other weights,
         an adapter that no policy can use, and a GGUF file without the package `gguf`.
     """
+    name = file_of(name)
     path = Path(name).expanduser()
     name = str(path) if path.is_dir() else name
     if path.suffix.lower() == ".gguf":
