@@ -24,7 +24,7 @@ if [ -n "$TOKENS" ]; then                     # the sizes of all methods follow 
     refuse_set "the budget is TOKENS" M_CANDIDATES
     SIZES=${SIZES-} IS_M_CANDIDATES=${IS_M_CANDIDATES-}
 fi
-METHODS=${METHODS:-base,plain,greedy,${TRANSFORMERS:+beam,}best-of-n,majority,one-step,ets${SMALL_MODEL_PATH:+,ets-is}${TOKENS:+,refined}}
+METHODS=${METHODS:-base,plain,greedy,${TRANSFORMERS:+beam,}best-of-n,majority,one-step,ets${SMALL_MODEL_PATH:+,ets-is}$(moves)}
 REPEATS=${REPEATS:-32}                        # samples of each problem that are averaged, for every method
 M_CANDIDATES=${M_CANDIDATES:-5}               # M, candidates per guide step
 K_MONTE_CARLO=${K_MONTE_CARLO:-3}             # K, rollouts per candidate

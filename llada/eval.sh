@@ -41,7 +41,7 @@ masked-diffusion) refuse_set "$ENGINE has no such setting (ENGINE=uniform-diffus
 uniform-diffusion)
     refuse_set "$ENGINE has no such setting; its checkpoint or $UNIFORM set its law" $MASKED
     if [ "$PRESET" = demo-is ]; then refuse "$ENGINE has no faster sampler, which demo-is compares; choose demo"; fi
-    METHODS=${METHODS:-plain,majority,best-of-n,one-step,ets${TOKENS:+,refined}}
+    METHODS=${METHODS:-plain,majority,best-of-n,one-step,ets$(moves)}
     ;;
 *) refuse "ENGINE is '$ENGINE'; set it to masked-diffusion or uniform-diffusion" ;;
 esac
@@ -62,7 +62,7 @@ demo | demo-is)
     NUM_PROBLEMS=${NUM_PROBLEMS:-100}         # how many of them
     SHOTS=${SHOTS:-0}                         # solved examples in each prompt; a model that was not trained on them needs some
     MODEL_PATH=${MODEL_PATH:-embedded}        # embedded, a checkpoint's folder or its hub name
-    METHODS=${METHODS:-plain,majority,one-step,ets${IS_ACCELERATE_AVAILABLE:+,ets-is}${TOKENS:+,refined}}
+    METHODS=${METHODS:-plain,majority,one-step,ets${IS_ACCELERATE_AVAILABLE:+,ets-is}$(moves)}
     NUM_CANDIDATES=${NUM_CANDIDATES:-4}
     MONTE_CARLO_NUM=${MONTE_CARLO_NUM:-2}
     GEN_LENGTH=${GEN_LENGTH:-24}
@@ -101,7 +101,7 @@ esac
 # What they share.
 MODEL_PATH=${MODEL_PATH:-GSAI-ML/LLaDA-8B-Instruct} # a checkpoint's folder or its hub name; also embedded
                                           # It answers chats, and the presets prompt it without its template, as the paper does; with it: CHAT=1
-METHODS=${METHODS:-plain,greedy,best-of-n,majority,ets${IS_ACCELERATE_AVAILABLE:+,ets-is}${TOKENS:+,refined}} # also one-step, beam
+METHODS=${METHODS:-plain,greedy,best-of-n,majority,ets${IS_ACCELERATE_AVAILABLE:+,ets-is}$(moves)} # also one-step, beam
 NUM_CANDIDATES=${NUM_CANDIDATES:-15}      # M, candidates per guide step
 MONTE_CARLO_NUM=${MONTE_CARLO_NUM:-3}     # K, rollouts per candidate
 GUIDE_STEPS=${GUIDE_STEPS:-4}             # I, guide steps; they split the denoising steps evenly

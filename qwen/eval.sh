@@ -33,7 +33,7 @@ demo | demo-is)
     NUM_PROBLEMS=${NUM_PROBLEMS:-200}         # how many of them
     SHOTS=${SHOTS:-0}                         # solved examples in each prompt; a model that was not trained on them needs some
     MODEL_PATH=${MODEL_PATH:-embedded}        # embedded, embedded-small, a checkpoint's folder or its hub name
-    METHODS=${METHODS:-plain,majority,one-step,ets${SMALL_MODEL_PATH:+,ets-is}${TOKENS:+,refined}}
+    METHODS=${METHODS:-plain,majority,one-step,ets${SMALL_MODEL_PATH:+,ets-is}$(moves)}
     M_CANDIDATES=${M_CANDIDATES:-8}
     MAX_LENGTH=${MAX_LENGTH:-96}
     BLOCK_SIZE=${BLOCK_SIZE:-16}
@@ -73,7 +73,7 @@ esac
 MODEL_PATH=${MODEL_PATH:-Qwen/Qwen3-8B}       # a checkpoint's folder or its hub name; also embedded, embedded-small
                                               # Qwen3-8B answers chats, and the presets prompt it without its template, as the paper does;
                                               # with it: CHAT=1 THINKING=off, or a longer MAX_LENGTH and THINKING=on
-METHODS=${METHODS:-base,plain,greedy,${TRANSFORMERS:+beam,}best-of-n,majority,ets${SMALL_MODEL_PATH:+,ets-is}${TOKENS:+,refined}} # also one-step
+METHODS=${METHODS:-base,plain,greedy,${TRANSFORMERS:+beam,}best-of-n,majority,ets${SMALL_MODEL_PATH:+,ets-is}$(moves)} # also one-step
 M_CANDIDATES=${M_CANDIDATES:-15}              # M, candidates per guide step
 K_MONTE_CARLO=${K_MONTE_CARLO:-3}             # K, rollouts per candidate
 LAMBDA_PARAM=${LAMBDA_PARAM:-0.1}             # lambda, in units of the reward

@@ -19,7 +19,7 @@ source "$FOLDER/scripts/run_eval.sh"
 if [ $# -ge 2 ]; then # TASK DATASET [MODEL] [OUT]
     if [ $# -gt 4 ]; then refuse "unexpected argument '$5'; give TASK DATASET MODEL OUT, such as minerva_math500 math500 Qwen/Qwen3-8B out"; fi
     if [ "$(preset_of "$1")" != "$(preset_of "$2")" ]; then refuse "the task $1 and the dataset $2 differ; give two names of one benchmark, such as minerva_math500 math500, and hyper-parameters as variables"; fi
-    METHODS=${METHODS:-ets${TOKENS:+,refined}}
+    METHODS=${METHODS:-ets$(moves)}
     if [ -z "${TOKENS:-}" ]; then M_CANDIDATES=${M_CANDIDATES:-15}; fi
     K_MONTE_CARLO=${K_MONTE_CARLO:-3}
     BLOCK_SIZE=${BLOCK_SIZE:-64}

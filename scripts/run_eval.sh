@@ -90,6 +90,13 @@ refuse_set() { # REASON VARIABLE ...: variables that would be ignored
     done
 }
 
+moves() { # the method refined, for a budget of tokens and a fixed reward; steered by votes it loses (docs/results.md)
+    case "${REWARD:-majority}" in
+    majority | share) ;;
+    *) if [ -n "${TOKENS:-}" ]; then echo ,refined; fi ;;
+    esac
+}
+
 budget_of() { # M: the option of a budget, which is TOKENS in place of M
     case "$TOKENS" in *[!0-9]* | 0*) refuse "TOKENS is '$TOKENS'; set it to a whole number of tokens per problem" ;; esac
     if [ -n "$TOKENS" ]; then echo "--tokens $TOKENS"; else echo "--candidates $1"; fi
