@@ -37,7 +37,8 @@ def _random(config: type, model: type, seed: int, **fields: Any) -> Any:
         "eos_token_id": END,
         "pad_token_id": None,
     }
-    return model(config(**numbers, **fields)).double()
+    # The grouped product of experts has no float64, and transformers takes it if a parent class was made before.
+    return model(config(**numbers, **fields, experts_implementation="eager")).double()
 
 
 def random_sdar(seed: int = 3) -> Any:
