@@ -149,6 +149,17 @@ KERNELS: dict[str, Callable[[Tree, int], Floats]] = {
 }
 
 
+class Drawn:
+    """The random numbers of a tree: p_ref and the reward of each step, and two numbers of each text."""
+
+    def __init__(self, branches: int, depth: int, seed: int) -> None:
+        rng, texts = np.random.default_rng(seed), branches**depth
+        self.branch = [rng.dirichlet(np.full(branches, 0.8), branches**step) for step in range(depth)]
+        self.steps = [rng.normal(size=branches ** (step + 1)) for step in range(depth)]
+        self.leaf, self.hit = rng.normal(size=texts), rng.random(texts)
+        self.earned = sum((np.repeat(each, texts // len(each)) for each in self.steps), np.zeros(texts))
+
+
 @dataclass(frozen=True)
 class Earned:
     """A reward that is earned in steps: p_ref of a branch `[prefixes, b]`, and increments of r/λ `[prefixes · b]`."""
@@ -159,17 +170,12 @@ class Earned:
 
 def earned(shape: str, branches: int, depth: int, seed: int) -> Earned:
     """The increments of the tree of `trees` with the shape `steps` or `mixed`; the part of the leaf comes last."""
-    rng = np.random.default_rng(seed)
-    branch = [rng.dirichlet(np.full(branches, 0.8), branches**step) for step in range(depth)]
-    increments = [rng.normal(size=branches ** (step + 1)) for step in range(depth)]
-    total = np.zeros(branches**depth)
-    for step, each in enumerate(increments):
-        total += np.repeat(each, branches ** (depth - step - 1))
-    scale = (2.5 if shape == "steps" else 1.8) / total.std()
-    increments = [scale * each for each in increments]
+    drawn = Drawn(branches, depth, seed)
+    scale = (2.5 if shape == "steps" else 1.8) / drawn.earned.std()
+    increments = [scale * each for each in drawn.steps]
     if shape == "mixed":
-        increments[-1] = increments[-1] + 1.8 * rng.normal(size=branches**depth)
-    return Earned(branch, increments)
+        increments[-1] = increments[-1] + 1.8 * drawn.leaf
+    return Earned(drawn.branch, increments)
 
 
 def filtered(tree: Earned, particles: int, runs: int, seed: int, threshold: float = 0.5) -> Floats:
@@ -206,15 +212,10 @@ def refined_of_prefixes(tree: Tree, particles: Earned, budget: int, runs: int, s
 
 def trees(shape: str, branches: int, depth: int, seed: int) -> Tree:
     """A random tree and a reward of a shape, at λ = 1 in units of the spread of the reward."""
-    rng = np.random.default_rng(seed)
-    p = np.ones(1)
-    for step in range(depth):
-        p = (p[:, None] * rng.dirichlet(np.full(branches, 0.8), branches**step)).ravel()
-    earned = np.zeros(branches**depth)
-    for step in range(depth):
-        earned += np.repeat(rng.normal(size=branches ** (step + 1)), branches ** (depth - step - 1))
-    leaf = rng.normal(size=branches**depth)
-    hit = rng.random(branches**depth)
+    drawn = Drawn(branches, depth, seed)
+    earned, leaf, hit, p = drawn.earned, drawn.leaf, drawn.hit, np.ones(1)
+    for each in drawn.branch:
+        p = (p[:, None] * each).ravel()
     r = {
         "steps": 2.5 * earned / earned.std(),
         "mixed": 1.8 * (earned / earned.std() + leaf),

@@ -107,9 +107,9 @@ def certificate(trace: Sequence[Step]) -> Certificate | None:
     begun = list(takewhile(lambda step: step.cut is None, trace))
     moves = [step for step in trace if step.cut is not None]
     made = [step for step in moves if len(step.candidates) > 1]  # the budget ends the last move early
-    if not begun or not (moves or (all(map(_complete, begun)) and (len(begun) == 1 or trace[-1].exact))):
-        return None
     complete = all(map(_complete, begun))
+    if not begun or not (moves or (complete and (len(begun) == 1 or trace[-1].exact))):
+        return None
     independent = complete and len(begun) == 1 and not trace[-1].exact
     log_weights, values = _texts(begun) if complete else _particles(begun[-1])
     return Certificate(

@@ -19,6 +19,7 @@ from ets.step import (
     Scoring,
     as_reward,
     choose,
+    is_number,
     require_counts,
     require_positive,
     require_unweighed,
@@ -26,7 +27,7 @@ from ets.step import (
     row_keys,
     score,
 )
-from ets.suffix_moves import Drawn, Plan, Pooled, Walk, cost_of, record, walk_from, walk_on
+from ets.suffix_moves import Drawn, Plan, Pooled, Walk, advanced, cost_of, record, walk_from
 from ets.types import Chain, Floats, InputError, Policy, Reward, State, StepFn
 from ets.walk import WalkPath, drawn_on, lengths_of
 
@@ -116,8 +117,7 @@ def exact(
     """
     require_positive(lam=lam)
     require_counts(limit=limit)
-    number = isinstance(highest, int | float | np.number) and not isinstance(highest, bool)
-    if not (number and np.isfinite(highest)):
+    if not is_number(highest):
         raise InputError(f"highest is {highest!r}; it must be a finite number, the largest reward of a text")
     plan = Plan(4 * limit if budget is None else budget, 0.0, tries)
     if plan.budget < limit:
@@ -133,11 +133,11 @@ def exact(
             raise InputError(
                 f"limit is {limit} tokens, and {tries} texts may have {lengths_of(policy).most} each; raise the limit"
             )
-        walking = [chain for chain in chains if isinstance(chain.state, Walk)]
-        searching = [chain for chain in chains if not isinstance(chain.state, Walk)]
-        on = iter(walk_on(policy, walking, plan, lam))
-        found = iter(_search(policy, searching, plan, limit, reward, lam, highest))
-        return [next(on if isinstance(chain.state, Walk) else found) for chain in chains]
+
+        def begin(searching: Sequence[Chain]) -> list[Chain]:
+            return _search(policy, searching, plan, limit, reward, lam, highest)
+
+        return advanced(policy, chains, plan, lam, begin)
 
     return step
 

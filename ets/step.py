@@ -200,11 +200,15 @@ def spread(log_weights: Floats, log_terms: Floats) -> Floats:
     return log_terms + (log_weights - np.where(np.isneginf(means), 0.0, means))[:, None]
 
 
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number, and no bool."""
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def require_positive(**values: float) -> None:
     """Raise `InputError` for the first value that is not a finite number above zero."""
     for name, value in values.items():
-        number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
-        if not (number and math.isfinite(value) and value > 0):
+        if not (is_number(value) and value > 0):
             raise InputError(f"{name} is {value!r}; it must be a finite number above zero")
 
 

@@ -6,14 +6,13 @@ better text. A chain that stops by its rollouts has no proper weight (`ets.weigh
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Sequence
 from functools import partial
 
 import numpy as np
 
 from ets.rewards import Extract, remembering, voters, votes
-from ets.step import Decided, require_counts
+from ets.step import Decided, is_number, require_counts
 from ets.types import Chain, Floats, InputError, Problem, Text
 
 ROUNDING = 1e-12
@@ -53,7 +52,7 @@ def all_at_maximum(maximum: float) -> Decided:
     InputError
         For a maximum that is no finite number.
     """
-    if isinstance(maximum, bool) or not isinstance(maximum, int | float | np.number) or not math.isfinite(maximum):
+    if not is_number(maximum):
         raise InputError(f"maximum is {maximum!r}; give the greatest value that the reward can take")
     least = maximum - ROUNDING * abs(maximum)
 

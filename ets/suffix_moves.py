@@ -17,7 +17,7 @@ of lines 1 and 2. Shape letters: B chains, N texts, n tries.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -237,17 +237,28 @@ def refined(reward: Scoring | Reward, *, lam: float, budget: int, start: float |
         require_variety(policy, 2)
         lengths = lengths_of(policy)
         plan.require_room(lengths)
-        # lines 1 and 2
-        filtered = particle_filter(reward, particles=plan.particles(lengths), lam=lam)
-        begin = filtered if prefixes else first_choice(reward, lam, plan, lengths)
-        beginning = [_recorded(chain) for chain in chains if not isinstance(chain.state, Walk)]
-        stepped = begin(Recorded(policy), beginning) if beginning else []
-        begun = iter([_walking(chain, reward, plan, lengths) for chain in stepped])
-        # lines 3 to 9
-        on = iter(walk_on(policy, [chain for chain in chains if isinstance(chain.state, Walk)], plan, lam))
-        return [next(on if isinstance(chain.state, Walk) else begun) for chain in chains]
+
+        def begin(beginning: Sequence[Chain]) -> list[Chain]:  # lines 1 and 2
+            if prefixes:
+                first = particle_filter(reward, particles=plan.particles(lengths), lam=lam)
+            else:
+                first = first_choice(reward, lam, plan, lengths)
+            begun = first(Recorded(policy), [_recorded(chain) for chain in beginning])
+            return [_walking(chain, reward, plan, lengths) for chain in begun]
+
+        return advanced(policy, chains, plan, lam, begin)
 
     return step
+
+
+def advanced(
+    policy: Policy, chains: Sequence[Chain], plan: Plan, lam: float, begin: Callable[[Sequence[Chain]], list[Chain]]
+) -> list[Chain]:
+    """The chains after a step: walks by `walk_on`, lines 3 to 9, and all others by `begin`."""
+    walking = [chain for chain in chains if isinstance(chain.state, Walk)]
+    others = [chain for chain in chains if not isinstance(chain.state, Walk)]
+    on, begun = iter(walk_on(policy, walking, plan, lam)), iter(begin(others) if others else [])
+    return [next(on if isinstance(chain.state, Walk) else begun) for chain in chains]
 
 
 def first_choice(reward: Reward, lam: float, plan: Plan, lengths: Lengths) -> StepFn:

@@ -20,6 +20,7 @@ from ets.step import (
     Scoring,
     as_reward,
     choose,
+    is_number,
     require_counts,
     require_positive,
     require_unweighed,
@@ -238,8 +239,7 @@ def systematic(log_weights: Floats, number: float) -> list[int]:
 def _sequential(potential: Potential, particles: int, threshold: float) -> StepFn:
     """The step function that moves, weighs and resamples populations, and chooses a particle at the end."""
     require_counts(particles=particles)
-    number = isinstance(threshold, int | float | np.number) and not isinstance(threshold, bool)
-    if not (number and 0 <= threshold <= 1):
+    if not (is_number(threshold) and 0 <= threshold <= 1):
         raise InputError(f"threshold is {threshold!r}; it must be a number from 0 to 1")
 
     def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
