@@ -73,6 +73,7 @@ class Plan:
     out: Path | None = None
     scan_rollouts: tuple[int, ...] = ()
     scan_guide_steps: tuple[int, ...] = ()
+    wandb: str | None = None
 
     @property
     def middle(self) -> float:
@@ -119,6 +120,8 @@ def _add_shared(parser: argparse.ArgumentParser, several: bool = False) -> None:
     parser.add_argument(
         "--out", type=Path, help="this run's results folder instead; with several tasks, one in it each"
     )
+    text = "log the table, the figures and the configuration to this project of Weights & Biases"
+    parser.add_argument("--wandb", nargs="?", const="ets", metavar="PROJECT", help=f"{text} (default: ets)")
     add_flags(parser, RunSettings, MethodSettings, leave_out=("candidates",))
     add_flags(parser, *SETTINGS, title="settings of the policy and of its engine", leave_out=("certainty",))
     add_flags(parser, Weighing, FastSampler, title="settings of the method ets-is")
@@ -167,7 +170,7 @@ def plan_of(options: argparse.Namespace, task: str = "") -> Plan:
 
 
 _EXAMPLES = {"task": "arithmetic", "model": "embedded"}
-_PLAIN = ("repeats", "samples", "sizes", "traces", "results", "out", "scan_rollouts", "scan_guide_steps")
+_PLAIN = ("repeats", "samples", "sizes", "traces", "results", "out", "scan_rollouts", "scan_guide_steps", "wandb")
 
 
 def _names(text: str) -> list[str]:
@@ -229,6 +232,7 @@ def prepared(options: argparse.Namespace) -> list[tuple[Setup, Plan]]:
 
 def _require_plan(plan: Plan) -> None:
     from ets.report.plots import require_matplotlib
+    from ets.report.wandb_log import require_wandb
 
     require_settings(plan.methods, plan.settings, plan.sizes)
     if (
@@ -257,6 +261,8 @@ def _require_plan(plan: Plan) -> None:
     for guide_steps in plan.scan_guide_steps:
         _with_guide_steps(plan.values, guide_steps)
     require_matplotlib()
+    if plan.wandb is not None:
+        require_wandb()
 
 
 def _require_budget(plan: Plan) -> None:
@@ -276,6 +282,7 @@ def compare(setup: Setup, plan: Plan) -> None:
     """Run the plan on a task, and write its results folder: journal, tables, plots and report."""
     from ets.evaluation.journal import Journal
     from ets.report.results import write_results
+    from ets.report.wandb_log import log_to_wandb
 
     folder = _folder(setup, plan)
     with Journal(folder, setup.configuration, setup.ranks) as journal:
@@ -283,11 +290,17 @@ def compare(setup: Setup, plan: Plan) -> None:
         entries, panels, points = entries_of(setup, plan, journal)
     if setup.ranks.first:
         write_results(entries, panels, _setting(setup, plan), folder, points)
+    if setup.ranks.first and plan.wandb is not None:
+        log_to_wandb(folder, plan.wandb)
 
 
 def entries_of(setup: Setup, plan: Plan, journal: Journal) -> tuple[list[Entry], Panels, list[CurvePoint]]:
-    """The entries of a plan on a task, those of its scans, and the curves; the journal's folder holds the traces."""
+    """The entries of a plan on a task, those of its scans, and the curves.
+
+    The journal's folder then holds the traces, the problems and the samples.
+    """
     from ets.evaluation.curves import curves
+    from ets.evaluation.samples import write_samples
     from ets.evaluation.traces import Traces
     from ets.exits import closed_after
 
@@ -298,6 +311,8 @@ def entries_of(setup: Setup, plan: Plan, journal: Journal) -> tuple[list[Entry],
         comparison = comparison_of(setup, plan, journal, kept=traces.keep)
         entries = comparison.entries(plan.budgets, plan.against)
         panels = _scans(setup, plan, comparison, entries)
+    if setup.ranks.first:
+        write_samples(journal.folder, setup.task, setup.problems, comparison.returned(entries))
     points = curves(comparison.pooled, seed=plan.asked.seed)
     return entries, panels | _scan_of_guide_steps(setup, plan, journal.folder), points
 
@@ -323,7 +338,8 @@ def _setting(setup: Setup, plan: Plan) -> Setting:
     shown = {n: v for n, v in setup.configuration.items() if n not in hidden and isinstance(v, int | float | str)}
     problems, currency = len(setup.problems), setup.engine.currency
     shared = (setup.task.name, plan.asked.model, problems, plan.repeats, currency)
-    return Setting(*shared, plan.against, setup.notes, shown, setup.settings.reward)
+    shots = plan.asked.shots if plan.asked.shots is not None else getattr(setup.task, "shots", 0)
+    return Setting(*shared, plan.against, setup.notes, shown, setup.settings.reward, shots)
 
 
 def comparison_of(setup: Setup, plan: Plan, journal: Journal, **options: Any) -> Comparison:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
@@ -150,6 +150,7 @@ class Comparison:
     samples: int | None = None
     _targets: dict[float, float] = field(default_factory=dict)
     _pools: dict[str, SamplePool] = field(default_factory=dict)
+    _rows: dict[tuple[str, str], Sequence[Record]] = field(default_factory=dict)
 
     def entries(self, budgets: Sequence[float], against: str | None = None) -> list[Entry]:
         """Run every method at every budget, and set a rival against each of them.
@@ -263,10 +264,11 @@ class Comparison:
             folder = self.run.journal.folder
             raise InputError(f"the samples in {str(folder)!r} have no recorded certainty; choose another folder")
         choices = [chosen(step, each, self.run.seed) for each in pooled]
-        rows = [_row(each.problem, choice, self.run.per_token) for each, choice in zip(pooled, choices, strict=True)]
+        rows = [_row(each, choice, self.run.per_token) for each, choice in zip(pooled, choices, strict=True)]
         size = choices[0].samples
         label, target = method.labelled(self.settings, size), method.targeted(self.settings)
-        shared: dict[str, Any] = {"cost": _means(rows), "key": method.key(name, self.settings, count), "target": target}
+        key = self._kept(method.key(name, self.settings, count), "last", rows)
+        shared: dict[str, Any] = {"cost": _means(rows), "key": key, "target": target}
         return Entry(index, name, "last", label, size, draws=self.repeats, **_graded(rows), **shared)
 
     def _averaged(self, name: str, count: int) -> Entry:
@@ -274,15 +276,16 @@ class Comparison:
         method = METHODS[name]
         pool = self._pool(method.law)
         rows = [
-            {"problem": each.problem.id, **{name: grade[name] for name in GRADES if name in grade}}
+            {"problem": each.problem.id, **grade, "sample": each.sample * count + place}
             for each in pool.samples(count)
-            for grade in each.grades
+            for place, grade in enumerate(each.grades)
         ]
         step, seed, per_token = method.step(self.run.task, self.settings, 1), self.run.seed, self.run.per_token
-        firsts = [_row(each.problem, chosen(step, each, seed), per_token) for each in pool.samples(1)]
+        firsts = [_row(each, chosen(step, each, seed), per_token) for each in pool.samples(1)]
         draws = count * self.repeats
         label, target = method.labelled(self.settings, draws), method.targeted(self.settings)
-        shared: dict[str, Any] = {"cost": _means(firsts), "key": method.key(name, self.settings, count)}
+        key = self._kept(method.key(name, self.settings, count), "last", rows)
+        shared: dict[str, Any] = {"cost": _means(firsts), "key": key}
         return Entry(None, name, "last", label, 1, draws=draws, target=target, **_graded(rows), **shared)
 
     def _guided(self, index: int | None, name: str, size: int) -> list[Entry]:
@@ -292,14 +295,32 @@ class Comparison:
         records = self._records(name, size, self.run.problems, repeats)
         ratios = total_ratios([record["ratios"] for record in records]) if "ratios" in records[0] else None
         label, key = method.labelled(self.settings, size), method.key(name, self.settings, size)
+        self._kept(key, "last", records)
         rows = [{**record, **record["cost"]} for record in records]
         shared: dict[str, Any] = {"cost": _means(rows), "draws": repeats, "key": key}
         target = method.targeted(self.settings)
         last = Entry(index, name, "last", label, size, ratios=ratios, target=target, **_graded(rows), **shared)
         if not self._votes(method):
             return [last]
-        voted = _graded([{"problem": record["problem"], **record["vote"]} for record in records])
-        return [last, Entry(index, name, "vote", f"{label}, vote", size, target=VOTE_TARGET, **voted, **shared)]
+        votes = [{**{name: r[name] for name in ("problem", "sample", "cost")}, **r["vote"]} for r in records]
+        self._kept(key, "vote", votes)
+        voted = Entry(index, name, "vote", f"{label}, vote", size, target=VOTE_TARGET, **_graded(votes), **shared)
+        return [last, voted]
+
+    def _kept(self, key: str, readout: str, rows: Sequence[Record]) -> str:
+        """The key, after the rows are kept for `returned`."""
+        self._rows[key, readout] = rows
+        return key
+
+    def returned(self, entries: Iterable[Entry]) -> Iterator[Record]:
+        """The returned texts behind some entries, with their grades and costs, each once.
+
+        Where a method chooses among samples, the text is the sample of the greatest weight, and grade and reward are
+        expectations over the choice: their means are the scores of the entry.
+        """
+        for key, readout in dict.fromkeys((entry.key, entry.readout) for entry in entries):
+            for row in self._rows[key, readout]:
+                yield {"method": key, "readout": readout, **{name: row[name] for name in SAMPLE if name in row}}
 
     def _votes(self, method: Method) -> bool:
         return method.votes and has_answers(self.run.task)
@@ -360,15 +381,19 @@ class Comparison:
         return replace(entry, rival=Rival(other.label, other.cost[self.currency], other.scores, other.rewards))
 
 
-GRADES = ("correct", "scores", "reward")
+SAMPLE = ("problem", "sample", "text", "answer", "correct", "scores", "reward", "cost")
+"""The values of a returned text."""
 COSTS = ("generated", "positions", "row_forwards", "seconds", "reward_seconds", "depth")
 
 
-def _row(problem: Problem, choice: Choice, per_token: float) -> Record:
-    costs = {name: getattr(choice.cost, name) for name in ("generated", "row_forwards", "seconds", "reward_seconds")}
-    own = {"problem": problem.id, "correct": choice.correct, "scores": choice.scores}
-    rewarded = {} if choice.reward is None else {"reward": choice.reward}
-    return {**own, **rewarded, **costs, "positions": choice.cost.positions, "depth": choice.depth * per_token}
+def _row(pooled: Sample, choice: Choice, per_token: float) -> Record:
+    taken = pooled.grades[choice.place]
+    own = {"problem": pooled.problem.id, "sample": pooled.sample, "text": taken["text"], "answer": taken["answer"]}
+    graded = {"correct": choice.correct, "scores": choice.scores}
+    rewarded = {} if choice.reward is None else {"reward": None if math.isinf(choice.reward) else choice.reward}
+    cost = asdict(choice.cost)
+    positions, depth = choice.cost.positions, choice.depth * per_token
+    return {**own, **graded, **rewarded, **cost, "cost": cost, "positions": positions, "depth": depth}
 
 
 def _means(rows: Sequence[Record]) -> dict[str, float]:

@@ -61,6 +61,11 @@ class Hosted:
     def main_thread(self) -> bool:
         return self.task.main_thread
 
+    @property
+    def shots(self) -> int:
+        """Worked examples in each prompt, once the problems are made."""
+        return int(self._host.get_config("num_fewshot"))
+
     def problems(self, count: int | None = None, shots: int | None = None) -> list[Problem]:
         """The first `count` problems, or all; each prompt opens with `shots` solved examples, or the task's own number.
 

@@ -46,6 +46,8 @@ class Setting:
         Further settings that the results depend on.
     reward : str
         The reward of all rows.
+    shots : int
+        Worked examples in each prompt.
     """
 
     task: str
@@ -57,6 +59,7 @@ class Setting:
     notes: Sequence[str] = ()
     shown: Mapping[str, Any] = field(default_factory=dict)
     reward: str = ""
+    shots: int = 0
 
     @property
     def score(self) -> str:

@@ -39,6 +39,13 @@ def has_answers(task: Task) -> bool:
     return bool(getattr(task, "answers", True))
 
 
+def right_answer(task: Task, problem: Problem) -> str:
+    """The right answer as a text; empty if the problem's data hold none."""
+    benchmark = getattr(task, "task", task)  # lm-eval hosts a benchmark under this name
+    found = benchmark.truth(problem.doc) if isinstance(benchmark, Benchmark) else problem.doc.get("answer", "")
+    return str(found)
+
+
 def opened_in(problem: Problem, tags: Tags | None) -> str:
     """The opening tag if the prompt is text that ends with this tag: generations then begin in a thinking section."""
     return begun(problem.prompt, tags) if isinstance(problem.prompt, str) else ""

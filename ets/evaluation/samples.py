@@ -1,0 +1,67 @@
+"""The returned texts of a run, as its tables count them: `problems.jsonl` and `samples.jsonl` in the results folder.
+
+The files hold what an export needs and the journal lacks: the prompts, the right answers, and the text that a method
+chooses among the samples that several methods share. A run writes them anew each time that it ends.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ets.evaluation.journal import Record, written_to
+from ets.tasks.task import Task, right_answer
+from ets.types import Problem
+
+PROBLEMS, SAMPLES = "problems.jsonl", "samples.jsonl"
+
+
+def write_samples(folder: Path, task: Task, problems: Sequence[Problem], samples: Iterable[Record]) -> None:
+    """Write both files.
+
+    Parameters
+    ----------
+    folder : Path
+    task : Task
+    problems : sequence of Problem
+    samples : iterable of mapping
+        As `ets.evaluation.comparison.Comparison.returned` yields them.
+    """
+    asked = [
+        {
+            "id": problem.id,
+            "prompt": problem.prompt,
+            "messages": list(map(dict, problem.messages)),
+            "doc": dict(problem.doc),
+            "target": right_answer(task, problem),
+        }
+        for problem in problems
+    ]
+    with written_to(folder):
+        for name, rows in ((PROBLEMS, asked), (SAMPLES, samples)):
+            with (folder / name).open("w", encoding="utf-8") as file:
+                file.writelines(json.dumps(row, default=str) + "\n" for row in rows)
+
+
+def read_samples(folder: Path) -> tuple[list[Record], dict[tuple[str, str], dict[str, list[Record]]]]:
+    """The problems, and by (method, readout) and problem the samples, in the order of the run.
+
+    Raises
+    ------
+    OSError, ValueError, LookupError
+        For files that are missing or damaged.
+    """
+    problems, samples = (_lines(folder / name) for name in (PROBLEMS, SAMPLES))
+    found: dict[tuple[str, str], dict[str, list[Record]]] = {}
+    for sample in samples:
+        of_method = found.setdefault((sample["method"], sample["readout"]), {row["id"]: [] for row in problems})
+        of_method[sample["problem"]].append(sample)
+    for of_method in found.values():
+        for each in of_method.values():
+            each.sort(key=lambda sample: sample["sample"])
+    return problems, found
+
+
+def _lines(path: Path) -> list[Record]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
