@@ -37,6 +37,7 @@ setup(
         "gguf": ["gguf>=0.17,<1", "transformers>=5.19,<5.20"],  # its reader of metadata is new there
         "peft": ["peft>=0.18,<1"],
         "real": ["vaderSentiment>=3.3,<4", "jsonschema>=4.20,<5"],  # rewards of ready tasks
+        "wandb": ["wandb>=0.31,<0.32"],
         "docs": ["zensical>=0.0.73,<0.0.74", "mkdocstrings-python>=2.0.11,<3", "ruff>=0.14"],  # ruff sets signatures
         "dev": [
             "pytest>=8",

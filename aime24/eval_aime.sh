@@ -67,6 +67,7 @@ SERVED_MODEL=${SERVED_MODEL:-}                # ENDPOINT: the server's name for 
 CONNECTIONS=${CONNECTIONS:-}                  # ENDPOINT: requests under way at once; empty: 256
 ROW_SECONDS=${ROW_SECONDS:-}                  # ENDPOINT: how long a row may take before it is asked for again; empty: 1800
 OUT=${OUT:-}                                  # results folder; empty: results/TASK-HASH, by the configuration
+WANDB=${WANDB:-}                              # a project of Weights & Biases that the results are logged to; empty: none
 
 run_eval "$ENGINE" $(budget_of "$M_CANDIDATES") --rollouts "$K_MONTE_CARLO" --lam "$LAMBDA_PARAM" --beams "$NUM_BEAMS" \
     --max-length "$MAX_LENGTH" --block-size "$BLOCK_SIZE" --base-temperature "$BASE_TEMPERATURE" \

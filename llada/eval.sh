@@ -158,6 +158,7 @@ MEMORY_GIB=${MEMORY_GIB:-}                # for the rows of one forward pass; em
 STOPS=${STOPS:-}                          # of HumanEval alone, see there
 UNSAFE_CODE=${UNSAFE_CODE:-}              # 1: run HumanEval's generated code without the sandbox
 OUT=${OUT:-}                              # results folder; empty: results/TASK-HASH, by the configuration
+WANDB=${WANDB:-}                          # a project of Weights & Biases that the results are logged to; empty: none
 
 REAL="MODEL_PATH=GSAI-ML/LLaDA-8B-Instruct SHOTS=4 TEMPERATURE=0.5 GEN_LENGTH=64 STEPS=64 bash llada/eval.sh"
 note "This is the embedded demonstration: a model of 1 million parameters on made-up problems. With a real model, on the same problems: $REAL"

@@ -116,6 +116,7 @@ ROW_SECONDS=${ROW_SECONDS:-}                  # ENDPOINT: how long a row may tak
 STOPS=${STOPS:-}                              # of HumanEval alone, see there
 UNSAFE_CODE=${UNSAFE_CODE:-}                  # 1: run HumanEval's generated code without the sandbox
 OUT=${OUT:-}                                  # results folder; empty: results/TASK-HASH, by the configuration
+WANDB=${WANDB:-}                              # a project of Weights & Biases that the results are logged to; empty: none
 
 REAL="MODEL_PATH=Qwen/Qwen3-1.7B-Base SHOTS=4 TEMPERATURE=1.0 bash qwen${VLLM:+_vllm}${SERVED:+_vllm}/eval.sh"
 REAL="${SERVED:+ENDPOINT=http://its.server/v1 }$REAL"

@@ -200,12 +200,13 @@ run_eval() {
         --best-by "$BEST_BY" ${SIZES:+--sizes "$SIZES"} ${SAMPLES:+--samples "$SAMPLES"} ${REPEATS:+--repeats "$REPEATS"}
         --seed "$SEED" --width "$WIDTH" ${MEMORY_GIB:+--memory-gib "$MEMORY_GIB"}
         ${STOPS:+--stops "$STOPS"} $unsafe ${chat[@]+"${chat[@]}"} --results "$ROOT/results" ${OUT:+--out "$OUT"}
+        ${WANDB:+--wandb "$WANDB"}
     )
     if [ -n "${PRINT_ONLY:-}" ]; then
         show python ${launch:+"${launch[@]}" python} "${command[@]}"
         return
     fi
-    source "$ROOT/scripts/setup.sh" eval $(is_demo || echo benchmarks) $(case "$engine" in vllm | endpoint) echo "$engine" ;; esac)
+    source "$ROOT/scripts/setup.sh" eval $(is_demo || echo benchmarks) $(case "$engine" in vllm | endpoint) echo "$engine" ;; esac) ${WANDB:+wandb}
     export TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
     "$PYTHON" ${launch:+"${launch[@]}" "$PYTHON"} "${command[@]}"
 }

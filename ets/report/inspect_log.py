@@ -22,14 +22,15 @@ VERSION = 2
 
 
 def write_inspect(run: FinishedRun, out: Path) -> list[Path]:
-    """Write `DATE_TASK_ROW.json` for each row to a folder; the date is the run's end."""
+    """Write `DATE_TASK-ROW_ID.json` for each row to a folder; the date is the run's end."""
     date, paths = run.ended.strftime("%Y-%m-%dT%H-%M-%S-00-00"), []
     with written_to(out):
         out.mkdir(parents=True, exist_ok=True)
         for row in run.rows:
-            task, name = (re.sub(r"[^\w.-]+", "-", text) for text in (run.setting.task, row.name))
-            paths.append(out / f"{date}_{task}_{name}.json")
-            paths[-1].write_text(json.dumps(_log(run, row), indent=1) + "\n", encoding="utf-8")
+            log = _log(run, row)
+            name = re.sub(r"[^a-zA-Z0-9.]+", "-", f"{run.setting.task}-{row.name}")
+            paths.append(out / f"{date}_{name}_{log['eval']['task_id']}.json")
+            paths[-1].write_text(json.dumps(log, indent=1) + "\n", encoding="utf-8")
     return paths
 
 
