@@ -14,7 +14,7 @@ FORMATS = ("lm-eval", "inspect")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="the results folder of a run of ets eval or ets compare")
     parser.add_argument("--to", required=True, choices=FORMATS, help="the format of the files")
-    parser.add_argument("--out", type=Path, help="where the files are written (default: FOLDER/lm-eval, FOLDER/inspect)")
+    parser.add_argument("--out", type=Path, help="the folder of the files (default: FOLDER/lm-eval or FOLDER/inspect)")
 
 
 def execute(options: argparse.Namespace) -> None:
