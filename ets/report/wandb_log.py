@@ -44,8 +44,9 @@ def log_to_wandb(folder: Path, project: str) -> None:
     finished = finished_run(folder)
     configuration = {**finished.configuration, "problems": finished.setting.problems}
     columns = ["row", *_columns(finished)]
+    shared: dict[str, Any] = {"job_type": "eval", "settings": wandb.Settings(console="off")}
     try:
-        with wandb.init(project=project, name=folder.resolve().name, config=configuration, job_type="eval") as run:
+        with wandb.init(project=project, name=folder.resolve().name, config=configuration, **shared) as run:
             rows = [[row.name, *(_values(row).get(name) for name in columns[1:])] for row in finished.rows]
             figures = {path.stem: wandb.Image(str(path)) for path in sorted(folder.glob("*.png"))}
             run.log({"table": wandb.Table(columns=columns, data=rows), **figures})

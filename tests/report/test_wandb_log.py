@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +18,21 @@ eval --task arithmetic --model embedded-small --count 2 --shots 0 --methods plai
 --rollouts 2 --lam 0.1 --block-size 16 --max-length 32 --temperature 1.0 --seed 0 --width 2
 """
 needs_wandb = pytest.mark.skipif(find_spec("wandb") is None, reason="no wandb: pip install '.[wandb]'")
+
+
+def torn_down() -> None:
+    """Wait until wandb has written everything."""
+    if find_spec("wandb") is not None:
+        import wandb
+
+        wandb.teardown()
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    """A process of wandb for each test: it reads the environment once."""
+    yield
+    torn_down()
 
 
 def refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
@@ -49,12 +65,14 @@ def test_without_an_account_a_run_ends_before_it_begins(
 
 @needs_wandb
 def test_an_offline_run_holds_the_table_the_figures_and_the_configuration(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, value in {"WANDB_MODE": "offline", "WANDB_DIR": str(tmp_path), "WANDB_SILENT": "true"}.items():
-        monkeypatch.setenv(name, value)
+    settings = {"MODE": "offline", "DIR": str(tmp_path), "SILENT": "true", "_SERVICE_WAIT": "300"}  # a busy machine
+    for name, value in settings.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
     folder = tmp_path / "results"
-    assert main([*RUN.split(), "--wandb", "sums", "--out", str(folder)]) == 0
+    assert main([*RUN.split(), "--wandb", "sums", "--out", str(folder)]) == 0, capsys.readouterr().err
+    torn_down()
     (logged,) = (tmp_path / "wandb").glob("offline-run-*")
     (path,) = (logged / "files" / "media" / "table").iterdir()
     table = json.loads(path.read_text())
