@@ -43,12 +43,12 @@ def first(name: str, count: int = 1, shots: int | None = None) -> tuple[Hosted, 
 def test_prompts_are_those_of_lm_eval(
     name: str, shots: int | None, begins: str, ends: str, stop: str, examples: int
 ) -> None:
-    _, problem = first(name, shots=shots)
+    task, problem = first(name, shots=shots)
     assert isinstance(problem.prompt, str)
     assert problem.prompt.startswith(begins) and problem.prompt.endswith(ends)
     assert stop in problem.stop
     asks = {"math500": "Problem:\n", "gsm8k": "Question: ", "gpqa": "Question: ", "aime24": "Solve the following"}[name]
-    assert problem.prompt.count(asks) == examples + 1
+    assert problem.prompt.count(asks) == examples + 1 and task.shots == examples
     assert BENCHMARKS[problem.id.rsplit("-", 1)[0]] == name
 
 
