@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ets.evaluation.comparison import Comparison, Entry
     from ets.evaluation.curves import CurvePoint
     from ets.evaluation.journal import Journal
+    from ets.evaluation.objective import Reference
     from ets.evaluation.setup import Setup
     from ets.report.tables import Setting
 
@@ -280,14 +281,20 @@ def compare(setup: Setup, plan: Plan) -> None:
     folder = _folder(setup, plan)
     with Journal(folder, setup.configuration, setup.ranks) as journal:
         setup.ranks.say(f"{len(journal.records)} finished chains in {folder}; the same command goes on where it ended")
-        entries, panels, points = entries_of(setup, plan, journal)
+        entries, panels, points, reference = entries_of(setup, plan, journal)
     if setup.ranks.first:
-        write_results(entries, panels, _setting(setup, plan), folder, points)
+        write_results(entries, panels, _setting(setup, plan), folder, points, reference)
 
 
-def entries_of(setup: Setup, plan: Plan, journal: Journal) -> tuple[list[Entry], Panels, list[CurvePoint]]:
-    """The entries of a plan on a task, those of its scans, and the curves; the journal's folder holds the traces."""
+def entries_of(
+    setup: Setup, plan: Plan, journal: Journal
+) -> tuple[list[Entry], Panels, list[CurvePoint], Reference | None]:
+    """The entries of a plan on a task, those of its scans, the curves, and the rewards of complete samples of p_ref.
+
+    The journal's folder holds the traces.
+    """
     from ets.evaluation.curves import curves
+    from ets.evaluation.objective import reference_of
     from ets.evaluation.traces import Traces
     from ets.exits import closed_after
 
@@ -298,8 +305,9 @@ def entries_of(setup: Setup, plan: Plan, journal: Journal) -> tuple[list[Entry],
         comparison = comparison_of(setup, plan, journal, kept=traces.keep)
         entries = comparison.entries(plan.budgets, plan.against)
         panels = _scans(setup, plan, comparison, entries)
-    points = curves(comparison.pooled, seed=plan.asked.seed)
-    return entries, panels | _scan_of_guide_steps(setup, plan, journal.folder), points
+    pooled = comparison.pooled
+    points, reference = curves(pooled, seed=plan.asked.seed), reference_of(pooled, setup.settings.lam)
+    return entries, panels | _scan_of_guide_steps(setup, plan, journal.folder), points, reference
 
 
 def _folder(setup: Setup, plan: Plan) -> Path:

@@ -40,15 +40,16 @@ class Checkpoint:
         A folder, a GGUF file, a folder with one GGUF file, the folder of a PEFT adapter, or a name on the model hub
         (`owner/name` or `owner/name/file.gguf`). The weights of a GGUF file are converted to `dtype`.
     dtype : torch.dtype or str, optional
-        A name is one of `DTYPES`. By default float32 on a CPU; on a GPU the checkpoint's dtype, or bfloat16 for a GGUF file.
+        A name is one of `DTYPES`. By default float32 on a CPU; on a GPU the checkpoint's dtype, or bfloat16 for a GGUF
+        file.
     device : str, optional
         By default the GPU, or the CPU on a machine without a GPU.
 
     Raises
     ------
     InputError
-        For an unknown dtype, a missing checkpoint, a checkpoint that no policy can use (`ets.policies.checkpoint_files.find_files`), and
-        a tokenizer without an end token.
+        For an unknown dtype, a missing checkpoint, a checkpoint that no policy can use
+        (`ets.policies.checkpoint_files.find_files`), and a tokenizer without an end token.
     """
 
     name: str

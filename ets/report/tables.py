@@ -11,6 +11,7 @@ from ets.evaluation.bootstrap import Difference, paired_difference
 from ets.evaluation.comparison import Entry
 from ets.evaluation.curves import CurvePoint
 from ets.evaluation.intervals import Accuracy, accuracy
+from ets.evaluation.objective import Estimate, Reference
 
 COSTS = {
     "generated": "tokens",
@@ -64,25 +65,35 @@ class Setting:
         return "pass@1" if self.repeats == 1 else f"avg@{self.repeats}"
 
 
-def markdown(entries: Sequence[Entry], setting: Setting, points: Sequence[CurvePoint] = ()) -> str:
-    """Return the setting, a table and a summary for each budget, further scores, the curves, ratios and notes."""
+def markdown(
+    entries: Sequence[Entry],
+    setting: Setting,
+    points: Sequence[CurvePoint] = (),
+    reference: Reference | None = None,
+) -> str:
+    """Return the setting, a table and a summary for each budget, further scores, the curves, ratios and notes.
+
+    A reference adds a column of E[r] - λ KL to each table, and a line about p*.
+    """
     shown = ", ".join(f"{name} {value}" for name, value in setting.shown.items() if value is not None)
     samples = "1 sample" if setting.repeats == 1 else f"{setting.repeats} samples"
     heading = f"{setting.task}, model {setting.model}: {setting.problems} problems, {samples} of each. {shown}"
     budgets = sorted({entry.budget for entry in entries if entry.budget is not None})
-    sections = [part for budget in budgets for part in _section(entries, setting, budget)]
+    sections = [part for budget in budgets for part in _section(entries, setting, budget, reference)]
     if len(budgets) < 2:
-        sections = [head(setting), table(entries, setting), summary(entries, setting)]
+        sections = [head(setting), table(entries, setting, reference), summary(entries, setting)]
     caveat = (
         f"Each interval and each verdict is at 95% for itself alone. Among about {len(entries)} comparisons, one in "
         "twenty would find a difference by chance where there is none."
     )
     ratios = [f"{entry.label}: {entry.ratios}" for entry in entries if entry.ratios and entry.ratios.rollouts]
-    last = [further_table(entries), curves_table(points), *ratios, *setting.notes, caveat if setting.against else ""]
+    optimum = "" if reference is None else str(reference.optimum)
+    last = [optimum, further_table(entries), curves_table(points), *ratios, *setting.notes]
+    last.append(caveat if setting.against else "")
     return "\n\n".join(filter(None, [heading, *sections, *last]))
 
 
-def _section(entries: Sequence[Entry], setting: Setting, budget: int) -> Iterator[str]:
+def _section(entries: Sequence[Entry], setting: Setting, budget: int, reference: Reference | None) -> Iterator[str]:
     """The heading, table and summary of a budget; entries without a budget belong to every section."""
     members = [entry for entry in entries if entry.budget in (budget, None)]
     of_budget = [entry for entry in members if entry.budget == budget]
@@ -90,7 +101,7 @@ def _section(entries: Sequence[Entry], setting: Setting, budget: int) -> Iterato
     spent = f"{typical.cost[setting.currency]:,.0f} {COSTS[setting.currency]}"
     yield f"### Budget {budget + 1}: about {spent} a problem"
     yield head(setting)
-    yield table(members, setting)
+    yield table(members, setting, reference)
     yield summary(members, setting)
 
 
@@ -104,7 +115,7 @@ def by_reward(entries: Sequence[Entry]) -> bool:
     return not any(entry.scores for entry in entries)
 
 
-def table(entries: Sequence[Entry], setting: Setting) -> str:
+def table(entries: Sequence[Entry], setting: Setting, reference: Reference | None = None) -> str:
     """A Markdown table: targets, scores and rewards, each with its difference from `against` at equal cost, costs."""
     costs = {name: title for name, title in COSTS.items() if any(entry.cost[name] >= 0.005 for entry in entries)}
     columns: dict[str, list[str]] = {
@@ -122,6 +133,8 @@ def table(entries: Sequence[Entry], setting: Setting) -> str:
         columns["mean reward"] = [_mean_reward(entry) for entry in entries]
         if setting.against:
             columns[f"{rival}, reward"] = [_reward_difference(entry, named=not graded) for entry in entries]
+    if reference is not None:
+        columns["E[r] - λ KL"] = [_objective(entry, reference) for entry in entries]
     for name, title in costs.items():
         columns[title] = [f"{each.cost[name]:,.{2 if 'seconds' in name else 0}f}" for each in entries]
     return aligned([tuple(columns), *zip(*columns.values(), strict=True)])
@@ -142,6 +155,12 @@ def _mean_reward(entry: Entry) -> str:
     return _rewards(mean) if mean else "-inf" if entry.rewards else ""
 
 
+def _objective(entry: Entry, reference: Reference) -> str:
+    """The most that a method with this mean reward can reach; empty without rewards, or with one of -inf."""
+    found = reference.objective(entry.rewards) if entry.rewards else None
+    return "" if found is None else _rewards(found)
+
+
 def _reward_difference(entry: Entry, named: bool) -> str:
     difference = _paired_rewards(entry)
     if difference is None or entry.rival is None:
@@ -157,7 +176,7 @@ def _paired_rewards(entry: Entry) -> Difference | None:
     return paired_difference(rewards, others)
 
 
-def _rewards(difference: Difference, sign: str = "") -> str:
+def _rewards(difference: Difference | Estimate, sign: str = "") -> str:
     """A mean reward or a difference with its interval; three decimals, or two from 10 on."""
     values = (difference.mean, difference.low, difference.high)
     places = 3 if max(map(abs, values)) < 10 else 2

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 from ets.diagnostics import RatioSummary
 from ets.evaluation.comparison import Entry, Rival
 from ets.evaluation.curves import CurvePoint
 from ets.evaluation.intervals import Accuracy
+from ets.evaluation.objective import Reference
 from ets.report.tables import Setting, further_table, markdown, summary, table
 
 SETTING = Setting("letters", "a model", 200, 4, "generated", "majority", ("a note",), {"lam": 0.1, "top_k": None})
@@ -144,3 +146,15 @@ def test_without_right_answers_the_mean_reward_compares() -> None:
     assert not any(word in text for word in ("pass@", "avg@", "points", "interval |"))
     forbidden = replace(shown[0], rewards={**shown[0].rewards, "p0": -math.inf})
     assert summary([forbidden], setting) == "" and "-inf" in table([forbidden], setting)
+
+
+def test_a_reference_adds_the_objective_of_every_row_and_a_line_about_p_star() -> None:
+    rewards = {"p0": 0.5, "p1": 0.25}
+    entries = [replace(ENTRIES[0], rewards=rewards), replace(ENTRIES[1], rewards={"p0": -math.inf, "p1": 0.0})]
+    reference = Reference(0.5, {"p0": [0.0] * 5 + [1.0] * 5, "p1": [0.0] * 10})
+    text = markdown(entries, SETTING, (), reference)
+    assert "| E[r] - λ KL |" in re.sub(" +", " ", text)
+    found = reference.objective(rewards)
+    assert found is not None and f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})" in text
+    assert str(reference.optimum) in text and "10 texts of p_ref a problem" in text
+    assert "λ KL" not in markdown(entries, SETTING)
