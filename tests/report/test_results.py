@@ -60,7 +60,8 @@ def test_the_summary_holds_everything_as_json(tmp_path: Path) -> None:
     entries[1] = replace(entries[1], scores={"p0": 1.0, "p1": 0.0})
     written(tmp_path, entries, PANELS, POINTS)
     content = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)  # no NaN
-    assert content.keys() == {"version", "setting", "entries", "panels", "curves", "optimum"} and content["version"] == VERSION
+    assert content.keys() == {"version", "setting", "entries", "panels", "curves", "optimum"}
+    assert content["version"] == VERSION
     read = Setting(**content["setting"])
     points = [curve_of(each) for each in content["curves"]]
     assert points == POINTS
