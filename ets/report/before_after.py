@@ -14,8 +14,10 @@ from ets.trace_view import elide
 
 BOUND = 300_000
 """The most characters of the section; unless the whole texts are requested, texts are shortened until they fit."""
-SHORT, PREVIEW = 600, 240
-"""Characters of the longest prompt that is open, and of the visible part of a longer one."""
+SHORT = 600
+"""Characters of the longest prompt that is open."""
+HEAD, TAIL = 80, 320
+"""Characters of both ends of a longer prompt; after worked examples, its own question is at the end."""
 
 
 def before_and_after(entries: Sequence[Entry], setting: Setting, limits: Iterable[int]) -> str:
@@ -84,7 +86,7 @@ def _row(
     return {
         "problem": problem,
         "turns": turns,
-        "preview": "" if short else elide(turns[-1][1], PREVIEW),
+        "preview": "" if short else _ends(turns[-1][1]),
         "plain": _shown("plain sampling", plain.texts[problem], limit),
         "best": _shown(best.label, best.texts[problem], limit),
         "further": [_shown(each.label, each.texts[problem], limit) for each in further if problem in each.texts],
@@ -98,12 +100,21 @@ def _turns(prompt: Any) -> list[tuple[str, str]]:
     return [("", as_text(prompt))]
 
 
+def _ends(text: str) -> str:
+    between = len(text) - HEAD - TAIL
+    return f"{text[:HEAD]} […{between:,} characters…] {text[-TAIL:]}" if between > 0 else text
+
+
 def _shown(label: str, text: Mapping[str, Any], limit: int) -> dict[str, str]:
     """A text with its label and its grade, such as "right, reward 0.250"."""
     correct = text.get("correct")
     verdict = [] if correct is None else ["right" if correct else "wrong"]
     rewarded = [f"reward {_number(text['reward'])}"] if "reward" in text else []
-    return {"label": label, "grade": ", ".join(verdict + rewarded), "text": elide(text["text"].strip(), limit)}
+    return {
+        "label": label,
+        "grade": ", ".join(verdict + rewarded),
+        "text": elide(text["text"].lstrip("\n").rstrip(), limit),
+    }
 
 
 def _number(reward: float | None) -> str:
