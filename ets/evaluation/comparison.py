@@ -23,6 +23,8 @@ PILOT_PROBLEMS = 32
 """The size of a guided method is found on so many problems; their records at that size are part of the results."""
 LARGEST_RIVAL = 1.5
 """A rival costs at most so many times the largest budget."""
+SHOWN_PROBLEMS = 10
+"""Entries keep texts of so many problems, from the first on, for the report."""
 VOTE_TARGET = "mode of the rollouts"
 """The target of the readout `vote`."""
 
@@ -78,6 +80,9 @@ class Entry:
         The law that the method tends to as its budget grows; for the vote, the estimated mode.
     rewards : mapping of str to float
         By problem: the mean reward of its texts, if the run's reward is a fixed function of the text; otherwise empty.
+    texts : mapping of str to mapping
+        By problem, for the first `SHOWN_PROBLEMS`: `text`, `correct` and, where there is one, `reward` (None for -inf)
+        of the first sample.
     """
 
     budget: int | None
@@ -94,6 +99,7 @@ class Entry:
     key: str = ""
     target: str = ""
     rewards: Mapping[str, float] = field(default_factory=dict)
+    texts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def entry_of(content: Mapping[str, Any]) -> Entry:
@@ -267,6 +273,7 @@ class Comparison:
         size = choices[0].samples
         label, target = method.labelled(self.settings, size), method.targeted(self.settings)
         shared: dict[str, Any] = {"cost": _means(rows), "key": method.key(name, self.settings, count), "target": target}
+        shared["texts"] = self._texts([(s.problem.id, s.sample, c.text) for s, c in zip(pooled, choices, strict=True)])
         return Entry(index, name, "last", label, size, draws=self.repeats, **_graded(rows), **shared)
 
     def _averaged(self, name: str, count: int) -> Entry:
@@ -279,10 +286,12 @@ class Comparison:
             for grade in each.grades
         ]
         step, seed, per_token = method.step(self.run.task, self.settings, 1), self.run.seed, self.run.per_token
-        firsts = [_row(each.problem, chosen(step, each, seed), per_token) for each in pool.samples(1)]
+        singles = pool.samples(1)
+        firsts = [_row(each.problem, chosen(step, each, seed), per_token) for each in singles]
         draws = count * self.repeats
         label, target = method.labelled(self.settings, draws), method.targeted(self.settings)
         shared: dict[str, Any] = {"cost": _means(firsts), "key": method.key(name, self.settings, count)}
+        shared["texts"] = self._texts([(each.problem.id, each.sample, each.grades[0]) for each in singles])
         return Entry(None, name, "last", label, 1, draws=draws, target=target, **_graded(rows), **shared)
 
     def _guided(self, index: int | None, name: str, size: int) -> list[Entry]:
@@ -295,11 +304,19 @@ class Comparison:
         rows = [{**record, **record["cost"]} for record in records]
         shared: dict[str, Any] = {"cost": _means(rows), "draws": repeats, "key": key}
         target = method.targeted(self.settings)
-        last = Entry(index, name, "last", label, size, ratios=ratios, target=target, **_graded(rows), **shared)
+        own = {**_graded(rows), "texts": self._texts([(r["problem"], r["sample"], r) for r in records])}
+        last = Entry(index, name, "last", label, size, ratios=ratios, target=target, **own, **shared)
         if not self._votes(method):
             return [last]
         voted = _graded([{"problem": record["problem"], **record["vote"]} for record in records])
+        voted["texts"] = self._texts([(r["problem"], r["sample"], r["vote"]) for r in records])
         return [last, Entry(index, name, "vote", f"{label}, vote", size, target=VOTE_TARGET, **voted, **shared)]
+
+    def _texts(self, graded: Sequence[tuple[str, int, Record]]) -> dict[str, Record]:
+        """The texts of an entry, from the problem, the sample and the grade of each of its texts."""
+        firsts = {problem: grade for problem, sample, grade in graded if sample == 0}
+        kept = [problem.id for problem in self.run.problems[:SHOWN_PROBLEMS] if problem.id in firsts]
+        return {id: {name: firsts[id][name] for name in SHOWN if name in firsts[id]} for id in kept}
 
     def _votes(self, method: Method) -> bool:
         return method.votes and has_answers(self.run.task)
@@ -361,6 +378,7 @@ class Comparison:
 
 
 GRADES = ("correct", "scores", "reward")
+SHOWN = ("text", "correct", "reward")
 COSTS = ("generated", "positions", "row_forwards", "seconds", "reward_seconds", "depth")
 
 

@@ -47,6 +47,8 @@ class Setting:
         Further settings that the results depend on.
     reward : str
         The reward of all rows.
+    prompts : mapping of str to value
+        By problem, for the first problems: text, token ids, or messages.
     """
 
     task: str
@@ -58,6 +60,7 @@ class Setting:
     notes: Sequence[str] = ()
     shown: Mapping[str, Any] = field(default_factory=dict)
     reward: str = ""
+    prompts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def score(self) -> str:
@@ -130,7 +133,7 @@ def table(entries: Sequence[Entry], setting: Setting, reference: Reference | Non
     if graded and setting.against:
         columns[f"{rival}, points"] = [_difference(entry) for entry in entries]
     if any(entry.rewards for entry in entries):
-        columns["mean reward"] = [_mean_reward(entry) for entry in entries]
+        columns["mean reward"] = [mean_reward(entry) for entry in entries]
         if setting.against:
             columns[f"{rival}, reward"] = [_reward_difference(entry, named=not graded) for entry in entries]
     if reference is not None:
@@ -149,7 +152,7 @@ def _paired_scores(entry: Entry) -> Difference | None:
     return paired_difference(entry.scores, entry.rival.scores) if entry.rival else None
 
 
-def _mean_reward(entry: Entry) -> str:
+def mean_reward(entry: Entry) -> str:
     """The mean with a 95% interval; without an interval if a reward is -inf."""
     mean = reward_interval(entry)
     return _rewards(mean) if mean else "-inf" if entry.rewards else ""
