@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ets.evaluation.comparison import Comparison, Entry
     from ets.evaluation.curves import CurvePoint
     from ets.evaluation.journal import Journal
-    from ets.evaluation.objective import Reference
+    from ets.evaluation.objective import Optimum
     from ets.evaluation.setup import Setup
     from ets.report.tables import Setting
 
@@ -281,15 +281,15 @@ def compare(setup: Setup, plan: Plan) -> None:
     folder = _folder(setup, plan)
     with Journal(folder, setup.configuration, setup.ranks) as journal:
         setup.ranks.say(f"{len(journal.records)} finished chains in {folder}; the same command goes on where it ended")
-        entries, panels, points, reference = entries_of(setup, plan, journal)
+        entries, panels, points, optimum = entries_of(setup, plan, journal)
     if setup.ranks.first:
-        write_results(entries, panels, _setting(setup, plan), folder, points, reference)
+        write_results(entries, panels, _setting(setup, plan), folder, points, optimum)
 
 
 def entries_of(
     setup: Setup, plan: Plan, journal: Journal
-) -> tuple[list[Entry], Panels, list[CurvePoint], Reference | None]:
-    """The entries of a plan on a task, those of its scans, the curves, and the rewards of complete samples of p_ref.
+) -> tuple[list[Entry], Panels, list[CurvePoint], Optimum | None]:
+    """The entries of a plan on a task, those of its scans, the curves, and p* by estimate.
 
     The journal's folder holds the traces.
     """
@@ -307,7 +307,11 @@ def entries_of(
         panels = _scans(setup, plan, comparison, entries)
     pooled = comparison.pooled
     points, reference = curves(pooled, seed=plan.asked.seed), reference_of(pooled, setup.settings.lam)
-    return entries, panels | _scan_of_guide_steps(setup, plan, journal.folder), points, reference
+    optimum = None
+    if reference is not None:
+        entries = [replace(e, objective=reference.objective(e.rewards) if e.rewards else None) for e in entries]
+        optimum = reference.optimum
+    return entries, panels | _scan_of_guide_steps(setup, plan, journal.folder), points, optimum
 
 
 def _folder(setup: Setup, plan: Plan) -> Path:

@@ -11,6 +11,7 @@ from typing import Any
 from ets.diagnostics import RatioSummary
 from ets.evaluation.journal import Record
 from ets.evaluation.methods import METHODS, Method, MethodSettings, recorded_reward
+from ets.evaluation.objective import Estimate
 from ets.evaluation.pool import Choice, Sample, SamplePool, chosen, nearest
 from ets.evaluation.ratios import total_ratios
 from ets.evaluation.run import Drawing, Run
@@ -80,6 +81,8 @@ class Entry:
         The law that the method tends to as its budget grows; for the vote, the estimated mode.
     rewards : mapping of str to float
         By problem: the mean reward of its texts, if the run's reward is a fixed function of the text; otherwise empty.
+    objective : Estimate, optional
+        E[r] - λ KL, the most that a method with these rewards can reach (`ets.evaluation.objective`).
     texts : mapping of str to mapping
         By problem, for the first `SHOWN_PROBLEMS`: `text`, `correct` and, where there is one, `reward` (None for -inf)
         of the first sample.
@@ -100,6 +103,7 @@ class Entry:
     target: str = ""
     rewards: Mapping[str, float] = field(default_factory=dict)
     texts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    objective: Estimate | None = None
 
 
 def entry_of(content: Mapping[str, Any]) -> Entry:
@@ -109,6 +113,7 @@ def entry_of(content: Mapping[str, Any]) -> Entry:
     further = {
         "rival": rival and Rival(**{**rival, "rewards": finite_or_forbidden(rival["rewards"])}),
         "ratios": RatioSummary(**read) if ratios else None,
+        "objective": Estimate(**content["objective"]) if content.get("objective") else None,
         "rewards": finite_or_forbidden(content["rewards"]),
     }
     return Entry(**{**content, **further})

@@ -11,7 +11,7 @@ from ets.evaluation.bootstrap import Difference, paired_difference
 from ets.evaluation.comparison import Entry
 from ets.evaluation.curves import CurvePoint
 from ets.evaluation.intervals import Accuracy, accuracy
-from ets.evaluation.objective import Estimate, Reference
+from ets.evaluation.objective import Estimate, Optimum
 
 COSTS = {
     "generated": "tokens",
@@ -72,31 +72,36 @@ def markdown(
     entries: Sequence[Entry],
     setting: Setting,
     points: Sequence[CurvePoint] = (),
-    reference: Reference | None = None,
+    optimum: Optimum | None = None,
 ) -> str:
     """Return the setting, a table and a summary for each budget, further scores, the curves, ratios and notes.
 
-    A reference adds a column of E[r] - λ KL to each table, and a line about p*.
+    The line about p* is the text of its estimate.
     """
     shown = ", ".join(f"{name} {value}" for name, value in setting.shown.items() if value is not None)
     samples = "1 sample" if setting.repeats == 1 else f"{setting.repeats} samples"
     heading = f"{setting.task}, model {setting.model}: {setting.problems} problems, {samples} of each. {shown}"
     budgets = sorted({entry.budget for entry in entries if entry.budget is not None})
-    sections = [part for budget in budgets for part in _section(entries, setting, budget, reference)]
+    sections = [part for budget in budgets for part in _section(entries, setting, budget)]
     if len(budgets) < 2:
-        sections = [head(setting), table(entries, setting, reference), summary(entries, setting)]
+        sections = [head(setting), table(entries, setting), summary(entries, setting)]
     caveat = (
         f"Each interval and each verdict is at 95% for itself alone. Among about {len(entries)} comparisons, one in "
         "twenty would find a difference by chance where there is none."
     )
     ratios = [f"{entry.label}: {entry.ratios}" for entry in entries if entry.ratios and entry.ratios.rollouts]
-    optimum = "" if reference is None else str(reference.optimum)
-    last = [optimum, further_table(entries), curves_table(points), *ratios, *setting.notes]
+    last = [
+        "" if optimum is None else str(optimum),
+        further_table(entries),
+        curves_table(points),
+        *ratios,
+        *setting.notes,
+    ]
     last.append(caveat if setting.against else "")
     return "\n\n".join(filter(None, [heading, *sections, *last]))
 
 
-def _section(entries: Sequence[Entry], setting: Setting, budget: int, reference: Reference | None) -> Iterator[str]:
+def _section(entries: Sequence[Entry], setting: Setting, budget: int) -> Iterator[str]:
     """The heading, table and summary of a budget; entries without a budget belong to every section."""
     members = [entry for entry in entries if entry.budget in (budget, None)]
     of_budget = [entry for entry in members if entry.budget == budget]
@@ -104,7 +109,7 @@ def _section(entries: Sequence[Entry], setting: Setting, budget: int, reference:
     spent = f"{typical.cost[setting.currency]:,.0f} {COSTS[setting.currency]}"
     yield f"### Budget {budget + 1}: about {spent} a problem"
     yield head(setting)
-    yield table(members, setting, reference)
+    yield table(members, setting)
     yield summary(members, setting)
 
 
@@ -118,7 +123,7 @@ def by_reward(entries: Sequence[Entry]) -> bool:
     return not any(entry.scores for entry in entries)
 
 
-def table(entries: Sequence[Entry], setting: Setting, reference: Reference | None = None) -> str:
+def table(entries: Sequence[Entry], setting: Setting) -> str:
     """A Markdown table: targets, scores and rewards, each with its difference from `against` at equal cost, costs."""
     costs = {name: title for name, title in COSTS.items() if any(entry.cost[name] >= 0.005 for entry in entries)}
     columns: dict[str, list[str]] = {
@@ -136,8 +141,8 @@ def table(entries: Sequence[Entry], setting: Setting, reference: Reference | Non
         columns["mean reward"] = [mean_reward(entry) for entry in entries]
         if setting.against:
             columns[f"{rival}, reward"] = [_reward_difference(entry, named=not graded) for entry in entries]
-    if reference is not None:
-        columns["E[r] - λ KL"] = [_objective(entry, reference) for entry in entries]
+    if any(entry.objective for entry in entries):
+        columns["E[r] - λ KL"] = [_rewards(entry.objective) if entry.objective else "" for entry in entries]
     for name, title in costs.items():
         columns[title] = [f"{each.cost[name]:,.{2 if 'seconds' in name else 0}f}" for each in entries]
     return aligned([tuple(columns), *zip(*columns.values(), strict=True)])
@@ -156,12 +161,6 @@ def mean_reward(entry: Entry) -> str:
     """The mean with a 95% interval; without an interval if a reward is -inf."""
     mean = reward_interval(entry)
     return _rewards(mean) if mean else "-inf" if entry.rewards else ""
-
-
-def _objective(entry: Entry, reference: Reference) -> str:
-    """The most that a method with this mean reward can reach; empty without rewards, or with one of -inf."""
-    found = reference.objective(entry.rewards) if entry.rewards else None
-    return "" if found is None else _rewards(found)
 
 
 def _reward_difference(entry: Entry, named: bool) -> str:

@@ -148,13 +148,12 @@ def test_without_right_answers_the_mean_reward_compares() -> None:
     assert summary([forbidden], setting) == "" and "-inf" in table([forbidden], setting)
 
 
-def test_a_reference_adds_the_objective_of_every_row_and_a_line_about_p_star() -> None:
-    rewards = {"p0": 0.5, "p1": 0.25}
-    entries = [replace(ENTRIES[0], rewards=rewards), replace(ENTRIES[1], rewards={"p0": -math.inf, "p1": 0.0})]
+def test_the_objective_has_a_column_and_p_star_a_line() -> None:
     reference = Reference(0.5, {"p0": [0.0] * 5 + [1.0] * 5, "p1": [0.0] * 10})
-    text = markdown(entries, SETTING, (), reference)
+    found = reference.objective({"p0": 0.5, "p1": 0.25})
+    assert found is not None
+    text = markdown([replace(ENTRIES[0], objective=found), ENTRIES[1]], SETTING, (), reference.optimum)
     assert "| E[r] - λ KL |" in re.sub(" +", " ", text)
-    found = reference.objective(rewards)
-    assert found is not None and f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})" in text
+    assert f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})" in text
     assert str(reference.optimum) in text and "10 texts of p_ref a problem" in text
-    assert "λ KL" not in markdown(entries, SETTING)
+    assert "λ KL" not in markdown(ENTRIES, SETTING)
