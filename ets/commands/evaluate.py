@@ -29,12 +29,13 @@ from ets.policies.settings import MAX_LENGTH, FastSampler, Weighing
 from ets.settings import add_flags, fields_of, flag, made
 from ets.step import require_counts
 from ets.tasks import Task, has_answers, task_named
-from ets.types import InputError
+from ets.types import InputError, Problem
 
 if TYPE_CHECKING:
     from ets.evaluation.comparison import Comparison, Entry
     from ets.evaluation.curves import CurvePoint
     from ets.evaluation.journal import Journal
+    from ets.evaluation.objective import Optimum
     from ets.evaluation.setup import Setup
     from ets.report.tables import Setting
 
@@ -287,19 +288,22 @@ def compare(setup: Setup, plan: Plan) -> None:
     folder = _folder(setup, plan)
     with Journal(folder, setup.configuration, setup.ranks) as journal:
         setup.ranks.say(f"{len(journal.records)} finished chains in {folder}; the same command goes on where it ended")
-        entries, panels, points = entries_of(setup, plan, journal)
+        entries, panels, points, optimum = entries_of(setup, plan, journal)
     if setup.ranks.first:
-        write_results(entries, panels, _setting(setup, plan), folder, points)
+        write_results(entries, panels, _setting(setup, plan), folder, points, optimum)
     if setup.ranks.first and plan.wandb is not None:
         log_to_wandb(folder, plan.wandb)
 
 
-def entries_of(setup: Setup, plan: Plan, journal: Journal) -> tuple[list[Entry], Panels, list[CurvePoint]]:
-    """The entries of a plan on a task, those of its scans, and the curves.
+def entries_of(
+    setup: Setup, plan: Plan, journal: Journal
+) -> tuple[list[Entry], Panels, list[CurvePoint], Optimum | None]:
+    """The entries of a plan on a task, those of its scans, the curves, and p* by estimate.
 
     The journal's folder then holds the traces, the problems and the samples.
     """
     from ets.evaluation.curves import curves
+    from ets.evaluation.objective import reference_of
     from ets.evaluation.samples import write_samples
     from ets.evaluation.traces import Traces
     from ets.exits import closed_after
@@ -313,8 +317,13 @@ def entries_of(setup: Setup, plan: Plan, journal: Journal) -> tuple[list[Entry],
         panels = _scans(setup, plan, comparison, entries)
     if setup.ranks.first:
         write_samples(journal.folder, setup.task, setup.problems, comparison.returned(entries))
-    points = curves(comparison.pooled, seed=plan.asked.seed)
-    return entries, panels | _scan_of_guide_steps(setup, plan, journal.folder), points
+    pooled = comparison.pooled
+    points, reference = curves(pooled, seed=plan.asked.seed), reference_of(pooled, setup.settings.lam)
+    optimum = None
+    if reference is not None:
+        entries = [replace(e, objective=reference.objective(e.rewards) if e.rewards else None) for e in entries]
+        optimum = reference.optimum
+    return entries, panels | _scan_of_guide_steps(setup, plan, journal.folder), points, optimum
 
 
 def _folder(setup: Setup, plan: Plan) -> Path:
@@ -331,6 +340,7 @@ def _folder(setup: Setup, plan: Plan) -> Path:
 
 
 def _setting(setup: Setup, plan: Plan) -> Setting:
+    from ets.evaluation.comparison import SHOWN_PROBLEMS
     from ets.report.tables import Setting
 
     hidden = {"task", "model", "prompt", "prompt_kind", "model_revision", "placement", "ets", "approximate", "own_code"}
@@ -338,8 +348,17 @@ def _setting(setup: Setup, plan: Plan) -> Setting:
     shown = {n: v for n, v in setup.configuration.items() if n not in hidden and isinstance(v, int | float | str)}
     problems, currency = len(setup.problems), setup.engine.currency
     shared = (setup.task.name, plan.asked.model, problems, plan.repeats, currency)
+    prompts = {problem.id: _json_prompt(problem) for problem in setup.problems[:SHOWN_PROBLEMS]}
     shots = plan.asked.shots if plan.asked.shots is not None else getattr(setup.task, "shots", 0)
-    return Setting(*shared, plan.against, setup.notes, shown, setup.settings.reward, shots)
+    return Setting(*shared, plan.against, setup.notes, shown, setup.settings.reward, prompts, shots)
+
+
+def _json_prompt(problem: Problem) -> str | list[Any]:
+    """A raw prompt as JSON values: text, token ids, or the role and content of each message."""
+    prompt = problem.raw_prompt
+    if isinstance(prompt, str):
+        return prompt
+    return [part if isinstance(part, int) else {name: part[name] for name in ("role", "content")} for part in prompt]
 
 
 def comparison_of(setup: Setup, plan: Plan, journal: Journal, **options: Any) -> Comparison:

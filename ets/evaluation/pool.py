@@ -270,8 +270,8 @@ class Choice:
     cost : Cost
     depth : int
         Tokens drawn for the longest sample.
-    place : int
-        The first sample of the greatest weight.
+    text : Record
+        The grade of the text that the method returns.
     reward : float, optional
         The expected reward of the chosen text, where the records have rewards.
     """
@@ -281,7 +281,7 @@ class Choice:
     samples: int
     cost: Cost
     depth: int
-    place: int = 0
+    text: Record
     reward: float | None = None
 
 
@@ -309,7 +309,7 @@ def chosen(step: StepFn, pooled: Sample, seed: int) -> Choice:
         samples=count,
         cost=pooled.costs[count - 1] + rewarding,
         depth=max(draw.cost.generated for draw in pooled.draws[:count]),
-        place=int(weights.argmax()),
+        text=grades[taken.choice],
         reward=_expected_reward(weights, grades),
     )
 

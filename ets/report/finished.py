@@ -83,7 +83,9 @@ class Row:
     def settings(self) -> dict[str, Any]:
         """The method, its size and its costs; `key` holds every setting that its samples depend on."""
         names = ("method", "readout", "size", "label", "key", "target", "budget")
-        return {**{name: getattr(self.entry, name) for name in names}, "cost": dict(self.entry.cost)}
+        objective = None if self.entry.objective is None else self.entry.objective.mean
+        own = {name: getattr(self.entry, name) for name in names}
+        return {**own, "objective": objective, "cost": dict(self.entry.cost)}
 
 
 @dataclass(frozen=True)

@@ -68,8 +68,9 @@ def _values(row: Row) -> dict[str, Any]:
 
 
 def _numbers(row: Row) -> dict[str, float]:
-    """The metrics with their standard errors, and the costs of a use of the method."""
+    """The metrics with their standard errors, the objective, and the costs of a use of the method."""
     found: dict[str, float] = {}
     for name, (mean, error) in row.scores.items():
         found |= {name: mean, **({} if error is None else {f"{name}_stderr": error})}
-    return found | dict(row.entry.cost)
+    objective = {} if row.entry.objective is None else {"objective": row.entry.objective.mean}
+    return found | objective | dict(row.entry.cost)

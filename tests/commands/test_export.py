@@ -90,7 +90,7 @@ def test_the_samples_of_a_row_have_the_means_of_the_table(folder: Path, rewarded
         assert re.search(rf"\| {re.escape(row.entry.label)} +\|.* {row.scores['acc'][0]:.1%} \|", table)
 
 
-def test_a_choice_among_samples_is_exported_as_the_text_that_it_favours(folder: Path) -> None:
+def test_a_choice_among_samples_is_exported_as_the_chosen_text(folder: Path) -> None:
     run = finished_run(folder)
     rows = {row.name: row for row in run.rows}
     for name in ("majority-6", "one-step-9"):
