@@ -23,7 +23,7 @@ def execute(options: argparse.Namespace) -> None:
     Raises
     ------
     InputError
-        For a folder without a finished run, or one that cannot be written.
+        For a folder without a finished run, or an output folder that cannot be written.
     """
     from ets.report.finished import finished_run
     from ets.report.inspect_log import write_inspect

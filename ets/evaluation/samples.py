@@ -1,7 +1,7 @@
 """The returned texts of a run, as its tables count them: `problems.jsonl` and `samples.jsonl` in the results folder.
 
-The files hold what an export needs and the journal lacks: the prompts, the right answers, and the text that a method
-chooses among the samples that several methods share. A run writes them anew each time that it ends.
+Exports read both files. The journal lacks the prompts, the right answers, and the text that a method chooses among the
+samples that several methods share. Each command that finishes a run writes both files anew.
 """
 
 from __future__ import annotations
