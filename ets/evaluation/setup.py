@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 _TASKS = (
     "math500, gsm8k, humaneval, gpqa or aime24; arithmetic or sums, the embedded problems; prompts with a reward from "
-    "prompts.jsonl, or tone, without-letter, exact-length, must-contain, json-schema, instructions; or file.py:name"
+    "prompts.jsonl, or tone, tone-openings (for base models), without-letter, exact-length, must-contain, json-schema, "
+    "instructions; or file.py:name"
 )
 
 

@@ -34,6 +34,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "humaneval": _humaneval,
     "aime24": Aime24,
     "tone": partial(ready, "tone", "vaderSentiment"),
+    "tone-openings": partial(ready, "tone-openings", "vaderSentiment", reward="tone"),
     "without-letter": partial(ready, "without-letter"),
     "exact-length": partial(ready, "exact-length"),
     "must-contain": partial(ready, "must-contain"),
