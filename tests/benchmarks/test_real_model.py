@@ -58,7 +58,11 @@ def test_generate_reads_the_same_prompts_to_the_right_of_the_padding(
 def test_a_line_has_the_speed_of_both_ways(load: Any, checkpoint: Checkpoint, setting: Any) -> None:
     conditions = load("measuring").Conditions(CPU, torch.float32, load("floor").Peak(1.0, 1.0), repeats=2)
     rows = list(load("real_model").rows_of(checkpoint, setting, conditions))
-    assert [row.label for row in rows] == ["float32, 1 row, plain", "float32, 3 rows, plain", "float32, 3 rows, one step"]
+    assert [row.label for row in rows] == [
+        "float32, 1 row, plain",
+        "float32, 3 rows, plain",
+        "float32, 3 rows, one step",
+    ]
     for row in rows:
         assert len(row.seconds) == len(row.against) == 2 and min(*row.seconds, *row.against) > 0
     speed = load("real_model")._speed(12, [1.0, 2.0, 4.0])

@@ -67,16 +67,17 @@ def test_greedy_decoding_is_that_of_generate(checkpoint: Checkpoint, problems: l
 
 def test_samples_answer_a_chat(checkpoint: Checkpoint) -> None:
     prompts = ["Write one sentence about a lake.", "What is the capital of France?"]
-    options = {"temperature": 0.5, "tokens": 48, "max_length": LENGTH, "block_size": 8, "progress": False}
-    found = ets.sample(prompts, model=checkpoint, chat=True, reward=lambda _, text: float("lake" in text), **options)
+    guide = {"candidates": 2, "rollouts": 1, "block_size": 8, "lam": 0.5}
+    law = {"max_length": LENGTH, "temperature": 0.5, "progress": False}
+    found = ets.sample(prompts, model=checkpoint, chat=True, reward=lambda _, text: len(text) / 100, **guide, **law)
     require_english([out.text for out in found])
-    assert all(LENGTH <= out.cost.generated <= 48 for out in found)
+    assert all(out.cost.generated > LENGTH and len(out.trace) == 2 for out in found)
 
 
 def test_the_command_line_runs_a_ready_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    given = "eval --task must-contain --model smollm2 --chat-template --count 2 --methods plain,one-step --candidates 2"
-    more = f"--rollouts 1 --lam 0.1 --block-size 8 --max-length {LENGTH} --temperature 0.7 --seed 0 --width 2"
+    given = "eval --task must-contain --model smollm2 --chat-template --count 2 --methods plain,one-step --samples 2"
+    more = f"--lam 0.1 --block-size 8 --max-length {LENGTH} --temperature 0.7 --seed 0 --width 2"
     assert main([*given.split(), *more.split(), "--out", str(folder)]) == 0
     assert (folder / "table.md").read_text().strip() in capsys.readouterr().out
     records = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
