@@ -71,7 +71,8 @@ def test_samples_answer_a_chat(checkpoint: Checkpoint) -> None:
     law = {"max_length": LENGTH, "temperature": 0.5, "progress": False}
     found = ets.sample(prompts, model=checkpoint, chat=True, reward=lambda _, text: len(text) / 100, **guide, **law)
     require_english([out.text for out in found])
-    assert all(out.cost.generated > LENGTH and len(out.trace) == 2 for out in found)
+    assert [len(out.trace[0].candidates) for out in found] == [2, 2]
+    assert all(0 < out.cost.generated <= 2 * (LENGTH + 8) for out in found)  # two candidates in each of two guide steps
 
 
 def test_the_command_line_runs_a_ready_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
