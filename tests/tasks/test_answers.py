@@ -16,7 +16,13 @@ from ets.tasks.expressions import Expression
 from ets.types import Problem
 
 CASES = Path(__file__).parents[3] / "shared" / "cases" / "answers.jsonl"
-TASKS: dict[str, Benchmark] = {"gsm8k": Gsm8k(), "math500": Math500(), "aime24": Aime24(), "aime25": Aime25(), "gpqa": Gpqa()}
+TASKS: dict[str, Benchmark] = {
+    "gsm8k": Gsm8k(),
+    "math500": Math500(),
+    "aime24": Aime24(),
+    "aime25": Aime25(),
+    "gpqa": Gpqa(),
+}
 QUESTION = Problem("p", "…")
 PROMPT = 'def add(x, y):\n    """The sum of x and y."""\n'
 
