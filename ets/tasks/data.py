@@ -172,10 +172,9 @@ SOURCES = {
         config="default",
         words={"train": "input_data"},
         problems="train",
-        examples="train",
+        examples=None,
         shots=0,
         columns={"key": r"\d", "prompt": r"\S", "instruction_id_list": r"\w:\w", "kwargs": r"\{"},
-        changes=("test_split: train",),
     ),
 }
 """By the name of a task in `ets.tasks.TASKS`."""

@@ -122,9 +122,9 @@ class EvalPlus(CodeTask):
         if self.data is None:
             raise InputError(f"no data for {self.name}: {wanted}")
         places = [self.data]
-        if self.data.is_dir():
-            places = [self.data / f"{self.file}{ending}" for ending in (".jsonl", ".jsonl.gz")]
-            places += sorted(self.data.glob(f"{self.file}*.jsonl*"))
+        for folder in (self.data / self.name, self.data):
+            places += [folder / f"{self.file}{ending}" for ending in (".jsonl", ".jsonl.gz")]
+            places += sorted(folder.glob(f"{self.file}*.jsonl*"))
         found = next((path for path in places if path.is_file()), None)
         if found is None:
             raise InputError(f"no data for {self.name} at {str(self.data)!r}: {wanted}")
