@@ -143,6 +143,10 @@ class EvalPlus(CodeTask):
         if row["entry_point"] not in _functions(self.head(row)):
             raise InputError(f"{place} has a prompt without the function {row['entry_point']!r}; correct the row")
         try:
+            self.examples(row)
+        except (SyntaxError, ValueError) as error:
+            raise InputError(f"{place} has a prompt whose examples are no Python ({error}); correct the row") from error
+        try:
             calls = {
                 part: [plain_data(self.arguments(row, inputs), exact=True) for inputs in row[part]]
                 for part in ("base_input", "plus_input")

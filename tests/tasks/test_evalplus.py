@@ -299,6 +299,7 @@ GOOD = row("HumanEval", "f", "    return 1\n", [[1]])
             json.dumps({**GOOD, "prompt": "def g():\n    '''g'''\n"}),
             "row 1 of .* has a prompt without the function 'f'",
         ),
+        (json.dumps({**GOOD, "prompt": "def f():\n    '>>> f(1'\n"}), "row 1 of .* has a prompt whose examples are no"),
         (json.dumps({**GOOD, "plus_input": [3]}), "row 1 of .* has inputs that are no arguments"),
     ],
 )
