@@ -90,6 +90,14 @@ def _aime_row(row: dict[str, Any]) -> dict[str, Any]:
     return {"prompt": [{"role": "user", "content": content}], "reward_model": {"ground_truth": str(number).strip()}}
 
 
+def _given_values(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of IFEval without the empty values of `kwargs`, which tables hold for the columns of other rows."""
+    given = row.get("kwargs")
+    if not isinstance(given, list) or not all(isinstance(each, dict) for each in given):
+        return row
+    return row | {"kwargs": [{name: value for name, value in each.items() if value is not None} for each in given]}
+
+
 SOURCES = {
     "math500": Source(
         lm_eval="minerva_math500",
@@ -175,6 +183,7 @@ SOURCES = {
         examples=None,
         shots=0,
         columns={"key": r"\d", "prompt": r"\S", "instruction_id_list": r"\w:\w", "kwargs": r"\{"},
+        common=_given_values,
     ),
 }
 """By the name of a task in `ets.tasks.TASKS`."""
