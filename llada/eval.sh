@@ -165,6 +165,7 @@ REPEATS=${REPEATS:-}                      # samples of each problem that every m
 SEED=${SEED:-0}
 WIDTH=${WIDTH:-16}                        # problems that advance together; results depend on it by rounding errors alone
 PROCESSES=${PROCESSES:-1}                 # processes that share the problems, each on a GPU of its own: docs/clusters.md
+DTYPE=${DTYPE:-}                          # of the weights: float32, bfloat16, float16; empty: float32 on a CPU, else the checkpoint's
 MEMORY_GIB=${MEMORY_GIB:-}                # for the rows of one forward pass; empty: half of what is free
 STOPS=${STOPS:-}                          # of the benchmarks of code alone, see humaneval
 UNSAFE_CODE=${UNSAFE_CODE:-}              # 1: run generated code without the sandbox

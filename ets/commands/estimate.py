@@ -45,7 +45,7 @@ def execute(options: argparse.Namespace) -> None:
             tempfile.TemporaryDirectory(prefix="ets-estimate-") as folder,
             Journal(Path(folder), setup.configuration, setup.ranks) as journal,
         ):
-            entries, _, _ = evaluate.entries_of(replace(setup, problems=problems), plan, journal)
+            entries, *_ = evaluate.entries_of(replace(setup, problems=problems), plan, journal)
         if setup.ranks.first:
             print(_table(entries, len(setup.problems), len(problems), plan.repeats))
 

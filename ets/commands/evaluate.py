@@ -29,12 +29,13 @@ from ets.policies.settings import MAX_LENGTH, FastSampler, Weighing
 from ets.settings import add_flags, fields_of, flag, made
 from ets.step import require_counts
 from ets.tasks import Task, has_answers, task_named
-from ets.types import InputError
+from ets.types import InputError, Problem
 
 if TYPE_CHECKING:
     from ets.evaluation.comparison import Comparison, Entry
     from ets.evaluation.curves import CurvePoint
     from ets.evaluation.journal import Journal
+    from ets.evaluation.objective import Optimum
     from ets.evaluation.setup import Setup
     from ets.report.tables import Setting
 
@@ -280,14 +281,20 @@ def compare(setup: Setup, plan: Plan) -> None:
     folder = _folder(setup, plan)
     with Journal(folder, setup.configuration, setup.ranks) as journal:
         setup.ranks.say(f"{len(journal.records)} finished chains in {folder}; the same command goes on where it ended")
-        entries, panels, points = entries_of(setup, plan, journal)
+        entries, panels, points, optimum = entries_of(setup, plan, journal)
     if setup.ranks.first:
-        write_results(entries, panels, _setting(setup, plan), folder, points)
+        write_results(entries, panels, _setting(setup, plan), folder, points, optimum)
 
 
-def entries_of(setup: Setup, plan: Plan, journal: Journal) -> tuple[list[Entry], Panels, list[CurvePoint]]:
-    """The entries of a plan on a task, those of its scans, and the curves; the journal's folder holds the traces."""
+def entries_of(
+    setup: Setup, plan: Plan, journal: Journal
+) -> tuple[list[Entry], Panels, list[CurvePoint], Optimum | None]:
+    """The entries of a plan on a task, those of its scans, the curves, and p* by estimate.
+
+    The journal's folder holds the traces.
+    """
     from ets.evaluation.curves import curves
+    from ets.evaluation.objective import reference_of
     from ets.evaluation.traces import Traces
     from ets.exits import closed_after
 
@@ -298,8 +305,13 @@ def entries_of(setup: Setup, plan: Plan, journal: Journal) -> tuple[list[Entry],
         comparison = comparison_of(setup, plan, journal, kept=traces.keep)
         entries = comparison.entries(plan.budgets, plan.against)
         panels = _scans(setup, plan, comparison, entries)
-    points = curves(comparison.pooled, seed=plan.asked.seed)
-    return entries, panels | _scan_of_guide_steps(setup, plan, journal.folder), points
+    pooled = comparison.pooled
+    points, reference = curves(pooled, seed=plan.asked.seed), reference_of(pooled, setup.settings.lam)
+    optimum = None
+    if reference is not None:
+        entries = [replace(e, objective=reference.objective(e.rewards) if e.rewards else None) for e in entries]
+        optimum = reference.optimum
+    return entries, panels | _scan_of_guide_steps(setup, plan, journal.folder), points, optimum
 
 
 def _folder(setup: Setup, plan: Plan) -> Path:
@@ -316,6 +328,7 @@ def _folder(setup: Setup, plan: Plan) -> Path:
 
 
 def _setting(setup: Setup, plan: Plan) -> Setting:
+    from ets.evaluation.comparison import SHOWN_PROBLEMS
     from ets.report.tables import Setting
 
     hidden = {"task", "model", "prompt", "prompt_kind", "model_revision", "placement", "ets", "approximate", "own_code"}
@@ -323,7 +336,16 @@ def _setting(setup: Setup, plan: Plan) -> Setting:
     shown = {n: v for n, v in setup.configuration.items() if n not in hidden and isinstance(v, int | float | str)}
     problems, currency = len(setup.problems), setup.engine.currency
     shared = (setup.task.name, plan.asked.model, problems, plan.repeats, currency)
-    return Setting(*shared, plan.against, setup.notes, shown, setup.settings.reward)
+    prompts = {problem.id: _json_prompt(problem) for problem in setup.problems[:SHOWN_PROBLEMS]}
+    return Setting(*shared, plan.against, setup.notes, shown, setup.settings.reward, prompts)
+
+
+def _json_prompt(problem: Problem) -> str | list[Any]:
+    """A raw prompt as JSON values: text, token ids, or the role and content of each message."""
+    prompt = problem.raw_prompt
+    if isinstance(prompt, str):
+        return prompt
+    return [part if isinstance(part, int) else {name: part[name] for name in ("role", "content")} for part in prompt]
 
 
 def comparison_of(setup: Setup, plan: Plan, journal: Journal, **options: Any) -> Comparison:

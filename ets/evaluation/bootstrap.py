@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from ets.types import InputError
 
 RESAMPLES = 10_000
 """Bootstrap resamples; at so many, the ends of an interval are off by about a fiftieth of its width."""
+ENDS = (0.025, 0.975)
+"""The quantiles that are the ends of an interval."""
 
 
 FEWEST = 10
@@ -68,9 +71,14 @@ def paired_difference(scores: Mapping[str, float], others: Mapping[str, float], 
     differences = np.array([scores[problem] - others[problem] for problem in sorted(scores)])
     differences[np.abs(differences) < 1e-12] = 0.0  # rounding of equal scores
     rng, count = np.random.default_rng(seed), len(differences)
-    counts = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
-    low, high = np.quantile(counts @ differences / count, (0.025, 0.975))
+    low, high = np.quantile(resampled(count, rng) @ differences / count, ENDS)
     flipped = rng.choice((-1.0, 1.0), size=(RESAMPLES, count)) @ differences
     beyond = np.sum(np.abs(flipped) >= abs(differences.sum()) - 1e-12)
     p = (1 + float(beyond)) / (1 + RESAMPLES)
     return Difference(float(differences.mean()), float(low), float(high), p, int(np.sum(differences != 0)))
+
+
+def resampled(count: int, rng: np.random.Generator | None = None) -> npt.NDArray[np.int64]:
+    """How often each of `count` problems is in each bootstrap resample `[RESAMPLES, count]`; by default from seed 0."""
+    generator = np.random.default_rng(0) if rng is None else rng
+    return generator.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)

@@ -11,6 +11,7 @@ from typing import Any
 from ets.diagnostics import RatioSummary
 from ets.evaluation.journal import Record
 from ets.evaluation.methods import METHODS, Method, MethodSettings, recorded_reward
+from ets.evaluation.objective import Estimate
 from ets.evaluation.pool import Choice, Sample, SamplePool, chosen, nearest
 from ets.evaluation.ratios import total_ratios
 from ets.evaluation.run import Drawing, Run
@@ -23,6 +24,8 @@ PILOT_PROBLEMS = 32
 """The size of a guided method is found on so many problems; their records at that size are part of the results."""
 LARGEST_RIVAL = 1.5
 """A rival costs at most so many times the largest budget."""
+SHOWN_PROBLEMS = 10
+"""Entries keep texts of so many problems, from the first on, for the report."""
 VOTE_TARGET = "mode of the rollouts"
 """The target of the readout `vote`."""
 
@@ -78,6 +81,11 @@ class Entry:
         The law that the method tends to as its budget grows; for the vote, the estimated mode.
     rewards : mapping of str to float
         By problem: the mean reward of its texts, if the run's reward is a fixed function of the text; otherwise empty.
+    objective : Estimate, optional
+        E[r] - λ KL, the most that a method with these rewards can reach (`ets.evaluation.objective`).
+    texts : mapping of str to mapping
+        By problem, for the first `SHOWN_PROBLEMS`: `text`, `correct` and, where there is one, `reward` (None for -inf)
+        of the first sample.
     """
 
     budget: int | None
@@ -94,6 +102,8 @@ class Entry:
     key: str = ""
     target: str = ""
     rewards: Mapping[str, float] = field(default_factory=dict)
+    texts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    objective: Estimate | None = None
 
 
 def entry_of(content: Mapping[str, Any]) -> Entry:
@@ -103,6 +113,7 @@ def entry_of(content: Mapping[str, Any]) -> Entry:
     further = {
         "rival": rival and Rival(**{**rival, "rewards": finite_or_forbidden(rival["rewards"])}),
         "ratios": RatioSummary(**read) if ratios else None,
+        "objective": Estimate(**content["objective"]) if content.get("objective") else None,
         "rewards": finite_or_forbidden(content["rewards"]),
     }
     return Entry(**{**content, **further})
@@ -267,6 +278,7 @@ class Comparison:
         size = choices[0].samples
         label, target = method.labelled(self.settings, size), method.targeted(self.settings)
         shared: dict[str, Any] = {"cost": _means(rows), "key": method.key(name, self.settings, count), "target": target}
+        shared["texts"] = self._texts([(s.problem.id, s.sample, c.text) for s, c in zip(pooled, choices, strict=True)])
         return Entry(index, name, "last", label, size, draws=self.repeats, **_graded(rows), **shared)
 
     def _averaged(self, name: str, count: int) -> Entry:
@@ -279,10 +291,12 @@ class Comparison:
             for grade in each.grades
         ]
         step, seed, per_token = method.step(self.run.task, self.settings, 1), self.run.seed, self.run.per_token
-        firsts = [_row(each.problem, chosen(step, each, seed), per_token) for each in pool.samples(1)]
+        singles = pool.samples(1)
+        firsts = [_row(each.problem, chosen(step, each, seed), per_token) for each in singles]
         draws = count * self.repeats
         label, target = method.labelled(self.settings, draws), method.targeted(self.settings)
         shared: dict[str, Any] = {"cost": _means(firsts), "key": method.key(name, self.settings, count)}
+        shared["texts"] = self._texts([(each.problem.id, each.sample, each.grades[0]) for each in singles])
         return Entry(None, name, "last", label, 1, draws=draws, target=target, **_graded(rows), **shared)
 
     def _guided(self, index: int | None, name: str, size: int) -> list[Entry]:
@@ -295,11 +309,19 @@ class Comparison:
         rows = [{**record, **record["cost"]} for record in records]
         shared: dict[str, Any] = {"cost": _means(rows), "draws": repeats, "key": key}
         target = method.targeted(self.settings)
-        last = Entry(index, name, "last", label, size, ratios=ratios, target=target, **_graded(rows), **shared)
+        own = {**_graded(rows), "texts": self._texts([(r["problem"], r["sample"], r) for r in records])}
+        last = Entry(index, name, "last", label, size, ratios=ratios, target=target, **own, **shared)
         if not self._votes(method):
             return [last]
         voted = _graded([{"problem": record["problem"], **record["vote"]} for record in records])
+        voted["texts"] = self._texts([(r["problem"], r["sample"], r["vote"]) for r in records])
         return [last, Entry(index, name, "vote", f"{label}, vote", size, target=VOTE_TARGET, **voted, **shared)]
+
+    def _texts(self, graded: Sequence[tuple[str, int, Record]]) -> dict[str, Record]:
+        """The texts of an entry, from the problem, the sample and the grade of each of its texts."""
+        firsts = {problem: grade for problem, sample, grade in graded if sample == 0}
+        kept = [problem.id for problem in self.run.problems[:SHOWN_PROBLEMS] if problem.id in firsts]
+        return {id: {name: firsts[id][name] for name in SHOWN if name in firsts[id]} for id in kept}
 
     def _votes(self, method: Method) -> bool:
         return method.votes and has_answers(self.run.task)
@@ -361,6 +383,7 @@ class Comparison:
 
 
 GRADES = ("correct", "scores", "reward")
+SHOWN = ("text", "correct", "reward")
 COSTS = ("generated", "positions", "row_forwards", "seconds", "reward_seconds", "depth")
 
 

@@ -270,6 +270,8 @@ class Choice:
     cost : Cost
     depth : int
         Tokens drawn for the longest sample.
+    text : Record
+        The grade of the text that the method returns.
     reward : float, optional
         The expected reward of the chosen text, where the records have rewards.
     """
@@ -279,6 +281,7 @@ class Choice:
     samples: int
     cost: Cost
     depth: int
+    text: Record
     reward: float | None = None
 
 
@@ -306,6 +309,7 @@ def chosen(step: StepFn, pooled: Sample, seed: int) -> Choice:
         samples=count,
         cost=pooled.costs[count - 1] + rewarding,
         depth=max(draw.cost.generated for draw in pooled.draws[:count]),
+        text=grades[taken.choice],
         reward=_expected_reward(weights, grades),
     )
 

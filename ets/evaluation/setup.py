@@ -42,6 +42,7 @@ class RunSettings:
     engine: str = setting(
         "transformers", "transformers, vllm, endpoint, masked-diffusion, uniform-diffusion, or file.py:engine"
     )
+    dtype: str | None = setting(None, "float32, bfloat16 or float16 (default: float32 on a CPU, else the checkpoint's)")
     count: int | None = setting(None, "problems (default: all)", int)
     shots: int | None = setting(None, "solved examples in each prompt (default: the task's number)", int)
     data: Path | None = setting(None, "the benchmark's data, a folder or a file (default: from the hub)", Path)
@@ -134,7 +135,7 @@ def open_setup(
     if "base" in laws:
         policies["base"] = _base_policy(policy, settings)
     if "ets-is" in laws:
-        weighed = weighed_policy(policy, values, lambda name: _checkpoint(engine, name, ranks.device))
+        weighed = weighed_policy(policy, values, lambda name: _checkpoint(asked, name, ranks.device))
         policies["ets-is"] = weighed.policy
         settings = replace(settings, weighing=weighed.description, weighed_label=weighed.label)
         targets |= {"ets-is": weighed.target} if weighed.target else {}
@@ -171,10 +172,12 @@ SHARED = ("rollouts", "lam", "pool", "reward", "minimum")
 def _policy(asked: RunSettings, engine: EngineEntry, values: Mapping[str, Any], device: str | None) -> tuple[Any, Any]:
     """The policy, and its checkpoint; a policy of a user need not have a checkpoint."""
     own = _of_policy(values)
+    if asked.dtype and (":" in asked.engine or asked.engine == "endpoint"):
+        raise InputError(f"dtype is {asked.dtype}, but the engine {asked.engine} loads the weights; leave it out")
     if ":" in asked.engine:
         policy: Any = own_policy(asked.engine, asked.model, own)
         return policy, getattr(policy, "checkpoint", None)
-    checkpoint = _checkpoint(engine, asked.model, device)
+    checkpoint = _checkpoint(asked, asked.model, device)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".* is approximate")  # the command prints it
         return policy_of(lambda: checkpoint, engine=asked.engine, **own), checkpoint
@@ -184,16 +187,16 @@ def _of_policy(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in fields_of(Weighing, FastSampler)}
 
 
-def _checkpoint(engine: EngineEntry, name: str, device: str | None) -> Checkpoint:
-    return _opened(engine.embedded.get(name, name), device)
+def _checkpoint(asked: RunSettings, name: str, device: str | None) -> Checkpoint:
+    return _opened(engine_named(asked.engine).embedded.get(name, name), device, asked.dtype)
 
 
 @lru_cache(maxsize=2)
-def _opened(name: str, device: str | None) -> Checkpoint:
+def _opened(name: str, device: str | None, dtype: str | None) -> Checkpoint:
     """The checkpoint, whose weights several tasks and scans of a command share."""
     from ets.policies.checkpoint import Checkpoint
 
-    return Checkpoint(name, device=device)
+    return Checkpoint(name, dtype, device)
 
 
 def _problems(

@@ -24,6 +24,9 @@ NEUTRAL = {
 }
 """Settings of transformers' `generate` that change the law of a token, with the neutral value of each setting."""
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""The types of the weights by name."""
+
 
 @dataclass
 class Checkpoint:
@@ -36,23 +39,28 @@ class Checkpoint:
     name : str
         A folder, a GGUF file, a folder with one GGUF file, the folder of a PEFT adapter, or a name on the model hub
         (`owner/name` or `owner/name/file.gguf`). The weights of a GGUF file are converted to `dtype`.
-    dtype : torch.dtype, optional
-        By default float32 on a CPU; on a GPU the checkpoint's dtype, or bfloat16 for a GGUF file.
+    dtype : torch.dtype or str, optional
+        A name is one of `DTYPES`. By default float32 on a CPU; on a GPU the checkpoint's dtype, or bfloat16 for a GGUF
+        file.
     device : str, optional
         By default the GPU, or the CPU on a machine without a GPU.
 
     Raises
     ------
     InputError
-        For a missing checkpoint, a checkpoint that no policy can use (`ets.policies.checkpoint_files.find_files`), and
-        a tokenizer without an end token.
+        For an unknown dtype, a missing checkpoint, a checkpoint that no policy can use
+        (`ets.policies.checkpoint_files.find_files`), and a tokenizer without an end token.
     """
 
     name: str
-    dtype: torch.dtype | None = None
+    dtype: torch.dtype | str | None = None
     device: str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.dtype, str):
+            if self.dtype not in DTYPES:
+                raise InputError(f"dtype is {self.dtype!r}; choose from {', '.join(DTYPES)}")
+            self.dtype = DTYPES[self.dtype]
         if Path(self.name).expanduser().is_dir():
             self.name = str(Path(self.name).expanduser())
         self.files = find_files(self.name)

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from ets.templates import render
 
-WIDTH, BOTTOM, LEFT, TOP, LINE = 560, 256, 52, 12, 18
+WIDTH, BOTTOM, LEFT, TOP, LINE = 560, 256, 72, 12, 18
 """Pixels: the chart's width, the lower, left and upper edge of the plot, and a line of the legend below the plot."""
 MARGIN = 44
 """Pixels below the plot for the x axis."""
@@ -91,7 +91,7 @@ def _scales(
     """Return the scales of x and y, and the ticks of both axes: each a place in pixels and a label."""
     xs = sorted({point.x for point in points})
     log = axes.log and xs[0] > 0
-    ticks = xs[:: 1 + len(xs) // 16] if axes.exact else _log_ticks(xs[0], xs[-1]) if log else _ticks(xs[0], xs[-1])
+    ticks = xs[:: 1 + len(xs) // 16] if axes.exact else log_ticks(xs[0], xs[-1]) if log else _ticks(xs[0], xs[-1])
     first, last = min(ticks[0], xs[0]), max(ticks[-1], xs[-1])
     rows = _ticks(min(point.low for point in points), min(axes.top, max(point.high for point in points)))
     scale = math.log if log else float
@@ -115,7 +115,7 @@ def _ticks(low: float, high: float) -> list[float]:
     return [round(step * n, 9) for n in range(first, max(last, first + 1) + 1)]
 
 
-def _log_ticks(low: float, high: float) -> list[float]:
+def log_ticks(low: float, high: float) -> list[float]:
     """The products of 1, 2 or 5 and a power of ten around the range; only powers of ten if there are many."""
     numbers = [n * 10.0**power for power in range(math.floor(math.log10(low)), 15) for n in (1, 2, 5)]
     first = max(i for i, number in enumerate(numbers) if number <= low * (1 + 1e-9))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from statistics import quantiles
+from statistics import fmean, quantiles
 from typing import Any
 
 from ets.evaluation.comparison import Entry
@@ -14,12 +15,15 @@ from ets.report.charts import Axes, Point, Series
 from ets.report.tables import COSTS, Setting, by_reward, interval, reward_interval
 
 ACCURACY, REWARD = "accuracy (%) with 95% interval", "mean reward with 95% interval"
+APART = 0.016
+"""Points of different series stand at least this share of the x axis apart."""
 
 
 def compared(entries: Sequence[Entry], setting: Setting) -> tuple[Axes, list[Series]]:
     """A line for each method and readout, by accuracy or by mean reward.
 
-    The readouts of a method share a colour, and all but `last` are dashed.
+    The readouts of a method share a colour, and all but `last` are dashed. Points of nearly equal cost stand next to
+    each other, so that every interval is visible; their notes have the costs.
     """
     lines: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
@@ -34,7 +38,28 @@ def compared(entries: Sequence[Entry], setting: Setting) -> tuple[Axes, list[Ser
         )
         for (method, readout), members in lines.items()
     ]
-    return _axes(f"{COSTS[setting.currency]} per problem (log scale)", entries), series
+    return _axes(f"{COSTS[setting.currency]} per problem (log scale)", entries), apart(series)
+
+
+def apart(series: Sequence[Series]) -> list[Series]:
+    """Move points that are closer than `APART` on a log scale of x, in the order of the series, around their middle."""
+    points = {(n, i): math.log(p.x) for n, each in enumerate(series) for i, p in enumerate(each.points) if p.x > 0}
+    gap = APART * max(math.log(2), max(points.values(), default=0.0) - min(points.values(), default=0.0))
+    groups = list[list[tuple[int, int]]]()
+
+    def places(group: Sequence[tuple[int, int]]) -> list[float]:
+        middle = fmean(points[point] for point in group)
+        return [middle + gap * (order - (len(group) - 1) / 2) for order in range(len(group))]
+
+    for point in sorted(points, key=lambda point: points[point]):
+        groups.append([point])
+        while len(groups) > 1 and places(groups[-1])[0] - places(groups[-2])[-1] < gap:
+            groups[-2:] = [sorted(groups[-2] + groups[-1])]
+    moved = {point: math.exp(x) for group in groups for point, x in zip(group, places(group), strict=True)}
+    return [
+        replace(each, points=[replace(p, x=moved.get((n, i), p.x)) for i, p in enumerate(each.points)])
+        for n, each in enumerate(series)
+    ]
 
 
 def scaling(name: str, values: Sequence[tuple[float, Entry]], setting: Setting) -> tuple[Axes, list[Series]]:

@@ -1,4 +1,4 @@
-"""A results folder as one HTML file with tables, charts and traces, which loads nothing from elsewhere.
+"""A results folder as one HTML file with tables, charts, texts and traces, which loads nothing from elsewhere.
 
 The page depends on the folder's files alone. Templates escape all texts, traces are packed into letters without markup,
 and the page's security policy allows only the viewer's script.
@@ -10,6 +10,7 @@ import base64
 import gzip
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,6 +19,7 @@ from ets.evaluation.comparison import entry_of
 from ets.evaluation.curves import curve_of
 from ets.evaluation.journal import require_version
 from ets.evaluation.traces import read_traces
+from ets.report.before_after import before_and_after
 from ets.report.charts import Axes, Series, chart
 from ets.report.figures import compared, effective_size_series, sample_curves, scaling
 from ets.report.tables import Setting, by_reward
@@ -114,7 +116,8 @@ def _report(folder: Path, whole: bool) -> str:
         figures[heading] = effective_size_series(records, labels)
     configuration = {**_read(folder / "configuration.json"), "repeats": setting.repeats, "problems": setting.problems}
     traces = _graded_traces(folder, records, guided)
-    return _page(f"{setting.task}: {setting.model}", folder / "table.md", configuration, figures, traces, whole)
+    pairs = before_and_after(entries, setting, [sys.maxsize] if whole else LIMITS)
+    return _page(f"{setting.task}: {setting.model}", folder / "table.md", configuration, figures, pairs, traces, whole)
 
 
 def _guided(rows: Sequence[Stored]) -> dict[str, str]:
@@ -137,7 +140,7 @@ def _graded_traces(folder: Path, records: Sequence[Stored], labels: Mapping[str,
 
 
 def _page(
-    title: str, table: Path, configuration: Stored, figures: Figures, traces: Sequence[Stored], whole: bool
+    title: str, table: Path, configuration: Stored, figures: Figures, pairs: str, traces: Sequence[Stored], whole: bool
 ) -> str:
     script = render("viewer.js")
     return render(
@@ -147,6 +150,7 @@ def _page(
         policy=f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'",
         tables=markdown_html(table.read_text(encoding="utf-8")),
         charts=[(heading, chart(axes, series)) for heading, (axes, series) in figures.items()],
+        before_after=pairs,
         prompt=elide(as_text(configuration["prompt"]), LIMITS[0]),
         prompt_kind=configuration["prompt_kind"],
         settings=[(name, value) for name, value in sorted(configuration.items()) if name != "prompt"],

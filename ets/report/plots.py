@@ -9,7 +9,7 @@ from typing import Any
 
 from ets.evaluation.comparison import Entry
 from ets.evaluation.curves import CurvePoint
-from ets.report.charts import COLOURS, Axes, Series
+from ets.report.charts import COLOURS, Axes, Series, log_ticks
 from ets.report.figures import REWARD, compared, sample_curves, scaling
 from ets.report.tables import COSTS, Setting, by_reward, interval, reward_interval
 from ets.types import InputError
@@ -94,9 +94,10 @@ def _draw(place: Any, axes: Axes, series: Sequence[Series]) -> None:
         spread = [point.y - point.low for point in each.points], [point.high - point.y for point in each.points]
         place.errorbar(xs, means, yerr=spread, label=each.name, linestyle=":" if each.dashed else "-", **style)
     place.set_xscale("log")
-    if axes.exact:
-        xs = sorted({point.x for each in series for point in each.points})
-        place.set_xticks(xs, [f"{x:g}" for x in xs])
+    xs = sorted({point.x for each in series for point in each.points})
+    ticks = xs if axes.exact else log_ticks(xs[0], xs[-1]) if xs and xs[0] > 0 else []
+    if ticks:
+        place.set_xticks(ticks, [f"{x:,.6g}" for x in ticks])
         place.minorticks_off()
     place.set_xlabel(axes.x)
     place.set_ylabel(axes.y)

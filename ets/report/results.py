@@ -11,6 +11,7 @@ from typing import Any
 from ets.evaluation.comparison import Entry, json_rewards
 from ets.evaluation.curves import CurvePoint
 from ets.evaluation.journal import VERSION
+from ets.evaluation.objective import Optimum
 from ets.evaluation.ratios import without_nan
 from ets.report.page import SUMMARY, write_report
 from ets.report.plots import plot_accuracies, plot_accuracy_by_cost, plot_curves, plot_scaling
@@ -23,9 +24,10 @@ def write_results(
     setting: Setting,
     folder: Path,
     points: Sequence[CurvePoint] = (),
+    optimum: Optimum | None = None,
 ) -> None:
     """Write the files, and print the table and their places."""
-    text = markdown(entries, setting, points)
+    text = markdown(entries, setting, points, optimum)
     print(f"\n{text}\n")
     scans = {name: [[value, _values(entry)] for value, entry in values] for name, values in panels.items()}
     content = {
@@ -34,6 +36,7 @@ def write_results(
         "entries": [_values(entry) for entry in entries],
         "panels": scans,
         "curves": [asdict(point) for point in points],
+        "optimum": None if optimum is None else asdict(optimum),
     }
     (folder / SUMMARY).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     (folder / "table.md").write_text(f"{text}\n", encoding="utf-8")

@@ -11,6 +11,7 @@ from ets.evaluation.bootstrap import Difference, paired_difference
 from ets.evaluation.comparison import Entry
 from ets.evaluation.curves import CurvePoint
 from ets.evaluation.intervals import Accuracy, accuracy
+from ets.evaluation.objective import Estimate, Optimum
 
 COSTS = {
     "generated": "tokens",
@@ -46,6 +47,8 @@ class Setting:
         Further settings that the results depend on.
     reward : str
         The reward of all rows.
+    prompts : mapping of str to value
+        By problem, for the first problems: text, token ids, or messages.
     """
 
     task: str
@@ -57,6 +60,7 @@ class Setting:
     notes: Sequence[str] = ()
     shown: Mapping[str, Any] = field(default_factory=dict)
     reward: str = ""
+    prompts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def score(self) -> str:
@@ -64,8 +68,16 @@ class Setting:
         return "pass@1" if self.repeats == 1 else f"avg@{self.repeats}"
 
 
-def markdown(entries: Sequence[Entry], setting: Setting, points: Sequence[CurvePoint] = ()) -> str:
-    """Return the setting, a table and a summary for each budget, further scores, the curves, ratios and notes."""
+def markdown(
+    entries: Sequence[Entry],
+    setting: Setting,
+    points: Sequence[CurvePoint] = (),
+    optimum: Optimum | None = None,
+) -> str:
+    """Return the setting, a table and a summary for each budget, further scores, the curves, ratios and notes.
+
+    The line about p* is the text of its estimate.
+    """
     shown = ", ".join(f"{name} {value}" for name, value in setting.shown.items() if value is not None)
     samples = "1 sample" if setting.repeats == 1 else f"{setting.repeats} samples"
     heading = f"{setting.task}, model {setting.model}: {setting.problems} problems, {samples} of each. {shown}"
@@ -79,7 +91,14 @@ def markdown(entries: Sequence[Entry], setting: Setting, points: Sequence[CurveP
     )
     ratios = [f"{entry.label}: {entry.ratios}" for entry in entries if entry.ratios and entry.ratios.rollouts]
     further = further_table(entries, "lm-eval: " if "lm_eval" in setting.shown else "")
-    last = [further, curves_table(points), *ratios, *setting.notes, caveat if setting.against else ""]
+    last = [
+        "" if optimum is None else str(optimum),
+        further,
+        curves_table(points),
+        *ratios,
+        *setting.notes,
+    ]
+    last.append(caveat if setting.against else "")
     return "\n\n".join(filter(None, [heading, *sections, *last]))
 
 
@@ -120,9 +139,11 @@ def table(entries: Sequence[Entry], setting: Setting) -> str:
     if graded and setting.against:
         columns[f"{rival}, points"] = [_difference(entry) for entry in entries]
     if any(entry.rewards for entry in entries):
-        columns["mean reward"] = [_mean_reward(entry) for entry in entries]
+        columns["mean reward"] = [mean_reward(entry) for entry in entries]
         if setting.against:
             columns[f"{rival}, reward"] = [_reward_difference(entry, named=not graded) for entry in entries]
+    if any(entry.objective for entry in entries):
+        columns["E[r] - λ KL"] = [_rewards(entry.objective) if entry.objective else "" for entry in entries]
     for name, title in costs.items():
         columns[title] = [f"{each.cost[name]:,.{2 if 'seconds' in name else 0}f}" for each in entries]
     return aligned([tuple(columns), *zip(*columns.values(), strict=True)])
@@ -137,7 +158,7 @@ def _paired_scores(entry: Entry) -> Difference | None:
     return paired_difference(entry.scores, entry.rival.scores) if entry.rival else None
 
 
-def _mean_reward(entry: Entry) -> str:
+def mean_reward(entry: Entry) -> str:
     """The mean with a 95% interval; without an interval if a reward is -inf."""
     mean = reward_interval(entry)
     return _rewards(mean) if mean else "-inf" if entry.rewards else ""
@@ -158,7 +179,7 @@ def _paired_rewards(entry: Entry) -> Difference | None:
     return paired_difference(rewards, others)
 
 
-def _rewards(difference: Difference, sign: str = "") -> str:
+def _rewards(difference: Difference | Estimate, sign: str = "") -> str:
     """A mean reward or a difference with its interval; three decimals, or two from 10 on."""
     values = (difference.mean, difference.low, difference.high)
     places = 3 if max(map(abs, values)) < 10 else 2

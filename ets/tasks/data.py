@@ -12,6 +12,7 @@ import json
 import re
 import urllib.error
 import urllib.request
+import warnings
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -203,7 +204,8 @@ def task_file(
     data : Path, optional
         A folder or a file; by default the rows come from the hub, or from the cache of an earlier download.
     shots : int, optional
-        Worked examples in each prompt; by default the task's number.
+        Worked examples in each prompt; by default the task's number, or 0 with a warning if `data` holds the problems
+        without the split of the examples.
     repeats : int, optional
         Responses to each problem; by default the task's number.
 
@@ -219,6 +221,10 @@ def task_file(
         require_hub(name)
         lines += [f"dataset_path: {source.dataset}", f"dataset_name: {source.config}"]
     else:
+        if shots is None and _lacks_examples(name, data):
+            shots = 0
+            text = f"{str(data)!r} holds no file of the split {source.examples}: prompts are without worked examples"
+            warnings.warn(f"{text} (shots is 0, the benchmark's own number is {source.shots})", stacklevel=2)
         lines += _local(name, data, folder, source.shots if shots is None else shots)
     lines += [f"num_fewshot: {shots}"] * (shots is not None) + [f"repeats: {repeats}"] * (repeats is not None)
     included = json.dumps(str(_lm_eval_tasks() / source.yaml))
@@ -316,17 +322,31 @@ def _require_examples(name: str, rows: int, shots: int, shared: bool) -> None:
         raise InputError(f"{name} has {rows} rows to take {shots} worked examples from; add rows, or set fewer shots")
 
 
-def _files(name: str, data: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
-    """The local files of each split. A single file of any name holds the problems."""
+def _lacks_examples(name: str, data: Path) -> bool:
+    """Whether local files hold the problems of a benchmark without the split of its worked examples."""
+    source = SOURCES[name]
+    if not source.shots or source.examples in (None, source.problems):
+        return False
+    found = _found(name, data, [source.problems, source.examples])
+    return bool(found[source.problems]) and not found[source.examples]
+
+
+def _found(name: str, data: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
+    """The local files of each split, or none. A single file of any name holds the problems."""
     source = SOURCES[name]
     if not data.exists():
         raise InputError(f"no data for {name} at {str(data)!r}; name a folder {_wanted(source)}")
     places = [data / name, data / source.config, data / "data", data]
     files: list[Path] = next(filter(None, map(_readable, places)), []) if data.is_dir() else [data]
-    found = {split: _of(source.words[split], files) for split in splits}
     if len(files) == 1:
-        found = {split: files * (split == source.problems) for split in splits}
-    for split, paths in found.items():
+        return {split: files * (split == source.problems) for split in splits}
+    return {split: _of(source.words[split], files) for split in splits}
+
+
+def _files(name: str, data: Path, splits: Sequence[str]) -> dict[str, list[Path]]:
+    """The local files of each split. Raises `InputError` for a split without files."""
+    source = SOURCES[name]
+    for split, paths in (found := _found(name, data, splits)).items():
         if not paths:
             remedy = "" if split == source.problems else ", or set shots to 0"
             raise InputError(

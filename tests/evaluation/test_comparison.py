@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ets.evaluation.comparison import Entry, entry_of
+from ets.evaluation.comparison import SHOWN_PROBLEMS, Entry, entry_of
 from ets.evaluation.methods import METHODS
 from ets.evaluation.ratios import without_nan
 from ets.types import InputError
@@ -370,6 +370,27 @@ def test_serial_depth_is_of_the_longest_text_and_in_calls_per_token(tmp_path: Pa
     rows = [row[: majority.size] for row in texts.values()]
     assert majority.size > 1 and any(max(row) > row[0] for row in rows)
     assert majority.cost["depth"] == pytest.approx(fmean(map(max, rows)))
+
+
+def test_entries_keep_the_first_sample_of_the_first_problems(tmp_path: Path) -> None:
+    """A chain's text, the first text of a pool, or the choice among them, each with its reward."""
+    settings = replace(SETTINGS, reward="likelihood-per-token")
+    names = ["plain", "ets", "best-of-n", "greedy"]
+    found, records = compared(tmp_path, names, [3], policy=certain(), settings=settings, repeats=2)
+    rows = {(entry.method, entry.readout): entry for entry in found}
+    wanted = [problem.id for problem in Letters().problems(COUNT, 0)][:SHOWN_PROBLEMS]
+    assert len(wanted) < COUNT and all(list(entry.texts) == wanted for entry in found)
+    for problem in wanted:
+        parts = [r for (key, id, n), r in records.items() if (id, n) == (problem, 0) and key.startswith("pool[")]
+        pool = sorted(parts, key=lambda part: int(part["method"].split("[")[1].split(":")[0]))
+        texts = [text for part in pool for text in part["texts"]][: rows["best-of-n", "last"].size]
+        (chain,) = (record for record in of(records, "ets") if (record["problem"], record["sample"]) == (problem, 0))
+        best = max(texts, key=lambda text: text["reward"])
+        for method, record in (("plain", texts[0]), ("ets", chain), ("best-of-n", best)):
+            kept = {name: record[name] for name in ("text", "correct", "reward")}
+            assert rows[method, "last"].texts[problem] == kept, method
+        assert rows["ets", "vote"].texts[problem]["text"] == chain["vote"]["text"]
+        assert rows["greedy", "last"].texts[problem].keys() == {"text", "correct"}  # its text has another law
 
 
 def test_an_entry_survives_its_json(entries: list[Entry]) -> None:

@@ -195,3 +195,14 @@ def test_an_engine_of_a_user_that_makes_no_policy_is_refused(
     (tmp_path / "own.py").write_text(OWN)
     with pytest.raises(InputError, match=message):
         setup(replace(SMALL, engine=f"{tmp_path}/own.py:{engine}"), values)
+
+
+def test_results_of_two_dtypes_are_not_mixed() -> None:
+    assert setup(replace(SMALL, dtype="bfloat16")).configuration["placement"] == "cpu bfloat16"
+    assert setup().configuration["placement"] == "cpu float32"
+
+
+@pytest.mark.parametrize("engine", ["endpoint", "own.py:make"])
+def test_an_engine_that_loads_the_weights_itself_takes_no_dtype(engine: str) -> None:
+    with pytest.raises(InputError, match=f"dtype is bfloat16, but the engine {engine} loads the weights"):
+        setup(replace(SMALL, engine=engine, dtype="bfloat16"), {})

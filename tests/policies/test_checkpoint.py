@@ -139,6 +139,12 @@ def test_all_end_tokens_count_and_no_sampling_setting_of_the_checkpoint_does(tmp
 def test_weights_are_loaded_in_the_dtype_asked_for() -> None:
     assert Checkpoint(demo.model_path("small")).model.dtype == torch.float32
     assert Checkpoint(demo.model_path("small"), dtype=torch.float64).model.dtype == torch.float64
+    assert Checkpoint(demo.model_path("small"), dtype="bfloat16").model.dtype == torch.bfloat16
+
+
+def test_an_unknown_dtype_is_refused_with_the_names_of_all() -> None:
+    with pytest.raises(InputError, match="dtype is 'int4'; choose from float32, bfloat16, float16"):
+        Checkpoint(demo.model_path("small"), dtype="int4")
 
 
 def test_the_revision_tells_weights_apart() -> None:

@@ -55,7 +55,7 @@ def line(problem: str, trace: Sequence[Step] = TRACE, prompt: str = f"What?{HOST
 
 
 COST = {"generated": 50.0, "positions": 90.0, "row_forwards": 0.0, "seconds": 0.1, "reward_seconds": 0.0, "depth": 9.0}
-SETTING = Setting("sums", HOSTILE, 2, 1, "generated", "ets")
+SETTING = Setting("sums", HOSTILE, 2, 1, "generated", "ets", prompts={"p0": f"What?{HOSTILE}"})
 
 
 def entry(method: str, size: int, ids: Sequence[str], **changed: Any) -> Entry:
@@ -89,7 +89,11 @@ def record(method: str, problem: str, answer: str) -> dict[str, Any]:
 def run_folder(folder: Path, problems: int = 2, label: str = f"ETS {HOSTILE}") -> Path:
     """The folder of `ets eval`: ETS, and plain sampling without a budget."""
     ids = [f"p{n}" for n in range(problems)]
-    entries = [entry("ets", 2, ids, label=label), entry("plain", 1, ids, label="plain", budget=None)]
+    texts = {id: {"text": HOSTILE, "correct": True} for id in ids[:10]}
+    entries = [
+        entry("ets", 2, ids, label=label, texts=texts),
+        entry("plain", 1, ids, label="plain", budget=None, texts=texts),
+    ]
     table = f"| method | pass@1 |\n| --- | ---: |\n| {label} |  50.0% |\n\nnote {HOSTILE}\n"
     return folder_of(folder, entries, table, [record("ets-2", problem, HOSTILE) for problem in ids])
 
@@ -142,6 +146,17 @@ def test_the_report_holds_table_charts_settings_and_graded_traces(tmp_path: Path
     shown = unpacked(page)
     assert (shown["kept"], shown["limit"], len(shown["traces"])) == (2, None, 2)
     assert shown["traces"][0]["answer"] == HOSTILE and shown["traces"][0]["correct"] == 1.0
+
+
+def test_the_report_holds_texts_before_and_after_where_a_run_has_plain_sampling(tmp_path: Path) -> None:
+    page = write_report(run_folder(tmp_path / "run")).read_text()
+    assert page.count("<article>") == 2 and page.count('<p class="head">') == 4
+    assert "Before and after" not in write_report(comparison_folder(tmp_path / "without")).read_text()
+    whole = {id: {"text": "a" * 30_000, "correct": True} for id in ("p0", "p1")}
+    rows = [entry("ets", 2, list(whole), texts=whole), entry("plain", 1, list(whole), budget=None, texts=whole)]
+    folder = folder_of(tmp_path / "long", rows, "", [])
+    assert "a" * 30_000 not in write_report(folder).read_text()
+    assert "a" * 30_000 in write_report(folder, whole=True).read_text()
 
 
 def test_the_report_shows_the_first_prompt_and_its_kind(tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from ets.evaluation.comparison import Entry
-from ets.report.charts import chart
-from ets.report.figures import compared, scaling
+from ets.report.charts import Point, Series, chart
+from ets.report.figures import APART, apart, compared, scaling
 from ets.report.plots import plot_accuracies, plot_accuracy_by_cost, plot_scaling
 from tests.report.test_tables import ENTRIES, SETTING, entry, rewarded, scores
 
@@ -79,3 +79,23 @@ def test_rewards_are_plotted_where_there_are_no_right_answers(tmp_path: Path) ->
     assert point.points[0].low < 0.6 < point.points[0].high
     assert "mean reward" in chart(*compared(rows, SETTING)) and chart(*compared([forbidden], SETTING)) == ""
     assert "0" in chart(*compared([replace(rows[0], rewards=dict.fromkeys(rows[0].rewards, 0.0))], SETTING))
+
+
+def test_points_of_nearly_equal_cost_stand_next_to_each_other_and_others_stay() -> None:
+    """Five methods at three budgets, and a cheap one: all intervals can be told apart, in the order of the series."""
+    costs = [[budget * (1 + 0.02 * ((3 * n) % 5)) for budget in (200, 400, 800)] for n in range(5)] + [[48.0]]
+    series = [Series(f"s{n}", [Point(x, n, n - 1, n + 1) for x in row]) for n, row in enumerate(costs)]
+    moved = [[point.x for point in each.points] for each in apart(series)]
+    gap = APART * math.log(max(map(max, costs)) / 48)
+    for columns, original in zip(zip(*moved[:5], strict=True), zip(*costs[:5], strict=True), strict=True):
+        assert np.diff(np.log(columns)) == pytest.approx([gap] * 4)
+        assert np.mean(np.log(columns)) == pytest.approx(np.mean(np.log(original)))
+    assert moved[5] == pytest.approx([48.0])
+    assert [(p.y, p.low, p.high) for p in apart(series)[2].points] == [(2, 1, 3)] * 3
+
+
+def test_groups_of_points_that_would_meet_are_one_group() -> None:
+    series = [Series(f"s{n}", [Point(x, 0, 0, 0)]) for n, x in enumerate((100.0, 100.0, 100.0, 101.8, 300.0))]
+    places = np.log([each.points[0].x for each in apart(series)])
+    assert np.diff(places)[:3] == pytest.approx([APART * math.log(3)] * 3) and places[4] == pytest.approx(math.log(300))
+    assert apart([]) == [] and apart([Series("none", [])])[0].points == []

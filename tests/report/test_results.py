@@ -15,6 +15,7 @@ from ets.evaluation.comparison import Entry, Rival, entry_of
 from ets.evaluation.curves import CurvePoint, curve_of
 from ets.evaluation.intervals import Accuracy
 from ets.evaluation.journal import VERSION
+from ets.evaluation.objective import Estimate
 from ets.report.results import write_results
 from ets.report.tables import Setting, markdown
 from tests.report.test_tables import ENTRIES, SETTING
@@ -57,10 +58,11 @@ def test_the_summary_holds_everything_as_json(tmp_path: Path) -> None:
     forbidden = {"p0": -math.inf, "p1": 2.0}
     rival = Rival("majority of 6", 100.0, {"p0": 1.0, "p1": 0.0}, forbidden)
     entries = [ENTRIES[0], replace(ENTRIES[1], rewards=forbidden, rival=rival), replace(ENTRIES[2], ratios=RATIOS)]
-    entries[1] = replace(entries[1], scores={"p0": 1.0, "p1": 0.0})
+    entries[1] = replace(entries[1], scores={"p0": 1.0, "p1": 0.0}, objective=Estimate(0.5, 0.25, 0.75))
     written(tmp_path, entries, PANELS, POINTS)
     content = json.loads((tmp_path / "summary.json").read_text(), parse_constant=pytest.fail)  # no NaN
-    assert content.keys() == {"version", "setting", "entries", "panels", "curves"} and content["version"] == VERSION
+    assert content.keys() == {"version", "setting", "entries", "panels", "curves", "optimum"}
+    assert content["version"] == VERSION
     read = Setting(**content["setting"])
     points = [curve_of(each) for each in content["curves"]]
     assert points == POINTS

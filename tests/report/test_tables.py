@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 from ets.diagnostics import RatioSummary
 from ets.evaluation.comparison import Entry, Rival
 from ets.evaluation.curves import CurvePoint
 from ets.evaluation.intervals import Accuracy
+from ets.evaluation.objective import Reference
 from ets.report.tables import Setting, further_table, markdown, summary, table
 
 SETTING = Setting("letters", "a model", 200, 4, "generated", "majority", ("a note",), {"lam": 0.1, "top_k": None})
@@ -145,3 +147,14 @@ def test_without_right_answers_the_mean_reward_compares() -> None:
     assert not any(word in text for word in ("pass@", "avg@", "points", "interval |"))
     forbidden = replace(shown[0], rewards={**shown[0].rewards, "p0": -math.inf})
     assert summary([forbidden], setting) == "" and "-inf" in table([forbidden], setting)
+
+
+def test_the_objective_has_a_column_and_p_star_a_line() -> None:
+    reference = Reference(0.5, {"p0": [0.0] * 5 + [1.0] * 5, "p1": [0.0] * 10})
+    found = reference.objective({"p0": 0.5, "p1": 0.25})
+    assert found is not None
+    text = markdown([replace(ENTRIES[0], objective=found), ENTRIES[1]], SETTING, (), reference.optimum)
+    assert "| E[r] - λ KL |" in re.sub(" +", " ", text)
+    assert f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})" in text
+    assert str(reference.optimum) in text and "10 texts of p_ref a problem" in text
+    assert "λ KL" not in markdown(ENTRIES, SETTING)

@@ -358,6 +358,7 @@ def test_all_runs_the_benchmarks_through_vllm(tmp_path: Path) -> None:
             THERE | {"MEMORY_GIB": "2"},
             "MEMORY_GIB is set, but with ENDPOINT that belongs to the",
         ),
+        (QWEN, "demo", THERE | {"DTYPE": "bfloat16"}, "DTYPE is set, but with ENDPOINT that belongs to the"),
         (QWEN, "demo", THERE | {"SMALL_MODEL_PATH": "x"}, "SMALL_MODEL_PATH is set, but ets-is scores"),
         (QWEN, "demo", THERE | {"ENGINE": "transformers"}, "ENDPOINT is set, but ENGINE is transformers; leave one of"),
         (LLADA, "demo", THERE, "ENDPOINT is set, but no server runs diffusion; leave it out"),
@@ -495,13 +496,15 @@ def test_what_a_command_says_can_be_set_by_a_variable(script: Path, tmp_path: Pa
     names = [
         *("METHODS", "SAMPLES", "SEED", "WIDTH", "MEMORY_GIB", "POOL", "TEMPERATURE", "NUM_PROBLEMS", "SHOTS"),
         "MODEL_PATH",
+        "DTYPE",
     ]
     other = {name: str(number) for number, name in enumerate(names, 11)} | {
         "POOL": "step",
         "BEST_BY": "likelihood",
     }
     found = options(script, SCRIPTS[script][0], tmp_path, **other)
-    keys = ["methods", "samples", "seed", "width", "memory_gib", "pool", "temperature", "count", "shots", "model"]
+    keys = ["methods", "samples", "seed", "width", "memory_gib", "pool", "temperature", "count", "shots"]
+    keys += ["model", "dtype"]
     assert [str(found[key]).removesuffix(".0") for key in keys] == [other[name] for name in names]
     assert found["best_by"] == "likelihood"
 

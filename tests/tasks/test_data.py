@@ -276,13 +276,20 @@ def test_what_the_hub_answers_is_told(status: int, found: str | None, hub: pytes
 GOOD = {"question": "q", "answer": "#### 1"}
 
 
+def test_problems_without_the_split_of_the_examples_are_prompted_without_examples(tmp_path: Path) -> None:
+    (tmp_path / "test.jsonl").write_text(json.dumps(GOOD) + "\n")
+    with pytest.warns(UserWarning, match="no file of the split train: prompts are without worked examples"):
+        path = task_file("gsm8k", tmp_path / "made", tmp_path)
+    assert "num_fewshot: 0" in path.read_text().splitlines()
+
+
 @pytest.mark.parametrize(
     ("files", "options", "found"),
     [
         ({"test.txt": "x"}, {}, "no file of the split test of gsm8k"),
         ({}, {}, "no file of the split test of gsm8k"),
-        ({"test.jsonl": [GOOD]}, {}, "no file of the split train of gsm8k"),
-        ({"test.jsonl": [GOOD]}, {}, "set shots to 0"),
+        ({"test.jsonl": [GOOD]}, {"shots": 5}, "no file of the split train of gsm8k"),
+        ({"test.jsonl": [GOOD]}, {"shots": 5}, "set shots to 0"),
         ({"a.jsonl": [GOOD], "b.jsonl": [GOOD]}, {"shots": 0}, "no file of the split test of gsm8k"),
         ({"test.jsonl": [GOOD], "train.jsonl": [GOOD]}, {}, "1 rows to take 5 worked examples from"),
         ({"test.jsonl": []}, {"shots": 0}, "holds no rows"),

@@ -207,6 +207,28 @@ def test_rewards_are_means_over_the_texts_of_a_prompt(rows: Path) -> None:
     assert (folder / "reward.png").stat().st_size > 1000
 
 
+def test_the_report_has_the_first_prompts_as_they_were_given_with_texts_before_and_after(
+    rows: Path, chat_model: Path
+) -> None:
+    """Messages as turns; text as text, though the chat template makes it a turn."""
+    turns = [{"role": "user", "content": "Sing <b>."}, {"role": "assistant", "content": "La."}]
+    written = [
+        {"messages": [*turns, {"role": "user", "content": "Again."}]},
+        *({"prompt": f"Say {n}."} for n in range(11)),
+    ]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in written))
+    given = ["eval", "--task", str(rows), "--model", str(chat_model), "--methods", "plain,one-step", "--samples", "2"]
+    given += ["--reward", of(rows, "many"), "--block-size", "4", "--max-length", "4", "--chat-template"]
+    assert main([*given, "--out", str(rows.parent / "run")]) == 0
+    found, page = summary(rows.parent / "run"), (rows.parent / "run" / "report.html").read_text()
+    assert found["setting"]["prompts"] == {
+        "letters-1": written[0]["messages"], **{f"letters-{n + 2}": f"Say {n}." for n in range(9)}
+    }  # fmt: skip
+    assert [len(entry["texts"]) for entry in found["entries"]] == [10, 10]
+    assert page.count("<article>") == 10 and '<b>assistant</b><div class="text">La.</div>' in page
+    assert "Sing &lt;b&gt;." in page and '<div class="turn"><div class="text">Say 0.</div>' in page
+
+
 def test_a_forbidden_text_has_a_row_and_no_point_in_the_plots(rows: Path) -> None:
     given = words("eval", rows, "--methods", "plain,best-of-n", "--samples", "6", "--max-length", "1")
     assert main([*given, "--reward", of(rows, "many")]) == 0

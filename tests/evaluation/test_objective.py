@@ -1,0 +1,100 @@
+"""The objective E[r] - λ KL: the value of p*, and the bound by a mean reward."""
+
+import math
+
+import numpy as np
+import pytest
+
+from ets.evaluation.objective import FEWEST_TEXTS, Reference, reference_of
+from ets.evaluation.pool import Sample
+from ets.types import Problem
+
+LAM = 0.25
+LAWS = {"a": [0.0] * 5 + [0.5] * 4 + [1.0], "b": [-1.0] * 2 + [0.25] * 8}
+"""Rewards of texts that are equally likely under p_ref."""
+
+
+def exact(lam=LAM):
+    """log Z, E_p*[r] and KL(p* ‖ p_ref), means over the problems, by enumeration."""
+    rows = []
+    for rewards in LAWS.values():
+        weights = [math.exp(reward / lam) for reward in rewards]
+        law = [weight / sum(weights) for weight in weights]
+        divergence = sum(p * math.log(p * len(rewards)) for p in law)
+        rows.append((math.log(np.mean(weights)), np.dot(law, rewards), divergence))
+    return np.mean(rows, axis=0)
+
+
+def test_the_optimum_is_that_of_the_enumerated_law():
+    optimum = Reference(LAM, LAWS).optimum
+    log_z, reward, divergence = exact()
+    assert optimum.log_z.mean == pytest.approx(log_z)
+    assert optimum.reward.mean == pytest.approx(reward)
+    assert optimum.divergence.mean == pytest.approx(divergence)
+    assert optimum.objective.mean == pytest.approx(reward - LAM * divergence)
+    assert optimum.texts == 10
+
+
+def test_p_star_reaches_the_objective_and_plain_sampling_has_no_divergence():
+    reference = Reference(LAM, LAWS)
+    tilted = {}
+    for problem, rewards in LAWS.items():
+        weights = np.exp(np.array(rewards) / LAM)
+        tilted[problem] = float(weights @ rewards / weights.sum())
+    assert reference.objective(tilted).mean == pytest.approx(reference.optimum.objective.mean)
+    plain = {problem: float(np.mean(rewards)) for problem, rewards in LAWS.items()}
+    assert reference.objective(plain).mean == pytest.approx(np.mean(list(plain.values())))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_law_is_above_the_bound_of_its_mean_reward(seed):
+    """Random laws q: E_q[r] - λ KL(q ‖ p_ref) is at most the bound, and the bound at most λ log Z."""
+    rng = np.random.default_rng(seed)
+    means, value = {}, 0.0
+    for problem, rewards in LAWS.items():
+        law = rng.dirichlet(np.full(len(rewards), rng.choice([0.1, 1.0, 10.0])))
+        means[problem] = float(law @ rewards)
+        known = law[law > 0]
+        value += (means[problem] - LAM * float(known @ np.log(known * len(rewards)))) / len(LAWS)
+    reference = Reference(LAM, LAWS)
+    bound = reference.objective(means)
+    assert value <= bound.mean + 1e-9
+    assert bound.mean <= reference.optimum.objective.mean + 1e-9
+    assert bound.low <= bound.mean <= bound.high
+
+
+def test_a_reward_beyond_that_of_p_star_lowers_the_objective():
+    reference = Reference(LAM, LAWS)
+    best = {problem: max(rewards) for problem, rewards in LAWS.items()}
+    assert reference.objective(best).mean < reference.optimum.objective.mean - 0.01
+
+
+def test_forbidden_texts_have_no_weight():
+    rewards = {"a": [-math.inf] * 5 + [1.0] * 5}
+    reference = Reference(LAM, rewards)
+    assert reference.optimum.log_z.mean == pytest.approx(1 / LAM + math.log(0.5))
+    assert reference.objective({"a": 1.0}).mean == pytest.approx(1.0 - LAM * math.log(2))
+    assert reference.objective({"a": -math.inf}) is None
+
+
+def pooled(rewards, sample=0):
+    grades = tuple({} if reward is None else {"reward": reward} for reward in rewards)
+    return Sample(Problem(id="a", prompt="", doc={}), sample, (), grades, ())
+
+
+def test_the_chains_of_a_problem_are_pooled():
+    reference = reference_of([pooled([0.0] * 5), pooled([1.0] * 5, 1)], LAM)
+    assert reference.rewards == {"a": [0.0] * 5 + [1.0] * 5}
+
+
+@pytest.mark.parametrize("rewards", [[0.0] * (FEWEST_TEXTS - 1), [None] * 20], ids=["few", "without rewards"])
+def test_there_is_no_reference_without_enough_rewards(rewards):
+    assert reference_of([pooled(rewards)], LAM) is None
+
+
+def test_json_values_of_forbidden_texts_are_read():
+    forbidden = [{"reward": None}] * FEWEST_TEXTS
+    only = Sample(Problem(id="a", prompt="", doc={}), 0, (), tuple(forbidden), ())
+    assert reference_of([only], LAM) is None
+    mixed = Sample(Problem(id="a", prompt="", doc={}), 0, (), (*forbidden, {"reward": 1.0}), ())
+    assert reference_of([mixed], LAM).rewards["a"].count(-math.inf) == FEWEST_TEXTS
