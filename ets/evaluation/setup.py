@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 _TASKS = (
     "math500, gsm8k, humaneval, gpqa, aime24, aime25, humaneval-plus, mbpp-plus or ifeval; arithmetic or sums, the "
-    "embedded problems; prompts with a reward from "
-    "prompts.jsonl, or tone, without-letter, exact-length, must-contain, json-schema, instructions; or file.py:name"
+    "embedded problems; prompts with a reward from prompts.jsonl, or tone, tone-openings (for base models), "
+    "without-letter, exact-length, must-contain, json-schema, instructions; or file.py:name"
 )
 
 

@@ -40,6 +40,7 @@ TASKS: dict[str, Callable[[], Task]] = {
     "aime25": Aime25,
     "ifeval": partial(_later, "ifeval", "IFEval"),
     "tone": partial(ready, "tone", "vaderSentiment"),
+    "tone-openings": partial(ready, "tone-openings", "vaderSentiment", reward="tone"),
     "without-letter": partial(ready, "without-letter"),
     "exact-length": partial(ready, "exact-length"),
     "must-contain": partial(ready, "must-contain"),
