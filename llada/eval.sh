@@ -13,7 +13,8 @@
 #   IS_ACCELERATE_AVAILABLE=True bash llada/eval.sh math500     with ETS-IS among the methods: LEVEL 0, the dual cache
 #   CHAT=1 bash llada/eval.sh gsm8k                             prompts by the checkpoint's chat template: docs/chat.md
 #   TOKENS=100000 bash llada/eval.sh math500                    every method at so many computed token positions per problem
-#   bash llada/eval.sh all                                      the benchmarks, one after the other
+#   bash llada/eval.sh all                                      the benchmarks of the paper, one after the other
+#   DATA=HumanEvalPlus.jsonl.gz bash llada/eval.sh humaneval-plus    further benchmarks: mbpp-plus, ifeval, see docs/tasks.md
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 source "$ROOT/scripts/run_eval.sh"
@@ -22,7 +23,9 @@ MASKED="TEMPERATURE STEPS BLOCK_LENGTH CFG REMASKING QUOTAS EPS ALG_TEMP LOGITS_
 UNIFORM="MAX_DENOISING_STEPS T_MAX T_MIN ENTROPY_BOUND STABILITY_THRESHOLD CONFIDENCE_THRESHOLD"
 if [ -n "${ENDPOINT:-}" ]; then refuse "ENDPOINT is set, but no server runs diffusion; leave it out, or use qwen_vllm/eval.sh"; fi
 refuse_set "diffusion has no top-k and top-p, and no row base" TOP_K TOP_P BASE_TEMPERATURE BASE_TOP_K BASE_TOP_P
+FURTHER="humaneval-plus mbpp-plus ifeval" # presets that the paper does not have
 choose_preset "demo demo-is math500 gsm8k humaneval gpqa" "$@"
+if [ "$PRESET" = ifeval ]; then REWARD=${REWARD:-ets.tasks.ifeval:ifeval}; fi # the share of the prompt's instructions that a text follows; there is no vote
 TOKENS=${TOKENS:-}                        # the budget in computed token positions per problem, in place of M; empty: what ETS costs at NUM_CANDIDATES
 if [ -n "$TOKENS" ]; then                 # the sizes of all methods follow from it
     refuse_set "the budget is TOKENS" NUM_CANDIDATES
@@ -41,7 +44,7 @@ masked-diffusion) refuse_set "$ENGINE has no such setting (ENGINE=uniform-diffus
 uniform-diffusion)
     refuse_set "$ENGINE has no such setting; its checkpoint or $UNIFORM set its law" $MASKED
     if [ "$PRESET" = demo-is ]; then refuse "$ENGINE has no faster sampler, which demo-is compares; choose demo"; fi
-    METHODS=${METHODS:-plain,majority,best-of-n,one-step,ets$(moves)}
+    METHODS=${METHODS:-plain,$(if [ "$PRESET" != ifeval ]; then echo majority,; fi)best-of-n,one-step,ets$(moves)}
     ;;
 *) refuse "ENGINE is '$ENGINE'; set it to masked-diffusion or uniform-diffusion" ;;
 esac
@@ -82,8 +85,8 @@ gsm8k)
     BLOCK_LENGTH=${BLOCK_LENGTH-8}
     TEMPERATURE=${TEMPERATURE:-1.0}
     ;;
-humaneval)
-    TASK=${TASK:-humaneval}
+humaneval | humaneval-plus | mbpp-plus)
+    TASK=${TASK:-$PRESET}
     STOPS=${STOPS:-answer}                    # where a text ends: completion, with the function's body; answer, nowhere, for one in words and fences
     GEN_LENGTH=${GEN_LENGTH:-512}
     BLOCK_LENGTH=${BLOCK_LENGTH-32}
@@ -94,6 +97,14 @@ gpqa)
     SHOTS=${SHOTS:-5}
     GEN_LENGTH=${GEN_LENGTH:-64}
     BLOCK_LENGTH=${BLOCK_LENGTH-8}
+    TEMPERATURE=${TEMPERATURE:-0.5}
+    ;;
+ifeval)
+    TASK=${TASK:-ifeval}
+    METHODS=${METHODS:-plain,greedy,best-of-n,one-step,ets${IS_ACCELERATE_AVAILABLE:+,ets-is}$(moves)}
+    BEST_BY=${BEST_BY:-$REWARD}
+    GEN_LENGTH=${GEN_LENGTH:-512}
+    BLOCK_LENGTH=${BLOCK_LENGTH-32}
     TEMPERATURE=${TEMPERATURE:-0.5}
     ;;
 esac
@@ -156,8 +167,8 @@ WIDTH=${WIDTH:-16}                        # problems that advance together; resu
 PROCESSES=${PROCESSES:-1}                 # processes that share the problems, each on a GPU of its own: docs/clusters.md
 DTYPE=${DTYPE:-}                          # of the weights: float32, bfloat16, float16; empty: float32 on a CPU, else the checkpoint's
 MEMORY_GIB=${MEMORY_GIB:-}                # for the rows of one forward pass; empty: half of what is free
-STOPS=${STOPS:-}                          # of HumanEval alone, see there
-UNSAFE_CODE=${UNSAFE_CODE:-}              # 1: run HumanEval's generated code without the sandbox
+STOPS=${STOPS:-}                          # of the benchmarks of code alone, see humaneval
+UNSAFE_CODE=${UNSAFE_CODE:-}              # 1: run generated code without the sandbox
 OUT=${OUT:-}                              # results folder; empty: results/TASK-HASH, by the configuration
 WANDB=${WANDB:-}                          # a project of Weights & Biases that the results are logged to; empty: none
 

@@ -12,11 +12,13 @@
 #   TOKENS=20000 bash qwen/eval.sh math500                              every method at so many generated tokens per problem
 #   SMALL_MODEL_PATH=Qwen/Qwen3-1.7B bash qwen/eval.sh math500          with ETS-IS among the methods, as in the paper
 #   CHAT=1 THINKING=off bash qwen/eval.sh gsm8k                         prompts by the checkpoint's chat template: docs/chat.md
-#   bash qwen/eval.sh all                                               the benchmarks, one after the other
+#   bash qwen/eval.sh all                                               the benchmarks of the paper, one after the other
+#   DATA=HumanEvalPlus.jsonl.gz bash qwen/eval.sh humaneval-plus        further benchmarks: mbpp-plus, ifeval, see docs/tasks.md
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 source "$ROOT/scripts/run_eval.sh"
 choose_engine                                 # ENGINE: transformers or vllm; or ENDPOINT: the address of a server
+FURTHER="humaneval-plus mbpp-plus ifeval"     # presets that the paper does not have
 choose_preset "demo${TRANSFORMERS:+ demo-is} math500 gsm8k humaneval gpqa" "$@"
 
 if [ "$PRESET" = demo-is ]; then SMALL_MODEL_PATH=${SMALL_MODEL_PATH:-embedded-small}; fi # all else is as in demo
@@ -51,8 +53,8 @@ gsm8k)
     BLOCK_SIZE=${BLOCK_SIZE:-128}
     TEMPERATURE=${TEMPERATURE:-1.5}
     ;;
-humaneval)
-    TASK=${TASK:-humaneval}
+humaneval | humaneval-plus | mbpp-plus)
+    TASK=${TASK:-$PRESET}
     STOPS=${STOPS:-${CHAT:+answer}}
     STOPS=${STOPS:-completion}                # where a text ends: completion, with the function's body; answer, nowhere, for one in words and fences
     M_CANDIDATES=${M_CANDIDATES:-20}
@@ -66,6 +68,15 @@ gpqa)
     NUM_BEAMS=${NUM_BEAMS:-50}
     BLOCK_SIZE=${BLOCK_SIZE:-64}
     TEMPERATURE=${TEMPERATURE:-0.25}
+    ;;
+ifeval)
+    TASK=${TASK:-ifeval}
+    REWARD=${REWARD:-ets.tasks.ifeval:ifeval} # the share of the prompt's instructions that a text follows; there is no vote
+    METHODS=${METHODS:-base,plain,greedy,${TRANSFORMERS:+beam,}best-of-n,one-step,ets${SMALL_MODEL_PATH:+,ets-is}$(moves)}
+    BEST_BY=${BEST_BY:-$REWARD}
+    MAX_LENGTH=${MAX_LENGTH:-1280}            # lm-eval's
+    BLOCK_SIZE=${BLOCK_SIZE:-320}
+    TEMPERATURE=${TEMPERATURE:-0.7}
     ;;
 esac
 
@@ -100,7 +111,7 @@ SYSTEM=${SYSTEM:-}                            # CHAT: the text of the system tur
 THINKING=${THINKING:-}                        # CHAT: on or off, where the template knows enable_thinking; empty: its own choice
 FEWSHOT_AS_MULTITURN=${FEWSHOT_AS_MULTITURN:-} # CHAT: 1: worked examples as turns; empty: in the user's turn
 CHAT_STOP=${CHAT_STOP:-}                      # CHAT: a string that ends a text; empty: none, the task's are dropped
-DATA=${DATA:-}                                # the benchmark's data, a folder or a file; empty: from the hub
+DATA=${DATA:-}                                # the benchmark's data, a folder or a file; empty: from the hub, which humaneval-plus and mbpp-plus are not on
 SAMPLES=${SAMPLES:-}                          # of the methods without guide steps; empty: as many as generate ETS's tokens
 REPEATS=${REPEATS:-}                          # samples of each problem that every method's score is a mean of; empty: 1
 SEED=${SEED:-0}
@@ -114,8 +125,8 @@ UTILIZATION=${UTILIZATION:-0.9}               # vLLM: the share of a GPU's memor
 SERVED_MODEL=${SERVED_MODEL:-}                # ENDPOINT: the server's name for the model; empty: the only one that it serves
 CONNECTIONS=${CONNECTIONS:-}                  # ENDPOINT: requests under way at once; empty: 256
 ROW_SECONDS=${ROW_SECONDS:-}                  # ENDPOINT: how long a row may take before it is asked for again; empty: 1800
-STOPS=${STOPS:-}                              # of HumanEval alone, see there
-UNSAFE_CODE=${UNSAFE_CODE:-}                  # 1: run HumanEval's generated code without the sandbox
+STOPS=${STOPS:-}                              # of the benchmarks of code alone, see humaneval
+UNSAFE_CODE=${UNSAFE_CODE:-}                  # 1: run generated code without the sandbox
 OUT=${OUT:-}                                  # results folder; empty: results/TASK-HASH, by the configuration
 WANDB=${WANDB:-}                              # a project of Weights & Biases that the results are logged to; empty: none
 

@@ -6,7 +6,7 @@
 #   bash qwen_vllm/eval.sh math500                                      a benchmark of the paper: gsm8k, humaneval, gpqa; or all
 #   bash qwen_vllm/eval.sh minerva_math500                              the same by lm-eval's name
 #   bash qwen_vllm/eval.sh minerva_math500 math500 Qwen/Qwen3-8B out    the paper's form, TASK DATASET MODEL OUT: ETS alone, with
-#                                                                       the numbers below for every task; also aime24
+#                                                                       the numbers below for every task; also aime24 and aime25
 #   ENDPOINT=http://localhost:8000/v1 bash qwen_vllm/eval.sh math500    through a server, here or elsewhere, that serves MODEL_PATH:
 #                                                                       vLLM is not installed, see docs/clusters.md
 #   GEN_DP=4 UTILIZATION=0.85 bash qwen_vllm/eval.sh math500            four copies of the model, each on a GPU of its own
@@ -32,5 +32,5 @@ if [ $# -ge 2 ]; then # TASK DATASET [MODEL] [OUT]
     if [ -z "${ENDPOINT:-}" ]; then export GEN_DP=${GEN_DP:-8} UTILIZATION=${UTILIZATION:-0.8}; fi
 fi
 PRESET=$(preset_of "${1:-}")
-if [ "$PRESET" = aime24 ]; then exec bash "$FOLDER/aime24/eval_aime.sh"; fi
+case "$PRESET" in aime24 | aime25) exec bash "$FOLDER/aime24/eval_aime.sh" "$PRESET" ;; esac
 exec bash "$FOLDER/qwen/eval.sh" ${PRESET:+"$PRESET"}

@@ -31,6 +31,8 @@ BENCHMARKS = {
     "gpqa_diamond_generative_n_shot": "gpqa",
     "humaneval": "humaneval",
     "aime24": "aime24",
+    "aime25": "aime25",
+    "ifeval": "ifeval",
 }
 """The names in `ets.tasks` of lm-eval's tasks."""
 MODELS = {

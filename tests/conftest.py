@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from itertools import combinations, permutations, product
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import pytest
@@ -17,6 +18,9 @@ os.environ.pop("OPENAI_API_KEY", None)
 # Nor are they one of several processes that something launched, or shown in a terminal of any width.
 for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "COLUMNS", "LINES"):
     os.environ.pop(name, None)
+
+# IFEval splits texts by NLTK's punkt_tab: here one without any abbreviations, so that nothing is downloaded.
+os.environ["NLTK_DATA"] = str(Path(__file__).parent / "data" / "nltk")
 
 # By default an example that takes 0.2 s, or data that take 1 s, are failures: on a busy machine, any may.
 settings.register_profile("patient", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -14,13 +14,14 @@ from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from ets.chat import Chat, as_messages
-from ets.sandbox.code_answers import stops_named
-from ets.tasks import Benchmark, Task, task_named
+from ets.tasks import Benchmark, Task, has_answers, is_graded, task_named
+from ets.tasks.code import CodeTask
 from ets.tasks.data import task_file
-from ets.tasks.humaneval import HumanEval
+from ets.tasks.evalplus import EvalPlus
 from ets.types import InputError, Message, Problem
 
 FEWSHOT_SEED = 1234
@@ -56,6 +57,14 @@ class Hosted:
     @property
     def name(self) -> str:
         return self.task.name
+
+    @property
+    def answers(self) -> bool:
+        return has_answers(self.task)
+
+    @property
+    def graded(self) -> bool:
+        return is_graded(self.task)
 
     @property
     def main_thread(self) -> bool:
@@ -107,8 +116,18 @@ class Hosted:
             with quiet():
                 metrics = self._host.process_results(instance.doc, [instance.filtered_resps[ensemble.name]])
             suffix = f",{ensemble.name}" if several else ""
-            found |= {f"{name}{suffix}": float(value) for name, value in metrics.items()}
+            found |= {_name(name, value) + suffix: _mean(value) for name, value in metrics.items()}
         return found
+
+
+def _mean(value: Any) -> float:
+    """A metric of a text; the mean of a metric of the text's parts, such as IFEval's of single instructions."""
+    return fmean(value) if isinstance(value, list) else float(value)
+
+
+def _name(name: str, value: Any) -> str:
+    """lm-eval's mean over the parts of all texts is another number than a mean over texts, which has another name."""
+    return f"{name}_by_text" if isinstance(value, list) else name
 
 
 def _user_text(turns: Sequence[Message]) -> str | None:
@@ -138,7 +157,7 @@ def opened_task(
 ) -> Task:
     """A task by its name: a task that makes its problems, or a benchmark of lm-eval with local data or the hub's.
 
-    With `unsafe`, code that a model wrote runs without the sandbox. `stops`, a key of `STOPS`, names the end of the
+    With `unsafe`, code that a model wrote runs without the sandbox. `stops` (`CodeTask.stop_by`) names the end of the
     code: by default the end of the function's body, or in a chat the end of the turn. With `chat`, the problems of a
     benchmark have messages.
 
@@ -149,10 +168,11 @@ def opened_task(
         package of the task is not installed.
     """
     task = task_named(name)
-    if isinstance(task, HumanEval):
+    if isinstance(task, CodeTask):
         if chat is not None and stops not in (None, "answer"):
             raise InputError(f"stops is {stops!r}, but a chat's text is an answer; leave stops out, or add chat-stop")
-        task.unsafe, task.stop = unsafe, stops_named(stops or ("completion" if chat is None else "answer"))
+        task.unsafe = unsafe
+        task.stop_by(stops or ("completion" if chat is None else "answer"))
     elif unsafe:
         raise InputError(f"the task {name} runs no code that a model wrote; leave unsafe_code out")
     elif stops is not None:
@@ -163,7 +183,9 @@ def opened_task(
         raise InputError(
             f"the task {name} writes its worked examples as text, not as turns; leave fewshot-as-multiturn out"
         )
-    if data is not None:
+    if isinstance(task, EvalPlus):
+        task.data = data
+    elif data is not None:
         raise InputError(f"the task {name} brings its own problems, and takes no data; leave data out")
     return task
 
@@ -210,7 +232,7 @@ def problem_of(instance: Any) -> Problem:
 
 def conditions(task: Task) -> dict[str, Any]:
     """Further conditions of the results: the ends of code, or the versions of graders."""
-    if isinstance(task, HumanEval):
+    if isinstance(task, CodeTask):
         return {"stops": list(task.stop)}
     return versions(task.task) if isinstance(task, Hosted) else {}
 

@@ -19,6 +19,7 @@ from functools import cached_property
 
 import numpy as np
 
+from ets.certificate import FEW
 from ets.evaluation.bootstrap import ENDS, resampled
 from ets.evaluation.pool import Sample
 from ets.types import Floats
@@ -66,7 +67,13 @@ class Optimum:
             f"mean reward {_shown(self.reward)}, KL {_shown(self.divergence)} nats, log Z {_shown(self.log_z)}, and "
             f"E[r] - λ KL = λ log Z = {_shown(self.objective)}. The column E[r] - λ KL holds the most that a "
             "method with this mean reward can reach."
+            + (" So few effective texts make log Z and KL too small; more repeats help." if self.few else "")
         )
+
+    @property
+    def few(self) -> bool:
+        """Whether few texts carry the weights of p*."""
+        return self.effective < FEW
 
 
 @dataclass(frozen=True)

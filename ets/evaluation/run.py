@@ -20,7 +20,7 @@ from ets.groups import run_in_groups
 from ets.readouts import vote
 from ets.runner import run
 from ets.step import score
-from ets.tasks.task import Slow, Task, has_answers
+from ets.tasks.task import Slow, Task, is_graded
 from ets.types import Chain, Policy, Problem, Reward, StepFn, Text
 
 
@@ -202,8 +202,8 @@ class Run:
         }
 
     def graded(self, problem: Problem, text: str) -> dict[str, Any]:
-        """A text with its answer, whether it is correct, and its further scores; None where there are no answers."""
-        if not has_answers(self.task):
+        """A text with its answer, whether it is correct, and its further scores; None where no text is right."""
+        if not is_graded(self.task):
             return {"answer": None, "correct": None, "scores": {}, "text": text}
         return {
             "answer": self.task.extract(problem, text),

@@ -27,8 +27,9 @@ if TYPE_CHECKING:
     from ets.types import Problem
 
 _TASKS = (
-    "math500, gsm8k, humaneval, gpqa or aime24; arithmetic or sums, the embedded problems; prompts with a reward from "
-    "prompts.jsonl, or tone, without-letter, exact-length, must-contain, json-schema, instructions; or file.py:name"
+    "math500, gsm8k, humaneval, gpqa, aime24, aime25, humaneval-plus, mbpp-plus or ifeval; arithmetic or sums, the "
+    "embedded problems; prompts with a reward from prompts.jsonl, or tone, tone-openings (for base models), "
+    "without-letter, exact-length, must-contain, json-schema, instructions; or file.py:name"
 )
 
 
@@ -47,7 +48,7 @@ class RunSettings:
     data: Path | None = setting(None, "the benchmark's data, a folder or a file (default: from the hub)", Path)
     seed: int = setting(0, "seed of all randomness", int)
     width: int = setting(8, "problems that advance together; results depend on it by rounding errors alone", int)
-    stops: str | None = setting(None, "where HumanEval's code ends: completion, or answer (the default of a chat)")
+    stops: str | None = setting(None, "where generated code ends: completion, or answer (the default of a chat)")
     unsafe_code: bool = setting(False, "run code that a model wrote without the sandbox: True or False", boolean)
 
 

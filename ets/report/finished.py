@@ -117,10 +117,11 @@ class FinishedRun:
         """The settings of the policy in `LAW` that the run has."""
         return {name: self.configuration[name] for name in LAW if self.configuration.get(name) is not None}
 
-    @property
-    def samples_of_a_problem(self) -> int:
-        """The most samples that a row has of a problem."""
-        return max(len(samples) for row in self.rows for samples in row.samples.values())
+    @cached_property
+    def answered(self) -> bool:
+        """Whether any text has an answer; without one, the task has none to find."""
+        every = (each for row in self.rows for samples in row.samples.values() for each in samples)
+        return any(each.answer is not None for each in every)
 
 
 def finished_run(folder: Path) -> FinishedRun:

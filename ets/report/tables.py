@@ -93,9 +93,10 @@ def markdown(
         "twenty would find a difference by chance where there is none."
     )
     ratios = [f"{entry.label}: {entry.ratios}" for entry in entries if entry.ratios and entry.ratios.rollouts]
+    further = further_table(entries, "lm-eval: " if "lm_eval" in setting.shown else "")
     last = [
         "" if optimum is None else str(optimum),
-        further_table(entries),
+        further,
         curves_table(points),
         *ratios,
         *setting.notes,
@@ -199,13 +200,13 @@ def curves_table(points: Sequence[CurvePoint]) -> str:
     return f"{note}\n\n{aligned([('k', 'pass@k', 'maj@k'), *rows])}"
 
 
-def further_table(entries: Sequence[Entry]) -> str:
-    """A table of the task's further scores, such as lm-eval's; empty if there are none."""
+def further_table(entries: Sequence[Entry], prefix: str = "") -> str:
+    """A table of the task's further scores, with a prefix of their names; empty if there are none."""
     entries = [entry for entry in entries if entry.further and entry.readout == "last"]
     if not entries:
         return ""
     names = list(entries[0].further)
-    headings = ("method", *(f"lm-eval: {name}" for name in names))
+    headings = ("method", *(f"{prefix}{name}" for name in names))
     return aligned([headings, *((each.label, *(f"{each.further[name]:.1%}" for name in names)) for each in entries)])
 
 

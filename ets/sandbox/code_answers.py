@@ -11,12 +11,9 @@ from textwrap import dedent, indent
 from threading import Lock
 
 from ets.thinking import THINKING, Tags, after_thinking, without_special
-from ets.types import InputError
 
 COMPLETION_STOPS = ("\nclass ", "\ndef ", "\n#", "\n@", "\nif ", "\nprint", "\nassert ", "\n```")
 """Strings that end the completion of a function's body."""
-STOPS = {"completion": COMPLETION_STOPS, "answer": ()}
-"""Stop strings by the kind of a generation. `program_of` finds the program in an answer with words and fences."""
 LONGEST = 50_000
 """Longer texts (in characters) are no answers."""
 
@@ -36,13 +33,6 @@ _STATEMENTS = (ast.Assert, ast.Expr, ast.If, ast.For, ast.While, ast.With, ast.T
 _ASSIGNMENTS = (ast.Assign, ast.AnnAssign, ast.AugAssign)
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 _IMPORTS = (ast.Import, ast.ImportFrom)
-
-
-def stops_named(name: str) -> tuple[str, ...]:
-    """Raises `InputError` for a name that is not in `STOPS`."""
-    if name not in STOPS:
-        raise InputError(f"stops is {name!r}; choose from {', '.join(STOPS)}")
-    return STOPS[name]
 
 
 def program_of(prompt: str, entry_point: str, text: str, thinking: Tags | None = THINKING) -> str | None:

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ets.sandbox.process import run_judged, run_program
+from ets.sandbox.process import Outcome, run_judged, run_program
 
 
 def values(program: str, expressions: Sequence[str], *, seconds: float, unsafe: bool = False) -> list[str] | None:
@@ -35,15 +35,22 @@ def values(program: str, expressions: Sequence[str], *, seconds: float, unsafe: 
         A text for each expression, the same text for equal values: `=` and a literal, `~` and the items of an iterator,
         or `!` and the name of an exception. None if the program fails, exits early or exceeds the limit.
     """
-    source = _source(plain_data, reply, serve) + f"serve({program!r}, exact=False)\n"
+    source = source_of(plain_data, reply, serve) + f"serve({program!r}, exact=False)\n"
     questions = "".join(json.dumps(expression) + "\n" for expression in expressions)
     outcome = run_program(source, stdin=questions, seconds=seconds, unsafe=unsafe)
     answers = outcome.stdout.splitlines()
     return answers if outcome.ended == "ok" and len(answers) == len(expressions) else None
 
 
-def passes(program: str, *, prelude: str, tests: str, entry_point: str, seconds: float, unsafe: bool = False) -> bool:
-    """Whether a program's function passes hidden tests.
+def passes(program: str, **options: Any) -> bool:
+    """Whether a program's function passes hidden tests: `examined` with its options."""
+    return examined(program, **options).ended == "ok"
+
+
+def examined(
+    program: str, *, prelude: str, tests: str, entry_point: str, seconds: float, unsafe: bool = False
+) -> Outcome:
+    """Run hidden tests on a program's function. The outcome is "ok" if the function passes.
 
     The tests run in a second sandbox (`ets.sandbox.process.run_judged`). Arguments and values cross over as literals of
     plain data: None, numbers, text, bytes, and lists, tuples, sets and dicts. Any other value equals nothing.
@@ -61,12 +68,13 @@ def passes(program: str, *, prelude: str, tests: str, entry_point: str, seconds:
     unsafe : bool
         See `ets.sandbox.process.run_program`. The two processes are then not protected from each other.
     """
-    answering = _source(plain_data, reply, serve) + f"serve({program!r}, exact=True)\n"
-    asking = _source(plain_data, judge) + f"judge({prelude!r}, {tests!r}, {entry_point!r})\n"
-    return run_judged(answering, asking, seconds=seconds, unsafe=unsafe).ended == "ok"
+    answering = source_of(plain_data, reply, serve) + f"serve({program!r}, exact=True)\n"
+    asking = source_of(plain_data, judge) + f"judge({prelude!r}, {tests!r}, {entry_point!r})\n"
+    return run_judged(answering, asking, seconds=seconds, unsafe=unsafe)
 
 
-def _source(*functions: Callable[..., Any]) -> str:
+def source_of(*functions: Callable[..., Any]) -> str:
+    """The source text of functions, for the sandbox."""
     return "from __future__ import annotations\n" + "\n".join(map(inspect.getsource, functions))
 
 
@@ -97,10 +105,14 @@ def plain_data(value: object, exact: bool) -> str:
     if isinstance(value, (bytes, bytearray)):
         return repr(bytes(value))
     if isinstance(value, float) and value - value != 0:
-        return "nan" if value != value else "1e999" if value > 0 else "-1e999"
+        nan = "(1e999-1e999)" if exact else "nan"  # exact text is evaluated, and nan is no literal
+        return nan if value != value else "1e999" if value > 0 else "-1e999"
     if isinstance(value, float):
         whole = not exact and value == int(value) and abs(value) < 1e15
         return repr(int(value)) if whole else float.__repr__(value) if exact else f"{value:.12g}"
+    if isinstance(value, complex):
+        real, imaginary = plain_data(value.real, exact), plain_data(value.imag, exact)
+        return f"({real}{'' if imaginary[0] == '-' else '+'}{imaginary}j)"
     if isinstance(value, bool) or value is None:
         return repr(value) if exact or value is None else repr(int(value))
     return int.__repr__(value) if isinstance(value, int) else f"<{type(value).__name__[:50]!a}>"

@@ -11,17 +11,19 @@ from typing import Any
 
 from ets.own_code import named_object
 from ets.tasks.aime24 import Aime24
+from ets.tasks.aime25 import Aime25
 from ets.tasks.arithmetic import Arithmetic, Sums
 from ets.tasks.gpqa import Gpqa
 from ets.tasks.gsm8k import Gsm8k
 from ets.tasks.math500 import Math500
 from ets.tasks.prompts import Prompts, ready
-from ets.tasks.task import Benchmark, Task, has_answers
+from ets.tasks.task import Benchmark, Task, has_answers, is_graded
 from ets.types import InputError, one_line
 
 
-def _humaneval() -> Task:
-    task: Task = import_module("ets.tasks.humaneval").HumanEval()
+def _later(module: str, name: str) -> Task:
+    """A task of a module that is imported when the task is asked for."""
+    task: Task = getattr(import_module(f"ets.tasks.{module}"), name)()
     return task
 
 
@@ -31,9 +33,14 @@ TASKS: dict[str, Callable[[], Task]] = {
     "math500": Math500,
     "gsm8k": Gsm8k,
     "gpqa": Gpqa,
-    "humaneval": _humaneval,
+    "humaneval": partial(_later, "humaneval", "HumanEval"),
+    "humaneval-plus": partial(_later, "evalplus", "HumanEvalPlus"),
+    "mbpp-plus": partial(_later, "evalplus", "MbppPlus"),
     "aime24": Aime24,
+    "aime25": Aime25,
+    "ifeval": partial(_later, "ifeval", "IFEval"),
     "tone": partial(ready, "tone", "vaderSentiment"),
+    "tone-openings": partial(ready, "tone-openings", "vaderSentiment", reward="tone"),
     "without-letter": partial(ready, "without-letter"),
     "exact-length": partial(ready, "exact-length"),
     "must-contain": partial(ready, "must-contain"),
@@ -44,6 +51,7 @@ TASKS: dict[str, Callable[[], Task]] = {
 __all__ = [
     "TASKS",
     "Aime24",
+    "Aime25",
     "Arithmetic",
     "Benchmark",
     "Gpqa",
@@ -53,6 +61,7 @@ __all__ = [
     "Sums",
     "Task",
     "has_answers",
+    "is_graded",
     "task_named",
 ]
 

@@ -25,13 +25,13 @@ from statistics import fmean
 from typing import Any
 
 from ets.tasks.latex import in_words, right_side, undecorated
-from ets.tasks.task import Benchmark
+from ets.tasks.task import AnswerBenchmark
 from ets.types import Problem
 
 _WHOLE = re.compile(r"[(\[]?\s*(\d+)(?:\.0*)?\s*[)\]]?(?:\s*\^\s*\{?\\circ\}?)?(?:\s+[a-zA-Z]{2,}){0,3}")
 
 
-class Aime24(Benchmark):
+class Aime24(AnswerBenchmark):
     r"""A whole number from 0 to 999; ``\boxed{033}`` is 33.
 
     The last whole ``\boxed{}`` decides, even without a number. A text without a box: the last "answer is n".
@@ -46,7 +46,7 @@ class Aime24(Benchmark):
 
     def truth(self, row: Mapping[str, Any]) -> int:
         values = [str(value).strip() for name, value in row.items() if name.lower() == "answer"]
-        found = _in_range(re.fullmatch(r"(\d+)", values[0])) if values else None
+        found = self.whole(values[0]) if values else None  # a row of 2025 has 336^\circ
         if found is None:
             raise self.no_truth(row, "answer from 0 to 999")
         return found
@@ -75,7 +75,12 @@ def _plain_row(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def process_results(doc: Mapping[str, Any], results: Sequence[str | Sequence[str]]) -> dict[str, float]:
-    """For lm-eval: the share of right answers among all the responses to a problem, whose mean is avg@k."""
+    """For lm-eval: see `share_right`."""
+    return share_right(Aime24(), doc, results)
+
+
+def share_right(task: Aime24, doc: Mapping[str, Any], results: Sequence[str | Sequence[str]]) -> dict[str, float]:
+    """The share of right answers among all the responses to a problem, whose mean is avg@k."""
     problem = Problem("", "", doc=doc)
     texts = [text for result in results for text in ([result] if isinstance(result, str) else result)]
-    return {"exact_match": fmean(Aime24().grade(problem, text) for text in texts)}
+    return {"exact_match": fmean(task.grade(problem, text) for text in texts)}

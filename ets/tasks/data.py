@@ -7,11 +7,13 @@ of rows is random or loses answers, the file replaces the processing by ours.
 from __future__ import annotations
 
 import csv
+import gzip
 import json
 import re
 import urllib.error
 import urllib.request
 import warnings
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -69,17 +71,32 @@ AIME_PROMPT = (
     'answer on its own line after "Answer:".'
 )
 """The user's message in the rows of BytedTsinghua-SIA/AIME-2024."""
+_AIME_GENERATION = (
+    "generation_kwargs: {until: [</s>, <|im_end|>, <|eot_id|>], do_sample: true, temperature: 1.0, max_gen_toks: 32768}"
+)
+
+
+def _lower_names(row: dict[str, Any]) -> dict[str, Any]:
+    return {str(column).lower(): value for column, value in row.items()}
 
 
 def _aime_row(row: dict[str, Any]) -> dict[str, Any]:
     """A row with the columns problem and answer, in any case, as a row of BytedTsinghua-SIA/AIME-2024."""
-    named = {str(column).lower(): value for column, value in row.items()}
+    named = _lower_names(row)
     problem, answer = named.get("problem"), named.get("answer")
     if "prompt" in row or problem is None or answer is None:
         return row
     number = int(answer) if isinstance(answer, float) and answer.is_integer() else answer
     content = AIME_PROMPT.format(problem=str(problem).strip())
     return {"prompt": [{"role": "user", "content": content}], "reward_model": {"ground_truth": str(number).strip()}}
+
+
+def _given_values(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of IFEval without the empty values of `kwargs`, which tables hold for the columns of other rows."""
+    given = row.get("kwargs")
+    if not isinstance(given, list) or not all(isinstance(each, dict) for each in given):
+        return row
+    return row | {"kwargs": [{name: value for name, value in each.items() if value is not None} for each in given]}
 
 
 SOURCES = {
@@ -135,10 +152,39 @@ SOURCES = {
             'doc_to_text: "{{problem}}"',
             'doc_to_target: "{{answer}}"',
             "filter_list: [{name: avg@k, filter: []}]",
-            "generation_kwargs: {until: [</s>, <|im_end|>, <|eot_id|>], do_sample: true, temperature: 1.0,"
-            " max_gen_toks: 32768}",
+            _AIME_GENERATION,
         ),
         common=_aime_row,
+    ),
+    "aime25": Source(
+        lm_eval="aime25",
+        yaml="aime/aime25.yaml",
+        dataset="math-ai/aime25",
+        config="default",
+        words={"test": "test"},
+        problems="test",
+        examples="test",
+        shots=0,
+        columns={"problem": r"\S", "answer": r"\d"},
+        changes=(
+            "process_results: !function ets.tasks.aime25.process_results",
+            f"doc_to_text: {json.dumps(AIME_PROMPT.format(problem='{{problem}}'))}",
+            "filter_list: [{name: avg@k, filter: []}]",
+            _AIME_GENERATION,
+        ),
+        common=_lower_names,
+    ),
+    "ifeval": Source(
+        lm_eval="ifeval",
+        yaml="ifeval/ifeval.yaml",
+        dataset="google/IFEval",
+        config="default",
+        words={"train": "input_data"},
+        problems="train",
+        examples=None,
+        shots=0,
+        columns={"key": r"\d", "prompt": r"\S", "instruction_id_list": r"\w:\w", "kwargs": r"\{"},
+        common=_given_values,
     ),
 }
 """By the name of a task in `ets.tasks.TASKS`."""
@@ -322,16 +368,21 @@ def _of(word: str, files: Sequence[Path]) -> list[Path]:
 
 def _rows(path: Path, source: Source) -> Rows:
     """The rows of a file, with the required columns."""
+    return [_checked(row, source, f"row {number} of {str(path)!r}") for number, row in enumerate(read_rows(path), 1)]
+
+
+def read_rows(path: Path) -> list[Any]:
+    """The rows of a file, one or more. Raises `InputError` for a file that cannot be read, by its suffix."""
     if path.suffix not in READERS:
         raise InputError(f"{str(path)!r} has an unknown format; name a file that ends in {', '.join(READERS)}")
     try:
         rows = READERS[path.suffix](path)
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{str(path)!r} cannot be read as {path.suffix[1:]}: {reason}; correct the file") from error
     if not rows:
         raise InputError(f"{str(path)!r} holds no rows; correct the file")
-    return [_checked(row, source, f"row {number} of {str(path)!r}") for number, row in enumerate(rows, 1)]
+    return rows
 
 
 def _checked(row: Any, source: Source, place: str) -> dict[str, Any]:
@@ -352,7 +403,15 @@ def _checked(row: Any, source: Source, place: str) -> dict[str, Any]:
 
 
 def _json_lines(path: Path) -> Rows:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return _parsed(path.read_text(encoding="utf-8"))
+
+
+def _zipped(path: Path) -> Rows:
+    return _parsed(gzip.decompress(path.read_bytes()).decode("utf-8"))
+
+
+def _parsed(lines: str) -> Rows:
+    return [json.loads(line) for line in lines.split("\n") if line.strip()]
 
 
 def _json(path: Path) -> Rows:
@@ -381,5 +440,6 @@ READERS: dict[str, Callable[[Path], Rows]] = {
     ".json": _json,
     ".parquet": _parquet,
     ".csv": _csv,
+    ".gz": _zipped,
 }
-"""By suffix of the file."""
+"""By suffix of the file; `.gz` is JSON lines."""

@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ets.tasks.latex import in_words, undecorated
-from ets.tasks.task import Benchmark
+from ets.tasks.task import AnswerBenchmark
 
 COLUMNS = ("Correct Answer", "Incorrect Answer 1", "Incorrect Answer 2", "Incorrect Answer 3")
 
@@ -59,7 +59,7 @@ _LATER = re.compile(r"\((?P<in>[A-D])\)|(?<![\w-])(?P<bare>[B-D])(?![\w=-])|^\s*
 _BRACKETED = re.compile(r"\((?P<in>[A-D])\)(?P<bare>)")
 
 
-class Gpqa(Benchmark):
+class Gpqa(AnswerBenchmark):
     r"""A letter from A to D.
 
     The first place that holds a letter decides: a letter in the last ``\boxed{}``; the last "answer is (B)" or

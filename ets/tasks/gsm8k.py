@@ -17,7 +17,7 @@ from typing import Any
 
 from ets.tasks.answers import last_stated
 from ets.tasks.latex import in_words, last_boxed, right_side, undecorated, without_blanks
-from ets.tasks.task import Benchmark
+from ets.tasks.task import AnswerBenchmark
 
 _NUMBER = r"(?P<number>(?:(?<![\w)])[-+])?[$€£]?(?:(?<![\w)])-)?\.?\d[\d,./:]*(?:\s\d+/\d+)?)"
 _ANYWHERE = re.compile(_NUMBER)
@@ -29,7 +29,7 @@ DIGITS = 40
 """Longer numbers are no answers."""
 
 
-class Gsm8k(Benchmark):
+class Gsm8k(AnswerBenchmark):
     """A number, in any notation: `$1,200.00` is 1200 and `25%` is 25. A unit after the number does not count.
 
     The first place that holds a number decides: the last ``####``, the last ``\\boxed{}``, the last "answer is", a

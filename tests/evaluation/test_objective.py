@@ -69,6 +69,11 @@ def test_a_reward_beyond_that_of_p_star_lowers_the_objective():
     assert reference.objective(best).mean < reference.optimum.objective.mean - 0.01
 
 
+def test_few_effective_texts_are_named():
+    assert "too small" in str(Reference(0.01, LAWS).optimum)
+    assert "too small" not in str(Reference(1.0, LAWS).optimum)
+
+
 def test_forbidden_texts_have_no_weight():
     rewards = {"a": [-math.inf] * 5 + [1.0] * 5}
     reference = Reference(LAM, rewards)

@@ -9,6 +9,7 @@ import pytest
 
 from ets.evaluation.samples import read_samples, write_samples
 from ets.tasks import Gpqa, Gsm8k, Prompts
+from ets.tasks.ifeval import IFEval
 from ets.tasks.task import right_answer
 from ets.types import Problem
 
@@ -21,7 +22,8 @@ def test_a_benchmarks_right_answer_is_the_one_that_it_grades_by() -> None:
 
 def test_a_task_without_right_answers_has_an_empty_one(tmp_path: Path) -> None:
     task = Prompts(tmp_path / "prompts.jsonl")
-    assert right_answer(task, Problem("a", "Describe a harbour.", doc={"prompt": "Describe a harbour."})) == ""
+    for each in (task, IFEval()):
+        assert right_answer(each, Problem("a", "Describe a harbour.", doc={"prompt": "Describe a harbour."})) == ""
 
 
 def test_samples_come_back_by_method_and_problem_in_their_order(tmp_path: Path) -> None:

