@@ -4,8 +4,8 @@
     REPEATS=3 TASK=must-contain bash scripts/real.sh
     python benchmarks/real.py results/real-tone results/real-must-contain
 
-A table for each folder, methods by budgets: tokens, the mean reward and E[r] - λ KL with half the widths of their 95%
-intervals. ▲ and ▼: significantly more or less reward than one step at equal cost.
+A table for each folder, methods by budgets: tokens, the mean reward with its 95% interval, and a bound on E[r] - λ KL.
+▲ and ▼: significantly more or less reward than one step at equal cost.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def page(content: dict[str, Any]) -> str:
 def table(entries: list[Entry]) -> str:
     """A row for each method, and three columns for each budget."""
     budgets = sorted({entry.budget for entry in entries if entry.budget is not None})
-    rows = [("method", *(title for _ in budgets for title in ("tokens", "mean reward", "E[r] - λ KL")))]
+    rows = [("method", *(title for _ in budgets for title in ("tokens", "mean reward", "E[r] - λ KL, at most")))]
     for method in dict.fromkeys(entry.method for entry in entries):
         cells = [method]
         for budget in budgets:
@@ -66,12 +66,12 @@ def mean(entry: Entry) -> str:
         return "-inf"
     against = paired_difference(entry.rewards, entry.rival.rewards) if entry.rival else None
     arrow = "" if against is None or not against.significant else " ▲" if against.mean > 0 else " ▼"
-    return f"{found.mean:.3f} ± {(found.high - found.low) / 2:.3f}{arrow}"
+    return f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f}){arrow}"
 
 
 def objective(entry: Entry) -> str:
     found = entry.objective
-    return "" if found is None else f"{found.mean:.3f} ± {(found.high - found.low) / 2:.3f}"
+    return "" if found is None else f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})"
 
 
 def _estimate(values: dict[str, float]) -> str:

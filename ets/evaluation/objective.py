@@ -1,13 +1,18 @@
-"""The objective of reinforcement learning, E[r] - λ KL, of p* and of every method, from samples of p_ref.
+"""The objective of reinforcement learning, E[r] - λ KL: its maximum, and a bound for every method, by samples of p_ref.
 
-p* maximises E_q[r] - λ KL(q ‖ p_ref), and its value is λ log Z with Z = E_ref[exp(r/λ)] (paper, Equation 2). The
-divergence of another law q is not known from its samples. Its mean reward R bounds it: among all laws with the mean
-reward R, a tilt p_ref · exp(θr) / Z(θ) is the nearest to p_ref (Csiszár's information projection), at
+p* maximises E_q[r] - λ KL(q ‖ p_ref), and its value is λ log Z with Z = E_ref[exp(r/λ)] (paper, Equation 2). All values
+are means over the problems. The divergence of another law q is not known from its samples. Its mean reward R bounds it:
+among all laws with the mean reward R, a tilt p_ref · exp(θr) / Z(θ) is the nearest to p_ref (Csiszár's information
+projection, with one θ for all problems), at
 
     KL_min(R) = max_θ (θR - log Z(θ)).
 
-R - λ KL_min(R) is therefore the most that a law with the mean reward R can reach, and p* reaches it. Two methods with
-equal mean rewards have equal values, however different their texts are.
+R - λ KL_min(R) is therefore the most that a law with the mean reward R can reach. It is a function of R alone: it says
+how far a mean reward can be from the maximum, and cannot rank two methods. The maximum here is over θ ≤ 1/λ, so that a
+mean reward above that of p* has the bound λ log Z: there the tail of a few samples of p_ref says nothing.
+
+Few samples make the mean of exp(θr) too small on average of its logarithm. The jackknife over the samples of a problem
+removes most of this bias (Quenouille, 1956). No correction knows of a kind of text that was not drawn.
 """
 
 from __future__ import annotations
@@ -19,14 +24,17 @@ from functools import cached_property
 
 import numpy as np
 
-from ets.certificate import FEW
 from ets.evaluation.bootstrap import ENDS, resampled
 from ets.evaluation.pool import Sample
 from ets.types import Floats
-from ets.weights import log_mean_exp, normalised
+from ets.weights import normalised
 
-TILTS = np.arange(-80, 241) / 20
-"""θ in units of 1/λ, with 0 (p_ref) and 1 (p*) among them; their maximum is a little below the maximum over all θ."""
+TILTS = np.arange(-80, 21) / 20
+"""θ in units of 1/λ, with 0 (p_ref) and 1 (p*) among them."""
+EMPTY = 1e-9
+"""A relative weight below this is none."""
+HEAVY, OFTEN = 0.5, 0.1
+"""A text with more than this share of a problem's weight, and the share of such problems that is worth a warning."""
 FEWEST_TEXTS = 10
 """The fewest texts of p_ref for each problem; with fewer there is no estimate."""
 
@@ -52,6 +60,8 @@ class Optimum:
         Samples of p_ref for each problem.
     effective : float
         Their mean effective sample size under the weights exp(r/λ).
+    heavy : float
+        The share of problems in which one text has over half the weight.
     """
 
     reward: Estimate
@@ -60,20 +70,20 @@ class Optimum:
     objective: Estimate
     texts: int
     effective: float
+    heavy: float
 
     def __str__(self) -> str:
+        few = (
+            f" In {self.heavy:.0%} of the problems one text has over half the weight: log Z is uncertain there, and "
+            "its interval too narrow; more samples of plain help (--sizes plain=N)."
+        )
         return (
             f"p* by estimate from {self.texts} texts of p_ref a problem, {self.effective:.1f} of them effective: "
             f"mean reward {_shown(self.reward)}, KL {_shown(self.divergence)} nats, log Z {_shown(self.log_z)}, and "
-            f"E[r] - λ KL = λ log Z = {_shown(self.objective)}. The column E[r] - λ KL holds the most that a "
-            "method with this mean reward can reach."
-            + (" So few effective texts make log Z and KL too small; more repeats help." if self.few else "")
+            f"E[r] - λ KL = λ log Z = {_shown(self.objective)}. The column E[r] - λ KL bounds from above what a law "
+            "with this mean reward reaches; it cannot rank methods. Texts of a kind that was not drawn are unknown."
+            + (few if self.heavy > OFTEN else "")
         )
-
-    @property
-    def few(self) -> bool:
-        """Whether few texts carry the weights of p*."""
-        return self.effective < FEW
 
 
 @dataclass(frozen=True)
@@ -93,28 +103,27 @@ class Reference:
 
     @cached_property
     def optimum(self) -> Optimum:
-        weights = np.array([normalised(row) for row in self._scaled])
-        log_z = log_mean_exp(self._scaled, axis=1)
-        reward = self.lam * np.sum(weights * np.where(weights > 0, self._scaled, 0.0), axis=1)
-        parts = (reward, reward / self.lam - log_z, log_z, self.lam * log_z)
-        effective = float(np.mean(1 / np.sum(weights**2, axis=1)))
+        values = self._scaled
+        weights = np.array([normalised(row) for row in values])
+        log_z, reward = _log_means(values, 1.0), _tilted_means(values, weights)
+        parts = (self.lam * reward, np.maximum(0.0, reward - log_z), log_z, self.lam * log_z)
         estimates = dict(zip(("reward", "divergence", "log_z", "objective"), map(_estimated, parts), strict=True))
-        return Optimum(**estimates, texts=self._scaled.shape[1], effective=effective)
+        effective, heavy = np.mean(1 / np.sum(weights**2, axis=1)), np.mean(np.max(weights, axis=1) > HEAVY)
+        return Optimum(**estimates, texts=values.shape[1], effective=float(effective), heavy=float(heavy))
 
     def objective(self, rewards: Mapping[str, float]) -> Estimate | None:
         """R - λ KL_min(R) of a method with these mean rewards by problem; None if one of them is -inf."""
         if any(map(math.isinf, rewards.values())):
             return None
-        means = np.array([rewards[problem] for problem in sorted(self.rewards)]) / self.lam
-        tilts, log_z = self._tilted
+        means, log_z = np.array([rewards[problem] for problem in sorted(self.rewards)]) / self.lam, self._log_z
 
-        def reached(mean: Floats, log_z: Floats) -> Floats:
+        def bound(mean: Floats, log_z: Floats) -> Floats:
             """R - λ KL_min(R) `[…]` of mean rewards in units of λ `[…]` and mean log Z(θ) `[…, T]`."""
-            return self.lam * (mean - np.max(mean[..., None] * tilts - log_z, axis=-1))
+            return self.lam * (mean - np.max(mean[..., None] * TILTS - log_z, axis=-1))
 
         counts = resampled(len(means)) / len(means)
-        low, high = np.quantile(reached(counts @ means, counts @ log_z), ENDS)
-        return Estimate(float(reached(means.mean(), log_z.mean(axis=0))), float(low), float(high))
+        low, high = np.quantile(bound(counts @ means, counts @ log_z), ENDS)
+        return Estimate(float(bound(means.mean(), log_z.mean(axis=0))), float(low), float(high))
 
     @cached_property
     def _scaled(self) -> Floats:
@@ -122,11 +131,38 @@ class Reference:
         return np.array([self.rewards[problem] for problem in sorted(self.rewards)]) / self.lam
 
     @cached_property
-    def _tilted(self) -> tuple[Floats, Floats]:
-        """The tilts `[T]` and log Z(θ) `[problems, T]`; forbidden texts have no negative tilt."""
-        tilts = TILTS if np.all(np.isfinite(self._scaled)) else TILTS[TILTS >= 0]
-        powers = [log_mean_exp(tilt * self._scaled, axis=1) if tilt else np.zeros(len(self._scaled)) for tilt in tilts]
-        return tilts, np.stack(powers, axis=1)
+    def _log_z(self) -> Floats:
+        """log Z(θ) `[problems, T]`; forbidden texts have no weight at any θ."""
+        return np.stack([_log_means(self._scaled, tilt) for tilt in TILTS], axis=1)
+
+
+def _log_means(values: Floats, tilt: float) -> Floats:
+    """log E[exp(θ r)] `[problems]` from values r `[problems, N]`, by the jackknife; a value of -inf has no weight.
+
+    At most θ r of one of the texts; without the correction where all weight is that of one text.
+    """
+    allowed, count = np.isfinite(values), values.shape[1]
+    powers = np.where(allowed, tilt * np.where(allowed, values, 0.0), -math.inf)
+    largest = powers.max(axis=1)
+    weights = np.exp(powers - largest[:, None])
+    total = weights.sum(axis=1)
+    rest = np.maximum(total[:, None] - weights, EMPTY)  # [problems, N], without one text each
+    means = np.log(total / count)
+    corrected = count * means - (count - 1) * np.log(rest / (count - 1)).mean(axis=1)
+    return largest + np.where(np.all(rest > EMPTY, axis=1), np.minimum(corrected, 0.0), means)
+
+
+def _tilted_means(values: Floats, weights: Floats) -> Floats:
+    """E_p*[r] `[problems]` from values r `[problems, N]` and normalised weights, by the jackknife.
+
+    At most the largest r; without the correction where all weight is that of one text.
+    """
+    known, count = np.where(weights > 0, values, 0.0), values.shape[1]
+    means = (weights * known).sum(axis=1)
+    rest = np.maximum(1.0 - weights, EMPTY)
+    without = (means[:, None] - weights * known) / rest
+    corrected = count * means - (count - 1) * without.mean(axis=1)
+    return np.where(np.all(rest > EMPTY, axis=1), np.minimum(corrected, values.max(axis=1)), means)
 
 
 def reference_of(pooled: Sequence[Sample], lam: float) -> Reference | None:

@@ -146,7 +146,7 @@ def table(entries: Sequence[Entry], setting: Setting) -> str:
         if setting.against:
             columns[f"{rival}, reward"] = [_reward_difference(entry, named=not graded) for entry in entries]
     if any(entry.objective for entry in entries):
-        columns["E[r] - λ KL"] = [_rewards(entry.objective) if entry.objective else "" for entry in entries]
+        columns["E[r] - λ KL, at most"] = [_rewards(entry.objective) if entry.objective else "" for entry in entries]
     for name, title in costs.items():
         columns[title] = [f"{each.cost[name]:,.{2 if 'seconds' in name else 0}f}" for each in entries]
     return aligned([tuple(columns), *zip(*columns.values(), strict=True)])

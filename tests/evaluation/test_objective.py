@@ -25,25 +25,29 @@ def exact(lam=LAM):
     return np.mean(rows, axis=0)
 
 
+MANY = {problem: rewards * 500 for problem, rewards in LAWS.items()}
+"""So many samples that the estimates are those of the laws."""
+
+
 def test_the_optimum_is_that_of_the_enumerated_law():
-    optimum = Reference(LAM, LAWS).optimum
+    optimum = Reference(LAM, MANY).optimum
     log_z, reward, divergence = exact()
-    assert optimum.log_z.mean == pytest.approx(log_z)
-    assert optimum.reward.mean == pytest.approx(reward)
-    assert optimum.divergence.mean == pytest.approx(divergence)
-    assert optimum.objective.mean == pytest.approx(reward - LAM * divergence)
-    assert optimum.texts == 10
+    assert optimum.log_z.mean == pytest.approx(log_z, abs=1e-3)
+    assert optimum.reward.mean == pytest.approx(reward, abs=1e-3)
+    assert optimum.divergence.mean == pytest.approx(divergence, abs=1e-3)
+    assert optimum.objective.mean == pytest.approx(reward - LAM * divergence, abs=1e-3)
+    assert optimum.texts == 5000
 
 
 def test_p_star_reaches_the_objective_and_plain_sampling_has_no_divergence():
-    reference = Reference(LAM, LAWS)
+    reference = Reference(LAM, MANY)
     tilted = {}
     for problem, rewards in LAWS.items():
         weights = np.exp(np.array(rewards) / LAM)
         tilted[problem] = float(weights @ rewards / weights.sum())
     assert reference.objective(tilted).mean == pytest.approx(reference.optimum.objective.mean)
     plain = {problem: float(np.mean(rewards)) for problem, rewards in LAWS.items()}
-    assert reference.objective(plain).mean == pytest.approx(np.mean(list(plain.values())))
+    assert reference.objective(plain).mean == pytest.approx(np.mean(list(plain.values())), abs=1e-3)
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -56,30 +60,50 @@ def test_no_law_is_above_the_bound_of_its_mean_reward(seed):
         means[problem] = float(law @ rewards)
         known = law[law > 0]
         value += (means[problem] - LAM * float(known @ np.log(known * len(rewards)))) / len(LAWS)
-    reference = Reference(LAM, LAWS)
+    reference = Reference(LAM, MANY)
     bound = reference.objective(means)
-    assert value <= bound.mean + 1e-9
+    assert value <= bound.mean + 1e-4
     assert bound.mean <= reference.optimum.objective.mean + 1e-9
     assert bound.low <= bound.mean <= bound.high
 
 
-def test_a_reward_beyond_that_of_p_star_lowers_the_objective():
-    reference = Reference(LAM, LAWS)
-    best = {problem: max(rewards) for problem, rewards in LAWS.items()}
-    assert reference.objective(best).mean < reference.optimum.objective.mean - 0.01
+def test_a_reward_beyond_that_of_p_star_has_the_bound_of_the_maximum():
+    reference = Reference(LAM, MANY)
+    beyond = dict.fromkeys(LAWS, 2.0)  # above every text: few samples do not hold the best texts
+    assert reference.objective(beyond).mean == pytest.approx(reference.optimum.objective.mean)
 
 
-def test_few_effective_texts_are_named():
-    assert "too small" in str(Reference(0.01, LAWS).optimum)
-    assert "too small" not in str(Reference(1.0, LAWS).optimum)
+def test_few_samples_estimate_the_maximum_without_much_bias_and_the_interval_covers_it():
+    """39 samples of each of 40 normal laws, of which about 5 are effective; log Z is known: 2 for a variance of 4.
+
+    100 runs, fixed seed. The mean of the estimates is within four standard errors plus 2% of log Z, and at least 85 of
+    the 95% intervals cover log Z. The logarithm of the mean without the jackknife is off by 10% and covers in about 20.
+    """
+    rng, found, covered = np.random.default_rng(0), [], 0
+    for _ in range(100):
+        values = rng.normal(0.0, 2.0, (40, 39)) * LAM
+        estimate = Reference(LAM, {f"{n}": row.tolist() for n, row in enumerate(values)}).optimum.log_z
+        found.append(estimate.mean)
+        covered += estimate.low <= 2.0 <= estimate.high
+    assert np.mean(found) == pytest.approx(2.0, abs=0.04 + 4 * np.std(found) / 10)
+    assert covered >= 85
+
+
+def test_texts_that_carry_most_weight_are_named():
+    assert "one text has over half the weight" in str(Reference(0.01, LAWS).optimum)
+    assert "half the weight" not in str(Reference(1.0, LAWS).optimum)
 
 
 def test_forbidden_texts_have_no_weight():
-    rewards = {"a": [-math.inf] * 5 + [1.0] * 5}
-    reference = Reference(LAM, rewards)
-    assert reference.optimum.log_z.mean == pytest.approx(1 / LAM + math.log(0.5))
-    assert reference.objective({"a": 1.0}).mean == pytest.approx(1.0 - LAM * math.log(2))
+    reference = Reference(LAM, {"a": [-math.inf] * 2000 + [1.0] * 2000})
+    assert reference.optimum.log_z.mean == pytest.approx(1 / LAM + math.log(0.5), abs=1e-3)
+    assert reference.objective({"a": 1.0}).mean == pytest.approx(1.0 - LAM * math.log(2), abs=1e-3)
     assert reference.objective({"a": -math.inf}) is None
+
+
+def test_one_allowed_text_has_no_correction():
+    optimum = Reference(LAM, {"a": [-math.inf] * 9 + [1.0]}).optimum
+    assert optimum.log_z.mean == pytest.approx(1 / LAM + math.log(0.1))
 
 
 def pooled(rewards, sample=0):

@@ -154,7 +154,7 @@ def test_the_objective_has_a_column_and_p_star_a_line() -> None:
     found = reference.objective({"p0": 0.5, "p1": 0.25})
     assert found is not None
     text = markdown([replace(ENTRIES[0], objective=found), ENTRIES[1]], SETTING, (), reference.optimum)
-    assert "| E[r] - λ KL |" in re.sub(" +", " ", text)
+    assert "| E[r] - λ KL, at most |" in re.sub(" +", " ", text)
     assert f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})" in text
     assert str(reference.optimum) in text and "10 texts of p_ref a problem" in text
     assert "λ KL" not in markdown(ENTRIES, SETTING)
