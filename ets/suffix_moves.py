@@ -196,7 +196,9 @@ def refined(reward: Scoring | Reward, *, lam: float, budget: int, start: float |
     them. The text at the end of a cycle that is uniform over the last half of the cycles has an error of order 1/C. The
     expected sum over the cycles of an indicator is E[C] p* up to a constant (Wald's identity for Markov chains), and C
     varies by the square root of its mean. Where all texts have one length, C is a constant, and the error of a walk
-    from p* is 0. C is small in practice: a cycle costs the tokens of about half as many texts as x has guide steps.
+    from p* is 0. C is small in practice: a cycle costs the tokens of about half as many texts as x has guide steps. The
+    error flatters a reward that rises with the length: in a measurement with 22 cycles the mean reward was
+    0.136 ± 0.011 in place of 0.101 ± 0.005.
 
     `power_sampling` is the same walk with (α - 1) log p_ref in place of r/λ.
 
