@@ -18,7 +18,7 @@ from typing import Any
 from ets.evaluation.bootstrap import paired_difference
 from ets.evaluation.comparison import Entry, entry_of
 from ets.evaluation.journal import require_version
-from ets.report.page import SUMMARY
+from ets.report.summary import SUMMARY
 from ets.report.tables import aligned, reward_interval
 
 

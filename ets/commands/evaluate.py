@@ -29,7 +29,7 @@ from ets.policies.settings import MAX_LENGTH, FastSampler, Weighing
 from ets.settings import add_flags, fields_of, flag, made
 from ets.step import require_counts
 from ets.tasks import Task, has_answers, task_named
-from ets.types import InputError, Problem
+from ets.types import InputError
 
 if TYPE_CHECKING:
     from ets.evaluation.comparison import Comparison, Entry
@@ -340,7 +340,6 @@ def _folder(setup: Setup, plan: Plan) -> Path:
 
 
 def _setting(setup: Setup, plan: Plan) -> Setting:
-    from ets.evaluation.comparison import SHOWN_PROBLEMS
     from ets.report.tables import Setting
 
     hidden = {"task", "model", "prompt", "prompt_kind", "model_revision", "placement", "ets", "approximate", "own_code"}
@@ -348,17 +347,8 @@ def _setting(setup: Setup, plan: Plan) -> Setting:
     shown = {n: v for n, v in setup.configuration.items() if n not in hidden and isinstance(v, int | float | str)}
     problems, currency = len(setup.problems), setup.engine.currency
     shared = (setup.task.name, plan.asked.model, problems, plan.repeats, currency)
-    prompts = {problem.id: _json_prompt(problem) for problem in setup.problems[:SHOWN_PROBLEMS]}
     shots = plan.asked.shots if plan.asked.shots is not None else getattr(setup.task, "shots", 0)
-    return Setting(*shared, plan.against, setup.notes, shown, setup.settings.reward, prompts, shots)
-
-
-def _json_prompt(problem: Problem) -> str | list[Any]:
-    """A raw prompt as JSON values: text, token ids, or the role and content of each message."""
-    prompt = problem.raw_prompt
-    if isinstance(prompt, str):
-        return prompt
-    return [part if isinstance(part, int) else {name: part[name] for name in ("role", "content")} for part in prompt]
+    return Setting(*shared, plan.against, setup.notes, shown, setup.settings.reward, shots)
 
 
 def comparison_of(setup: Setup, plan: Plan, journal: Journal, **options: Any) -> Comparison:

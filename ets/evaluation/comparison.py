@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from ets.diagnostics import RatioSummary
-from ets.evaluation.journal import Record
+from ets.evaluation.journal import Record, known_fields
 from ets.evaluation.methods import METHODS, Method, MethodSettings, recorded_reward
 from ets.evaluation.objective import Estimate
 from ets.evaluation.pool import Choice, Sample, SamplePool, chosen, nearest
@@ -24,8 +24,6 @@ PILOT_PROBLEMS = 32
 """The size of a guided method is found on so many problems; their records at that size are part of the results."""
 LARGEST_RIVAL = 1.5
 """A rival costs at most so many times the largest budget."""
-SHOWN_PROBLEMS = 10
-"""Entries keep texts of so many problems, from the first on, for the report."""
 VOTE_TARGET = "mode of the rollouts"
 """The target of the readout `vote`."""
 
@@ -83,9 +81,6 @@ class Entry:
         By problem: the mean reward of its texts, if the run's reward is a fixed function of the text; otherwise empty.
     objective : Estimate, optional
         E[r] - λ KL, the most that a method with these rewards can reach (`ets.evaluation.objective`).
-    texts : mapping of str to mapping
-        By problem, for the first `SHOWN_PROBLEMS`: `text`, `correct` and, where there is one, `reward` (None for -inf)
-        of the first sample.
     """
 
     budget: int | None
@@ -102,7 +97,6 @@ class Entry:
     key: str = ""
     target: str = ""
     rewards: Mapping[str, float] = field(default_factory=dict)
-    texts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     objective: Estimate | None = None
 
 
@@ -116,7 +110,7 @@ def entry_of(content: Mapping[str, Any]) -> Entry:
         "objective": Estimate(**content["objective"]) if content.get("objective") else None,
         "rewards": finite_or_forbidden(content["rewards"]),
     }
-    return Entry(**{**content, **further})
+    return Entry(**{**known_fields(Entry, content), **further})
 
 
 def finite_or_forbidden(rewards: Mapping[str, float | None]) -> dict[str, float]:
@@ -280,7 +274,6 @@ class Comparison:
         label, target = method.labelled(self.settings, size), method.targeted(self.settings)
         key = self._kept(method.key(name, self.settings, count), "last", rows)
         shared: dict[str, Any] = {"cost": _means(rows), "key": key, "target": target}
-        shared["texts"] = self._texts([(s.problem.id, s.sample, c.text) for s, c in zip(pooled, choices, strict=True)])
         return Entry(index, name, "last", label, size, draws=self.repeats, **_graded(rows), **shared)
 
     def _averaged(self, name: str, count: int) -> Entry:
@@ -293,13 +286,11 @@ class Comparison:
             for place, grade in enumerate(each.grades)
         ]
         step, seed, per_token = method.step(self.run.task, self.settings, 1), self.run.seed, self.run.per_token
-        singles = pool.samples(1)
-        firsts = [_row(each, chosen(step, each, seed), per_token) for each in singles]
+        firsts = [_row(each, chosen(step, each, seed), per_token) for each in pool.samples(1)]
         draws = count * self.repeats
         label, target = method.labelled(self.settings, draws), method.targeted(self.settings)
         key = self._kept(method.key(name, self.settings, count), "last", rows)
         shared: dict[str, Any] = {"cost": _means(firsts), "key": key}
-        shared["texts"] = self._texts([(each.problem.id, each.sample, each.grades[0]) for each in singles])
         return Entry(None, name, "last", label, 1, draws=draws, target=target, **_graded(rows), **shared)
 
     def _guided(self, index: int | None, name: str, size: int) -> list[Entry]:
@@ -313,14 +304,13 @@ class Comparison:
         rows = [{**record, **record["cost"]} for record in records]
         shared: dict[str, Any] = {"cost": _means(rows), "draws": repeats, "key": key}
         target = method.targeted(self.settings)
-        own = {**_graded(rows), "texts": self._texts([(r["problem"], r["sample"], r) for r in records])}
-        last = Entry(index, name, "last", label, size, ratios=ratios, target=target, **own, **shared)
+        last = Entry(index, name, "last", label, size, ratios=ratios, target=target, **_graded(rows), **shared)
         if not self._votes(method):
             return [last]
         votes = [{**{name: r[name] for name in ("problem", "sample", "cost")}, **r["vote"]} for r in records]
         self._kept(key, "vote", votes)
-        voted = {**_graded(votes), "texts": self._texts([(r["problem"], r["sample"], r["vote"]) for r in records])}
-        return [last, Entry(index, name, "vote", f"{label}, vote", size, target=VOTE_TARGET, **voted, **shared)]
+        voted = Entry(index, name, "vote", f"{label}, vote", size, target=VOTE_TARGET, **_graded(votes), **shared)
+        return [last, voted]
 
     def _kept(self, key: str, readout: str, rows: Sequence[Record]) -> str:
         """The key, after the rows are kept for `returned`."""
@@ -331,17 +321,12 @@ class Comparison:
         """The returned texts behind some entries, with their grades and costs, each once.
 
         Where a method chooses among samples, the text is the sample that it has chosen, and grade and reward are
-        expectations over the choice: their means are the scores of the entry.
+        expectations over the choice: their means are the scores of the entry. `chosen` holds the text's own grade and
+        reward.
         """
         for key, readout in dict.fromkeys((entry.key, entry.readout) for entry in entries):
             for row in self._rows[key, readout]:
                 yield {"method": key, "readout": readout, **{name: row[name] for name in SAMPLE if name in row}}
-
-    def _texts(self, graded: Sequence[tuple[str, int, Record]]) -> dict[str, Record]:
-        """The texts of an entry, from the problem, the sample and the grade of each of its texts."""
-        firsts = {problem: grade for problem, sample, grade in graded if sample == 0}
-        kept = [problem.id for problem in self.run.problems[:SHOWN_PROBLEMS] if problem.id in firsts]
-        return {id: {name: firsts[id][name] for name in SHOWN if name in firsts[id]} for id in kept}
 
     def _votes(self, method: Method) -> bool:
         return method.votes and has_answers(self.run.task)
@@ -402,15 +387,15 @@ class Comparison:
         return replace(entry, rival=Rival(other.label, other.cost[self.currency], other.scores, other.rewards))
 
 
-SAMPLE = ("problem", "sample", "text", "answer", "correct", "scores", "reward", "cost")
+SAMPLE = ("problem", "sample", "text", "answer", "correct", "scores", "reward", "chosen", "cost")
 """The values of a returned text."""
-SHOWN = ("text", "correct", "reward")
 COSTS = ("generated", "positions", "row_forwards", "seconds", "reward_seconds", "depth")
 
 
 def _row(pooled: Sample, choice: Choice, per_token: float) -> Record:
     own = {"problem": pooled.problem.id, "sample": pooled.sample, **{n: choice.text[n] for n in ("text", "answer")}}
-    graded = {"correct": choice.correct, "scores": choice.scores}
+    chosen = {name: choice.text[name] for name in ("correct", "reward") if name in choice.text}
+    graded = {"correct": choice.correct, "scores": choice.scores, "chosen": chosen}
     rewarded = {} if choice.reward is None else {"reward": None if math.isinf(choice.reward) else choice.reward}
     cost = asdict(choice.cost)
     positions, depth = choice.cost.positions, choice.depth * per_token

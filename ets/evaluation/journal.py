@@ -15,6 +15,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -240,3 +241,8 @@ def require_version(content: Any, folder: Path) -> None:
             f"the results folder {str(folder)!r} has version {version}, and this ets reads "
             f"version {VERSION}; finish it with the ets that began it, or choose another folder"
         )
+
+
+def known_fields(kind: type[Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON values of a dataclass without those of fields that only an earlier ets wrote."""
+    return {field.name: content[field.name] for field in fields(kind) if field.name in content}

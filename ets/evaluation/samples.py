@@ -1,7 +1,7 @@
 """The returned texts of a run, as its tables count them: `problems.jsonl` and `samples.jsonl` in the results folder.
 
-Exports read both files. The journal lacks the prompts, the right answers, and the text that a method chooses among the
-samples that several methods share. Each command that finishes a run writes both files anew.
+The report and the exports read both files. The journal lacks the prompts, the right answers, and the text that a method
+chooses among the samples that several methods share. Each command that finishes a run writes both files anew.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from ets.evaluation.journal import Record, written_to
 from ets.tasks.task import Task, right_answer
 from ets.types import Problem
 
+Returned: TypeAlias = dict[tuple[str, str], dict[str, list[Record]]]
+"""Returned texts by (method, readout) and by problem."""
 PROBLEMS, SAMPLES = "problems.jsonl", "samples.jsonl"
 
 
@@ -33,6 +36,7 @@ def write_samples(folder: Path, task: Task, problems: Sequence[Problem], samples
             "id": problem.id,
             "prompt": problem.prompt,
             "messages": list(map(dict, problem.messages)),
+            "user_text": problem.user_text,
             "doc": dict(problem.doc),
             "target": right_answer(task, problem),
         }
@@ -44,7 +48,12 @@ def write_samples(folder: Path, task: Task, problems: Sequence[Problem], samples
                 file.writelines(json.dumps(row, default=str) + "\n" for row in rows)
 
 
-def read_samples(folder: Path) -> tuple[list[Record], dict[tuple[str, str], dict[str, list[Record]]]]:
+def missing_files(folder: Path) -> list[str]:
+    """The names of the files that a folder lacks: a run of an earlier ets wrote none."""
+    return [name for name in (PROBLEMS, SAMPLES) if not (folder / name).exists()]
+
+
+def read_samples(folder: Path) -> tuple[list[Record], Returned]:
     """The problems, and by (method, readout) and problem the samples, in the order of the run.
 
     Raises
@@ -53,7 +62,7 @@ def read_samples(folder: Path) -> tuple[list[Record], dict[tuple[str, str], dict
         For files that are missing or damaged.
     """
     problems, samples = (_lines(folder / name) for name in (PROBLEMS, SAMPLES))
-    found: dict[tuple[str, str], dict[str, list[Record]]] = {}
+    found: Returned = {}
     for sample in samples:
         of_method = found.setdefault((sample["method"], sample["readout"]), {row["id"]: [] for row in problems})
         of_method[sample["problem"]].append(sample)

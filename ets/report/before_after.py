@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
 from ets.evaluation.comparison import Entry
-from ets.report.tables import Setting, by_reward, interval, mean_reward
+from ets.evaluation.journal import Record
+from ets.evaluation.samples import Returned
+from ets.report.tables import by_reward, interval, mean_reward
 from ets.templates import as_text, render
 from ets.trace_view import elide
 
+SHOWN_PROBLEMS = 10
+"""The section shows so many problems, from the first on."""
 BOUND = 300_000
 """The most characters of the section; unless the whole texts are requested, texts are shortened until they fit."""
 SHORT = 600
@@ -20,38 +25,48 @@ HEAD, TAIL = 80, 320
 """Characters of both ends of a longer prompt; after worked examples, its own question is at the end."""
 
 
-def before_and_after(entries: Sequence[Entry], setting: Setting, limits: Iterable[int]) -> str:
-    """Return the section as HTML; "" without plain sampling, without another method, or without texts.
+def comparable(entries: Sequence[Entry]) -> bool:
+    """Whether plain sampling and another method are among the entries."""
+    return len({entry.method == "plain" for entry in entries}) == 2
+
+
+def before_and_after(
+    entries: Sequence[Entry], currency: str, problems: Sequence[Record], samples: Returned, limits: Iterable[int]
+) -> str:
+    """Return the section as HTML; "" without plain sampling, without another method, or without their texts.
 
     Parameters
     ----------
     entries : sequence of Entry
-    setting : Setting
-        Its `prompts` are those of the shown problems.
+    currency : str
+        The unit of the budgets.
+    problems, samples
+        As `ets.evaluation.samples.read_samples` returns them.
     limits : iterable of int
         Limits of a text's characters, tried one after the other until the section has at most `BOUND` characters.
     """
-    plain = next((entry for entry in entries if entry.method == "plain" and entry.texts), None)
-    others = _at_largest_budget([e for e in entries if e.method != "plain" and e.texts], setting)
-    if plain is None or not others:
+    entries = [entry for entry in entries if (entry.key, entry.readout) in samples]
+    if not comparable(entries):
         return ""
+    plain = next(entry for entry in entries if entry.method == "plain")
+    others = _at_largest_budget([entry for entry in entries if entry.method != "plain"], currency)
     rewarded = by_reward(entries)
     best, sampling = _best(others, rewarded)
-    further = [entry for entry in others if entry is not best]
+    shown = [replace(plain, label="plain sampling"), best, *(entry for entry in others if entry is not best)]
     heads = {"before": _head(plain, rewarded), "after": _head(best, rewarded)}
     section = ""
     for limit in limits:
-        rows = [_row(id, plain, best, further, setting, limit) for id in plain.texts if id in best.texts]
+        rows = [_row(problem, shown, samples, limit) for problem in problems[:SHOWN_PROBLEMS]]
         section = render("before_after.html", rows=rows, **heads, score=_score(rewarded), sampling=sampling)
         if len(section) <= BOUND:
             break
     return section
 
 
-def _at_largest_budget(entries: Sequence[Entry], setting: Setting) -> list[Entry]:
+def _at_largest_budget(entries: Sequence[Entry], currency: str) -> list[Entry]:
     """The entries of the budget that costs most, and those without a budget."""
     budgeted = [entry for entry in entries if entry.budget is not None]
-    largest = max(budgeted, key=lambda entry: entry.cost[setting.currency], default=None)
+    largest = max(budgeted, key=lambda entry: entry.cost[currency], default=None)
     return [entry for entry in entries if entry.budget is None or (largest and entry.budget == largest.budget)]
 
 
@@ -78,26 +93,28 @@ def _head(entry: Entry, rewarded: bool) -> dict[str, str]:
     return {"label": entry.label, "score": f"{share.mean:.1%} ({share.low:.1%} to {share.high:.1%})"}
 
 
-def _row(
-    problem: str, plain: Entry, best: Entry, further: Sequence[Entry], setting: Setting, limit: int
-) -> dict[str, Any]:
-    turns = [(role, elide(text, 4 * limit)) for role, text in _turns(setting.prompts.get(problem, ""))]
+def _row(problem: Record, shown: Sequence[Entry], samples: Returned, limit: int) -> dict[str, Any]:
+    """The prompt of a problem, and the first sample of each entry: plain sampling, the best method, further ones."""
+    turns = [(role, elide(text, 4 * limit)) for role, text in _turns(problem)]
     short = sum(len(text) for _, text in turns) <= SHORT
+    plain, best, *further = (
+        _card(entry.label, samples[entry.key, entry.readout][problem["id"]][0], limit) for entry in shown
+    )
     return {
-        "problem": problem,
+        "problem": problem["id"],
         "turns": turns,
         "preview": "" if short else _ends(turns[-1][1]),
-        "plain": _shown("plain sampling", plain.texts[problem], limit),
-        "best": _shown(best.label, best.texts[problem], limit),
-        "further": [_shown(each.label, each.texts[problem], limit) for each in further if problem in each.texts],
+        "plain": plain,
+        "best": best,
+        "further": further,
     }
 
 
-def _turns(prompt: Any) -> list[tuple[str, str]]:
-    """The roles and texts of a prompt; a prompt of text or token ids is one turn without a role."""
-    if isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
-        return [(str(turn["role"]), str(turn["content"])) for turn in prompt]
-    return [("", as_text(prompt))]
+def _turns(problem: Record) -> list[tuple[str, str]]:
+    """The roles and texts of a prompt as it was given; a prompt of text or token ids is one turn without a role."""
+    if problem["user_text"] is None and problem["messages"]:
+        return [(str(turn["role"]), str(turn["content"])) for turn in problem["messages"]]
+    return [("", as_text(problem["prompt"] if problem["user_text"] is None else problem["user_text"]))]
 
 
 def _ends(text: str) -> str:
@@ -105,15 +122,15 @@ def _ends(text: str) -> str:
     return f"{text[:HEAD]} […{between:,} characters…] {text[-TAIL:]}" if between > 0 else text
 
 
-def _shown(label: str, text: Mapping[str, Any], limit: int) -> dict[str, str]:
+def _card(label: str, sample: Record, limit: int) -> dict[str, str]:
     """A text with its label and its grade, such as "right, reward 0.250"."""
-    correct = text.get("correct")
-    verdict = [] if correct is None else ["right" if correct else "wrong"]
-    rewarded = [f"reward {_number(text['reward'])}"] if "reward" in text else []
+    grade = sample.get("chosen", sample)
+    verdict = [] if grade["correct"] is None else ["right" if grade["correct"] else "wrong"]
+    rewarded = [f"reward {_number(grade['reward'])}"] if "reward" in grade else []
     return {
         "label": label,
         "grade": ", ".join(verdict + rewarded),
-        "text": elide(text["text"].lstrip("\n").rstrip(), limit),
+        "text": elide(sample["text"].lstrip("\n").rstrip(), limit),
     }
 
 

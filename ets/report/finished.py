@@ -12,10 +12,10 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from ets.evaluation.comparison import Entry, entry_of
-from ets.evaluation.journal import Record, require_version
-from ets.evaluation.samples import PROBLEMS, SAMPLES, read_samples
-from ets.report.page import SUMMARY
+from ets.evaluation.comparison import Entry
+from ets.evaluation.journal import Record
+from ets.evaluation.samples import missing_files, read_samples
+from ets.report.summary import SUMMARY, finished, read_summary
 from ets.report.tables import Setting
 from ets.types import InputError
 
@@ -99,7 +99,7 @@ class FinishedRun:
     configuration : mapping
         The JSON values of `configuration.json`.
     problems : sequence of mapping
-        The JSON values of `problems.jsonl`: id, prompt, messages, doc and target.
+        The JSON values of `problems.jsonl`: id, prompt, messages, user_text, doc and target.
     rows : sequence of Row
     ended : datetime
         When the summary was written, in UTC.
@@ -132,24 +132,16 @@ def finished_run(folder: Path) -> FinishedRun:
     InputError
         For a folder that holds no finished run, a damaged one, or one of another version.
     """
-    if not (folder / SUMMARY).exists():
-        raise InputError(f"{str(folder)!r} holds no finished run of ets eval or ets compare; name its results folder")
-    if missing := [name for name in (PROBLEMS, SAMPLES) if not (folder / name).exists()]:
-        raise InputError(f"{str(folder)!r} has no {missing[0]}; run its command again, which draws no chain anew")
-    try:
+    with finished(folder):
+        if missing := missing_files(folder):
+            raise InputError(f"{str(folder)!r} has no {missing[0]}; run its command again, which draws no chain anew")
         return _read(folder)
-    except InputError:
-        raise
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise InputError(f"{str(folder)!r} is damaged ({error}); run its command again to continue the run") from error
 
 
 def _read(folder: Path) -> FinishedRun:
-    content = json.loads((folder / SUMMARY).read_bytes())
-    require_version(content, folder)
-    problems, samples = read_samples(folder)
+    summary, (problems, samples) = read_summary(folder), read_samples(folder)
     rows: dict[str, Row] = {}
-    for entry in map(entry_of, content["entries"]):
+    for entry in summary.entries:
         name = _name(entry)
         if name in rows and rows[name].entry.key != entry.key:
             name = f"{name}-budget-{(entry.budget or 0) + 1}"
@@ -157,7 +149,7 @@ def _read(folder: Path) -> FinishedRun:
         rows[name] = Row(name, entry, {problem: list(map(_sample, each)) for problem, each in found.items()})
     return FinishedRun(
         folder,
-        Setting(**content["setting"]),
+        summary.setting,
         json.loads((folder / "configuration.json").read_bytes()),
         problems,
         list(rows.values()),

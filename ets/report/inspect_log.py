@@ -15,6 +15,7 @@ from typing import Any
 from ets import __version__
 from ets.evaluation.journal import Record, written_to
 from ets.report.finished import FinishedRun, Row, Sample
+from ets.templates import as_text
 
 SCORER = "ets"
 VERSION = 2
@@ -92,13 +93,13 @@ def _spec(run: FinishedRun, row: Row) -> dict[str, Any]:
 
 def _sample(run: FinishedRun, problem: Record, epoch: int, sample: Sample) -> dict[str, Any]:
     model, usage = run.setting.model, _usage(sample.prompt, sample.generated)
-    asked = problem["messages"] or [{"role": "user", "content": _text(problem["prompt"])}]
+    asked = problem["messages"] or [{"role": "user", "content": as_text(problem["prompt"])}]
     returned = {"role": "assistant", "content": sample.text, "source": "generate", "model": model}
     answer = None if sample.answer is None else str(sample.answer)
     return {
         "id": problem["id"],
         "epoch": epoch,
-        "input": problem["messages"] or _text(problem["prompt"]),
+        "input": problem["messages"] or as_text(problem["prompt"]),
         "target": problem["target"],
         "messages": [*asked, returned],
         "output": {
@@ -140,10 +141,6 @@ def _law(run: FinishedRun) -> dict[str, Any]:
 
 def _usage(prompt: int, generated: int) -> dict[str, int]:
     return {"input_tokens": prompt, "output_tokens": generated, "total_tokens": prompt + generated}
-
-
-def _text(prompt: Any) -> str:
-    return prompt if isinstance(prompt, str) else json.dumps(prompt)
 
 
 def _id(text: str) -> str:

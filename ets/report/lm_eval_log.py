@@ -15,6 +15,7 @@ from typing import Any
 from ets import __version__
 from ets.evaluation.journal import Record, written_to
 from ets.report.finished import FinishedRun, Row
+from ets.templates import as_text
 
 NO_ANSWER = "[invalid]"
 """What lm-eval's filters make of a text without an answer."""
@@ -22,7 +23,7 @@ NO_ANSWER = "[invalid]"
 
 def write_lm_eval(run: FinishedRun, out: Path) -> list[Path]:
     """Write `results_DATE.json` and `samples_TASK_DATE.jsonl` to the folder `OUT/MODEL`; the date is the run's end."""
-    folder = out / re.sub(r'["<>:/|\\?*\[\]]+', "__", run.setting.model)
+    folder = out / _model(run)
     date, task = run.ended.strftime("%Y-%m-%dT%H-%M-%S.%f"), _task(run)
     samples = [_line(run, row, number, problem) for row in run.rows for number, problem in enumerate(run.problems)]
     hashes = "".join(line[f"{part}_hash"] for line in samples for part in ("doc", "prompt", "target"))
@@ -68,7 +69,7 @@ def _results(run: FinishedRun, samples_hash: str) -> dict[str, Any]:
         "task_hashes": {task: samples_hash},
         "model_source": "ets",
         "model_name": setting.model,
-        "model_name_sanitized": re.sub(r'["<>:/|\\?*\[\]]+', "__", setting.model),
+        "model_name_sanitized": _model(run),
     }
 
 
@@ -94,7 +95,7 @@ def _configuration(run: FinishedRun) -> dict[str, Any]:
 def _line(run: FinishedRun, row: Row, number: int, problem: Record) -> dict[str, Any]:
     samples = row.samples[problem["id"]]
     answers = [NO_ANSWER if each.answer is None else str(each.answer) for each in samples]
-    prompt = problem["prompt"] if isinstance(problem["prompt"], str) else json.dumps(problem["prompt"])
+    prompt = as_text(problem["prompt"])
     return {
         "doc_id": number,
         "doc": problem["doc"],
@@ -109,6 +110,10 @@ def _line(run: FinishedRun, row: Row, number: int, problem: Record) -> dict[str,
         "target_hash": _hash(problem["target"]),
         **{name: values[problem["id"]] for name, values in row.means.items()},
     }
+
+
+def _model(run: FinishedRun) -> str:
+    return re.sub(r'["<>:/|\\?*\[\]]+', "__", run.setting.model)
 
 
 def _task(run: FinishedRun) -> str:

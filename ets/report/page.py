@@ -15,23 +15,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ets.evaluation.comparison import entry_of
-from ets.evaluation.curves import curve_of
-from ets.evaluation.journal import require_version
+from ets.evaluation.comparison import Entry
+from ets.evaluation.samples import missing_files, read_samples
 from ets.evaluation.traces import read_traces
-from ets.report.before_after import before_and_after
+from ets.report.before_after import before_and_after, comparable
 from ets.report.charts import Axes, Series, chart
 from ets.report.figures import compared, effective_size_series, sample_curves, scaling
-from ets.report.tables import Setting, by_reward
+from ets.report.summary import Summary, finished, read_summary
+from ets.report.tables import by_reward
 from ets.templates import as_text, render
 from ets.trace_view import elide
-from ets.types import InputError
 
 Stored: TypeAlias = Mapping[str, Any]
 """JSON values of a folder."""
 Figures: TypeAlias = Mapping[str, tuple[Axes, Sequence[Series]]]
 """Axes and series by heading."""
-NAME, SUMMARY = "report.html", "summary.json"
+NAME = "report.html"
 PACKED = 700_000
 """The most characters of packed traces; unless the whole texts are requested, texts are shortened until they fit."""
 LIMITS = (20_000, 4_000, 1_000, 400, 160, 60, 24)
@@ -54,14 +53,8 @@ def write_report(folder: Path, *, whole: bool = False) -> Path:
     InputError
         For a folder that holds no finished run, a damaged one, or one of another version.
     """
-    if not (folder / SUMMARY).exists():
-        raise InputError(f"{str(folder)!r} holds no finished run of ets eval or ets compare; name its results folder")
-    try:
+    with finished(folder):
         page = _report(folder, whole)
-    except InputError:
-        raise
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise InputError(f"{str(folder)!r} is damaged ({error}); run its command again to continue the run") from error
     path = folder / NAME
     path.write_text(page, encoding="utf-8")
     return path
@@ -101,28 +94,36 @@ def markdown_html(text: str) -> str:
 
 
 def _report(folder: Path, whole: bool) -> str:
-    content = _read(folder / SUMMARY)
-    require_version(content, folder)
-    entries, setting = [entry_of(entry) for entry in content["entries"]], Setting(**content["setting"])
-    records, guided = _records(folder / "journal.jsonl"), _guided(content["entries"])
+    summary = read_summary(folder)
+    entries, setting = summary.entries, summary.setting
+    records, guided = _records(folder / "journal.jsonl"), _guided(entries)
     figures = {REWARD if by_reward(entries) else ACCURACY: compared(entries, setting)}
-    for name, values in content["panels"].items():
-        figures[f"Scaling in {name}"] = scaling(name, [(x, entry_of(entry)) for x, entry in values], setting)
-    figures[SAMPLES] = sample_curves(list(map(curve_of, content["curves"])))
+    for name, values in summary.panels.items():
+        figures[f"Scaling in {name}"] = scaling(name, values, setting)
+    figures[SAMPLES] = sample_curves(summary.curves)
     budgets = sorted({entry.budget for entry in entries if entry.budget is not None})
     for budget in budgets:
-        labels = _guided([entry for entry in content["entries"] if entry["budget"] == budget])
+        labels = _guided([entry for entry in entries if entry.budget == budget])
         heading = f"{EFFECTIVE}, budget {budget + 1}" if len(budgets) > 1 else EFFECTIVE
         figures[heading] = effective_size_series(records, labels)
     configuration = {**_read(folder / "configuration.json"), "repeats": setting.repeats, "problems": setting.problems}
     traces = _graded_traces(folder, records, guided)
-    pairs = before_and_after(entries, setting, [sys.maxsize] if whole else LIMITS)
+    pairs = _pairs(folder, summary, [sys.maxsize] if whole else LIMITS)
     return _page(f"{setting.task}: {setting.model}", folder / "table.md", configuration, figures, pairs, traces, whole)
 
 
-def _guided(rows: Sequence[Stored]) -> dict[str, str]:
+def _pairs(folder: Path, summary: Summary, limits: Sequence[int]) -> str:
+    """The section of texts before and after; a line in its place where a run of an earlier ets left no texts."""
+    if not comparable(summary.entries):
+        return ""
+    if missing := missing_files(folder):
+        return render("no_texts.html", missing=missing[0])
+    return before_and_after(summary.entries, summary.setting.currency, *read_samples(folder), limits)
+
+
+def _guided(entries: Sequence[Entry]) -> dict[str, str]:
     """The labels of methods with weighed candidates, by the methods' names in the records."""
-    return {row["key"]: row["label"] for row in rows if row["readout"] == "last" and row["budget"] is not None}
+    return {e.key: e.label for e in entries if e.readout == "last" and e.budget is not None}
 
 
 def _graded_traces(folder: Path, records: Sequence[Stored], labels: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from ets.evaluation.comparison import Entry, json_rewards
+from ets.evaluation.comparison import Entry
 from ets.evaluation.curves import CurvePoint
-from ets.evaluation.journal import VERSION
 from ets.evaluation.objective import Optimum
-from ets.evaluation.ratios import without_nan
-from ets.report.page import SUMMARY, write_report
+from ets.report.page import write_report
 from ets.report.plots import plot_accuracies, plot_accuracy_by_cost, plot_curves, plot_scaling
+from ets.report.summary import SUMMARY, Summary, write_summary
 from ets.report.tables import Setting, by_reward, markdown
 
 
@@ -29,16 +25,7 @@ def write_results(
     """Write the files, and print the table and their places."""
     text = markdown(entries, setting, points, optimum)
     print(f"\n{text}\n")
-    scans = {name: [[value, _values(entry)] for value, entry in values] for name, values in panels.items()}
-    content = {
-        "version": VERSION,
-        "setting": asdict(setting),
-        "entries": [_values(entry) for entry in entries],
-        "panels": scans,
-        "curves": [asdict(point) for point in points],
-        "optimum": None if optimum is None else asdict(optimum),
-    }
-    (folder / SUMMARY).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_summary(folder, Summary(setting, entries, panels, points), optimum)
     (folder / "table.md").write_text(f"{text}\n", encoding="utf-8")
     one = len({entry.budget for entry in entries if entry.budget is not None}) < 2
     plot, name = (plot_accuracies, "{}.png") if one else (plot_accuracy_by_cost, "{}_by_cost.png")
@@ -50,12 +37,3 @@ def write_results(
         plot_scaling(panels, setting, folder / "scaling.png")
     print(f"results: {folder}/ (configuration.json, journal.jsonl, {SUMMARY}, table.md, {name})")
     print(f"to look at: {write_report(folder)}")
-
-
-def _values(entry: Entry) -> dict[str, Any]:
-    values = {**asdict(entry), "rewards": json_rewards(entry.rewards)}
-    if entry.rival is not None:
-        values["rival"]["rewards"] = json_rewards(entry.rival.rewards)
-    if entry.ratios is not None:
-        values["ratios"] = {**without_nan(values["ratios"])}
-    return values

@@ -47,8 +47,6 @@ class Setting:
         Further settings that the results depend on.
     reward : str
         The reward of all rows.
-    prompts : mapping of str to value
-        By problem, for the first problems: text, token ids, or messages.
     shots : int
         Worked examples in each prompt.
     """
@@ -62,7 +60,6 @@ class Setting:
     notes: Sequence[str] = ()
     shown: Mapping[str, Any] = field(default_factory=dict)
     reward: str = ""
-    prompts: Mapping[str, Any] = field(default_factory=dict)
     shots: int = 0
 
     @property

@@ -37,7 +37,7 @@ class Letters:
     name = "letters"
 
     def __init__(self, patience: int | None = None) -> None:
-        self.patience, self.judged = patience, 0
+        self.patience, self.seen = patience, 0
 
     def problems(self, count: int, shots: int) -> list[Problem]:
         return [Problem(f"letters-{n}", f"prompt {n}", doc={"answer": "ab"[n % 2]}) for n in range(count)]
@@ -46,9 +46,9 @@ class Letters:
         return text[:1] or None
 
     def grade(self, problem: Problem, text: str) -> bool:
-        if self.judged == self.patience:
+        if self.seen == self.patience:
             raise KeyboardInterrupt
-        self.judged += 1
+        self.seen += 1
         return self.extract(problem, text) == problem.doc["answer"]
 
 

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ets.evaluation.comparison import SHOWN_PROBLEMS, Entry, entry_of
-from ets.evaluation.methods import METHODS
+from ets.evaluation.comparison import Comparison, Entry, entry_of
+from ets.evaluation.journal import Journal
+from ets.evaluation.methods import METHODS, methods_named
 from ets.evaluation.ratios import without_nan
 from ets.types import InputError
 from tests.evaluation.letters import (
@@ -27,6 +28,8 @@ from tests.evaluation.letters import (
     compared,
     named,
     of,
+    policies,
+    run_of,
     timeless,
     without_seconds,
 )
@@ -372,25 +375,30 @@ def test_serial_depth_is_of_the_longest_text_and_in_calls_per_token(tmp_path: Pa
     assert majority.cost["depth"] == pytest.approx(fmean(map(max, rows)))
 
 
-def test_entries_keep_the_first_sample_of_the_first_problems(tmp_path: Path) -> None:
-    """A chain's text, the first text of a pool, or the choice among them, each with its reward."""
+def test_returned_texts_are_those_of_chains_of_the_pool_and_of_choices(tmp_path: Path) -> None:
+    """Each with its own grade and reward; the choice among texts has the expectations too."""
     settings = replace(SETTINGS, reward="likelihood-per-token")
-    names = ["plain", "ets", "best-of-n", "greedy"]
-    found, records = compared(tmp_path, names, [3], policy=certain(), settings=settings, repeats=2)
-    rows = {(entry.method, entry.readout): entry for entry in found}
-    wanted = [problem.id for problem in Letters().problems(COUNT, 0)][:SHOWN_PROBLEMS]
-    assert len(wanted) < COUNT and all(list(entry.texts) == wanted for entry in found)
-    for problem in wanted:
+    methods = methods_named(["plain", "ets", "best-of-n", "greedy"])
+    with Journal(tmp_path, {"seed": 0}) as journal:
+        comparison = Comparison(run_of(journal, Letters()), policies(certain()), methods, settings, repeats=2)
+        entries = comparison.entries([3])
+        returned = list(comparison.returned(entries))
+    rows, records = named(entries) | named(entries, None), journal.records
+    found = {(each["method"], each["readout"], each["problem"], each["sample"]): each for each in returned}
+    for problem in (problem.id for problem in Letters().problems(COUNT, 0)):
         parts = [r for (key, id, n), r in records.items() if (id, n) == (problem, 0) and key.startswith("pool[")]
         pool = sorted(parts, key=lambda part: int(part["method"].split("[")[1].split(":")[0]))
         texts = [text for part in pool for text in part["texts"]][: rows["best-of-n", "last"].size]
         (chain,) = (record for record in of(records, "ets") if (record["problem"], record["sample"]) == (problem, 0))
         best = max(texts, key=lambda text: text["reward"])
         for method, record in (("plain", texts[0]), ("ets", chain), ("best-of-n", best)):
+            each = found[rows[method, "last"].key, "last", problem, 0]
+            grade = each["chosen"] if method == "best-of-n" else each
             kept = {name: record[name] for name in ("text", "correct", "reward")}
-            assert rows[method, "last"].texts[problem] == kept, method
-        assert rows["ets", "vote"].texts[problem]["text"] == chain["vote"]["text"]
-        assert rows["greedy", "last"].texts[problem].keys() == {"text", "correct"}  # its text has another law
+            assert {"text": each["text"], **{n: grade[n] for n in ("correct", "reward")}} == kept, method
+            assert ("chosen" in each) == (method == "best-of-n") and each["reward"] == pytest.approx(record["reward"])
+        assert found[rows["ets", "vote"].key, "vote", problem, 0]["text"] == chain["vote"]["text"]
+        assert "reward" not in found[rows["greedy", "last"].key, "last", problem, 0]  # its text has another law
 
 
 def test_an_entry_survives_its_json(entries: list[Entry]) -> None:

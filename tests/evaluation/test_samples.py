@@ -27,12 +27,15 @@ def test_a_task_without_right_answers_has_an_empty_one(tmp_path: Path) -> None:
 
 
 def test_samples_come_back_by_method_and_problem_in_their_order(tmp_path: Path) -> None:
-    problems = [Problem(name, (1, 2), doc={"place": Path("x")}) for name in ("b", "a")]
+    problems = [Problem(name, (1, 2), doc={"place": Path("x")}, user_text=f"{name}?") for name in ("b", "a")]
     places = [("a", 1), ("b", 0), ("a", 0), ("b", 1)]
     samples = [{"method": "ets", "readout": "last", "problem": p, "sample": n, "text": "\u2028"} for p, n in places]
     write_samples(tmp_path, Prompts(tmp_path / "prompts.jsonl"), problems, samples)
     asked, found = read_samples(tmp_path)
-    assert [(row["id"], row["prompt"], row["doc"]) for row in asked] == [(n, [1, 2], {"place": "x"}) for n in "ba"]
+    assert asked == [
+        {"id": n, "prompt": [1, 2], "messages": [], "user_text": f"{n}?", "doc": {"place": "x"}, "target": ""}
+        for n in "ba"
+    ]
     numbers = {problem: [row["sample"] for row in rows] for problem, rows in found["ets", "last"].items()}
     assert numbers == {"b": [0, 1], "a": [0, 1]}
 

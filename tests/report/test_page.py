@@ -17,12 +17,14 @@ import pytest
 from ets.evaluation import traces as kept
 from ets.evaluation.comparison import Entry
 from ets.evaluation.journal import VERSION
+from ets.evaluation.samples import write_samples
 from ets.evaluation.traces import compact_trace, read_traces
 from ets.report.charts import Axes, Point, Series, chart
 from ets.report.figures import effective_size_series
 from ets.report.page import PACKED, markdown_html, packed_traces, write_report
 from ets.report.tables import Setting
-from ets.types import Cost, InputError, Step, Text
+from ets.types import Cost, InputError, Problem, Step, Text
+from tests.evaluation.letters import Letters
 from tests.report.browser import CHROMIUM, Browser
 
 HOSTILE = '</script><script>hurt=1</script><img src=x onerror="hurt=1">'
@@ -55,7 +57,7 @@ def line(problem: str, trace: Sequence[Step] = TRACE, prompt: str = f"What?{HOST
 
 
 COST = {"generated": 50.0, "positions": 90.0, "row_forwards": 0.0, "seconds": 0.1, "reward_seconds": 0.0, "depth": 9.0}
-SETTING = Setting("sums", HOSTILE, 2, 1, "generated", "ets", prompts={"p0": f"What?{HOSTILE}"})
+SETTING = Setting("sums", HOSTILE, 2, 1, "generated", "ets")
 
 
 def entry(method: str, size: int, ids: Sequence[str], **changed: Any) -> Entry:
@@ -66,9 +68,9 @@ def entry(method: str, size: int, ids: Sequence[str], **changed: Any) -> Entry:
 
 
 def folder_of(
-    folder: Path, entries: Sequence[Entry], table: str, records: Sequence[dict[str, Any]], **panels: Any
+    folder: Path, entries: Sequence[Entry], table: str, records: Sequence[dict[str, Any]], text: str = "", **panels: Any
 ) -> Path:
-    """What a run leaves, as far as the report reads it, with a trace for each record."""
+    """What a run leaves, as far as the report reads it, with a trace for each record, and one text for all problems."""
     folder.mkdir(exist_ok=True)
     scans = {name: [[x, asdict(each)] for x, each in values] for name, values in panels.items()}
     content = {"version": VERSION, "setting": asdict(SETTING), "entries": [asdict(each) for each in entries]}
@@ -78,6 +80,12 @@ def folder_of(
     (folder / "journal.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     lines = [line(record["problem"]) | {"method": record["method"]} for record in records]
     (folder / "traces.jsonl").write_text("".join(json.dumps(each) + "\n" for each in lines))
+    samples = [
+        {"method": each.key, "readout": each.readout, "problem": id, "sample": 0, "text": text, "correct": True}
+        for each in entries
+        for id in each.scores
+    ]
+    write_samples(folder, Letters(), [Problem(id, f"What?{HOSTILE}") for id in entries[0].scores], samples)
     return folder
 
 
@@ -89,13 +97,9 @@ def record(method: str, problem: str, answer: str) -> dict[str, Any]:
 def run_folder(folder: Path, problems: int = 2, label: str = f"ETS {HOSTILE}") -> Path:
     """The folder of `ets eval`: ETS, and plain sampling without a budget."""
     ids = [f"p{n}" for n in range(problems)]
-    texts = {id: {"text": HOSTILE, "correct": True} for id in ids[:10]}
-    entries = [
-        entry("ets", 2, ids, label=label, texts=texts),
-        entry("plain", 1, ids, label="plain", budget=None, texts=texts),
-    ]
+    entries = [entry("ets", 2, ids, label=label), entry("plain", 1, ids, label="plain", budget=None)]
     table = f"| method | pass@1 |\n| --- | ---: |\n| {label} |  50.0% |\n\nnote {HOSTILE}\n"
-    return folder_of(folder, entries, table, [record("ets-2", problem, HOSTILE) for problem in ids])
+    return folder_of(folder, entries, table, [record("ets-2", problem, HOSTILE) for problem in ids], HOSTILE)
 
 
 def comparison_folder(folder: Path, problems: int = 2) -> Path:
@@ -152,11 +156,24 @@ def test_the_report_holds_texts_before_and_after_where_a_run_has_plain_sampling(
     page = write_report(run_folder(tmp_path / "run")).read_text()
     assert page.count("<article>") == 2 and page.count('<p class="head">') == 4
     assert "Before and after" not in write_report(comparison_folder(tmp_path / "without")).read_text()
-    whole = {id: {"text": "a" * 30_000, "correct": True} for id in ("p0", "p1")}
-    rows = [entry("ets", 2, list(whole), texts=whole), entry("plain", 1, list(whole), budget=None, texts=whole)]
-    folder = folder_of(tmp_path / "long", rows, "", [])
+    rows = [entry("ets", 2, ["p0", "p1"]), entry("plain", 1, ["p0", "p1"], budget=None)]
+    folder = folder_of(tmp_path / "long", rows, "", [], "a" * 30_000)
     assert "a" * 30_000 not in write_report(folder).read_text()
     assert "a" * 30_000 in write_report(folder, whole=True).read_text()
+
+
+def test_a_folder_without_returned_texts_names_the_command_that_adds_them(tmp_path: Path) -> None:
+    """Folders of an earlier ets: their summary held some texts and prompts."""
+    for folder in (run_folder(tmp_path / "run"), comparison_folder(tmp_path / "without")):
+        content = json.loads((folder / "summary.json").read_text())
+        content["setting"]["prompts"] = {"p0": "What?"}
+        content["entries"] = [each | {"texts": {"p0": {"text": "5", "correct": True}}} for each in content["entries"]]
+        (folder / "summary.json").write_text(json.dumps(content))
+        (folder / "samples.jsonl").unlink()
+    page = write_report(tmp_path / "run").read_text()
+    note = "The folder has no samples.jsonl: run its command again for the section Before and after."
+    assert page.count(note) == 1 and "<article>" not in page and "<h2>Before and after</h2>" not in page
+    assert "samples.jsonl" not in write_report(tmp_path / "without").read_text()
 
 
 def test_the_report_shows_the_first_prompt_and_its_kind(tmp_path: Path) -> None:

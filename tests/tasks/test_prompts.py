@@ -220,11 +220,7 @@ def test_the_report_has_the_first_prompts_as_they_were_given_with_texts_before_a
     given = ["eval", "--task", str(rows), "--model", str(chat_model), "--methods", "plain,one-step", "--samples", "2"]
     given += ["--reward", of(rows, "many"), "--block-size", "4", "--max-length", "4", "--chat-template"]
     assert main([*given, "--out", str(rows.parent / "run")]) == 0
-    found, page = summary(rows.parent / "run"), (rows.parent / "run" / "report.html").read_text()
-    assert found["setting"]["prompts"] == {
-        "letters-1": written[0]["messages"], **{f"letters-{n + 2}": f"Say {n}." for n in range(9)}
-    }  # fmt: skip
-    assert [len(entry["texts"]) for entry in found["entries"]] == [10, 10]
+    page = (rows.parent / "run" / "report.html").read_text()
     assert page.count("<article>") == 10 and '<b>assistant</b><div class="text">La.</div>' in page
     assert "Sing &lt;b&gt;." in page and '<div class="turn"><div class="text">Say 0.</div>' in page
 
