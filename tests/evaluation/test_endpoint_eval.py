@@ -296,4 +296,4 @@ def test_a_key_goes_to_the_server_and_nowhere_else(
         assert main(command) == 0
     shown = capfd.readouterr()
     written = [path.read_text() for path in tmp_path.iterdir() if path.suffix != ".png"]
-    assert len(written) == 6 and not any("sk-" in text for text in (refused, shown.out, shown.err, *written))
+    assert len(written) == 8 and not any("sk-" in text for text in (refused, shown.out, shown.err, *written))
