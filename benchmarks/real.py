@@ -1,8 +1,8 @@
 """Results folders of `scripts/real.sh` side by side: the tables of docs/real.md.
 
-    REPEATS=3 bash scripts/real.sh
-    REPEATS=3 TASK=must-contain bash scripts/real.sh
-    python benchmarks/real.py results/real-tone results/real-must-contain
+    REPEATS=3 OUT=results/tone bash scripts/real.sh
+    REPEATS=3 TASK=must-contain OUT=results/must-contain bash scripts/real.sh
+    python benchmarks/real.py results/tone results/must-contain
 
 A table for each folder, methods by budgets: tokens, the mean reward with its 95% interval, and a bound on E[r] - λ KL.
 ▲ and ▼: significantly more or less reward than one step at equal cost.

@@ -6,6 +6,8 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from traceback import extract_tb
 from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
@@ -138,7 +140,10 @@ def score(reward: Reward, lam: float, chain: Chain, rollouts: Sequence[Sequence[
             raise TypeError("a reward is text; return a number")
         values = np.asarray(found, dtype=float)
     except Exception as error:
-        raise RewardError(f"the reward raised {type(error).__name__} for problem {name!r}: {_line(error)}") from error
+        place = extract_tb(error.__traceback__)[-1]
+        where = f"{Path(place.filename).name}, line {place.lineno}"
+        reason = f"{type(error).__name__} for problem {name!r}: {_line(error)}"
+        raise RewardError(f"the reward raised {reason} ({where}); correct it") from error
     seconds = time.perf_counter() - begun
     require_rewards(values, len(texts), name)
     with np.errstate(over="ignore"):
@@ -160,8 +165,8 @@ def require_rewards(values: Sequence[float] | Floats, count: int, name: str) -> 
     if np.any(np.isnan(found)) or np.any(np.isposinf(found)):
         worst = found[np.isnan(found) | np.isposinf(found)][0]
         raise RewardError(
-            f"the reward gave {worst} for problem {name!r}; "
-            "return a finite number (None is none), or -inf to forbid a text"
+            f"the reward gave {worst} (None counts as nan) for problem {name!r}; "
+            "return a finite number, or -inf to forbid a text"
         )
     return found
 

@@ -62,7 +62,7 @@ LEVEL=${LEVEL:-0}                         # of ETS-IS: 0, its p_ref is the fast 
 case "$PRESET" in # what the presets differ in; the benchmarks' numbers are the paper's
 demo | demo-is)
     TASK=${TASK:-sums}                        # the problems
-    NUM_PROBLEMS=${NUM_PROBLEMS:-100}         # how many of them
+    NUM_PROBLEMS=${NUM_PROBLEMS:-$(problems_of 100)}         # how many of them
     SHOTS=${SHOTS:-0}                         # solved examples in each prompt; a model that was not trained on them needs some
     MODEL_PATH=${MODEL_PATH:-embedded}        # embedded, a checkpoint's folder or its hub name
     METHODS=${METHODS:-plain,majority,one-step,ets${IS_ACCELERATE_AVAILABLE:+,ets-is}$(moves)}

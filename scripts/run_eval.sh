@@ -167,6 +167,12 @@ choose_processes() { # what launches PROCESSES of them, if more than one
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > PROCESSES ? cores / PROCESSES : 1))} # of each
 }
 
+problems_of() { # N: the number of problems; all of a file of prompts
+    case "$TASK" in *.jsonl) ;; *) echo "$1" ;; esac
+}
+
+is_smollm2() { [ "$MODEL_PATH" = smollm2 ]; } # the model of a pip package
+
 choose_chat() { # sets chat, the options of prompts by a chat template
     local name
     chat=()
@@ -210,7 +216,8 @@ run_eval() {
         show python ${launch:+"${launch[@]}" python} "${command[@]}"
         return
     fi
-    source "$ROOT/scripts/setup.sh" eval $(is_demo || echo benchmarks) $(case "$engine" in vllm | endpoint) echo "$engine" ;; esac) ${WANDB:+wandb}
+    source "$ROOT/scripts/setup.sh" eval $(is_demo || echo benchmarks) $(case "$engine" in vllm | endpoint) echo "$engine" ;; esac) ${WANDB:+wandb} $(if is_smollm2; then echo gguf; fi)
+    if is_smollm2; then ets_real_model; fi
     export TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
     "$PYTHON" ${launch:+"${launch[@]}" "$PYTHON"} "${command[@]}"
 }

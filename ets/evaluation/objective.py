@@ -80,7 +80,7 @@ class Optimum:
         return (
             f"p* by estimate from {self.texts} texts of p_ref a problem, {self.effective:.1f} of them effective: "
             f"mean reward {_shown(self.reward)}, KL {_shown(self.divergence)} nats, log Z {_shown(self.log_z)}, and "
-            f"E[r] - λ KL = λ log Z = {_shown(self.objective)}. The column E[r] - λ KL bounds from above what a law "
+            f"E[r] - λ KL = λ log Z = {_shown(self.objective)}. The column E[r] - λ KL, at most, bounds what a law "
             "with this mean reward reaches; it cannot rank methods. Texts of a kind that was not drawn are unknown."
             + (few if self.heavy > OFTEN else "")
         )

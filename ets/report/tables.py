@@ -85,9 +85,10 @@ def markdown(
     sections = [part for budget in budgets for part in _section(entries, setting, budget)]
     if len(budgets) < 2:
         sections = [head(setting), table(entries, setting), summary(entries, setting)]
+    compared = sum(entry.rival is not None for entry in entries)
     caveat = (
-        f"Each interval and each verdict is at 95% for itself alone. Among about {len(entries)} comparisons, one in "
-        "twenty would find a difference by chance where there is none."
+        f"Each interval and each verdict is at 95% for itself alone. Among {compared} comparisons, one in twenty would "
+        "find a difference by chance where there is none."
     )
     ratios = [f"{entry.label}: {entry.ratios}" for entry in entries if entry.ratios and entry.ratios.rollouts]
     further = further_table(entries, "lm-eval: " if "lm_eval" in setting.shown else "")
