@@ -165,7 +165,7 @@ def require_rewards(values: Sequence[float] | Floats, count: int, name: str) -> 
     if np.any(np.isnan(found)) or np.any(np.isposinf(found)):
         worst = found[np.isnan(found) | np.isposinf(found)][0]
         raise RewardError(
-            f"the reward gave {worst} (None counts as nan) for problem {name!r}; "
+            f"the reward gave {worst} for problem {name!r} (None counts as nan); "
             "return a finite number, or -inf to forbid a text"
         )
     return found
