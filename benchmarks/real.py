@@ -11,42 +11,35 @@ A table for each folder, methods by budgets: tokens, the mean reward with its 95
 from __future__ import annotations
 
 import argparse
-import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from ets.evaluation.bootstrap import paired_difference
-from ets.evaluation.comparison import Entry, entry_of
-from ets.evaluation.journal import require_version
-from ets.report.summary import SUMMARY
-from ets.report.tables import aligned, reward_interval
+from ets.evaluation.comparison import Entry
+from ets.report.summary import Summary, finished, read_summary
+from ets.report.tables import aligned, mean_reward, paired_rewards
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
     for folder in parser.parse_args().folders:
-        content = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        require_version(content, folder)
-        print(page(content), end="\n\n")
+        with finished(folder):
+            summary = read_summary(folder)
+        print(page(summary), end="\n\n")
 
 
-def page(content: dict[str, Any]) -> str:
+def page(summary: Summary) -> str:
     """The heading of a folder, the line about p*, and its table."""
-    setting, entries = content["setting"], [entry_of(each) for each in content["entries"]]
-    optimum = content["optimum"]
-    heading = f"### {setting['task']}, {setting['model'].rpartition('/')[2]}"
-    star = ""
-    if optimum is not None:
-        numbers = {name: _estimate(optimum[name]) for name in ("reward", "divergence", "log_z", "objective")}
-        star = (
-            f"p\\* by estimate from {optimum['texts']} texts of p_ref a prompt ({optimum['effective']:.1f} effective): "
-            "mean reward {reward}, KL {divergence} nats, log Z {log_z}, λ log Z {objective}."
-        ).format(**numbers)
-    return "\n\n".join(filter(None, [heading, star, table(entries)]))
+    setting, star = summary.setting, summary.optimum
+    heading = f"### {setting.task}, {setting.model.rpartition('/')[2]}"
+    line = "" if star is None else (
+        f"p\\* by estimate from {star.texts} texts of p_ref a prompt ({star.effective:.1f} effective): mean reward "
+        f"{star.reward}, KL {star.divergence} nats, log Z {star.log_z}, λ log Z {star.objective}."
+    )  # fmt: skip
+    return "\n\n".join(filter(None, [heading, line, table(summary.entries)]))
 
 
-def table(entries: list[Entry]) -> str:
+def table(entries: Sequence[Entry]) -> str:
     """A row for each method, and three columns for each budget."""
     budgets = sorted({entry.budget for entry in entries if entry.budget is not None})
     rows = [("method", *(title for _ in budgets for title in ("tokens", "mean reward", "E[r] - λ KL, at most")))]
@@ -54,28 +47,16 @@ def table(entries: list[Entry]) -> str:
         cells = [method]
         for budget in budgets:
             entry = next(e for e in entries if e.method == method and e.budget in (budget, None))
-            cells += [f"{entry.cost['generated']:.0f}", mean(entry), objective(entry)]
+            cells += [f"{entry.cost['generated']:.0f}", mean(entry), f"{entry.objective or ''}"]
         rows.append(tuple(cells))
     return aligned(rows)
 
 
 def mean(entry: Entry) -> str:
     """The mean reward with its interval, and an arrow for a significant difference from one step at equal cost."""
-    found = reward_interval(entry)
-    if found is None:
-        return "-inf"
-    against = paired_difference(entry.rewards, entry.rival.rewards) if entry.rival else None
+    against = paired_rewards(entry)
     arrow = "" if against is None or not against.significant else " ▲" if against.mean > 0 else " ▼"
-    return f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f}){arrow}"
-
-
-def objective(entry: Entry) -> str:
-    found = entry.objective
-    return "" if found is None else f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})"
-
-
-def _estimate(values: dict[str, float]) -> str:
-    return f"{values['mean']:.3f} ({values['low']:.3f} to {values['high']:.3f})"
+    return mean_reward(entry) + arrow
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -46,6 +47,9 @@ class Estimate:
     mean: float
     low: float
     high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ({self.low:.3f} to {self.high:.3f})"
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,17 @@ class Optimum:
         )
         return (
             f"p* by estimate from {self.texts} texts of p_ref a problem, {self.effective:.1f} of them effective: "
-            f"mean reward {_shown(self.reward)}, KL {_shown(self.divergence)} nats, log Z {_shown(self.log_z)}, and "
-            f"E[r] - λ KL = λ log Z = {_shown(self.objective)}. The column E[r] - λ KL, at most, bounds what a law "
+            f"mean reward {self.reward}, KL {self.divergence} nats, log Z {self.log_z}, and "
+            f"E[r] - λ KL = λ log Z = {self.objective}. The column E[r] - λ KL, at most, bounds what a law "
             "with this mean reward reaches; it cannot rank methods. Texts of a kind that was not drawn are unknown."
             + (few if self.heavy > OFTEN else "")
         )
+
+
+def optimum_of(content: Mapping[str, Any]) -> Optimum:
+    """An optimum from its JSON values."""
+    read: dict[str, Any] = {name: Estimate(**v) if isinstance(v, Mapping) else v for name, v in content.items()}
+    return Optimum(**read)
 
 
 @dataclass(frozen=True)
@@ -183,7 +193,3 @@ def _estimated(values: Floats) -> Estimate:
     """The mean of values by problem, with a percentile bootstrap over problems."""
     low, high = np.quantile(resampled(len(values)) @ values / len(values), ENDS)
     return Estimate(float(values.mean()), float(low), float(high))
-
-
-def _shown(estimate: Estimate) -> str:
-    return f"{estimate.mean:.3f} ({estimate.low:.3f} to {estimate.high:.3f})"

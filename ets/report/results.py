@@ -25,7 +25,7 @@ def write_results(
     """Write the files, and print the table and their places."""
     text = markdown(entries, setting, points, optimum)
     print(f"\n{text}\n")
-    write_summary(folder, Summary(setting, entries, panels, points), optimum)
+    write_summary(folder, Summary(setting, entries, panels, points, optimum))
     (folder / "table.md").write_text(f"{text}\n", encoding="utf-8")
     one = len({entry.budget for entry in entries if entry.budget is not None}) < 2
     plot, name = (plot_accuracies, "{}.png") if one else (plot_accuracy_by_cost, "{}_by_cost.png")

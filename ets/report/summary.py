@@ -12,7 +12,7 @@ from typing import Any
 from ets.evaluation.comparison import Entry, entry_of, json_rewards
 from ets.evaluation.curves import CurvePoint, curve_of
 from ets.evaluation.journal import VERSION, known_fields, require_version
-from ets.evaluation.objective import Optimum
+from ets.evaluation.objective import Optimum, optimum_of
 from ets.evaluation.ratios import without_nan
 from ets.report.tables import Setting
 from ets.types import InputError
@@ -32,23 +32,26 @@ class Summary:
     panels : mapping of str to sequence of (float, Entry)
         By the name of a scanned setting: its values, with ETS at each of them.
     curves : sequence of CurvePoint
+    optimum : Optimum, optional
+        p* by estimate.
     """
 
     setting: Setting
     entries: Sequence[Entry]
     panels: Mapping[str, Sequence[tuple[float, Entry]]]
     curves: Sequence[CurvePoint]
+    optimum: Optimum | None = None
 
 
-def write_summary(folder: Path, summary: Summary, optimum: Optimum | None) -> None:
-    """Write `summary.json`, with p* by estimate where there is one."""
+def write_summary(folder: Path, summary: Summary) -> None:
+    """Write `summary.json`."""
     content = {
         "version": VERSION,
         "setting": asdict(summary.setting),
         "entries": [_values(entry) for entry in summary.entries],
         "panels": {name: [[x, _values(entry)] for x, entry in values] for name, values in summary.panels.items()},
         "curves": [asdict(point) for point in summary.curves],
-        "optimum": None if optimum is None else asdict(optimum),
+        "optimum": None if summary.optimum is None else asdict(summary.optimum),
     }
     (folder / SUMMARY).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
@@ -70,6 +73,7 @@ def read_summary(folder: Path) -> Summary:
         list(map(entry_of, content["entries"])),
         {name: [(x, entry_of(entry)) for x, entry in values] for name, values in content["panels"].items()},
         list(map(curve_of, content["curves"])),
+        optimum_of(content["optimum"]) if content.get("optimum") else None,
     )
 
 

@@ -166,13 +166,13 @@ def mean_reward(entry: Entry) -> str:
 
 
 def _reward_difference(entry: Entry, named: bool) -> str:
-    difference = _paired_rewards(entry)
+    difference = paired_rewards(entry)
     if difference is None or entry.rival is None:
         return ""
     return _rewards(difference, "+") + (f", {entry.rival.label}" if named else "")
 
 
-def _paired_rewards(entry: Entry) -> Difference | None:
+def paired_rewards(entry: Entry) -> Difference | None:
     """The difference of the mean rewards of an entry and its rival; None without rewards, or with one of -inf."""
     rewards, others = entry.rewards, entry.rival.rewards if entry.rival else {}
     if not (rewards and others) or any(map(math.isinf, (*rewards.values(), *others.values()))):
@@ -247,7 +247,7 @@ def summary(entries: Sequence[Entry], setting: Setting) -> str:
     verdicts: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
     rewarded = by_reward(entries)
     for entry in entries:
-        found = _paired_rewards(entry) if rewarded else _paired_scores(entry)
+        found = paired_rewards(entry) if rewarded else _paired_scores(entry)
         if found and entry.rival:
             verdict = "open" if not found.significant else "better" if found.mean > 0 else "worse"
             ratio = entry.cost[setting.currency] / entry.rival.cost
