@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ets import __version__
-from ets.commands import estimate, evaluate, export, sample, view
+from ets.commands import estimate, evaluate, export, sample, serve, view
 from ets.evaluation.ranks import reported_once
 from ets.exits import KEPT, NOTHING_KEPT, exit_status
 from ets.types import InputError
@@ -23,6 +23,7 @@ COMMANDS = {
         "measure methods at several budgets",
     ),
     "estimate": (estimate.add_arguments, estimate.execute, estimate.EXAMPLE, "measure what a run of eval will take"),
+    "serve": (serve.add_arguments, serve.execute, serve.EXAMPLE, "answer clients of OpenAI's interfaces over HTTP"),
     "view": (view.add_arguments, view.execute, view.EXAMPLE, "show a results folder as one HTML file"),
     "export": (export.add_arguments, export.execute, export.EXAMPLE, "write a results folder as logs of other tools"),
 }

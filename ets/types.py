@@ -67,6 +67,7 @@ class Problem:
     messages: tuple[Message, ...] = ()
     thinking: Tags | None = THINKING
     user_text: str | None = None
+    max_length: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str):

@@ -94,6 +94,9 @@ class Method:
         none.
     answers : bool
         Whether the method reads answers, which a task of prompts has none of.
+    by_steps : callable, optional
+        A step function of the same law whose text only grows, by a guide step at a time; None where a later step may
+        change the text.
     """
 
     step: Callable[[Task, MethodSettings, int], StepFn]
@@ -109,6 +112,7 @@ class Method:
     digest: str = ""
     target: str = "p*"
     answers: bool = False
+    by_steps: Callable[[Task, MethodSettings, int], StepFn] | None = None
 
     def labelled(self, settings: MethodSettings, size: int) -> str:
         template = (self.law == "ets-is" and settings.weighed_label) or self.label
@@ -119,6 +123,11 @@ class Method:
         """The target of the sampled text; with a reward of votes p* is that of the votes so far."""
         votes = " of the votes" if settings.reward in COMPARING and self.target == "p*" else ""
         return self.target.format(**asdict(settings)) + votes
+
+    @property
+    def of_one_prompt(self) -> bool:
+        """Whether the method answers a single prompt from the run's policy: `ets serve` offers it."""
+        return not self.law and self.kind != "search"
 
     def key(self, name: str, settings: MethodSettings, size: int) -> str:
         """The method in the journal, such as `ets-8-rollouts=3-lam=0.1-…`."""
@@ -226,6 +235,10 @@ def _plain(task: Task, settings: MethodSettings, size: int) -> StepFn:
     return baselines.plain()
 
 
+def _plain_by_steps(task: Task, settings: MethodSettings, size: int) -> StepFn:
+    return baselines.plain_by_steps()
+
+
 def _twice(settings: MethodSettings) -> float:
     """Complete samples that cost about as much as a candidate of ETS with its rollouts."""
     return 2.0 * settings.rollouts
@@ -235,7 +248,9 @@ _BASE = "base model (T {base_temperature:g}, top-k {base_top_k}, top-p {base_top
 _WEIGHED = ("rollouts", "lam", "pool", "reward", "minimum", "weighing")
 METHODS: dict[str, Method] = {
     "base": Method(_plain, _BASE, "averaged", (), law="base", target="p of the base row"),
-    "plain": Method(_plain, "plain sampling (mean of {size})", "averaged", (), target="p_ref"),
+    "plain": Method(
+        _plain, "plain sampling (mean of {size})", "averaged", (), target="p_ref", by_steps=_plain_by_steps
+    ),
     "majority": Method(_majority, "majority voting ({size})", "among", (), target="mode of p_ref", answers=True),
     "confident-majority": Method(
         _confident_majority,
@@ -262,6 +277,7 @@ METHODS: dict[str, Method] = {
         votes=True,
         samples=_twice,
         at_candidates=True,
+        by_steps=_ets,
     ),
     "ets-is": Method(
         _ets,
@@ -279,12 +295,14 @@ METHODS: dict[str, Method] = {
         samples=lambda settings: 1.0 * settings.rollouts,
         at_candidates=True,
         answers=True,
+        by_steps=_ets_stopped,
     ),
     "retained": Method(
         _retained,
         "retained rollouts (M {size}, K {rollouts})",
         votes=True,
         samples=lambda settings: 1.5 * settings.rollouts,
+        by_steps=_retained,
     ),
     "refined": Method(
         _refined,

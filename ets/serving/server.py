@@ -1,0 +1,62 @@
+"""Runs the application in uvicorn until a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import sys
+from types import FrameType
+
+import uvicorn
+
+from ets.serving.app import Service, make_app
+from ets.types import InputError
+
+AFTER = 5
+"""Seconds for the last answers after the requests under way have been ended."""
+
+
+class Server(uvicorn.Server):
+    """A server that at a signal takes no further connection, and ends the requests under way after a time."""
+
+    def __init__(self, service: Service) -> None:
+        self.service, self.wait = service, service.operation.drain_seconds
+        limit = int(self.wait) + AFTER
+        app = make_app(service)
+        super().__init__(
+            uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=limit, lifespan="on")
+        )
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._loop.call_soon_threadsafe(self._loop.call_later, self.wait, self.service.end)
+        super().handle_exit(sig, frame)
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A listening socket; raises `InputError` for an address that cannot be taken."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise InputError(f"cannot listen at {host}, port {port}: {error.strerror}; choose another --port") from None
+
+
+def listen(service: Service, host: str, port: int) -> None:
+    """Load the model, and serve until a signal. Raises `InputError` for an address that cannot be taken."""
+    with bound(host, port) as listening:
+        log = logging.getLogger("ets.serving")
+        log.addHandler(logging.StreamHandler(sys.stderr))
+        log.setLevel(logging.INFO)
+        service.offer.load()
+        address = f"http://{host}:{listening.getsockname()[1]}/v1"
+        keys = (
+            ""
+            if service.keyed or host in ("127.0.0.1", "::1", "localhost")
+            else "; no key is needed: see --api-key-file"
+        )
+        print(f"serving {service.offer.name} at {address}{keys}", flush=True)
+        Server(service).run([listening])
