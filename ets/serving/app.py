@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from ets import __version__
@@ -173,7 +174,7 @@ def make_app(service: Service) -> FastAPI:
         yield
         service.close()
 
-    app = FastAPI(title="ets serve", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
+    app = FastAPI(title="ets serve", version=__version__, lifespan=life, openapi_url=None, redirect_slashes=False)
 
     async def complete(request: Request, kind: type[Completion]) -> Response:
         begun, answer = time.monotonic(), None
@@ -197,8 +198,8 @@ def make_app(service: Service) -> FastAPI:
                 return EventStream(first, events, lambda status: finish(status, record, answer, begun))
         except RequestError as error:
             response = _error(error)
-            record["error"] = str(error)
-        except Gone:
+            record["error"] = str(error) if service.operation.log_prompts else error.outline
+        except (Gone, ClientDisconnect):
             response = Response(status_code=499)
         finish(response.status_code, record, answer, begun)
         return response
@@ -244,6 +245,10 @@ def make_app(service: Service) -> FastAPI:
     @app.exception_handler(RequestError)
     async def refused(request: Request, error: RequestError) -> Response:
         return _error(error)
+
+    @app.exception_handler(Exception)  # a fault of this server, which is logged with its traceback too
+    async def failed(request: Request, error: Exception) -> Response:
+        return _error(RequestError(500, f"the server failed: {type(error).__name__}", code="internal_error"))
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:
