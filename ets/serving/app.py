@@ -162,7 +162,7 @@ class Service:
     def _usage(self, answer: Answer, update: Advanced, work: Work) -> dict[str, Any]:
         usage = usage_of(answer.order, update.chains, work.policy.prompt_tokens)
         self.metrics.answer(usage["prompt_tokens"], usage["completion_tokens"])
-        answer.usage = usage
+        answer.usage, answer.texts = usage, [chain.state.text for chain in update.chains]
         return usage
 
 
@@ -189,8 +189,6 @@ def make_app(service: Service) -> FastAPI:
                 record["prompts"] = [problem.raw_prompt for problem in order.problems]
             if not asked.stream:
                 body = await unless_gone(request.receive, service.answered(answer))
-                if service.operation.log_prompts:
-                    record["texts"] = body["choices"]
                 response: Response = JSONResponse(body)
             else:
                 events = service.streamed(answer, begun)
@@ -208,6 +206,8 @@ def make_app(service: Service) -> FastAPI:
         seconds = time.monotonic() - begun
         service.metrics.request(record["path"], status, seconds)
         usage = answer.usage if answer else None
+        if service.operation.log_prompts and answer:
+            record["texts"] = answer.texts
         log.info(
             json.dumps({**record, "status": status, "seconds": round(seconds, 4), "usage": usage}, ensure_ascii=False)
         )

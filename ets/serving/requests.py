@@ -49,6 +49,8 @@ SEEDS = 2**63
 """Seeds are below this number, and at least its negative."""
 LEAST = 1e-9
 """The least λ, and the least temperature above 0: what is divided by a smaller one may become infinite."""
+UNKNOWN = "unknown_parameter"
+"""OpenAI's code for a field that is none."""
 ROLES = ("system", "developer", "user", "assistant")
 
 
@@ -85,7 +87,8 @@ class RequestError(Exception):
 
         An example: ``reward_error: KeyError (rewards.py, line 7)``.
         """
-        found = f"{self.code or self._type}{f', {self.param}' if self.param else ''}"
+        known = self.param is not None and self.code != UNKNOWN  # else a client has made the name up
+        found = f"{self.code or self._type}{f', {self.param}' if known else ''}"
         if self.__cause__ is None:
             return found
         cause: BaseException = self.__cause__
@@ -279,7 +282,7 @@ def read_request(kind: type[C], body: bytes) -> C:
             what = f"{param} is no field that this server knows; leave it out"
         elif first["type"] == "missing":
             what = f"{param} is missing; give it"
-        raise RequestError(400, what, param) from None
+        raise RequestError(400, what, param, UNKNOWN if first["type"] == "extra_forbidden" else None) from None
 
 
 def _json_object(body: bytes) -> dict[str, Any]:
