@@ -177,6 +177,8 @@ class Offer:
         if asked.tokens is not None and not METHODS[method].in_tokens:
             unspent = f"the method {method} has no budget of tokens; leave tokens out"
             raise RequestError(400, unspent, "ets.tokens")
+        if asked.trace and METHODS[method].in_tokens:  # its suffix moves are no guide steps
+            raise RequestError(400, f"the method {method} has no trace; leave trace out", "ets.trace")
         given = {name: getattr(asked, name) for name in ("candidates", "rollouts", "tokens", "lam")}
         given = {name: value for name, value in given.items() if value is not None}
         for name, most in self._most.items():
