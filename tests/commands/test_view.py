@@ -12,8 +12,10 @@ import pytest
 
 from ets.cli import main
 from ets.evaluation.traces import Traces, read_traces
+from ets.report.answer import write_answer
 from ets.serving.operation import Limits
 from ets.types import InputError
+from tests.report.browser import CHROMIUM, Browser
 from tests.serving.serving import PROMPT, offered, served
 
 RUN = """
@@ -100,6 +102,22 @@ def test_the_traces_of_an_answer_become_a_page(tmp_path: Path, capsys: pytest.Ca
     for name, value in answer["usage"]["ets"].items():
         assert f"<td>{name}</td><td>{value}</td>" in page
     assert page.count("<script") == 2 and "http" not in page.replace("http-equiv", "")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: install one, or name it in CHROMIUM")
+def test_in_a_browser_the_texts_of_an_answer_are_listed(tmp_path: Path) -> None:
+    file = answered(tmp_path / "response.json")
+    with Browser(write_answer(file)) as browser:
+        ready = "new Promise((done) => { setInterval(() => document.querySelector('.step') && done(true), 50); })"
+        assert browser.evaluate(ready)
+        names = "[...document.querySelectorAll('#which option')].map((each) => each.textContent).join('; ')"
+        listed = [f"prompt {n} · ets, text {m}" for n in (1, 2) for m in (1, 2)]
+        assert browser.evaluate(names) == "; ".join(listed)
+        pieces = browser.evaluate(
+            "[...document.querySelectorAll('.path a')].map((a) => a.lastChild.textContent).join('')"
+        )
+        assert pieces == json.loads(file.read_text(encoding="utf-8"))["choices"][0]["text"]
+        assert browser.evaluate("document.querySelectorAll('.step:first-child .candidate').length") == 3
 
 
 def test_an_answer_is_no_page_by_itself(tmp_path: Path) -> None:
