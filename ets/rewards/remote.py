@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit, urlunsplit
 
 from ets.chat import prompt_text, text_before_reply, with_reply
 from ets.rewards.combining import cached
@@ -157,9 +158,9 @@ def endpoint(
         Further fields of the request; None removes a field. For example ``{"use_activation": False}``: vLLM then
         gives logits, in place of the sigmoid of one class or the softmax of several.
     body : callable, optional
-        `(problem, texts) -> JSON value`, for servers that expect another request.
+        `(problem, texts) -> JSON value`, for servers that expect another request than the form's.
     read : callable, optional
-        From the answer to a number or numbers. For example ``lambda answer: answer["outputs"]``.
+        From the answer to a number or numbers, in place of the form's: ``lambda answer: answer["outputs"]``.
     batch : int
         Texts per request.
     key : str
@@ -182,7 +183,8 @@ def endpoint(
     """
     chosen = _form(form, label)
     require_counts(batch=batch)
-    client = Client(url, key, connections, seconds, waits, model=model, models=_models(url))
+    client = Client(url, key, connections, seconds, waits, model)
+    client.models = _models(client.address)
     write, most = body or chosen.write, min(batch, chosen.batch or batch)
 
     def request(problem: Problem, texts: Sequence[str]) -> Any:
@@ -215,7 +217,9 @@ def _form(form: str, label: Label) -> Form:
 
 def _models(url: str) -> str:
     """The address of a server's list of models, by the address of one of its interfaces."""
-    return f"{url.rstrip('/').rpartition('/')[0].removesuffix('/v1')}/v1/models"
+    parts = urlsplit(url)
+    above = parts.path.rpartition("/")[0].removesuffix("/v1")
+    return urlunsplit((parts.scheme, parts.netloc, f"{above}/v1/models", "", ""))
 
 
 def with_fields(body: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,7 +230,7 @@ def with_fields(body: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str
 class Client:
     """Concurrent requests in JSON from any thread, through an event loop that the client owns.
 
-    `model` is the server's name for the model, by default the only one in the list at the path or address `models`.
+    `model` is the server's name for the model, by default the only one in the list at the address `models`.
     """
 
     def __init__(
@@ -236,9 +240,7 @@ class Client:
         connections: int,
         seconds: float,
         waits: Sequence[float],
-        *,
-        model: str | None = None,
-        models: str = "models",
+        model: str | None,
     ) -> None:
         from ets.policies.autoregressive.engine import EventLoop
         from ets.policies.autoregressive.server import Connection, shut_down
@@ -247,7 +249,8 @@ class Client:
         require_positive(seconds=seconds)
         self.connection = Connection(address, key, connections, seconds, waits)
         self.name, self.address = self.connection.name, self.connection.address
-        self._model, self._models, self._turn = model, models, threading.Lock()
+        self.models = f"{self.address}/models"
+        self._model, self._turn = model, threading.Lock()
         self._loop = EventLoop("reward")
         weakref.finalize(self, shut_down, self.connection, self._loop)
 
@@ -259,9 +262,9 @@ class Client:
         with self._turn:
             if self._model is None:
                 try:
-                    (answer,) = self.ask([(self._models, None)])
+                    (answer,) = self.ask([(self.models, None)])
                 except RewardError as error:
-                    raise RewardError(f"{error} (at {self._models}; else give model)") from None
+                    raise RewardError(f"{error}; give model to skip this request for its name, {self.models}") from None
                 self._model = served_model(self.name, answer)["id"]
             return self._model
 

@@ -189,6 +189,19 @@ def test_the_last_token_of_a_pooled_text_counts() -> None:
     assert ets.rewards.remote.FORMS["pooling"].read(answer, None) == [[1.0], [0.25]]
 
 
+@pytest.mark.parametrize(
+    ("url", "models"),
+    [
+        ("http://a:1/score", "http://a:1/v1/models"),
+        ("http://a:1/v1/classify", "http://a:1/v1/models"),
+        ("https://a/proxy/score?x=1", "https://a/proxy/v1/models"),
+        ("http://a:1", "http://a:1/v1/models"),
+    ],
+)
+def test_the_list_of_models_is_of_the_same_server(url: str, models: str) -> None:
+    assert ets.rewards.remote._models(url) == models
+
+
 def test_a_form_that_does_not_fit_is_one_line(graded: Graded, server: TinyServer) -> None:
     """Refused requests, answers of another form, and servers without a list of models."""
     reward_server, _ = graded(1)
@@ -200,7 +213,7 @@ def test_a_form_that_does_not_fit_is_one_line(graded: Graded, server: TinyServer
             {"form": "score", "body": ets.rewards.remote.FORMS["texts"].write},
             r"answers \{'scores'.* it must give a number for each in the form 'score' \(of texts, score, classify",
         ),
-        (f"{server.host}/a/score", {"form": "score"}, r"answers 404 .* \(at http.*/a/v1/models; else give model\)"),
+        (f"{server.host}/a/score", {"form": "score"}, "answers 404 .*; give model to skip .*/a/v1/models$"),
     ]
     for url, options, message in cases:
         with pytest.raises(RewardError, match=message) as error:
@@ -300,6 +313,10 @@ def test_bad_input_is_one_line_before_anything_is_asked(server: TinyServer) -> N
             "has no 'other'; correct the judge's template",
         ),
         (lambda: scores(made("judge", server), "a", problem=Problem("p", (1, 2))), "is token ids"),
+        (
+            lambda: scores(endpoint(server.scorer, form="score"), "a", problem=Problem("p", (1, 2))),
+            "is token ids",
+        ),
     ]
     for make, message in cases:
         with pytest.raises(InputError) as caught:
