@@ -171,7 +171,7 @@ class _Judge(Client):
             raise InputError(
                 f"the template {one_line(repr(template))} has no field {{text}}; put it where the text goes"
             )
-        super().__init__(address, *limits, model=model)
+        super().__init__(address, model, *limits)
         self.template, self._asked = template, {"seed": 0, **asked}
 
     def turn(self, problem: Problem, text: str) -> str:

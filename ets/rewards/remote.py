@@ -183,7 +183,7 @@ def endpoint(
     """
     chosen = _form(form, label)
     require_counts(batch=batch)
-    client = Client(url, key, connections, seconds, waits, model)
+    client = Client(url, model, key, connections, seconds, waits)
     client.models = _models(client.address)
     write, most = body or chosen.write, min(batch, chosen.batch or batch)
 
@@ -236,11 +236,11 @@ class Client:
     def __init__(
         self,
         address: str,
+        model: str | None,
         key: str,
         connections: int,
         seconds: float,
         waits: Sequence[float],
-        model: str | None,
     ) -> None:
         from ets.policies.autoregressive.engine import EventLoop
         from ets.policies.autoregressive.server import Connection, shut_down
