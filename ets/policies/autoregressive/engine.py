@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from anyio.from_thread import start_blocking_portal
 
-from ets.policies.autoregressive.law import Endings, TokenState, as_token_states, draw_of
+from ets.policies.autoregressive.law import Endings, TokenState, as_token_states, draw_of, longest
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.prompts import encode_prompt
 from ets.policies.settings import Horizon, Sampling
@@ -171,9 +171,14 @@ class EnginePolicy:
 
     def _draw(self, states: Sequence[State], keys: Keys, block: int, kind: str, *, greedy: bool = False) -> list[Draw]:
         sampling = Sampling(0.0) if greedy else self.sampling
-        longest, ends = self.horizon.max_length, sorted(self.endings.end_ids)
+        ends = sorted(self.endings.end_ids)
         rows = [
-            _Row(state, np.asarray(key), min(len(state.tokens) + block, longest), list(state.tokens))
+            _Row(
+                state,
+                np.asarray(key),
+                min(len(state.tokens) + block, longest(self.horizon, state.problem)),
+                list(state.tokens),
+            )
             for state, key in zip(as_token_states(states), keys, strict=True)
         ]
         going = rows
@@ -188,7 +193,8 @@ class EnginePolicy:
         return draws
 
     def _draw_of(self, row: _Row, logp: float) -> Draw:
-        memory = None if row.ended or len(row.tokens) >= self.horizon.max_length else OPEN
+        full = len(row.tokens) >= longest(self.horizon, row.state.problem)
+        memory = None if row.ended or full else OPEN
         return draw_of(row.state, tuple(row.tokens), logp, memory, row.cost, self.endings)
 
 

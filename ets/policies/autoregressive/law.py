@@ -13,7 +13,7 @@ import torch
 
 from ets.models import diffusion_engine
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.settings import Sampling
+from ets.policies.settings import Horizon, Sampling
 from ets.thinking import Tags, begun, cut_at, is_thinking
 from ets.types import Certainty, Cost, Draw, InputError, Problem, State, Text
 
@@ -162,6 +162,11 @@ def draw_of(
     text = endings.text(tokens, problem.stop, problem.thinking, before.prompt)
     state = TokenState(problem, before.prompt, tokens, text, total, done, memory, certainty)
     return Draw(state, Text(tokens, text, total, done, certainty=certainty), logp, cost)
+
+
+def longest(horizon: Horizon, problem: Problem) -> int:
+    """The most tokens of a problem's text: `Problem.max_length`, or the policy's."""
+    return horizon.max_length if problem.max_length is None else problem.max_length
 
 
 def as_token_states(states: Sequence[State]) -> list[TokenState]:
