@@ -58,11 +58,13 @@ class Engine:
     """Draws rows for an `EnginePolicy`, for any number of threads at once.
 
     A subclass defines `draw` and two attributes: `checkpoint` with the model's tokenizer and configuration, and `name`
-    for error messages. The other methods do nothing by default.
+    for error messages. The other methods do nothing by default. `approximate` is empty for an engine that returns the
+    drawn tokens, and else the reason why the tokens are approximate.
     """
 
     checkpoint: Checkpoint
     name: str
+    approximate: str = ""
 
     @property
     def context(self) -> int | None:
@@ -187,15 +189,18 @@ class EnginePolicy:
             for row, answer in zip(going, answers, strict=True):
                 row.append(answer, kind, self.endings)
             going = [row for row in going if not row.ended and len(row.tokens) < row.target]
-        require_finite([row.state.problem for row in rows], [row.logp for row in rows])
-        draws = [self._draw_of(row, 0.0 if self.deterministic and not greedy else row.logp) for row in rows]
+        require_finite([row.state.problem for row in rows], [sum(row.logps) for row in rows])
+        draws = [self._draw_of(row, certain=self.deterministic and not greedy) for row in rows]
         self.ledger += Cost.total(draw.cost for draw in draws)
         return draws
 
-    def _draw_of(self, row: _Row, logp: float) -> Draw:
+    def _draw_of(self, row: _Row, *, certain: bool) -> Draw:
+        """The draw of a row; the engine reports the model's log-probabilities where the sampled ones are 0."""
+        logps = [0.0] * len(row.logps) if certain else row.logps
         full = len(row.tokens) >= longest(self.horizon, row.state.problem)
         memory = None if row.ended or full else OPEN
-        return draw_of(row.state, tuple(row.tokens), logp, memory, row.cost, self.endings)
+        each = () if self.engine.approximate else logps
+        return draw_of(row.state, tuple(row.tokens), sum(logps), memory, row.cost, self.endings, logps=each)
 
 
 @dataclass
@@ -206,7 +211,7 @@ class _Row:
     key: Keys
     target: int
     tokens: list[int]
-    logp: float = 0.0
+    logps: list[float] = field(default_factory=list)  # of the new tokens
     ended: bool = False
     cost: Cost = field(default_factory=Cost)
 
@@ -228,7 +233,7 @@ class _Row:
         problem = self.state.problem
         for token, logp in zip(answer.tokens, answer.logps, strict=True):
             self.tokens.append(token)
-            self.logp += logp
+            self.logps.append(logp)
             if endings.reached(self.tokens, problem.stop, problem.thinking, self.state.prompt):
                 self.ended = True
                 return

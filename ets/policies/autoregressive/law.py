@@ -63,7 +63,9 @@ def _until(ordered: torch.Tensor, mass: float) -> torch.Tensor:
 class TokenState:
     """A generation so far. `memory` holds an engine's work, such as a cache; states may share a memory.
 
-    `certainty` is None unless the policy records certainty, and for tokens of another policy.
+    `certainty` is None unless the policy records certainty, and for tokens of another policy. `logps` holds the
+    natural-log probability of each token under the sampled distribution, the terms of `logp`. It is empty after tokens
+    of another policy or of beam search, and if a server returns text alone.
     """
 
     problem: Problem
@@ -74,6 +76,7 @@ class TokenState:
     done: bool = False
     memory: Any = field(default=None, repr=False)
     certainty: Certainty | None = None
+    logps: tuple[float, ...] = field(default=(), repr=False)
 
 
 class Endings:
@@ -156,11 +159,17 @@ def draw_of(
     cost: Cost,
     endings: Endings,
     certainty: Certainty | None = None,
+    logps: Sequence[float] = (),
 ) -> Draw:
-    """The draw of a row from `before` to `tokens`; without a memory the row has ended."""
+    """The draw of a row from `before` to `tokens`; without a memory the row has ended.
+
+    `logps` holds the log-probability of each new token, or nothing.
+    """
     problem, total, done = before.problem, before.logp + logp, memory is None
     text = endings.text(tokens, problem.stop, problem.thinking, before.prompt)
-    state = TokenState(problem, before.prompt, tokens, text, total, done, memory, certainty)
+    each = (*before.logps, *logps)
+    each = each if len(each) == len(tokens) else ()
+    state = TokenState(problem, before.prompt, tokens, text, total, done, memory, certainty, each)
     return Draw(state, Text(tokens, text, total, done, certainty=certainty), logp, cost)
 
 

@@ -387,7 +387,8 @@ class TransformersPolicy:
             cost = Cost(**{"prompt": prompts.pop(state.memory, 0), "generated": new, kind: positions})
             logp, *sums = drawn.numbers[n].tolist()
             sure = state.certainty and state.certainty + Certainty(new, *sums)
-            draws.append(draw_of(state, tuple(tokens), logp, reached.get(n), cost, self.endings, sure))
+            each = drawn.logps[n]
+            draws.append(draw_of(state, tuple(tokens), logp, reached.get(n), cost, self.endings, sure, each))
         return draws
 
     def _ended(self, state: TokenState, tokens: list[int]) -> bool:
@@ -431,14 +432,16 @@ class _Column:
 
 
 class _Tally:
-    """The tokens and sums of rows on the host, copied from the device some columns at a time.
+    """The tokens, log-probabilities and sums of rows on the host, copied from the device some columns at a time.
 
-    `unseen` counts the tokens that a row drew and read between its end and the check for ended rows.
+    `logps` holds those of the new tokens. `unseen` counts the tokens that a row drew and read between its end and the
+    check for ended rows.
     """
 
     def __init__(self, states: Sequence[TokenState]) -> None:
         self.states = states
         self.tokens = [list(state.tokens) for state in states]
+        self.logps: list[list[float]] = [[] for _ in states]
         self.unseen = np.zeros(len(states), np.int64)
         self.numbers = np.zeros((len(states), 3))  # sums of log-probabilities, entropies, self-certainties
 
@@ -446,12 +449,14 @@ class _Tally:
         """Add columns for these rows; returns the places of the open rows in `rows`."""
         tokens = torch.stack([column.tokens for column in columns]).tolist()
         numbers = torch.stack([torch.cat((column.logps[:, None], column.sure), -1) for column in columns]).cpu().numpy()
+        logps = numbers[..., 0].tolist()
         going = list(range(len(rows)))
         for at in range(len(columns)):
             live = [rows[r] for r in going]
             self.numbers[live] += numbers[at, going]
             for r, n in zip(going, live, strict=True):
                 self.tokens[n].append(tokens[at][r])
+                self.logps[n].append(logps[at][r])
             going = [r for r in going if not ended(self.states[rows[r]], self.tokens[rows[r]])]
             self.unseen[list(set(rows) - {rows[r] for r in going})] += at + 1 < len(columns)
         return going
