@@ -78,6 +78,11 @@ class TokenState:
     certainty: Certainty | None = None
     logps: tuple[float, ...] = field(default=(), repr=False)
 
+    @property
+    def final_tokens(self) -> tuple[int, ...]:
+        """The tokens that no later step changes: all."""
+        return self.tokens
+
 
 class Endings:
     """The end of a generation: an end token, or the first stop string in the generated text.

@@ -75,6 +75,11 @@ class CanvasState:
         """The policy that drew the state."""
         return self.memory.owner
 
+    @property
+    def final_tokens(self) -> tuple[int, ...]:
+        """The tokens before the first masked position."""
+        return self.tokens[: self.path.index(-1)] if -1 in self.path else self.tokens
+
 
 class Owned(Protocol):
     """A state that only the policy that drew it can continue."""

@@ -95,6 +95,11 @@ class UniformState:
     step_logps: tuple[float, ...] = field(default=(), repr=False)
     certainty: Certainty | None = None
 
+    @property
+    def final_tokens(self) -> tuple[int, ...]:
+        """The tokens of the finished canvases."""
+        return self.written
+
 
 @dataclass(eq=False)
 class UniformRow:
