@@ -13,6 +13,7 @@ from ets.chat import Chat, ChatTemplate
 from ets.evaluation.methods import METHODS, MethodSettings
 from ets.policies.registry import minimum_votes
 from ets.rewards.lifting import pattern_extract
+from ets.rewards.registry import COMPARING
 from ets.serving.operation import Limits
 from ets.serving.requests import ChatCompletion, Completion, Guidance, RequestError, TextCompletion
 from ets.step import require_counts, require_positive, require_variety
@@ -122,6 +123,9 @@ class Offer:
                 raise InputError(f"the method {name} compares answers; add --extract with a pattern that finds them")
             if METHODS[name].in_tokens and self.tokens is None:
                 raise InputError(f"the method {name} spends a budget of tokens; add --tokens")
+        for name, code in self.rewards.items():
+            if code in COMPARING and not self._answers:
+                raise InputError(f"the reward {name} compares answers; add --extract with a pattern that finds them")
         if not self.methods:
             raise InputError("no method is served; name at least one")
         if not self.rewards:
