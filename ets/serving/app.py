@@ -181,7 +181,7 @@ def make_app(service: Service) -> FastAPI:
         record: dict[str, Any] = {"path": request.url.path}
         try:
             service.require_key(request.headers.get("authorization"))
-            asked = read_request(kind, await _body(request, service.operation.body_kib * 1024))
+            asked = read_request(kind, await _body(request, service.operation))
             order = await asyncio.to_thread(service.offer.order, asked)
             answer = Answer(asked, order)
             record |= {"id": answer.id, "method": order.method, "reward": order.reward, "stream": asked.stream}
@@ -274,8 +274,16 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-async def _body(request: Request, most: int) -> bytes:
-    """The body of a request; raises `RequestError` as soon as it is too long."""
+async def _body(request: Request, operation: Operation) -> bytes:
+    """The body of a request; raises `RequestError` as soon as it is too long, and if it does not come in time."""
+    try:
+        async with asyncio.timeout(operation.seconds):
+            return await _read(request, operation.body_kib * 1024)
+    except TimeoutError:
+        raise RequestError(408, f"the body did not come within {operation.seconds:g} s", code="timeout") from None
+
+
+async def _read(request: Request, most: int) -> bytes:
     large = RequestError(413, f"the body is larger than {most} bytes; send less, or raise --body-kib")
     if int(request.headers.get("content-length", "0")) > most:
         raise large
