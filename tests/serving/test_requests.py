@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from ets.chat import Chat
@@ -166,7 +166,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield running
 
 
-def refused(response: httpx.Response, status: int = 400) -> dict[str, Any]:
+def refused(response: httpx2.Response, status: int = 400) -> dict[str, Any]:
     """The error of an answer, which has OpenAI's shape."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
@@ -178,7 +178,7 @@ def refused(response: httpx.Response, status: int = 400) -> dict[str, Any]:
     return error
 
 
-def ask(server: Served, path: str, body: Any) -> httpx.Response:
+def ask(server: Served, path: str, body: Any) -> httpx2.Response:
     return server.post(path, body, authorization=f"Bearer {KEY}")
 
 
