@@ -64,12 +64,12 @@ class Answer:
             index, ended = self._index(chain), chain.state.done
             if self._sent.get(index) == -1:
                 continue
-            text = chain.state.text if ended else final_text(self.order.policy, chain)
+            text = chain.state.text if ended else final_text(self.order.policy, chain.state)
             sent = self._sent.get(index, 0)
             new = text[sent:]
             if new or ended:
                 self._sent[index] = -1 if ended else sent + len(new)
-                reason = finish_reason(self.order.policy, chain) if ended else None
+                reason = finish_reason(self.order.policy, chain.state) if ended else None
                 body = {"delta": {"content": new} if new else {}} if self.chat else {"text": new}
                 found.append(self._frame([_piece(index, body, reason, self._logprobs(index, chain, len(text)))]))
         return found
@@ -91,7 +91,7 @@ class Answer:
     def _choice(self, index: int, chain: Chain) -> dict[str, Any]:
         text = chain.state.text
         body = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
-        reason = finish_reason(self.order.policy, chain)
+        reason = finish_reason(self.order.policy, chain.state)
         return _piece(index, body, reason, self._logprobs(index, chain, len(text)))
 
     def _logprobs(self, index: int, chain: Chain, length: int) -> dict[str, Any] | None:
