@@ -389,6 +389,8 @@ def test_lm_eval_evaluates_a_task(server: Served, tmp_path: Path, monkeypatch: p
     lm_eval = pytest.importorskip("lm_eval")
     for package in ("tenacity", "aiohttp", "datasets"):
         pytest.importorskip(package)
+    from lm_eval.tasks import TaskManager
+
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     prompts = [PROMPT.replace("5", str(n)) for n in (3, 5, 6, 7, 9)]
     rows = "\n".join(json.dumps({"prompt": prompt, "answer": "x"}) for prompt in prompts)
@@ -407,7 +409,11 @@ def test_lm_eval_evaluates_a_task(server: Served, tmp_path: Path, monkeypatch: p
     }
     model = {"model": "tiny", "base_url": f"{server.address}/completions", "tokenizer_backend": None}
     found = lm_eval.simple_evaluate(
-        model="local-completions", model_args={**model, "num_concurrent": 2}, batch_size=2, tasks=[task]
+        model="local-completions",
+        model_args={**model, "num_concurrent": 2},
+        batch_size=2,
+        tasks=[task],
+        task_manager=TaskManager(include_defaults=False),
     )
     answers = {each["arguments"][0][0]: each["resps"][0][0] for each in found["samples"]["sums"]}
     assert set(answers) == set(prompts) and not any("\n" in text for text in answers.values())
