@@ -140,7 +140,7 @@ class Service:
         async with aclosing(self.updates(answer.order)) as updates:
             async for update, work in updates:
                 if update.done:
-                    return answer.whole(update.chains, self._usage(answer, update, work))
+                    return await _made(answer, answer.whole, update.chains, self._usage(answer, update, work))
         raise AssertionError("the last update is done")
 
     async def streamed(self, answer: Answer, begun: float) -> AsyncGenerator[str]:
@@ -148,7 +148,7 @@ class Service:
         first = True
         async with aclosing(self.updates(answer.order)) as updates:
             async for update, work in updates:
-                pieces = answer.pieces(update.chains)
+                pieces = await _made(answer, answer.pieces, update.chains)
                 if first:
                     first = False
                     self.metrics.first_text(time.monotonic() - begun)
@@ -164,6 +164,11 @@ class Service:
         self.metrics.answer(usage["prompt_tokens"], usage["completion_tokens"])
         answer.usage, answer.texts = usage, [chain.state.text for chain in update.chains]
         return usage
+
+
+async def _made(answer: Answer, make: Callable[..., T], *given: Any) -> T:
+    """What `make` returns. The places of log-probabilities in long texts take seconds, so a thread finds them."""
+    return await asyncio.to_thread(make, *given) if answer.asked.asks_logprobs else make(*given)
 
 
 def make_app(service: Service) -> FastAPI:
