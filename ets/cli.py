@@ -24,7 +24,7 @@ COMMANDS = {
     ),
     "estimate": (estimate.add_arguments, estimate.execute, estimate.EXAMPLE, "measure what a run of eval will take"),
     "serve": (serve.add_arguments, serve.execute, serve.EXAMPLE, "answer clients of OpenAI's interfaces over HTTP"),
-    "view": (view.add_arguments, view.execute, view.EXAMPLE, "show a results folder, or an answer of ets serve, as one HTML file"),
+    "view": (view.add_arguments, view.execute, view.EXAMPLE, "show a results folder, or an answer of serve, as HTML"),
     "export": (export.add_arguments, export.execute, export.EXAMPLE, "write a results folder as logs of other tools"),
 }
 """By name: what adds its flags, what runs it, an example, and a line of help."""
