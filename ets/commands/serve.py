@@ -42,6 +42,10 @@ class Address:
     api_key_file: Path | None = setting(None, "a file with a key per line; requests then need one of them", Path)
     served_name: str | None = setting(None, "the model's name for clients (default: the last part of --model)")
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 2**16:
+            raise InputError(f"port is {self.port}; choose a number from 0 to 65535")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a checkpoint's folder, GGUF file or hub name, or embedded")
