@@ -85,11 +85,11 @@ class Work:
                 self.policy, self._watched(order.step), order.problems, width=width, seed=seed, samples=order.samples
             )
             chains = sorted(found, key=lambda chain: (int(chain.problem.id), chain.sample))
-            self._tell(Advanced(tuple(chains), True))
+            last: Update = Advanced(tuple(chains), True)
         except BaseException as error:
-            self._tell(_as_answer(error, order))
-        finally:
-            self._leave()
+            last = ENDING if self.policy.ended else _as_answer(error, order)
+        self._leave()
+        self._tell(last)
 
     def _watched(self, step: StepFn) -> StepFn:
         """The step function, which tells of the chains after each step, and raises after the end of the request."""
@@ -115,6 +115,9 @@ def _as_answer(error: BaseException, order: Order) -> RequestError:
         return RequestError(400, str(error))
     if isinstance(error, Ended):
         return ENDING
+    if not isinstance(error, Exception):
+        stopped = f"the reward {order.reward!r} ended its thread: {error!r}; let it return a number"
+        return RequestError(500, stopped, code="reward_error")
     return RequestError(500, f"{type(error).__name__}: {error}", code="internal_error")
 
 
