@@ -121,7 +121,7 @@ def rewards_named(given: Sequence[str]) -> dict[str, str]:
     """The rewards by the names that clients use: NAME in NAME=file.py:function, else the function's name."""
     found: dict[str, str] = {}
     for each in given:
-        name, _, code = each.rpartition("=") if "=" in each else (each.rpartition(":")[2], "", each)
+        name, _, code = each.partition("=") if "=" in each else (each.rpartition(":")[2], "", each)
         if not name or not code:
             raise InputError(f"the reward {each!r} has no name or no code; give NAME=file.py:function")
         if name in found:

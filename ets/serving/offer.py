@@ -13,6 +13,7 @@ from ets.chat import Chat, ChatTemplate
 from ets.evaluation.methods import METHODS, MethodSettings
 from ets.policies.registry import minimum_votes
 from ets.rewards.lifting import pattern_extract
+from ets.rewards.registry import COMPARING
 from ets.serving.operation import Limits
 from ets.serving.requests import ChatCompletion, Completion, Guidance, RequestError, TextCompletion
 from ets.step import require_counts, require_positive, require_variety
@@ -124,6 +125,9 @@ class Offer:
                 raise InputError(f"the method {name} spends a budget of tokens; add --tokens")
         if not self.methods:
             raise InputError("no method is served; name at least one")
+        for reward in self.rewards.values():
+            if reward in COMPARING and not self._answers:
+                raise InputError(f"the reward {reward} compares answers; add --extract with a pattern that finds them")
         if not self.rewards:
             raise InputError("no reward is given; add --reward file.py:function, or serve a name such as likelihood")
 

@@ -47,7 +47,8 @@ def bound(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        raise InputError(f"cannot listen at {host}, port {port}: {error.strerror}; choose another --port") from None
+        reason = str(error.strerror).partition(" (")[0]
+        raise InputError(f"cannot listen at {host}, port {port}: {reason}; choose another address") from None
 
 
 def listen(service: Service, host: str, port: int) -> None:
