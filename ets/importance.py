@@ -53,6 +53,11 @@ class PairedState(WrappedState):
     proposal: State
     logp: float = 0.0
 
+    @property
+    def logps(self) -> tuple[float, ...]:
+        """The log-probability of each token; empty after a rollout, whose tokens the proposal has drawn."""
+        return () if self.drawn is self.proposal else getattr(self.drawn, "logps", ())
+
 
 class ImportanceSampling:
     """A policy whose candidates come from the reference p_ref and whose rollouts come from a proposal q.

@@ -29,6 +29,7 @@ from ets.policies.diffusion.canvas import (
     Ints,
     canvas_before,
     open_states,
+    require_whole_canvas,
 )
 from ets.policies.diffusion.denoise import Revealed, Schedule, denoise, denoise_greedily
 from ets.policies.diffusion.forward import CanvasReader
@@ -196,6 +197,7 @@ class MaskedDiffusionPolicy:
         length = self.schedule.gen_length
         states: list[State] = []
         for problem in problems:
+            require_whole_canvas(problem, length)
             prompt = encode_prompt(self.checkpoint.tokenizer, problem, length, self.checkpoint.context)
             if self.mask_id in prompt:
                 raise InputError(f"the prompt of problem {problem.id!r} holds the mask token; take it out")

@@ -20,7 +20,7 @@ import torch
 from ets.models import UNIFORM_DIFFUSION
 from ets.policies.autoregressive.law import Endings
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.diffusion.canvas import Ints, open_states
+from ets.policies.diffusion.canvas import Ints, open_states, require_whole_canvas
 from ets.policies.diffusion.entropy_bound import UniformLaw, UniformSchedule, denoise
 from ets.policies.diffusion.prefixes import CanvasPrefix, unread
 from ets.policies.diffusion.uniform_reader import UniformReader
@@ -94,6 +94,11 @@ class UniformState:
     done: bool = False
     step_logps: tuple[float, ...] = field(default=(), repr=False)
     certainty: Certainty | None = None
+
+    @property
+    def final_tokens(self) -> tuple[int, ...]:
+        """The tokens of the finished canvases."""
+        return self.written
 
 
 @dataclass(eq=False)
@@ -209,6 +214,7 @@ class UniformDiffusionPolicy:
         length, context, states = self.schedule.gen_length, self.checkpoint.context, list[State]()
         image = getattr(self.checkpoint.config, "image_token_id", None)
         for problem in problems:
+            require_whole_canvas(problem, length)
             prompt = encode_prompt(self.checkpoint.tokenizer, problem, length, context)
             if image in prompt:
                 raise InputError(f"the prompt of problem {problem.id!r} holds the image token; give text alone")
