@@ -99,7 +99,8 @@ def offer_of(options: argparse.Namespace, address: Address) -> Offer:
     values = vars(options)
     rewards = rewards_named(options.reward)
     law = {name: values[name] for name in fields_of(*SETTINGS) if name in values}
-    if set(rewards.values()) & set(OF_CERTAINTY):
+    methods = [name.strip() for name in options.methods.split(",") if name.strip()]
+    if set(rewards.values()) & set(OF_CERTAINTY) or "confident-majority" in methods:
         law["certainty"] = True
     engine = options.engine or ("endpoint" if "endpoint" in law else None)
     model = EMBEDDED.get(options.model, options.model)
@@ -108,7 +109,7 @@ def offer_of(options: argparse.Namespace, address: Address) -> Offer:
         address.served_name or Path(options.model).name,
         opened,
         made(MethodSettings, values),
-        [name.strip() for name in options.methods.split(",") if name.strip()],
+        methods,
         rewards,
         tokens=values.get("tokens"),
         extract=options.extract,

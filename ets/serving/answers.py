@@ -39,6 +39,8 @@ class Answer:
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
     usage: dict[str, Any] | None = None
+    texts: list[str] = field(default_factory=list)
+    """The complete texts, for the log."""
     _sent: dict[int, int] = field(default_factory=dict)  # characters, by choice
     _tokens: dict[int, int] = field(default_factory=dict)  # tokens with log-probabilities that were sent, by choice
 

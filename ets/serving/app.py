@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from ets import __version__
@@ -167,7 +168,7 @@ class Service:
     def _usage(self, answer: Answer, update: Advanced, work: Work) -> dict[str, Any]:
         usage = usage_of(answer.order, update.chains, work.policy.prompt_tokens)
         self.metrics.answer(usage["prompt_tokens"], usage["completion_tokens"])
-        answer.usage = usage
+        answer.usage, answer.texts = usage, [chain.state.text for chain in update.chains]
         return usage
 
 
@@ -179,7 +180,7 @@ def make_app(service: Service) -> FastAPI:
         yield
         service.close()
 
-    app = FastAPI(title="ets serve", version=__version__, lifespan=life, docs_url=None, redoc_url=None)
+    app = FastAPI(title="ets serve", version=__version__, lifespan=life, openapi_url=None, redirect_slashes=False)
 
     async def complete(request: Request, kind: type[Completion]) -> Response:
         begun, answer = time.monotonic(), None
@@ -194,8 +195,6 @@ def make_app(service: Service) -> FastAPI:
                 record["prompts"] = [problem.raw_prompt for problem in order.problems]
             if not asked.stream:
                 body = await unless_gone(request.receive, service.answered(answer))
-                if service.operation.log_prompts:
-                    record["texts"] = body["choices"]
                 response: Response = JSONResponse(body)
             else:
                 events = service.streamed(answer, begun)
@@ -203,8 +202,8 @@ def make_app(service: Service) -> FastAPI:
                 return EventStream(first, events, lambda status: finish(status, record, answer, begun))
         except RequestError as error:
             response = _error(error)
-            record["error"] = str(error)
-        except Gone:
+            record["error"] = str(error) if service.operation.log_prompts else error.outline
+        except (Gone, ClientDisconnect):
             response = Response(status_code=499)
         finish(response.status_code, record, answer, begun)
         return response
@@ -213,6 +212,8 @@ def make_app(service: Service) -> FastAPI:
         seconds = time.monotonic() - begun
         service.metrics.request(record["path"], status, seconds)
         usage = answer.usage if answer else None
+        if service.operation.log_prompts and answer:
+            record["texts"] = answer.texts
         log.info(
             json.dumps({**record, "status": status, "seconds": round(seconds, 4), "usage": usage}, ensure_ascii=False)
         )
@@ -250,6 +251,10 @@ def make_app(service: Service) -> FastAPI:
     @app.exception_handler(RequestError)
     async def refused(request: Request, error: RequestError) -> Response:
         return _error(error)
+
+    @app.exception_handler(Exception)  # a fault of this server, which is logged with its traceback too
+    async def failed(request: Request, error: Exception) -> Response:
+        return _error(RequestError(500, f"the server failed: {type(error).__name__}", code="internal_error"))
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:

@@ -150,11 +150,12 @@ class Offer:
         if asked.model != self.name:
             unknown = f"the model {asked.model!r} is not served; take {self.name!r}"
             raise RequestError(404, unknown, "model", "model_not_found")
+        self._require_short(asked)
         try:
             policy = self._policy(self._law(asked))
             problems = tuple(self._problems(asked))
             method, reward = self._chosen("method", asked.ets.method), self._chosen("reward", asked.ets.reward)
-            settings, tokens = self._settings(asked.ets, reward)
+            settings, tokens = self._settings(asked.ets, method, reward)
             step = self._step(method, settings, tokens)
             entry = METHODS[method]
             if entry.kind != "averaged":
@@ -176,7 +177,12 @@ class Offer:
             raise RequestError(400, f"the {what} {name!r} is not served; choose from {', '.join(known)}", f"ets.{what}")
         return known[0] if name is None else name
 
-    def _settings(self, asked: Guidance, reward: str) -> tuple[MethodSettings, int | None]:
+    def _settings(self, asked: Guidance, method: str, reward: str) -> tuple[MethodSettings, int | None]:
+        if asked.tokens is not None and not METHODS[method].in_tokens:
+            unspent = f"the method {method} has no budget of tokens; leave tokens out"
+            raise RequestError(400, unspent, "ets.tokens")
+        if asked.trace and METHODS[method].in_tokens:  # its suffix moves are no guide steps
+            raise RequestError(400, f"the method {method} has no trace; leave trace out", "ets.trace")
         given = {name: getattr(asked, name) for name in ("candidates", "rollouts", "tokens", "lam")}
         given = {name: value for name, value in given.items() if value is not None}
         for name, most in self._most.items():
@@ -184,6 +190,13 @@ class Offer:
                 raise RequestError(400, f"{name} is {given[name]}, and this server allows {most}", f"ets.{name}")
         tokens = given.pop("tokens", self.tokens)
         return replace(self.settings, reward=self.rewards[reward], **given), tokens
+
+    def _require_short(self, asked: Completion) -> None:
+        """Raise `RequestError` for a text longer than those of the server's own policy."""
+        lengths = getattr(self.policy, "lengths", ())
+        if asked.max_tokens is not None and lengths and asked.max_tokens > lengths[-1]:
+            long = f"{asked.length_field} is {asked.max_tokens}, and this server allows {lengths[-1]}"
+            raise RequestError(400, long, asked.length_field)
 
     def _require_few(self, texts: int) -> None:
         if texts > self._most_texts:

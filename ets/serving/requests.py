@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
+from traceback import extract_tb
 from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ets.chat import as_messages
-from ets.types import InputError, Message
+from ets.types import Message
 
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
@@ -46,6 +47,11 @@ Count = Annotated[int, Field(ge=1)]
 C = TypeVar("C", bound="Completion")
 SEEDS = 2**63
 """Seeds are below this number, and at least its negative."""
+LEAST = 1e-9
+"""The least λ, and the least temperature above 0: what is divided by a smaller one may become infinite."""
+UNKNOWN = "unknown_parameter"
+"""OpenAI's code for a field that is none."""
+ROLES = ("system", "developer", "user", "assistant")
 
 
 class RequestError(Exception):
@@ -76,6 +82,22 @@ class RequestError(Exception):
         return {"error": {"message": str(self), "type": self._type, "param": self.param, "code": self.code}}
 
     @property
+    def outline(self) -> str:
+        """The error without its message, which may quote a prompt: its code or type, its field, and what raised it.
+
+        An example: ``reward_error: KeyError (rewards.py, line 7)``.
+        """
+        known = self.param is not None and self.code != UNKNOWN  # else a client has made the name up
+        found = f"{self.code or self._type}{f', {self.param}' if known else ''}"
+        if self.__cause__ is None:
+            return found
+        cause: BaseException = self.__cause__
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        at = extract_tb(cause.__traceback__)[-1]
+        return f"{found}: {type(cause).__name__} ({Path(at.filename).name}, line {at.lineno})"
+
+    @property
     def _type(self) -> str:
         named = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
         return named.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
@@ -92,7 +114,7 @@ class Guidance(_Fields):
     reward: str | None = None
     candidates: Count | None = None
     rollouts: Count | None = None
-    lam: Annotated[float, Field(gt=0)] | None = None
+    lam: Annotated[float, Field(ge=LEAST)] | None = None
     tokens: Count | None = None
     block_size: Count | None = None
     trace: bool = False
@@ -121,7 +143,16 @@ class Completion(_Fields):
     @model_validator(mode="after")
     def _usage_needs_a_stream(self) -> Self:
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options needs stream; set stream to true, or leave it out")
+            raise RequestError(
+                400, "stream_options needs stream; set stream to true, or leave it out", "stream_options"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _temperature_divides(self) -> Self:
+        if self.temperature is not None and 0 < self.temperature < LEAST:
+            tiny = f"temperature is {self.temperature}; give 0, or at least {LEAST}"
+            raise RequestError(400, tiny, "temperature")
         return self
 
     @property
@@ -130,6 +161,11 @@ class Completion(_Fields):
         if "" in found:
             raise RequestError(400, "stop holds an empty string; give the text of a stop string", "stop")
         return found
+
+    @property
+    def length_field(self) -> str:
+        """The field that holds `max_tokens`."""
+        return "max_tokens"
 
     @property
     def with_usage(self) -> bool:
@@ -173,9 +209,14 @@ class ChatCompletion(Completion):
     def _one_length(self) -> Self:
         if self.max_completion_tokens is not None:
             if self.max_tokens is not None:
-                raise ValueError("max_tokens and max_completion_tokens are the same; leave one of them out")
+                both = "max_tokens and max_completion_tokens are the same; leave one of them out"
+                raise RequestError(400, both, "max_completion_tokens")
             self.max_tokens = self.max_completion_tokens
         return self
+
+    @property
+    def length_field(self) -> str:
+        return "max_tokens" if self.max_completion_tokens is None else "max_completion_tokens"
 
     @property
     def asks_logprobs(self) -> bool:
@@ -184,28 +225,30 @@ class ChatCompletion(Completion):
     @property
     def conversation(self) -> tuple[Message, ...]:
         """The messages with their contents as text. Raises `RequestError` for other contents, such as images."""
-        try:
-            found = as_messages([_plain(n, message) for n, message in enumerate(self.messages)])
-        except InputError as error:
-            raise RequestError(400, str(error), "messages") from None
-        if not found:
+        if not self.messages:
             raise RequestError(400, "messages is empty; give at least one", "messages")
-        return found
+        return tuple(_plain(n, message) for n, message in enumerate(self.messages))
 
 
-def _plain(place: int, message: Mapping[str, Any]) -> dict[str, Any]:
+def _plain(place: int, message: Mapping[str, Any]) -> Message:
     """A message of a role and text; parts of text are joined, and the role developer is system."""
+
+    def refused(problem: str) -> RequestError:
+        return RequestError(400, f"messages.{place} has {problem}", "messages")
+
     for name in message:
         if name not in ("role", "content") and message[name] is not None:
-            raise RequestError(
-                400, f"messages.{place} has {name}, which is not supported; give role and content", "messages"
-            )
+            raise refused(f"{name}, which is not supported; give role and content")
     role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise refused(f"the role {_short(role)}; choose from {', '.join(ROLES)}")
     if isinstance(content, list):
         texts = [part["text"] for part in content if isinstance(part, dict) and isinstance(part.get("text"), str)]
         if len(texts) < len(content):
-            raise RequestError(400, f"messages.{place} has a part that is no text; give parts of type text", "messages")
+            raise refused("a part that is no text; give parts of type text")
         content = "".join(texts)
+    if not isinstance(content, str):
+        raise refused("no text; give its content as text")
     return {"role": "system" if role == "developer" else role, "content": content}
 
 
@@ -225,7 +268,8 @@ def read_request(kind: type[C], body: bytes) -> C:
             if value is not None and value not in neutral:
                 problem = f"{name} is {_short(value)}, which this server cannot honour; leave it out"
                 raise RequestError(400, problem, name)
-    values = {name: value for name, value in values.items() if name not in INERT}
+    absent = {name for name in kind.model_fields if values.get(name) is None}
+    values = {name: value for name, value in values.items() if name not in absent.union(INERT)}
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -238,7 +282,7 @@ def read_request(kind: type[C], body: bytes) -> C:
             what = f"{param} is no field that this server knows; leave it out"
         elif first["type"] == "missing":
             what = f"{param} is missing; give it"
-        raise RequestError(400, what.replace("Value error, ", ""), param) from None
+        raise RequestError(400, what, param, UNKNOWN if first["type"] == "extra_forbidden" else None) from None
 
 
 def _json_object(body: bytes) -> dict[str, Any]:

@@ -107,18 +107,21 @@ class Work:
 
 def _as_answer(error: BaseException, order: Order) -> RequestError:
     """The answer to a request whose thread raised."""
-    if isinstance(error, RewardError):
-        return RequestError(500, f"the reward {order.reward!r} failed: {error}", code="reward_error")
-    if isinstance(error, ModelError):
-        return RequestError(502, f"the model failed: {error}", code="model_error")
-    if isinstance(error, InputError):
-        return RequestError(400, str(error))
     if isinstance(error, Ended):
         return ENDING
-    if not isinstance(error, Exception):
-        stopped = f"the reward {order.reward!r} ended its thread: {error!r}; let it return a number"
-        return RequestError(500, stopped, code="reward_error")
-    return RequestError(500, f"{type(error).__name__}: {error}", code="internal_error")
+    if isinstance(error, RewardError):
+        answer = RequestError(500, f"the reward {order.reward!r} failed: {error}", code="reward_error")
+    elif isinstance(error, ModelError):
+        answer = RequestError(502, f"the model failed: {error}", code="model_error")
+    elif isinstance(error, InputError):
+        answer = RequestError(400, str(error))
+    elif not isinstance(error, Exception):
+        ended = f"the reward {order.reward!r}, or the engine, raised {error!r}, which ends a program; raise an Exception"
+        answer = RequestError(500, ended, code="reward_error")
+    else:
+        answer = RequestError(500, f"{type(error).__name__}: {error}", code="internal_error")
+    answer.__cause__ = error
+    return answer
 
 
 class Desk:

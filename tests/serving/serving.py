@@ -33,6 +33,8 @@ CHATML = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 """A chat template for tokenizers without one."""
+CLIENT = httpx.Client(timeout=60, trust_env=False, verify=False, limits=httpx.Limits(max_keepalive_connections=0))
+"""Its connections are closed after each answer. `httpx.post` would read the machine's certificates each time."""
 PROMPT = "Question: Tom has 5 eggs. He buys 4. How many eggs does Tom have now?\nAnswer:"
 """A prompt in the language of the embedded model."""
 
@@ -114,7 +116,7 @@ class Served:
         """POST JSON, or bytes as they are, to a path below `/v1`."""
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         sent = {"content-type": "application/json", **headers}
-        return httpx.post(f"{self.address}/{path}", content=content, headers=sent, timeout=60)
+        return CLIENT.post(f"{self.address}/{path}", content=content, headers=sent)
 
     def complete(self, prompt: Any = PROMPT, **fields: Any) -> dict[str, Any]:
         """The answer of `/v1/completions`; raises for an error."""
@@ -125,7 +127,8 @@ class Served:
     def streamed(self, prompt: Any = PROMPT, **fields: Any) -> Iterator[dict[str, Any]]:
         """The events of `/v1/completions`, as they come; the connection is closed with the iterator."""
         body = {"model": self.service.offer.name, "prompt": prompt, "stream": True, **fields}
-        with httpx.stream("POST", f"{self.address}/completions", json=body, timeout=60) as response:
+        with CLIENT.stream("POST", f"{self.address}/completions", json=body) as response:
+            assert response.status_code == 200, response.read()
             yield from events(response.iter_lines())
 
     def metric(self, line: str) -> float:
