@@ -94,7 +94,8 @@ def offer_of(options: argparse.Namespace, address: Address) -> Offer:
 
     values = vars(options)
     rewards = rewards_named(options.reward)
-    law = {name: values[name] for name in fields_of(*SETTINGS) if name in values}
+    own = fields_of(Operation)  # --seconds is the time limit of a request, not that of a row at an endpoint
+    law = {name: values[name] for name in fields_of(*SETTINGS) if name in values and name not in own}
     if set(rewards.values()) & set(OF_CERTAINTY):
         law["certainty"] = True
     engine = options.engine or ("endpoint" if "endpoint" in law else None)
