@@ -156,7 +156,7 @@ async def _asked(server: Server, prompts: Sequence[str]) -> list[Answer]:
 
     answers, waiting = dict[int, Answer](), iter(enumerate(prompts))
     limits = Limits(max_connections=None)
-    async with AsyncClient(timeout=None, limits=limits) as http:  # noqa: S113
+    async with AsyncClient(timeout=None, limits=limits) as http:
 
         async def client() -> None:
             for n, prompt in waiting:
