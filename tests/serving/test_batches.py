@@ -151,7 +151,7 @@ def test_chains_of_threads_equal_those_of_run(batches: Batches, patient: None) -
         Request(law, method, seed, QUESTIONS[: 1 + seed % 3])
         for seed, (law, method) in enumerate((law, method) for law in laws for method in STEPS)
     ]
-    found: Any = threads(*(lambda r=request: r.through(batches) for request in requests))  # type: ignore[misc]
+    found: Any = threads(*(lambda r=request: r.through(batches) for request in requests))
     spent = [law.ledger for law in laws]
     for request, (policy, chains) in zip(requests, found, strict=True):
         assert drawn(chains) == drawn(request.over(request.policy))
@@ -225,7 +225,7 @@ def test_a_row_that_fails_fails_its_call_alone(batches: Batches, patient: None, 
         return draw(name)
 
     policy.begun = threading.Semaphore(0)
-    a, bad, b, _, _ = threads(*(lambda n=name: delayed(n) for name in states), first, open_later)  # type: ignore[misc]
+    a, bad, b, _, _ = threads(*(lambda n=name: delayed(n) for name in states), first, open_later)
     assert ("extend", ["a", "a", "bad", "bad", "b", "b"]) in [
         (kind, sorted(ids, key=["a", "bad", "b"].index)) for kind, ids in policy.seen if kind == "extend"
     ]
@@ -285,7 +285,7 @@ def test_a_stream_of_rollouts_does_not_starve_candidates(batches: Batches) -> No
         for law in laws:
             law.open.set()
 
-    threads(*(lambda n=n: stream(n) for n in range(4)), candidate, release)  # type: ignore[misc]
+    threads(*(lambda n=n: stream(n) for n in range(4)), candidate, release)
     before = order.index("extend")
     assert 1 <= before <= 8, order
 
@@ -404,5 +404,5 @@ def test_a_request_tells_whether_its_thread_waits_for_the_model(batches: Batches
         policy.open.set()
         return found
 
-    _, (drawing, since) = threads(lambda: mine.start([problem("p")]), look)  # type: ignore[misc]
+    _, (drawing, since) = threads(lambda: mine.start([problem("p")]), look)
     assert drawing and begun < since < mine.since and not mine.drawing
