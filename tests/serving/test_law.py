@@ -72,15 +72,15 @@ def test_twenty_thousand_texts_follow_the_exact_law(server: Served, tiny_checkpo
     assert len(outcomes) == 20_000
     check_law(outcomes, law, level=LEVEL)
     uniform = exact(tiny_checkpoint, (1e6, 1.0))  # as of a choice that ignores the reward
-    assert not judge_law(outcomes, uniform, level=LEVEL).passed and total_variation(law, uniform) > 0.1
+    assert not judge_law(outcomes, uniform, level=0.01).passed and total_variation(law, uniform) > 0.1
 
 
 def test_requests_at_once_follow_their_own_laws(server: Served, tiny_checkpoint: Any) -> None:
     """Requests of two λ share batches, and those of another temperature come between them."""
     kinds: list[Asked] = [(0.5, 1.0), (2.0, 1.0), (0.5, 0.6)]
-    found = completions(server, kinds * 8, texts=400, clients=6)
+    found = completions(server, kinds * 6, texts=400, clients=6)
     for n, asked in enumerate(kinds):
         outcomes = [outcome for each in found[n :: len(kinds)] for outcome in each]
         check_law(outcomes, exact(tiny_checkpoint, asked), level=LEVEL / len(kinds), what=f"texts of {asked}")
         for other in kinds[:n] + kinds[n + 1 :]:
-            assert not judge_law(outcomes, exact(tiny_checkpoint, other), level=LEVEL).passed
+            assert not judge_law(outcomes, exact(tiny_checkpoint, other), level=0.01).passed
