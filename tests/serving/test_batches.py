@@ -23,7 +23,7 @@ from ets.suffix_moves import refined
 from ets.testing import TabularPolicy
 from ets.types import Chain, Cost, Draw, InputError, Keys, Policy, Problem, State, StepFn
 
-LONG, SOON = 20.0, 10.0
+LONG, SOON = 60.0, 30.0
 """A patience that no test waits for, and a time in which everything else ends."""
 QUESTIONS = ("Question: Tom has 5 eggs. He buys 4.", "Question: Mia has 14 shells.", "Question: Ben has 3 cards.")
 
@@ -45,7 +45,7 @@ class Watched(TabularPolicy):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.open, self.begun = threading.Event(), threading.Semaphore(0)
+        self.open, self.begun = threading.Event(), threading.Event()
         self.open.set()
         self.seen: list[tuple[str, list[str]]] = []
         self.failure: BaseException = RuntimeError("out of memory")
@@ -63,7 +63,7 @@ class Watched(TabularPolicy):
         return super().finish(states, keys)
 
     def _see(self, kind: str, problems: Sequence[Problem]) -> None:
-        self.begun.release()
+        self.begun.set()
         assert self.open.wait(SOON)
         ids = [problem.id for problem in problems]
         self.seen.append((kind, ids))
@@ -98,13 +98,18 @@ def threads(*works: Callable[[], object]) -> list[object]:
     for thread in begun:
         thread.start()
     for thread in begun:
-        thread.join(6 * SOON)
+        thread.join(3 * SOON)
         assert not thread.is_alive(), "a thread waits for ever"
     return found
 
 
 def key(*numbers: int) -> Keys:
     return np.array(numbers, np.uint64)
+
+
+def busy(policy: Watched) -> None:
+    """Return as soon as the policy has been called."""
+    assert policy.begun.wait(SOON)
 
 
 def waiting(batches: Batches, count: int) -> None:
@@ -175,7 +180,9 @@ def test_threads_meet_at_the_beginning_of_a_guide_step(batches: Batches, patient
         mine = batches.policy(policy)
         (state,) = mine.start([problem(name)])
         mine.extend([state], key(1))
-        late.set()
+        if name == "first":
+            late.set()
+            waiting(batches, 1)
         mine.finish([state], key(2))
         mine.extend([state], key(3))
         batches.leave()
@@ -220,11 +227,10 @@ def test_a_row_that_fails_fails_its_call_alone(batches: Batches, patient: None, 
         policy.open.set()
 
     def delayed(name: str) -> list[Draw]:
-        assert policy.begun.acquire(timeout=SOON)  # the model is busy with `first`
-        policy.begun.release()
+        busy(policy)  # with `first`
         return draw(name)
 
-    policy.begun = threading.Semaphore(0)
+    policy.begun.clear()
     a, bad, b, _, _ = threads(*(lambda n=name: delayed(n) for name in states), first, open_later)
     assert ("extend", ["a", "a", "bad", "bad", "b", "b"]) in [
         (kind, sorted(ids, key=["a", "bad", "b"].index)) for kind, ids in policy.seen if kind == "extend"
@@ -258,9 +264,10 @@ def test_too_few_results_are_given_to_nobody(batches: Batches) -> None:
 def test_a_stream_of_rollouts_does_not_starve_candidates(batches: Batches) -> None:
     """Rollouts go before candidates, even under other laws; but a call that was overtaken goes first, by age."""
     laws, order = [Watched(seed=n) for n in range(5)], list[str]()
-    extended = threading.Event()
+    extended, any_begun = threading.Event(), threading.Event()
     for law in laws:
         law.open.clear()
+        law.begun = any_begun
 
     def stream(n: int) -> None:
         mine = batches.policy(laws[n])
@@ -281,7 +288,8 @@ def test_a_stream_of_rollouts_does_not_starve_candidates(batches: Batches) -> No
         batches.leave()
 
     def release() -> None:
-        waiting(batches, 4)  # one call is with the model
+        assert any_begun.wait(SOON)
+        waiting(batches, 4)  # and the first one is with the model
         for law in laws:
             law.open.set()
 
@@ -295,11 +303,10 @@ def test_rollouts_go_before_candidates(batches: Batches) -> None:
     (state,) = policy.start([problem("p")])
     policy.open.clear()
     policy.seen.clear()
-    policy.begun = threading.Semaphore(0)
+    policy.begun.clear()
 
     def after(count: int, kind: str) -> None:
-        assert policy.begun.acquire(timeout=SOON)
-        policy.begun.release()
+        busy(policy)
         waiting(batches, count)
         mine = batches.policy(policy)
         getattr(mine, kind)([state], key(1))
@@ -325,10 +332,11 @@ def test_the_end_reaches_waiting_and_later_draws() -> None:
         return batches.policy(policy).start([problem("p")])
 
     def second() -> object:
-        assert policy.begun.acquire(timeout=SOON)
+        busy(policy)
         return draw()
 
     def close() -> None:
+        busy(policy)
         waiting(batches, 1)
         closing = threading.Thread(target=batches.close)
         closing.start()
@@ -356,7 +364,7 @@ def test_an_ended_request_draws_no_more(batches: Batches) -> None:
 
 
 def test_no_batch_waits_for_a_thread_that_has_left(batches: Batches, patient: None) -> None:
-    """Or each of the others' batches would wait for its patience, here 20 s."""
+    """Or each of the others' batches would wait for its patience, here 60 s."""
     policy, left = TabularPolicy(), threading.Event()
 
     def leaves() -> None:
@@ -381,7 +389,7 @@ def test_a_thread_that_hangs_stops_no_other(batches: Batches) -> None:
     def hangs() -> None:
         batches.policy(policy).start([problem("p")])
         hanging.set()
-        over.wait(6 * SOON)
+        over.wait(3 * SOON)
 
     threading.Thread(target=hangs, daemon=True).start()
     assert hanging.wait(SOON)
@@ -399,7 +407,7 @@ def test_a_request_tells_whether_its_thread_waits_for_the_model(batches: Batches
     assert not mine.drawing
 
     def look() -> tuple[bool, float]:
-        assert policy.begun.acquire(timeout=SOON)
+        busy(policy)
         found = mine.drawing, mine.since
         policy.open.set()
         return found

@@ -1,4 +1,4 @@
-"""Texts that come through HTTP follow the exact law of ETS at finite M and K, for the λ and the temperature they name."""
+"""Texts that come through HTTP follow the exact law of ETS at finite M and K, at their λ and temperature."""
 
 from __future__ import annotations
 
