@@ -98,7 +98,8 @@ def offer_of(options: argparse.Namespace, address: Address) -> Offer:
 
     values = vars(options)
     rewards = rewards_named(options.reward)
-    law = {name: values[name] for name in fields_of(*SETTINGS) if name in values}
+    own = fields_of(Operation)  # --seconds is the time limit of a request, not that of a row at an endpoint
+    law = {name: values[name] for name in fields_of(*SETTINGS) if name in values and name not in own}
     methods = [name.strip() for name in options.methods.split(",") if name.strip()]
     if set(rewards.values()) & set(OF_CERTAINTY) or "confident-majority" in methods:
         law["certainty"] = True

@@ -116,7 +116,7 @@ def _as_answer(error: BaseException, order: Order) -> RequestError:
     elif isinstance(error, InputError):
         answer = RequestError(400, str(error))
     elif not isinstance(error, Exception):
-        ended = f"the reward {order.reward!r}, or the engine, raised {error!r}, which ends a program; raise an Exception"
+        ended = f"the reward {order.reward!r}, or the engine, raised {error!r}; raise an Exception in place of it"
         answer = RequestError(500, ended, code="reward_error")
     else:
         answer = RequestError(500, f"{type(error).__name__}: {error}", code="internal_error")
