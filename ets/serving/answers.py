@@ -12,8 +12,8 @@ from typing import Any
 from ets.evaluation.traces import compact_trace
 from ets.policies.final_text import final_text, finish_reason
 from ets.serving.offer import Order
-from ets.serving.requests import ChatCompletion, Completion
-from ets.types import Chain, Cost
+from ets.serving.requests import ChatCompletion, Completion, RequestError
+from ets.types import Chain, Cost, InputError, Policy, State
 
 DONE = "data: [DONE]\n\n"
 """The end of a stream."""
@@ -66,12 +66,12 @@ class Answer:
             index, ended = self._index(chain), chain.state.done
             if self._sent.get(index) == -1:
                 continue
-            text = chain.state.text if ended else final_text(self.order.policy, chain)
+            text = _final_text(self.order.policy, chain.state)
             sent = self._sent.get(index, 0)
             new = text[sent:]
             if new or ended:
                 self._sent[index] = -1 if ended else sent + len(new)
-                reason = finish_reason(self.order.policy, chain) if ended else None
+                reason = _finish_reason(self.order.policy, chain.state) if ended else None
                 body = {"delta": {"content": new} if new else {}} if self.chat else {"text": new}
                 found.append(self._frame([_piece(index, body, reason, self._logprobs(index, chain, len(text)))]))
         return found
@@ -93,7 +93,7 @@ class Answer:
     def _choice(self, index: int, chain: Chain) -> dict[str, Any]:
         text = chain.state.text
         body = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
-        reason = finish_reason(self.order.policy, chain)
+        reason = _finish_reason(self.order.policy, chain.state)
         return _piece(index, body, reason, self._logprobs(index, chain, len(text)))
 
     def _logprobs(self, index: int, chain: Chain, length: int) -> dict[str, Any] | None:
@@ -101,6 +101,9 @@ class Answer:
         if not self.asked.asks_logprobs:
             return None
         state: Any = chain.state
+        if len(getattr(state, "logps", ())) < len(state.tokens):
+            none = "the model's log-probabilities of single tokens are not known; leave logprobs out"
+            raise RequestError(400, none, "logprobs")
         decode, first = self.order.policy.endings.decode, self._tokens.get(index, 0)  # type: ignore[attr-defined]
         ends = self.order.policy.endings.end_ids  # type: ignore[attr-defined]
         offsets, last = [], first
@@ -116,7 +119,7 @@ class Answer:
         if not self.chat:
             return {"tokens": tokens, "token_logprobs": logps, "top_logprobs": None, "text_offset": offsets}
         content = [
-            {"token": token, "logprob": logp, "bytes": list(token.encode()), "top_logprobs": []}
+            {"token": token, "logprob": logp, "bytes": _bytes(token), "top_logprobs": []}
             for token, logp in zip(tokens, logps, strict=True)
         ]
         return {"content": content, "refusal": None}
@@ -136,6 +139,27 @@ class Answer:
             for chain in chains
         ]
         return {"ets": {"traces": traces}}
+
+
+def _final_text(policy: Policy, state: State) -> str:
+    """As `final_text`; nothing of an open text is known to be final under a policy without end tokens."""
+    try:
+        return state.text if state.done else final_text(policy, state)
+    except InputError:
+        return ""
+
+
+def _finish_reason(policy: Any, state: State) -> str:
+    """As `finish_reason`; under a policy without end tokens, "length" for a text of the greatest length."""
+    try:
+        return finish_reason(policy, state)
+    except InputError:
+        return "length" if len(state.tokens) == max(getattr(policy, "lengths", (0,))) else "stop"
+
+
+def _bytes(token: str) -> list[int] | None:
+    """The bytes of a token; None for a part of a character."""
+    return None if "\ufffd" in token else list(token.encode())
 
 
 def _piece(
