@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +41,10 @@ SMALL = ("--model", "embedded-small", "--candidates", "2", "--rollouts", "1", "-
 
 
 @contextmanager
-def running(folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
-    """The process of the command at a free port, its first line, and the address there."""
-    (folder / "own.py").write_text(REWARD)
-    rewards = [word for name in ("brief", "held") for word in ("--reward", f"own.py:{name}")]
-    command = [sys.executable, "-m", "ets", "serve", *SMALL, *rewards, "--port", "0", *words]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
+def process_of(folder: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """A process of `ets serve` in a folder, its first line, and the address of this machine at its port."""
+    command = [sys.executable, "-m", "ets", "serve", *options]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, cwd=folder, env=environment, **pipes)
     try:
@@ -58,6 +56,13 @@ def running(folder: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], 
     finally:
         process.kill()
         process.communicate()
+
+
+def running(folder: Path, *words: str) -> AbstractContextManager[tuple[subprocess.Popen[str], str, str]]:
+    """The small model with two rewards at a free port."""
+    (folder / "own.py").write_text(REWARD)
+    rewards = [word for name in ("brief", "held") for word in ("--reward", f"own.py:{name}")]
+    return process_of(folder, *SMALL, *rewards, "--port", "0", *words)
 
 
 def ask(address: str, reward: str) -> httpx.Response:

@@ -14,11 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 
+from ets.policies.autoregressive.transformers import TransformersPolicy
+from ets.policies.settings import Horizon, Sampling
 from ets.serving.work import Work
-from ets.testing import TabularPolicy
 from ets.types import Draw, Keys, State
 from tests.serving.serving import NAME, Served, always, events, likes_a, served, until
 
@@ -104,7 +104,7 @@ def failed(response: httpx.Response | dict[str, Any]) -> dict[str, Any]:
     ("prompt", "reward", "code", "reason"),
     [
         ("raise", "faulty", "reward_error", "the reward raised ZeroDivisionError for problem '0': division by zero"),
-        ("exit", "faulty", "reward_error", "SystemExit('enough')"),
+        ("exit", "faulty", "reward_error", "the reward 'faulty', or the engine, raised SystemExit('enough')"),
         ("interrupt", "faulty", "reward_error", "KeyboardInterrupt()"),
         ("cancel", "faulty", "reward_error", "CancelledError()"),
         ("nan", "faulty", "reward_error", "the reward gave nan"),
@@ -161,13 +161,11 @@ def test_the_server_forgets_requests_that_have_ended(server: Served) -> None:
     assert sum(type(each) is Work for each in gc.get_objects()) <= 3
 
 
-class Held(TabularPolicy):
-    """Texts of six letters, a letter in each guide step; the draws wait for the gate after `free` guide steps."""
+class Held(TransformersPolicy):
+    """Texts of six tokens, a token in each guide step; the draws wait for the gate after `free` guide steps."""
 
-    drawn = free = 0
-
-    def _row(self, prompt: Any, prefix: tuple[int, ...]) -> Any:
-        return np.array([1e-300, 0.5, 0.5])
+    drawn = 0
+    free = 1
 
     def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         self.drawn += 1
@@ -176,10 +174,9 @@ class Held(TabularPolicy):
         return super().extend(states, keys)
 
 
-def held_policy(free: int = 1) -> Held:
-    policy = Held(max_length=6)
-    policy.free = free
-    return policy
+@pytest.fixture
+def held_policy(tiny_checkpoint: Any) -> Held:
+    return Held(tiny_checkpoint, Sampling(), Horizon(1, 6), end_ids=())
 
 
 def statuses(caplog: pytest.LogCaptureFixture) -> list[int]:
@@ -199,35 +196,36 @@ def requested(server: Served, **fields: Any) -> socket.socket:
 @pytest.mark.parametrize("method", ["ets", "plain"])
 @pytest.mark.parametrize("stream", [False, True])
 def test_the_work_for_a_client_that_goes_ends_within_a_guide_step(
-    method: str, stream: bool, gate: threading.Event, caplog: pytest.LogCaptureFixture
+    method: str, stream: bool, held_policy: Held, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The client goes during the draw of the second guide step: nothing is drawn after that, and all is counted."""
     caplog.set_level(logging.INFO, "ets.serving")
-    policy = held_policy()
-    with served(always(policy), width=1, methods=(method,)) as server:
+    with served(always(held_policy), width=1, methods=(method,)) as server:
         connection = requested(server, stream=stream)
         while stream and b'"text"' not in connection.recv(4096):
             pass
-        until(lambda: policy.drawn == 2)
+        until(lambda: held_policy.drawn == 2)
         connection.close()
         until(lambda: server.service.desk.working == 0)
         assert statuses(caplog) == [499]
         assert httpx.get(f"{server.root}/health").json()["stuck"] == 1
-        before = policy.ledger.generated
-        gate.set()
+        before = held_policy.ledger.generated
+        GATE.set()
         until(lambda: server.service.stuck == 0)
         step = 2 if method == "ets" else 1  # a token for each candidate
-        assert policy.drawn == 2 and policy.ledger.generated == before + step
-        assert server.metric('ets_tokens_total{kind="generated"}') == policy.ledger.generated
+        assert held_policy.drawn == 2 and held_policy.ledger.generated == before + step
+        assert server.metric('ets_tokens_total{kind="generated"}') == held_policy.ledger.generated
         assert server.complete("a")["choices"][0]["finish_reason"] == "length"
 
 
-def test_a_client_that_goes_while_it_waits_leaves_the_queue(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_client_that_goes_while_it_waits_leaves_the_queue(
+    held_policy: Held, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, "ets.serving")
-    policy = held_policy(free=0)
-    with served(always(policy), width=1) as server:
+    held_policy.free = 0
+    with served(always(held_policy), width=1) as server:
         first, second = requested(server), requested(server)
-        until(lambda: server.service.desk.waiting == 1 and policy.drawn == 1)
+        until(lambda: server.service.desk.waiting == 1 and held_policy.drawn == 1)
         second.close()
         until(lambda: server.service.desk.waiting == 0)
         assert statuses(caplog) == [499] and server.service.desk.working == 1
@@ -235,12 +233,12 @@ def test_a_client_that_goes_while_it_waits_leaves_the_queue(caplog: pytest.LogCa
         assert b"200 OK" in first.recv(4096)
         first.close()
         until(lambda: server.service.desk.working == 0)
-        assert policy.drawn == 6  # those of the first request
+        assert held_policy.drawn == 6  # those of the first request
 
 
-def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
-    policy = held_policy(free=0)
-    with served(always(policy), width=1, queue=1) as server, ThreadPoolExecutor(2) as threads:
+def test_a_full_queue_refuses_and_says_when_to_come_back(held_policy: Held) -> None:
+    held_policy.free = 0
+    with served(always(held_policy), width=1, queue=1) as server, ThreadPoolExecutor(2) as threads:
         under_way = [threads.submit(server.complete, "a") for _ in range(2)]
         until(lambda: server.service.desk.waiting == 1 and server.service.desk.working == 1)
         for stream in (False, True):
@@ -252,13 +250,14 @@ def test_a_full_queue_refuses_and_says_when_to_come_back() -> None:
         assert server.complete("a")["choices"]
 
 
-def test_a_queue_of_none_still_serves() -> None:
-    with served(always(held_policy(free=99)), width=1, queue=0) as server:
+def test_a_queue_of_none_still_serves(held_policy: Held) -> None:
+    GATE.set()
+    with served(always(held_policy), width=1, queue=0) as server:
         assert server.complete("a")["choices"]
 
 
-def test_requests_that_take_too_long_end_at_work_and_in_the_queue() -> None:
-    with served(always(held_policy()), width=1, seconds=0.6) as server, ThreadPoolExecutor(2) as threads:
+def test_requests_that_take_too_long_end_at_work_and_in_the_queue(held_policy: Held) -> None:
+    with served(always(held_policy), width=1, seconds=0.6) as server, ThreadPoolExecutor(2) as threads:
         late = list(threads.map(lambda _: post(server, "a"), range(2)))
         assert [each.status_code for each in late] == [504, 504]
         messages = sorted(failed(each)["message"] for each in late)
@@ -268,22 +267,20 @@ def test_requests_that_take_too_long_end_at_work_and_in_the_queue() -> None:
         assert server.complete("a")["choices"]
 
 
-def test_a_stream_that_takes_too_long_ends_with_the_error() -> None:
+def test_a_stream_that_takes_too_long_ends_with_the_error(held_policy: Held) -> None:
     """The events are text, then the error, then [DONE]; without any text the error has its own status."""
-    policy = held_policy()
-    with served(always(policy), seconds=0.6) as server:
+    with served(always(held_policy), seconds=0.6) as server:
         first, last = server.streamed("a")
         assert first["choices"][0]["text"] and failed(last)["code"] == "timeout"
-        assert policy.drawn == 2  # the later draw waits
+        assert held_policy.drawn == 2  # the later draw waits
         early = post(server, "a", stream=True)
         assert early.status_code == 504 and failed(early)["code"] == "timeout"
         GATE.set()
 
 
-def test_requests_under_way_and_later_ones_are_answered_while_the_server_ends() -> None:
+def test_requests_under_way_and_later_ones_are_answered_while_the_server_ends(held_policy: Held) -> None:
     """A draw and a reward that hang do not hold the answers back."""
-    policy = held_policy()
-    with served(always(policy), rewards=REWARDS, width=2) as server, ThreadPoolExecutor(4) as threads:
+    with served(always(held_policy), rewards=REWARDS, width=2) as server, ThreadPoolExecutor(4) as threads:
         stream = server.streamed("a")
         assert next(stream)["choices"][0]["text"]
         whole = threads.submit(post, server, "hold", ets={"reward": "faulty"})
