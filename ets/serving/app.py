@@ -127,7 +127,8 @@ class Service:
     async def _next(self, told: asyncio.Queue[Update], work: Work, until: float) -> Update:
         while True:
             try:
-                return await asyncio.wait_for(told.get(), LOOK)
+                async with asyncio.timeout(LOOK):  # not wait_for, which may swallow a cancellation in Python 3.11
+                    return await told.get()
             except TimeoutError:
                 if self._ending:
                     raise ENDING from None

@@ -149,7 +149,8 @@ class Desk:
             raise RequestError(429, full, code="queue_full", wait=wait)
         self.waiting += 1
         try:
-            await asyncio.wait_for(self._free.acquire(), until - time.monotonic())
+            async with asyncio.timeout(until - time.monotonic()):  # not wait_for, which waits for a free place too
+                await self._free.acquire()
         except TimeoutError:
             raise RequestError(
                 504, "the request waited too long for its turn; send it again later", code="timeout"

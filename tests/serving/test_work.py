@@ -9,6 +9,7 @@ import logging
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,7 +19,7 @@ import pytest
 
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.settings import Horizon, Sampling
-from ets.serving.work import Work
+from ets.serving.work import Desk, Work
 from ets.types import Draw, Keys, State
 from tests.serving.serving import NAME, Served, always, events, likes_a, served, until
 
@@ -73,7 +74,7 @@ def later(problem: Any, rollouts: Sequence[Any], chain: Any) -> Any:
     return [faulty(problem.raw_prompt if chain.trace else "sound", each.text) for each in rollouts]
 
 
-REWARDS = {"faulty": faulty, "one-number": one_number, "later": later}
+REWARDS = {"faulty": faulty, "sound": likes_a, "one-number": one_number, "later": later}
 SOUND = ("Question: Mia has 3 eggs.", "Question: Tom has 5 eggs.", "Question: Ann has 8 eggs.")
 
 
@@ -129,17 +130,24 @@ def test_a_reward_that_fails_fails_its_own_request(
     assert "\n" not in failed(response)["message"] and server.service.desk.working == 0
 
 
+def late_fault(server: Served, prompt: str) -> dict[str, Any]:
+    """The fields of a stream whose fault comes after its first text."""
+    seeds = range(50)
+    seed = next(n for n in seeds if len(list(server.streamed(prompt, seed=n, ets={"reward": "sound"}))) > 2)
+    return {"seed": seed, "ets": {"reward": "later"}}
+
+
 @pytest.mark.parametrize(("prompt", "code"), [("raise", "reward_error"), ("exit", "reward_error")])
 def test_a_stream_ends_with_the_error_of_its_reward(server: Served, prompt: str, code: str) -> None:
     """After the text of the first guide step; an error in that step has its own status."""
-    first, *_, last = server.streamed(prompt, ets={"reward": "later"})
+    first, *_, last = server.streamed(prompt, **late_fault(server, prompt))
     assert first["choices"][0]["text"] and failed(last)["code"] == code
-    early = post(server, prompt, stream=True)
+    early = post(server, prompt, stream=True, ets={"reward": "faulty"})
     assert early.status_code == 500 and failed(early)["code"] == code
 
 
 def test_a_stream_with_a_hanging_reward_ends_at_its_limit(server: Served) -> None:
-    first, *_, last = server.streamed("hold", ets={"reward": "later"})
+    first, *_, last = server.streamed("hold", **late_fault(server, "hold"))
     assert first["choices"][0]["text"] and failed(last)["code"] == "reward_timeout"
 
 
@@ -250,6 +258,23 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(held_policy: Held) -> N
         assert server.complete("a")["choices"]
 
 
+def test_a_free_place_is_taken_at_once() -> None:
+    """A request that comes a moment later finds the queue empty."""
+
+    async def entered(desk: Desk) -> None:
+        async with desk.place(time.monotonic() + 10):
+            await asyncio.sleep(0.01)
+
+    async def one_after_the_other() -> None:
+        desk = Desk(1, 1)
+        first = asyncio.create_task(entered(desk))
+        await asyncio.sleep(0)
+        await asyncio.gather(first, entered(desk))
+        assert desk.working == desk.waiting == 0
+
+    asyncio.run(one_after_the_other())
+
+
 def test_a_queue_of_none_still_serves(held_policy: Held) -> None:
     GATE.set()
     with served(always(held_policy), width=1, queue=0) as server:
@@ -294,7 +319,7 @@ def test_requests_under_way_and_later_ones_are_answered_while_the_server_ends(he
 
 
 def test_the_events_of_a_stream_end_once(server: Served) -> None:
-    body = {"model": NAME, "prompt": "raise", "stream": True, "ets": {"reward": "later"}}
+    body = {"model": NAME, "prompt": "raise", "stream": True, **late_fault(server, "raise")}
     with httpx.stream("POST", f"{server.address}/completions", json=body, timeout=30) as response:
         lines = [line for line in response.iter_lines() if line]
     assert lines.count("data: [DONE]") == 1 and lines[-1] == "data: [DONE]"
