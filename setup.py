@@ -49,7 +49,8 @@ setup(
             "nbclient>=0.10",
             "nbformat>=5.10",
             "ipykernel>=7",
-            "openai>=3.5,<4",  # a client of ets serve
+            "openai>=3.5,<4",  # clients of ets serve: this one, and that of lm-eval, which needs the next
+            "tenacity>=9",
         ],
     },
     entry_points={

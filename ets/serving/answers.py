@@ -181,6 +181,7 @@ def usage_of(order: Order, chains: Sequence[Chain], prompts: int) -> dict[str, A
         "scored_positions": cost.scored,
         "forwards": round(cost.forwards, 3),
         "reward_calls": cost.rewarded,
+        "invalid_texts": sum(not chain.valid for chain in chains),  # every weight was zero: no samples of p*
         "reward_seconds": round(cost.reward_seconds, 4),
         "seconds": round(max((sum(s.cost.seconds for s in chain.trace) for chain in chains), default=0.0), 4),
     }

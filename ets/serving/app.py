@@ -147,7 +147,7 @@ class Service:
         async with aclosing(self.updates(answer.order)) as updates:
             async for update, work in updates:
                 if update.done:
-                    return answer.whole(update.chains, self._usage(answer, update, work))
+                    return await _made(answer, answer.whole, update.chains, self._usage(answer, update, work))
         raise AssertionError("the last update is done")
 
     async def streamed(self, answer: Answer, begun: float) -> AsyncGenerator[str]:
@@ -155,7 +155,7 @@ class Service:
         first = True
         async with aclosing(self.updates(answer.order)) as updates:
             async for update, work in updates:
-                pieces = answer.pieces(update.chains)
+                pieces = await _made(answer, answer.pieces, update.chains)
                 if first:
                     first = False
                     self.metrics.first_text(time.monotonic() - begun)
@@ -173,6 +173,11 @@ class Service:
         return usage
 
 
+async def _made(answer: Answer, make: Callable[..., T], *given: Any) -> T:
+    """What `make` returns. The places of log-probabilities in long texts take seconds, so a thread finds them."""
+    return await asyncio.to_thread(make, *given) if answer.asked.asks_logprobs else make(*given)
+
+
 def make_app(service: Service) -> FastAPI:
     """The application over a service, which it closes at its end."""
 
@@ -188,7 +193,7 @@ def make_app(service: Service) -> FastAPI:
         record: dict[str, Any] = {"path": request.url.path}
         try:
             service.require_key(request.headers.get("authorization"))
-            asked = read_request(kind, await _body(request, service.operation.body_kib * 1024))
+            asked = read_request(kind, await _body(request, service.operation))
             order = await asyncio.to_thread(service.offer.order, asked)
             answer = Answer(asked, order)
             record |= {"id": answer.id, "method": order.method, "reward": order.reward, "stream": asked.stream}
@@ -281,8 +286,16 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode()).digest()
 
 
-async def _body(request: Request, most: int) -> bytes:
-    """The body of a request; raises `RequestError` as soon as it is too long."""
+async def _body(request: Request, operation: Operation) -> bytes:
+    """The body of a request; raises `RequestError` as soon as it is too long, and if it does not come in time."""
+    try:
+        async with asyncio.timeout(operation.seconds):
+            return await _read(request, operation.body_kib * 1024)
+    except TimeoutError:
+        raise RequestError(408, f"the body did not come within {operation.seconds:g} s", code="timeout") from None
+
+
+async def _read(request: Request, most: int) -> bytes:
     large = RequestError(413, f"the body is larger than {most} bytes; send less, or raise --body-kib")
     if int(request.headers.get("content-length", "0")) > most:
         raise large

@@ -123,6 +123,9 @@ class Offer:
                 raise InputError(f"the method {name} compares answers; add --extract with a pattern that finds them")
             if METHODS[name].in_tokens and self.tokens is None:
                 raise InputError(f"the method {name} spends a budget of tokens; add --tokens")
+        for name, code in self.rewards.items():
+            if code in COMPARING and not self._answers:
+                raise InputError(f"the reward {name} compares answers; add --extract with a pattern that finds them")
         if not self.methods:
             raise InputError("no method is served; name at least one")
         for reward in self.rewards.values():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import httpx
+import httpx2
 import uvicorn
 
 from ets.chat import Chat
@@ -33,8 +33,8 @@ CHATML = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 """A chat template for tokenizers without one."""
-CLIENT = httpx.Client(timeout=60, trust_env=False, verify=False, limits=httpx.Limits(max_keepalive_connections=0))
-"""Its connections are closed after each answer. `httpx.post` would read the machine's certificates each time."""
+CLIENT = httpx2.Client(timeout=60, trust_env=False, verify=False, limits=httpx2.Limits(max_keepalive_connections=0))
+"""Its connections are closed after each answer. `httpx2.post` would read the machine's certificates each time."""
 PROMPT = "Question: Tom has 5 eggs. He buys 4. How many eggs does Tom have now?\nAnswer:"
 """A prompt in the language of the embedded model."""
 
@@ -112,7 +112,7 @@ class Served:
         """The address of `/health` and `/metrics`, without the last slash."""
         return self.address.removesuffix("/v1")
 
-    def post(self, path: str, body: Any, **headers: str) -> httpx.Response:
+    def post(self, path: str, body: Any, **headers: str) -> httpx2.Response:
         """POST JSON, or bytes as they are, to a path below `/v1`."""
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
         sent = {"content-type": "application/json", **headers}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 import subprocess
@@ -41,6 +42,11 @@ def quotes(prompt: Any, text: str) -> float:
     return known[f"{prompt}{text}"]
 
 
+def forbids(prompt: Any, text: str) -> float:
+    """A reward."""
+    return -math.inf
+
+
 def waits(problem: Any, rollouts: Any, chain: Chain) -> list[float]:
     """A reward that waits in the second guide step."""
     if len(chain.trace) == 1:
@@ -52,6 +58,7 @@ def waits(problem: Any, rollouts: Any, chain: Chain) -> list[float]:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     chat = Chat(template=saved(tmp_path_factory.mktemp("chat")))
     rewards = {"likes-a": likes_a, "likes-length": likes_length, "quotes": quotes, "waits": waits}
+    rewards |= {"forbids": forbids}
     limits = Limits(most_candidates=4, most_rollouts=2)
     offer = offered(methods=("ets", "plain", "best-of-n"), rewards=rewards, limits=limits, chat=chat)
     with served(offer) as running:
@@ -144,6 +151,13 @@ def test_a_streamed_text_is_the_text(client: Any, method: str) -> None:
     texts = joined([(part.index, part.delta.content or "") for part in parts])
     assert texts == {choice.index: choice.message.content for choice in chat.choices}
     assert [part.delta.role for part in parts[:3]] == ["assistant"] * 3
+
+
+def test_texts_of_which_every_weight_is_zero_are_counted(client: Any) -> None:
+    asked: dict[str, Any] = {"model": "tiny", "prompt": PROMPT, "n": 3}
+    answer = client.completions.create(**asked, extra_body={"ets": {"reward": "forbids"}})
+    assert answer.usage.ets["invalid_texts"] == 3
+    assert client.completions.create(**asked).usage.ets["invalid_texts"] == 0
 
 
 def joined(pieces: list[tuple[int, str]]) -> dict[int, str]:
@@ -277,7 +291,7 @@ def test_the_method_and_the_reward_are_chosen_by_request(server: Served, client:
     assert mean_length(**long) > 1 + mean_length(method="plain")
     [listed] = client.models.list().data
     assert listed.id == "tiny" and listed.ets["methods"] == ["ets", "plain", "best-of-n"]
-    assert client.models.retrieve("tiny").ets["rewards"] == ["likes-a", "likes-length", "quotes", "waits"]
+    assert client.models.retrieve("tiny").ets["rewards"] == ["likes-a", "likes-length", "quotes", "waits", "forbids"]
 
 
 def test_the_trace_of_each_text_comes_on_request(client: Any) -> None:
@@ -375,6 +389,8 @@ def test_lm_eval_evaluates_a_task(server: Served, tmp_path: Path, monkeypatch: p
     lm_eval = pytest.importorskip("lm_eval")
     for package in ("tenacity", "aiohttp", "datasets"):
         pytest.importorskip(package)
+    from lm_eval.tasks import TaskManager
+
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     prompts = [PROMPT.replace("5", str(n)) for n in (3, 5, 6, 7, 9)]
     rows = "\n".join(json.dumps({"prompt": prompt, "answer": "x"}) for prompt in prompts)
@@ -393,7 +409,11 @@ def test_lm_eval_evaluates_a_task(server: Served, tmp_path: Path, monkeypatch: p
     }
     model = {"model": "tiny", "base_url": f"{server.address}/completions", "tokenizer_backend": None}
     found = lm_eval.simple_evaluate(
-        model="local-completions", model_args={**model, "num_concurrent": 2}, batch_size=2, tasks=[task]
+        model="local-completions",
+        model_args={**model, "num_concurrent": 2},
+        batch_size=2,
+        tasks=[task],
+        task_manager=TaskManager(include_defaults=False),
     )
     answers = {each["arguments"][0][0]: each["resps"][0][0] for each in found["samples"]["sums"]}
     assert set(answers) == set(prompts) and not any("\n" in text for text in answers.values())

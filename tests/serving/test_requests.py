@@ -7,13 +7,13 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from ets.chat import Chat
 from ets.serving.operation import Limits
 from ets.serving.requests import ChatCompletion, RequestError, TextCompletion, read_request
-from tests.serving.serving import CLIENT, NAME, PROMPT, Served, offered, saved, served
+from tests.serving.serving import CLIENT, NAME, PROMPT, Served, offered, saved, served, until
 
 KEY = "sk-right"
 TEXT, CHAT = "completions", "chat/completions"
@@ -166,7 +166,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield running
 
 
-def refused(response: httpx.Response, status: int = 400) -> dict[str, Any]:
+def refused(response: httpx2.Response, status: int = 400) -> dict[str, Any]:
     """The error of an answer, which has OpenAI's shape."""
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
@@ -178,7 +178,7 @@ def refused(response: httpx.Response, status: int = 400) -> dict[str, Any]:
     return error
 
 
-def ask(server: Served, path: str, body: Any) -> httpx.Response:
+def ask(server: Served, path: str, body: Any) -> httpx2.Response:
     return server.post(path, body, authorization=f"Bearer {KEY}")
 
 
@@ -293,6 +293,23 @@ def test_a_large_body_is_refused_before_it_has_come(server: Served) -> None:
         with socket.create_connection((host, int(port)), 10) as connection:
             connection.sendall(sent)
             assert connection.recv(20).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_body_that_does_not_come_is_not_waited_for_for_ever() -> None:
+    with served(seconds=0.2) as server:
+        host, port = server.root.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), 10) as connection:
+            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n{")
+            assert connection.recv(20).startswith(b"HTTP/1.1 408 ")
+
+
+def test_a_client_that_leaves_during_its_body_is_no_fault() -> None:
+    with served() as server:
+        host, port = server.root.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), 10) as connection:
+            connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n{")
+        gone = 'ets_requests_total{path="/v1/completions",status="499"}'
+        until(lambda: server.metric(gone) == 1)
 
 
 def test_what_is_no_http_is_refused(server: Served) -> None:
