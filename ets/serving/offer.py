@@ -128,9 +128,6 @@ class Offer:
                 raise InputError(f"the reward {name} compares answers; add --extract with a pattern that finds them")
         if not self.methods:
             raise InputError("no method is served; name at least one")
-        for reward in self.rewards.values():
-            if reward in COMPARING and not self._answers:
-                raise InputError(f"the reward {reward} compares answers; add --extract with a pattern that finds them")
         if not self.rewards:
             raise InputError("no reward is given; add --reward file.py:function, or serve a name such as likelihood")
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from ets.cli import parser_of
@@ -139,8 +139,8 @@ def test_a_client_that_goes_interrupts_the_draw(backend: TinyServer) -> None:
         until(lambda: server.service.desk.working == server.service.stuck == 0)
         backend.faults = [FOREVER] * 2
         begun = len(backend.seen)
-        with pytest.raises(httpx.TimeoutException):
-            httpx.post(f"{server.address}/completions", json={"model": NAME, "prompt": "ab"}, timeout=0.5)
+        with pytest.raises(httpx2.TimeoutException):
+            httpx2.post(f"{server.address}/completions", json={"model": NAME, "prompt": "ab"}, timeout=0.5)
         until(lambda: server.service.desk.working == server.service.stuck == 0)
         assert len(backend.seen) == begun + 2  # the candidates of the first guide step
 

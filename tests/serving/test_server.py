@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from ets.serving.server import bound
@@ -65,9 +65,9 @@ def running(folder: Path, *words: str) -> AbstractContextManager[tuple[subproces
     return process_of(folder, *SMALL, *rewards, "--port", "0", *words)
 
 
-def ask(address: str, reward: str) -> httpx.Response:
+def ask(address: str, reward: str) -> httpx2.Response:
     body = {"model": "embedded-small", "prompt": PROMPT, "ets": {"reward": reward}}
-    return httpx.post(f"{address}/v1/completions", json=body, timeout=60)
+    return httpx2.post(f"{address}/v1/completions", json=body, timeout=60)
 
 
 def signalled_under_way(process: subprocess.Popen[str], address: str, folder: Path, number: int) -> Any:
@@ -84,7 +84,7 @@ def test_a_signal_drains(tmp_path: Path) -> None:
     """The request under way is answered, no further connection is taken, and the process ends well."""
     with running(tmp_path) as (process, line, address):
         assert line == f"serving embedded-small at {address}/v1\n"
-        assert httpx.get(f"{address}/v1/models").json()["data"][0]["id"] == "embedded-small"
+        assert httpx2.get(f"{address}/v1/models").json()["data"][0]["id"] == "embedded-small"
         assert ask(address, "brief").status_code == 200
         asked = signalled_under_way(process, address, tmp_path, signal.SIGTERM)
         while listens(address):

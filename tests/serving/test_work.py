@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from ets.policies.autoregressive.transformers import TransformersPolicy
@@ -90,11 +90,11 @@ def alone(server: Served) -> list[Any]:
     return [server.complete(each, seed=n)["choices"] for n, each in enumerate(SOUND)]
 
 
-def post(server: Served, prompt: str, **fields: Any) -> httpx.Response:
+def post(server: Served, prompt: str, **fields: Any) -> httpx2.Response:
     return server.post("completions", {"model": NAME, "prompt": prompt, **fields})
 
 
-def failed(response: httpx.Response | dict[str, Any]) -> dict[str, Any]:
+def failed(response: httpx2.Response | dict[str, Any]) -> dict[str, Any]:
     """The error, after its shape has been checked."""
     body = response if isinstance(response, dict) else response.json()
     assert set(body) == {"error"} and set(body["error"]) == {"message", "type", "param", "code"}
@@ -154,11 +154,11 @@ def test_a_stream_with_a_hanging_reward_ends_at_its_limit(server: Served) -> Non
 def test_hanging_threads_are_counted_and_hold_no_place(gate: threading.Event) -> None:
     with served(rewards=REWARDS, reward_seconds=0.3, width=1) as server:
         assert [post(server, "hold").status_code for _ in range(3)] == [500, 500, 500]
-        assert httpx.get(f"{server.root}/health").json() == {"status": "ok", "working": 0, "waiting": 0, "stuck": 3}
+        assert httpx2.get(f"{server.root}/health").json() == {"status": "ok", "working": 0, "waiting": 0, "stuck": 3}
         assert server.metric("ets_requests_stuck") == 3
         assert post(server, SOUND[0]).status_code == 200
         gate.set()
-        until(lambda: httpx.get(f"{server.root}/health").json()["stuck"] == 0)
+        until(lambda: httpx2.get(f"{server.root}/health").json()["stuck"] == 0)
 
 
 def test_the_server_forgets_requests_that_have_ended(server: Served) -> None:
@@ -216,7 +216,7 @@ def test_the_work_for_a_client_that_goes_ends_within_a_guide_step(
         connection.close()
         until(lambda: server.service.desk.working == 0)
         assert statuses(caplog) == [499]
-        assert httpx.get(f"{server.root}/health").json()["stuck"] == 1
+        assert httpx2.get(f"{server.root}/health").json()["stuck"] == 1
         before = held_policy.ledger.generated
         GATE.set()
         until(lambda: server.service.stuck == 0)
@@ -320,7 +320,7 @@ def test_requests_under_way_and_later_ones_are_answered_while_the_server_ends(he
 
 def test_the_events_of_a_stream_end_once(server: Served) -> None:
     body = {"model": NAME, "prompt": "raise", "stream": True, **late_fault(server, "raise")}
-    with httpx.stream("POST", f"{server.address}/completions", json=body, timeout=30) as response:
+    with httpx2.stream("POST", f"{server.address}/completions", json=body, timeout=30) as response:
         lines = [line for line in response.iter_lines() if line]
     assert lines.count("data: [DONE]") == 1 and lines[-1] == "data: [DONE]"
     assert len(list(events(lines))) == len(lines) - 1
