@@ -42,6 +42,10 @@ class Address:
     api_key_file: Path | None = setting(None, "a file with a key per line; requests then need one of them", Path)
     served_name: str | None = setting(None, "the model's name for clients (default: the last part of --model)")
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.port < 2**16:
+            raise InputError(f"port is {self.port}; choose a number from 0 to 65535")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a checkpoint's folder, GGUF file or hub name, or embedded")
@@ -94,7 +98,8 @@ def offer_of(options: argparse.Namespace, address: Address) -> Offer:
 
     values = vars(options)
     rewards = rewards_named(options.reward)
-    law = {name: values[name] for name in fields_of(*SETTINGS) if name in values}
+    own = fields_of(Operation)  # --seconds is the time limit of a request, not that of a row at an endpoint
+    law = {name: values[name] for name in fields_of(*SETTINGS) if name in values and name not in own}
     methods = [name.strip() for name in options.methods.split(",") if name.strip()]
     if set(rewards.values()) & set(OF_CERTAINTY) or "confident-majority" in methods:
         law["certainty"] = True
@@ -118,7 +123,7 @@ def rewards_named(given: Sequence[str]) -> dict[str, str]:
     """The rewards by the names that clients use: NAME in NAME=file.py:function, else the function's name."""
     found: dict[str, str] = {}
     for each in given:
-        name, _, code = each.rpartition("=") if "=" in each else (each.rpartition(":")[2], "", each)
+        name, _, code = each.partition("=") if "=" in each else (each.rpartition(":")[2], "", each)
         if not name or not code:
             raise InputError(f"the reward {each!r} has no name or no code; give NAME=file.py:function")
         if name in found:

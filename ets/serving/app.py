@@ -100,7 +100,7 @@ class Service:
             if self._ending:
                 raise ENDING
             work = Work(order, *self._joined(order), tell)
-            self._works.add(work)
+            self._works = {each for each in self._works if each.alive} | {work}
             try:
                 while True:
                     update = await self._next(told, work, until)
@@ -111,20 +111,27 @@ class Service:
                         return
             finally:
                 work.end()
-                self.metrics.spent(work.policy.ledger)
 
     def _joined(self, order: Order) -> tuple[RequestPolicy, Callable[[], None]]:
         """The policy for the thread of a request, and what the thread calls at its end."""
-        policy: Any = order.policy
-        if self._batches is None:
-            return alone(policy.beside()), lambda: None
-        return self._batches.policy(policy), self._batches.leave
+        found: Any = order.policy
+        policy = alone(found.beside()) if self._batches is None else self._batches.policy(found)
+
+        def leave() -> None:
+            self.metrics.spent(policy.ledger)
+            if self._batches is not None:
+                self._batches.leave()
+
+        return policy, leave
 
     async def _next(self, told: asyncio.Queue[Update], work: Work, until: float) -> Update:
         while True:
             try:
-                return await asyncio.wait_for(told.get(), LOOK)
+                async with asyncio.timeout(LOOK):  # not wait_for, which may swallow a cancellation in Python 3.11
+                    return await told.get()
             except TimeoutError:
+                if self._ending:
+                    raise ENDING from None
                 limit = self.operation.reward_seconds
                 if work.rewarding > limit:
                     slow = f"the reward {work.order.reward!r} took longer than {limit:g} s"

@@ -125,7 +125,7 @@ class _Call:
     overtaken: int = 0
     results: list[Any] = field(default_factory=list)
     forwards: float = 0.0
-    error: Exception | None = None
+    error: BaseException | None = None
     answered: threading.Event = field(default_factory=threading.Event)
 
     def outcome(self) -> Results:
@@ -206,7 +206,7 @@ class Batches:
                     call.error = Ended()
                     call.answered.set()
                 return []
-            first = min(self._waiting, key=lambda call: (call.overtaken < OVERTAKEN, ORDER[call.kind], call.number))
+            first = min(self._waiting, key=_turn)
             batch = [call for call in self._waiting if call.policy is first.policy and call.kind == first.kind]
             self._waiting = [call for call in self._waiting if call not in batch]
             for call in self._waiting:
@@ -221,23 +221,33 @@ class Batches:
                 self._computing.clear()
 
 
+def _turn(call: _Call) -> tuple[int, int]:
+    """The order of calls: overtaken calls before others, and by age, so that none starves."""
+    return (-1 if call.overtaken >= OVERTAKEN else ORDER[call.kind], call.number)
+
+
 def _answer(batch: Sequence[_Call]) -> None:
     """Fill in the results of calls of one policy and one kind. Where a batch fails, each call is tried alone."""
-    policy, kind = batch[0].policy, batch[0].kind
-    before, rows = policy.ledger.forwards, [row for call in batch for row in call.rows]
     try:
-        if kind == "start":
-            found: list[Any] = policy.start(rows)
-        else:
-            keys = batch[0].keys if len(batch) == 1 else np.concatenate([call.keys for call in batch])
-            found = getattr(policy, kind)(rows, keys)
-    except Exception as error:
+        _fill(batch)
+    except BaseException as error:  # a policy of own code may raise SystemExit, which must not end the thread
         if len(batch) == 1:
             batch[0].error = error
         else:
             for call in batch:
                 _answer([call])
-        return
+
+
+def _fill(batch: Sequence[_Call]) -> None:
+    policy, kind = batch[0].policy, batch[0].kind
+    before, rows = policy.ledger.forwards, [row for call in batch for row in call.rows]
+    if kind == "start":
+        found: list[Any] = policy.start(rows)
+    else:
+        keys = batch[0].keys if len(batch) == 1 else np.concatenate([call.keys for call in batch])
+        found = getattr(policy, kind)(rows, keys)
+    if len(found) != len(rows):
+        raise ModelError(f"the policy returned {len(found)} results for {len(rows)} rows")
     forwards, at = policy.ledger.forwards - before, 0
     for call in batch:
         call.results, at = found[at : at + len(call.rows)], at + len(call.rows)

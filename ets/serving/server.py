@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 import sys
 from types import FrameType
 
 import uvicorn
 
+from ets.exits import closed_after
 from ets.serving.app import Service, make_app
 from ets.types import InputError
 
@@ -33,8 +35,11 @@ class Server(uvicorn.Server):
         await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._loop.call_soon_threadsafe(self._loop.call_later, self.wait, self.service.end)
-        super().handle_exit(sig, frame)
+        """Begin the end. The signal is not raised again afterwards, so the process exits with status 0."""
+        if not self.should_exit:
+            self._loop.call_soon_threadsafe(self._loop.call_later, self.wait, self.service.end)
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -42,17 +47,18 @@ def bound(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        raise InputError(f"cannot listen at {host}, port {port}: {error.strerror}; choose another --port") from None
+        reason = str(error.strerror).partition(" (")[0]
+        raise InputError(f"cannot listen at {host}, port {port}: {reason}; choose another address") from None
 
 
 def listen(service: Service, host: str, port: int) -> None:
     """Load the model, and serve until a signal. Raises `InputError` for an address that cannot be taken."""
-    with bound(host, port) as listening:
+    with closed_after(service.offer.policy), bound(host, port) as listening:
         log = logging.getLogger("ets.serving")
         log.addHandler(logging.StreamHandler(sys.stderr))
         log.setLevel(logging.INFO)
         service.offer.load()
-        address = f"http://{host}:{listening.getsockname()[1]}/v1"
+        address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/v1"
         keys = (
             ""
             if service.keyed or host in ("127.0.0.1", "::1", "localhost")

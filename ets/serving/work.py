@@ -85,11 +85,11 @@ class Work:
                 self.policy, self._watched(order.step), order.problems, width=width, seed=seed, samples=order.samples
             )
             chains = sorted(found, key=lambda chain: (int(chain.problem.id), chain.sample))
-            self._tell(Advanced(tuple(chains), True))
+            last: Update = Advanced(tuple(chains), True)
         except BaseException as error:
-            self._tell(_as_answer(error, order))
-        finally:
-            self._leave()
+            last = ENDING if self.policy.ended else _as_answer(error, order)
+        self._leave()
+        self._tell(last)
 
     def _watched(self, step: StepFn) -> StepFn:
         """The step function, which tells of the chains after each step, and raises after the end of the request."""
@@ -115,6 +115,9 @@ def _as_answer(error: BaseException, order: Order) -> RequestError:
         answer = RequestError(502, f"the model failed: {error}", code="model_error")
     elif isinstance(error, InputError):
         answer = RequestError(400, str(error))
+    elif not isinstance(error, Exception):
+        ended = f"the reward {order.reward!r}, or the engine, raised {error!r}; raise an Exception in place of it"
+        answer = RequestError(500, ended, code="reward_error")
     else:
         answer = RequestError(500, f"{type(error).__name__}: {error}", code="internal_error")
     answer.__cause__ = error
@@ -146,7 +149,8 @@ class Desk:
             raise RequestError(429, full, code="queue_full", wait=wait)
         self.waiting += 1
         try:
-            await asyncio.wait_for(self._free.acquire(), until - time.monotonic())
+            async with asyncio.timeout(until - time.monotonic()):  # not wait_for, which waits for a free place too
+                await self._free.acquire()
         except TimeoutError:
             raise RequestError(
                 504, "the request waited too long for its turn; send it again later", code="timeout"
