@@ -66,14 +66,13 @@ class Answer:
             index, ended = self._index(chain), chain.state.done
             if self._sent.get(index) == -1:
                 continue
-            text = _final_text(self.order.policy, chain.state)
             sent = self._sent.get(index, 0)
-            new = text[sent:]
+            new = _final_text(self.order.policy, chain.state)[sent:] if chain.valid else ""
             if new or ended:
                 self._sent[index] = -1 if ended else sent + len(new)
-                reason = _finish_reason(self.order.policy, chain.state) if ended else None
+                reason = _finish_reason(self.order.policy, chain) if ended else None
                 body = {"delta": {"content": new} if new else {}} if self.chat else {"text": new}
-                found.append(self._frame([_piece(index, body, reason, self._logprobs(index, chain, len(text)))]))
+                found.append(self._frame([_piece(index, body, reason, self._logprobs(index, chain, sent + len(new)))]))
         return found
 
     def closing(self, chains: Sequence[Chain], usage: dict[str, Any]) -> list[dict[str, Any]]:
@@ -91,9 +90,9 @@ class Answer:
         return {"id": name, "object": kind, "created": self.created, "model": self.asked.model, "choices": choices}
 
     def _choice(self, index: int, chain: Chain) -> dict[str, Any]:
-        text = chain.state.text
+        text = chain.state.text if chain.valid else ""
         body = {"message": {"role": "assistant", "content": text, "refusal": None}} if self.chat else {"text": text}
-        reason = _finish_reason(self.order.policy, chain.state)
+        reason = _finish_reason(self.order.policy, chain)
         return _piece(index, body, reason, self._logprobs(index, chain, len(text)))
 
     def _logprobs(self, index: int, chain: Chain, length: int) -> dict[str, Any] | None:
@@ -149,8 +148,14 @@ def _final_text(policy: Policy, state: State) -> str:
         return ""
 
 
-def _finish_reason(policy: Any, state: State) -> str:
-    """As `finish_reason`; under a policy without end tokens, "length" for a text of the greatest length."""
+def _finish_reason(policy: Any, chain: Chain) -> str:
+    """As `finish_reason`, or "content_filter" for a text that the reward forbids, which is not sent.
+
+    Under a policy without end tokens, "length" is the reason of a text of the greatest length.
+    """
+    state = chain.state
+    if not chain.valid:
+        return "content_filter"
     try:
         return finish_reason(policy, state)
     except InputError:

@@ -25,7 +25,7 @@ from ets.serving.metrics import Metrics
 from ets.serving.offer import Offer, Order
 from ets.serving.operation import Operation
 from ets.serving.requests import ChatCompletion, Completion, RequestError, TextCompletion, read_request
-from ets.serving.work import ENDING, LOOK, Advanced, Desk, Update, Work
+from ets.serving.work import LOOK, Advanced, Desk, Update, Work, ending
 
 T = TypeVar("T")
 log = logging.getLogger("ets.serving")
@@ -98,7 +98,7 @@ class Service:
 
         async with self.desk.place(until):
             if self._ending:
-                raise ENDING
+                raise ending()
             work = Work(order, *self._joined(order), tell)
             self._works = {each for each in self._works if each.alive} | {work}
             try:
@@ -131,7 +131,7 @@ class Service:
                     return await told.get()
             except TimeoutError:
                 if self._ending:
-                    raise ENDING from None
+                    raise ending() from None
                 limit = self.operation.reward_seconds
                 if work.rewarding > limit:
                     slow = f"the reward {work.order.reward!r} took longer than {limit:g} s"

@@ -22,8 +22,10 @@ from ets.types import Chain, InputError, Policy, StepFn
 LOOK = 0.25
 """Seconds between two looks at the time limits of a request."""
 
-ENDING = RequestError(503, "the server ends; send the request again later", code="ended")
-"""The answer to requests while the server ends."""
+
+def ending() -> RequestError:
+    """The answer to requests while the server ends."""
+    return RequestError(503, "the server ends; send the request again later", code="ended")
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Work:
             chains = sorted(found, key=lambda chain: (int(chain.problem.id), chain.sample))
             last: Update = Advanced(tuple(chains), True)
         except BaseException as error:
-            last = ENDING if self.policy.ended else _as_answer(error, order)
+            last = ending() if self.policy.ended else _as_answer(error, order)
         self._leave()
         self._tell(last)
 
@@ -108,7 +110,7 @@ class Work:
 def _as_answer(error: BaseException, order: Order) -> RequestError:
     """The answer to a request whose thread raised."""
     if isinstance(error, Ended):
-        return ENDING
+        return ending()
     if isinstance(error, RewardError):
         answer = RequestError(500, f"the reward {order.reward!r} failed: {error}", code="reward_error")
     elif isinstance(error, ModelError):

@@ -153,10 +153,15 @@ def test_a_streamed_text_is_the_text(client: Any, method: str) -> None:
     assert [part.delta.role for part in parts[:3]] == ["assistant"] * 3
 
 
-def test_texts_of_which_every_weight_is_zero_are_counted(client: Any) -> None:
+def test_a_text_that_the_reward_forbids_is_not_sent(client: Any) -> None:
+    """A reward of -inf for every text leaves nothing to choose from: the reason is OpenAI's content_filter."""
     asked: dict[str, Any] = {"model": "tiny", "prompt": PROMPT, "n": 3}
-    answer = client.completions.create(**asked, extra_body={"ets": {"reward": "forbids"}})
+    forbidden: dict[str, Any] = {"extra_body": {"ets": {"reward": "forbids"}}}
+    answer = client.completions.create(**asked, **forbidden)
     assert answer.usage.ets["invalid_texts"] == 3
+    assert [(choice.text, choice.finish_reason) for choice in answer.choices] == [("", "content_filter")] * 3
+    last = [piece.choices[0] for piece in client.completions.create(**asked, **forbidden, stream=True)][-1]
+    assert (last.text, last.finish_reason) == ("", "content_filter")
     assert client.completions.create(**asked).usage.ets["invalid_texts"] == 0
 
 
