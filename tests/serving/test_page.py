@@ -27,10 +27,13 @@ COMMANDS = [command for block in BLOCKS for command in block.commands]
 SERVED = [command[command.index("serve") :] for command in COMMANDS if re.search(r"\bets serve --model", command)]
 
 
+def section(heading: str) -> str:
+    return PAGE.read_text(encoding="utf-8").split(f"\n{heading}\n")[1].split("\n## ")[0]
+
+
 def named_in(heading: str) -> set[str]:
     """The names in the first columns of the tables of a section."""
-    section = PAGE.read_text(encoding="utf-8").split(f"\n{heading}\n")[1].split("\n## ")[0]
-    rows = re.findall(r"^\| (`.*?) \|", section, flags=re.MULTILINE)
+    rows = re.findall(r"^\| (`.*?) \|", section(heading), flags=re.MULTILINE)
     return {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
 
 
@@ -87,7 +90,7 @@ def test_the_tables_name_every_field() -> None:
 def test_the_table_names_every_method_that_is_served() -> None:
     """Methods whose text only grows stand in rows that stream."""
     assert named_in("## Methods") == {name for name, method in METHODS.items() if method.of_one_prompt}
-    rows = re.findall(r"^\| (`.*?) \| (.*?) \|", PAGE.read_text(encoding="utf-8").split("## Methods")[1], re.MULTILINE)
+    rows = re.findall(r"^\| (`.*?) \| (.*?) \|", section("## Methods"), re.MULTILINE)
     growing = {name for row, streams in rows if "guide step" in streams for name in re.findall(r"`([^`]+)`", row)}
     assert growing == {name for name, method in METHODS.items() if method.by_steps is not None and method.of_one_prompt}
 
