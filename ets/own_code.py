@@ -36,7 +36,7 @@ def named_object(name: str, what: str) -> Any:
         raise InputError(f"cannot read the {what} {name!r}: there is no file {place}")
     try:
         module = _of_file(Path(place).expanduser()) if place.endswith(".py") else _module(place)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script may end in sys.exit
         reason = one_line(f"{type(error).__name__}: {error}")
         raise InputError(f"cannot read the {what} {name!r}: {reason}; give code that can be imported") from error
     if not hasattr(module, attribute):
