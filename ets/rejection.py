@@ -170,7 +170,7 @@ def _judged(
     values, cost = scored[:, 0], cost_of(fresh) + reward_cost
     if np.max(values) - highest / lam > ROUNDING * max(1.0, abs(highest / lam)):
         raise RewardError(
-            f"the reward gave {np.max(values) * lam:.6g} for problem {chain.problem.id!r}, and highest is {highest}; "
+            f"the reward gave {np.max(values) * lam:.6g} for {chain.problem.called}, and highest is {highest}; "
             "raise highest"
         )
     # line 2: accept the first text whose uniform number is below exp((r - highest) / λ)

@@ -53,6 +53,8 @@ class Problem:
         The text that `messages` holds as the user's turn, if the prompt was given as text, not as messages.
     thinking : (str, str), optional
         The tags around thinking sections. A stop string counts only outside of them; with None it counts everywhere.
+    place : str
+        Where the problem was read, for errors: "line 2 of 'vowels.jsonl'".
 
     Raises
     ------
@@ -67,10 +69,16 @@ class Problem:
     messages: tuple[Message, ...] = ()
     thinking: Tags | None = THINKING
     user_text: str | None = None
+    place: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str):
             raise InputError(f"the id of a problem is {self.id!r}; it must be text, such as {str(self.id)!r}")
+
+    @property
+    def called(self) -> str:
+        """The problem in an error: its id, and where it was read."""
+        return f"problem {self.id!r}" + (f" ({self.place})" if self.place else "")
 
     @property
     def raw_prompt(self) -> str | tuple[int, ...] | tuple[Message, ...]:

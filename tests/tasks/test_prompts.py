@@ -33,6 +33,11 @@ def share(row, text):
     return text.count(row["letter"]) / 3 - 0.5
 
 
+@RowReward
+def lacking(row, text):
+    return len(row["words"])
+
+
 def many(prompt, text):
     return float("-inf") if text == "" else text.count("a")
 """
@@ -148,7 +153,8 @@ def test_a_method_that_compares_answers_is_refused(method: str, rows: Path, refu
         ((), "the task letters has no right answers; add --reward file.py:function"),
         (("--reward", "share"), "reward is 'share', which compares answers, and the task letters has none"),
         (("--reward", "likelihood", "--best-by", "majority"), "best_by is 'majority', which compares answers"),
-        (("--reward", "ets.tasks.exact_length:exact_length"), "problem 'letters-1': words is None; give a number"),
+        (("--reward", "ets.tasks.exact_length:exact_length"), "line 1 of '{rows}': no 'words'; give a number of words"),
+        (("--reward", "{own}:lacking"), "line 1 of '{rows}' has no 'words', a KeyError of the reward (own.py, line "),
         (("--reward", "likelihood", "--count", "9"), "9 prompts of letters asked for; choose 1 to 4"),
         (("--reward", "likelihood", "--against", "majority"), "against is 'one-step', which is not among the methods"),
     ],
@@ -156,7 +162,8 @@ def test_a_method_that_compares_answers_is_refused(method: str, rows: Path, refu
 def test_input_that_does_not_fit_is_one_line(
     further: tuple[str, ...], message: str, rows: Path, refused: Refused
 ) -> None:
-    refused(words("eval", rows, "--methods", "ets,best-of-n", *further), message)
+    further = tuple(each.format(own=rows.parent / "own.py") for each in further)
+    refused(words("eval", rows, "--methods", "ets,best-of-n", *further), message.format(rows=rows))
     assert not (rows.parent / "run").exists()
 
 
@@ -165,6 +172,18 @@ def test_every_task_of_a_list_has_its_own_reward(rows: Path, refused: Refused) -
 
 
 # Runs.
+
+
+def test_a_reward_that_reads_a_missing_field_of_a_text_alone_names_the_line(
+    rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rows are checked with an empty text, so such a field is missed by the check."""
+    own = rows.parent / "own.py"
+    own.write_text(f"{CODE}\n\n@RowReward\ndef late(row, text):\n    return len(row['least']) if text else 0\n")
+    given = words("eval", rows, "--methods", "ets", "--candidates", "2", "--reward", of(rows, "late"))
+    assert main(given) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: line ") and " has no 'least', a KeyError of the reward (own.py, line 27)" in error
 
 
 def test_all_methods_without_answers_run_and_the_mean_reward_compares_them(
