@@ -171,6 +171,13 @@ problems_of() { # N: the number of problems; all of a file of prompts
     case "$TASK" in *.jsonl) ;; *) echo "$1" ;; esac
 }
 
+require_reward() { # of a file of prompts, which has no right answers
+    case "$TASK" in *.jsonl) ;; *) return 0 ;; esac
+    case "${REWARD:-}" in
+    "" | majority | share) refuse "TASK is the file of prompts $TASK, which has no right answers; set REWARD=file.py:function or REWARD=module:function" ;;
+    esac
+}
+
 is_smollm2() { [ "$MODEL_PATH" = smollm2 ]; } # the model of a pip package
 
 choose_chat() { # sets chat, the options of prompts by a chat template
@@ -196,6 +203,7 @@ choose_chat() { # sets chat, the options of prompts by a chat template
 run_eval() {
     local engine="$1" command launch cores chat unsafe=""
     shift
+    require_reward
     choose_chat
     choose_processes "$engine"
     case "${UNSAFE_CODE:-}" in

@@ -182,7 +182,7 @@ def _reward_of(task: Task) -> str:
     """The reward of a task without right answers; raises `InputError` where it has none."""
     reward: str = getattr(task, "reward", "")
     if not reward:
-        raise InputError(f"the task {task.name} has no right answers; add --reward file.py:function")
+        raise InputError(f"the task {task.name} has no right answers; add --reward file.py:function or module:function")
     return reward
 
 

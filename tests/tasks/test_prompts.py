@@ -121,6 +121,17 @@ def test_a_file_that_holds_nothing_or_cannot_be_read_is_one_line(tmp_path: Path)
             Prompts(path).problems()
 
 
+@pytest.mark.parametrize("name", ["eggs.json", "eggs.txt", "eggs"])
+def test_a_file_with_another_ending_says_what_a_file_of_prompts_is(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text('{"prompt": "a"}\n')
+    with pytest.raises(
+        InputError, match=f"{name}' is a file; prompts need a .jsonl file, with one JSON object on each"
+    ):
+        task_named(str(tmp_path / name))
+    with pytest.raises(InputError, match=r"unknown task 'eggs.yaml'; .*, a file of prompts \(.jsonl\), or"):
+        task_named("eggs.yaml")
+
+
 @pytest.mark.parametrize(
     ("count", "shots", "message"), [(5, None, "choose 1 to 4"), (0, 0, "choose 1 to 4"), (1, 2, "shots is 2")]
 )
