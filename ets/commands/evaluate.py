@@ -110,13 +110,14 @@ def _add_shared(parser: argparse.ArgumentParser, several: bool = False) -> None:
     text = "N of single methods, such as best-of-n=15,one-step=20"
     parser.add_argument("--sizes", type=_sizes, default={}, help=text)
     text = "the method that others are compared with at equal cost"
-    parser.add_argument("--against", help=f"{text} (default: {'majority' if several else 'none'})")
+    rival = "majority; without right answers one-step" if several else "none"
+    parser.add_argument("--against", help=f"{text} (default: {rival})")
     text = "problems, from the first on, whose guided chains keep their traces for the report (default: 3)"
     parser.add_argument("--traces", type=int, default=3, help=text)
     text = "further runs of ETS with so many {}, for the plot of scaling"
     parser.add_argument("--scan-rollouts", type=_counts, default=(), help=text.format("rollouts"))
     parser.add_argument("--scan-guide-steps", type=_counts, default=(), help=text.format("guide steps"))
-    folders = "where results folders are made, named TASK-HASH by their configuration"
+    folders = "where results folders are made, named TASK-HASH by their configuration (default: results)"
     parser.add_argument("--results", type=Path, default=Path("results"), help=folders)
     parser.add_argument(
         "--out", type=Path, help="this run's results folder instead; with several tasks, one in it each"

@@ -26,7 +26,9 @@ from ets.walk import lengths_of
 class MethodSettings(Guide):
     """The settings of the methods; those of the policy are in `ets.policies.settings`."""
 
-    reward: str = setting("majority", f"the reward of all methods: {', '.join(NAMES)}, or file.py:function")
+    reward: str = setting(
+        "majority", f"the reward of all methods: {', '.join(NAMES)}; or file.py:function or module:function"
+    )
     pool: VotePool = setting("chain", "the rollouts whose votes the rewards majority and share count: step or chain")
     minimum: int | None = setting(None, "votes that an answer needs (default: 1; masked diffusion: 2)", int)
     best_by: str | None = setting(None, "the reward of best-of-n (default: the reward of the run)")
