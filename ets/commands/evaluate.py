@@ -349,7 +349,8 @@ def _setting(setup: Setup, plan: Plan) -> Setting:
     problems, currency = len(setup.problems), setup.engine.currency
     shared = (setup.task.name, plan.asked.model, problems, plan.repeats, currency)
     shots = plan.asked.shots if plan.asked.shots is not None else getattr(setup.task, "shots", 0)
-    return Setting(*shared, plan.against, setup.notes, shown, setup.settings.reward, shots)
+    amounts = [amount for amount in plan.budgets if isinstance(amount, float)]
+    return Setting(*shared, plan.against, setup.notes, shown, setup.settings.reward, shots, amounts)
 
 
 def comparison_of(setup: Setup, plan: Plan, journal: Journal, **options: Any) -> Comparison:

@@ -224,6 +224,20 @@ def test_all_methods_without_answers_run_and_the_mean_reward_compares_them(
     assert rewards[0] == rewards[1]
 
 
+def test_budgets_of_tokens_are_the_headings_and_one_candidate_has_a_line(
+    rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = words(
+        "compare", rows, "--budgets", "4,60", "--methods", "plain,one-step,ets", "--reward", of(rows, "share")
+    )
+    assert main(given) == 0
+    sections = capsys.readouterr().out.split("### ")[1:]
+    assert [each.splitlines()[0] for each in sections] == [
+        f"Budget {n}: {b} tokens a problem" for n, b in ((1, 4), (2, 60))
+    ]
+    assert ["note: ETS (M 1, K 1): one candidate" in each for each in sections] == [True, False]
+
+
 def test_rewards_are_means_over_the_texts_of_a_prompt(rows: Path) -> None:
     assert main(words("eval", rows, "--methods", "plain,ets", "--candidates", "2", "--reward", of(rows, "share"))) == 0
     folder = rows.parent / "run"
