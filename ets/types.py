@@ -32,6 +32,11 @@ def one_line(error: object) -> str:
     return " ".join(str(error).split())[:200]
 
 
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: "1 text", "1,200 texts"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 @dataclass(frozen=True)
 class Problem:
     """A prompt with its id, its stop strings, and the data for rewards and graders.

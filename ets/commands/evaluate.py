@@ -29,7 +29,7 @@ from ets.policies.settings import MAX_LENGTH, FastSampler, Weighing
 from ets.settings import add_flags, fields_of, flag, made
 from ets.step import require_counts
 from ets.tasks import Task, has_answers, task_named
-from ets.types import InputError
+from ets.types import InputError, counted
 
 if TYPE_CHECKING:
     from ets.evaluation.comparison import Comparison, Entry
@@ -288,7 +288,9 @@ def compare(setup: Setup, plan: Plan) -> None:
 
     folder = _folder(setup, plan)
     with Journal(folder, setup.configuration, setup.ranks) as journal:
-        setup.ranks.say(f"{len(journal.records)} finished chains in {folder}; the same command goes on where it ended")
+        setup.ranks.say(
+            f"{counted(len(journal.records), 'finished chain')} in {folder}; the same command goes on where it ended"
+        )
         entries, panels, points, optimum = entries_of(setup, plan, journal)
     if setup.ranks.first:
         write_results(entries, panels, _setting(setup, plan), folder, points, optimum)

@@ -12,6 +12,7 @@ from ets.evaluation.comparison import Entry
 from ets.evaluation.curves import CurvePoint
 from ets.evaluation.intervals import Accuracy, accuracy
 from ets.evaluation.objective import Estimate, Optimum
+from ets.types import counted
 
 COSTS = {
     "generated": "tokens",
@@ -84,8 +85,8 @@ def markdown(
     The line about p* is the text of its estimate.
     """
     shown = ", ".join(f"{name} {value}" for name, value in setting.shown.items() if value is not None)
-    samples = "1 sample" if setting.repeats == 1 else f"{setting.repeats} samples"
-    heading = f"{setting.task}, model {setting.model}: {setting.problems} problems, {samples} of each. {shown}"
+    size = f"{counted(setting.problems, 'problem')}, {counted(setting.repeats, 'sample')} of each"
+    heading = f"{setting.task}, model {setting.model}: {size}. {shown}"
     budgets = sorted({entry.budget for entry in entries if entry.budget is not None})
     sections = [part for budget in budgets for part in _section(entries, setting, budget)]
     if len(budgets) < 2:
