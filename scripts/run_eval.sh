@@ -141,7 +141,10 @@ choose_preset() {
 
 is_demo() { case "$PRESET" in demo*) ;; *) return 1 ;; esac; }
 
-note() { if is_demo && [ "$MODEL_PATH" = embedded ] && [ -z "${PRINT_ONLY:-}" ]; then echo "$1"; fi; }
+note() { # prompts of a file have no worked examples
+    if ! is_demo || [ "$MODEL_PATH" != embedded ] || [ -n "${PRINT_ONLY:-}" ]; then return 0; fi
+    case "$TASK" in *.jsonl) echo "${1/ SHOTS=4/}" ;; *) echo "$1" ;; esac
+}
 
 show() { # a command, so that it can be pasted
     local word line=""

@@ -167,6 +167,16 @@ def test_prompts_without_a_reward_name_the_variable(script: Path, tmp_path: Path
     assert done.returncode == 0 and " --reward 'mine.py:short' " in done.stdout
 
 
+@pytest.mark.parametrize(("task", "shots"), [("eggs.jsonl", ""), ("sums", "SHOTS=4 ")])
+def test_the_command_for_a_real_model_has_worked_examples_if_the_task_has(
+    task: str, shots: str, tmp_path: Path
+) -> None:
+    """The run ends before a model is loaded: no file of this name, or no rollouts."""
+    given = {"TASK": task, "REWARD": "likelihood", "METHODS": "plain,ets", "K_MONTE_CARLO": "0"}
+    done = bash(str(EVAL), folder=tmp_path, **given)
+    assert done.returncode == 2 and f" MODEL_PATH=Qwen/Qwen3-1.7B-Base {shots}TEMPERATURE=1.0 " in done.stdout
+
+
 def test_words_after_the_preset_are_refused(tmp_path: Path) -> None:
     done = bash(str(EVAL), "demo", "M=5", folder=tmp_path)
     assert done.returncode == 2
