@@ -10,7 +10,7 @@ from typing import NoReturn
 from ets import __version__
 from ets.commands import estimate, evaluate, export, sample, serve, view
 from ets.evaluation.ranks import reported_once
-from ets.exits import KEPT, NOTHING_KEPT, exit_status
+from ets.exits import KEPT, NOTHING_KEPT, exit_status, plain_warnings
 from ets.types import InputError
 
 COMMANDS = {
@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; bad input ends in one line on standard error and exit status 2."""
     words = sys.argv[1:] if arguments is None else arguments
     goes_on = len(words) > 0 and words[0] in JOURNALLED
-    return exit_status(reported_once(lambda: _execute(words)), KEPT if goes_on else NOTHING_KEPT)
+    with plain_warnings():
+        return exit_status(reported_once(lambda: _execute(words)), KEPT if goes_on else NOTHING_KEPT)
 
 
 def _execute(arguments: Sequence[str]) -> None:

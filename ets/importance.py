@@ -107,6 +107,11 @@ class ImportanceSampling:
     def deterministic(self) -> bool:
         return self.reference.deterministic
 
+    def load(self) -> None:
+        """Load the weights of both policies, as far as they have any."""
+        for policy in (self.reference, self.proposal):
+            getattr(policy, "load", lambda: None)()
+
     def start(self, problems: Sequence[Problem]) -> list[State]:
         pairs = zip(self.reference.start(problems), self.proposal.start(problems), strict=True)
         return [PairedState(*pair) for pair in pairs]

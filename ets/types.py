@@ -32,6 +32,11 @@ def one_line(error: object) -> str:
     return " ".join(str(error).split())[:200]
 
 
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: "1 text", "1,200 texts"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 @dataclass(frozen=True)
 class Problem:
     """A prompt with its id, its stop strings, and the data for rewards and graders.
@@ -56,6 +61,8 @@ class Problem:
         diffusion policy is part of its law, and has one length for all problems.
     thinking : (str, str), optional
         The tags around thinking sections. A stop string counts only outside of them; with None it counts everywhere.
+    place : str
+        Where the problem was read, for errors: "line 2 of 'vowels.jsonl'".
 
     Raises
     ------
@@ -71,13 +78,19 @@ class Problem:
     thinking: Tags | None = THINKING
     user_text: str | None = None
     max_length: int | None = None
+    place: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str):
             raise InputError(f"the id of a problem is {self.id!r}; it must be text, such as {str(self.id)!r}")
         most = self.max_length
         if most is not None and (isinstance(most, bool) or not isinstance(most, int | np.integer) or most < 1):
-            raise InputError(f"max_length of problem {self.id!r} is {most!r}; give a whole number of at least 1")
+            raise InputError(f"max_length of {self.called} is {most!r}; give a whole number of at least 1")
+
+    @property
+    def called(self) -> str:
+        """The problem in an error: its id, and where it was read."""
+        return f"problem {self.id!r}" + (f" ({self.place})" if self.place else "")
 
     @property
     def raw_prompt(self) -> str | tuple[int, ...] | tuple[Message, ...]:

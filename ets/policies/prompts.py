@@ -25,7 +25,7 @@ def encode_prompt(tokenizer: Any, problem: Problem, length: int, context: int | 
     if problem.max_length is not None:
         if problem.max_length > length:
             raise InputError(
-                f"max_length of problem {problem.id!r} is {problem.max_length}, and the policy's is {length}; lower "
+                f"max_length of {problem.called} is {problem.max_length}, and the policy's is {length}; lower "
                 "the problem's, or raise the policy's"
             )
         length = problem.max_length

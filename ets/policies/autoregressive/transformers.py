@@ -135,6 +135,10 @@ class TransformersPolicy:
             self.checkpoint, sampling, horizon or self.horizon, end_ids=self.endings.end_ids, **shared
         )
 
+    def load(self) -> None:
+        """Load the weights, unless they are loaded; otherwise the first draw loads them."""
+        self.checkpoint.load()
+
     def start(self, problems: Sequence[Problem]) -> list[State]:
         """Empty generations; the prompts are encoded and checked, and read by the first draw."""
         context, tokenizer = self.checkpoint.context, self.checkpoint.tokenizer

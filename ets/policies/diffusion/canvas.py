@@ -111,7 +111,7 @@ def require_whole_canvas(problem: Problem, length: int) -> None:
     """Raise `InputError` for a problem whose max_length is not that of the canvases, which is part of the law."""
     if problem.max_length not in (None, length):
         raise InputError(
-            f"max_length of problem {problem.id!r} is {problem.max_length}, and the canvas, which is part of a "
+            f"max_length of {problem.called} is {problem.max_length}, and the canvas, which is part of a "
             f"diffusion policy's law, has {length} tokens; leave it out, or set the policy's max_length"
         )
 

@@ -192,6 +192,10 @@ class MaskedDiffusionPolicy:
         """Whether a denoising step uses keys and values that an earlier step has recorded."""
         return self.block_causal or self.last_refresh(step) < step
 
+    def load(self) -> None:
+        """Load the weights, unless they are loaded; otherwise the first draw loads them."""
+        self.checkpoint.load()
+
     def start(self, problems: Sequence[Problem]) -> list[State]:
         """Canvases of masks, after a check of the prompts."""
         length = self.schedule.gen_length

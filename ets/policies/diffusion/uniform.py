@@ -209,6 +209,10 @@ class UniformDiffusionPolicy:
     def ledger(self) -> Cost:
         return self.reader.ledger
 
+    def load(self) -> None:
+        """Load the weights, unless they are loaded; otherwise the first draw loads them."""
+        self.checkpoint.load()
+
     def start(self, problems: Sequence[Problem]) -> list[State]:
         """Empty generations, after a check of the prompts; the first draw reads the prompts."""
         length, context, states = self.schedule.gen_length, self.checkpoint.context, list[State]()
