@@ -152,11 +152,11 @@ def _questions() -> Iterator[str]:
 
 async def _asked(server: Server, prompts: Sequence[str]) -> list[Answer]:
     """The answers to prompts, in order, by as many clients as the setting says."""
-    from httpx import AsyncClient, Limits
+    from httpx2 import AsyncClient, Limits
 
     answers, waiting = dict[int, Answer](), iter(enumerate(prompts))
     limits = Limits(max_connections=None)
-    async with AsyncClient(timeout=None, limits=limits) as http:
+    async with AsyncClient(timeout=None, limits=limits, trust_env=False) as http:
 
         async def client() -> None:
             for n, prompt in waiting:

@@ -114,7 +114,7 @@ BENCHMARKS = (
         "serving",
         "`ets serve` with many clients, against `ets.runner.run`",
         lambda s, c: serving.measure(s.requests, c),
-        needs=("fastapi", "uvicorn", "prometheus_client", "httpx"),
+        needs=("fastapi", "uvicorn", "prometheus_client", "httpx2"),
     ),
 )
 """In their order: on a GPU the first ones are the surest to be measured."""

@@ -19,6 +19,11 @@ AFTER = 5
 """Seconds for the last answers after the requests under way have been ended."""
 
 
+IDLE = 75
+"""Seconds to the end of an idle connection. Clients end theirs earlier, httpx for example after 5 s. A request would be
+lost if the server closed its connection at the same moment."""
+
+
 class Server(uvicorn.Server):
     """A server that at a signal takes no further connection, and ends the requests under way after a time."""
 
@@ -26,9 +31,15 @@ class Server(uvicorn.Server):
         self.service, self.wait = service, service.operation.drain_seconds
         limit = int(self.wait) + AFTER
         app = make_app(service)
-        super().__init__(
-            uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=limit, lifespan="on")
+        config = uvicorn.Config(
+            app,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=limit,
+            timeout_keep_alive=IDLE,
+            lifespan="on",
         )
+        super().__init__(config)
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()

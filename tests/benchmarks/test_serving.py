@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-for package in ("fastapi", "uvicorn", "prometheus_client", "httpx"):
+for package in ("fastapi", "uvicorn", "prometheus_client", "httpx2"):
     pytest.importorskip(package)
 
 
