@@ -25,7 +25,7 @@ NOISE = 0.1
 
 @dataclass(frozen=True, eq=False)
 class WrappedState:
-    """A state of a weighted policy, around the state that another policy has drawn."""
+    """A state with further data, around the state that a policy has drawn."""
 
     drawn: State
 

@@ -60,7 +60,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     rewards = {"likes-a": likes_a, "likes-length": likes_length, "quotes": quotes, "waits": waits}
     rewards |= {"forbids": forbids}
     limits = Limits(most_candidates=4, most_rollouts=2)
-    offer = offered(methods=("ets", "plain", "best-of-n"), rewards=rewards, limits=limits, chat=chat)
+    offer = offered(methods=("ets", "plain", "best-of-n", "retained"), rewards=rewards, limits=limits, chat=chat)
     with served(offer) as running:
         yield running
 
@@ -134,7 +134,7 @@ def test_usage_is_what_the_library_spends(server: Served, client: Any) -> None:
     assert server.metric("ets_positions_total") - before[1] == cost.positions
 
 
-@pytest.mark.parametrize("method", ["ets", "plain", "best-of-n"])
+@pytest.mark.parametrize("method", ["ets", "plain", "best-of-n", "retained"])
 def test_a_streamed_text_is_the_text(client: Any, method: str) -> None:
     asked: dict[str, Any] = {"model": "tiny", "n": 3, "seed": 11, "extra_body": {"ets": {"method": method}}}
     whole = client.completions.create(prompt=PROMPT, **asked)
