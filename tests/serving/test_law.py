@@ -24,8 +24,8 @@ Asked: TypeAlias = tuple[float, float]
 
 
 def liking(prompt: Any, text: str) -> float:
-    """The reward; it differs between most texts."""
-    return 0.9 * text.count("a") - 0.5 * text.count("b") + 0.4 * text.endswith("c")
+    """The reward. It depends on the end of a text, so that the law depends on K."""
+    return 0.3 * text.count("a") - text.endswith("b") + 2.5 * text.endswith("c")
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +38,11 @@ def server(tiny_checkpoint: Any) -> Iterator[Served]:
         yield found
 
 
-def exact(checkpoint: Any, asked: Asked) -> Law:
+def exact(checkpoint: Any, asked: Asked, candidates: int = M, rollouts: int = K) -> Law:
     """The law of the text and the reason of its end, which together name all tokens."""
     lam, temperature = asked
     policy = policy_of(lambda: checkpoint, temperature=temperature, **SETTINGS)
-    numbers: dict[str, Any] = {"lam": lam, "candidates": M, "rollouts": K}
+    numbers: dict[str, Any] = {"lam": lam, "candidates": candidates, "rollouts": rollouts}
     oracle = causal_oracle(policy, temperature)
     law = kernel_law(oracle, Problem("p", PROMPT), lambda tokens: liking(PROMPT, spelled(tokens)), **numbers)
     return {(spelled(tokens), "stop" if tokens[-1] == END else "length"): p for tokens, p in law.items()}
@@ -72,7 +72,8 @@ def test_twenty_thousand_texts_follow_the_exact_law(server: Served, tiny_checkpo
     assert len(outcomes) == 20_000
     check_law(outcomes, law, level=LEVEL)
     uniform = exact(tiny_checkpoint, (1e6, 1.0))  # as of a choice that ignores the reward
-    assert not judge_law(outcomes, uniform, level=0.01).passed and total_variation(law, uniform) > 0.1
+    for other in (uniform, exact(tiny_checkpoint, asked, M - 1, K), exact(tiny_checkpoint, asked, M, K - 1)):
+        assert total_variation(law, other) > 0.04 and not judge_law(outcomes, other, level=0.01).passed
 
 
 def test_requests_at_once_follow_their_own_laws(server: Served, tiny_checkpoint: Any) -> None:
