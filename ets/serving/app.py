@@ -8,8 +8,8 @@ import hmac
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, aclosing, asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
@@ -112,17 +112,23 @@ class Service:
             finally:
                 work.end()
 
-    def _joined(self, order: Order) -> tuple[RequestPolicy, Callable[[], None]]:
-        """The policy for the thread of a request, and what the thread calls at its end."""
+    def _joined(self, order: Order) -> tuple[RequestPolicy, AbstractContextManager[None]]:
+        """The policy for the thread of a request, and the thread's share in the model."""
         found: Any = order.policy
         policy = alone(found.beside()) if self._batches is None else self._batches.policy(found)
+        return policy, self._share(policy)
 
-        def leave() -> None:
+    @contextmanager
+    def _share(self, policy: RequestPolicy) -> Iterator[None]:
+        """Batches wait for the thread while it is in this context; at the end its work is counted."""
+        if self._batches is not None:
+            self._batches.join()
+        try:
+            yield
+        finally:
             self.metrics.spent(policy.ledger)
             if self._batches is not None:
                 self._batches.leave()
-
-        return policy, leave
 
     async def _next(self, told: asyncio.Queue[Update], work: Work, until: float) -> Update:
         while True:

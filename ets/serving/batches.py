@@ -161,12 +161,21 @@ class Batches:
         self._thread.join()
 
     def policy(self, policy: Policy) -> RequestPolicy:
-        """The policy of a request, whose draws join the batches; one thread uses it, and calls `leave` at its end."""
+        """The policy of a request, whose draws join the batches.
+
+        One thread uses it. The thread may call `join` before its first draw, and calls `leave` after its last.
+        """
 
         def draw(kind: Kind, rows: Sequence[Any], keys: Keys | None) -> Results:
             return self._draw(_Call(threading.get_ident(), policy, kind, rows, keys, next(self._numbers)))
 
         return RequestPolicy(policy, draw)
+
+    def join(self) -> None:
+        """Batches wait a moment for this thread's first draw, as for the next draws of threads that have results."""
+        with self._changed:
+            self._computing.add(threading.get_ident())
+            self._changed.notify_all()
 
     def leave(self) -> None:
         """No batch waits for this thread any longer."""

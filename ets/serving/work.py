@@ -7,7 +7,7 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -47,16 +47,16 @@ class Work:
     order : Order
     policy : RequestPolicy
         Used by this thread alone.
-    leave : callable
-        Called in the thread at its end.
+    share : context manager
+        The thread's share in the model, entered in the thread.
     tell : callable
         Gets an update from the thread: after each guide step if the order's text is final there, and at the end.
     """
 
     def __init__(
-        self, order: Order, policy: RequestPolicy, leave: Callable[[], None], tell: Callable[[Update], None]
+        self, order: Order, policy: RequestPolicy, share: AbstractContextManager[None], tell: Callable[[Update], None]
     ) -> None:
-        self.order, self.policy, self._leave, self._tell = order, policy, leave, tell
+        self.order, self.policy, self._share, self._tell = order, policy, share, tell
         self.answered = False
         """Whether the request has been answered: the thread is to end."""
         self._thread = threading.Thread(target=self._run, name="ets-request", daemon=True)
@@ -79,6 +79,12 @@ class Work:
             self.policy.policy.interrupt(self._thread.ident)
 
     def _run(self) -> None:
+        with self._share:
+            last = self._last()
+        self._tell(last)
+
+    def _last(self) -> Update:
+        """Runs the chains, and returns the last update."""
         order = self.order
         seed = secrets.randbits(63) if order.seed is None else order.seed
         width = len(order.problems) * order.samples
@@ -87,11 +93,9 @@ class Work:
                 self.policy, self._watched(order.step), order.problems, width=width, seed=seed, samples=order.samples
             )
             chains = sorted(found, key=lambda chain: (int(chain.problem.id), chain.sample))
-            last: Update = Advanced(tuple(chains), True)
+            return Advanced(tuple(chains), True)
         except BaseException as error:
-            last = ending() if self.policy.ended else _as_answer(error, order)
-        self._leave()
-        self._tell(last)
+            return ending() if self.policy.ended else _as_answer(error, order)
 
     def _watched(self, step: StepFn) -> StepFn:
         """The step function, which tells of the chains after each step, and raises after the end of the request."""

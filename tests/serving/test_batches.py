@@ -382,6 +382,28 @@ def test_no_batch_waits_for_a_thread_that_has_left(batches: Batches, patient: No
     assert done.wait(SOON)
 
 
+def test_a_batch_waits_for_the_first_draw_of_a_thread_that_has_joined(batches: Batches, patient: None) -> None:
+    """Or the requests that come together would begin one after another."""
+    policy, joined, begun = Watched(), threading.Event(), threading.Event()
+
+    def early() -> None:
+        assert joined.wait(SOON)
+        begun.set()
+        batches.policy(policy).start([problem("early")])
+        batches.leave()
+
+    def late() -> None:
+        batches.join()
+        joined.set()
+        assert begun.wait(SOON)
+        waiting(batches, 1)
+        batches.policy(policy).start([problem("late")])
+        batches.leave()
+
+    threads(early, late)
+    assert [(kind, sorted(ids)) for kind, ids in policy.seen] == [("start", ["early", "late"])]
+
+
 def test_a_thread_that_hangs_stops_no_other(batches: Batches) -> None:
     """The others wait for it once, for the time of their patience."""
     policy, hanging, over = TabularPolicy(), threading.Event(), threading.Event()
