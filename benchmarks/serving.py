@@ -26,20 +26,22 @@ from ets.kernel import energy_guided
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.settings import Horizon, Sampling
+from ets.randomness import chain_key
 from ets.runner import run
-from ets.types import Cost, Problem
+from ets.types import Chain, Cost, Problem
 
 REWARD = f"{Path(__file__).with_name('demo_rewards.py')}:about"
 SECONDS = 1800.0
 """Time limit of a request, so that a slow machine loses none."""
 ABOUT = """\
 A server in its own process, and in this process the clients, one thread of asyncio: each sends a streamed request for
-a prompt of its own, and the next one when the answer is complete. Compared with `ets.runner.run` in this process, with
-the same prompts, the same guide steps and as many chains at once as there are clients; the two alternate. `throughput`
-is ours as a share of the compared one, in generated tokens per second, by repeat. An answer belongs to its prompt if it
-repeats the numbers and the thing of no other prompt better; the reward of the guide steps asks for the same. `first
-text` is the time from a request to its first streamed text, while all clients ask. `RSS` is the server's resident
-memory."""
+a prompt of its own, and the next one when the answer is complete. Compared with `ets.runner.run` in this process,
+with the same prompts, the same guide steps and as many chains at once as there are clients; the two alternate.
+`throughput` is ours as a share of the compared one, in generated tokens per second, by repeat. An answer belongs to
+its prompt if it repeats the numbers and the thing of no other prompt better; the reward of the guide steps asks for
+the same. `equal` counts the answers of the first repeat that are the texts of the same prompts and seeds without a
+server. `first text` is the time from a request to its first streamed text, while all clients ask. `RSS` is the
+server's resident memory."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,18 @@ class Server:
         problems = [Problem(str(n), prompt) for n, prompt in enumerate(prompts)]
         list(run(self.policy, step, problems, width=setting.clients, seed=seed))
         return self.policy.ledger - before
+
+    def expected(self, answers: Sequence[Answer]) -> list[str]:
+        """The texts of the same prompts and seeds without a server; equal up to rounding, by another batch."""
+        setting = self.setting
+        step = energy_guided(about, candidates=setting.candidates, rollouts=setting.rollouts, lam=setting.lam)
+        problems = [Problem("0", answer.prompt) for answer in answers]  # the name of a request's first prompt
+        starts = zip(problems, self.policy.start(problems), strict=True)
+        chains = [Chain(problem, 0, chain_key(n, "0", 0), state) for n, (problem, state) in enumerate(starts)]
+        while going := [n for n, chain in enumerate(chains) if not chain.state.done]:
+            for n, chain in zip(going, step(self.policy, [chains[n] for n in going]), strict=True):
+                chains[n] = chain
+        return [chain.state.text for chain in chains]
 
     @property
     def memory(self) -> float:
@@ -220,12 +234,14 @@ def _throughput(server: Server, conditions: Conditions) -> Row:
     shares = [ours / theirs for ours, theirs in zip(speeds, compared, strict=True)]
     everything = [answer for each in answers for answer in each]
     firsts = [answer.first for answer in everything]
+    same = sum(answer.text == text for answer, text in zip(answers[0], server.expected(answers[0]), strict=True))
     counts: dict[str, int | float | str] = {
         "compared (tokens/s)": round(median(compared)),
         "ours (tokens/s)": round(median(speeds)),
         "throughput": f"**{median(shares):.2f}** ({min(shares):.2f} to {max(shares):.2f})",
         "answers": f"{len(everything)} of {len(answers) * server.setting.prompts}",
         "belong": f"{sum(map(belonging, answers))} of {len(everything)}",
+        "equal": f"{same} of {len(answers[0])}",
         "first text, p50 (s)": round(median(firsts), 2),
         "first text, p95 (s)": round(quantiles(firsts, n=20)[-1], 2),
     }

@@ -27,6 +27,7 @@ def test_a_tiny_run_measures_every_column(load: Any) -> None:
     throughput, memory = table.rows
     assert len(throughput.seconds) == len(throughput.against) == 1
     assert throughput.counts["answers"] == "4 of 4" and memory.counts["answers"] == "3 of 3"
+    assert throughput.counts["equal"] == "4 of 4"
     assert min(throughput.counts[name] for name in ("ours (tokens/s)", "compared (tokens/s)")) > 0
     assert 0 < throughput.counts["first text, p50 (s)"] <= throughput.counts["first text, p95 (s)"]
     assert memory.counts["RSS after 1 (MB)"] > 50
