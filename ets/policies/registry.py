@@ -185,7 +185,7 @@ def law_of(policy: Policy) -> dict[str, Any]:
     if found.get("top_p") == 1:
         found["top_p"] = None
     engine: Any = getattr(policy, "engine", None)
-    if hasattr(engine, "approximate"):
+    if getattr(engine, "engine_name", None) == "endpoint":
         found |= {"served_model": engine.model, "approximate": engine.approximate, "placement": "the server's"}
     return found
 
