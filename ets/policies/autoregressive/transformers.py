@@ -24,7 +24,6 @@ from ets.policies.autoregressive.law import (
     TokenState,
     as_token_states,
     draw_of,
-    probabilities,
     require_same_tokens,
 )
 from ets.policies.autoregressive.reader import reader_of, switch_of
@@ -37,11 +36,12 @@ from ets.policies.autoregressive.scoring import (
     read_on,
     score_paths,
 )
+from ets.policies.autoregressive.truncation import draw_tokens, probabilities
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.memory import MemoryLimit, weights_device
 from ets.policies.prompts import encode_prompt
 from ets.policies.settings import Horizon, MemorySettings, Sampling
-from ets.policies.token_draws import certainty_of, in_slices, pick_tokens, require_finite
+from ets.policies.token_draws import certainty_of, in_slices, require_finite
 from ets.randomness import uniform
 from ets.step import require_counts
 from ets.types import Certainty, Cost, Draw, Followed, InputError, Keys, Policy, Problem, Scored, State
@@ -310,7 +310,7 @@ class TransformersPolicy:
         return list(groups.values())
 
     def _pick(self, logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return pick_tokens(probabilities(self.sampling, logits), uniforms)
+        return draw_tokens(self.sampling, logits, uniforms)
 
     def _read_prompts(self, states: Sequence[TokenState]) -> dict[RowMemory, int]:
         """Fill the memories of start states, one forward per prompt length; returns the positions read, by memory."""
