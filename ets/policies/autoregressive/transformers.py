@@ -407,9 +407,9 @@ class TransformersPolicy:
         return self._bytes_of(max(len(state.prompt) for state in states) + self.horizon.max_length)
 
     def _bytes_of(self, columns: float) -> float:
-        """Bytes of a row with so many columns in the cache, and with its states."""
+        """Bytes of a row: so many columns and its states in the cache, and its logits before and after a token."""
         column, states = self._reader.bytes_of_a_row
-        return columns * column + states
+        return columns * column + states + 2 * self._config.vocab_size * self.checkpoint.model.dtype.itemsize
 
 
 def _most_probable(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

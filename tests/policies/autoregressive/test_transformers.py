@@ -191,6 +191,16 @@ def test_memory_limit_splits_rows_without_changing_them(make_tiny: Any) -> None:
         assert chain.state.tokens == other.state.tokens
 
 
+def test_memory_limits_count_logits(make_tiny: Any) -> None:
+    """A row of a large vocabulary holds more bytes in its logits than in its cache."""
+    policy = make_tiny()
+    policy.finish(policy.start(PROBLEMS[:1]), keys(1))
+    config = policy.checkpoint.config
+    assert policy._bytes_of(3) - policy._bytes_of(0) == 3 * policy._reader.bytes_of_a_row[0]
+    assert policy._bytes_of(0) == 2 * config.vocab_size * policy.checkpoint.model.dtype.itemsize
+
+
+
 def test_running_out_of_memory_halves_the_rows_and_says_so_once(
     make_tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
