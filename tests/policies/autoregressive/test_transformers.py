@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ets.kernel import energy_guided
 from ets.policies.autoregressive import cache as kv_cache
-from ets.policies.autoregressive import transformers as transformers_policy
+from ets.policies.autoregressive import truncation
 from ets.policies.autoregressive.cache import Prefix, RowCache
 from ets.policies.autoregressive.reader import reader_of
 from ets.policies.autoregressive.transformers import TransformersPolicy
@@ -115,7 +115,7 @@ def test_uniforms_keep_their_53_bits(make_tiny: Any, monkeypatch: pytest.MonkeyP
         seen.append((probabilities.dtype, uniforms.dtype))
         return pick_tokens(probabilities, uniforms)
 
-    monkeypatch.setattr(transformers_policy, "pick_tokens", spy)
+    monkeypatch.setattr(truncation, "pick_tokens", spy)
     policy.finish(policy.start(PROBLEMS), np.arange(3, dtype=np.uint64))
     assert set(seen) == {(torch.float64, torch.float64)}
 
