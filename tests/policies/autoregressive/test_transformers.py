@@ -194,7 +194,7 @@ def test_memory_limit_splits_rows_without_changing_them(make_tiny: Any) -> None:
 def test_memory_limits_count_logits(make_tiny: Any) -> None:
     """A row of a large vocabulary holds more bytes in its logits than in its cache."""
     policy = make_tiny()
-    policy.finish(policy.start(PROBLEMS[:1]), keys(1))
+    policy.finish(policy.start(PROBLEMS[:1]), np.arange(1, dtype=np.uint64))
     config = policy.checkpoint.config
     assert policy._bytes_of(3) - policy._bytes_of(0) == 3 * policy._reader.bytes_of_a_row[0]
     assert policy._bytes_of(0) == 2 * config.vocab_size * policy.checkpoint.model.dtype.itemsize
