@@ -37,6 +37,7 @@ setup(
         "gguf": ["gguf>=0.17,<1", "transformers>=5.19,<5.20"],  # its reader of metadata is new there
         "peft": ["peft>=0.18,<1"],
         "real": ["vaderSentiment>=3.3,<4", "jsonschema>=4.20,<5"],  # rewards of ready tasks
+        "serve": ["fastapi>=0.136,<1", "uvicorn>=0.54,<1", "prometheus-client>=0.26,<1"],
         "wandb": ["wandb>=0.31,<0.32"],
         "docs": ["zensical>=0.0.73,<0.0.74", "mkdocstrings-python>=2.0.11,<3", "ruff>=0.14"],  # ruff sets signatures
         "dev": [
@@ -48,6 +49,8 @@ setup(
             "nbclient>=0.10",
             "nbformat>=5.10",
             "ipykernel>=7",
+            "openai>=3.5,<4",  # clients of ets serve: this one, and that of lm-eval, which needs the next
+            "tenacity>=9",
         ],
     },
     entry_points={

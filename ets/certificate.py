@@ -11,7 +11,7 @@ from itertools import takewhile
 import numpy as np
 
 from ets.suffix_moves import log_acceptance
-from ets.types import Floats, Step
+from ets.types import Floats, Step, counted
 from ets.weights import effective_sample_size, log_mean_exp, normalised
 
 FEWEST_TEXTS = 10
@@ -76,7 +76,7 @@ class Certificate:
     def __str__(self) -> str:
         """Plain sentences, with a remedy where the texts are too few."""
         if self.exact:
-            return f"an exact sample of p*, accepted after {_counted(self.texts, 'text')}"
+            return f"an exact sample of p*, accepted after {counted(self.texts, 'text')}"
         if math.isinf(self.log_z):
             return f"no text of {self.texts:,} has a reward above -inf; raise the budget, or change the reward"
         parts = [self.kernel]
@@ -98,8 +98,16 @@ class Certificate:
         if self.acceptance:
             rate = sum(self.acceptance.values()) / len(self.acceptance)
             parts.append(f"moves are accepted with probability {rate:.2f} on average")
-        parts += [] if self.estimable else ["raise λ or the budget"]
-        return "; ".join(parts)
+        return "; ".join(filter(None, [*parts, self._remedy]))
+
+    @property
+    def _remedy(self) -> str:
+        """What makes the texts enough; λ changes neither their number nor the weights of equal rewards."""
+        if self.estimable:
+            return ""
+        if self.texts < FEWEST_TEXTS:
+            return "raise the budget"
+        return "raise the budget, or change the reward" if self.equal else "raise λ or the budget"
 
 
 def certificate(trace: Sequence[Step]) -> Certificate | None:
@@ -114,7 +122,7 @@ def certificate(trace: Sequence[Step]) -> Certificate | None:
     log_weights, values = _texts(begun) if complete else _particles(begun[-1])
     return Certificate(
         kernel=_begin(len(begun), len(values), complete)
-        + (f", and {_counted(len(made), 'suffix move')}" if made else ""),
+        + (f", and {counted(len(made), 'suffix move')}" if made else ""),
         exact=trace[-1].exact,
         texts=len(values),
         effective=effective_sample_size(log_weights),
@@ -132,10 +140,10 @@ UNKNOWN_ERRORS = {"log_z_error": math.nan, "distance": math.nan}
 def _begin(steps: int, texts: int, complete: bool) -> str:
     """The kernel before the moves, in words."""
     if not complete:
-        return f"a particle filter of {_counted(texts, 'particle')}"
+        return f"a particle filter of {counted(texts, 'particle')}"
     if steps > 1:
-        return f"not exact: {_counted(texts, 'text')}, none accepted within the limit of tokens"
-    return f"one step on {_counted(texts, 'text')}"
+        return f"not exact: {counted(texts, 'text')}, none accepted within the limit of tokens"
+    return f"one step on {counted(texts, 'text')}"
 
 
 def _complete(step: Step) -> bool:
@@ -189,10 +197,6 @@ def _acceptance(moves: Sequence[Step]) -> dict[int, float]:
         accepted = [math.exp(log_acceptance(values, 1 + n)) for n in range(len(proposals))]
         found[step.cut or 0].append(float(np.dot(proposals, accepted)))
     return {cut: float(np.mean(rates)) for cut, rates in sorted(found.items())}
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def _rounded(number: float) -> int:

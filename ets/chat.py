@@ -269,6 +269,11 @@ def prompt_text(prompt: Prompt) -> str:
     return "\n\n".join(f"{message['role']}: {message['content']}" for message in messages)
 
 
+def text_before_reply(problem: Problem) -> str:
+    """A raw prompt as the text before a reply; a line break ends it in a chat. Raises `InputError` for token ids."""
+    return prompt_text(problem.raw_prompt) + "\n" * bool(problem.messages)
+
+
 def _without_ids(prompt: Prompt) -> Prompt:
     if not prompt or isinstance(prompt[0], int):
         raise InputError(f"the prompt {one_line(prompt)} is token ids, which this reward cannot read; give it as text")

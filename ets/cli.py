@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from ets import __version__
-from ets.commands import estimate, evaluate, export, sample, view
+from ets.commands import estimate, evaluate, export, sample, serve, view
 from ets.evaluation.ranks import reported_once
-from ets.exits import KEPT, NOTHING_KEPT, exit_status
+from ets.exits import KEPT, NOTHING_KEPT, exit_status, plain_warnings
 from ets.types import InputError
 
 COMMANDS = {
@@ -23,7 +23,8 @@ COMMANDS = {
         "measure methods at several budgets",
     ),
     "estimate": (estimate.add_arguments, estimate.execute, estimate.EXAMPLE, "measure what a run of eval will take"),
-    "view": (view.add_arguments, view.execute, view.EXAMPLE, "show a results folder as one HTML file"),
+    "serve": (serve.add_arguments, serve.execute, serve.EXAMPLE, "answer clients of OpenAI's interfaces over HTTP"),
+    "view": (view.add_arguments, view.execute, view.EXAMPLE, "show a results folder, or an answer of serve, as HTML"),
     "export": (export.add_arguments, export.execute, export.EXAMPLE, "write a results folder as logs of other tools"),
 }
 """By name: what adds its flags, what runs it, an example, and a line of help."""
@@ -48,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; bad input ends in one line on standard error and exit status 2."""
     words = sys.argv[1:] if arguments is None else arguments
     goes_on = len(words) > 0 and words[0] in JOURNALLED
-    return exit_status(reported_once(lambda: _execute(words)), KEPT if goes_on else NOTHING_KEPT)
+    with plain_warnings():
+        return exit_status(reported_once(lambda: _execute(words)), KEPT if goes_on else NOTHING_KEPT)
 
 
 def _execute(arguments: Sequence[str]) -> None:

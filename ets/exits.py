@@ -1,9 +1,10 @@
-"""How a command ends: one line on standard error for bad input, no traceback."""
+"""How a command ends: one line on standard error for bad input, no traceback; and how it warns."""
 
 from __future__ import annotations
 
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
@@ -25,6 +26,25 @@ def exit_status(command: Callable[[], None], interrupted: str = KEPT) -> int:
         print(f"\ninterrupted; {interrupted}", file=sys.stderr)
         return 130
     return 0
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Format a `UserWarning` as one line, `warning: …`, without the place in our source; other warnings keep theirs."""
+    before = warnings.formatwarning
+
+    def plain(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if issubclass(category, UserWarning):
+            return f"warning: {' '.join(str(message).split())}\n"
+        return before(message, category, filename, lineno, line)
+
+    warnings.formatwarning = plain
+    try:
+        yield
+    finally:
+        warnings.formatwarning = before
 
 
 @contextmanager

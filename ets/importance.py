@@ -25,7 +25,7 @@ NOISE = 0.1
 
 @dataclass(frozen=True, eq=False)
 class WrappedState:
-    """A state of a weighted policy, around the state that another policy has drawn."""
+    """A state with further data, around the state that a policy has drawn."""
 
     drawn: State
 
@@ -52,6 +52,11 @@ class PairedState(WrappedState):
 
     proposal: State
     logp: float = 0.0
+
+    @property
+    def logps(self) -> tuple[float, ...]:
+        """The log-probability of each token; empty after a rollout, whose tokens the proposal has drawn."""
+        return () if self.drawn is self.proposal else getattr(self.drawn, "logps", ())
 
 
 class ImportanceSampling:
@@ -101,6 +106,11 @@ class ImportanceSampling:
     @property
     def deterministic(self) -> bool:
         return self.reference.deterministic
+
+    def load(self) -> None:
+        """Load the weights of both policies, as far as they have any."""
+        for policy in (self.reference, self.proposal):
+            getattr(policy, "load", lambda: None)()
 
     def start(self, problems: Sequence[Problem]) -> list[State]:
         pairs = zip(self.reference.start(problems), self.proposal.start(problems), strict=True)

@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,8 @@ def named_object(name: str, what: str) -> Any:
     if place.endswith(".py") and not Path(place).expanduser().is_file():
         raise InputError(f"cannot read the {what} {name!r}: there is no file {place}")
     try:
-        module = _file_module(Path(place).expanduser()) if place.endswith(".py") else _module(place)
-    except Exception as error:
+        module = _of_file(Path(place).expanduser()) if place.endswith(".py") else _module(place)
+    except (Exception, SystemExit) as error:  # a script may end in sys.exit
         reason = one_line(f"{type(error).__name__}: {error}")
         raise InputError(f"cannot read the {what} {name!r}: {reason}; give code that can be imported") from error
     if not hasattr(module, attribute):
@@ -60,7 +61,14 @@ def _module(name: str) -> Any:
     return importlib.import_module(name)
 
 
-def _file_module(path: Path) -> Any:
+def _of_file(path: Path) -> Any:
+    stat = path.stat()
+    return _file_module(path.resolve(), stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=32)
+def _file_module(path: Path, *version: int) -> Any:
+    """The module of a file, which runs once for each version of the file: a reward may load a model there."""
     name = f"ets_own_{path.stem}"  # a file may be called random.py or numpy.py, which others import
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None  # the name ends in .py

@@ -81,6 +81,10 @@ class PathWeights:
     def deterministic(self) -> bool:
         return self.sampler.deterministic
 
+    def load(self) -> None:
+        """Load the weights of the sampler, as far as it has any."""
+        getattr(self.sampler, "load", lambda: None)()
+
     def start(self, problems: Sequence[Problem]) -> list[State]:
         return [WeighedState(state) for state in self.sampler.start(problems)]
 

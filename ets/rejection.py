@@ -28,7 +28,7 @@ from ets.step import (
     score,
 )
 from ets.suffix_moves import Drawn, Plan, Pooled, Walk, advanced, cost_of, record, walk_from
-from ets.types import Chain, Floats, InputError, Policy, Reward, State, StepFn
+from ets.types import Chain, Floats, InputError, Policy, Reward, State, StepFn, counted
 from ets.walk import WalkPath, drawn_on, lengths_of
 
 ROUNDING = 1e-9
@@ -131,7 +131,8 @@ def exact(
         require_variety(policy, 2)
         if limit < tries * lengths_of(policy).most:
             raise InputError(
-                f"limit is {limit} tokens, and {tries} texts may have {lengths_of(policy).most} each; raise the limit"
+                f"limit is {counted(limit, 'token')}, and {counted(tries, 'text')} may have up to "
+                f"{lengths_of(policy).most} each; raise the limit"
             )
 
         def begin(searching: Sequence[Chain]) -> list[Chain]:
@@ -170,7 +171,7 @@ def _judged(
     values, cost = scored[:, 0], cost_of(fresh) + reward_cost
     if np.max(values) - highest / lam > ROUNDING * max(1.0, abs(highest / lam)):
         raise RewardError(
-            f"the reward gave {np.max(values) * lam:.6g} for problem {chain.problem.id!r}, and highest is {highest}; "
+            f"the reward gave {np.max(values) * lam:.6g} for {chain.problem.called}, and highest is {highest}; "
             "raise highest"
         )
     # line 2: accept the first text whose uniform number is below exp((r - highest) / λ)

@@ -103,7 +103,7 @@ def _reader(read: Read) -> Read:
 
 
 def _default_text(each: Field[Any]) -> str:
-    if each.default is MISSING or each.default is None or "(default" in each.metadata["text"]:
+    if each.default in (MISSING, None, "") or "(default" in each.metadata["text"]:
         return ""
     return f" (default: {each.default})"
 

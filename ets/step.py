@@ -133,39 +133,47 @@ def score(reward: Reward, lam: float, chain: Chain, rollouts: Sequence[Sequence[
         If the reward raises, returns NaN or +inf, or not one number per rollout, or if r/λ is infinite.
     """
     texts = [text for row in rollouts for text in row]
-    name, begun = chain.problem.id, time.perf_counter()
+    begun = time.perf_counter()
     try:
         found = reward(chain.problem, texts, chain)
         if np.ndim(found) == 1 and any(isinstance(value, str) for value in found):
             raise TypeError("a reward is text; return a number")
         values = np.asarray(found, dtype=float)
     except Exception as error:
-        place = extract_tb(error.__traceback__)[-1]
-        where = f"{Path(place.filename).name}, line {place.lineno}"
-        reason = f"{type(error).__name__} for problem {name!r}: {_line(error)}"
-        raise RewardError(f"the reward raised {reason} ({where}); correct it") from error
+        raise RewardError(failure(chain.problem, error)) from error
     seconds = time.perf_counter() - begun
-    require_rewards(values, len(texts), name)
+    require_rewards(values, len(texts), chain.problem.called)
     with np.errstate(over="ignore"):
         scaled = values / lam
     if np.any(np.isposinf(scaled)):
-        raise RewardError(f"a reward of {values.max()} over lam {lam} is infinite, problem {name!r}; use a larger lam")
+        raise RewardError(
+            f"a reward of {values.max()} over lam {lam} is infinite, {chain.problem.called}; use a larger lam"
+        )
     cost = Cost(rewarded=len({id(text) for text in texts}), reward_seconds=seconds)
     return scaled.reshape(len(rollouts), -1), cost
 
 
-def require_rewards(values: Sequence[float] | Floats, count: int, name: str) -> Floats:
+def failure(problem: Problem, error: Exception) -> str:
+    """The error of a reward in one line, with its place in the code; a missing field of the problem's row by name."""
+    frame = extract_tb(error.__traceback__)[-1]
+    code = f"{Path(frame.filename).name}, line {frame.lineno}"
+    if problem.place and isinstance(error, KeyError) and error.args and error.args[0] not in problem.doc:
+        missing = f"{problem.place} has no {error.args[0]!r}, a KeyError of the reward ({code})"
+        return f"{missing}; add it, or correct the reward"
+    return f"the reward raised {type(error).__name__} for {problem.called}: {_line(error)} ({code}); correct it"
+
+
+def require_rewards(values: Sequence[float] | Floats, count: int, called: str) -> Floats:
     """The rewards of a problem's rollouts as an array `[count]`; raises `RewardError` for unusable values."""
     found = np.asarray(values, dtype=float)
     if found.shape != (count,):
         raise RewardError(
-            f"the reward gave shape {found.shape} for problem {name!r}; "
-            f"it needs one number for each of {count} rollouts"
+            f"the reward gave shape {found.shape} for {called}; it needs one number for each of {count} rollouts"
         )
     if np.any(np.isnan(found)) or np.any(np.isposinf(found)):
         worst = found[np.isnan(found) | np.isposinf(found)][0]
         raise RewardError(
-            f"the reward gave {worst} for problem {name!r} (None counts as nan); "
+            f"the reward gave {worst} for {called} (None counts as nan); "
             "return a finite number, or -inf to forbid a text"
         )
     return found

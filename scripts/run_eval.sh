@@ -141,7 +141,10 @@ choose_preset() {
 
 is_demo() { case "$PRESET" in demo*) ;; *) return 1 ;; esac; }
 
-note() { if is_demo && [ "$MODEL_PATH" = embedded ] && [ -z "${PRINT_ONLY:-}" ]; then echo "$1"; fi; }
+note() { # prompts of a file have no worked examples
+    if ! is_demo || [ "$MODEL_PATH" != embedded ] || [ -n "${PRINT_ONLY:-}" ]; then return 0; fi
+    case "$TASK" in *.jsonl) echo "${1/ SHOTS=4/}" ;; *) echo "$1" ;; esac
+}
 
 show() { # a command, so that it can be pasted
     local word line=""
@@ -171,6 +174,13 @@ problems_of() { # N: the number of problems; all of a file of prompts
     case "$TASK" in *.jsonl) ;; *) echo "$1" ;; esac
 }
 
+require_reward() { # of a file of prompts, which has no right answers
+    case "$TASK" in *.jsonl) ;; *) return 0 ;; esac
+    case "${REWARD:-}" in
+    "" | majority | share) refuse "TASK is the file of prompts $TASK, which has no right answers; set REWARD=file.py:function or REWARD=module:function" ;;
+    esac
+}
+
 is_smollm2() { [ "$MODEL_PATH" = smollm2 ]; } # the model of a pip package
 
 choose_chat() { # sets chat, the options of prompts by a chat template
@@ -196,6 +206,7 @@ choose_chat() { # sets chat, the options of prompts by a chat template
 run_eval() {
     local engine="$1" command launch cores chat unsafe=""
     shift
+    require_reward
     choose_chat
     choose_processes "$engine"
     case "${UNSAFE_CODE:-}" in

@@ -2,7 +2,7 @@
 # Sets up, then checks style and types and runs the tests: bash scripts/test.sh [pytest arguments]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-source scripts/setup.sh eval benchmarks vllm endpoint gguf peft real docs dev
+source scripts/setup.sh eval benchmarks vllm endpoint gguf peft real serve docs dev
 export HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .

@@ -11,9 +11,9 @@ import pytest
 
 import ets
 from ets import demo
-from ets.api import _last_checkpoint
 from ets.policies.autoregressive.server import TEXT_ONLY, Endpoint
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.opening import _last_checkpoint
 from ets.policies.registry import SETTINGS
 from ets.policies.settings import Weighing
 from ets.rewards import winner

@@ -76,14 +76,15 @@ def test_particles_have_a_certificate_without_a_bound() -> None:
 
 
 def test_a_sentence_names_the_remedy_and_no_distance_where_the_texts_are_too_few() -> None:
-    for reward, budget, said in (
-        (lambda text: 20 * liking(text), 30, "too few of them ("),
-        (lambda text: 20 * liking(text), 300, "as good as p* asks"),
-        (lambda text: 0.0, 300, "are equal, so rarer texts are unknown"),
+    for reward, budget, said, remedy in (
+        (lambda text: 20 * liking(text), 30, "too few of them (", "; raise the budget"),
+        (lambda text: 20 * liking(text), 300, "as good as p* asks", "; raise λ or the budget"),
+        (lambda text: 0.0, 300, "average; raise the budget, or change the reward", "change the reward"),
+        (lambda text: 0.0, 30, "accepted with probability 1.00 on average; raise the budget", "; raise the budget"),
     ):
         chain = drawn(refined(lifted(reward), lam=LAM, budget=budget), 1)[0]
         found = str(certificate(chain.trace))
-        assert said in found and "total variation" not in found and found.endswith("raise λ or the budget")
+        assert said in found and "total variation" not in found and found.endswith(remedy)
     sure = str(certificate(drawn(refined(lifted(liking), lam=LAM, budget=900), 1)[0].trace))
     assert "as good as p* asks" in sure and "raise" not in sure
 
@@ -118,7 +119,7 @@ def test_sample_shows_a_choice_among_all_rollouts_of_guide_steps_alone() -> None
         ({"tokens": 40, "candidates": 4}, "candidates is 4, and tokens stands in place of"),
         ({"highest": 1.0}, "highest is 1.0, but there is no budget"),
         ({"tokens": 40, "step": ets.baselines.retained_rollouts}, "step and decided are for guide steps"),
-        ({"tokens": 1}, "the budget is 1 tokens"),
+        ({"tokens": 1}, "the budget is 1 token, and a text may have 3"),
     ],
 )
 def test_settings_that_exclude_each_other_are_refused(wrong: dict[str, object], message: str) -> None:

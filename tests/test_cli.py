@@ -341,6 +341,17 @@ def test_bad_input_for_masked_diffusion_is_one_line_too(
     refused(diffusion_command(tmp_path / "run", **changed), message)
 
 
+@pytest.mark.parametrize("name", ["sample", "eval", "compare", "estimate"])
+def test_the_help_names_code_of_a_module_and_has_no_empty_default(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "module:function" in shown and "(default: )" not in shown and "linearly of" not in shown
+    assert "tokens per guide step (default: 64" in shown
+
+
 def test_help_and_version_work(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["--help"], ["eval", "--help"], ["--version"]):
         with pytest.raises(SystemExit) as end:

@@ -81,7 +81,7 @@ def test_several_tries_are_exact_too_and_width_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"limit": 2}, "limit is 2 tokens, and 1 texts may have 3 each"),
+        ({"limit": 2}, "limit is 2 tokens, and 1 text may have up to 3 each; raise the limit"),
         ({"highest": math.inf}, "highest is inf"),
         ({"budget": 3}, "budget 3 is less than limit 9"),
         ({"lam": -1}, "lam is -1"),

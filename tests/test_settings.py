@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from typing import Any
 
 import pytest
@@ -137,3 +137,11 @@ def test_no_two_dataclasses_disagree_on_how_a_shared_setting_is_read() -> None:
         for name, each in fields_of(owner).items():
             readers.setdefault(name, set()).add(getattr(each.metadata["read"], "__qualname__", each.metadata["read"]))
     assert {name for name, found in readers.items() if len(found) > 1} == set()
+
+
+@pytest.mark.parametrize("default", [None, ""])
+def test_a_setting_without_a_default_shows_none(default: Any) -> None:
+    made_here = make_dataclass("Owner", [("place", str, setting(default, "a folder"))], frozen=True)
+    parser = argparse.ArgumentParser()
+    add_flags(parser, made_here)
+    assert parser.format_help().rstrip().endswith("a folder")

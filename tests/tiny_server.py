@@ -1,7 +1,8 @@
 """OpenAI's interfaces over a tiny real model, in threads of the test's process, with faults to order.
 
-Completions, chat completions (by the tokenizer's chat template, or without one of the turns' contents), and a scorer at
-`/score`, which returns the log-probabilities of texts.
+Completions, chat completions (by the tokenizer's chat template, or without one of the turns' contents), a scorer at
+`/score`, which returns the log-probabilities of texts, and vLLM's interfaces for a reward model: `/score`, `/classify`
+and `/pooling`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,10 @@ Fault: TypeAlias = int | float | str | Callable[[], object] | None
 """`HANG_UP`, `NO_JSON`, a status, seconds (float) of silence, what to wait for before the answer, or none."""
 
 
+class Refused(Exception):
+    """A request that is answered with 400."""
+
+
 class TinyServer:
     """Serves a checkpoint on the loopback address as vLLM's server does, as far as a policy looks.
 
@@ -42,6 +47,8 @@ class TinyServer:
         Whether the token that ends a row is in no list.
     key : str
         The API key that it wants, if any; what it says of a wrong one repeats that.
+    classifier : ets.rewards.reward_model.Classifier, optional
+        The reward model.
     port : int
         0 for any that is free, which is kept when it dies.
 
@@ -65,10 +72,11 @@ class TinyServer:
         text_only: bool = False,
         silent_end: bool = False,
         key: str = "",
+        classifier: Any = None,
         port: int = 0,
     ) -> None:
         self.checkpoint, self.tempered, self.text_only, self.key = checkpoint, tempered, text_only, key
-        self.silent_end = silent_end
+        self.silent_end, self.classifier = silent_end, classifier
         self.faults: list[Fault] = []
         self.lives: int | None = None
         self.seen: list[dict[str, Any]] = []
@@ -83,12 +91,16 @@ class TinyServer:
 
     @property
     def address(self) -> str:
-        return f"http://127.0.0.1:{self.port}/v1"
+        return f"{self.host}/v1"
+
+    @property
+    def host(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
 
     @property
     def scorer(self) -> str:
         """The address of the scorer: ``{"prompt": …, "texts": […]}`` in, ``{"scores": […]}`` out."""
-        return f"http://127.0.0.1:{self.port}/score"
+        return f"{self.host}/score"
 
     def __enter__(self) -> TinyServer:
         return self
@@ -120,7 +132,7 @@ class TinyServer:
             self.die()
         return fault
 
-    def answer(self, body: dict[str, Any], fault: Fault) -> dict[str, Any]:
+    def answer(self, path: str, body: dict[str, Any], fault: Fault) -> dict[str, Any]:
         """A completion, drawn by the request's seed, after so many seconds, or after what is to be waited for."""
         with self._lock:
             self.busy += 1
@@ -130,6 +142,8 @@ class TinyServer:
                 fault()
             elif fault and self._end.wait(None if fault == FOREVER else float(fault)):
                 raise ConnectionAbortedError
+            if self.classifier is not None and path in ("/score", "/classify", "/pooling"):
+                return {"data": self._graded(path, body)}
             if "texts" in body:
                 return {"scores": [self._score(body["prompt"], text) for text in body["texts"]]}
             if "messages" in body:
@@ -145,6 +159,27 @@ class TinyServer:
         before, tokens = (list(encode(part, add_special_tokens=False)["input_ids"]) for part in (prompt, text))
         laws = [self._logps((*before, *tokens[:n]), 1.0) for n in range(len(tokens))]
         return float(sum(law[token] for law, token in zip(laws, tokens, strict=True)))
+
+    def _graded(self, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+        """The reward model's numbers in vLLM's forms; the last text comes first."""
+        model = self.classifier
+        if path == "/score" and "text_1" in body:
+            wholes = [body["text_1"] + text for text in body["text_2"]]
+        elif path != "/score" and "messages" in body:
+            wholes = [model.tokenizer.apply_chat_template(body["messages"], tokenize=False)]
+        elif path != "/score" and "input" in body:
+            wholes = body["input"]
+        else:
+            raise Refused("Field required")
+        rows = model.outputs([model.tokenizer(whole)["input_ids"] for whole in wholes])
+        if body.get("use_activation", True):
+            rows = [row.softmax(-1) if len(row) > 1 else row.sigmoid() for row in rows]
+        entries = {
+            "/score": lambda row: {"score": row.item()},
+            "/classify": lambda row: {"label": model.config.id2label[int(row.argmax())], "probs": row.tolist()},
+            "/pooling": lambda row: {"data": row.tolist()},
+        }
+        return [{"index": index, **entries[path](row)} for index, row in enumerate(rows)][::-1]
 
     def _reply(self, body: dict[str, Any]) -> dict[str, Any]:
         """A chat completion."""
@@ -214,7 +249,9 @@ def _handler(server: TinyServer) -> type[BaseHTTPRequestHandler]:
         disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
-            if self._welcome():
+            if self.path != "/v1/models":
+                self._say(404, {"error": {"message": "Not Found"}})
+            elif self._welcome():
                 self._say(200, {"data": [{"id": "tiny", "max_model_len": 512}]})
 
         def do_POST(self) -> None:
@@ -239,9 +276,11 @@ def _handler(server: TinyServer) -> type[BaseHTTPRequestHandler]:
         def _answer(self, body: dict[str, Any], fault: Fault) -> None:
             """What went wrong here is told to the client, whose error then says it, and shown."""
             try:
-                answer = server.answer(body, fault)
+                answer = server.answer(self.path, body, fault)
             except ConnectionAbortedError:
                 raise
+            except Refused as error:
+                self._say(400, {"error": {"message": str(error)}})
             except Exception as error:
                 traceback.print_exc()
                 self._say(500, {"error": {"message": f"the test's server failed: {error!r}"}})

@@ -1,4 +1,4 @@
-"""vLLM's own server with the embedded model, on the loopback address."""
+"""vLLM's own server, on the loopback address."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import psutil
@@ -15,27 +15,30 @@ import psutil
 from ets import demo
 from tests.ports import kept_port
 
-OPTIONS = {
+OPTIONS = {"--host": "127.0.0.1", "--dtype": "float32", "--block-size": "32", "--enforce-eager": None}
+GENERATING = {
     "--model": demo.model_path(),
-    "--host": "127.0.0.1",
-    "--dtype": "float32",
-    "--block-size": "32",
     "--kv-cache-memory-bytes": "1G",
     "--logprobs-mode": "processed_logprobs",
     "--generation-config": "vllm",
+    "--no-enable-chunked-prefill": None,
+    "--enable-prompt-tokens-details": None,
 }
-SWITCHES = ("--enforce-eager", "--no-enable-chunked-prefill", "--enable-prompt-tokens-details")
+"""Options of the embedded model; None marks a switch."""
+POOLING = {"--kv-cache-memory-bytes": "200M", "--runner": "pooling"}
+"""Options of a reward model."""
 
 
 @contextmanager
-def vllm_server() -> Iterator[str]:
-    """Its address; when it is told to end, it leaves no process behind."""
+def vllm_server(options: Mapping[str, str | None] = GENERATING) -> Iterator[str]:
+    """The server's address; at the end of the `with` statement no process of the server is left."""
     kept = kept_port()
     port = kept.getsockname()[1]
     module = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
-    options = (word for option in {**OPTIONS, "--port": str(port)}.items() for word in option)
+    given = {**OPTIONS, **options, "--port": str(port)}
+    words = [word for option in given.items() for word in option if word is not None]
     environment = os.environ | {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
-    process = subprocess.Popen([*module, *options, *SWITCHES], env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([*module, *words], env=environment, stdout=subprocess.DEVNULL)
     family = [psutil.Process(process.pid)]
     try:
         while process.poll() is None and not _listens(port):

@@ -60,6 +60,17 @@ def plain() -> StepFn:
     return _among_completions(1, unweighed)
 
 
+def plain_by_steps() -> StepFn:
+    """One sample of the reference policy, a guide step at a time: the law of `plain`, by other random numbers."""
+
+    def step(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
+        require_unweighed(policy)
+        drawn = draw_for_chains(policy.extend, chains, Purpose.CANDIDATE, 1)
+        return [keep_one(*row, 0.0, unweighed) for row in zip(chains, drawn, strict=True)]
+
+    return step
+
+
 def majority_voting(extract: Extract, *, samples: int) -> StepFn:
     """Majority voting (self-consistency decoding): a uniform sample among the texts with the most frequent answer.
 

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from ets.importance import WrappedState
 from ets.randomness import Purpose
 from ets.step import (
     Scoring,
@@ -32,23 +33,10 @@ RetainedPath: TypeAlias = tuple[Draw, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class RetainedState:
+class RetainedState(WrappedState):
     """x_s and the rollouts from x_s for the next guide step: the retained rollout, then its siblings."""
 
-    state: State
     rollouts: tuple[RetainedPath, ...] = ()
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        return self.state.tokens
-
-    @property
-    def text(self) -> str:
-        return self.state.text
-
-    @property
-    def done(self) -> bool:
-        return self.state.done
 
 
 def retained_rollouts(reward: Scoring | Reward, *, candidates: int, rollouts: int, lam: float) -> StepFn:
@@ -113,7 +101,7 @@ def _candidates(policy: Policy, keys: Keys, begun: Sequence[RetainedState]) -> l
     rows = [(b, m) for b, row in enumerate(known) for m in range(len(row), keys.shape[1])]
     if not rows:
         return known
-    fresh = iter(policy.extend([begun[b].state for b, _ in rows], keys[tuple(zip(*rows, strict=True))]))
+    fresh = iter(policy.extend([begun[b].drawn for b, _ in rows], keys[tuple(zip(*rows, strict=True))]))
     return [[*row, *islice(fresh, keys.shape[1] - len(row))] for row in known]
 
 

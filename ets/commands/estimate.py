@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ets.commands import evaluate
-from ets.types import InputError
+from ets.types import InputError, counted
 
 if TYPE_CHECKING:
     from ets.evaluation.comparison import Entry
@@ -60,6 +60,8 @@ def _table(entries: Sequence[Entry], problems: int, measured: int, repeats: int)
         for entry in entries
         if entry.readout == "last"
     ]
-    heading = f"expected for {problems} problems, {repeats} of each, from {measured} of them on this machine:"
+    heading = (
+        f"expected for {counted(problems, 'problem')}, {repeats} of each, from {measured} of them on this machine:"
+    )
     note = "loading, grading and plots come on top; methods that share complete samples draw them once"
     return f"{heading}\n\n{aligned([('method', *costs.values()), *rows])}\n\n{note}"

@@ -29,7 +29,7 @@ from ets.policies.settings import MAX_LENGTH, FastSampler, Weighing
 from ets.settings import add_flags, fields_of, flag, made
 from ets.step import require_counts
 from ets.tasks import Task, has_answers, task_named
-from ets.types import InputError
+from ets.types import InputError, counted
 
 if TYPE_CHECKING:
     from ets.evaluation.comparison import Comparison, Entry
@@ -110,13 +110,14 @@ def _add_shared(parser: argparse.ArgumentParser, several: bool = False) -> None:
     text = "N of single methods, such as best-of-n=15,one-step=20"
     parser.add_argument("--sizes", type=_sizes, default={}, help=text)
     text = "the method that others are compared with at equal cost"
-    parser.add_argument("--against", help=f"{text} (default: {'majority' if several else 'none'})")
+    rival = "majority; without right answers one-step" if several else "none"
+    parser.add_argument("--against", help=f"{text} (default: {rival})")
     text = "problems, from the first on, whose guided chains keep their traces for the report (default: 3)"
     parser.add_argument("--traces", type=int, default=3, help=text)
     text = "further runs of ETS with so many {}, for the plot of scaling"
     parser.add_argument("--scan-rollouts", type=_counts, default=(), help=text.format("rollouts"))
     parser.add_argument("--scan-guide-steps", type=_counts, default=(), help=text.format("guide steps"))
-    folders = "where results folders are made, named TASK-HASH by their configuration"
+    folders = "where results folders are made, named TASK-HASH by their configuration (default: results)"
     parser.add_argument("--results", type=Path, default=Path("results"), help=folders)
     parser.add_argument(
         "--out", type=Path, help="this run's results folder instead; with several tasks, one in it each"
@@ -182,7 +183,7 @@ def _reward_of(task: Task) -> str:
     """The reward of a task without right answers; raises `InputError` where it has none."""
     reward: str = getattr(task, "reward", "")
     if not reward:
-        raise InputError(f"the task {task.name} has no right answers; add --reward file.py:function")
+        raise InputError(f"the task {task.name} has no right answers; add --reward file.py:function or module:function")
     return reward
 
 
@@ -287,7 +288,9 @@ def compare(setup: Setup, plan: Plan) -> None:
 
     folder = _folder(setup, plan)
     with Journal(folder, setup.configuration, setup.ranks) as journal:
-        setup.ranks.say(f"{len(journal.records)} finished chains in {folder}; the same command goes on where it ended")
+        setup.ranks.say(
+            f"{counted(len(journal.records), 'finished chain')} in {folder}; the same command goes on where it ended"
+        )
         entries, panels, points, optimum = entries_of(setup, plan, journal)
     if setup.ranks.first:
         write_results(entries, panels, _setting(setup, plan), folder, points, optimum)
@@ -348,7 +351,8 @@ def _setting(setup: Setup, plan: Plan) -> Setting:
     problems, currency = len(setup.problems), setup.engine.currency
     shared = (setup.task.name, plan.asked.model, problems, plan.repeats, currency)
     shots = plan.asked.shots if plan.asked.shots is not None else getattr(setup.task, "shots", 0)
-    return Setting(*shared, plan.against, setup.notes, shown, setup.settings.reward, shots)
+    amounts = [amount for amount in plan.budgets if isinstance(amount, float)]
+    return Setting(*shared, plan.against, setup.notes, shown, setup.settings.reward, shots, amounts)
 
 
 def comparison_of(setup: Setup, plan: Plan, journal: Journal, **options: Any) -> Comparison:

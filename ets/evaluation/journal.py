@@ -66,8 +66,8 @@ class Journal:
     Raises
     ------
     InputError
-        If the folder holds results of another version or configuration (the message names the keys that differ), or
-        if another process is writing to it.
+        If the folder is of another version, holds results of another configuration (the message names the keys that
+        differ), or if another process is writing to it. A folder without a result takes any configuration.
     """
 
     def __init__(self, folder: Path, configuration: Mapping[str, Any], ranks: Ranks = ALONE) -> None:
@@ -92,11 +92,17 @@ class Journal:
                 raise InputError(
                     f"{str(self.folder)!r} has a journal without its configuration.json; choose another folder"
                 )
+            if self.ranks.first and not self._holds_records():
+                _forget(stored)
             _require_same(stored, configuration)
             self.records |= {self._key(record): record for record in _recovered(self._file, self._path)}
             if self.ranks.first:
                 self._copy_parts()
             refused.pop_all()
+
+    def _holds_records(self) -> bool:
+        """Whether a file of the folder has a complete line, also one that an earlier run has left."""
+        return any(b"\n" in path.read_bytes() for path in self.folder.glob("journal*.jsonl"))
 
     def _copy_parts(self) -> None:
         """Copy the parts that processes of an earlier run have left."""
@@ -193,6 +199,14 @@ def _parsed(content: bytes, place: str) -> Any:
         ) from None
 
 
+def _forget(path: Path) -> None:
+    """Remove the configuration of a folder without a result, and the traces of chains that never ended."""
+    if path.exists():
+        _stored(path)  # raises for another version, or a damaged file
+        for stale in (path, *path.parent.glob("traces*.jsonl")):
+            stale.unlink()
+
+
 def _require_same(path: Path, configuration: Mapping[str, Any]) -> None:
     """Write the configuration of a new folder in one piece; compare it with the configuration of an old folder."""
     configuration = {**configuration, "version": VERSION}
@@ -201,18 +215,50 @@ def _require_same(path: Path, configuration: Mapping[str, Any]) -> None:
         whole.write_text(_canonical(configuration) + "\n", encoding="utf-8")
         whole.replace(path)
         return
-    stored, current = _parsed(path.read_bytes(), str(path)), json.loads(_canonical(configuration))
+    stored, current = _stored(path), json.loads(_canonical(configuration))
+    code = stored.pop("own_code", {}), current.pop("own_code", {})
+    differing, folder = list(_differences(stored, current)), str(path.parent)
+    if differing:
+        keys = ", ".join(differing + _changed(*code))
+        raise InputError(f"the results folder {folder!r} is of another configuration: {keys}; choose another folder")
+    if found := _changed(*code) or _one_sided(*code):
+        raise InputError(
+            f"the results folder {folder!r} was made with other code: {', '.join(found)}; choose another folder with "
+            "--out, or put the code back"
+        )
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """The configuration of an old folder; raises `InputError` for a damaged one, or one of another version."""
+    stored = _parsed(path.read_bytes(), str(path))
     if not isinstance(stored, dict):
         raise InputError(f"{path} is damaged, it holds no configuration; choose another folder")
     require_version(stored, path.parent)
-    absent = "absent"
-    pairs = {k: (stored.get(k, absent), current.get(k, absent)) for k in sorted({*stored, *current})}
-    differing = [f"{k} ({_brief(there)} there, {_brief(now)} now)" for k, (there, now) in pairs.items() if there != now]
-    if differing:
-        keys = ", ".join(differing)
-        raise InputError(
-            f"the results folder {str(path.parent)!r} is of another configuration: {keys}; choose another folder"
-        )
+    return stored
+
+
+def _differences(there: Mapping[str, Any], now: Mapping[str, Any], within: str = "") -> Iterator[str]:
+    """In words, the values that differ by name; a value of two mappings has a name such as `chat.system`."""
+    for name in sorted({*there, *now}):
+        old, new = there.get(name, "absent"), now.get(name, "absent")
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{within}{name}.")
+        elif old != new:
+            yield f"{within}{name} ({_brief(old)} there, {_brief(new)} now)"
+
+
+def _changed(there: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """In words, which files of a user have changed, from digests by `file.py:name` or `module:name`."""
+    names: dict[str, list[str]] = {}
+    for place, _, name in (each.rpartition(":") for each in there if there[each] != now.get(each, there[each])):
+        names.setdefault(place, []).append(name)
+    return [f"{place} has changed ({', '.join(used)})" for place, used in names.items()]
+
+
+def _one_sided(there: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    """In words, the code of a user that one of two configurations lacks."""
+    gone, new = [name for name in there if name not in now], [name for name in now if name not in there]
+    return [f"{name} (there, not now)" for name in gone] + [f"{name} (now, not there)" for name in new]
 
 
 def _brief(value: Any) -> str:

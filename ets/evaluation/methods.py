@@ -18,7 +18,7 @@ from ets.step import require_counts, require_positive, require_share, require_va
 from ets.stopping import all_at_maximum
 from ets.suffix_moves import Plan, refined
 from ets.tasks.task import Task, has_answers
-from ets.types import InputError, Policy, Reward, StepFn
+from ets.types import InputError, Policy, Reward, StepFn, counted
 from ets.walk import lengths_of
 
 
@@ -26,7 +26,9 @@ from ets.walk import lengths_of
 class MethodSettings(Guide):
     """The settings of the methods; those of the policy are in `ets.policies.settings`."""
 
-    reward: str = setting("majority", f"the reward of all methods: {', '.join(NAMES)}, or file.py:function")
+    reward: str = setting(
+        "majority", f"the reward of all methods: {', '.join(NAMES)}; or file.py:function or module:function"
+    )
     pool: VotePool = setting("chain", "the rollouts whose votes the rewards majority and share count: step or chain")
     minimum: int | None = setting(None, "votes that an answer needs (default: 1; masked diffusion: 2)", int)
     best_by: str | None = setting(None, "the reward of best-of-n (default: the reward of the run)")
@@ -67,8 +69,8 @@ class Method:
     step : callable
         The step function, of the task, the settings and the size.
     label : str
-        With `{size}`, `{by}` (", by REWARD" where `best_by` is given), `{vote}` (the reward of weighted votes), and
-        the fields of `MethodSettings`.
+        With `{size}`, `{particles}` and `{moves}` (the size with its noun), `{by}` (", by REWARD" where `best_by` is
+        given), `{vote}` (the reward of weighted votes), and the fields of `MethodSettings`.
     kind : {"guided", "among", "averaged", "search"}
         "guided": a step function with guide steps, whose size grows with the budget. "among": it chooses among N
         complete samples, which all such methods share. "averaged": the mean score of single samples. "search": the
@@ -94,6 +96,9 @@ class Method:
         none.
     answers : bool
         Whether the method reads answers, which a task of prompts has none of.
+    by_steps : callable, optional
+        A step function of the same law whose text only grows, by a guide step at a time; None where a later step may
+        change the text.
     """
 
     step: Callable[[Task, MethodSettings, int], StepFn]
@@ -109,16 +114,23 @@ class Method:
     digest: str = ""
     target: str = "p*"
     answers: bool = False
+    by_steps: Callable[[Task, MethodSettings, int], StepFn] | None = None
 
     def labelled(self, settings: MethodSettings, size: int) -> str:
         template = (self.law == "ets-is" and settings.weighed_label) or self.label
         by = "" if settings.best_by is None else f", by {settings.best_by}"
-        return template.format(size=size, by=by, vote=_vote_weight(settings), **asdict(settings))
+        sizes = {"size": size, "particles": counted(size, "particle"), "moves": counted(size, "move")}
+        return template.format(**sizes, by=by, vote=_vote_weight(settings), **asdict(settings))
 
     def targeted(self, settings: MethodSettings) -> str:
         """The target of the sampled text; with a reward of votes p* is that of the votes so far."""
         votes = " of the votes" if settings.reward in COMPARING and self.target == "p*" else ""
         return self.target.format(**asdict(settings)) + votes
+
+    @property
+    def of_one_prompt(self) -> bool:
+        """Whether the method answers a single prompt from the run's policy: `ets serve` offers it."""
+        return not self.law and self.kind != "search"
 
     def key(self, name: str, settings: MethodSettings, size: int) -> str:
         """The method in the journal, such as `ets-8-rollouts=3-lam=0.1-…`."""
@@ -226,6 +238,10 @@ def _plain(task: Task, settings: MethodSettings, size: int) -> StepFn:
     return baselines.plain()
 
 
+def _plain_by_steps(task: Task, settings: MethodSettings, size: int) -> StepFn:
+    return baselines.plain_by_steps()
+
+
 def _twice(settings: MethodSettings) -> float:
     """Complete samples that cost about as much as a candidate of ETS with its rollouts."""
     return 2.0 * settings.rollouts
@@ -235,7 +251,9 @@ _BASE = "base model (T {base_temperature:g}, top-k {base_top_k}, top-p {base_top
 _WEIGHED = ("rollouts", "lam", "pool", "reward", "minimum", "weighing")
 METHODS: dict[str, Method] = {
     "base": Method(_plain, _BASE, "averaged", (), law="base", target="p of the base row"),
-    "plain": Method(_plain, "plain sampling (mean of {size})", "averaged", (), target="p_ref"),
+    "plain": Method(
+        _plain, "plain sampling (mean of {size})", "averaged", (), target="p_ref", by_steps=_plain_by_steps
+    ),
     "majority": Method(_majority, "majority voting ({size})", "among", (), target="mode of p_ref", answers=True),
     "confident-majority": Method(
         _confident_majority,
@@ -262,6 +280,7 @@ METHODS: dict[str, Method] = {
         votes=True,
         samples=_twice,
         at_candidates=True,
+        by_steps=_ets,
     ),
     "ets-is": Method(
         _ets,
@@ -279,12 +298,14 @@ METHODS: dict[str, Method] = {
         samples=lambda settings: 1.0 * settings.rollouts,
         at_candidates=True,
         answers=True,
+        by_steps=_ets_stopped,
     ),
     "retained": Method(
         _retained,
         "retained rollouts (M {size}, K {rollouts})",
         votes=True,
         samples=lambda settings: 1.5 * settings.rollouts,
+        by_steps=_retained,
     ),
     "refined": Method(
         _refined,
@@ -303,19 +324,17 @@ METHODS: dict[str, Method] = {
     ),
     "lookahead": Method(
         _lookahead,
-        "look-ahead SMC ({size} particles, K {rollouts})",
+        "look-ahead SMC ({particles}, K {rollouts})",
         depends=("rollouts", "lam", "pool", "reward", "minimum", "resample_below"),
         votes=True,
         samples=_twice,
     ),
     "particles": Method(
         _particles,
-        "particle filter ({size} particles)",
+        "particle filter ({particles})",
         depends=("lam", "reward", "minimum", "resample_below"),
     ),
-    "power": Method(
-        _power, "power sampling (p_ref^{alpha:g}, {size} moves)", depends=("alpha",), target="p_ref^{alpha:g}"
-    ),
+    "power": Method(_power, "power sampling (p_ref^{alpha:g}, {moves})", depends=("alpha",), target="p_ref^{alpha:g}"),
     "greedy": Method(lambda task, settings, size: baselines.greedy(), "greedy decoding", "search", (), target=""),
     "beam": Method(
         lambda task, settings, size: baselines.beam(settings.beams),

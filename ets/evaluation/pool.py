@@ -22,7 +22,22 @@ from ets.evaluation.run import Drawing, Run, Shareable, rewards_of
 from ets.randomness import Purpose, chain_key
 from ets.step import require_unweighed, require_variety, row_keys
 from ets.tasks.task import Slow
-from ets.types import Certainty, Chain, Cost, Draw, Floats, Keys, Policy, Problem, Reward, State, Step, StepFn, Text
+from ets.types import (
+    Certainty,
+    Chain,
+    Cost,
+    Draw,
+    Floats,
+    Keys,
+    Policy,
+    Problem,
+    Reward,
+    State,
+    Step,
+    StepFn,
+    Text,
+    counted,
+)
 from ets.weights import normalised
 
 MOST = 16
@@ -103,7 +118,7 @@ class SamplePool:
         while missing := self._missing(count, wanted):
             for first, problems in missing.items():
                 key = f"{self.name}[{first}:{count}]"
-                label = f"complete samples {first + 1} to {count}" if first else f"{count} complete samples"
+                label = f"complete samples {first + 1} to {count}" if first else counted(count, "complete sample")
                 note = partial(self._note, first)
                 drawing = Drawing(key, label, completions(first, count), self.policy, note=note, texts=count - first)
                 self.run.records(drawing, problems, self.repeats)
@@ -132,7 +147,9 @@ class SamplePool:
         while (costs := self.mean_costs(count, currency, problems))[-1] < amount:
             most = MOST * max(1, round(amount / costs[0]))
             if count >= most:
-                warnings.warn(f"{count} samples cost {costs[-1] / amount:.0%} of the budget; set samples", stacklevel=2)
+                warnings.warn(
+                    f"{counted(count, 'sample')} cost {costs[-1] / amount:.0%} of the budget; set samples", stacklevel=2
+                )
                 return count
             reach = SHARING_REACH if self._sharing else 1.0
             count = min(most, max(count + 1, round(reach * count * amount / costs[-1])))

@@ -38,12 +38,17 @@ class FurtherScores(Protocol):
 
 
 @runtime_checkable
-class Shareable(Protocol):
-    """A policy over an engine that several threads may draw from."""
+class Loadable(Protocol):
+    """A policy whose weights or engine can be loaded before the first draw, so that no row's seconds include it."""
 
     def load(self) -> None:
-        """Load the engine, unless it is loaded."""
+        """Load the weights or the engine, unless they are loaded."""
         ...
+
+
+@runtime_checkable
+class Shareable(Loadable, Protocol):
+    """A policy over an engine that several threads may draw from."""
 
     def beside(self) -> Policy:
         """Another policy of the same law over the same engine, for a second thread."""
@@ -144,7 +149,7 @@ class Run:
         done = [r for r in self.journal.of(drawing.key) if r["sample"] == sample and r["problem"] in ids]
         finished = {(r["problem"], sample) for r in done} | {(id, earlier) for id in ids for earlier in range(sample)}
         policies = self._policies(drawing.policy)
-        if isinstance(policies[0], Shareable) and len(done) < len(problems):
+        if isinstance(policies[0], Loadable) and len(done) < len(problems):
             policies[0].load()  # before the clock starts
         ranks = self.journal.ranks
         label = drawing.label if ranks.size == 1 else f"{drawing.label}, process 1 of {ranks.size}"

@@ -37,7 +37,7 @@ _TASKS = (
 class RunSettings:
     """What a run asks, of which model."""
 
-    task: str = setting("", f"the task: {_TASKS}", flags=("tasks",))
+    task: str = setting("", f"the task, or several: {_TASKS}", flags=("tasks",))
     model: str = setting("", "a checkpoint's folder, GGUF file or hub name, or embedded, embedded-small")
     engine: str = setting(
         "transformers", "transformers, vllm, endpoint, masked-diffusion, uniform-diffusion, or file.py:engine"
@@ -48,7 +48,9 @@ class RunSettings:
     data: Path | None = setting(None, "the benchmark's data, a folder or a file (default: from the hub)", Path)
     seed: int = setting(0, "seed of all randomness", int)
     width: int = setting(8, "problems that advance together; results depend on it by rounding errors alone", int)
-    stops: str | None = setting(None, "where generated code ends: completion, or answer (the default of a chat)")
+    stops: str | None = setting(
+        None, "where generated code ends: completion or answer (default: completion; of a chat, answer)"
+    )
     unsafe_code: bool = setting(False, "run code that a model wrote without the sandbox: True or False", boolean)
 
 

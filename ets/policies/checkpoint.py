@@ -116,6 +116,10 @@ class Checkpoint:
         path = self.files.gguf_path
         return None if path is None else self._loaded("metadata", lambda: GGUFFile(path))
 
+    def load(self) -> None:
+        """Load the weights, unless they are loaded."""
+        self.model  # noqa: B018
+
     @cached_property
     def model(self) -> Any:
         from transformers import AutoModelForCausalLM, AutoModelForImageTextToText

@@ -11,16 +11,24 @@ from ets.types import InputError, Problem
 def encode_prompt(tokenizer: Any, problem: Problem, length: int, context: int | None) -> tuple[int, ...]:
     """The prompt's token ids.
 
-    The tokenizer adds no special tokens to a chat prompt, nor to a text that begins with its BOS token. A prompt
-    without the BOS token that the model expects, or with two of them, is used as it is, with a warning.
+    `length` is the policy's max_length, and the limit of a problem without one. The tokenizer adds no special tokens
+    to a chat prompt, nor to a text that begins with its BOS token. A prompt without the BOS token that the model
+    expects, or with two of them, is used as it is, with a warning.
 
     Raises
     ------
     InputError
-        For an empty prompt, an unknown token id, or a prompt that leaves no room for `length` further tokens in the
-        model's context.
+        For an empty prompt, an unknown token id, a problem's max_length above the policy's, or a prompt that leaves no
+        room for the problem's longest text in the model's context.
     """
     prompt = problem.prompt
+    if problem.max_length is not None:
+        if problem.max_length > length:
+            raise InputError(
+                f"max_length of {problem.called} is {problem.max_length}, and the policy's is {length}; lower "
+                "the problem's, or raise the policy's"
+            )
+        length = problem.max_length
     if not isinstance(prompt, str | tuple):
         raise InputError(f"the prompt of problem {problem.id!r} is {prompt!r}; pass text, or a tuple of token ids")
     if isinstance(prompt, tuple):

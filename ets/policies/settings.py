@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ets.settings import boolean, bounds, number_or, setting
+from ets.settings import Read, boolean, bounds, number_or, setting
 from ets.step import require_counts, require_positive
 from ets.types import InputError
 
@@ -21,8 +21,13 @@ CHECKPOINT = "checkpoint"
 """The value of top_k or top_p that stands for the checkpoint's generation configuration."""
 _LENGTH = "tokens in all; for masked diffusion, of the canvas"
 _GUIDE_STEPS = "I, guide steps, which split the denoising steps evenly"
-_PUBLISHED = "of uniform diffusion (default: the checkpoint's)"
+_BLOCK = f"tokens per guide step (default: {BLOCK_SIZE}, or all tokens of a shorter text)"
 _AS_GENERATE = "checkpoint: the value that transformers' generate takes from the generation configuration"
+
+
+def _published(text: str, read: Read) -> Any:
+    """A setting of uniform diffusion; its default is in the checkpoint."""
+    return setting(None, f"uniform diffusion: {text} (default: the checkpoint's)", read)
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,7 @@ class Sampling:
 class Horizon:
     """The tokens per guide step (B) and in all (d_x)."""
 
-    block_size: int = setting(BLOCK_SIZE, "tokens per guide step", int)
+    block_size: int = setting(BLOCK_SIZE, _BLOCK, int)
     max_length: int = setting(MAX_LENGTH, _LENGTH, int, flags=("gen_length",))
 
     def __post_init__(self) -> None:
@@ -276,9 +281,11 @@ class CanvasSettings:
 
     max_length: int = setting(MAX_LENGTH, _LENGTH, int, flags=("gen_length",))
     steps: int | None = setting(None, "denoising steps in all (default: one per token)", int)
-    block_length: int | None = setting(None, "tokens of a block; blocks are filled from left to right", int)
+    block_length: int | None = setting(
+        None, "tokens of a block of masked diffusion, filled from left to right (default: the family's)", int
+    )
     guide_steps: int | None = setting(None, _GUIDE_STEPS, int)
-    block_size: int | None = setting(None, "tokens per guide step", int)
+    block_size: int | None = setting(None, _BLOCK, int)
     quotas: str | None = setting(None, "even, or Dream's time: the tokens that each denoising step reveals")
     eps: float | None = setting(None, "the last time of Dream's denoising steps (default: 0.001)", float)
 
@@ -330,16 +337,14 @@ class UniformDenoising:
         For values out of range.
     """
 
-    max_denoising_steps: int | None = setting(None, f"most denoising steps of a canvas {_PUBLISHED}", int)
-    t_max: float | None = setting(None, f"temperature of a canvas's first denoising step {_PUBLISHED}", float)
-    t_min: float | None = setting(None, f"temperature to which t_max falls linearly {_PUBLISHED}", float)
-    entropy_bound: float | None = setting(None, f"nats of the positions that a step accepts {_PUBLISHED}", float)
-    stability_threshold: int | None = setting(
-        None, f"steps with the same most probable tokens before a canvas ends early {_PUBLISHED}", int
+    max_denoising_steps: int | None = _published("most denoising steps of a canvas", int)
+    t_max: float | None = _published("temperature of a canvas's first denoising step", float)
+    t_min: float | None = _published("temperature to which t_max falls linearly", float)
+    entropy_bound: float | None = _published("nats of the positions that a step accepts", float)
+    stability_threshold: int | None = _published(
+        "equal steps before a canvas ends early: their most probable tokens agree", int
     )
-    confidence_threshold: float | None = setting(
-        None, f"mean entropy below which a canvas ends early; 0 for never {_PUBLISHED}", float
-    )
+    confidence_threshold: float | None = _published("mean entropy below which a canvas ends early; 0 for never", float)
 
     def __post_init__(self) -> None:
         if self.max_denoising_steps is not None:
@@ -425,8 +430,10 @@ class Weighing:
         None, "q, a cheaper model with the same tokens that draws the rollouts of ETS-IS", flags=("small_model_path",)
     )
     proposal_temperature: float | None = setting(None, "temperature of the proposal (default: the policy's)", float)
-    level: str | None = setting(None, "0, 1 or 1F: how a faster sampler of masked diffusion is weighed")
-    clip: tuple[float, float] | None = setting(None, "LOW,HIGH: bounds on the importance ratio, a bias", bounds)
+    level: str | None = setting(None, "0, 1 or 1F: how a faster sampler of masked diffusion is weighed (default: 0)")
+    clip: tuple[float, float] | None = setting(
+        None, "LOW,HIGH: bounds on the importance ratio, a bias (default: none)", bounds
+    )
 
 
 @dataclass(frozen=True)

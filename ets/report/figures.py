@@ -13,6 +13,7 @@ from ets.evaluation.curves import CurvePoint
 from ets.evaluation.intervals import Accuracy
 from ets.report.charts import Axes, Point, Series
 from ets.report.tables import COSTS, Setting, by_reward, interval, reward_interval
+from ets.types import counted
 
 ACCURACY, REWARD = "accuracy (%) with 95% interval", "mean reward with 95% interval"
 APART = 0.016
@@ -99,7 +100,7 @@ def effective_size_series(records: Sequence[Mapping[str, Any]], labels: Mapping[
 
 def _quartiles(number: int, sizes: Sequence[float]) -> Point:
     low, middle, high = quantiles(sizes, n=4, method="inclusive") if len(sizes) > 1 else (sizes[0],) * 3
-    return Point(number, middle, low, high, f"{len(sizes)} chains at guide step {number}")
+    return Point(number, middle, low, high, f"{counted(len(sizes), 'chain')} at guide step {number}")
 
 
 def _axes(x: str, entries: Sequence[Entry]) -> Axes:

@@ -112,10 +112,10 @@ class FinishedRun:
     rows: Sequence[Row]
     ended: datetime
 
-    @property
-    def law(self) -> dict[str, Any]:
-        """The settings of the policy in `LAW` that the run has."""
-        return {name: self.configuration[name] for name in LAW if self.configuration.get(name) is not None}
+    def law(self, max_length: str) -> dict[str, Any]:
+        """The settings of the policy in `LAW` that the run has; `max_length` is another tool's name of that setting."""
+        known = {name: self.configuration[name] for name in LAW if self.configuration.get(name) is not None}
+        return {max_length if name == "max_length" else name: value for name, value in known.items()}
 
     @cached_property
     def answered(self) -> bool:

@@ -135,8 +135,7 @@ def _epochs(row: Row) -> int:
 
 def _law(run: FinishedRun) -> dict[str, Any]:
     """The settings of the policy by Inspect's names."""
-    names = {"max_length": "max_tokens"}
-    return {**{names.get(name, name): value for name, value in run.law.items()}, "seed": run.configuration["seed"]}
+    return {**run.law("max_tokens"), "seed": run.configuration["seed"]}
 
 
 def _usage(prompt: int, generated: int) -> dict[str, int]:

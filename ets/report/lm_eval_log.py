@@ -17,6 +17,8 @@ from ets.evaluation.journal import Record, written_to
 from ets.report.finished import FinishedRun, Row
 from ets.templates import as_text
 
+LENGTH = "max_gen_toks"
+"""The new tokens of a text; lm-eval's `max_length` counts the prompt too."""
 NO_ANSWER = "[invalid]"
 """What lm-eval's filters make of a text without an answer."""
 
@@ -62,7 +64,7 @@ def _results(run: FinishedRun, samples_hash: str) -> dict[str, Any]:
             "batch_sizes": [],
             "use_cache": None,
             "limit": None,
-            "gen_kwargs": run.law,
+            "gen_kwargs": run.law(LENGTH),
             "random_seed": run.configuration["seed"],
         },
         "date": run.ended.timestamp(),
@@ -81,7 +83,7 @@ def _configuration(run: FinishedRun) -> dict[str, Any]:
         "output_type": "generate_until",
         "num_fewshot": run.setting.shots,
         "repeats": run.setting.repeats,
-        "generation_kwargs": run.law,
+        "generation_kwargs": run.law(LENGTH),
         "metric_list": [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in common],
         "filter_list": [{"name": row.name, "filter": [{"function": "ets"}]} for row in run.rows],
         "metadata": {
@@ -100,7 +102,7 @@ def _line(run: FinishedRun, row: Row, number: int, problem: Record) -> dict[str,
         "doc_id": number,
         "doc": problem["doc"],
         "target": problem["target"],
-        "arguments": {"gen_args_0": {"arg_0": prompt, "arg_1": run.law}},
+        "arguments": {"gen_args_0": {"arg_0": prompt, "arg_1": run.law(LENGTH)}},
         "resps": [[each.text for each in samples]],
         "filtered_resps": [answers if run.answered else [each.text for each in samples]],
         "filter": row.name,

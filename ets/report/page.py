@@ -143,20 +143,24 @@ def _graded_traces(folder: Path, records: Sequence[Stored], labels: Mapping[str,
 def _page(
     title: str, table: Path, configuration: Stored, figures: Figures, pairs: str, traces: Sequence[Stored], whole: bool
 ) -> str:
-    script = render("viewer.js")
-    return render(
+    return viewer_page(
         "report.html",
-        title=elide(title, 200),
-        script=script,
-        policy=f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'",
+        title,
+        packed_traces(traces, whole=whole) if traces else "",
         tables=markdown_html(table.read_text(encoding="utf-8")),
         charts=[(heading, chart(axes, series)) for heading, (axes, series) in figures.items()],
         before_after=pairs,
         prompt=elide(as_text(configuration["prompt"]), LIMITS[0]),
         prompt_kind=configuration["prompt_kind"],
         settings=[(name, value) for name, value in sorted(configuration.items()) if name != "prompt"],
-        traces=packed_traces(traces, whole=whole) if traces else "",
     )
+
+
+def viewer_page(template: str, title: str, traces: str, **values: Any) -> str:
+    """A page with the viewer of packed traces, and with the hash of its script as the security policy."""
+    script = render("viewer.js")
+    policy = f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+    return render(template, title=elide(title, 200), script=script, policy=policy, traces=traces, **values)
 
 
 def _read(path: Path) -> Any:

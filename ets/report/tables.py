@@ -12,6 +12,7 @@ from ets.evaluation.comparison import Entry
 from ets.evaluation.curves import CurvePoint
 from ets.evaluation.intervals import Accuracy, accuracy
 from ets.evaluation.objective import Estimate, Optimum
+from ets.types import counted
 
 COSTS = {
     "generated": "tokens",
@@ -22,6 +23,8 @@ COSTS = {
     "depth": "serial depth",
 }
 """Costs per sample and their headings; a table leaves out a cost that is 0 in every entry."""
+GUIDED = ("ets", "ets-is", "ets-stopped")
+"""Methods of guide steps, in which one candidate leaves no choice."""
 UNEQUAL = 0.1
 """The summary names relative differences in cost above this."""
 VERDICTS = {"better": "Better than", "worse": "Worse than", "open": "Not significantly different from"}
@@ -49,6 +52,8 @@ class Setting:
         The reward of all rows.
     shots : int
         Worked examples in each prompt.
+    amounts : sequence of float
+        The budgets in the currency; empty where they are candidates of ETS.
     """
 
     task: str
@@ -61,6 +66,7 @@ class Setting:
     shown: Mapping[str, Any] = field(default_factory=dict)
     reward: str = ""
     shots: int = 0
+    amounts: Sequence[float] = ()
 
     @property
     def score(self) -> str:
@@ -79,12 +85,13 @@ def markdown(
     The line about p* is the text of its estimate.
     """
     shown = ", ".join(f"{name} {value}" for name, value in setting.shown.items() if value is not None)
-    samples = "1 sample" if setting.repeats == 1 else f"{setting.repeats} samples"
-    heading = f"{setting.task}, model {setting.model}: {setting.problems} problems, {samples} of each. {shown}"
+    size = f"{counted(setting.problems, 'problem')}, {counted(setting.repeats, 'sample')} of each"
+    heading = f"{setting.task}, model {setting.model}: {size}. {shown}"
     budgets = sorted({entry.budget for entry in entries if entry.budget is not None})
     sections = [part for budget in budgets for part in _section(entries, setting, budget)]
     if len(budgets) < 2:
-        sections = [head(setting), table(entries, setting), summary(entries, setting)]
+        budget = f"### Budget: {_amount(setting, 0)}" if setting.amounts else ""
+        sections = [budget, head(setting), table(entries, setting), without_choice(entries), summary(entries, setting)]
     compared = sum(entry.rival is not None for entry in entries)
     caveat = (
         f"Each interval and each verdict is at 95% for itself alone. Among {compared} comparisons, one in twenty would "
@@ -108,11 +115,24 @@ def _section(entries: Sequence[Entry], setting: Setting, budget: int) -> Iterato
     members = [entry for entry in entries if entry.budget in (budget, None)]
     of_budget = [entry for entry in members if entry.budget == budget]
     typical = next((entry for entry in of_budget if entry.method == "ets"), of_budget[0])
-    spent = f"{typical.cost[setting.currency]:,.0f} {COSTS[setting.currency]}"
-    yield f"### Budget {budget + 1}: about {spent} a problem"
+    spent = f"about {typical.cost[setting.currency]:,.0f} {COSTS[setting.currency]} a problem"
+    yield f"### Budget {budget + 1}: {_amount(setting, budget) if setting.amounts else spent}"
     yield head(setting)
     yield table(members, setting)
+    yield without_choice(members)
     yield summary(members, setting)
+
+
+def _amount(setting: Setting, budget: int) -> str:
+    """A budget as it was given; the columns of the table show what each method spent."""
+    return f"{setting.amounts[budget]:,.10g} {COSTS[setting.currency]} a problem"
+
+
+def without_choice(entries: Sequence[Entry]) -> str:
+    """A line about the methods with one candidate a guide step; empty without any."""
+    labels = [e.label for e in entries if e.method in GUIDED and e.size == 1 and e.readout == "last"]
+    remedy = "one candidate leaves no choice, so that its text is plain sampling; raise the budget"
+    return f"note: {', '.join(labels)}: {remedy}" if labels else ""
 
 
 def head(setting: Setting) -> str:

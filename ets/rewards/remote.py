@@ -1,4 +1,4 @@
-"""Rewards over HTTP: a scorer that answers with numbers, and a judge behind an OpenAI-compatible server.
+"""Rewards over HTTP: the numbers of vLLM's scoring interfaces, or of any service that answers with numbers.
 
 All requests of a guide step run concurrently, up to `connections`. Lost connections, timeouts and the statuses 429 and
 5xx are tried again after `waits`. A server that fails for good ends the run with a `RewardError` that holds the
@@ -7,47 +7,115 @@ address; `ets.rewards.guarded` gives the texts of failed calls a value instead. 
 
 from __future__ import annotations
 
-import math
-import re
 import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
+from urllib.parse import urlsplit, urlunsplit
 
-from ets.chat import prompt_text
+from ets.chat import prompt_text, text_before_reply, with_reply
 from ets.rewards.combining import cached
-from ets.rewards.lifting import REMEMBERED, TextReward, pattern_extract
+from ets.rewards.lifting import REMEMBERED, TextReward
 from ets.step import RewardError, require_counts, require_positive
 from ets.types import InputError, Problem, one_line
 
 Body: TypeAlias = Callable[[Problem, Sequence[str]], Any]
 """`(problem, texts) -> JSON value`: the request for a batch of texts."""
+Label: TypeAlias = int | str | None
+"""A class: by number, by name, or the only one."""
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Seconds between one attempt and the next."""
-TOP = 20
-"""Log-probabilities per token that servers report at most, by vLLM's and OpenAI's default."""
-GRADE = """Grade the reply to the prompt from 1 (useless) to 10 (excellent). Give a reason in one sentence.
-Then end with "Grade: " and the number.
 
-Prompt:
-{prompt}
 
-Reply:
-{text}"""
-VERDICT = """Is the reply a correct and helpful answer to the prompt? Say Yes or No, and nothing else.
+@dataclass(frozen=True)
+class Form:
+    """A request for the scores of texts, and the place of the scores in the answer.
 
-Prompt:
-{prompt}
+    Parameters
+    ----------
+    write : callable
+        `(problem, texts) -> JSON value`.
+    read : callable
+        `(answer, label) ->` a number, or a list with a number or a list of numbers for each text.
+    named : bool
+        Whether the request names the model.
+    labels : tuple of type
+        Types of labels.
+    batch : int, optional
+        Most texts of a request; by default any number.
+    """
 
-Reply:
-{text}"""
-FIELD = re.compile(r"\{(prompt|text|doc\.(\w+))\}")
-"""The fields of a judge's template."""
+    write: Body
+    read: Callable[..., Any]
+    named: bool = True
+    labels: tuple[type, ...] = (int,)
+    batch: int | None = None
+
+
+def _texts(problem: Problem, texts: Sequence[str]) -> Any:
+    return {"prompt": problem.raw_prompt, "texts": list(texts)}
+
+
+def _pairs(problem: Problem, texts: Sequence[str]) -> Any:
+    return {"text_1": prompt_text(problem.raw_prompt), "text_2": list(texts)}
+
+
+def _wholes(problem: Problem, texts: Sequence[str]) -> Any:
+    before = text_before_reply(problem)
+    return {"input": [before + text for text in texts]}
+
+
+def _turns(problem: Problem, texts: Sequence[str]) -> Any:
+    (text,) = texts
+    return {"messages": with_reply(problem.raw_prompt, text)}
+
+
+def _entries(answer: Any) -> list[Any]:
+    """The entries of an answer of vLLM, in the order of the texts."""
+    found = {entry["index"]: entry for entry in answer["data"]}
+    return [found[index] for index in range(len(answer["data"]))]
+
+
+def _scores(answer: Any, label: Label = None) -> Any:
+    if isinstance(answer, dict):
+        return answer["scores"] if "scores" in answer else answer["score"]
+    return answer
+
+
+def _score(answer: Any, label: Label) -> Any:
+    return [entry["score"] for entry in _entries(answer)]
+
+
+def _classes(answer: Any, label: Label) -> Any:
+    named = isinstance(label, str)
+    return [float(entry["label"] == label) if named else entry["probs"] for entry in _entries(answer)]
+
+
+def _pooled(answer: Any, label: Label) -> Any:
+    rows = [entry["data"] for entry in _entries(answer)]
+    return [row[-1] if isinstance(row[-1], list) else row for row in rows]
+
+
+FORMS: dict[str, Form] = {
+    "texts": Form(_texts, _scores, named=False, labels=()),
+    "score": Form(_pairs, _score, labels=()),
+    "classify": Form(_wholes, _classes, labels=(int, str)),
+    "classify-chat": Form(_turns, _classes, labels=(int, str), batch=1),
+    "pooling": Form(_wholes, _pooled),
+    "pooling-chat": Form(_turns, _pooled, batch=1),
+}
+"""The forms of `endpoint`: `texts` is the form of a service for ets, the others are vLLM's."""
 
 
 def endpoint(
     url: str,
     *,
+    form: str = "texts",
+    label: Label = None,
+    model: str | None = None,
+    options: Mapping[str, Any] | None = None,
     body: Body | None = None,
     read: Callable[[Any], Any] | None = None,
     batch: int = 16,
@@ -59,19 +127,40 @@ def endpoint(
 ) -> TextReward:
     """The scores that an HTTP server gives to texts: JSON in, numbers out.
 
-    A request is a POST with ``{"prompt": …, "texts": [… at most `batch` …]}``. The prompt is `Problem.raw_prompt`:
-    text, messages, or token ids. The answer is a list of numbers in the order of the texts, or
-    ``{"scores": [0.5, …]}``; for a batch of one also a number, or ``{"score": 0.5}``.
+    A request is a POST for at most `batch` texts, in a form of this list. PROMPT is `Problem.raw_prompt`: text,
+    messages, or token ids. In vLLM's forms PROMPT is text, by `ets.chat.prompt_text`.
+
+    - ``texts``, for a service of your own: ``{"prompt": PROMPT, "texts": [TEXT, …]}``. The answer is a list of numbers
+      in the order of the texts, or ``{"scores": [0.5, …]}``; for one text also ``0.5``, or ``{"score": 0.5}``.
+    - ``score``, vLLM's ``/score``: ``{"text_1": PROMPT, "text_2": [TEXT, …]}``. The answer is
+      ``{"data": [{"index": 0, "score": 0.5}, …]}``, ordered by its indices.
+    - ``classify``, vLLM's ``/classify``: ``{"input": [PROMPT + TEXT, …]}``. The answer is
+      ``{"data": [{"index": 0, "label": "good", "probs": [0.1, 0.9]}, …]}``.
+    - ``pooling``, vLLM's ``/pooling``: ``{"input": [PROMPT + TEXT, …]}``. The answer is
+      ``{"data": [{"index": 0, "data": [0.5]}, …]}``; in a list of lists, one for each token, the last token counts.
+    - ``classify-chat`` and ``pooling-chat``: ``{"messages": […]}``, the prompt's turns and the text as the assistant's
+      turn, which the server writes by the reward model's chat template. Each text is a request.
 
     The law p* ∝ p_ref · exp(r/λ) holds as far as the server gives a text the same score every time.
 
     Parameters
     ----------
     url : str
+        The whole address, such as http://localhost:8000/score.
+    form : str
+        A form of the list.
+    label : int or str, optional
+        For models with several classes, the number of the class, from 0. In the forms of ``/classify`` also a name:
+        the reward is 1 for a text whose most probable class has the name, else 0.
+    model : str, optional
+        The server's name for the model, for vLLM's forms; by default the only model in the server's ``/v1/models``.
+    options : mapping, optional
+        Further fields of the request; None removes a field. For example ``{"use_activation": False}``: vLLM then
+        gives logits, in place of the sigmoid of one class or the softmax of several.
     body : callable, optional
-        `(problem, texts) -> JSON value`, for servers that expect another request.
+        `(problem, texts) -> JSON value`, for servers that expect another request than the form's.
     read : callable, optional
-        From the answer to a number or numbers. For example ``lambda answer: answer["outputs"]``.
+        From the answer to a number or numbers, in place of the form's: ``lambda answer: answer["outputs"]``.
     batch : int
         Texts per request.
     key : str
@@ -88,158 +177,71 @@ def endpoint(
     Raises
     ------
     InputError
-        For a malformed address or values out of range.
+        For a malformed address, an unknown form, a label that the form does not have, or values out of range.
     RewardError
         At a score, for a server that cannot be reached, refuses a request, or returns anything but a number per text.
     """
+    chosen = _form(form, label)
     require_counts(batch=batch)
-    client = _Client(url, key, connections, seconds, waits)
-    write = body or (lambda problem, texts: {"prompt": problem.raw_prompt, "texts": list(texts)})
+    client = Client(url, model, key, connections, seconds, waits)
+    client.models = _models(client.address)
+    write, most = body or chosen.write, min(batch, chosen.batch or batch)
+
+    def request(problem: Problem, texts: Sequence[str]) -> Any:
+        content = write(problem, texts)
+        named = {"model": client.model} if chosen.named else {}
+        return with_fields({**named, **content}, options or {}) if named or options else content
+
+    def values(answer: Any, count: int) -> list[float]:
+        return client.numbers(read or partial(chosen.read, label=label), answer, count, label, form)
 
     def score_texts(problem: Problem, texts: Sequence[str]) -> list[float]:
-        batches = [texts[at : at + batch] for at in range(0, len(texts), batch)]
-        answers = client.ask([(url, write(problem, part)) for part in batches])
-        return [
-            score
-            for part, answer in zip(batches, answers, strict=True)
-            for score in client.numbers(read or _scores, answer, len(part))
-        ]
+        batches = [texts[at : at + most] for at in range(0, len(texts), most)]
+        answers = client.ask([(url, request(problem, part)) for part in batches])
+        return [value for part, answer in zip(batches, answers, strict=True) for value in values(answer, len(part))]
 
     return cached(TextReward(score_texts), size=size)
 
 
-def judge(
-    address: str,
-    *,
-    template: str = GRADE,
-    grade: str | Callable[[str], float | None] = r"[Gg]rade:\s*\**\s*(-?[0-9]+(?:\.[0-9]+)?)",
-    missing: float | None = None,
-    model: str | None = None,
-    max_tokens: int = 512,
-    options: Mapping[str, Any] | None = None,
-    key: str = "OPENAI_API_KEY",
-    connections: int = 16,
-    seconds: float = 120.0,
-    waits: Sequence[float] = WAITS,
-    size: int = REMEMBERED,
-) -> TextReward:
-    """The grade in the reply of a language model behind an OpenAI-compatible server (chat completions).
+def _form(form: str, label: Label) -> Form:
+    """A form by name, which must have the label."""
+    if form not in FORMS:
+        raise InputError(f"unknown form {form!r}; choose from {', '.join(FORMS)}, or give body and read")
+    kinds = FORMS[form].labels
+    valid = label is None or (isinstance(label, kinds) and not isinstance(label, bool))
+    if not valid or (isinstance(label, int) and label < 0):
+        wanted = " or ".join({int: "the number of a class, from 0", str: "its name"}[kind] for kind in kinds)
+        raise InputError(f"label is {label!r}, and the form {form!r} takes {wanted or 'none'}")
+    return FORMS[form]
 
-    The judge decodes greedily with seed 0. The law p* ∝ p_ref · exp(r/λ) holds as far as the server gives equal
-    requests equal replies; the cache gives a text one grade within a process.
 
-    Parameters
-    ----------
-    address : str
-        Base address of the interface, such as http://localhost:8000/v1.
-    template : str
-        The judge's user turn, with the fields ``{prompt}``, ``{text}`` and ``{doc.NAME}``, an entry of `Problem.doc`.
-        A conversation is written into ``{prompt}`` by `ets.chat.prompt_text`.
-    grade : str or callable
-        A regular expression whose last match (its first group) is the number, or `reply -> number or None`.
-    missing : float, optional
-        The reward of a text whose reply has no grade. By default a reply without a grade raises `RewardError`.
-    model : str, optional
-        The server's name for the model; by default the only model that it lists.
-    max_tokens : int
-        Most tokens of a reply.
-    options : mapping, optional
-        Further fields of the request, or other values of its fields; None removes a field. For example
-        ``{"chat_template_kwargs": {"enable_thinking": False}}``.
-    key, connections, seconds, waits, size
-        As for `endpoint`.
+def _models(url: str) -> str:
+    """The address of a server's list of models, by the address of one of its interfaces."""
+    parts = urlsplit(url)
+    above = parts.path.rpartition("/")[0].removesuffix("/v1")
+    return urlunsplit((parts.scheme, parts.netloc, f"{above}/v1/models", "", ""))
 
-    Raises
-    ------
-    InputError
-        For a malformed address, template or pattern, or values out of range.
-    RewardError
-        At a score, for a server that fails, and for a reply without a grade.
+
+def with_fields(body: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """A request with further fields, or other values of its fields; None removes a field."""
+    return {name: value for name, value in {**body, **options}.items() if value is not None}
+
+
+class Client:
+    """Concurrent requests in JSON from any thread, through an event loop that the client owns.
+
+    `model` is the server's name for the model, by default the only one in the list at the address `models`.
     """
-    require_counts(max_tokens=max_tokens)
-    find = pattern_extract(grade, "grade") if isinstance(grade, str) else grade
-    asked = {"temperature": 0.0, "max_tokens": max_tokens, **(options or {})}
-    client = _Judge(address, template, model, asked, key, connections, seconds, waits)
 
-    def value(problem: Problem, choice: Mapping[str, Any]) -> float:
-        reply = str(choice["message"]["content"] or "")
-        try:
-            found = find(reply)
-            number = missing if found is None else float(found)
-        except (TypeError, ValueError):
-            number = missing
-        if number is None:
-            raise RewardError(
-                f"{client.name} gives problem {problem.id!r} a reply without a grade, {one_line(repr(reply))}; change "
-                "the template or the pattern, or set missing"
-            )
-        return number
-
-    return cached(TextReward(client.scorer(value)), size=size)
-
-
-def verdict(
-    address: str,
-    *,
-    answer: str = "Yes",
-    template: str = VERDICT,
-    top: int = TOP,
-    model: str | None = None,
-    options: Mapping[str, Any] | None = None,
-    key: str = "OPENAI_API_KEY",
-    connections: int = 16,
-    seconds: float = 120.0,
-    waits: Sequence[float] = WAITS,
-    size: int = REMEMBERED,
-) -> TextReward:
-    """The log-probability, in nats, that a judge's reply begins with the token `answer`.
-
-    The server reports the `top` most probable first tokens (`top_logprobs`). The probabilities of all tokens that equal
-    `answer` up to case and surrounding space add up: "Yes", " yes". If none of them is reported, the value is the least
-    reported log-probability, which is an upper bound. One token per text is drawn, so a verdict costs less than a grade
-    of `judge`, and it is finer.
-
-    Parameters
-    ----------
-    address, template, model, options, key, connections, seconds, waits, size
-        As for `judge`. A model that thinks first must be kept from it by `template` or `options`.
-    answer : str
-        A verdict of one token.
-    top : int
-        Tokens that the server reports; vLLM and OpenAI allow 20 by default.
-
-    Raises
-    ------
-    InputError
-        For a malformed address or template, or an empty answer.
-    RewardError
-        At a score, for a server that fails or reports no `top_logprobs`.
-    """
-    require_counts(top=top)
-    wanted = answer.strip().casefold()
-    if not wanted:
-        raise InputError(f"answer is {answer!r}; give a verdict of one token, such as 'Yes'")
-    asked = {"temperature": 1.0, "max_tokens": 1, "logprobs": True, "top_logprobs": top, **(options or {})}
-    client = _Judge(address, template, model, asked, key, connections, seconds, waits)
-
-    def value(problem: Problem, choice: Mapping[str, Any]) -> float:
-        try:
-            first = choice["logprobs"]["content"][0]["top_logprobs"]
-            found = [(str(each["token"]), float(each["logprob"])) for each in first]
-        except (KeyError, TypeError, ValueError, IndexError):
-            found = []
-        if not found:
-            raise RewardError(f"{client.name} reports no top_logprobs; start it with them, or take ets.rewards.judge")
-        logps = [logp for token, logp in found if token.strip().casefold() == wanted]
-        return math.log(math.fsum(map(math.exp, logps))) if logps else min(logp for _, logp in found)
-
-    return cached(TextReward(client.scorer(value)), size=size)
-
-
-class _Client:
-    """Concurrent requests in JSON from any thread, through an event loop that the client owns."""
-
-    def __init__(self, address: str, key: str, connections: int, seconds: float, waits: Sequence[float]) -> None:
+    def __init__(
+        self,
+        address: str,
+        model: str | None,
+        key: str,
+        connections: int,
+        seconds: float,
+        waits: Sequence[float],
+    ) -> None:
         from ets.policies.autoregressive.engine import EventLoop
         from ets.policies.autoregressive.server import Connection, shut_down
 
@@ -247,49 +249,10 @@ class _Client:
         require_positive(seconds=seconds)
         self.connection = Connection(address, key, connections, seconds, waits)
         self.name, self.address = self.connection.name, self.connection.address
+        self.models = f"{self.address}/models"
+        self._model, self._turn = model, threading.Lock()
         self._loop = EventLoop("reward")
         weakref.finalize(self, shut_down, self.connection, self._loop)
-
-    def ask(self, requests: Sequence[tuple[str, Any]]) -> list[Any]:
-        """The answers to (path or address, body) pairs; None is a GET request. Raises `RewardError` if one fails."""
-        try:
-            return self._loop.wait_for_all([self.connection.ask(path, body) for path, body in requests])
-        except InputError as error:
-            raise RewardError(str(error)) from None
-
-    def numbers(self, read: Callable[[Any], Any], answer: Any, count: int) -> list[float]:
-        """The numbers in the answer to a request for `count` texts."""
-        try:
-            found = read(answer)
-            listed = found if isinstance(found, list | tuple) else [found]
-            if len(listed) != count or any(isinstance(each, bool | str) for each in listed):
-                raise ValueError
-            return [float(each) for each in listed]
-        except (KeyError, IndexError, TypeError, ValueError):
-            raise RewardError(
-                f"{self.name} answers {one_line(repr(answer))} to a request for {count} texts; it must give a number "
-                "for each, or read must find them"
-            ) from None
-
-
-def _scores(answer: Any) -> Any:
-    if isinstance(answer, dict):
-        return answer["scores"] if "scores" in answer else answer["score"]
-    return answer
-
-
-class _Judge(_Client):
-    """Chat completions for a template."""
-
-    def __init__(self, address: str, template: str, model: str | None, asked: Mapping[str, Any], *limits: Any) -> None:
-        if not isinstance(template, str) or "{text}" not in template:
-            raise InputError(
-                f"the template {one_line(repr(template))} has no field {{text}}; put it where the text goes"
-            )
-        super().__init__(address, *limits)
-        self.template, self._model = template, model
-        self._asked = {"seed": 0, **asked}
-        self._turn = threading.Lock()
 
     @property
     def model(self) -> str:
@@ -298,49 +261,44 @@ class _Judge(_Client):
 
         with self._turn:
             if self._model is None:
-                (answer,) = self.ask([("models", None)])
+                try:
+                    (answer,) = self.ask([(self.models, None)])
+                except RewardError as error:
+                    raise RewardError(f"{error}; give model to skip this request for its name, {self.models}") from None
                 self._model = served_model(self.name, answer)["id"]
             return self._model
 
-    def turn(self, problem: Problem, text: str) -> str:
-        """The judge's user turn. Raises `RewardError` for a field that `Problem.doc` lacks."""
-
-        def content(field: re.Match[str]) -> str:
-            if field[1] == "text":
-                return text
-            if field[1] == "prompt":
-                return prompt_text(problem.raw_prompt)
-            if field[2] not in problem.doc:
-                raise RewardError(
-                    f"the doc of problem {problem.id!r} has no {field[2]!r}; correct the judge's template"
-                )
-            return str(problem.doc[field[2]])
-
-        return FIELD.sub(content, self.template)
-
-    def scorer(
-        self, value: Callable[[Problem, Mapping[str, Any]], float]
-    ) -> Callable[[Problem, Sequence[str]], list[float]]:
-        """The function of (problem, texts) whose numbers are those of the judge's choices, by `value`."""
-
-        def score_texts(problem: Problem, texts: Sequence[str]) -> list[float]:
-            turns = [self.turn(problem, text) for text in texts]
-            model = self.model
-            answers = self.ask([("chat/completions", self._body(model, turn)) for turn in turns])
-            return [value(problem, self._choice(answer)) for answer in answers]
-
-        return score_texts
-
-    def _body(self, model: str, turn: str) -> dict[str, Any]:
-        body = {"model": model, "messages": [{"role": "user", "content": turn}], **self._asked}
-        return {name: value for name, value in body.items() if value is not None}
-
-    def _choice(self, answer: Any) -> Mapping[str, Any]:
+    def ask(self, requests: Sequence[tuple[str, Any]]) -> list[Any]:
+        """The answers to (path or address, body) pairs; None is a GET request. Raises `RewardError` if one fails."""
         try:
-            choice: Mapping[str, Any] = answer["choices"][0]
-            choice["message"]["content"]
-        except (KeyError, IndexError, TypeError):
+            return self._loop.wait_for_all([self.connection.ask(path, body) for path, body in requests])
+        except InputError as error:
+            raise RewardError(str(error)) from None
+
+    def numbers(self, read: Callable[[Any], Any], answer: Any, count: int, label: Label, form: str) -> list[float]:
+        """The numbers in the answer to a request for `count` texts."""
+        try:
+            found = read(answer)
+            listed = found if isinstance(found, list | tuple) else [found]
+            if len(listed) != count:
+                raise ValueError
+            return [self._number(each, label) for each in listed]
+        except RewardError:
+            raise
+        except (KeyError, IndexError, TypeError, ValueError):
             raise RewardError(
-                f"{self.name} gives no chat completion, {one_line(repr(answer))}; give an OpenAI-compatible server"
+                f"{self.name} answers {one_line(repr(answer))} to a request for {count} texts; it must give a number "
+                f"for each in the form {form!r} (of {', '.join(FORMS)}), or read must find them"
             ) from None
-        return choice
+
+    def _number(self, found: Any, label: Label) -> float:
+        """A number, or the number of the label's class in a list."""
+        if isinstance(found, list | tuple):
+            at = 0 if label is None and len(found) == 1 else label
+            if not isinstance(at, int) or at >= len(found):
+                classes = f"{len(found)} classes, numbered from 0"
+                raise RewardError(f"{self.name} gives {classes}, and label is {label!r}; give the number of one")
+            found = found[at]
+        if isinstance(found, bool | str):
+            raise ValueError
+        return float(found)

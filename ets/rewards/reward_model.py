@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ets.chat import as_turns, prompt_text, with_reply
+from ets.chat import as_turns, text_before_reply, with_reply
 from ets.hub import require_checkpoint
 from ets.rewards.lifting import TextReward
 from ets.step import require_counts
@@ -92,20 +92,18 @@ class Classifier:
 
     def whole(self, problem: Problem, text: str) -> str:
         """The text that the model reads for a prompt and a text."""
-        prompt = problem.raw_prompt
         if self.template:
-            return str(self.tokenizer.apply_chat_template(with_reply(prompt, text), tokenize=False))
+            return str(self.tokenizer.apply_chat_template(with_reply(problem.raw_prompt, text), tokenize=False))
         return self.before(problem) + text
 
     def before(self, problem: Problem) -> str:
         """The text before the reply: by the chat template, or the prompt, which a line break ends in a chat."""
-        prompt = problem.raw_prompt
         if self.template:
-            turns = [dict(turn) for turn in as_turns(prompt)]
+            turns = [dict(turn) for turn in as_turns(problem.raw_prompt)]
             begins = turns[-1]["role"] != "assistant"
             options = {"add_generation_prompt": begins, "continue_final_message": not begins}
             return str(self.tokenizer.apply_chat_template(turns, tokenize=False, **options))
-        return prompt_text(prompt) + "\n" * bool(problem.messages)
+        return text_before_reply(problem)
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """The token ids of a text; `special` adds special tokens, unless the chat template has written them."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from ets.step import failure
 from ets.thinking import after_thinking, begun
-from ets.types import Chain, InputError, Problem, Text, one_line
+from ets.types import Chain, InputError, Problem, Text
 
 T = TypeVar("T")
 
@@ -48,15 +49,14 @@ class RowReward:
             try:
                 self._scored(problem, "")
             except InputError as error:
-                raise InputError(f"the row of problem {problem.id!r}: {error}") from error
+                raise InputError(f"{problem.place or f'the row of {problem.called}'}: {error}") from error
             except Exception as error:
-                reason = one_line(f"{type(error).__name__}: {error}")
-                raise InputError(f"the reward of problem {problem.id!r} raised {reason}; correct it") from error
+                raise InputError(failure(problem, error)) from error
 
 
 def demand(row: Mapping[str, Any], name: str, kind: type[T], example: str) -> T:
     """A value of a row; raises `InputError` for a missing one, an empty one, or one of another type."""
     value = row.get(name)
     if not isinstance(value, kind) or isinstance(value, bool) or not value:
-        raise InputError(f"{name} is {value!r}; give {example}")
+        raise InputError(f"{name} is {value!r}; give {example}" if name in row else f"no {name!r}; give {example}")
     return value

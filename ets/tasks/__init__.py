@@ -81,6 +81,8 @@ def task_named(name: str) -> Task:
         return Prompts(Path(name))
     if ":" in name:
         return _own(name)
+    if name not in TASKS and Path(name).is_file():
+        raise InputError(f"the task {name!r} is a file; prompts need a .jsonl file, with one JSON object on each line")
     if name not in TASKS:
         own = "a file of prompts (.jsonl), or file.py:name"
         raise InputError(f"unknown task {name!r}; choose from {', '.join(TASKS)}, {own}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -91,11 +92,12 @@ def read_prompts(path: Path, name: str) -> list[Problem]:
         raise InputError(f"cannot read the prompts {str(path)!r}: {reason}; name a file of JSON lines") from error
     problems = []
     for number, line in enumerate(lines, 1):
+        place = f"line {number} of {str(path)!r}"
         if line.strip():
             try:
-                problems.append(_problem(line, f"{name}-{number}"))
+                problems.append(replace(_problem(line, f"{name}-{number}"), place=place))
             except InputError as error:
-                raise InputError(f"line {number} of {str(path)!r}: {error}") from error
+                raise InputError(f"{place}: {error}") from error
     if not problems:
         raise InputError(f"{str(path)!r} holds no prompts; write lines such as {EXAMPLE}")
     (known, times), *_ = Counter(problem.id for problem in problems).most_common(1)
@@ -104,7 +106,7 @@ def read_prompts(path: Path, name: str) -> list[Problem]:
     return problems
 
 
-def _problem(line: str, place: str) -> Problem:
+def _problem(line: str, name: str) -> Problem:
     try:
         row: Any = json.loads(line)
     except ValueError as error:
@@ -119,7 +121,7 @@ def _problem(line: str, place: str) -> Problem:
         raise InputError(f"prompt is {prompt!r}; give text, or messages for a conversation")
     if "messages" in row and not (isinstance(messages, list) and messages):
         raise InputError(f"messages is {messages!r}; give a list such as [{{'role': 'user', 'content': '…'}}]")
-    stop, name = row.get("stop", []), row.get("id", place)
+    stop, known = row.get("stop", []), row.get("id", name)
     if not isinstance(stop, list) or not all(isinstance(each, str) and each for each in stop):
         raise InputError(f"stop is {stop!r}; give a list of strings")
-    return Problem(name, prompt, tuple(stop), row, as_messages(messages))
+    return Problem(known, prompt, tuple(stop), row, as_messages(messages))

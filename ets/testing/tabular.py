@@ -105,6 +105,9 @@ class TabularPolicy:
     def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         return self._draw(states, keys, self.max_length, "rollout")
 
+    def _longest(self, problem: Problem) -> int:
+        return min(self.max_length, problem.max_length or self.max_length)
+
     def _ended(self, tokens: TokenPrefix) -> bool:
         return tokens[-1] == END or len(tokens) == self.max_length
 
@@ -112,7 +115,7 @@ class TabularPolicy:
         if any(state.done for state in states):
             raise InputError("a state has ended; draw from open states")
         tokens, logps = [state.tokens for state in states], np.zeros(len(states))
-        lengths = [min(len(prefix) + block, self.max_length) for prefix in tokens]
+        lengths = [min(len(state.tokens) + block, self._longest(state.problem)) for state in states]
         rows = list(range(len(states)))
         while rows:
             contexts = [(states[n].problem.prompt, tokens[n]) for n in rows]
@@ -130,7 +133,8 @@ class TabularPolicy:
     def _drawn(self, before: TabularState, tokens: TokenPrefix, logp: float, kind: str) -> Draw:
         place, total = (before.problem.id, tokens), before.logp + logp
         if place not in self._states:
-            self._states[place] = TabularState(before.problem, tokens, self.spelled(tokens), total, self._ended(tokens))
+            ended = self._ended(tokens) or len(tokens) == self._longest(before.problem)
+            self._states[place] = TabularState(before.problem, tokens, self.spelled(tokens), total, ended)
         state = self._states[place]
         count = len(tokens) - len(before.tokens)
         text = Text(tokens, state.text, total, state.done)

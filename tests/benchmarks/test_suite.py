@@ -285,7 +285,7 @@ def test_other_packages_cannot_be_imported_in_the_dry_run() -> None:
 def test_the_dry_run_measures_every_row(dry_run: tuple[str, Any]) -> None:
     page, data = dry_run
     rows = {table["name"]: table["rows"] for table in data["tables"]}
-    assert list(data["left_out"]) == ["engines", "real_model"] and "`engines`: it needs vllm" in page
+    assert list(data["left_out"]) == ["engines", "real_model", "serving"] and "`engines`: it needs vllm" in page
     assert {row["counts"]["law"] for row in rows.pop("laws")} == {"passes"}
     assert {name: len(found) for name, found in rows.items()} == {
         "autoregressive": 2, "masked_diffusion": 1, "autoregressive_proposal": 2, "fast_diffusion": 9,

@@ -34,7 +34,7 @@ def test_the_example_prints_a_table(
     assert main([*example, "--problems", "1", *shlex.split(SMALL)]) == 0
     shown = capsys.readouterr().out
     assert "finished chains" not in shown  # nothing is kept
-    assert "expected for 1 problems, 1 of each, from 1 of them on this machine:" in shown and "ETS (M 2, K 1)" in shown
+    assert "expected for 1 problem, 1 of each, from 1 of them on this machine:" in shown and "ETS (M 2, K 1)" in shown
     assert list(tmp_path.iterdir()) == []
 
 

@@ -127,7 +127,8 @@ def test_changed_code_of_a_user_is_another_run(name: str, own: Path, capsys: pyt
     capsys.readouterr()
     assert main(words(name, own)) == 2
     error = capsys.readouterr().err
-    assert "is of another configuration: own_code (" in error and error.count("\n") == 1
+    assert f"was made with other code: {own} has changed (Letters, table); choose another folder" in error
+    assert error.endswith("--out, or put the code back\n") and error.count("\n") == 1
 
 
 def test_a_list_of_tasks_is_checked_before_the_first_one_runs(name: str, own: Path, refused: Refused) -> None:

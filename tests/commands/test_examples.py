@@ -47,7 +47,8 @@ def test_the_example_of_eval_leaves_a_folder_that_the_one_of_view_shows(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    ((*words,), (view, folder)) = *examples("eval"), *examples("view")
+    ((*words,), (view, folder), answer) = *examples("eval"), *examples("view")
+    assert answer == [view, "response.json"]  # `test_view.py` writes and shows one
     assert main([*words, *SMALL.split()]) == 0
     (made,) = Path("results").iterdir()
     assert re.fullmatch("arithmetic-[0-9a-f]{8}", made.name) and re.fullmatch("results/arithmetic-[0-9a-f]{8}", folder)
@@ -65,7 +66,7 @@ def test_the_example_of_eval_leaves_a_folder_that_the_one_of_view_shows(
             "argument command: invalid choice: 'magic' (choose from ",
         ),
         (["--magic"], "the following arguments are required: command; see ets --help"),
-        (["view"], "the following arguments are required: folder; see ets view --help"),
+        (["view"], "the following arguments are required: path; see ets view --help"),
         (["view", "here", "--magic"], "unrecognized arguments: --magic; see ets --help"),
         (["eval", "--task"], "argument --task/--tasks: expected one argument; see ets eval --help"),
         (["compare", *examples("compare")[0][1:], "--tasks", "chess"], "unknown task 'chess'; choose from arithmetic"),

@@ -140,6 +140,10 @@ def test_a_line_of_lm_evals_samples_is_a_problem_under_a_row(folder: Path, rewar
     assert [each["name"] for each in configuration["filter_list"]] == ROWS.split()
     assert configuration["metadata"]["rows"]["ets-3"]["label"] == "ETS (M 3, K 2)"
     assert (results["n-shot"], results["n-samples"]["arithmetic"]["original"]) == ({"arithmetic": 0}, 3)
+    kept = configuration["metadata"]["configuration"]
+    law = {"temperature": kept["temperature"], "max_gen_toks": kept["max_length"]}
+    assert configuration["generation_kwargs"] == results["config"]["gen_kwargs"] == law
+    assert all(line["arguments"]["gen_args_0"]["arg_1"] == law for line in lines)
     places = [(line["filter"], line["doc_id"]) for line in lines]
     assert places == [(name, number) for name in ROWS.split() for number in range(3)]
     for line in lines:

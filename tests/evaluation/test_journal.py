@@ -46,7 +46,7 @@ def test_a_folder_of_another_version_is_refused_in_one_line(
 
 
 def test_a_long_value_that_differs_is_shortened(tmp_path: Path) -> None:
-    written(tmp_path, configuration={"prompt": "a" * 1000})
+    written(tmp_path, record("a"), configuration={"prompt": "a" * 1000})
     with pytest.raises(InputError, match=r"prompt \('a{59}… there, 'b{59}… now\)"):
         written(tmp_path, configuration={"prompt": "b" * 1000})
 
@@ -141,6 +141,55 @@ def test_a_folder_is_written_by_one_journal_at_a_time(tmp_path: Path) -> None:
     first.append(record("b"))
     first.close()
     assert written(tmp_path) == [record("a"), record("b")]
+
+
+def own(code: dict[str, str], **values: Any) -> dict[str, Any]:
+    return {**CONFIGURATION, "own_code": code, **values}
+
+
+@pytest.mark.parametrize(
+    ("code", "values", "message"),
+    [
+        ({"a.py:f": "2"}, {}, "made with other code: a.py has changed [(]f[)]; choose another folder with --out"),
+        ({}, {}, "other code: a.py:f [(]there, not now[)]; choose another folder with --out, or put the code back"),
+        ({"a.py:f": "1", "b:g": "1"}, {}, "other code: b:g [(]now, not there[)]; choose"),
+        ({"a.py:f": "2"}, {"lam": 1}, "configuration: lam [(]0.1 there, 1 now[)], a.py has changed [(]f[)]; choose"),
+        ({"b.py:f": "1"}, {"lam": 1}, "configuration: lam [(]0.1 there, 1 now[)]; choose another folder"),
+    ],
+)
+def test_changed_code_of_a_user_is_named_with_its_file_and_the_remedy(
+    code: dict[str, str], values: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    written(tmp_path, record("a"), configuration=own({"a.py:f": "1"}))
+    with pytest.raises(InputError, match=message) as caught:
+        written(tmp_path, configuration=own(code, **values))
+    assert "own_code" not in str(caught.value) and "{" not in str(caught.value)
+    assert written(tmp_path, configuration=own({"a.py:f": "1"})) == [record("a")]
+
+
+def test_of_two_mappings_the_differing_values_are_named(tmp_path: Path) -> None:
+    written(tmp_path, record("a"), configuration={"chat": {"system": "Sing.", "stop": []}})
+    with pytest.raises(InputError, match=r": chat.system \('Sing.' there, 'Say.' now\); choose"):
+        written(tmp_path, configuration={"chat": {"system": "Say.", "stop": []}})
+
+
+@pytest.mark.parametrize("content", [b"", b'{"method": "ets", "prob'])
+def test_a_folder_without_a_finished_chain_takes_another_configuration(content: bytes, tmp_path: Path) -> None:
+    written(tmp_path)
+    for name, text in (("journal.jsonl", content), ("traces.jsonl", b"{}\n")):
+        (tmp_path / name).write_bytes(text)
+    assert written(tmp_path, record("a"), configuration={"lam": 2}) == []
+    assert not (tmp_path / "traces.jsonl").exists()  # of a chain that never ended
+    with pytest.raises(InputError, match=r"lam \(2 there, 0.1 now\)"):
+        written(tmp_path)
+
+
+def test_a_record_that_a_killed_process_has_left_holds_its_configuration(tmp_path: Path) -> None:
+    written(tmp_path)
+    (tmp_path / "journal-1.jsonl").write_text(json.dumps(record("a")) + "\n")
+    with pytest.raises(InputError, match=r"lam \(0.1 there, 2 now\)"):
+        written(tmp_path, configuration={**CONFIGURATION, "lam": 2})
+    assert written(tmp_path) == [record("a")]
 
 
 HOLDER = """

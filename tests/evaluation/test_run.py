@@ -7,15 +7,21 @@ import math
 import threading
 from collections.abc import Hashable, Iterable
 from dataclasses import asdict, replace
+from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from ets import cli
 from ets.diagnostics import ratio_summary
 from ets.evaluation.methods import METHODS
 from ets.evaluation.ratios import total_ratios
 from ets.evaluation.run import Run
+from ets.evaluation.setup import _opened
+from ets.policies.checkpoint import Checkpoint
+from ets.report.summary import read_summary
 from ets.runner import run
 from ets.testing import TabularPolicy
 from ets.types import Chain, Cost, InputError, Problem
@@ -182,6 +188,35 @@ def test_the_progress_bar_counts_chains_and_shows_the_accuracy(
     compared(tmp_path, ["ets"], run={"progress": True})
     shown = capsys.readouterr().err
     assert "ETS (M 3, K 2): 100%" in shown and f"{COUNT}/{COUNT}" in shown and "accuracy " in shown
+
+
+@pytest.mark.parametrize("method", ["plain", "ets", "ets-is"])
+def test_the_seconds_of_the_first_row_are_without_the_loading_of_the_weights(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading here takes 30 seconds of the clock that times the steps; a finished run loads nothing."""
+    passed, loads = [0.0], []
+    original = Checkpoint.__dict__["model"].func
+
+    def slow(self: Checkpoint) -> Any:
+        loads.append(self.name)
+        passed[0] += 30.0
+        return original(self)
+
+    late = cached_property(slow)
+    late.__set_name__(Checkpoint, "model")
+    monkeypatch.setattr(Checkpoint, "model", late)
+    monkeypatch.setattr("ets.runner.time", SimpleNamespace(perf_counter=lambda: passed[0]))
+    folder, given = tmp_path / "out", ["--block-size", "8", "--max-length", "8", "--candidates", "2", "--rollouts", "1"]
+    if method == "ets-is":
+        given += ["--proposal", "embedded-small", "--proposal-temperature", "0.9"]
+    _opened.cache_clear()
+    command = ["eval", "--task", "sums", "--model", "embedded-small", "--count", "1", "--methods", method, *given]
+    for _ in range(2):
+        assert cli.main([*command, "--shots", "0", "--out", str(folder)]) == 0
+        (entry,) = [e for e in read_summary(folder).entries if e.method == method and e.readout == "last"]
+        assert entry.cost["seconds"] < 30 and len(loads) == len(set(loads)) > 0
+        _opened.cache_clear()
 
 
 class Shared(TabularPolicy):

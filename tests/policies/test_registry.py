@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import ets
-from ets.api import Result, _last_checkpoint
+from ets.api import Result
 from ets.models import MASKED_DIFFUSION
 from ets.path_weights import PathWeights
 from ets.policies.autoregressive.engine import EnginePolicy
@@ -20,6 +20,7 @@ from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion.denoise import Schedule
 from ets.policies.diffusion.levels import LEVELS, target_of
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
+from ets.policies.opening import _last_checkpoint
 from ets.policies.registry import ENGINES, fast_sampler_of, law_of, minimum_votes, own_policy, policy_of
 from ets.policies.settings import Caching, Horizon, Sampling, Unmasking
 from ets.types import InputError, Problem

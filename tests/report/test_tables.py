@@ -49,6 +49,23 @@ def test_every_budget_has_its_table_and_searches_stand_in_all() -> None:
     assert "one in twenty would find a difference by chance" in text
 
 
+def test_a_budget_that_was_given_in_tokens_is_the_heading() -> None:
+    text = markdown(ENTRIES, replace(SETTING, amounts=(100.0, 1500.0)))
+    assert "### Budget 1: 100 tokens a problem" in text and "### Budget 2: 1,500 tokens a problem" in text
+    assert "about" not in text and "| tokens |" in text
+    assert "### Budget: 0.5 tokens a problem\n" in markdown(ENTRIES[:2], replace(SETTING, amounts=(0.5,)))
+
+
+def test_a_budget_that_leaves_one_candidate_has_a_line() -> None:
+    single = replace(ENTRIES[1], size=1, label="ETS (M 1, K 1)")
+    voted = replace(ENTRIES[2], size=1, label="ETS (M 1, K 1), vote")
+    found = [line for line in markdown([*ENTRIES[:1], single, voted], SETTING).splitlines() if "candidate" in line]
+    remedy = "one candidate leaves no choice, so that its text is plain sampling; raise the budget"
+    assert found == [f"note: ETS (M 1, K 1): {remedy}"]
+    assert markdown([single, *ENTRIES[5:]], SETTING).count("one candidate leaves no choice") == 1
+    assert "candidate" not in markdown(ENTRIES, SETTING)
+
+
 def test_differences_are_paired_with_the_rival_at_equal_cost() -> None:
     lines = table(ENTRIES[:4], SETTING).splitlines()
     assert "minus majority at equal cost, points" in lines[0] and "row-forwards" not in lines[0]

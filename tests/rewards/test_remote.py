@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterator
-from types import SimpleNamespace
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import pytest
 
 import ets
 from ets import demo
 from ets.policies.checkpoint import Checkpoint
-from ets.rewards import endpoint, guarded, judge, verdict
+from ets.rewards import endpoint, guarded, judge, reward_model, verdict
+from ets.rewards.reward_model import Classifier
 from ets.step import RewardError
 from ets.testing import TabularPolicy
 from ets.types import Chain, InputError, Problem, Text
+from tests.rewards.test_reward_model import saved
 from tests.tiny_server import FOREVER, HANG_UP, NO_JSON, TinyServer
+from tests.vllm_server import POOLING, vllm_server
 
 QUESTION = "Question: Tom has 5 eggs. He buys 4. How many eggs does Tom have now?\nAnswer:"
 PROBLEM = Problem("p", QUESTION, doc={"right": 9})
 CHAIN = Chain(PROBLEM, 0, 1, TabularPolicy().start([PROBLEM])[0])
+LETTERS = Problem("letters", "ab")
+GIVEN = ["c", "abcabc", "bb", "cab", "ac"]
+Graded: TypeAlias = Callable[[int], tuple[TinyServer, Path]]
 NUMBER = r"#### (-?[0-9]+)"
 QUICK: dict[str, Any] = {"waits": (0.01, 0.02)}
 ENDS: list[Any] = [
@@ -36,6 +43,24 @@ ENDS: list[Any] = [
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
     return Checkpoint(demo.model_path("small"))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Reward models by their number of classes."""
+    return {labels: saved(tmp_path_factory.mktemp(f"labels-{labels}"), labels=labels) for labels in (1, 3)}
+
+
+@pytest.fixture
+def graded(checkpoint: Checkpoint, folders: dict[int, Path]) -> Iterator[Graded]:
+    """`graded(labels)`: a server of a reward model, and the folder of the model."""
+    with ExitStack() as open_servers:
+
+        def make(labels: int) -> tuple[TinyServer, Path]:
+            classifier = Classifier(str(folders[labels]), 16, "cpu", False, None)
+            return open_servers.enter_context(TinyServer(checkpoint, classifier=classifier)), folders[labels]
+
+        yield make
 
 
 @pytest.fixture
@@ -96,60 +121,118 @@ def test_a_batch_of_one_may_be_a_number(server: TinyServer, answer: Any, score: 
     assert scores(endpoint(server.scorer, read=lambda found: ets.rewards.remote._scores(answer)), "a") == [score]
 
 
-def test_a_judge_s_reply_holds_the_grade(server: TinyServer) -> None:
-    """The embedded model does the sum of its turn, with a number that the text gives; the result is the grade."""
-    template = "Question: Tom has {text} eggs. He buys {doc.right}. How many eggs does Tom have now?\nAnswer:"
-    turns = [template.format(text=number, doc=SimpleNamespace(right=9)) for number in (5, 6)]
-    asked = {"max_tokens": 64, "temperature": 0.0, "seed": 0}
-    replies = [server._reply({"messages": [{"content": turn, "role": "user"}], **asked}) for turn in turns]
-    grades = [float(re.findall(NUMBER, reply["message"]["content"])[-1]) for reply in replies]
-    assert scores(judge(server.address, template=template, grade=NUMBER, max_tokens=64), "5", "6") == grades
-    assert sorted(body["messages"][0]["content"] for body in server.seen) == turns
-    assert all(body["model"] == "tiny" and body["temperature"] == 0 for body in server.seen)
+def whole_scores(folder: Path, *texts: str, template: bool, problem: Problem = LETTERS) -> list[float]:
+    """The logits of a reward model in this process."""
+    return list(reward_model(folder, template=template).score_texts(problem, texts))
 
 
-def test_a_template_s_fields_are_filled_once(server: TinyServer) -> None:
-    """A text that holds a field's name stays as it is; conversations become one text."""
-    turns = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "2 + 3?"})
-    reward = made("judge", server, template="{prompt}|{text}|{other}", options={"max_tokens": 1, "seed": None})
-    scores(reward, "{prompt}{doc.right}", problem=Problem("p", "<template>", messages=turns))
+@pytest.mark.parametrize("form", ["score", "classify", "classify-chat", "pooling", "pooling-chat"])
+def test_each_form_of_vllm_gives_the_logits_of_the_reward_model(graded: Graded, form: str) -> None:
+    """The server answers in reverse order; requests name the model that it lists."""
+    server, folder = graded(1)
+    path, _, chat = form.partition("-")
+    reward = endpoint(f"{server.host}/{path}", form=form, batch=3, options={"use_activation": False}, **QUICK)
+    expected = whole_scores(folder, *GIVEN, template=bool(chat))
+    assert scores(reward, *GIVEN, problem=LETTERS) == pytest.approx(expected, abs=1e-5)
+    assert len({round(score, 3) for score in expected}) == len(GIVEN)
+    assert len(server.seen) == (len(GIVEN) if chat else 2) and {body["model"] for body in server.seen} == {"tiny"}
+
+
+@pytest.mark.parametrize("form", ["score", "classify", "classify-chat"])
+def test_each_form_of_vllm_takes_a_conversation(graded: Graded, form: str) -> None:
+    """As text, or as turns."""
+    server, folder = graded(1)
+    turns = tuple({"role": role, "content": text} for role, text in (("user", "c"), ("assistant", "b"), ("user", "a")))
+    problem, texts = Problem("p", "written by a template", messages=turns), ["cab", "b"]
+    reward = endpoint(f"{server.host}/{form.partition('-')[0]}", form=form, model="named", **QUICK)
+    found = scores(reward, *texts, problem=problem)
+    if form == "classify-chat":
+        logits = whole_scores(folder, *texts, template=True, problem=problem)
+        assert found == pytest.approx([1 / (1 + math.exp(-logit)) for logit in logits], abs=1e-6)
+        return
+    before = "user: c\n\nassistant: b\n\nuser: a"
     (body,) = server.seen
-    assert body["messages"][0]["content"] == "system: Be brief.\n\nuser: 2 + 3?|{prompt}{doc.right}|{other}"
-    assert body["max_tokens"] == 1 and "seed" not in body
+    request = {"text_1": before, "text_2": texts} if form == "score" else {"input": [f"{before}\n{t}" for t in texts]}
+    assert body == {"model": "named", **request}
 
 
-def test_a_reply_without_a_grade_is_one_line_or_a_value(server: TinyServer) -> None:
-    nothing: Any = {"grade": "no such words", "options": {"max_tokens": 2}}
-    assert scores(made("judge", server, **nothing, missing=-3), "a") == [-3]
-    with pytest.raises(RewardError, match=r"a reply without a grade, '.*; change the template") as error:
-        scores(made("judge", server, **nothing, missing=None), "a")
-    assert "\n" not in str(error.value)
-    by_function = made("judge", server, grade=lambda reply: len(reply), options={"max_tokens": 2})
-    assert scores(by_function, "a")[0] > 0
+@pytest.mark.parametrize("form", ["classify", "classify-chat", "pooling"])
+def test_a_label_chooses_a_class(graded: Graded, form: str) -> None:
+    server, folder = graded(3)
+    classifier = Classifier(str(folder), 16, "cpu", form == "classify-chat", None)
+    rows = classifier.outputs([classifier.encode(classifier.whole(LETTERS, text), special=True) for text in GIVEN])
+    url = f"{server.host}/{form.partition('-')[0]}"
+    for label in range(3):
+        found = scores(endpoint(url, form=form, label=label, **QUICK), *GIVEN, problem=LETTERS)
+        assert found == pytest.approx([float(row.softmax(-1)[label]) for row in rows], abs=1e-6)
+    for label in (None, 3):
+        with pytest.raises(
+            RewardError, match=rf"gives 3 classes, numbered from 0, and label is {label}; give"
+        ) as error:
+            scores(endpoint(url, form=form, label=label, **QUICK), "a", problem=LETTERS)
+        assert "\n" not in str(error.value)
 
 
-def test_a_verdict_is_a_log_probability_of_the_model(server: TinyServer) -> None:
-    texts = [" Tom has 5 + 4 = <<5+4=9>>", " Tom has 5 + 4 = <<5+4="]
-    tokenizer = server.checkpoint.tokenizer
-    laws = [server._logps(tuple(tokenizer(QUESTION + text)["input_ids"]), 1.0) for text in texts]
-    equal = [i for i in range(len(laws[0])) if tokenizer.decode([i]).strip() == "9"]
-    expected = [math.log(sum(math.exp(law[i]) for i in equal)) for law in laws]
-    assert scores(made("verdict", server, top=len(laws[0])), *texts) == pytest.approx(expected)
-    assert expected[0] > -0.1
-    least = sorted(laws[1])[-2]
-    assert scores(made("verdict", server, top=2, answer="Xyz"), texts[1]) == pytest.approx([least])
-    assert all(body["max_tokens"] == 1 and body["logprobs"] for body in server.seen)
+def test_a_class_s_name_is_worth_one_where_the_class_is_most_probable(graded: Graded) -> None:
+    server, folder = graded(3)
+    classifier = Classifier(str(folder), 16, "cpu", False, None)
+    rows = classifier.outputs([classifier.encode(classifier.whole(LETTERS, text), special=True) for text in GIVEN])
+    best = [int(row.argmax()) for row in rows]
+    found = scores(
+        endpoint(f"{server.host}/classify", form="classify", label=f"LABEL_{best[0]}", **QUICK), *GIVEN, problem=LETTERS
+    )
+    assert found == [float(each == best[0]) for each in best] and 0 < sum(found) < len(GIVEN)
 
 
-def test_tokens_of_one_verdict_add_up(server: TinyServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Up to case and surrounding space."""
-    listed = [{"token": token, "logprob": math.log(p)} for token, p in ((" Yes", 0.5), ("yes", 0.25), ("No", 0.125))]
-    choice = {"message": {"content": ""}, "logprobs": {"content": [{"top_logprobs": listed}]}}
-    monkeypatch.setattr(server, "_reply", lambda body: choice)
-    assert scores(made("verdict", server, answer="Yes"), "a") == pytest.approx([math.log(0.75)])
-    choice["logprobs"] = {"content": []}
-    with pytest.raises(RewardError, match="reports no top_logprobs; start it with them, or take"):
-        scores(made("verdict", server, answer="Yes"), "a")
+def test_the_last_token_of_a_pooled_text_counts() -> None:
+    answer = {"data": [{"index": 1, "data": [[0.5], [0.25]]}, {"index": 0, "data": [[1.0]]}]}
+    assert ets.rewards.remote.FORMS["pooling"].read(answer, None) == [[1.0], [0.25]]
+
+
+@pytest.mark.parametrize(
+    ("url", "models"),
+    [
+        ("http://a:1/score", "http://a:1/v1/models"),
+        ("http://a:1/v1/classify", "http://a:1/v1/models"),
+        ("https://a/proxy/score?x=1", "https://a/proxy/v1/models"),
+        ("http://a:1", "http://a:1/v1/models"),
+    ],
+)
+def test_the_list_of_models_is_of_the_same_server(url: str, models: str) -> None:
+    assert ets.rewards.remote._models(url) == models
+
+
+def test_a_form_that_does_not_fit_is_one_line(graded: Graded, server: TinyServer) -> None:
+    """Refused requests, answers of another form, and servers without a list of models."""
+    reward_server, _ = graded(1)
+    cases: list[tuple[str, dict[str, Any], str]] = [
+        (f"{reward_server.host}/score", {"form": "classify"}, r"answers 400 \(Field required\); correct .* the form"),
+        (f"{reward_server.host}/score", {}, r"answers 400 \(Field required\); correct .* the form of the request"),
+        (
+            server.scorer,
+            {"form": "score", "body": ets.rewards.remote.FORMS["texts"].write},
+            r"answers \{'scores'.* it must give a number for each in the form 'score' \(of texts, score, classify",
+        ),
+        (f"{server.host}/a/score", {"form": "score"}, "answers 404 .*; give model to skip .*/a/v1/models$"),
+    ]
+    for url, options, message in cases:
+        with pytest.raises(RewardError, match=message) as error:
+            scores(endpoint(url, **QUICK, **options), "a", "b")
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here; `bash scripts/setup.sh vllm`")
+def test_rewards_through_vllms_server_are_the_logits_of_the_reward_model(tmp_path: Path) -> None:
+    folder = saved(tmp_path, width=64)
+    with vllm_server(POOLING | {"--model": str(folder)}) as address:
+        host = address.removesuffix("/v1")
+        for form in ("score", "classify", "classify-chat", "pooling", "pooling-chat"):
+            path, _, chat = form.partition("-")
+            reward = endpoint(f"{host}/{path}", form=form, options={"use_activation": False})
+            expected = whole_scores(folder, *GIVEN, template=bool(chat))
+            assert scores(reward, *GIVEN, problem=LETTERS) == pytest.approx(expected, abs=1e-3)
+        with pytest.raises(RewardError, match=r"answers 400 .*; correct the address, the model or the form"):
+            scores(endpoint(f"{host}/score", **QUICK), "a", problem=LETTERS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -215,6 +298,10 @@ def test_bad_input_is_one_line_before_anything_is_asked(server: TinyServer) -> N
     cases: list[tuple[Any, str]] = [
         (lambda: endpoint("localhost:8000"), "'localhost:8000' is no address of a server"),
         (lambda: endpoint(address, batch=0), "batch is 0"),
+        (lambda: endpoint(address, form="rank"), "unknown form 'rank'; choose from texts, score, classify,"),
+        (lambda: endpoint(address, form="score", label=1), "label is 1, and the form 'score' takes none"),
+        (lambda: endpoint(address, form="classify", label=-1), "takes the number of a class, from 0 or its name"),
+        (lambda: endpoint(address, form="pooling", label="good"), "takes the number of a class, from 0"),
         (lambda: endpoint(address, seconds=0), "seconds is 0"),
         (lambda: judge(address, template="{prompt}"), "has no field {text}; put it where the text goes"),
         (lambda: judge(address, grade="("), "grade is '(', which is no regular expression"),
@@ -226,6 +313,10 @@ def test_bad_input_is_one_line_before_anything_is_asked(server: TinyServer) -> N
             "has no 'other'; correct the judge's template",
         ),
         (lambda: scores(made("judge", server), "a", problem=Problem("p", (1, 2))), "is token ids"),
+        (
+            lambda: scores(endpoint(server.scorer, form="score"), "a", problem=Problem("p", (1, 2))),
+            "is token ids",
+        ),
     ]
     for make, message in cases:
         with pytest.raises(InputError) as caught:

@@ -29,13 +29,15 @@ CHAIN = Chain(PROBLEM, 0, 1, TabularPolicy().start([PROBLEM])[0])
 TEXTS = ["c", "abcabcabc", "", "cab", "c", "bbbbbbbbbbbbbbbbbbbbbbbbbbbb", "ac"]
 
 
-def saved(folder: Path, *, labels: int = 1, padding: int | None = 5, template: str | None = TEMPLATE) -> Path:
+def saved(
+    folder: Path, *, labels: int = 1, padding: int | None = 5, template: str | None = TEMPLATE, width: int = 16
+) -> Path:
     """A random reward model of six letters, the last of which is padding."""
-    torch.manual_seed(3)
+    torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=len(LETTERS), hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=8, max_position_embeddings=64, initializer_range=0.4, num_labels=labels,
-        eos_token_id=0, bos_token_id=None, pad_token_id=padding,
+        vocab_size=len(LETTERS), hidden_size=width, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=width // 2, max_position_embeddings=64, initializer_range=0.4,
+        num_labels=labels, eos_token_id=0, bos_token_id=None, pad_token_id=padding,
     )  # fmt: skip
     Qwen3ForSequenceClassification(config).save_pretrained(folder)
     tokenizer = tiny_tokenizer(LETTERS)

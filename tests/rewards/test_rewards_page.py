@@ -18,4 +18,4 @@ def test_a_block_runs_and_shows_a_result(code: str, capsys: pytest.CaptureFixtur
 
 
 def test_most_blocks_run_here() -> None:
-    assert len(RUN) == 5 and len(BLOCKS) == 9
+    assert len(RUN) == 5 and len(BLOCKS) == 10

@@ -54,6 +54,27 @@ def test_it_is_a_reward_and_may_be_one_of_prefixes() -> None:
     assert as_reward(named) is named and not reads_prefixes(named) and reads_prefixes(as_reward(other))
 
 
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (
+            lambda row, text: len(row["letters"]),
+            "^line 2 of 'vowels.jsonl' has no 'letters', a KeyError of the re",
+        ),
+        (lambda row, text: demand(row, "letters", str, "letters"), "^line 2 of 'vowels.jsonl': no 'letters'; give le"),
+        (
+            lambda row, text: {}["words"],
+            r"^the reward raised KeyError for problem 'q' \(line 2 of 'vowels.jsonl'\): ",
+        ),
+        (lambda row, text: 1 / 0, r"raised ZeroDivisionError for problem 'q' \(line 2 of 'vowels.jsonl'\): "),
+    ],
+)
+def test_a_missing_field_is_named_with_its_file_and_line(function: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        RowReward(function).require([Problem("q", "", doc=PROBLEM.doc, place="line 2 of 'vowels.jsonl'")])
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("words", [None, [], "red", True])
 def test_a_row_that_does_not_fit_is_one_line_with_its_problem(words: Any) -> None:
     named.require([PROBLEM])
@@ -62,5 +83,7 @@ def test_a_row_that_does_not_fit_is_one_line_with_its_problem(words: Any) -> Non
 
 
 def test_a_function_that_fails_on_an_empty_text_is_one_line() -> None:
-    with pytest.raises(InputError, match=r"the reward of problem 'p' raised ZeroDivisionError: .*; correct it"):
+    with pytest.raises(InputError, match=r"the reward raised ZeroDivisionError for problem 'p': .*; correct it"):
         RowReward(lambda row, text: 1 / len(text)).require([PROBLEM])
+    with pytest.raises(InputError, match=r"^the row of problem 'p': no 'words'; give a list of words$"):
+        named.require([Problem("p", "")])

@@ -156,6 +156,27 @@ def test_the_script_works_beside_folders_named_like_its_packages(tmp_path: Path)
     assert done.stderr.splitlines()[-1].startswith("error: rollouts is 0")
 
 
+@pytest.mark.parametrize("script", [EVAL, LLADA, ROOT / "scripts" / "real.sh"])
+def test_prompts_without_a_reward_name_the_variable(script: Path, tmp_path: Path) -> None:
+    given = {"TASK": "eggs.jsonl", "METHODS": "plain,ets", "PRINT_ONLY": "1"}
+    done = bash(str(script), folder=tmp_path, **given)
+    assert done.returncode == 2 and done.stdout == ""
+    reason = "TASK is the file of prompts eggs.jsonl, which has no right answers"
+    assert done.stderr == f"error: {reason}; set REWARD=file.py:function or REWARD=module:function\n"
+    done = bash(str(script), folder=tmp_path, **given, REWARD="mine.py:short")
+    assert done.returncode == 0 and " --reward 'mine.py:short' " in done.stdout
+
+
+@pytest.mark.parametrize(("task", "shots"), [("eggs.jsonl", ""), ("sums", "SHOTS=4 ")])
+def test_the_command_for_a_real_model_has_worked_examples_if_the_task_has(
+    task: str, shots: str, tmp_path: Path
+) -> None:
+    """The run ends before a model is loaded: no file of this name, or no rollouts."""
+    given = {"TASK": task, "REWARD": "likelihood", "METHODS": "plain,ets", "K_MONTE_CARLO": "0"}
+    done = bash(str(EVAL), folder=tmp_path, **given)
+    assert done.returncode == 2 and f" MODEL_PATH=Qwen/Qwen3-1.7B-Base {shots}TEMPERATURE=1.0 " in done.stdout
+
+
 def test_words_after_the_preset_are_refused(tmp_path: Path) -> None:
     done = bash(str(EVAL), "demo", "M=5", folder=tmp_path)
     assert done.returncode == 2

@@ -92,7 +92,7 @@ def test_the_checks_are_a_fixed_function_of_the_text() -> None:
 @pytest.mark.parametrize(
     ("doc", "message"),
     [
-        ({"prompt": "Go."}, "instruction_id_list is None; give a list"),
+        ({"prompt": "Go."}, "no 'instruction_id_list'; give a list such as"),
         ({**row("punctuation:no_comma"), "kwargs": [{}, {}]}, "kwargs has 2 objects for 1 instructions"),
         (row("punctuation:no_dots"), "instruction_id_list has 'punctuation:no_dots'; choose from keywords:existence"),
     ],

@@ -64,7 +64,7 @@ def test_results_depend_on_its_code(file: Path, tmp_path: Path, capsys: pytest.C
     assert main(words) == 0
     file.write_text(CODE.replace("[-1]", "[0]"))
     assert main(words) == 2
-    assert "own_code" in capsys.readouterr().err
+    assert f"made with other code: {file} has changed (Echo)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

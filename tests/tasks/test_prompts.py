@@ -33,6 +33,11 @@ def share(row, text):
     return text.count(row["letter"]) / 3 - 0.5
 
 
+@RowReward
+def lacking(row, text):
+    return len(row["words"])
+
+
 def many(prompt, text):
     return float("-inf") if text == "" else text.count("a")
 """
@@ -116,6 +121,17 @@ def test_a_file_that_holds_nothing_or_cannot_be_read_is_one_line(tmp_path: Path)
             Prompts(path).problems()
 
 
+@pytest.mark.parametrize("name", ["eggs.json", "eggs.txt", "eggs"])
+def test_a_file_with_another_ending_says_what_a_file_of_prompts_is(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text('{"prompt": "a"}\n')
+    with pytest.raises(
+        InputError, match=f"{name}' is a file; prompts need a .jsonl file, with one JSON object on each"
+    ):
+        task_named(str(tmp_path / name))
+    with pytest.raises(InputError, match=r"unknown task 'eggs.yaml'; .*, a file of prompts \(.jsonl\), or"):
+        task_named("eggs.yaml")
+
+
 @pytest.mark.parametrize(
     ("count", "shots", "message"), [(5, None, "choose 1 to 4"), (0, 0, "choose 1 to 4"), (1, 2, "shots is 2")]
 )
@@ -148,7 +164,8 @@ def test_a_method_that_compares_answers_is_refused(method: str, rows: Path, refu
         ((), "the task letters has no right answers; add --reward file.py:function"),
         (("--reward", "share"), "reward is 'share', which compares answers, and the task letters has none"),
         (("--reward", "likelihood", "--best-by", "majority"), "best_by is 'majority', which compares answers"),
-        (("--reward", "ets.tasks.exact_length:exact_length"), "problem 'letters-1': words is None; give a number"),
+        (("--reward", "ets.tasks.exact_length:exact_length"), "line 1 of '{rows}': no 'words'; give a number of words"),
+        (("--reward", "{own}:lacking"), "line 1 of '{rows}' has no 'words', a KeyError of the reward (own.py, line "),
         (("--reward", "likelihood", "--count", "9"), "9 prompts of letters asked for; choose 1 to 4"),
         (("--reward", "likelihood", "--against", "majority"), "against is 'one-step', which is not among the methods"),
     ],
@@ -156,7 +173,8 @@ def test_a_method_that_compares_answers_is_refused(method: str, rows: Path, refu
 def test_input_that_does_not_fit_is_one_line(
     further: tuple[str, ...], message: str, rows: Path, refused: Refused
 ) -> None:
-    refused(words("eval", rows, "--methods", "ets,best-of-n", *further), message)
+    further = tuple(each.format(own=rows.parent / "own.py") for each in further)
+    refused(words("eval", rows, "--methods", "ets,best-of-n", *further), message.format(rows=rows))
     assert not (rows.parent / "run").exists()
 
 
@@ -165,6 +183,18 @@ def test_every_task_of_a_list_has_its_own_reward(rows: Path, refused: Refused) -
 
 
 # Runs.
+
+
+def test_a_reward_that_reads_a_missing_field_of_a_text_alone_names_the_line(
+    rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The rows are checked with an empty text, so such a field is missed by the check."""
+    own = rows.parent / "own.py"
+    own.write_text(f"{CODE}\n\n@RowReward\ndef late(row, text):\n    return len(row['least']) if text else 0\n")
+    given = words("eval", rows, "--methods", "ets", "--candidates", "2", "--reward", of(rows, "late"))
+    assert main(given) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: line ") and " has no 'least', a KeyError of the reward (own.py, line 27)" in error
 
 
 def test_all_methods_without_answers_run_and_the_mean_reward_compares_them(
@@ -192,6 +222,20 @@ def test_all_methods_without_answers_run_and_the_mean_reward_compares_them(
     assert main(given) == 0 and (folder / "journal.jsonl").read_bytes() == before
     rewards = [[(entry["label"], entry["rewards"]) for entry in each["entries"]] for each in (found, summary(folder))]
     assert rewards[0] == rewards[1]
+
+
+def test_budgets_of_tokens_are_the_headings_and_one_candidate_has_a_line(
+    rows: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = words(
+        "compare", rows, "--budgets", "4,60", "--methods", "plain,one-step,ets", "--reward", of(rows, "share")
+    )
+    assert main(given) == 0
+    sections = capsys.readouterr().out.split("### ")[1:]
+    assert [each.splitlines()[0] for each in sections] == [
+        f"Budget {n}: {b} tokens a problem" for n, b in ((1, 4), (2, 60))
+    ]
+    assert ["note: ETS (M 1, K 1): one candidate" in each for each in sections] == [True, False]
 
 
 def test_rewards_are_means_over_the_texts_of_a_prompt(rows: Path) -> None:

@@ -17,7 +17,7 @@ from typing import Any, Self, TypeVar
 import numpy as np
 from anyio.from_thread import start_blocking_portal
 
-from ets.policies.autoregressive.law import Endings, TokenState, as_token_states, draw_of
+from ets.policies.autoregressive.law import Endings, TokenState, as_token_states, draw_of, longest
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.prompts import encode_prompt
 from ets.policies.settings import Horizon, Sampling
@@ -58,11 +58,13 @@ class Engine:
     """Draws rows for an `EnginePolicy`, for any number of threads at once.
 
     A subclass defines `draw` and two attributes: `checkpoint` with the model's tokenizer and configuration, and `name`
-    for error messages. The other methods do nothing by default.
+    for error messages. The other methods do nothing by default. `approximate` is empty for an engine that returns the
+    drawn tokens, and else the reason why the tokens are approximate.
     """
 
     checkpoint: Checkpoint
     name: str
+    approximate: str = ""
 
     @property
     def context(self) -> int | None:
@@ -171,9 +173,14 @@ class EnginePolicy:
 
     def _draw(self, states: Sequence[State], keys: Keys, block: int, kind: str, *, greedy: bool = False) -> list[Draw]:
         sampling = Sampling(0.0) if greedy else self.sampling
-        longest, ends = self.horizon.max_length, sorted(self.endings.end_ids)
+        ends = sorted(self.endings.end_ids)
         rows = [
-            _Row(state, np.asarray(key), min(len(state.tokens) + block, longest), list(state.tokens))
+            _Row(
+                state,
+                np.asarray(key),
+                min(len(state.tokens) + block, longest(self.horizon, state.problem)),
+                list(state.tokens),
+            )
             for state, key in zip(as_token_states(states), keys, strict=True)
         ]
         going = rows
@@ -182,14 +189,18 @@ class EnginePolicy:
             for row, answer in zip(going, answers, strict=True):
                 row.append(answer, kind, self.endings)
             going = [row for row in going if not row.ended and len(row.tokens) < row.target]
-        require_finite([row.state.problem for row in rows], [row.logp for row in rows])
-        draws = [self._draw_of(row, 0.0 if self.deterministic and not greedy else row.logp) for row in rows]
+        require_finite([row.state.problem for row in rows], [sum(row.logps) for row in rows])
+        draws = [self._draw_of(row, certain=self.deterministic and not greedy) for row in rows]
         self.ledger += Cost.total(draw.cost for draw in draws)
         return draws
 
-    def _draw_of(self, row: _Row, logp: float) -> Draw:
-        memory = None if row.ended or len(row.tokens) >= self.horizon.max_length else OPEN
-        return draw_of(row.state, tuple(row.tokens), logp, memory, row.cost, self.endings)
+    def _draw_of(self, row: _Row, *, certain: bool) -> Draw:
+        """The draw of a row; the engine reports the model's log-probabilities where the sampled ones are 0."""
+        logps = [0.0] * len(row.logps) if certain else row.logps
+        full = len(row.tokens) >= longest(self.horizon, row.state.problem)
+        memory = None if row.ended or full else OPEN
+        each = () if self.engine.approximate else logps
+        return draw_of(row.state, tuple(row.tokens), sum(logps), memory, row.cost, self.endings, logps=each)
 
 
 @dataclass
@@ -200,7 +211,7 @@ class _Row:
     key: Keys
     target: int
     tokens: list[int]
-    logp: float = 0.0
+    logps: list[float] = field(default_factory=list)  # of the new tokens
     ended: bool = False
     cost: Cost = field(default_factory=Cost)
 
@@ -222,7 +233,7 @@ class _Row:
         problem = self.state.problem
         for token, logp in zip(answer.tokens, answer.logps, strict=True):
             self.tokens.append(token)
-            self.logp += logp
+            self.logps.append(logp)
             if endings.reached(self.tokens, problem.stop, problem.thinking, self.state.prompt):
                 self.ended = True
                 return

@@ -11,6 +11,7 @@ import numpy as np
 
 from ets.models import diffusion_engine
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.settings import Horizon
 from ets.thinking import Tags, begun, cut_at, is_thinking
 from ets.types import Certainty, Cost, Draw, InputError, Problem, State, Text
 
@@ -19,7 +20,9 @@ from ets.types import Certainty, Cost, Draw, InputError, Problem, State, Text
 class TokenState:
     """A generation so far. `memory` holds an engine's work, such as a cache; states may share a memory.
 
-    `certainty` is None unless the policy records certainty, and for tokens of another policy.
+    `certainty` is None unless the policy records certainty, and for tokens of another policy. `logps` holds the
+    natural-log probability of each token under the sampled distribution, the terms of `logp`. It is empty after tokens
+    of another policy or of beam search, and if a server returns text alone.
     """
 
     problem: Problem
@@ -30,6 +33,12 @@ class TokenState:
     done: bool = False
     memory: Any = field(default=None, repr=False)
     certainty: Certainty | None = None
+    logps: tuple[float, ...] = field(default=(), repr=False)
+
+    @property
+    def final_tokens(self) -> tuple[int, ...]:
+        """The tokens that no later step changes: all."""
+        return self.tokens
 
 
 class Endings:
@@ -112,12 +121,23 @@ def draw_of(
     cost: Cost,
     endings: Endings,
     certainty: Certainty | None = None,
+    logps: Sequence[float] = (),
 ) -> Draw:
-    """The draw of a row from `before` to `tokens`; without a memory the row has ended."""
+    """The draw of a row from `before` to `tokens`; without a memory the row has ended.
+
+    `logps` holds the log-probability of each new token, or nothing.
+    """
     problem, total, done = before.problem, before.logp + logp, memory is None
     text = endings.text(tokens, problem.stop, problem.thinking, before.prompt)
-    state = TokenState(problem, before.prompt, tokens, text, total, done, memory, certainty)
+    each = (*before.logps, *logps)
+    each = each if len(each) == len(tokens) else ()
+    state = TokenState(problem, before.prompt, tokens, text, total, done, memory, certainty, each)
     return Draw(state, Text(tokens, text, total, done, certainty=certainty), logp, cost)
+
+
+def longest(horizon: Horizon, problem: Problem) -> int:
+    """The most tokens of a problem's text: `Problem.max_length`, or the policy's."""
+    return horizon.max_length if problem.max_length is None else problem.max_length
 
 
 def as_token_states(states: Sequence[State]) -> list[TokenState]:

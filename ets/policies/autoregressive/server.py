@@ -263,7 +263,7 @@ class Connection:
         status = response.status_code
         if status != 200:
             key = f"put the API key into {self._variable}"
-            remedy = key if status in (401, 403) else "correct the address or the model"
+            remedy = key if status in (401, 403) else "correct the address, the model or the form of the request"
             raise InputError(f"{self.name} answers {status} ({self._reason(response)}); {remedy}")
         try:
             return response.json()

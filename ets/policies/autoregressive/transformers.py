@@ -24,6 +24,7 @@ from ets.policies.autoregressive.law import (
     TokenState,
     as_token_states,
     draw_of,
+    longest,
     require_same_tokens,
 )
 from ets.policies.autoregressive.reader import reader_of, switch_of
@@ -134,6 +135,10 @@ class TransformersPolicy:
             self.checkpoint, sampling, horizon or self.horizon, end_ids=self.endings.end_ids, **shared
         )
 
+    def load(self) -> None:
+        """Load the weights, unless they are loaded; otherwise the first draw loads them."""
+        self.checkpoint.load()
+
     def start(self, problems: Sequence[Problem]) -> list[State]:
         """Empty generations; the prompts are encoded and checked, and read by the first draw."""
         context, tokenizer = self.checkpoint.context, self.checkpoint.tokenizer
@@ -154,7 +159,7 @@ class TransformersPolicy:
                 f"the prompt of problem {problem.id!r} has the token id {max(prompt)}, and the model has embeddings of "
                 f"{known}; call model.resize_token_embeddings, or encode the text by this model's tokenizer"
             )
-        if switch is not None and len(prompt) <= switch < len(prompt) + self.horizon.max_length - 1:
+        if switch is not None and len(prompt) <= switch < len(prompt) + longest(self.horizon, problem) - 1:
             raise InputError(
                 f"the prompt of problem {problem.id!r} has {len(prompt)} tokens, and the model's longrope changes "
                 f"after {switch}; set max_length to at most {switch - len(prompt) + 1}, so that no text crosses it"
@@ -195,7 +200,8 @@ class TransformersPolicy:
         prompts = self._read_prompts(opened)
         by_length: dict[Any, list[TokenState]] = defaultdict(list)
         for state in dict.fromkeys(opened):
-            by_length[len(state.tokens), self._reader.group(state.memory.length)].append(state)
+            room = self._room([state], self.horizon.max_length)
+            by_length[len(state.tokens), room, self._reader.group(state.memory.length)].append(state)
         bytes_each = beams * self._bytes_per_row(opened)
         found: dict[TokenState, Draw] = {}
         for group in by_length.values():
@@ -208,8 +214,8 @@ class TransformersPolicy:
     def _search(
         self, states: Sequence[TokenState], beams: int, prompts: dict[RowMemory, int]
     ) -> dict[TokenState, Draw]:
-        """Beam search from states with equally many tokens."""
-        room = self.horizon.max_length - len(states[0].tokens)
+        """Beam search from states with equally many tokens, and with equal room."""
+        room = self._room(states, self.horizon.max_length)
         cache = fork([state.memory for state in states for _ in range(beams)], room)
         rules: dict[str, Any] = {"end_ids": self.endings.end_ids, "ended": self._ended}
         found = beam_search(self.checkpoint.model, cache, states, beams=beams, room=room, **rules)
@@ -342,13 +348,13 @@ class TransformersPolicy:
         states, keys = [state for state, _ in batch], np.array([key for _, key in batch], np.uint64)
         memories, drawn = [state.memory for state in states], _Tally(states)
         logits = torch.stack([memory.logits for memory in memories])
-        room = self._room(states, block)
+        room, most = self._room(states, block), [longest(self.horizon, state.problem) for state in states]
         positions = np.array([len(tokens) for tokens in drawn.tokens])[:, None] + np.arange(room)
         uniforms = torch.from_numpy(uniform(keys[:, None], positions)).to(logits.device)
         look_every = self._look_every or (1 if logits.device.type == "cpu" else LOOK_EVERY)
         cache, rows, column = share(memories, room), list(range(len(states))), 0
         while rows and column < room:
-            left = min(self.horizon.max_length - len(drawn.tokens[n]) for n in rows)
+            left = min(most[n] - len(drawn.tokens[n]) for n in rows)
             live = uniforms[rows]
             columns = [self._column(logits, live[:, column], pick)]
             for at in range(column + 1, column + min(look_every, room - column, left)):
@@ -385,12 +391,15 @@ class TransformersPolicy:
             cost = Cost(**{"prompt": prompts.pop(state.memory, 0), "generated": new, kind: positions})
             logp, *sums = drawn.numbers[n].tolist()
             sure = state.certainty and state.certainty + Certainty(new, *sums)
-            draws.append(draw_of(state, tuple(tokens), logp, reached.get(n), cost, self.endings, sure))
+            each = drawn.logps[n]
+            draws.append(draw_of(state, tuple(tokens), logp, reached.get(n), cost, self.endings, sure, each))
         return draws
 
     def _ended(self, state: TokenState, tokens: list[int]) -> bool:
-        problem, longest = state.problem, self.horizon.max_length
-        return len(tokens) >= longest or self.endings.reached(tokens, problem.stop, problem.thinking, state.prompt)
+        problem = state.problem
+        if len(tokens) >= longest(self.horizon, problem):
+            return True
+        return self.endings.reached(tokens, problem.stop, problem.thinking, state.prompt)
 
     def _forward(self, cache: RowCache, tokens: Sequence[Sequence[int]] | torch.Tensor, last: int = 1) -> torch.Tensor:
         """Read tokens `[rows, columns]` at the end of the cache; returns the last logits `[rows, last, V]`."""
@@ -399,12 +408,12 @@ class TransformersPolicy:
         return logits
 
     def _room(self, states: Sequence[TokenState], block: int) -> int:
-        """Tokens that the shortest of the states can draw."""
-        return min(block, self.horizon.max_length - min(len(state.tokens) for state in states))
+        """The most tokens that any of the states can draw."""
+        return min(block, max(longest(self.horizon, state.problem) - len(state.tokens) for state in states))
 
     def _bytes_per_row(self, states: Sequence[TokenState]) -> float:
         """Largest number of bytes of a row in the cache."""
-        return self._bytes_of(max(len(state.prompt) for state in states) + self.horizon.max_length)
+        return self._bytes_of(max(len(state.prompt) + longest(self.horizon, state.problem) for state in states))
 
     def _bytes_of(self, columns: float) -> float:
         """Bytes of a row: so many columns and its states in the cache, and its logits before and after a token."""
@@ -427,14 +436,16 @@ class _Column:
 
 
 class _Tally:
-    """The tokens and sums of rows on the host, copied from the device some columns at a time.
+    """The tokens, log-probabilities and sums of rows on the host, copied from the device some columns at a time.
 
-    `unseen` counts the tokens that a row drew and read between its end and the check for ended rows.
+    `logps` holds those of the new tokens. `unseen` counts the tokens that a row drew and read between its end and the
+    check for ended rows.
     """
 
     def __init__(self, states: Sequence[TokenState]) -> None:
         self.states = states
         self.tokens = [list(state.tokens) for state in states]
+        self.logps: list[list[float]] = [[] for _ in states]
         self.unseen = np.zeros(len(states), np.int64)
         self.numbers = np.zeros((len(states), 3))  # sums of log-probabilities, entropies, self-certainties
 
@@ -442,12 +453,14 @@ class _Tally:
         """Add columns for these rows; returns the places of the open rows in `rows`."""
         tokens = torch.stack([column.tokens for column in columns]).tolist()
         numbers = torch.stack([torch.cat((column.logps[:, None], column.sure), -1) for column in columns]).cpu().numpy()
+        logps = numbers[..., 0].tolist()
         going = list(range(len(rows)))
         for at in range(len(columns)):
             live = [rows[r] for r in going]
             self.numbers[live] += numbers[at, going]
             for r, n in zip(going, live, strict=True):
                 self.tokens[n].append(tokens[at][r])
+                self.logps[n].append(logps[at][r])
             going = [r for r in going if not ended(self.states[rows[r]], self.tokens[rows[r]])]
             self.unseen[list(set(rows) - {rows[r] for r in going})] += at + 1 < len(columns)
         return going

@@ -75,6 +75,11 @@ class CanvasState:
         """The policy that drew the state."""
         return self.memory.owner
 
+    @property
+    def final_tokens(self) -> tuple[int, ...]:
+        """The tokens before the first masked position."""
+        return self.tokens[: self.path.index(-1)] if -1 in self.path else self.tokens
+
 
 class Owned(Protocol):
     """A state that only the policy that drew it can continue."""
@@ -100,6 +105,15 @@ def open_states(policy: Policy, states: Sequence[State], kind: type[S]) -> list[
     if len(found) != len(states) or any(state.done for state in found):
         raise InputError("a state is of another policy or has ended; draw from open states of this policy")
     return found
+
+
+def require_whole_canvas(problem: Problem, length: int) -> None:
+    """Raise `InputError` for a problem whose max_length is not that of the canvases, which is part of the law."""
+    if problem.max_length not in (None, length):
+        raise InputError(
+            f"max_length of {problem.called} is {problem.max_length}, and the canvas, which is part of a "
+            f"diffusion policy's law, has {length} tokens; leave it out, or set the policy's max_length"
+        )
 
 
 def canvas_before(tokens: Ints, path: Ints, step: int | Ints, mask_id: int) -> Ints:

@@ -29,6 +29,7 @@ from ets.policies.diffusion.canvas import (
     Ints,
     canvas_before,
     open_states,
+    require_whole_canvas,
 )
 from ets.policies.diffusion.denoise import Revealed, Schedule, denoise, denoise_greedily
 from ets.policies.diffusion.forward import CanvasReader
@@ -191,11 +192,16 @@ class MaskedDiffusionPolicy:
         """Whether a denoising step uses keys and values that an earlier step has recorded."""
         return self.block_causal or self.last_refresh(step) < step
 
+    def load(self) -> None:
+        """Load the weights, unless they are loaded; otherwise the first draw loads them."""
+        self.checkpoint.load()
+
     def start(self, problems: Sequence[Problem]) -> list[State]:
         """Canvases of masks, after a check of the prompts."""
         length = self.schedule.gen_length
         states: list[State] = []
         for problem in problems:
+            require_whole_canvas(problem, length)
             prompt = encode_prompt(self.checkpoint.tokenizer, problem, length, self.checkpoint.context)
             if self.mask_id in prompt:
                 raise InputError(f"the prompt of problem {problem.id!r} holds the mask token; take it out")

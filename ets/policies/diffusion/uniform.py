@@ -20,7 +20,7 @@ import torch
 from ets.models import UNIFORM_DIFFUSION
 from ets.policies.autoregressive.law import Endings
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.diffusion.canvas import Ints, open_states
+from ets.policies.diffusion.canvas import Ints, open_states, require_whole_canvas
 from ets.policies.diffusion.entropy_bound import UniformLaw, UniformSchedule, denoise
 from ets.policies.diffusion.prefixes import CanvasPrefix, unread
 from ets.policies.diffusion.uniform_reader import UniformReader
@@ -94,6 +94,11 @@ class UniformState:
     done: bool = False
     step_logps: tuple[float, ...] = field(default=(), repr=False)
     certainty: Certainty | None = None
+
+    @property
+    def final_tokens(self) -> tuple[int, ...]:
+        """The tokens of the finished canvases."""
+        return self.written
 
 
 @dataclass(eq=False)
@@ -204,11 +209,16 @@ class UniformDiffusionPolicy:
     def ledger(self) -> Cost:
         return self.reader.ledger
 
+    def load(self) -> None:
+        """Load the weights, unless they are loaded; otherwise the first draw loads them."""
+        self.checkpoint.load()
+
     def start(self, problems: Sequence[Problem]) -> list[State]:
         """Empty generations, after a check of the prompts; the first draw reads the prompts."""
         length, context, states = self.schedule.gen_length, self.checkpoint.context, list[State]()
         image = getattr(self.checkpoint.config, "image_token_id", None)
         for problem in problems:
+            require_whole_canvas(problem, length)
             prompt = encode_prompt(self.checkpoint.tokenizer, problem, length, context)
             if image in prompt:
                 raise InputError(f"the prompt of problem {problem.id!r} holds the image token; give text alone")

@@ -222,7 +222,7 @@ def test_faults_that_pass_are_tried_again_and_change_nothing(server: TinyServer,
         (500, r"answers 500 \(as told\); tried 3 times"),
         (FOREVER, "has not answered within 1 seconds"),
         (HANG_UP, "cannot be reached"),
-        (404, r"answers 404 \(as told\); correct the address or the model"),
+        (404, r"answers 404 \(as told\); correct the address, the model or the form"),
         (NO_JSON, "answers no JSON; correct the address"),
     ],
 )

@@ -1,0 +1,1 @@
+"""`ets serve`: OpenAI's interfaces over a policy, a method and the rewards of an operator."""
