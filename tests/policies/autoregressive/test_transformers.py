@@ -200,7 +200,6 @@ def test_memory_limits_count_logits(make_tiny: Any) -> None:
     assert policy._bytes_of(0) == 2 * config.vocab_size * policy.checkpoint.model.dtype.itemsize
 
 
-
 def test_running_out_of_memory_halves_the_rows_and_says_so_once(
     make_tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
