@@ -57,19 +57,19 @@ def _most_probable(logits: torch.Tensor, top_k: int | None) -> tuple[torch.Tenso
 def _nucleus(law: torch.Tensor, mass: float) -> torch.Tensor:
     """The smallest set of most probable tokens whose mass reaches `mass`, renormalised; others have probability 0.
 
-    Equally probable tokens keep the vocabulary's order.
+    Equally probable tokens keep the vocabulary's order. The result may use the memory of `law`.
     """
     if law.device.type == "cpu" and law.shape[-1] > FEW:
-        rows = law.reshape(-1, law.shape[-1])
-        kept = torch.stack([_kept_by_bins(row, mass) for row in rows]).reshape(law.shape)
+        for row in law.view(-1, law.shape[-1]).unbind():
+            _keep_by_bins(row, mass)
     else:
         ordered, order = law.sort(dim=-1, descending=True, stable=True)
-        kept = torch.zeros_like(law).scatter_(-1, order, _until(ordered, mass))
-    return kept / kept.sum(-1, keepdim=True)
+        law = torch.zeros_like(law).scatter_(-1, order, _until(ordered, mass))
+    return law.div_(law.sum(-1, keepdim=True))
 
 
-def _kept_by_bins(law: torch.Tensor, mass: float) -> torch.Tensor:
-    """Probabilities `[V]`, 0 outside of the set; only the bin in which the sum reaches `mass` is sorted.
+def _keep_by_bins(law: torch.Tensor, mass: float) -> None:
+    """Set the probabilities `[V]` outside of the set to 0; only the bin in which the sum reaches `mass` is sorted.
 
     A positive float64 grows with its bits read as an integer, so their first bits put probabilities into bins by size.
     """
@@ -77,12 +77,11 @@ def _kept_by_bins(law: torch.Tensor, mass: float) -> torch.Tensor:
     sums = torch.bincount(bins, weights=law)
     before = sums.flip(0).cumsum(0).flip(0) - sums  # the mass of all larger bins
     edge = int(np.argmax(before.numpy() < mass))  # the bin of the set's least probable token
-    beyond = np.array([(edge + 1) << BITS]).view(np.float64)[0]  # the least probability of the next larger bin
-    kept = torch.nn.functional.threshold(law, float(np.nextafter(beyond, 0)), 0.0)
     places = torch.from_numpy(np.flatnonzero(bins.numpy() == edge))
     ordered, order = law[places].sort(descending=True, stable=True)
-    kept[places[order]] = _until(ordered, mass, before[edge])
-    return kept
+    beyond = np.array([(edge + 1) << BITS]).view(np.float64)[0]  # the least probability of the next larger bin
+    torch.nn.functional.threshold_(law, float(np.nextafter(beyond, 0)), 0.0)
+    law[places[order]] = _until(ordered, mass, before[edge])
 
 
 def _until(ordered: torch.Tensor, mass: float, before: torch.Tensor | float = 0.0) -> torch.Tensor:
