@@ -18,7 +18,7 @@ from ets.kernel import energy_guided
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.opening import Model, as_level, opened_policy, weighed_by
 from ets.policies.registry import SETTINGS, minimum_votes
-from ets.policies.settings import Weighing
+from ets.policies.settings import Weighing, Weights
 from ets.readouts import Vote, vote, weighted
 from ets.rejection import exact
 from ets.rewards import Extract, Scoring, as_extract, as_reward, majority
@@ -33,6 +33,9 @@ from ets.walk import lengths_of
 
 One: TypeAlias = str | Sequence[Message] | Sequence[int]
 """One prompt: text, a conversation, or token ids."""
+
+OWNERS = (Guide, Spending, Weights, *SETTINGS, Weighing)
+"""The dataclasses of the settings of `sample`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +104,7 @@ class Result:
 def sample(prompt: One, *, model: Model | Policy, **options: Any) -> Result: ...
 @overload
 def sample(prompt: Sequence[One], *, model: Model | Policy, **options: Any) -> list[Result]: ...
-@with_settings(Guide, Spending, *SETTINGS, Weighing)
+@with_settings(*OWNERS)
 def sample(
     prompt: One | Sequence[One],
     *,
@@ -173,10 +176,10 @@ def sample(
     problems = [_problem(n, each, as_stops(stop)) for n, each in enumerate(prompts)]
     chosen = as_chat(chat) or (Chat() if any(problem.messages for problem in problems) else None)
     given = {name: value for name, value in settings.items() if value is not None}
-    require_known(given, (Guide, Spending, *SETTINGS, Weighing), inspect.signature(sample).parameters)
+    require_known(given, OWNERS, inspect.signature(sample).parameters)
     guide, weighing = made(Guide, given), made(Weighing, {**given, "level": as_level(given)})
     values = {name: value for name, value in given.items() if name in fields_of(*SETTINGS)}
-    policy = opened_policy(model, values, weighing)
+    policy = opened_policy(model, values, weighing, made(Weights, given).dtype)
     if chosen is not None:
         problems = _in_template(problems, chosen, policy)
     spending = made(Spending, given)

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+import torch
 
 import ets
 from ets import demo
@@ -352,3 +353,11 @@ def test_the_server_of_the_documentation_is_sampled_from(capsys: pytest.CaptureF
     with TinyServer(Checkpoint(demo.model_path(), device="cpu")) as server:
         exec(block.replace("http://localhost:8000/v1", server.address), {})
     assert "\ncost: " in capsys.readouterr().out
+
+
+def test_the_dtype_is_that_of_the_weights_of_a_model_by_name() -> None:
+    name = str(demo.model_path("small"))
+    ets.sample("Question: 5 + 4?", model=name, dtype="bfloat16", reward=short, candidates=2, rollouts=1, max_length=4)
+    assert _last_checkpoint(name, "bfloat16").model.dtype == torch.bfloat16
+    with pytest.raises(InputError, match="dtype is 'bfloat16', but the model is no name of a checkpoint"):
+        ets.sample("Question: 5 + 4?", model=ets.Checkpoint(name), dtype="bfloat16", reward=short)

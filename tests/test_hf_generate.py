@@ -13,7 +13,7 @@ import torch
 import ets
 from ets import demo
 from ets.hf_generate import HONOURED, GuidedOutput, _sampling
-from ets.policies.autoregressive.law import probabilities
+from ets.policies.autoregressive.truncation import probabilities
 from ets.types import InputError
 from tests.conftest import random_llada, random_qwen3, tiny_tokenizer
 

@@ -14,7 +14,7 @@ from ets.chat import as_prompts
 from ets.commands.chat import add_chat_arguments, chat_of
 from ets.evaluation.methods import step_of
 from ets.policies.registry import ENGINES, SETTINGS, own_policy
-from ets.policies.settings import Weighing
+from ets.policies.settings import Weighing, Weights
 from ets.rewards.lifting import pattern_extract
 from ets.rewards.registry import NAMES, OF_CERTAINTY, named_reward
 from ets.settings import Guide, Spending, add_flags, fields_of
@@ -34,7 +34,7 @@ EMBEDDED = {
     "embedded-small": demo.model_path("small"),
     "diffusion": demo.model_path("diffusion"),
 }
-_OWNERS = (Guide, Spending, *SETTINGS, Weighing)
+_OWNERS = (Guide, Spending, Weights, *SETTINGS, Weighing)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of all randomness (default: 0)")
     parser.add_argument("--stop", action="append", default=[], help="a string that ends the text; may be given again")
     parser.add_argument("--html", type=Path, help="also write the trace to this file, as a page to look at")
-    add_flags(parser, Guide, Spending, *_LOCAL, Weighing, title="settings", leave_out=("certainty",))
+    add_flags(parser, Guide, Spending, Weights, *_LOCAL, Weighing, title="settings", leave_out=("certainty",))
 
 
 _LOCAL = tuple(

@@ -13,7 +13,7 @@ from ets.commands.chat import add_chat_arguments, chat_of
 from ets.commands.sample import EMBEDDED
 from ets.evaluation.methods import METHODS, MethodSettings
 from ets.policies.registry import SETTINGS
-from ets.policies.settings import Weighing
+from ets.policies.settings import Weighing, Weights
 from ets.rewards.registry import NAMES, OF_CERTAINTY
 from ets.serving.operation import Limits, Operation
 from ets.settings import Spending, add_flags, fields_of, made, setting
@@ -51,7 +51,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a checkpoint's folder, GGUF file or hub name, or embedded")
     text = "transformers, vllm or masked-diffusion (default: by the model; endpoint, where --endpoint is given)"
     parser.add_argument("--engine", default=None, help=text)
-    parser.add_argument("--dtype", default=None, help="float32, bfloat16 or float16 (default: by the device)")
     named = ", ".join(name for name in NAMES)
     text = f"a reward for clients, as file.py:function, module:function, NAME=file.py:function, or {named}; repeatable"
     parser.add_argument("--reward", action="append", default=[], help=text)
@@ -62,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_chat_arguments(parser, benchmark=False)
     add_flags(parser, Address, Operation, Limits, title="the server")
     add_flags(parser, MethodSettings, Spending, title="methods", leave_out=UNSERVED)
-    add_flags(parser, *SETTINGS, Weighing, title="the model", leave_out=("certainty",))
+    add_flags(parser, Weights, *SETTINGS, Weighing, title="the model", leave_out=("certainty",))
 
 
 def execute(options: argparse.Namespace) -> None:
@@ -105,7 +104,7 @@ def offer_of(options: argparse.Namespace, address: Address) -> Offer:
         law["certainty"] = True
     engine = options.engine or ("endpoint" if "endpoint" in law else None)
     model = EMBEDDED.get(options.model, options.model)
-    opened = policies_of(model, engine, options.dtype, law, made(Weighing, values))
+    opened = policies_of(model, engine, made(Weights, values).dtype, law, made(Weighing, values))
     return Offer(
         address.served_name or Path(options.model).name,
         opened,

@@ -14,7 +14,7 @@ from ets.chat import Chat, ChatTemplate, kind_of
 from ets.evaluation.methods import METHODS, MethodSettings
 from ets.own_code import code_digest, named_object
 from ets.policies.registry import EngineEntry, engine_named, law_of, own_policy, policy_of
-from ets.policies.settings import FastSampler, Sampling, Weighing
+from ets.policies.settings import FastSampler, Sampling, Weighing, Weights
 from ets.policies.weighed import weighed_policy
 from ets.rewards import RowReward
 from ets.settings import boolean, fields_of, setting
@@ -34,7 +34,7 @@ _TASKS = (
 
 
 @dataclass(frozen=True)
-class RunSettings:
+class RunSettings(Weights):
     """What a run asks, of which model."""
 
     task: str = setting("", f"the task, or several: {_TASKS}", flags=("tasks",))
@@ -42,7 +42,6 @@ class RunSettings:
     engine: str = setting(
         "transformers", "transformers, vllm, endpoint, masked-diffusion, uniform-diffusion, or file.py:engine"
     )
-    dtype: str | None = setting(None, "float32, bfloat16 or float16 (default: float32 on a CPU, else the checkpoint's)")
     count: int | None = setting(None, "problems (default: all)", int)
     shots: int | None = setting(None, "solved examples in each prompt (default: the task's number)", int)
     data: Path | None = setting(None, "the benchmark's data, a folder or a file (default: from the hub)", Path)

@@ -30,8 +30,15 @@ def as_level(given: Mapping[str, Any]) -> str | None:
     return None if level is None else str(level)
 
 
-def opened_policy(model: Model | Policy, values: Mapping[str, Any], weighing: Weighing) -> Policy:
-    """p_ref. At a level above 0 the settings of a faster sampler are not its own: they make the proposal."""
+def opened_policy(
+    model: Model | Policy, values: Mapping[str, Any], weighing: Weighing, dtype: str | None = None
+) -> Policy:
+    """p_ref. At a level above 0 the settings of a faster sampler are not its own: they make the proposal.
+
+    `dtype` is that of the weights of a model by name. Raises `InputError` for a model that is loaded already.
+    """
+    if dtype is not None and not isinstance(model, str | Path):
+        raise InputError(f"dtype is {dtype!r}, but the model is no name of a checkpoint; load it with this dtype")
     if isinstance(model, Policy):
         for name, value in values.items():
             raise InputError(f"{name} is {value!r}, but the model is a policy already; make the policy with it")
@@ -40,7 +47,7 @@ def opened_policy(model: Model | Policy, values: Mapping[str, Any], weighing: We
         values = {name: value for name, value in values.items() if name not in FAST}
     if isinstance(model, VLLMEngine | Endpoint):
         return policy_of(lambda: model.checkpoint, ready=model, **values)
-    return policy_of(lambda: checkpoint_of(model), **values)
+    return policy_of(lambda: checkpoint_of(model, dtype=dtype), **values)
 
 
 def policies_of(
@@ -94,13 +101,13 @@ def weighed_by(policy: Policy, values: Mapping[str, Any], weighing: Weighing) ->
     return policy, None if at is None else f"{target_of(at)} (level {at})"
 
 
-def checkpoint_of(model: Local, name: str = "model") -> Checkpoint:
+def checkpoint_of(model: Local, name: str = "model", dtype: str | None = None) -> Checkpoint:
     if isinstance(model, Checkpoint):
         return model
     if isinstance(model, tuple) and len(model) == 2:
         return Checkpoint.loaded(*model)
     if isinstance(model, str | Path):
-        return _last_checkpoint(str(model))
+        return _last_checkpoint(str(model), dtype)
     raise InputError(
         f"{name} is {model!r}; pass a checkpoint's folder or name, a Checkpoint or a (model, tokenizer) pair "
         "(a VLLMEngine or an Endpoint may be the model alone)"
@@ -108,5 +115,5 @@ def checkpoint_of(model: Local, name: str = "model") -> Checkpoint:
 
 
 @lru_cache(maxsize=2)
-def _last_checkpoint(name: str) -> Checkpoint:
-    return Checkpoint(name)
+def _last_checkpoint(name: str, dtype: str | None) -> Checkpoint:
+    return Checkpoint(name, dtype)

@@ -437,6 +437,13 @@ class Weighing:
 
 
 @dataclass(frozen=True)
+class Weights:
+    """The weights of a checkpoint by name."""
+
+    dtype: str | None = setting(None, "float32, bfloat16 or float16 (default: float32 on a CPU, else the checkpoint's)")
+
+
+@dataclass(frozen=True)
 class MemorySettings:
     """The memory of a policy in this process, and its records."""
 

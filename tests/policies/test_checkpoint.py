@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from ets import demo, hub, sample
-from ets.policies.autoregressive.law import probabilities
 from ets.policies.autoregressive.transformers import TransformersPolicy
+from ets.policies.autoregressive.truncation import probabilities
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.settings import Horizon, Sampling
 from ets.types import InputError, Problem

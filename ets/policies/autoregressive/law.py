@@ -2,61 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 
 from ets.models import diffusion_engine
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.settings import Horizon, Sampling
+from ets.policies.settings import Horizon
 from ets.thinking import Tags, begun, cut_at, is_thinking
 from ets.types import Certainty, Cost, Draw, InputError, Problem, State, Text
-
-FEW = 512
-"""Number of most probable tokens that `_nucleus` sorts before it sorts the whole vocabulary."""
-
-
-def probabilities(sampling: Sampling, logits: torch.Tensor) -> torch.Tensor:
-    """The sampled distribution `[..., V]` in float64, from logits `[..., V]`."""
-    logits = logits.double()
-    if sampling.temperature == 0:
-        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
-    scaled = logits / sampling.temperature
-    if sampling.top_k is not None and sampling.top_k < scaled.shape[-1]:
-        threshold = scaled.topk(sampling.top_k, dim=-1).values[..., -1:]
-        scaled = scaled.masked_fill(scaled < threshold, -math.inf)
-    found = scaled.softmax(-1)
-    if sampling.top_p is None or sampling.top_p == 1:
-        return found
-    kept = torch.zeros_like(found).scatter_(-1, *_nucleus(found, sampling.top_p))
-    return kept / kept.sum(-1, keepdim=True)
-
-
-def _nucleus(probabilities: torch.Tensor, mass: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The smallest sets of most probable tokens whose mass reaches `mass`: `[..., n]` tokens, and probabilities.
-
-    Tokens beyond a set have probability 0. Equally probable tokens keep the vocabulary's order. A CPU sorts the whole
-    vocabulary only if `FEW` tokens do not decide the set. On a GPU this test would wait for the device.
-    """
-    if probabilities.device.type == "cpu" and probabilities.shape[-1] > FEW:
-        tokens = probabilities.topk(FEW, dim=-1).indices.sort(dim=-1).values
-        ordered, order = probabilities.gather(-1, tokens).sort(dim=-1, descending=True, stable=True)
-        kept = _until(ordered, mass)
-        # Tokens outside of the few may tie with the least probable; the result holds if no such token is in the set.
-        if not bool(((ordered == ordered[..., -1:]) & (kept > 0)).any()):
-            return tokens.gather(-1, order), kept
-    ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
-    return order, _until(ordered, mass)
-
-
-def _until(ordered: torch.Tensor, mass: float) -> torch.Tensor:
-    """Probabilities in falling order, 0 after the cumulative sum has reached `mass`."""
-    return ordered.masked_fill(ordered.cumsum(-1) - ordered >= mass, 0.0)
 
 
 @dataclass(frozen=True, eq=False)

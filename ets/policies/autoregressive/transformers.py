@@ -25,7 +25,6 @@ from ets.policies.autoregressive.law import (
     as_token_states,
     draw_of,
     longest,
-    probabilities,
     require_same_tokens,
 )
 from ets.policies.autoregressive.reader import reader_of, switch_of
@@ -38,11 +37,12 @@ from ets.policies.autoregressive.scoring import (
     read_on,
     score_paths,
 )
+from ets.policies.autoregressive.truncation import draw_tokens, probabilities
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.memory import MemoryLimit, weights_device
 from ets.policies.prompts import encode_prompt
 from ets.policies.settings import Horizon, MemorySettings, Sampling
-from ets.policies.token_draws import certainty_of, in_slices, pick_tokens, require_finite
+from ets.policies.token_draws import certainty_of, in_slices, require_finite
 from ets.randomness import uniform
 from ets.step import require_counts
 from ets.types import Certainty, Cost, Draw, Followed, InputError, Keys, Policy, Problem, Scored, State
@@ -316,7 +316,7 @@ class TransformersPolicy:
         return list(groups.values())
 
     def _pick(self, logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return pick_tokens(probabilities(self.sampling, logits), uniforms)
+        return draw_tokens(self.sampling, logits, uniforms)
 
     def _read_prompts(self, states: Sequence[TokenState]) -> dict[RowMemory, int]:
         """Fill the memories of start states, one forward per prompt length; returns the positions read, by memory."""
@@ -416,9 +416,9 @@ class TransformersPolicy:
         return self._bytes_of(max(len(state.prompt) + longest(self.horizon, state.problem) for state in states))
 
     def _bytes_of(self, columns: float) -> float:
-        """Bytes of a row with so many columns in the cache, and with its states."""
+        """Bytes of a row: so many columns and its states in the cache, and its logits before and after a token."""
         column, states = self._reader.bytes_of_a_row
-        return columns * column + states
+        return columns * column + states + 2 * self._config.vocab_size * self.checkpoint.model.dtype.itemsize
 
 
 def _most_probable(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

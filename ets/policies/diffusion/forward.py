@@ -19,6 +19,9 @@ T = TypeVar("T")
 BYTES_PER_LOGIT = 48
 """Bytes of the float64 tensors of a denoising step, for each position and token of the vocabulary."""
 
+LOGITS_TOGETHER = 2**25
+"""Logits that the head computes at once. On a CPU, fewer positions of a large vocabulary would take longer each."""
+
 
 class CanvasReader:
     """Computes the inputs of the head at the masked positions of canvases, and counts forward passes.
@@ -55,11 +58,14 @@ class CanvasReader:
     ) -> Iterator[tuple[list[Canvas], list[T]]]:
         """Batches of canvases that have been read, and the results of `work` for the chunks of each batch.
 
-        A chunk fits into memory with `copies` rows of logits per canvas, by default the number of rows of the canvas.
+        A batch has `LOGITS_TOGETHER` logits at most, unless it is one canvas. A chunk fits into memory with `copies`
+        rows of logits per canvas, by default the number of rows of the canvas.
         """
-        for batch in equally_masked(canvases):
-            most = copies or max(len(canvas.rows) for canvas in batch)
-            yield batch, self.memory_limit.in_chunks(batch, self.bytes_of_logits(batch[0], most), work)
+        for equal in equally_masked(canvases):
+            size = max(1, LOGITS_TOGETHER // (len(equal[0].masked) * self.checkpoint.config.vocab_size))
+            for batch in (equal[first : first + size] for first in range(0, len(equal), size)):
+                most = copies or max(len(canvas.rows) for canvas in batch)
+                yield batch, self.memory_limit.in_chunks(batch, self.bytes_of_logits(batch[0], most), work)
 
     def logits(self, canvases: Sequence[Canvas]) -> torch.Tensor:
         """Guided logits `[U, n, V]` of U canvases that have been read, at their n masked positions."""

@@ -6,13 +6,11 @@ import itertools
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from ets import demo
-from ets.policies.autoregressive import law as autoregressive
-from ets.policies.autoregressive.law import Endings, probabilities
+from ets.policies.autoregressive.law import Endings
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.prompts import encode_prompt
 from ets.policies.settings import Horizon, Sampling
@@ -63,30 +61,6 @@ def test_a_rare_token_of_a_large_vocabulary_is_reachable() -> None:
     assert pick_tokens(p, last)[0].item() == 149_999
     middle = torch.tensor([75_000.5 / 150_000], dtype=torch.float64)
     assert pick_tokens(p, middle)[0].item() == 75_000
-
-
-def test_top_p_keeps_the_token_that_reaches_the_mass_and_stable_ties() -> None:
-    logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
-    assert probabilities(Sampling(top_p=0.5), logits)[0].tolist() == pytest.approx([1, 0, 0])
-    assert probabilities(Sampling(top_p=0.51), logits)[0].tolist() == pytest.approx([0.625, 0.375, 0])
-    equal = torch.zeros(1, 4)
-    assert probabilities(Sampling(top_p=0.5), equal)[0].tolist() == pytest.approx([0.5, 0.5, 0, 0])
-
-
-@pytest.mark.parametrize("few", [1, 3, 40])
-def test_top_p_finds_the_same_set_however_few_are_sorted_first(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With and without ties, which go to the lower token, across the border of what is sorted first."""
-    monkeypatch.setattr(autoregressive, "FEW", few)
-    logits = 2 * torch.randn(60, 40, generator=torch.Generator().manual_seed(0))
-    logits[30:] = logits[30:].round()
-    for top_k, top_p in itertools.product((None, 5), (0.1, 0.5, 0.9, 0.999)):
-        found = probabilities(Sampling(top_k=top_k, top_p=top_p), logits)
-        for row, p in zip(found, probabilities(Sampling(top_k=top_k), logits), strict=True):
-            order = np.argsort(-p.numpy(), kind="stable")
-            kept = order[: int(np.searchsorted(np.cumsum(p.numpy()[order]), top_p)) + 1]
-            expected = torch.zeros_like(p)
-            expected[kept] = p[kept] / p[kept].sum()
-            torch.testing.assert_close(row, expected)
 
 
 @pytest.fixture(scope="module")

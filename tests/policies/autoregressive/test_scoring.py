@@ -19,8 +19,8 @@ from ets.kernel import energy_guided
 from ets.policies import token_draws as drawing
 from ets.policies.autoregressive import scoring as reading
 from ets.policies.autoregressive import transformers as transformers_policy
-from ets.policies.autoregressive.law import probabilities
 from ets.policies.autoregressive.transformers import TransformersPolicy
+from ets.policies.autoregressive.truncation import probabilities
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.settings import Horizon, Sampling
 from ets.randomness import derive

@@ -26,9 +26,9 @@ from ets.evaluation.journal import Journal
 from ets.importance import ImportanceSampling
 from ets.kernel import energy_guided
 from ets.policies.autoregressive.engine import EnginePolicy
-from ets.policies.autoregressive.law import probabilities
 from ets.policies.autoregressive.server import TEXT_ONLY, Endpoint
 from ets.policies.autoregressive.transformers import TransformersPolicy
+from ets.policies.autoregressive.truncation import probabilities
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.settings import Horizon, Sampling
 from ets.randomness import derive

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ets.kernel import energy_guided
 from ets.policies.autoregressive import cache as kv_cache
-from ets.policies.autoregressive import transformers as transformers_policy
+from ets.policies.autoregressive import truncation
 from ets.policies.autoregressive.cache import Prefix, RowCache
 from ets.policies.autoregressive.reader import reader_of
 from ets.policies.autoregressive.transformers import TransformersPolicy
@@ -115,7 +115,7 @@ def test_uniforms_keep_their_53_bits(make_tiny: Any, monkeypatch: pytest.MonkeyP
         seen.append((probabilities.dtype, uniforms.dtype))
         return pick_tokens(probabilities, uniforms)
 
-    monkeypatch.setattr(transformers_policy, "pick_tokens", spy)
+    monkeypatch.setattr(truncation, "pick_tokens", spy)
     policy.finish(policy.start(PROBLEMS), np.arange(3, dtype=np.uint64))
     assert set(seen) == {(torch.float64, torch.float64)}
 
@@ -189,6 +189,15 @@ def test_memory_limit_splits_rows_without_changing_them(make_tiny: Any) -> None:
     assert split.ledger.positions == whole.ledger.positions
     for chain, other in zip(chains, others, strict=True):
         assert chain.state.tokens == other.state.tokens
+
+
+def test_memory_limits_count_logits(make_tiny: Any) -> None:
+    """A row of a large vocabulary holds more bytes in its logits than in its cache."""
+    policy = make_tiny()
+    policy.finish(policy.start(PROBLEMS[:1]), np.arange(1, dtype=np.uint64))
+    config = policy.checkpoint.config
+    assert policy._bytes_of(3) - policy._bytes_of(0) == 3 * policy._reader.bytes_of_a_row[0]
+    assert policy._bytes_of(0) == 2 * config.vocab_size * policy.checkpoint.model.dtype.itemsize
 
 
 def test_running_out_of_memory_halves_the_rows_and_says_so_once(

@@ -22,8 +22,8 @@ from ets import demo
 from ets.kernel import energy_guided
 from ets.policies.autoregressive import vllm as vllm_engine
 from ets.policies.autoregressive.engine import EnginePolicy
-from ets.policies.autoregressive.law import probabilities
 from ets.policies.autoregressive.transformers import TransformersPolicy
+from ets.policies.autoregressive.truncation import probabilities
 from ets.policies.autoregressive.vllm import CPU_BLOCK, VLLMEngine
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.settings import Horizon, Sampling
