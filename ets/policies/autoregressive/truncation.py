@@ -80,7 +80,7 @@ def _keep_by_bins(law: torch.Tensor, mass: float) -> None:
     places = torch.from_numpy(np.flatnonzero(bins.numpy() == edge))
     ordered, order = law[places].sort(descending=True, stable=True)
     beyond = np.array([(edge + 1) << BITS]).view(np.float64)[0]  # the least probability of the next larger bin
-    torch.nn.functional.threshold_(law, float(np.nextafter(beyond, 0)), 0.0)
+    torch.threshold_(law, float(np.nextafter(beyond, 0)), 0.0)
     law[places[order]] = _until(ordered, mass, before[edge])
 
 
