@@ -18,6 +18,7 @@ import masked_diffusion
 import real_model
 import serving
 import torch
+import truncation
 from measuring import Conditions, Table
 from random_models import llada, qwen3
 
@@ -36,6 +37,7 @@ class Sizes:
     served: engines.Setting
     real: real_model.Setting
     requests: serving.Setting
+    tokens: truncation.Setting
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,12 @@ BENCHMARKS = (
         45,
     ),
     Benchmark(
+        "truncation",
+        "draws with top-k and top-p, against transformers'",
+        lambda s, c: truncation.measure(s.tokens, c),
+        10,
+    ),
+    Benchmark(
         "engines",
         "ETS through vLLM, against one call of it",
         lambda s, c: engines.against_plain(s.served, c),
@@ -141,6 +149,7 @@ DRY = Sizes(
     ),
     real_model.Setting("smollm2", "must-contain", (torch.bfloat16,), (1, 2), length=2),
     serving.Setting("embedded-small", clients=3, prompts=4, looks=(1, 3), block=4, length=8),
+    truncation.Setting(rows=2, vocabulary=5_000, draws=1),
 )
 """The same code in seconds, for tests and for a look before a long run."""
 
@@ -155,6 +164,7 @@ CPU = Sizes(
     engines.Setting(qwen3(16, 512, 8, 4, 64, 1536, 8_000, tied=True), 100, 200, 16, 8, 4, 2, 32, 96),
     real_model.Setting("smollm2", "must-contain", (torch.float32, torch.bfloat16), (1, 8, 64), length=24),
     serving.Setting("embedded", clients=50, prompts=100, looks=(100, 1000)),
+    truncation.Setting(rows=8, vocabulary=152_000, draws=20),
 )
 
 _QWEN3_8B = qwen3(36, 4096, 32, 8, 128, 12288, 151_936, tied=False)
@@ -169,6 +179,7 @@ GPU = Sizes(
     CPU.served,
     CPU.real,
     CPU.requests,
+    CPU.tokens,
 )
 """The true shapes of Qwen3-8B, Qwen3-1.7B and LLaDA-8B."""
 

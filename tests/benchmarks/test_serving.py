@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,13 +9,6 @@ import torch
 
 for package in ("fastapi", "uvicorn", "prometheus_client", "httpx2"):
     pytest.importorskip(package)
-
-
-@pytest.fixture
-def load(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Imports a module of the folder, which is no package."""
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    return importlib.import_module
 
 
 def test_a_tiny_run_measures_every_column(load: Any) -> None:
