@@ -11,7 +11,7 @@ from typing import Any
 
 from ets.chat import Chat, ChatTemplate
 from ets.evaluation.methods import METHODS, MethodSettings
-from ets.policies.registry import minimum_votes
+from ets.policies.registry import law_of, minimum_votes
 from ets.rewards.lifting import pattern_extract
 from ets.rewards.registry import COMPARING
 from ets.serving.operation import Limits
@@ -204,10 +204,14 @@ class Offer:
             raise RequestError(400, many, "n")
 
     def _law(self, asked: Completion) -> dict[str, Any]:
+        """The values that differ from the server's own law: requests of equal laws share forward passes."""
         law = {name: getattr(asked, name) for name in LAW} | {"block_size": asked.ets.block_size}
         if not self._tokens_end_anywhere:
             law["max_length"] = asked.max_tokens
-        return {name: value for name, value in law.items() if value is not None}
+        own = law_of(self.policy)
+        if law["top_p"] == 1 and own.get("top_p") is None:
+            law["top_p"] = None
+        return {name: value for name, value in law.items() if value is not None and value != own.get(name)}
 
     @property
     def _tokens_end_anywhere(self) -> bool:

@@ -123,6 +123,13 @@ def test_requests_of_a_law_share_its_policy_and_the_weights() -> None:
     assert first.policy.checkpoint is other.policy.checkpoint is offer.policy.checkpoint  # type: ignore[attr-defined]
 
 
+def test_the_servers_own_law_by_its_values_is_no_other_law() -> None:
+    """Clients send their defaults, and all such requests share forward passes."""
+    offer = offered()
+    own = asked(offer, temperature=1.0, top_p=1.0, ets={"block_size": offer.policy.horizon.block_size})
+    assert own.policy is offer.policy and asked(offer, top_p=0.9).policy is not offer.policy
+
+
 def test_laws_that_are_not_asked_for_are_given_up_but_the_servers_own() -> None:
     offer = offered()
     first = asked(offer, temperature=0.5).policy
