@@ -295,7 +295,7 @@ def test_the_method_and_the_reward_are_chosen_by_request(server: Served, client:
     long = {"reward": "likes-length", "candidates": 4, "rollouts": 2, "lam": 0.05}
     assert mean_length(**long) > 1 + mean_length(method="plain")
     [listed] = client.models.list().data
-    assert listed.id == "tiny" and listed.ets["methods"] == ["ets", "plain", "best-of-n"]
+    assert listed.id == "tiny" and listed.ets["methods"] == ["ets", "plain", "best-of-n", "retained"]
     assert client.models.retrieve("tiny").ets["rewards"] == ["likes-a", "likes-length", "quotes", "waits", "forbids"]
 
 
