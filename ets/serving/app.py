@@ -184,6 +184,44 @@ async def _made(answer: Answer, make: Callable[..., T], *given: Any) -> T:
     return await asyncio.to_thread(make, *given) if answer.asked.asks_logprobs else make(*given)
 
 
+async def complete(service: Service, request: Request, kind: type[Completion]) -> Response:
+    """Answer a request, and write its line into the log at the end of the answer."""
+    begun, answer = time.monotonic(), None
+    record: dict[str, Any] = {"path": request.url.path}
+    try:
+        service.require_key(request.headers.get("authorization"))
+        asked = read_request(kind, await _body(request, service.operation))
+        order = await asyncio.to_thread(service.offer.order, asked)
+        answer = Answer(asked, order)
+        record |= {"id": answer.id, "method": order.method, "reward": order.reward, "stream": asked.stream}
+        if service.operation.log_prompts:
+            record["prompts"] = [problem.raw_prompt for problem in order.problems]
+        if not asked.stream:
+            body = await unless_gone(request.receive, service.answered(answer))
+            response: Response = JSONResponse(body)
+        else:
+            events = service.streamed(answer, begun)
+            first = await unless_gone(request.receive, anext(events))
+            return EventStream(first, events, lambda status: _finish(service, status, record, answer, begun))
+    except RequestError as error:
+        response = _error(error)
+        record["error"] = str(error) if service.operation.log_prompts else error.outline
+    except (Gone, ClientDisconnect):
+        response = Response(status_code=499)
+    _finish(service, response.status_code, record, answer, begun)
+    return response
+
+
+def _finish(service: Service, status: int, record: dict[str, Any], answer: Answer | None, begun: float) -> None:
+    """Count an answered request, and log it."""
+    seconds = time.monotonic() - begun
+    service.metrics.request(record["path"], status, seconds)
+    usage = answer.usage if answer else None
+    if service.operation.log_prompts and answer:
+        record["texts"] = answer.texts
+    log.info(json.dumps({**record, "status": status, "seconds": round(seconds, 4), "usage": usage}, ensure_ascii=False))
+
+
 def make_app(service: Service) -> FastAPI:
     """The application over a service, which it closes at its end."""
 
@@ -194,49 +232,13 @@ def make_app(service: Service) -> FastAPI:
 
     app = FastAPI(title="ets serve", version=__version__, lifespan=life, openapi_url=None, redirect_slashes=False)
 
-    async def complete(request: Request, kind: type[Completion]) -> Response:
-        begun, answer = time.monotonic(), None
-        record: dict[str, Any] = {"path": request.url.path}
-        try:
-            service.require_key(request.headers.get("authorization"))
-            asked = read_request(kind, await _body(request, service.operation))
-            order = await asyncio.to_thread(service.offer.order, asked)
-            answer = Answer(asked, order)
-            record |= {"id": answer.id, "method": order.method, "reward": order.reward, "stream": asked.stream}
-            if service.operation.log_prompts:
-                record["prompts"] = [problem.raw_prompt for problem in order.problems]
-            if not asked.stream:
-                body = await unless_gone(request.receive, service.answered(answer))
-                response: Response = JSONResponse(body)
-            else:
-                events = service.streamed(answer, begun)
-                first = await unless_gone(request.receive, anext(events))
-                return EventStream(first, events, lambda status: finish(status, record, answer, begun))
-        except RequestError as error:
-            response = _error(error)
-            record["error"] = str(error) if service.operation.log_prompts else error.outline
-        except (Gone, ClientDisconnect):
-            response = Response(status_code=499)
-        finish(response.status_code, record, answer, begun)
-        return response
-
-    def finish(status: int, record: dict[str, Any], answer: Answer | None, begun: float) -> None:
-        seconds = time.monotonic() - begun
-        service.metrics.request(record["path"], status, seconds)
-        usage = answer.usage if answer else None
-        if service.operation.log_prompts and answer:
-            record["texts"] = answer.texts
-        log.info(
-            json.dumps({**record, "status": status, "seconds": round(seconds, 4), "usage": usage}, ensure_ascii=False)
-        )
-
     @app.post("/v1/completions")
     async def completions(request: Request) -> Response:
-        return await complete(request, TextCompletion)
+        return await complete(service, request, TextCompletion)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(request: Request) -> Response:
-        return await complete(request, ChatCompletion)
+        return await complete(service, request, ChatCompletion)
 
     @app.get("/v1/models")
     async def models(request: Request) -> dict[str, Any]:

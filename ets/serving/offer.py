@@ -11,6 +11,7 @@ from typing import Any
 
 from ets.chat import Chat, ChatTemplate
 from ets.evaluation.methods import METHODS, MethodSettings
+from ets.evaluation.run import Loadable
 from ets.policies.registry import law_of, minimum_votes
 from ets.rewards.lifting import pattern_extract
 from ets.rewards.registry import COMPARING
@@ -104,9 +105,10 @@ class Offer:
         self._answers = extract is not None
         self._require_settings(settings)
         self.policy: Any = self._policy({})
+        self._own_law = law_of(self.policy)
         self.settings = replace(settings, minimum=settings.minimum or minimum_votes(self.policy))
-        self._most = _most(limits or Limits(), settings, tokens)
-        self._most_texts = (limits or Limits()).most_texts
+        limits = limits or Limits()
+        self._most, self._most_texts = _most(limits, settings, tokens), limits.most_texts
         self._template = _template(self.policy, chat)
         for method in self.methods:
             for reward in self.rewards.values():
@@ -133,11 +135,8 @@ class Offer:
 
     def load(self) -> None:
         """Load the weights, or the engine."""
-        load = getattr(self.policy, "load", None)
-        if load is not None:
-            load()
-        elif (checkpoint := getattr(self.policy, "checkpoint", None)) is not None:
-            _ = checkpoint.model
+        if isinstance(self.policy, Loadable):
+            self.policy.load()
 
     def order(self, asked: Completion) -> Order:
         """What a request orders.
@@ -208,10 +207,9 @@ class Offer:
         law = {name: getattr(asked, name) for name in LAW} | {"block_size": asked.ets.block_size}
         if not self._tokens_end_anywhere:
             law["max_length"] = asked.max_tokens
-        own = law_of(self.policy)
-        if law["top_p"] == 1 and own.get("top_p") is None:
+        if law["top_p"] == 1 and self._own_law.get("top_p") is None:
             law["top_p"] = None
-        return {name: value for name, value in law.items() if value is not None and value != own.get(name)}
+        return {name: value for name, value in law.items() if value is not None and value != self._own_law.get(name)}
 
     @property
     def _tokens_end_anywhere(self) -> bool:
