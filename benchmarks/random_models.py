@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Con
 
 from ets.models import LLaDAConfig
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.packed import pack
 
 
 def qwen3(
@@ -51,6 +53,15 @@ def random_checkpoint(config: Any, device: torch.device, dtype: torch.dtype) -> 
     with device:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     return Checkpoint.loaded(model, numbered_tokenizer(config.vocab_size, getattr(config, "mask_token_id", None)))
+
+
+def as_ets_loads(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint as `ets` loads its files: on a CPU with a packed copy of the weights."""
+    if checkpoint.model.device.type != "cpu":
+        return checkpoint
+    model = deepcopy(checkpoint.model)
+    pack(model)
+    return Checkpoint.loaded(model, checkpoint.tokenizer)
 
 
 def numbered_tokenizer(vocabulary: int, mask: int | None = None) -> PreTrainedTokenizerFast:
