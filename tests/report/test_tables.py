@@ -83,7 +83,7 @@ def test_every_table_names_its_reward_and_the_target_of_each_row() -> None:
 
 
 def test_rewards_have_a_mean_with_its_interval_and_a_paired_difference() -> None:
-    """All problems differ from the rival by 0.25: an interval without width, whatever the spread of the rewards."""
+    """All problems differ from the rival by 0.25: a narrow interval, whatever the spread of the rewards."""
     rewards = {problem: float(n % 3) for n, problem in enumerate(scores(1))}
     rival = Rival("majority of 6", 100.0, scores(0.5), {problem: value - 0.25 for problem, value in rewards.items()})
     forbidden = replace(ENTRIES[1], rewards={**rewards, "p0": -math.inf}, rival=rival)
@@ -120,7 +120,7 @@ def test_methods_that_differ_on_few_problems_have_no_verdict() -> None:
 def test_rounding_errors_are_no_difference() -> None:
     close = Entry(0, "ets", "last", "ets", 1, dict.fromkeys(scores(1), 1 - 1e-16), ENTRIES[0].cost, 4)
     rival = Rival("majority", 100.0, dict.fromkeys(scores(1), 1 + 2e-16))
-    assert "+0.0 (+0.0 to +0.0)" in table([replace(close, rival=rival)], SETTING)
+    assert "+0.0 (-1.4 to +1.4)" in table([replace(close, rival=rival)], SETTING)
 
 
 def test_one_budget_has_no_headings_and_no_caveat_without_a_rival() -> None:
@@ -158,7 +158,7 @@ def test_without_right_answers_the_mean_reward_compares() -> None:
     shown, setting = [rewarded("ets", -0.3), rewarded("plain", -0.5)], replace(SETTING, against="one-step")
     headings, _, first, _ = [[cell.strip() for cell in row.split("|")] for row in table(shown, setting).splitlines()]
     assert headings[1:5] == ["method", "target", "mean reward", "minus one-step at equal cost, reward"]
-    assert first[4] == "+0.100 (+0.100 to +0.100), one-step ETS (6)"
+    assert first[4] == "+0.100 (+0.097 to +0.101), one-step ETS (6)"
     assert summary(shown, setting) == "- Better than one-step at equal cost: ets of 5; plain of 5."
     text = markdown(shown, setting)
     assert not any(word in text for word in ("pass@", "avg@", "points", "interval |"))
