@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -265,6 +266,27 @@ def test_the_costs_of_both_models_reach_the_chain() -> None:
     spent, total = model.ledger + small.ledger, Cost.total(chain.cost for chain in found)
     for name in ("prompt", "candidate", "rollout", "scored", "generated"):
         assert getattr(total, name) == getattr(spent, name) > (-1 if name == "prompt" else 0)
+
+
+def test_a_clip_leaves_a_ratio_of_zero_as_it_is() -> None:
+    with warnings.catch_warnings(), np.errstate(divide="ignore"):
+        warnings.simplefilter("ignore")
+        pair = ImportanceSampling(Truncated(**REFERENCE), another("other weights"), clip=(0.5, 2.0))
+        rollouts = pair.finish(pair.start([PROBLEM]) * 64, derive(np.arange(64, dtype=np.uint64), 1))
+    ratios = np.array([draw.text.log_ratio for draw in rollouts])
+    assert 0 < np.isneginf(ratios).sum() < 64
+    assert np.all(ratios[np.isfinite(ratios)] >= math.log(0.5)) and ratios.max() <= math.log(2.0)
+
+
+@pytest.mark.parametrize(("count", "effective", "warns"), [(40, 3.9, True), (40, 4.1, False), (31, 1.0, False)])
+def test_the_warning_begins_below_a_tenth_of_32_rollouts_or_more(count: int, effective: float, warns: bool) -> None:
+    """One rollout of weight 1 and others of weight w have the effective size (1 + (n - 1) w)² / (1 + (n - 1) w²)."""
+    others = count - 1
+    roots = np.roots([others * (others - effective), 2 * others, 1 - effective])
+    weight = max(float(root.real) for root in roots)
+    ratios = np.log([1.0, *[weight] * others]) if weight > 0 else np.array([0.0, *[-np.inf] * others])
+    with pytest.warns(UserWarning, match=f"of {count} rollouts") if warns else nullcontext():
+        pairs.NoiseWarning()(ratios.tolist())
 
 
 def test_a_warning_tells_once_that_the_correction_is_noise(monkeypatch: pytest.MonkeyPatch) -> None:
