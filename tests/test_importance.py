@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -285,8 +284,10 @@ def test_the_warning_begins_below_a_tenth_of_32_rollouts_or_more(count: int, eff
     roots = np.roots([others * (others - effective), 2 * others, 1 - effective])
     weight = max(float(root.real) for root in roots)
     ratios = np.log([1.0, *[weight] * others]) if weight > 0 else np.array([0.0, *[-np.inf] * others])
-    with pytest.warns(UserWarning, match=f"of {count} rollouts") if warns else nullcontext():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         pairs.NoiseWarning()(ratios.tolist())
+    assert [f"of {count} rollouts" in str(each.message) for each in caught] == [True] * warns
 
 
 def test_a_warning_tells_once_that_the_correction_is_noise(monkeypatch: pytest.MonkeyPatch) -> None:
