@@ -97,6 +97,14 @@ def test_rewards_have_a_mean_with_its_interval_and_a_paired_difference() -> None
     assert "mean reward" not in table(ENTRIES, SETTING)
 
 
+def test_rewards_of_which_none_differs_have_no_interval_of_their_difference() -> None:
+    """Nothing says how far rewards may differ; a mean reward of 0 keeps its interval."""
+    rewards = dict.fromkeys(scores(1), 0.0)
+    same = replace(ENTRIES[1], rewards=rewards, rival=Rival("majority of 6", 100.0, scores(0.5), rewards))
+    shown = table([same], SETTING)
+    assert "+0.000 (no problem differs)" in shown and "0.000 (0.000 to 0.000)" in shown
+
+
 def test_the_curves_are_a_table_of_their_own() -> None:
     points = [CurvePoint(k, Accuracy(0.5, 0.4, 0.6), Accuracy(0.25, 0.2, 0.3)) for k in (1, 2)]
     lines = markdown(ENTRIES, SETTING, points).splitlines()
