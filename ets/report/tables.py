@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ets.evaluation.bootstrap import Difference, paired_difference
 from ets.evaluation.comparison import Entry
 from ets.evaluation.curves import CurvePoint
 from ets.evaluation.intervals import Accuracy, accuracy
-from ets.evaluation.objective import Estimate, Optimum
+from ets.evaluation.objective import Estimate, Optimum, estimated
 from ets.types import counted
 
 COSTS = {
@@ -197,11 +199,13 @@ def paired_rewards(entry: Entry) -> Difference | None:
     rewards, others = entry.rewards, entry.rival.rewards if entry.rival else {}
     if not (rewards and others) or any(map(math.isinf, (*rewards.values(), *others.values()))):
         return None
-    return paired_difference(rewards, others)
+    return paired_difference(rewards, others, largest=None)
 
 
 def _rewards(difference: Difference | Estimate, sign: str = "") -> str:
     """A mean reward or a difference with its interval; three decimals, or two from 10 on."""
+    if isinstance(difference, Difference) and difference.differing == 0:
+        return f"{0:{sign}.3f} (no problem differs)"
     values = (difference.mean, difference.low, difference.high)
     places = 3 if max(map(abs, values)) < 10 else 2
     mean, low, high = (f"{round(value, places) + 0.0:{sign}.{places}f}" for value in values)
@@ -240,11 +244,11 @@ def aligned(cells: Sequence[tuple[str, ...]]) -> str:
     return "\n".join([padded(cells[0]), rule, *map(padded, cells[1:])])
 
 
-def reward_interval(entry: Entry) -> Difference | None:
+def reward_interval(entry: Entry) -> Estimate | None:
     """The mean reward with its interval, by a bootstrap over problems; None without rewards, or with one of -inf."""
     if not entry.rewards or any(map(math.isinf, entry.rewards.values())):
         return None
-    return paired_difference(entry.rewards, dict.fromkeys(entry.rewards, 0.0))
+    return estimated(np.array([entry.rewards[problem] for problem in sorted(entry.rewards)]))
 
 
 def interval(entry: Entry) -> Accuracy:
