@@ -186,7 +186,7 @@ CPU = Sizes(
             hybrid(12, 512, 8, 4, 1536, 32_000), _QUARTER, (200,), 1, 8, 3, 32, 128
         ),
     },
-    autoregressive.Setting(_QWEN3_54M, _QUARTER, (200,), 1, 6, 4, 32, 64),
+    autoregressive.Setting(_QWEN3_54M, _QUARTER, (200,), 1, 6, 4, 32, 128),
     {"prompt": (200, 1000, 4000), "candidates": (2, 16, 64), "width": (1, 8, 64)},
     masked_diffusion.Setting(llada(4, 256, 4, 768, 32_768), 16, 15, 3, Schedule(16, 16, 8, 4)),
     masked_diffusion.Setting(llada(6, 512, 8, 1536, 126_464), 700, 2, 1, Schedule(256, 64, 32, 2)),
