@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from ets.event_loop import awaited
 from ets.step import failure
 from ets.thinking import after_thinking, begun
 from ets.types import Chain, InputError, Problem, Text
@@ -21,7 +22,7 @@ class RowReward:
     Parameters
     ----------
     score : callable
-        `(row, text) -> number`.
+        `(row, text) -> number`; it may be an `async def` function.
 
     Examples
     --------
@@ -35,19 +36,20 @@ class RowReward:
 
     def __call__(self, problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
         distinct = dict.fromkeys(rollout.text for rollout in rollouts)
-        values = {text: self._scored(problem, text) for text in distinct}
+        values = dict(zip(distinct, self._scored(problem, distinct), strict=True))
         return [values[rollout.text] for rollout in rollouts]
 
-    def _scored(self, problem: Problem, text: str) -> float:
+    def _scored(self, problem: Problem, texts: Iterable[str]) -> list[float]:
         tags = problem.thinking
         before = begun(problem.prompt, tags) if isinstance(problem.prompt, str) else ""
-        return float(self.score(problem.doc, after_thinking(before + text, tags) or ""))
+        parts = [after_thinking(before + text, tags) or "" for text in texts]
+        return [float(value) for value in awaited(self.score(problem.doc, part) for part in parts)]
 
     def require(self, problems: Iterable[Problem]) -> None:
         """Score an empty text of each problem; raises `InputError` for a row that lacks what the function reads."""
         for problem in problems:
             try:
-                self._scored(problem, "")
+                self._scored(problem, [""])
             except InputError as error:
                 raise InputError(f"{problem.place or f'the row of {problem.called}'}: {error}") from error
             except Exception as error:
