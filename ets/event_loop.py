@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import inspect
 import threading
 from collections.abc import Awaitable, Coroutine, Iterable, Sequence
@@ -69,7 +70,9 @@ _ONE_AT_A_TIME = threading.Lock()
 
 @lru_cache(maxsize=1)
 def _shared_loop() -> EventLoop:
-    return EventLoop("rewards")
+    loop = EventLoop("rewards")
+    atexit.register(loop.stop)
+    return loop
 
 
 def awaited(values: Iterable[Any]) -> list[Any]:

@@ -229,7 +229,8 @@ class _Row:
 
     def request(self, endings: Endings) -> Request:
         # The seed absorbs position and turn: a row that continues with the same key must not repeat its noise.
-        seed = int(derive(self.key, len(self.tokens), self.turns)) >> 1
+        fields = (len(self.tokens), self.turns) if self.turns else (len(self.tokens),)
+        seed = int(derive(self.key, *fields)) >> 1
         problem = self.state.problem
         thinking = problem.stop and endings.is_thinking(self.tokens, problem.thinking, self.state.prompt)
         stop = () if thinking else problem.stop

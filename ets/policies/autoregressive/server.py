@@ -269,7 +269,7 @@ class Endpoint(Engine):
         tokenizer, stopped = self.checkpoint.tokenizer, row.reason == "stop"
         text = row.text if stopped else row.text.rstrip(INCOMPLETE)
         tokens = row.tokens or list(tokenizer(text, add_special_tokens=False)["input_ids"])[:room]
-        if stopped:
+        if stopped and tokens[-1:] != [tokenizer.eos_token_id]:
             tokens = [*tokens[: room - 1], tokenizer.eos_token_id]
         logps = [0.0 if math.isnan(logp) else logp for logp in row.logps]
         if text != row.text:
@@ -424,13 +424,13 @@ class Connection:
             content = response.json()
         except ValueError:
             content = response
-        status = found = response.status_code
+        status, within = response.status_code, ""
         if status == 200 and isinstance(content, dict) and content.get("error"):
             code = content["error"].get("code") if isinstance(content["error"], dict) else None
-            status, found = (code if isinstance(code, int) and 400 <= code < 600 else 500), "200 with an error"
+            status, within = (code if isinstance(code, int) and 400 <= code < 600 else 500), " in a 200"
         if status == 200 and content is not response:
             return content
-        problem = f"answers {'no JSON' if status == 200 else found} ({self._reason(response, content)})"
+        problem = f"answers {'no JSON' if status == 200 else status}{within} ({self._reason(response, content)})"
         if status in PASSING or status >= 500:
             raise _Passing(problem, _pause(response))
         raise Refusal(f"{self.name} {problem}; {self._remedy(problem)}", status)

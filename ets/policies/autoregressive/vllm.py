@@ -253,7 +253,7 @@ def _load(arguments: dict[str, Any]) -> _Loaded:
         loop.stop()
         raise InputError(f"vLLM cannot load {arguments['model']!r}: {_line(error)}; see its messages above") from error
     processes = set(multiprocessing.active_children()) - others
-    return _Loaded(engine, loop, processes, watch(process.pid for process in processes))
+    return _Loaded(engine, loop, processes, watch(process.pid for process in processes if process.pid))
 
 
 async def _engine(arguments: dict[str, Any]) -> Any:

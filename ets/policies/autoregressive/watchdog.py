@@ -28,7 +28,7 @@ def watch(processes: Iterable[int]) -> subprocess.Popen[bytes]:
 
 
 def _main(owner: int, processes: Iterable[int]) -> None:
-    import psutil  # vLLM requires it
+    import psutil  # type: ignore[import-untyped]  # vLLM requires it
 
     watched = [psutil.Process(each) for each in processes if psutil.pid_exists(each)]
     while os.getppid() == owner:
