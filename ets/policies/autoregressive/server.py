@@ -53,8 +53,8 @@ PROBED = 5
 """Tokens per probe request."""
 SEEDS = 8
 """Probe requests at temperature 1 that differ in their seeds alone."""
-COINCIDENCE = math.log(1e-6)
-"""Log-probability below which equal draws of different seeds are no coincidence."""
+PROBE_LEVEL, DRAW_LEVEL = 1e-6, 1e-12
+"""Probabilities below which equal draws of different seeds are no coincidence: at the start, and of a guide step."""
 LEAST_LOGPROBS = 2
 """Log-probabilities per token that a server must allow."""
 PASSING = (408, 409, 425, 429, 499)
@@ -153,8 +153,7 @@ class Endpoint(Engine):
     def require_law(self, sampling: Sampling) -> None:
         """Raise `InputError` for a temperature out of range, or if the law's log-probabilities are not reported."""
         require_temperature(self.name, sampling)
-        plain = sampling.temperature == 0 or (sampling.temperature == 1 and not sampling.truncated)
-        if not (self.tempered or plain or self.approximate):
+        if not (sampling.temperature == 0 or self._reports(sampling) or self.approximate):
             raise InputError(
                 f"{self.name} reports log-probabilities of the untempered model; start it with "
                 "--logprobs-mode processed_logprobs, or sample at temperature 1 without top_k and top_p"
@@ -164,7 +163,18 @@ class Endpoint(Engine):
         """As `Engine.draw`; raises `InputError` if the server has stopped, or refuses a row."""
         if not self._closing.alive:
             raise InputError(f"the connection to {self.name} has been closed; make another one")
-        return self._loop.wait_for_all([self._one(request, sampling, end_ids) for request in requests])
+        answers = self._loop.wait_for_all([self._one(request, sampling, end_ids) for request in requests])
+        if sampling.temperature and self._reports(sampling):
+            drawn: dict[tuple[int, ...], list[tuple[Any, float]]] = {}
+            for request, answer in zip(requests, answers, strict=True):
+                drawn.setdefault(request.tokens, []).append((tuple(answer.tokens), sum(answer.logps)))
+            for rows in drawn.values():
+                self._require_variety(rows, DRAW_LEVEL)
+        return answers
+
+    def _reports(self, sampling: Sampling) -> bool:
+        """Whether the log-probabilities of random draws are those of the sampled distribution."""
+        return self.tempered or (sampling.temperature == 1 and not sampling.truncated)
 
     def interrupt(self, thread: int) -> None:
         self._loop.interrupt(thread)
@@ -234,28 +244,28 @@ class Endpoint(Engine):
             raise InputError(f"{self.name} reports no log-probabilities; start it with them enabled")
         for row in rows:
             self._require_tokenizer(row)
-        self._require_variety(rows[:-1])
+        self._require_variety([(tuple(row.tokens or ()) or row.text, sum(row.logps)) for row in rows[:-1]], PROBE_LEVEL)
         warm = next((row.top for row in rows if row.top), {})
         return "" if rows[0].exact else TEXT_ONLY, tempered(warm, rows[-1].top)
 
-    def _require_variety(self, rows: Sequence[Row]) -> None:
-        """Raise `InputError` for draws of different seeds that are equal more often than by chance."""
-        drawn = [(tuple(row.tokens or ()) or row.text, row) for row in rows]
-        counts, last = Counter(text for text, _ in drawn), dict(drawn)
-        for text, count in counts.items():
-            chance = math.log(math.comb(len(rows), count)) + (count - 1) * sum(last[text].logps)
-            if chance < COINCIDENCE:
-                raise InputError(
-                    f"{self.name} draws {last[text].text!r} for {count} of {len(rows)} seeds at temperature 1; use a "
-                    "server that respects seed and temperature, without a cache of answers"
-                )
+    def _require_variety(self, drawn: Sequence[tuple[Any, float]], level: float) -> None:
+        """Raise `InputError` for draws of different seeds, (outcome, log-probability), that are equal not by chance."""
+        if count := repeats(drawn, level):
+            raise InputError(
+                f"{self.name} draws the same for {count} of {len(drawn)} seeds, by chance with less than {level:g}: "
+                "use a server that respects seed and temperature, without a cache of answers"
+            )
 
     def _require_tokenizer(self, row: Row) -> None:
         """Raise `InputError` if the checkpoint's tokenizer decodes the server's tokens to another text."""
         tokens, text = row.tokens or [], row.text
-        ours = self.checkpoint.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        shown = tokens[:-1] if set(tokens[-1:]) & self.checkpoint.end_ids else tokens
+        ours, whole = (
+            self.checkpoint.tokenizer.decode(each, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            for each in (shown, tokens)
+        )
         # The server holds back half a character, and some tokenizers drop a leading space.
-        if tokens and INCOMPLETE not in ours + text and ours.strip() != text.strip():
+        if tokens and INCOMPLETE not in ours + text and text.strip() not in (ours.strip(), whole.strip()):
             raise InputError(
                 f"{self.name} decodes the tokens {tokens} to {text!r}, and the tokenizer of "
                 f"{self.checkpoint.name!r} to {ours!r}; give the checkpoint that is served"
@@ -276,6 +286,15 @@ class Endpoint(Engine):
             logps = logps[: len(tokens)]
         aligned = len(logps) == len(tokens) or not tokens
         return tokens, logps[: len(tokens)] if aligned else [sum(logps) / len(tokens)] * len(tokens)
+
+
+def repeats(drawn: Sequence[tuple[Any, float]], level: float) -> int:
+    """How often an outcome of (outcome, log-probability) repeats, if less probable than `level` by chance; else 0."""
+    logps = dict(drawn)
+    for outcome, count in Counter(outcome for outcome, _ in drawn).items():
+        if math.log(math.comb(len(drawn), count)) + (count - 1) * logps[outcome] < math.log(level):
+            return count
+    return 0
 
 
 @dataclass(frozen=True)

@@ -259,7 +259,10 @@ def test_faults_that_stay_are_one_line_with_the_address(server: TinyServer, faul
 @pytest.mark.parametrize(
     ("heard", "said"),
     [
-        (lambda body: body | {"seed": 0}, r"for 8 of 8 seeds at temperature 1; use a server that respects seed"),
+        (
+            lambda body: body | {"seed": 0},
+            r"the same for 8 of 8 seeds, by chance with less than 1e-06: use a server that respects seed",
+        ),
         (
             lambda body: body | {"prompt": body["prompt"][-2:]},
             "another prompt than it was sent: 2 tokens in place of 3",
@@ -287,6 +290,23 @@ def test_a_prompt_of_other_tokens_is_refused_by_its_ids_alone(server: TinyServer
     server.says = lambda body, choice: choice | {"prompt_token_ids": body["prompt"][::-1]}
     with pytest.raises(InputError, match="another prompt than it was sent: 3 tokens in place of 3"):
         texts(policy_at(server))
+
+
+@pytest.mark.filterwarnings("ignore:.* is approximate")
+@pytest.mark.parametrize("text_only", [False, True])
+def test_a_fixed_seed_that_the_probe_has_not_seen_is_refused_at_a_guide_step(
+    server: TinyServer, text_only: bool
+) -> None:
+    """Log-probabilities of the untempered model, of which a cold law is no function, say nothing of chance."""
+    server.text_only = text_only
+    policy = policy_at(server, Sampling(2.0), max_length=8, block=8)
+    server.hears = lambda body: body | {"seed": 0 if body["temperature"] else body["seed"]}
+    with pytest.raises(InputError, match=r"the same for 20 of 20 seeds, by chance with less than 1e-12"):
+        texts(policy)
+    assert policy.greedy(policy.start(PROBLEMS[:1]) * 20, keys(20))
+    if text_only:
+        policy.engine.tempered = False
+        assert len(set(texts(policy))) == 1
 
 
 def test_a_law_that_hardly_varies_is_no_fixed_seed(server: TinyServer) -> None:
