@@ -235,7 +235,7 @@ class Endpoint(Engine):
 
     def _probe(self) -> tuple[str, bool]:
         """The attributes `approximate` and `tempered`, from requests at temperature 1 and one at 0.5."""
-        seeds = derive(np.arange(SEEDS, dtype=np.uint64), PROBED) >> np.uint64(1)
+        seeds = derive(np.arange(SEEDS, dtype=np.uint64), PROBED) >> np.uint64(1)  # as large as those of rows
         drawn = [(Request((0,), int(seed), PROBED), Sampling(1.0)) for seed in seeds]
         cold = (Request((0,), int(seeds[0]), PROBED), Sampling(0.5))
         bodies = [self._body(*each, (), logprobs=LEAST_LOGPROBS) for each in (*drawn, cold)]
