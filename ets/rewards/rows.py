@@ -36,20 +36,22 @@ class RowReward:
 
     def __call__(self, problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
         distinct = dict.fromkeys(rollout.text for rollout in rollouts)
-        values = dict(zip(distinct, self._scored(problem, distinct), strict=True))
-        return [values[rollout.text] for rollout in rollouts]
+        values = dict(zip(distinct, awaited(self._asked(problem, text) for text in distinct), strict=True))
+        return [float(values[rollout.text]) for rollout in rollouts]
 
-    def _scored(self, problem: Problem, texts: Iterable[str]) -> list[float]:
+    def _scored(self, problem: Problem, text: str) -> float:
+        return float(awaited([self._asked(problem, text)])[0])
+
+    def _asked(self, problem: Problem, text: str) -> Any:
         tags = problem.thinking
         before = begun(problem.prompt, tags) if isinstance(problem.prompt, str) else ""
-        parts = [after_thinking(before + text, tags) or "" for text in texts]
-        return [float(value) for value in awaited(self.score(problem.doc, part) for part in parts)]
+        return self.score(problem.doc, after_thinking(before + text, tags) or "")
 
     def require(self, problems: Iterable[Problem]) -> None:
         """Score an empty text of each problem; raises `InputError` for a row that lacks what the function reads."""
         for problem in problems:
             try:
-                self._scored(problem, [""])
+                self._scored(problem, "")
             except InputError as error:
                 raise InputError(f"{problem.place or f'the row of {problem.called}'}: {error}") from error
             except Exception as error:
