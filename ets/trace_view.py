@@ -6,9 +6,9 @@ Both views shorten long texts and long traces and count the omitted parts. The t
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Hashable, Mapping, Sequence
-from itertools import takewhile
 from types import MappingProxyType
 from typing import Any
 
@@ -107,8 +107,7 @@ def befores(trace: Sequence[Step]) -> list[str]:
 
 
 def _common_start(texts: Sequence[str]) -> str:
-    first, *others = texts
-    return first[: min((len(first) - len(new_text(first, other)) for other in others), default=len(first))]
+    return os.path.commonprefix(list(texts))
 
 
 def _shown_steps(trace: Sequence[Step]) -> list[int]:
@@ -121,9 +120,14 @@ def _omitted(trace: Sequence[Step]) -> str:
 
 
 def new_text(text: str, before: str) -> str:
-    """The part of `text` after its common prefix with `before`; a stop string may have shortened `before`."""
-    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, before, strict=False)))
-    return text[shared:]
+    """The part of `text` after `before`, or the whole text if it does not continue `before`, as on a canvas.
+
+    A character of several bytes may be incomplete at the end of `before`, and a stop string may have shortened the text.
+    """
+    if before.startswith(text):
+        return ""
+    complete = before.rstrip("\ufffd")
+    return text[len(complete) :] if text.startswith(complete) else text
 
 
 def _cost_line(cost: Cost) -> str:

@@ -64,7 +64,7 @@ class Progress:
         self._before, self._begun, self._described = self._generated, time.monotonic(), -math.inf
         self._stale = False  # True while a finished chain is missing from the numbers
         self._known, total = self._ended, problems * samples
-        self._bar: Any = tqdm(total=total, initial=min(total, self._known), desc=label, disable=not shown)
+        self._bar: Any = tqdm(total=total, initial=min(total, self._known), desc=label, disable=not shown, bar_format=_bar())
 
     def __enter__(self) -> Progress:
         return self
@@ -146,4 +146,8 @@ class Progress:
         self._bar.n = min(total, self._known + new)
         timed = self._ended > self._known and new >= EARLY * rest
         left = f"<{tqdm.format_interval(max(0.0, seconds * (rest / new - 1)))}" if timed else ""
-        self._bar.bar_format = f"{{l_bar}}{{bar}}| {min(total, self._ended)}/{total} [{{elapsed}}{left}{{postfix}}]"
+        self._bar.bar_format = _bar(str(min(total, self._ended)), left)
+
+
+def _bar(ended: str = "{n}", left: str = "") -> str:
+    return f"{{l_bar}}{{bar}}| {ended}/{{total}} [{{elapsed}}{left}{{postfix}}]"

@@ -81,7 +81,7 @@ def packed_traces(traces: Sequence[Stored], *, whole: bool = False) -> str:
 
 
 def _shortened(trace: Stored, limit: int) -> dict[str, Any]:
-    texts = {name: elide(str(trace[name]), 4 * limit) for name in ("answer", "prompt") if trace.get(name) is not None}
+    texts = {name: elide(str(trace[name]), 4 * limit) for name in ("answer", "prompt", "text") if trace.get(name) is not None}
     return {**trace, **texts, "texts": [elide(text, limit) for text in trace["texts"]]}
 
 
