@@ -6,9 +6,9 @@ Both views shorten long texts and long traces and count the omitted parts. The t
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Hashable, Mapping, Sequence
+from itertools import takewhile
 from types import MappingProxyType
 from typing import Any
 
@@ -107,7 +107,9 @@ def befores(trace: Sequence[Step]) -> list[str]:
 
 
 def _common_start(texts: Sequence[str]) -> str:
-    return os.path.commonprefix(list(texts))
+    """The longest common beginning."""
+    shared = takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))
+    return "".join(letters[0] for letters in shared)
 
 
 def _shown_steps(trace: Sequence[Step]) -> list[int]:
@@ -122,7 +124,8 @@ def _omitted(trace: Sequence[Step]) -> str:
 def new_text(text: str, before: str) -> str:
     """The part of `text` after `before`, or the whole text if it does not continue `before`, as on a canvas.
 
-    A character of several bytes may be incomplete at the end of `before`, and a stop string may have shortened the text.
+    A character of several bytes may be incomplete at the end of `before`, and a stop string may have shortened
+    the text.
     """
     if before.startswith(text):
         return ""

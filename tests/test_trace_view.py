@@ -214,7 +214,6 @@ def test_a_canvas_is_shown_as_it_was_produced() -> None:
     assert "text" not in compact_trace([step(["a"], [0.0], 0), step(["ab"], [0.0], 0)])
 
 
-
 def test_the_terminal_gets_one_line_per_step() -> None:
     lines = trace_text("Two less", 42, TWO_STEPS, COST).splitlines()
     assert lines[:3] == ["Two less", "", "answer: 42"]

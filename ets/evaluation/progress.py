@@ -64,7 +64,8 @@ class Progress:
         self._before, self._begun, self._described = self._generated, time.monotonic(), -math.inf
         self._stale = False  # True while a finished chain is missing from the numbers
         self._known, total = self._ended, problems * samples
-        self._bar: Any = tqdm(total=total, initial=min(total, self._known), desc=label, disable=not shown, bar_format=_bar())
+        looks: dict[str, Any] = {"desc": label, "disable": not shown, "bar_format": _bar()}
+        self._bar: Any = tqdm(total=total, initial=min(total, self._known), **looks)
 
     def __enter__(self) -> Progress:
         return self

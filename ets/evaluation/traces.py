@@ -103,7 +103,8 @@ def compact_trace(trace: Sequence[Step]) -> dict[str, Any]:
     Returns
     -------
     dict
-        `texts` and `steps`, and `text`, the produced text, if it is not the chosen texts one after the other. Each step has `choice`, `rollout`, `effective` (the weights' effective sample size);
+        `texts` and `steps`; `text`, the produced text, if it is not the chosen texts one after the other. Each step has
+        `choice`, `rollout`, `effective` (the weights' effective sample size);
         by candidate `weights` (log Ê, None for -inf), `done` and `texts` (indices); and by candidate and rollout
         `rollouts` (indices of texts; empty for a candidate that is rewarded itself) and `terms` (r/λ + log-ratio).
     """

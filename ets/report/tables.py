@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ets.evaluation.bootstrap import Difference, paired_difference
-from ets.evaluation.comparison import Entry
+from ets.evaluation.bootstrap import FEWEST, Difference, paired_difference
+from ets.evaluation.comparison import Entry, Rival
 from ets.evaluation.curves import CurvePoint
 from ets.evaluation.intervals import Accuracy, accuracy
 from ets.evaluation.objective import Estimate, Optimum
@@ -171,12 +171,8 @@ def table(entries: Sequence[Entry], setting: Setting) -> str:
 
 
 def _difference(entry: Entry) -> str:
-    difference = _paired_scores(entry)
-    return f"{points(difference)}, {entry.rival.label}" if difference and entry.rival else ""
-
-
-def _paired_scores(entry: Entry) -> Difference | None:
-    return paired_difference(entry.scores, entry.rival.scores) if entry.rival else None
+    rival = entry.rival
+    return f"{points(paired_difference(entry.scores, rival.scores))}, {rival.label}" if rival else ""
 
 
 def mean_reward(entry: Entry) -> str:
@@ -186,15 +182,15 @@ def mean_reward(entry: Entry) -> str:
 
 
 def _reward_difference(entry: Entry, named: bool) -> str:
-    difference = paired_rewards(entry)
+    difference = paired_rewards(entry, entry.rival)
     if difference is None or entry.rival is None:
         return ""
     return _rewards(difference, "+") + (f", {entry.rival.label}" if named else "")
 
 
-def paired_rewards(entry: Entry) -> Difference | None:
-    """The difference of the mean rewards of an entry and its rival; None without rewards, or with one of -inf."""
-    rewards, others = entry.rewards, entry.rival.rewards if entry.rival else {}
+def paired_rewards(entry: Entry, rival: Entry | Rival | None) -> Difference | None:
+    """The difference of the mean rewards of an entry and another; None without rewards, or with one of -inf."""
+    rewards, others = entry.rewards, rival.rewards if rival else {}
     if not (rewards and others) or any(map(math.isinf, (*rewards.values(), *others.values()))):
         return None
     return paired_difference(rewards, others)
@@ -259,6 +255,27 @@ def points(difference: Difference) -> str:
     return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
+def difference_of(entry: Entry, rival: Entry | Rival, rewarded: bool) -> tuple[Difference | None, str]:
+    """The paired difference of the scores or rewards of two entries, and its text: "+3.2 points (+0.1 to +6.3)"."""
+    if rewarded:
+        found = paired_rewards(entry, rival)
+        return found, "" if found is None else _rewards(found, "+")
+    found = paired_difference(entry.scores, rival.scores)
+    mean, _, spread = points(found).partition(" ")
+    return found, f"{mean} points {spread}"
+
+
+def doubt(found: Difference) -> str:
+    """Why a difference whose interval excludes 0 is not significant, as " (…)"; "" for another difference."""
+    if found.low <= 0 <= found.high:
+        return ""
+    if found.differing < FEWEST:
+        return (
+            f" (the two differ on {counted(found.differing, 'problem')}, and fewer than {FEWEST} are too few to tell)"
+        )
+    return f" (the interval excludes 0, the sign-flip test does not: p {found.p:.2f})"
+
+
 def summary(entries: Sequence[Entry], setting: Setting) -> str:
     """List the methods that are better, worse, or not significantly different at equal cost, by score or by reward.
 
@@ -267,12 +284,14 @@ def summary(entries: Sequence[Entry], setting: Setting) -> str:
     verdicts: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
     rewarded = by_reward(entries)
     for entry in entries:
-        found = paired_rewards(entry) if rewarded else _paired_scores(entry)
+        found = difference_of(entry, entry.rival, rewarded)[0] if entry.rival else None
         if found and entry.rival:
             verdict = "open" if not found.significant else "better" if found.mean > 0 else "worse"
             ratio = entry.cost[setting.currency] / entry.rival.cost
             unequal = f" (at {ratio:.2f} times its {COSTS[setting.currency]})" if abs(ratio - 1) > UNEQUAL else ""
-            verdicts[verdict].append(entry.label + unequal)
+            small = not rewarded and abs(found.mean) < 0.0005
+            reason = doubt(found) if verdict == "open" else " (by less than 0.05 points)" if small else ""
+            verdicts[verdict].append(entry.label + unequal + reason)
     return "\n".join(
         f"- {VERDICTS[verdict]} {setting.against} at equal cost: {'; '.join(labels)}."
         for verdict, labels in verdicts.items()
