@@ -74,6 +74,22 @@ class Setting:
         return "pass@1" if self.repeats == 1 else f"avg@{self.repeats}"
 
 
+LEADING = {"lam": "λ", "temperature": "temperature", "rollouts": "K"}
+"""By setting: its name in the line before a run."""
+LENGTHS = ("block_size", "block_length", "guide_steps", "steps", "max_length", "gen_length")
+"""Settings of length in that line, as far as the engine has them."""
+
+
+def settings_line(setting: Setting, candidates: Sequence[int]) -> str:
+    """Return the line before a run: "arithmetic, 20 problems: λ 0.1, temperature 1.9, M 8, K 3, block_size 16 …"."""
+    shown = [f"{name} {setting.shown[key]}" for key, name in LEADING.items() if key in setting.shown]
+    budget = ", ".join(_amount(setting, n) for n in range(len(setting.amounts)))
+    shown.insert(-1, budget or f"M {', '.join(map(str, candidates))}")
+    shown += [f"{name} {setting.shown[name]}" for name in LENGTHS if name in setting.shown]
+    reward = f", reward {setting.reward}" if setting.reward else ""
+    return f"{setting.task}, {counted(setting.problems, 'problem')}: {', '.join(shown)}{reward}"
+
+
 def markdown(
     entries: Sequence[Entry],
     setting: Setting,
