@@ -46,7 +46,8 @@ def sentences(entries: Sequence[Entry], setting: Setting) -> list[str]:
     guided, _ = best_of(others, by_reward(entries))
     found = f"{guided.label} reaches {scored} {_shown(guided, entries)}, plain sampling {_shown(plain, entries)}"
     result = [asked, f"{found}; {_compared(guided, plain, entries)}."]
-    if mean_of(highest, by_reward(entries)) > mean_of(guided, by_reward(entries)) and highest is not plain:
+    higher = _shown(highest, entries).split(" ")[0] != _shown(guided, entries).split(" ")[0]
+    if higher and highest not in (guided, plain):
         result.append(f"The highest is {highest.label}: {_shown(highest, entries)}.")
     return result
 
