@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from floor import Floor, Forward, Shape, drawing, reading
 from measuring import Conditions, Row, Table
-from random_models import described, random_checkpoint
+from random_models import as_ets_loads, described, random_checkpoint
 
 from ets.importance import ImportanceSampling
 from ets.kernel import energy_guided
@@ -68,10 +68,28 @@ class Setting:
 
 
 class Run:
-    """One row's prompts, and the ways to go on from them."""
+    """One row's prompts, and the ways to go on from them.
 
-    def __init__(self, setting: Setting, prompt: int, model: Checkpoint, small: Checkpoint | None = None) -> None:
+    Parameters
+    ----------
+    setting : Setting
+    prompt : int
+    model, small : Checkpoint
+        The model and the proposal as `ets` loads them.
+    unpacked : Checkpoint, optional
+        The model as transformers loads it; by default `model`.
+    """
+
+    def __init__(
+        self,
+        setting: Setting,
+        prompt: int,
+        model: Checkpoint,
+        small: Checkpoint | None = None,
+        unpacked: Checkpoint | None = None,
+    ) -> None:
         self.setting, self.model, self.small = setting, model, small
+        self.unpacked = unpacked or model
         numbers = np.random.default_rng(0)
         self.prompts = numbers.integers(0, model.config.vocab_size, (setting.problems, prompt)).tolist()
 
@@ -110,9 +128,9 @@ class Run:
             rows = candidates[:: self.setting.candidates]
 
     def _generate(self, rows: list[list[int]], count: int) -> list[list[int]]:
-        ids = torch.tensor(rows, device=self.model.model.device)
+        ids = torch.tensor(rows, device=self.unpacked.model.device)
         options: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "pad_token_id": 0}
-        drawn = self.model.model.generate(
+        drawn = self.unpacked.model.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, min_new_tokens=count, **options
         )
         return drawn.tolist()
@@ -150,10 +168,10 @@ def needed_with_a_proposal(setting: Setting, prompt: int) -> tuple[list[Forward]
 def against_plain(setting: Setting, conditions: Conditions) -> Table:
     """ETS against `model.generate`, by prompt length."""
     model = random_checkpoint(setting.model, conditions.device, conditions.dtype)
-    shape, rows = Shape.of(model.model), []
-    _warm_up(setting, model)
+    own, shape, rows = as_ets_loads(model), Shape.of(model.model), []
+    _warm_up(setting, own, unpacked=model)
     for prompt in setting.prompts:
-        way = Run(setting, prompt, model)
+        way = Run(setting, prompt, own, unpacked=model)
         ours, plain = conditions.rounds((way.ets, way.plain))
         passes = needed(setting, prompt)
         counts: dict[str, int | float | str] = {"positions": sum(forward.positions for forward in passes)}
@@ -164,7 +182,8 @@ def against_plain(setting: Setting, conditions: Conditions) -> Table:
 def with_a_proposal(setting: Setting, conditions: Conditions) -> Table:
     """ETS-IS against ETS, by prompt length."""
     model, small = (
-        random_checkpoint(config, conditions.device, conditions.dtype) for config in (setting.model, setting.proposal)
+        as_ets_loads(random_checkpoint(config, conditions.device, conditions.dtype))
+        for config in (setting.model, setting.proposal)
     )
     _warm_up(setting, model, small)
     rows = []
@@ -185,9 +204,11 @@ def with_a_proposal(setting: Setting, conditions: Conditions) -> Table:
     return Table("autoregressive_proposal", "Autoregressive: ETS-IS", PROPOSAL, f"{models} {setting}", rows)
 
 
-def _warm_up(setting: Setting, model: Checkpoint, small: Checkpoint | None = None) -> None:
+def _warm_up(
+    setting: Setting, model: Checkpoint, small: Checkpoint | None = None, unpacked: Checkpoint | None = None
+) -> None:
     """A short run of every way, so that no repeat pays for what is made once."""
     short = replace(setting, problems=1, candidates=2, rollouts=2, block=2, length=4)
-    way = Run(short, 8, model, small)
+    way = Run(short, 8, model, small, unpacked)
     way.plain()
     way.ets_is() if small else way.ets()

@@ -10,7 +10,7 @@ import numpy as np
 from floor import Floor, Forward, Recorder, Shape
 from masked_diffusion import Setting
 from measuring import Conditions, Row, Table
-from random_models import described, random_checkpoint
+from random_models import as_ets_loads, described, random_checkpoint
 
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion.levels import weighed_sampler
@@ -78,7 +78,7 @@ def _bound(way: Callable[[str], Cost], name: str) -> Callable[[], Cost]:
 
 def compare(setting: Setting, conditions: Conditions) -> Table:
     """All samplers in turn."""
-    checkpoint = random_checkpoint(setting.model, conditions.device, conditions.dtype)
+    checkpoint = as_ets_loads(random_checkpoint(setting.model, conditions.device, conditions.dtype))
     checkpoint.model.get_output_embeddings().weight.data.mul_(
         SPREAD / setting.model.init_std / setting.model.d_model**0.5
     )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from floor import Floor, Recorder, Shape
 from measuring import Conditions, Row, Table
-from random_models import described, random_checkpoint
+from random_models import as_ets_loads, described, random_checkpoint
 
 from ets.kernel import energy_guided
 from ets.policies.checkpoint import Checkpoint
@@ -125,11 +125,11 @@ def ets(setting: Setting, checkpoint: Checkpoint) -> MaskedDiffusionPolicy:
 def against_plain(setting: Setting, conditions: Conditions) -> Table:
     """One guided sample of ETS against one of the plain way."""
     checkpoint = random_checkpoint(setting.model, conditions.device, conditions.dtype)
-    plain = Plain(setting, checkpoint)
+    own, plain = as_ets_loads(checkpoint), Plain(setting, checkpoint)
     plain.warm_up()
-    with Recorder(checkpoint.model, setting.length) as recorder:
-        cost = ets(setting, checkpoint).ledger  # warms up, too
-    ours, other = conditions.rounds((lambda: ets(setting, checkpoint), plain))
+    with Recorder(own.model, setting.length) as recorder:
+        cost = ets(setting, own).ledger  # warms up, too
+    ours, other = conditions.rounds((lambda: ets(setting, own), plain))
     counts: dict[str, int | float | str] = {
         "row-forwards": cost.row_forwards,
         "compared: row-forwards": plain.row_forwards,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -45,6 +47,36 @@ class Conditions:
 
     def _fits(self, seconds: float) -> bool:
         return time.perf_counter() + seconds <= self.deadline
+
+
+class PeakMemory:
+    """Calls `work`, and keeps in `bytes` the most memory of each call beyond the memory before it.
+
+    On a CPU it is resident memory as Linux counts it, on a GPU what PyTorch has allocated.
+    """
+
+    def __init__(self, work: Callable[[], object], device: torch.device) -> None:
+        self.work, self.device = work, device
+        self.bytes: list[int] = []
+
+    def __call__(self) -> None:
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            before = torch.cuda.memory_allocated(self.device)
+            self.work()
+            self.bytes.append(torch.cuda.max_memory_allocated(self.device) - before)
+            return
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+        before = _resident("VmRSS")
+        self.work()
+        self.bytes.append(_resident("VmHWM") - before)
+
+
+def _resident(name: str) -> int:
+    """A number of bytes in the status of this process."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from measuring import Conditions, Row, Table
@@ -66,13 +67,15 @@ class Batch:
 
     Parameters
     ----------
-    checkpoint : Checkpoint
+    checkpoint, unpacked : Checkpoint
+        The weights as `ets` loads them, and for `generate` as transformers does.
     prompts : sequence of tuple of int
         One of each row.
     length : int
     """
 
     checkpoint: Checkpoint
+    unpacked: Checkpoint
     prompts: Sequence[tuple[int, ...]]
     length: int
 
@@ -101,7 +104,7 @@ class Batch:
         columns = max(map(len, self.prompts))
         ids = torch.tensor([(*[0] * (columns - len(prompt)), *prompt) for prompt in self.prompts])
         mask = torch.tensor([[0] * (columns - len(prompt)) + [1] * len(prompt) for prompt in self.prompts])
-        model, length = self.checkpoint.model, {"max_new_tokens": self.length, "min_new_tokens": self.length}
+        model, length = self.unpacked.model, {"max_new_tokens": self.length, "min_new_tokens": self.length}
         law: dict[str, Any] = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "pad_token_id": 0}
         drawn: torch.Tensor = model.generate(
             ids.to(model.device), attention_mask=mask.to(model.device), **length, **law
@@ -117,20 +120,22 @@ def against_generate(setting: Setting, conditions: Conditions) -> Table:
 
 
 def _of_dtype(setting: Setting, dtype: torch.dtype, conditions: Conditions) -> Iterator[Row]:
-    checkpoint = Checkpoint(setting.model, dtype, str(conditions.device))
-    yield from rows_of(checkpoint, setting, conditions)
+    checkpoint, unpacked = (Checkpoint(setting.model, dtype, str(conditions.device)) for _ in range(2))
+    with patch("ets.policies.checkpoint.pack"):
+        unpacked.load()
+    yield from rows_of(checkpoint, unpacked, setting, conditions)
 
 
-def rows_of(checkpoint: Checkpoint, setting: Setting, conditions: Conditions) -> Iterator[Row]:
+def rows_of(checkpoint: Checkpoint, unpacked: Checkpoint, setting: Setting, conditions: Conditions) -> Iterator[Row]:
     """The lines of one checkpoint; with one row, one step is plain sampling."""
     prompts, dtype = setting.prompts(checkpoint), str(checkpoint.model.dtype).removeprefix("torch.")
-    warm = Batch(checkpoint, prompts[:2], 2)
+    warm = Batch(checkpoint, unpacked, prompts[:2], 2)
     warm.plain(), warm.one_step(), warm.generate()
     for count in setting.rows:
-        several = Batch(checkpoint, [prompts[n % len(prompts)] for n in range(count)], setting.length)
+        several = Batch(checkpoint, unpacked, [prompts[n % len(prompts)] for n in range(count)], setting.length)
         yield _row(f"{dtype}, {count} rows, plain", several, *conditions.rounds((several.plain, several.generate)))
         if count > 1:
-            equal = Batch(checkpoint, [prompts[0]] * count, setting.length)
+            equal = Batch(checkpoint, unpacked, [prompts[0]] * count, setting.length)
             yield _row(f"{dtype}, {count} rows, one step", equal, *conditions.rounds((equal.one_step, equal.generate)))
 
 

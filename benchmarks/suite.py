@@ -7,12 +7,13 @@ in `BENCHMARKS`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 import autoregressive
 import engines
 import fast_samplers
+import kept_cache
 import laws
 import masked_diffusion
 import real_model
@@ -20,7 +21,7 @@ import serving
 import torch
 import truncation
 from measuring import Conditions, Table
-from random_models import llada, qwen3
+from random_models import hybrid, llada, qwen3
 
 from ets.policies.diffusion.denoise import Schedule
 
@@ -32,6 +33,9 @@ class Sizes:
     draws: int
     causal: autoregressive.Setting
     causal_is: autoregressive.Setting
+    looped: dict[str, autoregressive.Setting]
+    growing: autoregressive.Setting
+    sizes: dict[str, tuple[int, ...]]
     canvas: masked_diffusion.Setting
     canvas_fast: masked_diffusion.Setting
     served: engines.Setting
@@ -83,6 +87,12 @@ BENCHMARKS = (
         90,
     ),
     Benchmark(
+        "kept_cache",
+        "ETS, against a loop over transformers' cache",
+        lambda s, c: kept_cache.against_loop(s.looped, c),
+        60,
+    ),
+    Benchmark(
         "masked_diffusion",
         "ETS, against LLaDA's sampler",
         lambda s, c: masked_diffusion.against_plain(s.canvas, c),
@@ -105,6 +115,12 @@ BENCHMARKS = (
         "draws with top-k and top-p, against transformers'",
         lambda s, c: truncation.measure(s.tokens, c),
         10,
+    ),
+    Benchmark(
+        "growth",
+        "time and memory of ETS, as its sizes grow",
+        lambda s, c: kept_cache.growth(s.growing, s.sizes, c),
+        90,
     ),
     Benchmark(
         "engines",
@@ -142,6 +158,9 @@ DRY = Sizes(
     500,
     _DRY_CAUSAL,
     _DRY_CAUSAL,
+    {"small": _DRY_CAUSAL, "hybrid": replace(_DRY_CAUSAL, model=hybrid(3, 32, 4, 2, 64, 256))},
+    _DRY_CAUSAL,
+    {"prompt": (12,), "candidates": (3,), "width": (1,)},
     masked_diffusion.Setting(_TINY_LLADA, 8, 3, 2, Schedule(8, 8, 4, 2)),
     masked_diffusion.Setting(_TINY_LLADA, 16, 2, 1, Schedule(16, 8, 8, 2)),
     engines.Setting(
@@ -155,10 +174,20 @@ DRY = Sizes(
 
 _QWEN3_54M = qwen3(12, 512, 8, 4, 64, 1536, 32_000, tied=True)
 _QUARTER = qwen3(3, 128, 2, 1, 64, 384, 32_000, tied=True)
+_QWEN3_116M = qwen3(12, 512, 8, 4, 64, 1536, 152_000, tied=True)
 CPU = Sizes(
     10_000,
     autoregressive.Setting(_QWEN3_54M, _QUARTER, (200, 1000), 1, 8, 3, 32, 128),
     autoregressive.Setting(_QWEN3_54M, _QUARTER, (200,), 1, 8, 3, 32, 128),
+    {
+        "vocabulary 32,000": autoregressive.Setting(_QWEN3_54M, _QUARTER, (200, 1000), 1, 8, 3, 32, 128),
+        "vocabulary 152,000": autoregressive.Setting(_QWEN3_116M, _QUARTER, (200,), 1, 8, 3, 32, 128),
+        "hybrid, two convolutions to one attention": autoregressive.Setting(
+            hybrid(12, 512, 8, 4, 1536, 32_000), _QUARTER, (200,), 1, 8, 3, 32, 128
+        ),
+    },
+    autoregressive.Setting(_QWEN3_54M, _QUARTER, (200,), 1, 6, 4, 32, 64),
+    {"prompt": (200, 1000, 4000), "candidates": (2, 16, 64), "width": (1, 8, 64)},
     masked_diffusion.Setting(llada(4, 256, 4, 768, 32_768), 16, 15, 3, Schedule(16, 16, 8, 4)),
     masked_diffusion.Setting(llada(6, 512, 8, 1536, 126_464), 700, 2, 1, Schedule(256, 64, 32, 2)),
     engines.Setting(qwen3(16, 512, 8, 4, 64, 1536, 8_000, tied=True), 100, 200, 16, 8, 4, 2, 32, 96),
@@ -174,6 +203,9 @@ GPU = Sizes(
     10_000,
     autoregressive.Setting(_QWEN3_8B, _QWEN3_1_7B, (200, 1000), 2, 8, 3, 32, 128),
     autoregressive.Setting(_QWEN3_8B, _QWEN3_1_7B, (200,), 2, 8, 3, 32, 128),
+    {"bfloat16": autoregressive.Setting(_QWEN3_8B, _QWEN3_1_7B, (200, 1000), 1, 8, 3, 32, 128)},
+    autoregressive.Setting(_QWEN3_1_7B, _QWEN3_1_7B, (200,), 1, 6, 4, 32, 64),
+    {"prompt": (200, 4000), "candidates": (2, 64), "width": (1, 64)},
     masked_diffusion.Setting(_LLADA_8B, 200, 4, 2, Schedule(64, 64, 32, 4)),
     masked_diffusion.Setting(_LLADA_8B, 700, 2, 1, Schedule(128, 32, 32, 2)),
     CPU.served,

@@ -16,6 +16,7 @@ import ets.models  # noqa: F401 (registers the model families that transformers 
 from ets.policies.autoregressive.attention import use_grouped_sdpa
 from ets.policies.checkpoint_files import CheckpointFiles, find_files, require_package, require_token_ids
 from ets.policies.gguf import GGUFFile
+from ets.policies.packed import pack
 from ets.policies.threads import choose_threads
 from ets.types import InputError, one_line
 
@@ -142,6 +143,8 @@ class Checkpoint:
             model = self._gguf.correct_model(model)
         if self.files.adapter is not None:
             self._add_adapter(model)
+        elif self._device == "cpu":
+            pack(model)
         choose_threads(model)
         use_grouped_sdpa(model)
         return model.eval()

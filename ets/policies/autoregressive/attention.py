@@ -8,6 +8,7 @@ all rows, and a weighted average joins the result with the attention over each r
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from ets.policies.autoregressive.cache import Prefix, RowCache
+from ets.policies.autoregressive.cache import Prefix, RowCache, additive_mask
 
 NAME = "ets_grouped_sdpa"
 
@@ -36,6 +37,8 @@ def grouped_sdpa(
     """
     rows, heads, queries, width = query.shape
     groups = key.shape[1]
+    if attention_mask is not None and attention_mask.is_floating_point():
+        attention_mask = attention_mask.to(query.dtype)  # a layer may compute in another dtype than the weights
     if (
         row_cache is not None
         and not row_cache.shares
@@ -88,39 +91,68 @@ def attend_shared(
 ) -> torch.Tensor:
     """Attention of queries `[rows, groups, heads, width]` over a prefix and keys `[rows, groups, columns, width]`.
 
-    `_part` returns an average of values and the logarithm of the sum of weights. The sums weigh the two averages.
+    `attend` returns an average of values and the logarithm of the sum of weights. The sums weigh the two averages.
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    single, single_log = _part(query, key, value, mask, scaling)
-    common, common_log = _part_of_groups(query, *prefix.keys_and_values(layer), prefix, scaling)
-    share = (single_log - common_log).sigmoid()
-    return (single * share + common * (1 - share)).to(query.dtype)
+    if mask is not None and mask.dtype == torch.bool:  # some models turn a mask that is added to scores into a bool
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
+    single, single_log = attend(query, key, value, mask, scaling)
+    common, common_log = _attend_in_groups(query, *prefix.keys_and_values(layer), prefix, scaling)
+    share = (single_log - common_log).sigmoid_().to(single.dtype)
+    return torch.lerp(common, single, share[..., None])
 
 
-def _part_of_groups(
+def _attend_in_groups(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, prefix: Prefix, scaling: float
-) -> list[torch.Tensor]:
-    """`_part` over a prefix, with the rows of a group in one product: `[rows, groups, heads, ...]`."""
-    _, groups, heads, width = query.shape
-    where = tuple(
-        number.to(query.device) for number in (prefix.groups, prefix.places)
-    )  # layers may be on other devices
-    stacked = query.new_zeros(len(keys), prefix.most, groups, heads, width)
-    stacked[where] = query
-    folded = stacked.transpose(1, 2).reshape(len(keys), groups, -1, width)
-    mask = None if prefix.mask is None else prefix.mask.to(query.device)
-    parts = _part(folded, keys, values, mask, scaling)
-    return [part.view(len(keys), groups, prefix.most, heads, -1).transpose(1, 2)[where] for part in parts]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`attend` over a prefix, with the rows of a group as further queries: `[rows, groups, heads, ...]`."""
+
+    def here(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(tensor.to(query.device) for tensor in tensors)  # layers may be on other devices than the prefix
+
+    mask = None if prefix.mask is None else prefix.mask.to(query)
+    parts = attend(query[here(*prefix.members)].flatten(2, 3), keys, values, mask, scaling)
+    shape = prefix.most, query.shape[2]
+    out, log = (part.view(*part.shape[:2], *shape, *part.shape[3:]).transpose(1, 2) for part in parts)
+    if prefix.regular:
+        return out.flatten(0, 1), log.flatten(0, 1)
+    places = here(prefix.groups, prefix.places)
+    return out[places], log[places]
 
 
-def _part(
+def attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Averages of values, and the logarithms of the sums of exp(score), at least in float32.
+    """Averages of values `[..., queries, width]`, and the logarithms of the sums of exp(score) `[..., queries]`.
+
+    One kernel where the device has it for these tensors; `mask` is added to the scores.
+    """
+    if key.shape[-1] == value.shape[-1] and has_kernel(query.device.type, query.dtype):
+        return _by_kernel(query, key, value, mask, scaling)
+    return _by_products(query, key, value, mask, scaling)
+
+
+def _by_kernel(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The kernels behind `scaled_dot_product_attention`, which return the logarithms too."""
+    if query.device.type == "cpu":
+        attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        out, log = attention(query, key, value, 0.0, False, attn_mask=mask, scale=scaling)
+        return out, log
+    mask = None if mask is None else mask.expand(*query.shape[:-1], key.shape[2])
+    attention = torch.ops.aten._scaled_dot_product_efficient_attention
+    out, log, *_ = attention(query, key, value, mask, True, scale=scaling)
+    return out, log[..., : query.shape[2]]  # the kernel writes whole blocks of queries
+
+
+def _by_products(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scaling: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Products with scores in float32 or more: bfloat16 has no number between 128 and 129.
 
     The weights are normalised before the product: a sum over thousands of columns may overflow float16.
     """
-    # scores in float32: bfloat16 has no number between 128 and 129
     key, precise = key.transpose(-1, -2), torch.promote_types(query.dtype, torch.float32)
     if query.is_cuda and query.dtype != precise:  # without a copy of the keys
         scores = torch.bmm(query.flatten(0, 1), key.flatten(0, 1), precise).view(*query.shape[:-1], -1)
@@ -128,11 +160,31 @@ def _part(
         scores = query.to(precise) @ key.to(precise)
     scores.mul_(scaling)
     if mask is not None:
-        scores.masked_fill_(~mask, -torch.inf)
+        scores.add_(mask)
     largest = scores.amax(-1, keepdim=True)
     weights = scores.sub_(largest).exp_()
     total = weights.sum(-1, keepdim=True)
-    return weights.div_(total).to(value.dtype) @ value, largest + total.log()
+    return weights.div_(total).to(value.dtype) @ value, (largest + total.log())[..., 0]
+
+
+@lru_cache
+@torch.inference_mode()
+def has_kernel(device: str, dtype: torch.dtype) -> bool:
+    """Whether `_by_kernel` computes on the device what `_by_products` computes, up to rounding, with and without mask.
+
+    A test of random tensors decides, since PyTorch does not document these kernels.
+    """
+    numbers = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(3, 2, n, 16, generator=numbers).to(device, dtype) for n in (5, 37, 37))
+    masks = (None, additive_mask(torch.tensor([0, 9, 30], device=device), 37, dtype))
+    try:
+        found = [_by_kernel(query, key, value, mask, 0.25) for mask in masks]
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return False
+    expected = [_by_products(query, key, value, mask, 0.25) for mask in masks]
+    allowed = 32 * max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+    pairs = zip([part for each in found for part in each], [part for each in expected for part in each], strict=True)
+    return all(one.shape == other.shape and float((one - other).abs().max()) <= allowed for one, other in pairs)
 
 
 AttentionInterface.register(NAME, grouped_sdpa)

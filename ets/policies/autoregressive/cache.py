@@ -30,6 +30,11 @@ from ets.types import InputError
 
 SHORTEST = 128
 """Columns of the shortest prefix that is shared; below, one fused attention over copies is faster."""
+SAVED = {"cpu": 0, "cuda": 2**16}
+"""Columns that a forward pass must save by sharing, by the kind of device; each layer launches seven kernels more.
+
+The number for a GPU is an estimate: the host needs about 1 ms for 250 kernels, a GPU for reading 2**16 columns.
+"""
 
 
 ATTENTION = ("full_attention", "sliding_attention", "chunked_attention", "attention", "indexed_attention")
@@ -221,6 +226,13 @@ class RowCache(Cache):
         return [layer for layer in self.layers if isinstance(layer, _StateLayer)]
 
     @property
+    def device(self) -> str:
+        """The kind of device of the first keys."""
+        keys = self.with_keys[0].keys
+        assert keys is not None
+        return keys.device.type
+
+    @property
     def shares(self) -> bool:
         """Whether every layer with attention can read a prefix."""
         return 0 < len(self.attended) == len(self.with_keys)
@@ -250,6 +262,11 @@ class RowCache(Cache):
         """`[rows, length + queries]`, 1 for visible columns; None without padding."""
         padding = self._on(device)[1]
         return None if padding is None else _mask(padding, self.length + queries)
+
+    def token_mask(self, device: torch.device, dtype: torch.dtype) -> torch.Tensor | None:
+        """`additive_mask` of the next token of every row; None without padding."""
+        padding = self._on(device)[1]
+        return None if padding is None else additive_mask(padding, self.length + 1, dtype)
 
     def _on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Lengths and padding on the device; copied after rows have changed, since copies wait for the device."""
@@ -335,8 +352,13 @@ class Prefix:
         `[R]`: the row's group, and the row's place in the group.
     most : int
         Rows of the largest group.
+    members : tuple of Tensor
+        The index of queries `[R, heads, ...]` that gives `[groups, heads, most, ...]`: the rows of each group, and
+        row 0 in the places that a smaller group leaves.
+    regular : bool
+        Whether the rows stand in the order of the groups, and all groups have `most` rows.
     mask : Tensor or None
-        `[groups, 1, 1, columns]`, true for visible columns; None without padding.
+        `[groups, 1, 1, columns]`, added to scores; None without padding.
     """
 
     def __init__(self, cache: RowCache, rows: Sequence[int]) -> None:
@@ -344,16 +366,20 @@ class Prefix:
         assert keys is not None
         self.cache, self.rows, self.lengths = cache, list(rows), [cache.lengths[row] for row in rows]
         self._span = slice(min(rows), max(rows) + 1)
-        seen: dict[int, int] = defaultdict(int)
+        seen: dict[int, list[int]] = defaultdict(list)
         places = []
-        for row in rows:
-            places.append(seen[row])
-            seen[row] += 1
-        self.most = max(seen.values())
+        for number, row in enumerate(rows):
+            places.append(len(seen[row]))
+            seen[row].append(number)
+        self.most = max(map(len, seen.values()))
+        members = [[*seen[row], *[0] * (self.most - len(seen[row]))] for row in range(min(rows), max(rows) + 1)]
+        self.regular = [row for group in members for row in group] == list(range(len(rows)))
+        heads = torch.arange(keys.shape[1], device=keys.device)[:, None]
+        self.members = torch.tensor(members, device=keys.device)[:, None], heads
         self.groups = torch.tensor(rows, device=keys.device) - min(rows)
         self.places = torch.tensor(places, device=keys.device)
         padding = _padding(cache.lengths[self._span], cache.length, keys.device)
-        self.mask = None if padding is None else _mask(padding, cache.length).bool()[:, None, None]
+        self.mask = None if padding is None else additive_mask(padding, cache.length, keys.dtype)
 
     @classmethod
     def of(cls, cache: RowCache, rows: Sequence[int]) -> Prefix:
@@ -430,7 +456,9 @@ def share(memories: Sequence[RowMemory], room: int, shortest: int | None = None)
 
 
 def in_common(memories: Sequence[RowMemory], shortest: int | None = None) -> list[tuple[Segment, ...]]:
-    """The beginning of each memory's row, if at least two rows, on average, share one of `SHORTEST` columns or more.
+    """The beginning of each memory's row, if at least two rows, on average, share one, and sharing pays.
+
+    Sharing pays from `SHORTEST` columns on, if `SAVED` columns need not be read again.
 
     If all rows begin in one cache, a beginning is a row of that cache; otherwise a beginning is a whole memory. The
     list is empty if sharing does not pay, or if a layer cannot read a prefix.
@@ -440,8 +468,10 @@ def in_common(memories: Sequence[RowMemory], shortest: int | None = None) -> lis
         return []
     if len({begin.cache for begin, *_ in segments}) == 1:
         segments = [row[:1] for row in segments]
-    columns = sum(part.columns for row in segments for part in row) / len(segments)
-    pays = columns >= (SHORTEST if shortest is None else shortest) and 2 * len(set(segments)) <= len(segments)
+    distinct, rows = len(set(segments)), len(segments)
+    columns = sum(part.columns for row in segments for part in row) / rows
+    least, saved = (SHORTEST, SAVED.get(segments[0][0].cache.device, 0)) if shortest is None else (shortest, 0)
+    pays = columns >= least and 2 * distinct <= rows and columns * (rows - distinct) >= saved
     return segments if pays else []
 
 
@@ -517,3 +547,13 @@ def _padding(lengths: Sequence[int], length: int, device: torch.device) -> torch
 def _mask(padding: torch.Tensor, columns: int) -> torch.Tensor:
     """`[rows, columns]`, 1 from the first token on."""
     return (torch.arange(columns, device=padding.device) >= padding[:, None]).long()
+
+
+def additive_mask(padding: torch.Tensor, columns: int, dtype: torch.dtype) -> torch.Tensor:
+    """`[rows, 1, 1, columns]`, -inf before each row's first token and 0 from there on.
+
+    The rows begin 16 numbers or a multiple of it apart, as kernels on a GPU require.
+    """
+    hidden = torch.arange(columns + -columns % 16, device=padding.device) < padding[:, None]
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=padding.device).masked_fill_(hidden, -torch.inf)
+    return mask[:, None, None, :columns]

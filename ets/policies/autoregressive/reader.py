@@ -88,9 +88,10 @@ class CausalReader:
         ids = torch.as_tensor(tokens, device=self.device)
         if self.singly and cache.length and ids.shape[1] > 1:
             return torch.cat([self.read(cache, ids[:, at : at + 1]) for at in range(ids.shape[1])], dim=1)[:, -last:]
-        mask = cache.mask(ids.shape[1], ids.device)
-        if mask is not None and cache.shares and ids.shape[1] == 1:
-            mask = mask.bool()[:, None, None]  # transformers would inspect a 2-D mask, and wait for the device
+        if cache.shares and ids.shape[1] == 1:  # transformers would inspect a 2-D mask, and wait for the device
+            mask = cache.token_mask(ids.device, self.model.dtype)
+        else:
+            mask = cache.mask(ids.shape[1], ids.device)
         options = {"attention_mask": mask, self._cache_name: cache, "use_cache": True, "logits_to_keep": last}
         if cache.with_keys:  # a model of states alone has no positions
             options["position_ids"] = cache.positions(ids.shape[1], ids.device)

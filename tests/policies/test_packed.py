@@ -1,0 +1,105 @@
+"""Packed linear layers compute the same function, without a second copy of the weights."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Qwen3Config
+
+from ets.policies import packed
+from ets.policies.autoregressive.transformers import TransformersPolicy
+from ets.policies.checkpoint import Checkpoint
+from ets.policies.packed import PackedLinear, computes, pack
+from ets.policies.settings import Horizon, Sampling
+from ets.types import Problem
+from tests.conftest import ALPHABET, random_qwen3, tiny_tokenizer
+
+needs_product = pytest.mark.skipif(not computes(torch.float32), reason="this build of PyTorch has no packed product")
+
+
+def small_model(*, tied: bool = True) -> Any:
+    torch.manual_seed(0)
+    sizes = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = Qwen3Config(**sizes, head_dim=8, intermediate_size=64, vocab_size=96, tie_word_embeddings=tied)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+@pytest.fixture(autouse=True)
+def small_layers_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "LEAST", 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", [1, 7, 64, 600])
+@pytest.mark.parametrize("shared", [False, True])
+def test_the_product_is_that_of_the_layer(dtype: torch.dtype, rows: int, shared: bool) -> None:
+    if not computes(dtype):
+        pytest.skip(f"this machine has no packed product of {dtype}")
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(48, 80, dtype=dtype)
+    inputs = torch.randn(rows, 3, 48, dtype=dtype)
+    with torch.inference_mode():
+        found = PackedLinear(layer, shared=shared)(inputs)
+        exact = inputs.double() @ layer.weight.double().T + layer.bias.double()
+    assert found.shape == (rows, 3, 80) and found.dtype == dtype
+    assert (found - exact).abs().max() <= 8 * torch.finfo(dtype).eps * exact.abs().max()
+
+
+@needs_product
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_packed_model_has_the_same_logits_and_readable_weights(tied: bool) -> None:
+    model, ids = small_model(tied=tied), torch.randint(96, (3, 10))
+    mine = deepcopy(model)
+    pack(mine)
+    assert sum(isinstance(layer, PackedLinear) for layer in mine.modules()) == 2 * 7 + 1
+    with torch.inference_mode():
+        torch.testing.assert_close(mine(ids).logits, model(ids).logits, rtol=0, atol=1e-5)
+    assert torch.equal(mine.model.layers[0].mlp.up_proj.weight, model.model.layers[0].mlp.up_proj.weight)
+
+
+@needs_product
+def test_weights_that_the_embedding_shares_are_not_copied() -> None:
+    model = small_model(tied=True)
+    pack(model)
+    assert model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+
+
+@needs_product
+def test_layers_that_are_more_than_a_product_stay() -> None:
+    class Scaled(torch.nn.Linear):
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(inputs)
+
+    hooked = torch.nn.Linear(8, 8)
+    hooked.register_forward_hook(lambda *_: None)
+    changed, empty = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+    changed.forward = lambda inputs: 2 * inputs  # type: ignore[method-assign]
+    del empty.weight  # as packages for quantised weights do
+    kept = [Scaled(8, 8), hooked, changed, empty, torch.nn.Linear(8, 8, dtype=torch.float64)]
+    model = torch.nn.Sequential(*kept, torch.nn.Linear(8, 8))
+    pack(model)
+    assert list(model)[:-1] == kept and isinstance(model[-1], PackedLinear)
+
+
+@needs_product
+def test_a_checkpoint_packs_its_weights_and_leaves_those_of_the_user(tmp_path: Path) -> None:
+    given = Checkpoint.loaded(random_qwen3(len(ALPHABET), end=0).float(), tiny_tokenizer())
+    given.model.save_pretrained(tmp_path)
+    given.tokenizer.save_pretrained(tmp_path)
+    texts = []
+    for checkpoint in (given, Checkpoint(str(tmp_path), device="cpu")):
+        policy = TransformersPolicy(checkpoint, Sampling(), Horizon(4, 8))
+        starts = policy.start([Problem("0", (1, 2, 3))] * 20)
+        texts.append([draw.state.tokens for draw in policy.finish(starts, np.arange(20, dtype=np.uint64))])
+        layers = [isinstance(layer, PackedLinear) for layer in checkpoint.model.modules()]
+        assert any(layers) == (checkpoint is not given)
+    assert texts[0] == texts[1]
+
+
+def test_an_unknown_dtype_is_not_packed() -> None:
+    assert not computes(torch.float64)
