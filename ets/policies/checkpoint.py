@@ -141,11 +141,11 @@ class Checkpoint:
             self._require_complete(found["missing_keys"], self.name)
         if self._gguf:
             model = self._gguf.correct_model(model)
+        choose_threads(model)  # packed weights are no parameters
         if self.files.adapter is not None:
             self._add_adapter(model)
         elif self._device == "cpu":
             pack(model)
-        choose_threads(model)
         use_grouped_sdpa(model)
         return model.eval()
 

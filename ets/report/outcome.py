@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from ets.evaluation.comparison import Entry
 from ets.report.before_after import at_largest_budget, best_of, mean_of
-from ets.report.tables import Setting, by_reward, difference_of, doubt, interval, mean_reward
+from ets.report.tables import Setting, by_reward, difference_of, interval, mean_reward
 from ets.types import counted
 
 SYMBOLS = {
@@ -73,5 +73,5 @@ def _compared(guided: Entry, plain: Entry, entries: Sequence[Entry]) -> str:
     found, shown = difference_of(guided, plain, by_reward(entries))
     if found is None:
         return "a reward of -inf leaves no difference to compare"
-    verdict = "" if found.significant else f", not significantly different{doubt(found)}"
+    verdict = "" if found.significant else ", not significantly different"
     return f"paired by problem, the difference is {shown}{verdict}"

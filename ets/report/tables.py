@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ets.evaluation.bootstrap import FEWEST, Difference, paired_difference
+from ets.evaluation.bootstrap import Difference, paired_difference
 from ets.evaluation.comparison import Entry, Rival
 from ets.evaluation.curves import CurvePoint
 from ets.evaluation.intervals import Accuracy, accuracy
@@ -281,17 +281,6 @@ def difference_of(entry: Entry, rival: Entry | Rival, rewarded: bool) -> tuple[D
     return found, f"{mean} points {spread}"
 
 
-def doubt(found: Difference) -> str:
-    """Why a difference whose interval excludes 0 is not significant, as " (…)"; "" for another difference."""
-    if found.low <= 0 <= found.high:
-        return ""
-    if found.differing < FEWEST:
-        return (
-            f" (the two differ on {counted(found.differing, 'problem')}, and fewer than {FEWEST} are too few to tell)"
-        )
-    return f" (the interval excludes 0, the sign-flip test does not: p {found.p:.2f})"
-
-
 def summary(entries: Sequence[Entry], setting: Setting) -> str:
     """List the methods that are better, worse, or not significantly different at equal cost, by score or by reward.
 
@@ -306,7 +295,7 @@ def summary(entries: Sequence[Entry], setting: Setting) -> str:
             ratio = entry.cost[setting.currency] / entry.rival.cost
             unequal = f" (at {ratio:.2f} times its {COSTS[setting.currency]})" if abs(ratio - 1) > UNEQUAL else ""
             small = not rewarded and abs(found.mean) < 0.0005
-            reason = doubt(found) if verdict == "open" else " (by less than 0.05 points)" if small else ""
+            reason = " (by less than 0.05 points)" if small and verdict != "open" else ""
             verdicts[verdict].append(entry.label + unequal + reason)
     return "\n".join(
         f"- {VERDICTS[verdict]} {setting.against} at equal cost: {'; '.join(labels)}."
