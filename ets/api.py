@@ -259,7 +259,8 @@ def _chains(
 ) -> list[Chain]:
     """A chain of each problem, in their order; with a progress bar if there are several."""
     chains: dict[str, Chain] = {}
-    with tqdm(total=len(problems), desc="prompts", disable=not progress or len(problems) < 2) as bar:
+    looks = {"desc": "prompts", "bar_format": "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"}
+    with tqdm(total=len(problems), disable=not progress or len(problems) < 2, **looks) as bar:
         for chain in run(policy, _shown(step, bar), problems, width=width, seed=seed):
             chains[chain.problem.id] = chain
             bar.update()

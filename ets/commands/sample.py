@@ -22,10 +22,10 @@ from ets.templates import render
 from ets.types import InputError
 
 EXAMPLE = """examples:
-  printf 'Question: Tom has 5 eggs. He buys 4. How many eggs does Tom have now?\\nAnswer:' |
-      ets sample --model embedded --extract '#### (-?[0-9]+)' --block-size 16 --max-length 96
+  printf 'Question: Tom has 5 eggs. He buys 4 jars with 3 eggs each. How many eggs does Tom have now?\\nAnswer:' |
+      ets sample --model embedded --extract '#### (-?[0-9]+)' --block-size 16 --max-length 96 --temperature 1.9
   ets sample --model embedded --prompt-file prompt.txt --reward rewards.py:short --block-size 16 --max-length 96 \\
-      --html trace.html
+      --temperature 1.9 --html trace.html
   ets sample --model chat-model --json --prompt '[{"role": "user", "content": "What is 5 + 4?"}]' --reward likelihood \\
       --block-size 16 --max-length 96
 """

@@ -11,7 +11,7 @@ from ets.evaluation.comparison import Entry, Rival
 from ets.evaluation.curves import CurvePoint
 from ets.evaluation.intervals import Accuracy
 from ets.evaluation.objective import Reference
-from ets.report.tables import Setting, further_table, markdown, summary, table
+from ets.report.tables import Setting, further_table, markdown, settings_line, summary, table
 
 SETTING = Setting("letters", "a model", 200, 4, "generated", "majority", ("a note",), {"lam": 0.1, "top_k": None})
 
@@ -183,3 +183,14 @@ def test_the_objective_has_a_column_and_p_star_a_line() -> None:
     assert f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})" in text
     assert str(reference.optimum) in text and "10 texts of p_ref a problem" in text
     assert "λ KL" not in markdown(ENTRIES, SETTING)
+
+
+def test_the_line_before_a_run_names_what_decides_it() -> None:
+    shown = {"temperature": 1.9, "block_size": 16, "max_length": 96, "seed": 0, "rollouts": 3, "lam": 0.1}
+    asked = replace(SETTING, task="arithmetic", shown=shown, reward="majority")
+    line = (
+        "arithmetic, 200 problems: λ 0.1, temperature 1.9, M 2, 4, K 3, block_size 16, max_length 96, reward majority"
+    )
+    assert settings_line(asked, [2, 4]) == line
+    assert "temperature 1.9, 900 tokens a problem, K 3" in settings_line(replace(asked, amounts=(900.0,)), [])
+    assert settings_line(SETTING, [8]) == "letters, 200 problems: M 8, λ 0.1"
