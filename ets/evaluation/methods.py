@@ -127,6 +127,10 @@ class Method:
         votes = " of the votes" if settings.reward in COMPARING and self.target == "p*" else ""
         return self.target.format(**asdict(settings)) + votes
 
+    def scored(self, name: str, settings: MethodSettings) -> bool:
+        """Whether the method scores texts by the run's reward, not by votes or by `best_by`."""
+        return not (name == "best-of-n" and settings.best_by) and name not in ("majority", "confident-majority")
+
     @property
     def of_one_prompt(self) -> bool:
         """Whether the method answers a single prompt from the run's policy: `ets serve` offers it."""
