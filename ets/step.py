@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -107,6 +109,7 @@ def accepted_arguments(signature: inspect.Signature, counts: Sequence[int]) -> i
 
 def row_keys(chains: Sequence[Chain], purpose: Purpose, *shape: int) -> Keys:
     """Keys `[B, *shape]`: one for each row that the chains' next step draws for a purpose."""
+    require_rows(len(chains) * math.prod(shape), "the draws of a step")
     keys = np.array([chain.key for chain in chains], np.uint64)
     steps = np.array([len(chain.trace) for chain in chains], np.uint64)
     keys = derive(keys, steps, int(purpose))
@@ -139,7 +142,7 @@ def score(reward: Reward, lam: float, chain: Chain, rollouts: Sequence[Sequence[
         if np.ndim(found) == 1 and any(isinstance(value, str) for value in found):
             raise TypeError("a reward is text; return a number")
         values = np.asarray(found, dtype=float)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RewardError(failure(chain.problem, error)) from error
     seconds = time.perf_counter() - begun
     require_rewards(values, len(texts), chain.problem.called)
@@ -153,7 +156,7 @@ def score(reward: Reward, lam: float, chain: Chain, rollouts: Sequence[Sequence[
     return scaled.reshape(len(rollouts), -1), cost
 
 
-def failure(problem: Problem, error: Exception) -> str:
+def failure(problem: Problem, error: BaseException) -> str:
     """The error of a reward in one line, with its place in the code; a missing field of the problem's row by name."""
     frame = extract_tb(error.__traceback__)[-1]
     code = f"{Path(frame.filename).name}, line {frame.lineno}"
@@ -179,7 +182,7 @@ def require_rewards(values: Sequence[float] | Floats, count: int, called: str) -
     return found
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
@@ -230,6 +233,22 @@ def require_counts(**values: int) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise InputError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        if value > sys.maxsize:
+            raise InputError(f"{name} is {value}; give at most {sys.maxsize}")
+
+
+ROW_BYTES = 1024
+"""The least memory that a drawn text takes, with its tokens and log-probabilities."""
+
+
+def require_rows(rows: int, what: str) -> None:
+    """Raise `InputError` for more texts than this machine's memory holds; `what` names their number."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if rows * ROW_BYTES > memory:
+        raise InputError(
+            f"{what} are {rows:,} texts at once, which take at least {rows * ROW_BYTES / 2**30:,.0f} GiB, and this "
+            f"machine has {memory / 2**30:,.0f} GiB; choose fewer"
+        )
 
 
 def require_share(**values: float) -> None:

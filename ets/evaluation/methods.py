@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ets import baselines
 from ets.kernel import energy_guided
-from ets.own_code import code_digest, named_object
+from ets.own_code import code_digest, named_object, running
 from ets.rewards import likelihood, majority
 from ets.rewards.registry import COMPARING, NAMES, OF_CERTAINTY, OF_TEXTS, comparing, named_reward, require_reward
 from ets.rewards.self_consistency import VotePool
@@ -385,7 +385,8 @@ def step_of(name: str) -> Callable[..., StepFn]:
         except TypeError as error:
             wanted = "a function of (reward, *, candidates, rollouts, lam) that returns a step function"
             raise InputError(f"the function {name!r} cannot be called: {error}; give {wanted}") from error
-        step = function(reward, **given)
+        with running(f"the function {name!r}"):
+            step = function(reward, **given)
         if not callable(step):
             kind = type(step).__name__
             raise InputError(f"the function {name!r} made a {kind}; it must make a step function of (policy, chains)")
