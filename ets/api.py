@@ -141,7 +141,8 @@ def sample(
         `prompt`: text, a tuple of messages, or token ids, never the text that a chat template writes.
     extract : callable, optional
         `text -> answer or None`, or `(problem, text) -> answer or None`. Without a reward, the reward is
-        `ets.rewards.majority(extract)`, the paper's, for masked diffusion with `minimum=2`.
+        `ets.rewards.majority(extract)`, the paper's, for masked diffusion with `minimum=2`. With both, `reward` alone
+        steers the sampling, and `extract` reads `Result.answer` and `Result.vote`.
     step : callable
         Makes the step function from the reward and the keywords candidates, rollouts and lam: `ets.energy_guided`, or
         another function of its form, such as `ets.baselines.retained_rollouts`.

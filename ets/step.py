@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from traceback import extract_tb
@@ -148,9 +149,9 @@ def score(reward: Reward, lam: float, chain: Chain, rollouts: Sequence[Sequence[
     require_rewards(values, len(texts), chain.problem.called)
     with np.errstate(over="ignore"):
         scaled = values / lam
-    if np.any(np.isposinf(scaled)):
+    if np.any(lost := np.isinf(scaled) & np.isfinite(values)):
         raise RewardError(
-            f"a reward of {values.max()} over lam {lam} is infinite, {chain.problem.called}; use a larger lam"
+            f"a reward of {values[lost][0]} over lam {lam} is infinite, {chain.problem.called}; use a larger lam"
         )
     cost = Cost(rewarded=len({id(text) for text in texts}), reward_seconds=seconds)
     return scaled.reshape(len(rollouts), -1), cost
@@ -226,6 +227,21 @@ def require_positive(**values: float) -> None:
     for name, value in values.items():
         if not (is_number(value) and value > 0):
             raise InputError(f"{name} is {value!r}; it must be a finite number above zero")
+        if name in FLATTENING:
+            warn_of_rounding(**{name: value})
+
+
+FLATTENING = {"lam": (1e15, "rewards"), "temperature": (1e8, "logits")}
+"""By setting: a value above which a number of about 1 over the setting is below the precision of its type."""
+
+
+def warn_of_rounding(**values: float) -> None:
+    """Warn of a value that leaves nothing but rounding of what it divides."""
+    for name, value in values.items():
+        most, divided = FLATTENING[name]
+        if value > most:
+            text = f"{name} is {value:g}, and {divided} of about 1 over it differ by rounding alone; lower it"
+            warnings.warn(text, stacklevel=3)
 
 
 def require_counts(**values: int) -> None:

@@ -190,6 +190,43 @@ def test_the_script_works_inside_its_folder_and_shows_no_traceback() -> None:
     assert "Traceback" not in done.stderr
 
 
+REAL = ROOT / "scripts" / "real.sh"
+
+
+@pytest.mark.parametrize(
+    ("script", "variable", "message"),
+    [
+        (LLADA, "LAMBDA_PARAM", "LAMBDA_PARAM is no variable of this script; set ENERGY_WEIGHT"),
+        (EVAL, "GEN_LENGTH", "GEN_LENGTH is no variable of this script; set MAX_LENGTH"),
+        (EVAL, "M_CANDIDATE", "M_CANDIDATE is no variable of this script; set M_CANDIDATES"),
+        (VLLM, "TEMPRATURE", "TEMPRATURE is no variable of this script; set TEMPERATURE"),
+        (EVAL, "STEPS", "STEPS is no variable of this script but of another one; leave it out"),
+        (REAL, "NUM_PROBLEMS", "NUM_PROBLEMS is no variable of this script; set NUM_PROMPTS"),
+    ],
+)
+def test_a_variable_of_another_script_and_a_misspelt_one_are_refused(
+    script: Path, variable: str, message: str, tmp_path: Path
+) -> None:
+    done = bash(str(script), folder=tmp_path, PRINT_ONLY="1", **{variable: "4"})
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message}\n")
+
+
+@pytest.mark.parametrize("script", [EVAL, LLADA, REAL, READERS[-1]], ids=lambda script: script.parent.name)
+def test_help_shows_every_variable_and_runs_nothing(script: Path, tmp_path: Path) -> None:
+    done = bash(str(script), "--help", folder=tmp_path, ETS_VENV=str(tmp_path / "none"))
+    assert done.returncode == 0 and done.stderr == ""
+    shown = re.findall(r"^  ([A-Z_]+)=", done.stdout, re.MULTILINE)
+    assert {"MODEL_PATH", "METHODS", "WIDTH", "OUT", "PRINT_ONLY"} <= set(shown) and len(shown) == len(set(shown))
+    assert set(re.findall(r"\b([A-Z][A-Z_]*)=\$\{\1\b", script.read_text())) <= set(shown)
+    assert f"bash {script.relative_to(ROOT)}" in done.stdout
+
+
+def test_an_unknown_extra_is_refused_at_once(tmp_path: Path) -> None:
+    done = bash(str(ROOT / "scripts" / "setup.sh"), "nonsense", folder=tmp_path, ETS_VENV=str(tmp_path / "venv"))
+    assert done.returncode == 2 and not (tmp_path / "venv").exists()
+    assert done.stderr.startswith("error: there is no extra 'nonsense'; choose from eval benchmarks ")
+
+
 VALUES = {
     "TASK": "gsm8k", "METHODS": "ets,ets-is,best-of-n,base", "REWARD": "share", "POOL": "step", "BEST_BY": "share",
     "SIZES": "best-of-n=3", "CLIP": "0.1,10", "DATA": "/data", "OUT": "out", "CHAT": "1", "THINKING": "off",
