@@ -43,7 +43,7 @@ show_help() { # SCRIPT: its examples and its variables
 
 require_variables() { # SCRIPT: refuse a variable that another script has, or that is one or two letters from a variable of this one
     local others script known own found
-    own="$(settable "$1" | cut -f 1) PRINT_ONLY $(grep -ow 'ENGINE\|ENDPOINT' "$1")"
+    own="$(settable "$1" | cut -f 1) PRINT_ONLY $(grep -ow 'ENGINE\|ENDPOINT' "$1" || true)"
     others=$(for script in "$ROOT"/{qwen/eval,llada/eval,aime24/eval_aime,scripts/real}.sh; do settable "$script"; done | cut -f 1)
     known="PRINT_ONLY $(grep -oh '[A-Z][A-Z0-9_]*' "$1" "$ROOT/scripts/setup.sh")"
     found=$(awk -v known="${known//$'\n'/ }" -v own="${own//$'\n'/ }" -v others="${others//$'\n'/ }" -v pairs="M_CANDIDATES=NUM_CANDIDATES K_MONTE_CARLO=MONTE_CARLO_NUM \
