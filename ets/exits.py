@@ -38,7 +38,9 @@ def exit_status(command: Callable[[], None], interrupted: str = KEPT) -> int:
     except OSError as error:
         _leave_stdout()
         place = "" if error.filename is None else f"{str(error.filename)!r}: "
-        print(f"error: cannot read or write: {place}{error.strerror or one_line(error)}; {interrupted}", file=sys.stderr)
+        print(
+            f"error: cannot read or write: {place}{error.strerror or one_line(error)}; {interrupted}", file=sys.stderr
+        )
         return 2
     except MemoryError as error:
         reason = f" ({one_line(error)})" if str(error) else ""

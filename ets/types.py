@@ -98,7 +98,11 @@ class Problem:
     def __post_init__(self) -> None:
         if not isinstance(self.id, str):
             raise InputError(f"the id of a problem is {self.id!r}; it must be text, such as {str(self.id)!r}")
-        for what, text in (("the id", self.id), ("the prompt", self.prompt), *(("a stop string", s) for s in self.stop)):
+        for what, text in (
+            ("the id", self.id),
+            ("the prompt", self.prompt),
+            *(("a stop string", s) for s in self.stop),
+        ):
             require_text(f"{what} of problem {self.id!r}", text)
         most = self.max_length
         if most is not None and (isinstance(most, bool) or not isinstance(most, int | np.integer) or most < 1):

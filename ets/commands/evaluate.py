@@ -264,7 +264,9 @@ def _require_plan(plan: Plan) -> None:
         raise InputError("a scan needs the method ets and budgets in candidates; add them")
     _require_budget(plan)
     rollouts = max((plan.settings.rollouts, *plan.scan_rollouts))
-    candidates = max((size for size in (*plan.budgets, plan.settings.is_candidates) if isinstance(size, int)), default=1)
+    candidates = max(
+        (size for size in (*plan.budgets, plan.settings.is_candidates) if isinstance(size, int)), default=1
+    )
     require_rows(candidates * rollouts, f"{candidates} candidates with {rollouts} rollouts")
     for name, size in {"samples": plan.samples, "beams": plan.settings.beams, **plan.sizes}.items():
         require_rows(size or 1, f"{size} {name}")

@@ -108,7 +108,9 @@ def checkpoint_of(model: Local, name: str = "model", dtype: str | None = None) -
         return Checkpoint.loaded(*model)
     if isinstance(model, str | Path):
         return _last_checkpoint(str(model), dtype)
-    shown = f"a {type(model).__name__} of {len(model)}" if isinstance(model, tuple | list) else f"a {type(model).__name__}"
+    shown = (
+        f"a {type(model).__name__} of {len(model)}" if isinstance(model, tuple | list) else f"a {type(model).__name__}"
+    )
     raise InputError(
         f"{name} is {shown}; pass a checkpoint's folder or name, a Checkpoint or a (model, tokenizer) pair "
         "(a VLLMEngine or an Endpoint may be the model alone)"
