@@ -7,7 +7,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from ets.types import InputError, one_line
@@ -56,10 +56,8 @@ def exit_status(command: Callable[[], None], interrupted: str = KEPT) -> int:
 
 def _leave_stdout() -> None:
     """Send the rest of standard output nowhere: the interpreter writes it at its end, and would fail again."""
-    try:
+    with suppress(OSError, ValueError):  # a stream in memory has no file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):  # a stream in memory has no file
-        pass
 
 
 @contextmanager

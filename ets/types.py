@@ -82,7 +82,8 @@ class Problem:
     Raises
     ------
     InputError
-        For an id that is no text, for text that UTF-8 cannot write, and for a `max_length` that is no whole number of at least 1.
+        For an id that is no text, for text that UTF-8 cannot write, and for a `max_length` that is no whole number of
+        at least 1.
     """
 
     id: str

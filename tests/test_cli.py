@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ets import demo
-from ets.cli import main
+from ets.cli import COMMON, main
 from tests.conftest import Refused
 from tests.sandboxed import needs_sandbox
 
@@ -346,10 +346,23 @@ def test_the_help_names_code_of_a_module_and_has_no_empty_default(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        main([name, "--help"])
+        main([name, "--help-all"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "module:function" in shown and "(default: )" not in shown and "linearly of" not in shown
     assert "tokens per guide step (default: 64" in shown
+
+
+@pytest.mark.parametrize("name", ["sample", "eval", "compare", "estimate"])
+def test_the_short_help_fits_on_two_screens(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) <= 2 * 30 and "--help-all" in shown and "--memory-gib" not in shown
+    for option in COMMON[name]:
+        assert f"--{option.replace('_', '-')}" in shown
 
 
 def test_help_and_version_work(capsys: pytest.CaptureFixture[str]) -> None:

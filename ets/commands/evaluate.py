@@ -25,6 +25,7 @@ from ets.evaluation.methods import (
     require_settings,
 )
 from ets.evaluation.setup import RunSettings, open_setup
+from ets.policies.checkpoint_files import find_files
 from ets.policies.registry import ENGINES, SETTINGS
 from ets.policies.settings import MAX_LENGTH, FastSampler, Weighing
 from ets.settings import add_flags, fields_of, flag, made
@@ -221,6 +222,8 @@ def prepared(options: argparse.Namespace) -> list[tuple[Setup, Plan]]:
     plans = [plan_of(options, task) for task in _names(getattr(options, "task", ""))]
     for plan in plans:
         _require_plan(plan)
+        if plan.asked.engine in ENGINES:  # a missing model is named before the heavy imports
+            find_files(ENGINES[plan.asked.engine].embedded.get(plan.asked.model, plan.asked.model))
     found = []
     for plan in plans:
         setup = open_setup(plan.asked, plan.values, plan.settings, plan.methods, plan.chat)

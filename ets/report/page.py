@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ets.evaluation.comparison import Entry
+from ets.evaluation.journal import parsed, records_of
 from ets.evaluation.samples import missing_files, read_samples
 from ets.evaluation.traces import read_traces
 from ets.report.before_after import before_and_after, comparable
@@ -96,7 +97,9 @@ def markdown_html(text: str) -> str:
 def _report(folder: Path, whole: bool) -> str:
     summary = read_summary(folder)
     entries, setting = summary.entries, summary.setting
-    records, guided = _records(folder / "journal.jsonl"), _guided(entries)
+    journal = folder / "journal.jsonl"
+    records, guided = records_of(journal.read_bytes(), journal), _guided(entries)
+    stored = parsed((folder / "configuration.json").read_bytes(), str(folder / "configuration.json"))
     figures = {REWARD if by_reward(entries) else ACCURACY: compared(entries, setting)}
     for name, values in summary.panels.items():
         figures[f"Scaling in {name}"] = scaling(name, values, setting)
@@ -106,7 +109,7 @@ def _report(folder: Path, whole: bool) -> str:
         labels = _guided([entry for entry in entries if entry.budget == budget])
         heading = f"{EFFECTIVE}, budget {budget + 1}" if len(budgets) > 1 else EFFECTIVE
         figures[heading] = effective_size_series(records, labels)
-    configuration = {**_read(folder / "configuration.json"), "repeats": setting.repeats, "problems": setting.problems}
+    configuration = {**stored, "repeats": setting.repeats, "problems": setting.problems}
     traces = _graded_traces(folder, records, guided)
     pairs = _pairs(folder, summary, [sys.maxsize] if whole else LIMITS)
     return _page(f"{setting.task}: {setting.model}", folder / "table.md", configuration, figures, pairs, traces, whole)
@@ -161,12 +164,3 @@ def viewer_page(template: str, title: str, traces: str, **values: Any) -> str:
     script = render("viewer.js")
     policy = f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
     return render(template, title=elide(title, 200), script=script, policy=policy, traces=traces, **values)
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_bytes())
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a journal; another process may be appending a line."""
-    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]

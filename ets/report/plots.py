@@ -12,7 +12,7 @@ from ets.evaluation.curves import CurvePoint
 from ets.report.charts import COLOURS, Axes, Series, log_ticks
 from ets.report.figures import REWARD, compared, sample_curves, scaling
 from ets.report.tables import COSTS, Setting, by_reward, interval, reward_interval
-from ets.types import InputError, not_installed
+from ets.types import not_installed
 
 
 def require_matplotlib() -> None:

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from ets.tasks.latex import undecorated, without_blanks
-from ets.types import InputError, not_installed
+from ets.types import not_installed
 
 SECONDS = 5
 """Time for reading an answer, and for a comparison: the processor's, so a busy machine changes no result."""

@@ -262,7 +262,7 @@ def test_confident_majority_switches_the_record_of_certainty_on(
 
 def test_help_names_every_method_and_reward(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main([name, "--help"])
+        main([name, "--help-all"])
     shown = capsys.readouterr().out
     joined = "".join(shown.split())  # lines break at hyphens
     assert ",".join(METHODS) in joined and ",".join(NAMES) in joined

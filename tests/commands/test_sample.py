@@ -123,7 +123,7 @@ def test_a_proposal_draws_the_rollouts(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_help_has_a_flag_for_every_setting_of_local_engines(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["sample", "--help"])
+        main(["sample", "--help-all"])
     shown = capsys.readouterr().out
     local = (ENGINES["transformers"], ENGINES["masked-diffusion"])
     for name, each in fields_of(Guide, *(owner for engine in local for owner in engine.settings), Weighing).items():
