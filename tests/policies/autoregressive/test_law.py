@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from ets import demo
 from ets.policies.autoregressive.law import Endings
@@ -80,6 +82,23 @@ def test_a_stop_string_is_found_by_the_token_that_completes_it(embedded: Checkpo
     assert complete
     assert reached[0] == complete[0]
     assert endings.text(tokens[: reached[0]], (stop,)) == text[: text.index(stop)]
+
+
+def byte_tokenizer() -> Any:
+    """Every token is a byte, as where a tokenizer falls back to bytes: a run of bytes is decoded whole or not at all."""
+    vocabulary = {"</s>": 0, "<unk>": 1, **{f"<0x{byte:02X}>": 2 + byte for byte in range(256)}}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>"))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+
+
+@pytest.mark.parametrize("before", ["", "日", "日本語日本語日本語日本語", "é日本語日本語日本語日本語"])
+def test_a_stop_string_of_bytes_ends_the_text_at_its_last_byte(before: str) -> None:
+    endings, stop = Endings(byte_tokenizer(), [0], 258), ("テスト",)
+    tokens = [2 + byte for byte in f"{before}{stop[0]}後".encode()]
+    reached = [n for n in range(1, len(tokens) + 1) if endings.reached(tokens[:n], stop)]
+    assert reached[0] == len(f"{before}{stop[0]}".encode())
+    assert endings.text(tokens[: reached[0]], stop) == before
 
 
 def test_the_first_of_several_stop_strings_cuts() -> None:
