@@ -14,15 +14,15 @@ def encode_prompt(
     """The prompt's token ids.
 
     `length` is the policy's max_length, and the limit of a problem without one; `vocabulary` is the number of the
-    model's embeddings, which a token that was added to the tokenizer alone does not have. The tokenizer adds no special tokens
-    to a chat prompt, nor to a text that begins with its BOS token. A prompt without the BOS token that the model
-    expects, or with two of them, is used as it is, with a warning.
+    model's embeddings: a token that was added to the tokenizer alone has none. The tokenizer adds no special tokens to
+    a chat prompt, nor to a text that begins with its BOS token. A prompt without the BOS token that the model expects,
+    or with two of them, is used as it is, with a warning.
 
     Raises
     ------
     InputError
-        For an empty prompt, an unknown token id, or one without an embedding, a problem's max_length above the policy's, or a prompt that leaves no
-        room for the problem's longest text in the model's context.
+        For an empty prompt, an unknown token id, or one without an embedding, a problem's max_length above the
+        policy's, or a prompt that leaves no room for the problem's longest text in the model's context.
     """
     prompt = problem.prompt
     if problem.max_length is not None:

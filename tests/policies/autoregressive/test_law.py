@@ -44,6 +44,11 @@ def test_a_block_longer_than_the_length_is_refused() -> None:
         Horizon(0, 4)
 
 
+def test_a_token_without_an_embedding_is_named() -> None:
+    with pytest.raises(InputError, match=r"has the token id 3, and the model has embeddings of 3; call model.resize"):
+        encode_prompt(tiny_tokenizer(), Problem("x", "abc"), 2, 5, vocabulary=3)
+
+
 def test_every_cdf_edge_falls_on_the_right_side() -> None:
     p = torch.tensor([0.0, 0.25, 0.0, 0.5, 0.125, 0.125, 0.0], dtype=torch.float64)
     edges = p.cumsum(0)
@@ -85,7 +90,7 @@ def test_a_stop_string_is_found_by_the_token_that_completes_it(embedded: Checkpo
 
 
 def byte_tokenizer() -> Any:
-    """Every token is a byte, as where a tokenizer falls back to bytes: a run of bytes is decoded whole or not at all."""
+    """Every token is a byte, as where a tokenizer falls back to bytes: a run of them is decoded whole or not at all."""
     vocabulary = {"</s>": 0, "<unk>": 1, **{f"<0x{byte:02X}>": 2 + byte for byte in range(256)}}
     tokenizer = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>"))
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
