@@ -117,8 +117,10 @@ def as_typed(message: str, words: Sequence[str], flags: dict[str, str]) -> str:
     for word, following in zip(words, (*words[1:], ""), strict=True):
         typed, joined, value = word.partition("=")
         if typed in flags:
+            names = "|".join({flags[typed], typed.lstrip("-").replace("-", "_")})
             begin = re.escape((value if joined else following).strip("0").rstrip(".") or "0")
-            message = re.sub(rf"(?<![\w-])(?<!the ){flags[typed]}(?= (?:is )?['\"(]?-?0?{begin})", typed, message)
+            prose = "".join(f"(?<!{each} )" for each in ("the", "unknown", "at"))
+            message = re.sub(rf"{prose}(?<![\w-])({names})(?= (?:is )?['\"(]?-?0?{begin})", typed, message)
     return message
 
 

@@ -153,7 +153,7 @@ def test_the_script_works_beside_folders_named_like_its_packages(tmp_path: Path)
     (tmp_path / "ets").mkdir()
     (tmp_path / "tqdm.py").write_text("raise ImportError")
     done = bash(str(EVAL), folder=tmp_path, K_MONTE_CARLO="0")
-    assert done.stderr.splitlines()[-1].startswith("error: rollouts is 0")
+    assert done.stderr.splitlines()[-1].startswith("error: --rollouts is 0")
 
 
 @pytest.mark.parametrize("script", [EVAL, LLADA, ROOT / "scripts" / "real.sh"])
@@ -186,7 +186,7 @@ def test_words_after_the_preset_are_refused(tmp_path: Path) -> None:
 def test_the_script_works_inside_its_folder_and_shows_no_traceback() -> None:
     done = bash("eval.sh", folder=EVAL.parent, K_MONTE_CARLO="0")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: rollouts is 0")
+    assert done.stderr.splitlines()[-1].startswith("error: --rollouts is 0")
     assert "Traceback" not in done.stderr
 
 
