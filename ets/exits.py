@@ -28,7 +28,8 @@ def exit_status(command: Callable[[], None], interrupted: str = KEPT) -> int:
     """
     try:
         command()
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None: closed
+            sys.stdout.flush()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -55,9 +56,12 @@ def exit_status(command: Callable[[], None], interrupted: str = KEPT) -> int:
 
 
 def _leave_stdout() -> None:
-    """Send the rest of standard output nowhere: the interpreter writes it at its end, and would fail again."""
-    with suppress(OSError, ValueError):  # a stream in memory has no file
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    """If standard output cannot be written, send its rest nowhere: the interpreter would fail again at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError, ValueError):  # a stream in memory has no file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

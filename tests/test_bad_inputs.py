@@ -125,6 +125,8 @@ def test_a_full_disk_loses_no_finished_chain(tmp_path: Path) -> None:
     file, journal._file = journal._file, open("/dev/full", "ab")  # noqa: SIM115
     with pytest.raises(InputError, match="No space left on device; make room, or choose another folder"):
         journal.append({**record, "sample": 1})
+    with pytest.raises(InputError, match="No space left on device"):
+        journal.close()
     file.close()
     with Journal(tmp_path, {"seed": 0}) as again:
         assert list(again.records.values()) == [record]
@@ -146,7 +148,9 @@ def test_a_record_with_another_type_is_named(
     words = [*EVAL.split(), "--methods", "ets", *SMALL, "--count", "1", "--out", str(tmp_path / "run")]
     assert main(words) == 0
     journal = tmp_path / "run" / "journal.jsonl"
-    journal.write_text("".join(json.dumps(json.loads(line) | change) + "\n" for line in journal.open()))
+    journal.write_text(
+        "".join(json.dumps(json.loads(line) | change) + "\n" for line in journal.read_text().splitlines())
+    )
     capsys.readouterr()
     assert main(words) == 2
     error = capsys.readouterr().err
