@@ -84,7 +84,7 @@ HELP = ("--help", "--help-all")
 
 
 class _HelpAll(argparse.Action):
-    def __call__(self, parser: Any, *values: Any) -> NoReturn:
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         parser.common = ()
         parser.print_help()
         parser.exit()
