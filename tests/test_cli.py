@@ -324,7 +324,7 @@ def test_masked_diffusion_is_measured_at_equal_positions(tmp_path: Path) -> None
         (FAST | {"level": "3"}, "for the method ets-is, unknown level '3'; choose from 0, 1, 1F"),
         (
             FAST | {"level": "1"},
-            "for the method ets-is, level 1 takes the positions as given, but --remasking 'low_conf",
+            "for the method ets-is, --level 1 takes the positions as given, but --remasking 'low_conf",
         ),
         (FAST | {"level": "1F", "fast_threshold": "0.9"}, "support is lost and the weights do not average to 1"),
         (FAST | {"level": "1F", "cache": "dual"}, "has a cache itself; leave the cache out, or take level 0"),
