@@ -11,7 +11,7 @@ ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 source "$ROOT/scripts/run_eval.sh"
 case "${1:-}" in
 "") ;;
--h | --help) show_help "$0" && exit ;;
+-h | --help) show_help "$0"; exit ;;
 *) refuse "unexpected argument '$1'; set hyper-parameters as variables, for example: WIDTH=4 bash $0" ;;
 esac
 require_variables "$0"

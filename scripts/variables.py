@@ -1,0 +1,88 @@
+"""The variables of a script such as qwen/eval.sh: `help SCRIPT` prints them, `check SCRIPT` refuses others.
+
+A script sets a variable by a line such as `WIDTH=${WIDTH:-8}  # problems that advance together`.
+"""
+
+import difflib
+import os
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = ("qwen/eval.sh", "llada/eval.sh", "aime24/eval_aime.sh", "scripts/real.sh")
+SET = re.compile(r"\b([A-Z][A-Z0-9_]*)=\$\{\1(?::?-([^}]*))?\}")
+ENGINE = re.compile(r"^choose_engine *# ([A-Z]*): ([^;]*); or ([A-Z]*): (.*)", re.MULTILINE)
+PAIRS = (
+    ("M_CANDIDATES", "NUM_CANDIDATES"),
+    ("K_MONTE_CARLO", "MONTE_CARLO_NUM"),
+    ("LAMBDA_PARAM", "ENERGY_WEIGHT"),
+    ("MAX_LENGTH", "GEN_LENGTH"),
+    ("BLOCK_SIZE", "BLOCK_LENGTH"),
+    ("IS_M_CANDIDATES", "IS_NUM_CANDIDATES"),
+    ("NUM_PROMPTS", "NUM_PROBLEMS"),
+    ("BUDGETS", "TOKENS"),
+)
+"""One setting by its names in scripts of different families."""
+ALSO = "PRINT_ONLY"
+SIMILAR, LEAST = 0.8, 6
+"""The similarity of a misspelt name, and the letters of the shortest name that is compared."""
+
+
+def settable(script: Path) -> dict[str, tuple[str, str]]:
+    """Default and comment by variable; the variables of all presets, which begin a line, stand first."""
+    first: dict[str, tuple[str, str]] = {}
+    further: dict[str, tuple[str, str]] = {}
+    for line in script.read_text(encoding="utf-8").splitlines():
+        comment = line.partition(" # ")[2].strip()
+        for name, default in SET.findall(line):
+            shown = "" if re.search(r"[$(]", default) else default
+            (first if line.startswith(f"{name}=") else further).setdefault(name, (shown, comment))
+    return first | {name: found for name, found in further.items() if name not in first}
+
+
+def print_help(script: Path) -> None:
+    """The comment at the top of the script, and its variables."""
+    content = script.read_text(encoding="utf-8")
+    top = re.match(r"#!.*\n((?:#.*\n)*)", content)
+    print(re.sub(r"^# ?", "", top[1] if top else "", flags=re.MULTILINE))
+    print("Variables, with their defaults in most presets:")
+    lines = list(settable(script).items())
+    if engine := ENGINE.search(content):
+        lines += [(engine[1], ("", engine[2])), (engine[3], ("", engine[4]))]
+    lines.append((ALSO, ("", "1: print the command of ets instead of running it")))
+    for name, (default, comment) in lines:
+        print(f"  {name + '=' + default:32} {comment}".rstrip())
+
+
+def problem(script: Path, environment: dict[str, str]) -> str:
+    """What is wrong with the first variable of the environment that the script does not have; empty if nothing is."""
+    content = script.read_text(encoding="utf-8")
+    own = {*settable(script), ALSO, *re.findall(r"\b(?:ENGINE|ENDPOINT)\b", content)}
+    known = {*own, *re.findall(r"[A-Z][A-Z0-9_]*", content + (ROOT / "scripts/setup.sh").read_text(encoding="utf-8"))}
+    elsewhere = {name for other in SCRIPTS for name in settable(ROOT / other)}
+    twins = dict(PAIRS) | {second: first for first, second in PAIRS}
+    for name in sorted(environment):
+        if not environment[name] or name in known or not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
+            continue
+        candidates = [each for each in own if len(each) >= LEAST] if len(name) >= LEAST else []
+        near = [twins[name]] if twins.get(name) in own else difflib.get_close_matches(name, candidates, 1, SIMILAR)
+        if near:
+            return f"{name} is no variable of this script; set {near[0]}"
+        if name in elsewhere:
+            return f"{name} is no variable of this script but of another one; leave it out"
+    return ""
+
+
+def main() -> int:
+    action, script = sys.argv[1], Path(sys.argv[2])
+    if action == "help":
+        print_help(script)
+        return 0
+    if found := problem(script, dict(os.environ)):
+        print(f"error: {found}", file=sys.stderr)
+    return 2 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
