@@ -122,7 +122,7 @@ def test_the_pickle_of_these_tests_runs_code(tmp_path: Path, folder: Path) -> No
 
 
 def test_weights_that_are_a_pickle_are_refused_in_one_line(tmp_path: Path, folder: Path) -> None:
-    with pytest.raises(InputError, match="are a pickle, which is never read; save them as safetensors$"):
+    with pytest.raises(InputError, match=r"are a pickle, which is never read; save them as safetensors$"):
         Checkpoint(str(folder))
     assert not (tmp_path / "run").exists()
 
@@ -140,7 +140,7 @@ def test_an_adapter_that_is_a_pickle_is_refused(tmp_path: Path, folder: Path) ->
         f'{{"peft_type": "LORA", "base_model_name_or_path": "{demo.model_path("small")}"}}'
     )
     (folder / "pytorch_model.bin").rename(adapter / "adapter_model.bin")
-    with pytest.raises(InputError, match="weights of the adapter .* are a pickle"):
+    with pytest.raises(InputError, match=r"weights of the adapter .* are a pickle"):
         Checkpoint(str(adapter))
     assert not (tmp_path / "run").exists()
 

@@ -234,7 +234,8 @@ import os, sys
 for place in ('/usr/bin/setpriv', '/usr/bin/sh', '/bin/bash', '/proc/self/exe', '/usr/bin/chmod'):
     try: os.execv(place, [place, '-c', 'echo escaped'])
     except OSError: pass
-os.execv(sys.executable or '/x', ['python3', '-c', 'print("esc" "aped") if len(__import__("os").environ) > 3 else 1/0'])""",
+print_many = 'print("esc" "aped") if len(__import__("os").environ) > 3 else 1/0'
+os.execv(sys.executable or '/x', ['python3', '-c', print_many])""",
     "a cycle that collects itself": """
 class Node:
     def __del__(self):
