@@ -28,7 +28,8 @@ from ets.evaluation.ranks import join
 from tests.evaluation.test_kill import journal_of
 from tests.ports import kept_port
 
-COMMAND = """eval --task arithmetic --model embedded-small --shots 0 --count 3 --methods plain,best-of-n,ets --candidates 2
+COMMAND = """eval --task arithmetic --model embedded-small --shots 0 --count 3 --methods plain,best-of-n,ets
+    --candidates 2
     --rollouts 2 --lam 0.1 --pool chain --block-size 16 --max-length 32 --temperature 1.0 --seed 0 --width 2 --out"""
 NOBODY = 65534
 
