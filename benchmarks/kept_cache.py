@@ -45,16 +45,17 @@ class Loop:
     def _run(self, setting: Setting, model: Any) -> None:
         cache = DynamicCache(config=model.config)
         logits = self._read(torch.tensor(self.run.prompts, device=model.device), cache)
-        first = torch.arange(setting.problems, device=model.device) * setting.candidates
+        all_rows = torch.arange(setting.problems * setting.candidates, device=model.device)
+        first = all_rows[:: setting.candidates]
         for _, rest in setting.steps:
             candidates = deepcopy(cache)
-            candidates.batch_repeat_interleave(setting.candidates)
+            candidates.reorder_cache(all_rows[: setting.problems].repeat_interleave(setting.candidates))
             reached = self._draw(logits.repeat_interleave(setting.candidates, 0), candidates, setting.block, bool(rest))
             if rest:
                 rollouts = deepcopy(candidates)
-                rollouts.batch_repeat_interleave(setting.rollouts)
+                rollouts.reorder_cache(all_rows.repeat_interleave(setting.rollouts))
                 self._draw(reached.repeat_interleave(setting.rollouts, 0), rollouts, rest, False)
-            candidates.batch_select_indices(first)
+            candidates.reorder_cache(first)
             cache, logits = candidates, reached[first]
 
     def _draw(self, logits: torch.Tensor, cache: DynamicCache, count: int, go_on: bool) -> torch.Tensor:
@@ -81,9 +82,15 @@ def against_loop(settings: dict[str, Setting], conditions: Conditions) -> Table:
         for prompt in setting.prompts:
             run = _warm(setting, prompt, model)
             ours, loop = conditions.rounds((run.ets, Loop(run)))
-            floor = Floor.of(conditions.peak, Shape.of(model.model), needed(setting, prompt))
-            rows.append(Row(f"prompt {prompt}, {label}", ours, loop, floor=floor))
+            rows.append(Row(f"prompt {prompt}, {label}", ours, loop, floor=_floor(setting, prompt, model, conditions)))
     return Table("kept_cache", "Autoregressive: against a kept cache", LOOP, abouts[0], rows)
+
+
+def _floor(setting: Setting, prompt: int, model: Checkpoint, conditions: Conditions) -> Floor | None:
+    """The floor of a decoder with attention in every layer."""
+    if set(getattr(model.config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
+        return None
+    return Floor.of(conditions.peak, Shape.of(model.model), needed(setting, prompt))
 
 
 def growth(setting: Setting, sizes: dict[str, tuple[int, ...]], conditions: Conditions) -> Table:
@@ -125,8 +132,7 @@ def _grown(label: str, setting: Setting, model: Checkpoint, conditions: Conditio
         "of needed": round((weights + used) / (weights + stored), 2),
         "compared: memory (MB)": round(median(loop.bytes) / 1e6) if loop.bytes else "",
     }
-    floor = Floor.of(conditions.peak, shape, needed(setting, prompt))
-    return Row(label, ours, compared[0] if compared else [], counts, floor)
+    return Row(label, ours, compared[0] if compared else [], counts, _floor(setting, prompt, model, conditions))
 
 
 def _warm(setting: Setting, prompt: int, model: Checkpoint) -> Run:

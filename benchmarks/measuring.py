@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import math
 import time
@@ -52,7 +53,7 @@ class Conditions:
 class PeakMemory:
     """Calls `work`, and keeps in `bytes` the most memory of each call beyond the memory before it.
 
-    On a CPU it is resident memory as Linux counts it, on a GPU what PyTorch has allocated.
+    On a CPU (Linux) it is resident memory, on a GPU what PyTorch has allocated.
     """
 
     def __init__(self, work: Callable[[], object], device: torch.device) -> None:
@@ -67,6 +68,7 @@ class PeakMemory:
             self.work()
             self.bytes.append(torch.cuda.max_memory_allocated(self.device) - before)
             return
+        ctypes.CDLL(None).malloc_trim(0)  # memory that is free, but not returned, would hide a peak
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
         before = _resident("VmRSS")
         self.work()

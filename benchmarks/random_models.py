@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Config
+from transformers import AutoModelForCausalLM, Lfm2Config, PreTrainedTokenizerFast, Qwen3Config
 
 from ets.models import LLaDAConfig
 from ets.policies.checkpoint import Checkpoint
@@ -27,6 +27,23 @@ def qwen3(
         intermediate_size=mlp,
         vocab_size=vocabulary,
         tie_word_embeddings=tied,
+        eos_token_id=None,
+        bos_token_id=None,
+        pad_token_id=None,
+    )
+
+
+def hybrid(layers: int, width: int, heads: int, groups: int, mlp: int, vocabulary: int) -> Lfm2Config:
+    """A causal model with two convolutions before every layer of attention; it never ends a text."""
+    return Lfm2Config(
+        num_hidden_layers=layers,
+        layer_types=[("conv", "conv", "full_attention")[number % 3] for number in range(layers)],
+        hidden_size=width,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        intermediate_size=mlp,
+        block_auto_adjust_ff_dim=False,
+        vocab_size=vocabulary,
         eos_token_id=None,
         bos_token_id=None,
         pad_token_id=None,

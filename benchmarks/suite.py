@@ -7,7 +7,7 @@ in `BENCHMARKS`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 import autoregressive
@@ -21,7 +21,7 @@ import serving
 import torch
 import truncation
 from measuring import Conditions, Table
-from random_models import llada, qwen3
+from random_models import hybrid, llada, qwen3
 
 from ets.policies.diffusion.denoise import Schedule
 
@@ -158,7 +158,7 @@ DRY = Sizes(
     500,
     _DRY_CAUSAL,
     _DRY_CAUSAL,
-    {"small": _DRY_CAUSAL},
+    {"small": _DRY_CAUSAL, "hybrid": replace(_DRY_CAUSAL, model=hybrid(3, 32, 4, 2, 64, 256))},
     _DRY_CAUSAL,
     {"prompt": (12,), "candidates": (3,), "width": (1,)},
     masked_diffusion.Setting(_TINY_LLADA, 8, 3, 2, Schedule(8, 8, 4, 2)),
@@ -182,8 +182,11 @@ CPU = Sizes(
     {
         "vocabulary 32,000": autoregressive.Setting(_QWEN3_54M, _QUARTER, (200, 1000), 1, 8, 3, 32, 128),
         "vocabulary 152,000": autoregressive.Setting(_QWEN3_116M, _QUARTER, (200,), 1, 8, 3, 32, 128),
+        "hybrid, two convolutions to one attention": autoregressive.Setting(
+            hybrid(12, 512, 8, 4, 1536, 32_000), _QUARTER, (200,), 1, 8, 3, 32, 128
+        ),
     },
-    autoregressive.Setting(_QWEN3_54M, _QUARTER, (200,), 1, 6, 4, 32, 64),
+    autoregressive.Setting(_QWEN3_54M, _QUARTER, (200,), 1, 6, 4, 32, 128),
     {"prompt": (200, 1000, 4000), "candidates": (2, 16, 64), "width": (1, 8, 64)},
     masked_diffusion.Setting(llada(4, 256, 4, 768, 32_768), 16, 15, 3, Schedule(16, 16, 8, 4)),
     masked_diffusion.Setting(llada(6, 512, 8, 1536, 126_464), 700, 2, 1, Schedule(256, 64, 32, 2)),

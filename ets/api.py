@@ -16,7 +16,7 @@ from ets.chat import Chat, ChatTemplate, Prompt, as_chat, as_prompts
 from ets.diagnostics import RatioSummary, ratio_summary
 from ets.kernel import energy_guided
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.opening import Model, as_level, opened_policy, weighed_by
+from ets.policies.opening import Model, as_level, in_use, lent, opened_policy, weighed_by
 from ets.policies.registry import SETTINGS, minimum_votes
 from ets.policies.settings import Weighing, Weights
 from ets.readouts import Vote, vote, weighted
@@ -129,15 +129,18 @@ def sample(
         chat template writes as text; or token ids, used as they are. Several prompts are all of one kind; their results
         come in the same order.
     model : str, Path, (model, tokenizer), Checkpoint, VLLMEngine, Endpoint or Policy
-        A checkpoint's folder, GGUF file or hub name, or a loaded pair. The last two checkpoints by name stay loaded. A
-        `VLLMEngine` or an `Endpoint` runs already; calls may share it, and it stays open. A `Policy` is used as it is,
-        and takes no settings of policies.
+        A checkpoint's folder, GGUF file or hub name, or a loaded pair, which keeps its training mode and attention. The
+        last two checkpoints by name stay loaded. The address of an OpenAI-compatible server, ``http://…/v1``, whose
+        tokenizer is read from the path or name that the server lists; with the setting `endpoint` the address, the
+        model is the served checkpoint. A `VLLMEngine` or an `Endpoint` runs already; calls may share it, and it stays
+        open. A `Policy` is used as it is, and takes no settings of policies.
     chat : bool, str, Path or Chat, optional
         True: text is the user's turn in the tokenizer's default chat template. A name of another of its templates, the
         path of a file with a template, or an `ets.Chat`. Messages need a template, and get the default one.
         `Result.prompt` is the text that the template wrote.
     reward : callable, optional
-        `(prompt, text) -> number`, or an `ets.types.Reward` of (problem, rollouts, chain). The prompt is the argument
+        `(prompt, text) -> number`, or an `ets.types.Reward` of (problem, rollouts, chain); either may be an `async def`
+        function, whose calls for the texts of a guide step run concurrently. The prompt is the argument
         `prompt`: text, a tuple of messages, or token ids, never the text that a chat template writes.
     extract : callable, optional
         `text -> answer or None`, or `(problem, text) -> answer or None`. Without a reward, the reward is
@@ -179,20 +182,21 @@ def sample(
     require_known(given, OWNERS, inspect.signature(sample).parameters)
     guide, weighing = made(Guide, given), made(Weighing, {**given, "level": as_level(given)})
     values = {name: value for name, value in given.items() if name in fields_of(*SETTINGS)}
-    policy = opened_policy(model, values, weighing, made(Weights, given).dtype)
-    if chosen is not None:
-        problems = _in_template(problems, chosen, policy)
-    spending = made(Spending, given)
-    if spending.tokens is not None or spending.highest is not None:
-        _require_budget_alone(given, step, decided)
-        steered = within_budget(guide_of(reward, extract, minimum_votes(policy)), guide.lam, spending)
-    else:
-        rule = {} if decided is None else {"decided": decided}
-        steered = step(guide_of(reward, extract, minimum_votes(policy)), **vars(guide), **rule)
-    policy, target = weighed_by(policy, values, weighing)
-    require_variety(policy, 2 if spending.tokens else guide.candidates)
-    policy.start(problems)  # bad prompts are named before the weights are loaded
-    chains = _chains(policy, steered, problems, width=width, seed=seed, progress=progress)
+    with in_use(model, values) as (model, values), lent(weighing.proposal):
+        policy = opened_policy(model, values, weighing, made(Weights, given).dtype)
+        if chosen is not None:
+            problems = _in_template(problems, chosen, policy)
+        spending = made(Spending, given)
+        if spending.tokens is not None or spending.highest is not None:
+            _require_budget_alone(given, step, decided)
+            steered = within_budget(guide_of(reward, extract, minimum_votes(policy)), guide.lam, spending)
+        else:
+            rule = {} if decided is None else {"decided": decided}
+            steered = step(guide_of(reward, extract, minimum_votes(policy)), **vars(guide), **rule)
+        policy, target = weighed_by(policy, values, weighing)
+        require_variety(policy, 2 if spending.tokens else guide.candidates)
+        policy.start(problems)  # bad prompts are named before the weights are loaded
+        chains = _chains(policy, steered, problems, width=width, seed=seed, progress=progress)
     ratios_of = partial(ratio_summary, clip=weighing.clip) if getattr(policy, "weighed", False) else None
     approximate = getattr(model, "approximate", "")
     results = [result_of(chain, read, ratios_of, target, approximate) for chain in chains]
@@ -255,7 +259,8 @@ def _chains(
 ) -> list[Chain]:
     """A chain of each problem, in their order; with a progress bar if there are several."""
     chains: dict[str, Chain] = {}
-    with tqdm(total=len(problems), desc="prompts", disable=not progress or len(problems) < 2) as bar:
+    looks = {"desc": "prompts", "bar_format": "{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]"}
+    with tqdm(total=len(problems), disable=not progress or len(problems) < 2, **looks) as bar:
         for chain in run(policy, _shown(step, bar), problems, width=width, seed=seed):
             chains[chain.problem.id] = chain
             bar.update()

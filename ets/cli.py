@@ -29,8 +29,8 @@ COMMANDS = {
 }
 """By name: what adds its flags, what runs it, an example, and a line of help."""
 EXAMPLE = """examples:
-  ets sample --model embedded --extract '#### (-?[0-9]+)' --block-size 16 --max-length 96 \\
-      --prompt 'Question: Tom has 5 eggs. He buys 4. How many eggs does Tom have now?
+  ets sample --model embedded --extract '#### (-?[0-9]+)' --block-size 16 --max-length 96 --temperature 1.9 \\
+      --prompt 'Question: Tom has 5 eggs. He buys 4 jars with 3 eggs each. How many eggs does Tom have now?
 Answer:'
   ets eval --help    # what a command takes, and an example of it
 """

@@ -6,8 +6,7 @@ setting that it does not support.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -27,6 +26,7 @@ from ets.chat import ChatTemplate
 from ets.kernel import energy_guided
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
+from ets.policies.opening import left_as_found
 from ets.policies.settings import BLOCK_SIZE, Horizon, Sampling
 from ets.rewards import Extract, Scoring, as_extract
 from ets.runner import run
@@ -123,7 +123,7 @@ def generate(
     prompts, stops = _prompts(input_ids, model_kwargs), as_stops(stop)
     problems = [Problem(str(row), ids, stops) for row, ids in enumerate(prompts)]
     ends = _listed(generation_config.eos_token_id)
-    with _left_as_found(model):
+    with left_as_found(model):
         checkpoint = Checkpoint.loaded(model, _tokenizer_of(model) if tokenizer is None else tokenizer)
         length = generation_config.max_length - input_ids.shape[1]
         horizon = Horizon(min(BLOCK_SIZE, length) if block_size is None else block_size, length)
@@ -208,19 +208,6 @@ def _joined(input_ids: torch.Tensor, drawn: Sequence[Sequence[int]], padding: in
     for row, tokens in enumerate(drawn):
         new[row, : len(tokens)] = torch.tensor(tokens)
     return torch.cat((input_ids, new.to(input_ids.device)), dim=1)
-
-
-@contextmanager
-def _left_as_found(model: Any) -> Iterator[None]:
-    """Restore the model's training mode and attention implementation, which a policy changes."""
-    training, attention = model.training, getattr(model.config, "_attn_implementation", None)
-    try:
-        yield
-    finally:
-        if training:
-            model.train()
-        if getattr(model.config, "_attn_implementation", None) != attention:
-            model.set_attn_implementation(attention)
 
 
 def _tokenizer_of(model: Any) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 from ets.rewards import Extract, remembering, voters, votes, winner
 from ets.step import choice_uniforms, choose, spread
 from ets.types import Chain, Floats, InputError, Step, Text
-from ets.weights import log_mean_exp, log_run_weight
+from ets.weights import log_mean_exp
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,11 @@ def vote(extract: Extract, chain: Chain) -> Vote:
 def weighted(chain: Chain, steps: int) -> Text:
     """A text among all rollouts of all guide steps of `ets.kernel.energy_guided`, in proportion to their weights.
 
-    For a fixed finite reward its law tends to p* as M grows, as that of the chain's own text does. It chooses among
-    I · M · K complete texts instead of the M of the last guide step, at no further token. In a chain that ends before
+    It chooses among I · M · K complete texts instead of the M of the last guide step, at no further token. For a fixed
+    finite reward its law tends to p* as M and K grow. At a finite K an error remains for any M, where the rollouts of
+    some candidates vary more than those of others: the weights of later steps are then noisy. (In a table of two guide
+    steps, rewards of 0 to 6 λ and K = 1 the distance tends to 0.10 in total variation, that of the chain's own text to
+    0.) In a chain that ends before
     step I its text, with the weight of the run, stands for the rollouts of the missing steps. Without it texts of many
     steps would be too likely.
 
@@ -92,7 +95,8 @@ def weighted(chain: Chain, steps: int) -> Text:
     texts = [text for step in chain.trace for row in step.rollouts for text in row]
     missing = max(0, steps - len(chain.trace)) * len(weights[-1])
     if missing:
-        weights.append(np.array([log_run_weight(chain.trace) + math.log(missing)]))
+        run_weight = float(log_mean_exp(weights[-1], axis=0))
+        weights.append(np.array([run_weight + math.log(missing)]))
         texts.append(_last_text(chain.trace[-1]))
     return texts[choose(np.concatenate(weights), choice_uniforms([chain])[0])]
 
@@ -105,8 +109,8 @@ def _last_text(step: Step) -> Text:
 def rollout_weights(trace: Sequence[Step]) -> list[Floats]:
     """The log-weights `[M, K]` of the rollouts of each guide step i: r/λ + log W_{<i}, with the ratios of a proposal.
 
-    W_{<i} = Π_{j<i} mean_m Ê_jm / Ê_j,chosen, as in `ets.weights.log_run_weight`. For a fixed finite reward each step
-    is proper at any M and K: E[mean_mk exp(w_mk) f(text_mk)] = E_ref[exp(r/λ) f]. Proof: given the prefix, the mean of
+    W_{<i} = Π_{j<i} mean_m Ê_jm / Ê_j,chosen, as in `ets.weights.log_run_weight`, under whose conditions each step is
+    proper at any M and K: E[mean_mk exp(w_mk) f(text_mk)] = E_ref[exp(r/λ) f]. Proof: given the prefix, the mean of
     Ê f over the candidates is unbiased, and a choice in proportion to Ê_m, times mean Ê / Ê_m, is the mean over the
     candidates on average.
     """

@@ -164,3 +164,11 @@ def bounds(text: str) -> tuple[float, float]:
     except ValueError:
         raise InputError(f"{text!r} is no pair of bounds; give the lowest and the highest, such as 0.1,10") from None
     return low, high
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """Numbers from `1,2.5,4`."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise InputError(f"{text!r} is no list of numbers; give them with commas, such as 1,2.5,4") from None

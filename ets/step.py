@@ -6,12 +6,14 @@ import inspect
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import wraps
 from pathlib import Path
 from traceback import extract_tb
 from typing import Any, TypeAlias, TypeVar, cast
 
 import numpy as np
 
+from ets.event_loop import awaited
 from ets.randomness import Purpose, derive, uniform
 from ets.types import Chain, Cost, Draw, Floats, InputError, Keys, Policy, Problem, Reward, State, Text
 from ets.weights import log_mean_exp, normalised, pick
@@ -31,14 +33,15 @@ Decided: TypeAlias = Callable[[Problem, Sequence[Sequence[Text]], Floats, Chain]
 
 
 def per_text(scoring: Scoring) -> Reward:
-    """Lift `(prompt, text) -> number` to a reward.
+    """Lift `(prompt, text) -> number` to a reward; the calls of an `async def` function run concurrently.
 
     A candidate that has ended stands for all its rollouts: it is scored once.
     """
 
     def reward(problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
         distinct = {id(text): text for text in rollouts}
-        values = {key: scoring(problem.raw_prompt, text.text) for key, text in distinct.items()}
+        found = awaited(scoring(problem.raw_prompt, text.text) for text in distinct.values())
+        values = dict(zip(distinct, found, strict=True))
         return [values[id(text)] for text in rollouts]
 
     return reward
@@ -47,7 +50,8 @@ def per_text(scoring: Scoring) -> Reward:
 def as_reward(function: Scoring | Reward) -> Reward:
     """A reward from either kind of callable: `(prompt, text)` is lifted, `(problem, rollouts, chain)` kept.
 
-    A callable that accepts both two and three arguments is lifted, unless its second one is named `rollouts`.
+    A callable that accepts both two and three arguments is lifted, unless its second one is named `rollouts`. Either
+    kind may be an `async def` function.
 
     Raises
     ------
@@ -55,9 +59,18 @@ def as_reward(function: Scoring | Reward) -> Reward:
         If it can be called with neither two nor three positional arguments.
     """
     if not is_scoring(function):
-        return cast("Reward", function)
+        return cast("Reward", _awaiting(function) if _is_async(function) else function)
     reward = per_text(cast("Scoring", function))
     return of_prefixes(reward) if reads_prefixes(function) else reward
+
+
+def _is_async(function: Any) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
+
+
+def _awaiting(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A coroutine function as a function that waits for the result."""
+    return wraps(function)(lambda problem, rollouts, chain: awaited([function(problem, rollouts, chain)])[0])
 
 
 def of_prefixes(reward: F) -> F:

@@ -107,8 +107,9 @@ def befores(trace: Sequence[Step]) -> list[str]:
 
 
 def _common_start(texts: Sequence[str]) -> str:
-    first, *others = texts
-    return first[: min((len(first) - len(new_text(first, other)) for other in others), default=len(first))]
+    """The longest common beginning."""
+    shared = takewhile(lambda letters: len(set(letters)) == 1, zip(*texts, strict=False))
+    return "".join(letters[0] for letters in shared)
 
 
 def _shown_steps(trace: Sequence[Step]) -> list[int]:
@@ -121,9 +122,15 @@ def _omitted(trace: Sequence[Step]) -> str:
 
 
 def new_text(text: str, before: str) -> str:
-    """The part of `text` after its common prefix with `before`; a stop string may have shortened `before`."""
-    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(text, before, strict=False)))
-    return text[shared:]
+    """The part of `text` after `before`, or the whole text if it does not continue `before`, as on a canvas.
+
+    A character of several bytes may be incomplete at the end of `before`, and a stop string may have shortened
+    the text.
+    """
+    if before.startswith(text):
+        return ""
+    complete = before.rstrip("\ufffd")
+    return text[len(complete) :] if text.startswith(complete) else text
 
 
 def _cost_line(cost: Cost) -> str:

@@ -366,7 +366,9 @@ class Chain:
 class Policy(Protocol):
     """A frozen model under a sampling rule. A policy sees rows only, and knows neither M nor K.
 
-    Rows that share a `State` object share its work: `[s] * M` costs one prefill and one first forward. A text has at
+    Rows that share a `State` object share its work: `[s] * M` costs one prefill and one first forward. Every row of a
+    call gets a new `Draw` with a new `Text`, also where tokens are equal: votes and costs count objects. A policy that
+    returned one `Text` object for two draws would lose the vote of the second. A text has at
     most `Problem.max_length` tokens, and `start` refuses a problem whose limit the policy cannot keep. A budget of
     tokens (`ets.refined`, `ets.exact`) also needs the attribute `lengths`: the least tokens that an open text has
     generated at each guide boundary, and the most of a complete text, such as (0, 16, 32, 40) for blocks of 16 and 40

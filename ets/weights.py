@@ -49,15 +49,33 @@ def pick(probabilities: Floats, uniform: float) -> int:
 def log_run_weight(trace: Sequence[Step]) -> float:
     """log W of a chain that has ended: W = Π_i mean_m Ê_im / Π_{i<last} Ê_i,chosen.
 
-    For a fixed finite reward, W is properly weighted with respect to p_ref · exp(r/λ) at any M and K:
-    E[W f(x)] = E_ref[exp(r(x)/λ) f(x)]. So Σ W f / Σ W over independent chains estimates E_p*[f] without the bias of
-    chains at finite M and K, and the mean of W estimates the normaliser of p*. (The ratio of a candidate that a
-    proposal drew is a factor of its weight, and no factor of the energy that the next step continues from.) With a
-    proposal this needs unclipped ratios and a proposal that can draw whatever p_ref can. -inf after a step whose
-    every weight was zero.
+    For a fixed reward whose values are all finite, W is properly weighted with respect to p_ref · exp(r/λ) at any M
+    and K: E[W f(x)] = E_ref[exp(r(x)/λ) f(x)]. So Σ W f / Σ W over independent chains estimates E_p*[f] without the
+    bias of chains at finite M and K, and the mean of W estimates the normaliser of p*. (The ratio of a candidate that a
+    proposal drew is a factor of its weight, and no factor of the energy that the next step continues from.) A proposal
+    needs unclipped ratios, the support of p_ref at least, and a p_ref without truncation (top-k, top-p) of what the
+    proposal draws.
+
+    Rollouts of weight zero break the rule: an unfinished candidate whose K rollouts all have weight zero is never
+    chosen, though another continuation may be allowed. With a_i, the probability that a rollout from prefix i has a
+    positive weight, E[W f] = E_ref[exp(r/λ) f Π_i (1 - (1 - a_i)^K)], over the unfinished prefixes i of the text. A
+    chain that holds such a rollout (of reward -inf, or of tokens that p_ref cannot draw) has log W = NaN. Chains
+    without such rollouts have the bias too: if the weight of any chain is NaN, no mean over the chains is proper.
+    Finite rewards far below the others keep the rule in name alone: the mean then rests on chains that hardly occur.
+
+    -inf for a chain whose every weight at a step was zero, all of them weights of complete or impossible candidates.
     """
+    if any(_zero_rollouts(step) for step in trace):
+        return math.nan
     means = [float(log_mean_exp(step.log_weights, axis=0)) for step in trace]
     if -math.inf in means:
         return -math.inf
     chosen = [step.log_weights[step.choice] - step.candidates[step.choice].log_ratio for step in trace[:-1]]
     return sum(means) - float(sum(chosen))
+
+
+def _zero_rollouts(step: Step) -> bool:
+    """Whether a rollout of an unfinished candidate has weight zero."""
+    zero = np.isneginf(step.log_rewards + step.log_ratios)
+    unfinished = [not text.done and text.log_ratio > -math.inf for text in step.candidates]
+    return bool(zero[unfinished].any())

@@ -229,6 +229,9 @@ run_eval() {
     fi
     source "$ROOT/scripts/setup.sh" eval $(is_demo || echo benchmarks) $(case "$engine" in vllm | endpoint) echo "$engine" ;; esac) ${WANDB:+wandb} $(if is_smollm2; then echo gguf; fi)
     if is_smollm2; then ets_real_model; fi
+    if is_demo && [ "$MODEL_PATH" = embedded ] && [ "$engine" != vllm ]; then # small: threads would wait more than they compute
+        export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+    fi
     export TRANSFORMERS_VERBOSITY=error HF_HUB_DISABLE_PROGRESS_BARS=1
     "$PYTHON" ${launch:+"${launch[@]}" "$PYTHON"} "${command[@]}"
 }

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -344,6 +347,86 @@ def test_a_result_tells_that_its_server_is_approximate(tiny_checkpoint: Checkpoi
             out = ets.sample("ab", model=endpoint, reward=liking_b, **SERVED)
     assert out.approximate == TEXT_ONLY
     assert f"approximate: {TEXT_ONLY}" in str(out) and "approximate: text only" in out._repr_html_()
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with the configuration and the tokenizer of the served model."""
+    folder = tmp_path_factory.mktemp("served")
+    tiny_checkpoint.config.save_pretrained(folder)
+    tiny_checkpoint.tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def test_an_address_is_a_model_for_the_time_of_a_call(server: TinyServer, endpoint: Endpoint, folder: str) -> None:
+    """The tokenizer is that of the path that the server lists, or of the model; the waits are an option."""
+    expected = ets.sample("ab", model=endpoint, reward=liking_b, **SERVED)
+    threads = threading.active_count()
+    with TinyServer(server.checkpoint, models={"data": [{"id": "tiny", "root": folder}]}) as listing:
+        by_address = ets.sample("ab", model=listing.address, reward=liking_b, waits=(0.01,), **SERVED)
+    served = {"endpoint": server.address, "connections": 2, **SERVED}
+    by_setting = ets.sample("ab", model=folder, reward=liking_b, **served)
+    assert drawn(by_address) == drawn(by_setting) == drawn(expected)
+    assert threading.active_count() <= threads
+    with pytest.raises(InputError, match=r"serves 'tiny', and its tokenizer cannot be loaded"):
+        ets.sample("ab", model=server.address, reward=liking_b, **SERVED)
+    with pytest.raises(InputError, match=r"the model is an address, http.*; leave one out"):
+        ets.sample("ab", model=server.address, reward=liking_b, **served)
+    with pytest.raises(InputError, match=r"cannot be reached .*tried 2 times"):
+        ets.sample("ab", model=folder, endpoint="http://127.0.0.1:1/v1", waits=(0.01,), reward=liking_b, **SERVED)
+
+
+def test_messages_are_prompts_of_a_server_and_the_reward_sees_them_as_they_are(
+    endpoint: Endpoint, tmp_path: Path
+) -> None:
+    (tmp_path / "own.jinja").write_text("{% for turn in messages %}{{ turn['content'] }}{% endfor %}")
+    messages, seen = [{"role": "user", "content": "ab"}, {"role": "assistant", "content": "ba"}], list[Any]()
+
+    async def reward(prompt: Any, text: str) -> float:
+        seen.append(prompt)
+        return liking_b("", text)
+
+    out = ets.sample([*messages, messages[0]], model=endpoint, chat=tmp_path / "own.jinja", reward=reward, **SERVED)
+    assert out.prompt == "abbaab" and all(list(prompt) == [*messages, messages[0]] for prompt in seen) and seen
+
+
+def test_a_loaded_pair_is_left_as_it_was_also_by_several_threads() -> None:
+    """A frozen layer stays in evaluation mode; nothing is restored while another call still uses the model."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    path = demo.model_path("small")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(path).train(), AutoTokenizer.from_pretrained(path)
+    model.lm_head.eval()
+    states, both, ended = list[Any](), threading.Barrier(2), threading.Event()
+
+    def state() -> Any:
+        return model.training, model.lm_head.training, model.config._attn_implementation
+
+    before, used = state(), (False, False, "ets_grouped_sdpa")
+
+    def sample(number: int) -> None:
+        def reward(prompt: str, text: str) -> float:
+            states.append(state())
+            return 0.0
+
+        def decided(problem: Problem, rollouts: Any, rewards: Any, chain: Any) -> bool:
+            if not chain.trace:
+                both.wait(120)
+            return number == 0 or not ended.wait(120)  # the second call goes on when the first has ended
+
+        ets.sample(QUESTION, model=(model, tokenizer), reward=reward, decided=decided, **SMALL)
+        ended.set()
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(sample, range(2)))
+    assert state() == before == (True, False, "sdpa") and set(states) == {used}
+    with pytest.raises(InputError, match="nothing"):
+        ets.sample(QUESTION, model=(model, tokenizer), reward=_failing, **SMALL)
+    assert state() == before
+
+
+def _failing(prompt: str, text: str) -> float:
+    raise ValueError("nothing")
 
 
 def test_the_server_of_the_documentation_is_sampled_from(capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,6 +99,16 @@ def test_no_block_is_overlooked_for_its_language() -> None:
     assert [(page, language) for page, language in found if language not in LANGUAGES] == []
 
 
+def test_a_python_block_has_all_its_names_or_says_that_it_goes_on(tmp_path: Path) -> None:
+    for page, found in BLOCKS.items():
+        for number, block in enumerate(found):
+            if block.language == "python" and not block.text.startswith("# after the blocks above\n"):
+                (tmp_path / f"{page.replace('/', '-')}-{number}.py").write_text(block.text, encoding="utf-8")
+    command = [sys.executable, "-m", "ruff", "check", "--isolated", "--select", "F821", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 @pytest.mark.parametrize("page", [page for page, commands in READ.items() if commands])
 def test_commands_that_are_not_run_are_spelled_right(page: str, tmp_path: Path) -> None:
     for command in READ[page]:

@@ -11,7 +11,10 @@ import pytest
 import ets
 
 HEAVY = ("torch", "transformers", "matplotlib", "tokenizers")
-CORE = {"ets", *(f"ets.{name}" for name in ("kernel", "randomness", "step", "thinking", "types", "weights"))}
+CORE = {
+    "ets",
+    *(f"ets.{name}" for name in ("event_loop", "kernel", "randomness", "step", "thinking", "types", "weights")),
+}
 
 
 @pytest.mark.parametrize(

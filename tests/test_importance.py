@@ -20,13 +20,14 @@ from ets import importance as pairs
 from ets.importance import ImportanceSampling
 from ets.kernel import energy_guided
 from ets.randomness import derive
+from ets.readouts import rollout_weights
 from ets.rewards import agreement_share
 from ets.runner import run
 from ets.testing import check_law, frequencies, optimal_law, total_variation
 from ets.types import Chain, Cost, InputError, Problem, Scored
-from ets.weights import log_run_weight
+from ets.weights import log_mean_exp, log_run_weight
 from tests.enumerable import PROBLEM, largest_error, lifted, liking
-from tests.laws.kernel import kernel_law
+from tests.laws.kernel import kept_law, kernel_law
 from tests.laws.masked_tabular import TabularMaskedDiffusion
 from tests.laws.tabular import TabularModel
 from tests.laws.voting import agreement_share_law
@@ -192,6 +193,35 @@ def test_run_weights_are_proper_with_a_proposal(name: str) -> None:
     assert largest_error([chain.state.tokens for chain in results], weights, targets) < 5.5
 
 
+class Truncated(TabularModel):
+    """A model that draws the two most probable tokens of three."""
+
+    def _row(self, prompt: Any, prefix: Any) -> Any:
+        full = super()._row(prompt, prefix)
+        cut = np.where(full > full.min(), full, 0.0)
+        return cut / cut.sum()
+
+
+def test_run_weights_of_a_truncated_reference_are_nan_and_lack_the_mass_of_the_closed_form() -> None:
+    """The proposal draws outside the support of p_ref; |z| below 5.5, at level 1e-4 in all."""
+    truncated, proposal = Truncated(**REFERENCE), another("other weights")
+    law = truncated.oracle.finish_law(PROBLEM, ())
+    kept = kept_law(truncated.oracle, PROBLEM, lambda x: x in law, 1, proposal.oracle)
+    tilt = {x: math.exp(of_outcome(x) / LAM) for x in law}
+    assert sum(kept[x] * tilt[x] for x in law) < 0.8 * sum(law[x] * tilt[x] for x in law)
+    step = energy_guided(REWARD, candidates=2, rollouts=1, lam=LAM)
+    with warnings.catch_warnings(), np.errstate(divide="ignore"):
+        warnings.simplefilter("ignore")
+        pair = ImportanceSampling(truncated, proposal)
+        results = list(run(pair, step, [PROBLEM], width=5000, seed=0, samples=4_000))
+    weights = np.array([math.exp(log_mean_exp(rollout_weights(chain.trace)[-1], axis=None)) for chain in results])
+    targets = {x: kept[x] * tilt[x] for x in kept}
+    assert largest_error([chain.state.tokens for chain in results], weights, targets) < 5.5
+    impossible = [any(np.isneginf(s.log_ratios).any() for s in chain.trace) for chain in results]
+    assert [math.isnan(log_run_weight(chain.trace)) for chain in results] == impossible
+    assert 0.1 < np.mean(impossible) < 0.99
+
+
 @pytest.mark.parametrize("weighed", [True, False])
 @pytest.mark.parametrize("pool", ["step", "chain"])
 def test_votes_carry_the_ratio(pool: Any, weighed: bool) -> None:
@@ -235,6 +265,29 @@ def test_the_costs_of_both_models_reach_the_chain() -> None:
     spent, total = model.ledger + small.ledger, Cost.total(chain.cost for chain in found)
     for name in ("prompt", "candidate", "rollout", "scored", "generated"):
         assert getattr(total, name) == getattr(spent, name) > (-1 if name == "prompt" else 0)
+
+
+def test_a_clip_leaves_a_ratio_of_zero_as_it_is() -> None:
+    with warnings.catch_warnings(), np.errstate(divide="ignore"):
+        warnings.simplefilter("ignore")
+        pair = ImportanceSampling(Truncated(**REFERENCE), another("other weights"), clip=(0.5, 2.0))
+        rollouts = pair.finish(pair.start([PROBLEM]) * 64, derive(np.arange(64, dtype=np.uint64), 1))
+    ratios = np.array([draw.text.log_ratio for draw in rollouts])
+    assert 0 < np.isneginf(ratios).sum() < 64
+    assert np.all(ratios[np.isfinite(ratios)] >= math.log(0.5)) and ratios.max() <= math.log(2.0)
+
+
+@pytest.mark.parametrize(("count", "effective", "warns"), [(40, 3.9, True), (40, 4.1, False), (31, 1.0, False)])
+def test_the_warning_begins_below_a_tenth_of_32_rollouts_or_more(count: int, effective: float, warns: bool) -> None:
+    """One rollout of weight 1 and others of weight w have the effective size (1 + (n - 1) w)² / (1 + (n - 1) w²)."""
+    others = count - 1
+    roots = np.roots([others * (others - effective), 2 * others, 1 - effective])
+    weight = max(float(root.real) for root in roots)
+    ratios = np.log([1.0, *[weight] * others]) if weight > 0 else np.array([0.0, *[-np.inf] * others])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pairs.NoiseWarning()(ratios.tolist())
+    assert [f"of {count} rollouts" in str(each.message) for each in caught] == [True] * warns
 
 
 def test_a_warning_tells_once_that_the_correction_is_noise(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from ets.testing import TabularPolicy, check_law, frequencies, optimal_law, tota
 from ets.types import Chain, Floats, Step
 from ets.weights import log_mean_exp, log_run_weight
 from tests.enumerable import PROBLEM, Tabular, largest_error, lifted, liking, reference, spelled
-from tests.laws.kernel import kernel_law
+from tests.laws.kernel import kept_law, kernel_law
 from tests.laws.masked_tabular import TabularMaskedDiffusion
 from tests.laws.voting import agreement_share_law
 
@@ -172,6 +172,37 @@ def error_of(policy: Tabular, weight: Callable[[Chain], float]) -> float:
 def test_run_weights_are_proper_at_any_m_and_k(policy: Tabular) -> None:
     """|z| below 5.5, at level 1e-4 in all."""
     assert error_of(policy, lambda chain: math.exp(log_run_weight(chain.trace))) < 5.5
+
+
+@pytest.mark.parametrize("rollouts", [1, 2])
+def test_run_weights_of_a_reward_that_forbids_texts_are_nan_and_lack_the_mass_of_the_closed_form(rollouts: int) -> None:
+    """Mean of W·1{x} against p_ref(x)·exp(r(x)/λ)·Π_i (1 - (1 - a_i)^K); |z| below 5.5, at level 1e-4 in all."""
+    policy = TabularPolicy(block_size=1)
+    of_outcome = spelled(policy, half_forbidding)
+    kept = kept_law(policy.oracle, PROBLEM, lambda x: of_outcome(x) > -math.inf, rollouts)
+    tilt = {x: math.exp(of_outcome(x) / LAM) for x in kept}
+    total, left = (sum(law[x] * tilt[x] for x in tilt) for law in (reference(policy), kept))
+    assert left < 0.8 * total
+    results = chains(policy, half_forbidding, 2, rollouts, draws=4_000)
+    weights = np.array([math.exp(log_mean_exp(rollout_weights(chain.trace)[-1], axis=None)) for chain in results])
+    targets = {x: kept[x] * tilt[x] for x in kept if tilt[x] > 0}
+    assert largest_error([chain.state.tokens for chain in results], weights, targets) < 5.5
+    broken = [any(forbids_open(step) for step in chain.trace) for chain in results]
+    assert [math.isnan(log_run_weight(chain.trace)) for chain in results] == broken
+    assert 0.1 < np.mean(broken) < 0.9
+
+
+def forbids_open(step: Step) -> bool:
+    """Whether a rollout of an open candidate ends in b."""
+    rows = zip(step.candidates, step.rollouts, strict=True)
+    return any(text.text.endswith("b") for candidate, row in rows if not candidate.done for text in row)
+
+
+def test_a_forbidden_complete_candidate_leaves_the_run_weight_proper() -> None:
+    """Its weight of zero is exact: with one guide step all candidates are complete."""
+    results = chains(TabularPolicy(block_size=3), half_forbidding, 2, 1, draws=200)
+    weights = np.array([log_run_weight(chain.trace) for chain in results])
+    assert not np.isnan(weights).any() and np.isneginf(weights).any() and np.isfinite(weights).any()
 
 
 def test_run_weights_without_their_denominators_turn_red() -> None:

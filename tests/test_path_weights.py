@@ -111,6 +111,25 @@ def test_an_impossible_candidate_keeps_the_warning_of_noise(monkeypatch: pytest.
     assert seen == [-math.inf] * 64
 
 
+def test_a_clip_bounds_each_ratio_by_itself_and_leaves_log_probabilities_as_they_are() -> None:
+    """The ratio of a rollout is that of its candidate and that of the rest, each within the bounds."""
+    pair, clip, low, high = weigher("1F: another temperature"), (0.9, 1.1), math.log(0.9), math.log(1.1)
+    drawn = []
+    for policy in (PathWeights(pair.fast, pair), PathWeights(pair.fast, pair, clip)):
+        rows = derive(np.arange(64, dtype=np.uint64), 2)
+        middle = policy.extend(policy.start([PROBLEM]) * 64, rows)
+        drawn.append((middle, policy.finish([draw.state for draw in middle], rows)))
+    clipped = 0
+    for candidate, end, candidate_within, within in zip(*drawn[0], *drawn[1], strict=True):
+        first, rest = candidate.text.log_ratio, end.text.log_ratio - candidate.text.log_ratio
+        bounded = [min(max(part, low), high) for part in (first, rest)]
+        assert candidate_within.text.log_ratio == pytest.approx(bounded[0])
+        assert within.text.log_ratio == pytest.approx(sum(bounded))
+        assert (candidate_within.text.logp, within.text.logp) == (candidate.text.logp, end.text.logp)
+        clipped += bounded != [first, rest] and not low <= sum(bounded) <= high
+    assert clipped > 5
+
+
 def test_a_hard_threshold_on_drawn_tokens_loses_support() -> None:
     """The trap: at the full ratio, exact paths that the fast sampler can never take are missing from the average."""
     exact, fast = sampler(threshold=0.85), sampler(threshold=0.85, refresh=3)

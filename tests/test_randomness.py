@@ -42,6 +42,13 @@ def test_no_two_places_of_a_dense_grid_share_a_key() -> None:
     assert len(np.unique(keys)) == keys.size
 
 
+def test_no_number_of_an_order_is_the_number_of_a_token() -> None:
+    """Orders absorb POSITION, step and position, tokens step and position: also where a step has the number 5."""
+    steps, places = np.arange(64)[:, None], np.arange(256)
+    tokens, orders = derive(KEY, steps, places), derive(KEY, int(Purpose.POSITION), steps, places)
+    assert len(np.unique([tokens, orders])) == tokens.size + orders.size
+
+
 def test_no_two_chains_share_a_key() -> None:
     places = [(seed, f"task-{n}", sample) for seed in range(-5, 5) for n in range(20) for sample in range(10)]
     assert len({chain_key(*place) for place in places}) == len(places)

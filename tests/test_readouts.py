@@ -52,6 +52,12 @@ def test_the_text_of_an_answer_is_one_that_the_reference_policy_can_draw() -> No
     assert found.text is possible
 
 
+def test_the_text_of_an_answer_is_its_first_rollout() -> None:
+    rows = [((text("a"), text("a")),), ((text("b"), text("a")), (text("b"), text("b")))]
+    found = vote(read, chain(*rows))
+    assert found.texts["a"] is rows[0][0][0] and found.texts["b"] is rows[1][0][0]
+
+
 def test_a_rollout_that_is_kept_votes_once_and_a_complete_candidate_in_all_its_cells() -> None:
     kept, complete = text("a"), text("b")
     found = vote(read, chain(((kept, text("c")),), ((kept, text("c")), (complete, complete))))

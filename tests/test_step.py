@@ -69,6 +69,13 @@ def test_a_bad_reward_is_named_with_its_problem_in_one_line(reward: Callable[...
     assert "'task-7'" in message and found in message and "\n" not in message
 
 
+def test_a_reward_that_lam_makes_infinite_is_named() -> None:
+    with pytest.raises(RewardError, match=r"a reward of 1e\+300 over lam 1e-10 is infinite, problem 'task-7'; use a"):
+        score(returning([0.0, 1e300, -1e300, -np.inf]), 1e-10, new_chain(), ROLLOUTS)
+    scaled, _ = score(returning([0.0, 1.0, -1e300, -np.inf]), 1e-10, new_chain(), ROLLOUTS)
+    assert scaled.tolist() == [[0.0, 1e10], [-np.inf, -np.inf]]
+
+
 def test_a_reward_that_raises_with_many_lines_is_named_in_one() -> None:
     with pytest.raises(RewardError) as caught:
         score(raising(RuntimeError("first line\nsecond line")), 1.0, new_chain(), ROLLOUTS)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import ets
+from ets.evaluation.traces import compact_trace
 from ets.trace_view import CANDIDATES, ROLLOUTS, STEPS, elide, trace_html, trace_text
 from ets.types import Cost, Step, Text
 
@@ -198,10 +199,19 @@ def test_a_step_without_information_says_so() -> None:
         assert "no sample of p*" in shown("b", None, [blind], COST)
 
 
-def test_a_text_that_a_stop_string_shortened_is_shown_from_where_it_parts() -> None:
+def test_a_text_that_a_stop_string_shortened_adds_nothing_and_one_that_does_not_continue_is_whole() -> None:
     trace = [step(["abc\n"], [0.0], 0), step(["abc", "abX"], [0.0, 0.0], 1)]
     cells = [row[1] for _, row in Page(trace_html("abX", None, trace, COST)).rows]
-    assert "nothing" in cells and "X" in cells
+    assert "nothing" in cells and "abX" in cells
+
+
+def test_a_canvas_is_shown_as_it_was_produced() -> None:
+    trace = [step([" 13+5=·"], [0.0], 0), step([" 13+5=18"], [0.0], 0)]
+    assert [row[1] for _, row in Page(trace_html(" 13+5=18", None, trace, COST)).rows if row[1] == " 13+5=18"]
+    assert compact_trace(trace)["text"] == " 13+5=18"
+    grown = [step([" 13+5=\ufffd"], [0.0], 0), step([" 13+5=\u00e9"], [0.0], 0)]
+    assert compact_trace(grown)["texts"][-1] == "\u00e9" and compact_trace(grown)["text"] == " 13+5=\u00e9"
+    assert "text" not in compact_trace([step(["a"], [0.0], 0), step(["ab"], [0.0], 0)])
 
 
 def test_the_terminal_gets_one_line_per_step() -> None:

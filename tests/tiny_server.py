@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeAlias
 
@@ -23,10 +25,17 @@ HANG_UP = "hang up"
 """A fault: the connection is closed in the middle of an answer."""
 NO_JSON = "no JSON"
 """A fault: an answer in another form."""
+BLANKS = "blanks"
+"""A fault: blanks without end, which keep the connection busy."""
 FOREVER = float("inf")
 """A fault: silence until the server dies."""
-Fault: TypeAlias = int | float | str | Callable[[], object] | None
-"""`HANG_UP`, `NO_JSON`, a status, seconds (float) of silence, what to wait for before the answer, or none."""
+Fault: TypeAlias = int | float | str | dict[str, Any] | Callable[[], object] | None
+"""`HANG_UP`, `NO_JSON`, `BLANKS`, a status, seconds (float) of silence, what to wait for before the answer, another
+answer, or none."""
+
+
+LISTED = {"data": [{"id": "tiny", "max_model_len": 512}]}
+"""The answer to `/v1/models`."""
 
 
 class Refused(Exception):
@@ -51,6 +60,10 @@ class TinyServer:
         The reward model.
     port : int
         0 for any that is free, which is kept when it dies.
+    models : dict, optional
+        The answer to `/v1/models`; None for 404.
+    content : bool
+        Whether log-probabilities come in llama.cpp's form.
 
     Attributes
     ----------
@@ -60,6 +73,8 @@ class TinyServer:
         Completions that are left before it dies.
     seen : list
         The bodies of all completions that were asked for.
+    hears, says : callable
+        From a completion's body to the body that counts, and from (body, choice) to the choice of the answer.
     busy, busiest : int
         The completions under way, and the most that were at once.
     """
@@ -74,9 +89,14 @@ class TinyServer:
         key: str = "",
         classifier: Any = None,
         port: int = 0,
+        models: dict[str, Any] | None = LISTED,
+        content: bool = False,
     ) -> None:
         self.checkpoint, self.tempered, self.text_only, self.key = checkpoint, tempered, text_only, key
         self.silent_end, self.classifier = silent_end, classifier
+        self.models, self.content = models, content
+        self.hears: Callable[[dict[str, Any]], dict[str, Any]] = lambda body: body
+        self.says: Callable[[dict[str, Any], dict[str, Any]], dict[str, Any]] = lambda body, choice: choice
         self.faults: list[Fault] = []
         self.lives: int | None = None
         self.seen: list[dict[str, Any]] = []
@@ -148,7 +168,9 @@ class TinyServer:
                 return {"scores": [self._score(body["prompt"], text) for text in body["texts"]]}
             if "messages" in body:
                 return {"choices": [self._reply(body)]}
-            return {"choices": [self._choice(body)], "usage": {"prompt_tokens": len(body["prompt"])}}
+            heard = self.hears(body)
+            choice = self.says(heard, self._choice(heard))
+            return {"choices": [choice], "usage": {"prompt_tokens": len(heard["prompt"])}}
         finally:
             with self._lock:
                 self.busy -= 1
@@ -218,7 +240,9 @@ class TinyServer:
             logprobs = {name: values[: len(shown)] for name, values in logprobs.items()}
         text = self._text(shown)
         text = text[: min([len(text), *(text.find(stop) for stop in stops if stop in text)])]
-        ids = {} if self.text_only else {"token_ids": tokens}
+        ids = {} if self.text_only else {"token_ids": tokens, "prompt_token_ids": body["prompt"]}
+        if self.content:
+            logprobs, ids = {"content": _entries(tokens, logprobs)}, {}
         return {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": reason, **ids}
 
     def _text(self, tokens: list[int]) -> str:
@@ -235,6 +259,13 @@ class TinyServer:
             return self._laws[tokens, temperature]
 
 
+def _entries(tokens: list[int], logprobs: dict[str, list[Any]]) -> list[dict[str, Any]]:
+    """The log-probabilities in llama.cpp's form."""
+    tops = [[{"token": t, "logprob": logp} for t, logp in top.items()] for top in logprobs["top_logprobs"]]
+    rows = zip(tokens, logprobs["tokens"], logprobs["token_logprobs"], tops, strict=True)
+    return [{"id": i, "token": token, "logprob": logp, "top_logprobs": top} for i, token, logp, top in rows]
+
+
 class _Listener(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 256
@@ -249,10 +280,10 @@ def _handler(server: TinyServer) -> type[BaseHTTPRequestHandler]:
         disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
-            if self.path != "/v1/models":
+            if self.path != "/v1/models" or server.models is None:
                 self._say(404, {"error": {"message": "Not Found"}})
             elif self._welcome():
-                self._say(200, {"data": [{"id": "tiny", "max_model_len": 512}]})
+                self._say(200, server.models)
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -266,12 +297,26 @@ def _handler(server: TinyServer) -> type[BaseHTTPRequestHandler]:
                 self.close_connection = True
             elif fault == NO_JSON:
                 self._say(200, None, b"<html></html>")
+            elif isinstance(fault, dict):
+                self._say(200, fault)
+            elif fault == BLANKS:
+                self._blank()
             elif isinstance(fault, int):
                 self._say(fault, {"error": {"message": "as told"}})
             elif len(body.get("stop", [])) > 4:
                 self._say(400, {"error": {"message": "at most 4 stop strings"}})
             else:
                 self._answer(body, fault)
+
+        def _blank(self) -> None:
+            self.send_response(200)
+            self.send_header("transfer-encoding", "chunked")
+            self.end_headers()
+            with suppress(OSError):  # the client has gone
+                while not server.dead:
+                    self.wfile.write(b"1\r\n \r\n")
+                    time.sleep(0.05)
+            self.close_connection = True
 
         def _answer(self, body: dict[str, Any], fault: Fault) -> None:
             """What went wrong here is told to the client, whose error then says it, and shown."""

@@ -120,9 +120,9 @@ def particle_filter(reward: Scoring | Reward, *, particles: int, lam: float, thr
     complete text x multiply to exp(r(x)/λ). Once all particles are complete, the step chooses a particle in proportion
     to its weight.
 
-    For a fixed reward the estimate is unbiased at any N: E[Ẑ f(chosen)] = E_ref[exp(r(x)/λ) f(x)], with Ẑ as in
+    For a fixed finite reward the estimate is unbiased at any N: E[Ẑ f(chosen)] = E_ref[exp(r(x)/λ) f(x)], with Ẑ as in
     `log_normaliser`. The law of the chosen text tends to p* as N grows; at threshold 0 it is the law of `one_step`.
-    A reward of -inf kills a particle, even where a continuation of the text would be allowed.
+    A reward of -inf kills a particle, even where a continuation of the text would be allowed: Ẑ lacks such texts.
 
     Neither property holds for self-consistency (`ets.rewards.majority`, `ets.rewards.agreement_share`), which scores
     all N texts at every step, complete texts too. Early texts have no answer, so all potentials are 1 and the filter
@@ -223,7 +223,9 @@ def lookahead(reward: Scoring | Reward, *, particles: int, rollouts: int, lam: f
 def log_normaliser(trace: Sequence[Step]) -> float:
     """log Ẑ of a complete chain of `particle_filter` or `lookahead`: the log of the mean of the last weights.
 
-    For a fixed reward E[Ẑ] = E_ref[exp(r/λ)], so Σ Ẑ f / Σ Ẑ over independent chains estimates E_p*[f].
+    For a fixed finite reward E[Ẑ] = E_ref[exp(r/λ)], so Σ Ẑ f / Σ Ẑ over independent chains estimates E_p*[f]. Rewards
+    of -inf make Ẑ too small: with `lookahead` E[Ẑ f] = E_ref[exp(r/λ) f Π_i (1 - (1 - a_i)^K)], with a_i as in
+    `ets.weights.log_run_weight`, and with `particle_filter` texts with a forbidden partial text are missing.
     `ets.weights.log_run_weight` computes the same for guided sampling, whose weights are not cumulative. For a shorter
     trace the value estimates the mean of the last step's potentials. It is -inf where all particles died.
     """

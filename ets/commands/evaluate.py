@@ -284,6 +284,7 @@ def compare(setup: Setup, plan: Plan) -> None:
     """Run the plan on a task, and write its results folder: journal, tables, plots and report."""
     from ets.evaluation.journal import Journal
     from ets.report.results import write_results
+    from ets.report.tables import settings_line
     from ets.report.wandb_log import log_to_wandb
 
     folder = _folder(setup, plan)
@@ -291,6 +292,7 @@ def compare(setup: Setup, plan: Plan) -> None:
         setup.ranks.say(
             f"{counted(len(journal.records), 'finished chain')} in {folder}; the same command goes on where it ended"
         )
+        setup.ranks.say(settings_line(_setting(setup, plan), [*map(int, plan.budgets)]))
         entries, panels, points, optimum = entries_of(setup, plan, journal)
     if setup.ranks.first:
         write_results(entries, panels, _setting(setup, plan), folder, points, optimum)

@@ -22,10 +22,10 @@ from ets.templates import render
 from ets.types import InputError
 
 EXAMPLE = """examples:
-  printf 'Question: Tom has 5 eggs. He buys 4. How many eggs does Tom have now?\\nAnswer:' |
-      ets sample --model embedded --extract '#### (-?[0-9]+)' --block-size 16 --max-length 96
+  printf 'Question: Tom has 5 eggs. He buys 4 jars with 3 eggs each. How many eggs does Tom have now?\\nAnswer:' |
+      ets sample --model embedded --extract '#### (-?[0-9]+)' --block-size 16 --max-length 96 --temperature 1.9
   ets sample --model embedded --prompt-file prompt.txt --reward rewards.py:short --block-size 16 --max-length 96 \\
-      --html trace.html
+      --temperature 1.9 --html trace.html
   ets sample --model chat-model --json --prompt '[{"role": "user", "content": "What is 5 + 4?"}]' --reward likelihood \\
       --block-size 16 --max-length 96
 """
@@ -39,7 +39,9 @@ _OWNERS = (Guide, Spending, Weights, *SETTINGS, Weighing)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", required=True, help=f"a checkpoint's folder, GGUF file or hub name, or {', '.join(EMBEDDED)}"
+        "--model",
+        help=f"a checkpoint's folder, GGUF file or hub name, or {', '.join(EMBEDDED)}; with --endpoint the served one, "
+        "by default the name that the server lists",
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompt", help="used as it is, unless --chat-template makes it the user's turn")
@@ -57,12 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of all randomness (default: 0)")
     parser.add_argument("--stop", action="append", default=[], help="a string that ends the text; may be given again")
     parser.add_argument("--html", type=Path, help="also write the trace to this file, as a page to look at")
-    add_flags(parser, Guide, Spending, Weights, *_LOCAL, Weighing, title="settings", leave_out=("certainty",))
+    add_flags(parser, Guide, Spending, Weights, *_OFFERED, Weighing, title="settings", leave_out=("certainty",))
 
 
-_LOCAL = tuple(
-    owner for name in ("transformers", "masked-diffusion", "uniform-diffusion") for owner in ENGINES[name].settings
-)
+_ENGINES = ("transformers", "masked-diffusion", "uniform-diffusion", "endpoint")
+_OFFERED = tuple(owner for name in _ENGINES for owner in ENGINES[name].settings)
 
 
 def execute(options: argparse.Namespace) -> None:
@@ -73,6 +74,8 @@ def execute(options: argparse.Namespace) -> None:
     InputError
         For bad input, before the weights are loaded.
     """
+    if options.model is None and not hasattr(options, "endpoint"):
+        raise InputError("no model is given; add --model, or --endpoint with the address of a server")
     prompt = _prompt(options)
     messages = not isinstance(prompt, str) and not isinstance(prompt[0], int)
     chat = chat_of(options, needed=messages)
@@ -92,7 +95,7 @@ def execute(options: argparse.Namespace) -> None:
         settings["certainty"] = True
     if options.step is not None:
         settings["step"] = step_of(options.step)
-    model: Any = EMBEDDED.get(options.model, options.model)
+    model: Any = settings.pop("endpoint") if options.model is None else EMBEDDED.get(options.model, options.model)
     if options.engine is not None:
         own = {name: settings.pop(name) for name in fields_of(*SETTINGS) if name in settings}
         model = own_policy(options.engine, model, own)

@@ -117,7 +117,7 @@ class Reference:
         weights = np.array([normalised(row) for row in values])
         log_z, reward = _log_means(values, 1.0), _tilted_means(values, weights)
         parts = (self.lam * reward, np.maximum(0.0, reward - log_z), log_z, self.lam * log_z)
-        estimates = dict(zip(("reward", "divergence", "log_z", "objective"), map(_estimated, parts), strict=True))
+        estimates = dict(zip(("reward", "divergence", "log_z", "objective"), map(estimated, parts), strict=True))
         effective, heavy = np.mean(1 / np.sum(weights**2, axis=1)), np.mean(np.max(weights, axis=1) > HEAVY)
         return Optimum(**estimates, texts=values.shape[1], effective=float(effective), heavy=float(heavy))
 
@@ -189,7 +189,7 @@ def reference_of(pooled: Sequence[Sample], lam: float) -> Reference | None:
     return Reference(lam, rewards)
 
 
-def _estimated(values: Floats) -> Estimate:
+def estimated(values: Floats) -> Estimate:
     """The mean of values by problem, with a percentile bootstrap over problems."""
     low, high = np.quantile(resampled(len(values)) @ values / len(values), ENDS)
     return Estimate(float(values.mean()), float(low), float(high))

@@ -21,6 +21,8 @@ from ets.types import Chain, Policy, StepFn
 
 INTERVAL = 0.1
 """Seconds between two updates of the numbers, whose mean over many problems costs time."""
+EARLY = 0.1
+"""The time left is shown from this share of the work on, and not before a chain has ended."""
 
 
 class Progress:
@@ -52,6 +54,8 @@ class Progress:
     ) -> None:
         self.problems, self.samples, self.texts, self.policies = problems, samples, texts, policies
         self.right: dict[str, list[float]] = {}
+        self.guide_steps: list[int] = []  # of each ended chain
+        self._running: dict[tuple[str, int], int] = {}  # guide steps of each chain under way
         self.rewards: list[float] = []  # of texts without a grade
         self._answered = True
         self._lock = threading.RLock()
@@ -59,9 +63,9 @@ class Progress:
             self._note(record)
         self._before, self._begun, self._described = self._generated, time.monotonic(), -math.inf
         self._stale = False  # True while a finished chain is missing from the numbers
-        done = sum(map(len, self.right.values()))
-        total = problems * samples
-        self._bar: Any = tqdm(total=total, initial=min(total, done), desc=label, unit="chain", disable=not shown)
+        self._known, total = self._ended, problems * samples
+        looks: dict[str, Any] = {"desc": label, "disable": not shown, "bar_format": _bar()}
+        self._bar: Any = tqdm(total=total, initial=min(total, self._known), **looks)
 
     def __enter__(self) -> Progress:
         return self
@@ -77,6 +81,8 @@ class Progress:
             if self._stale and not self._bar.disable:
                 self._show()
             advanced = step(policy, chains)
+            with self._lock:
+                self._running |= {(chain.problem.id, chain.sample): len(chain.trace) for chain in advanced}
             if self._due:
                 self._show()
             return advanced
@@ -89,15 +95,27 @@ class Progress:
             self._note(record)
             self._stale = True
             if self._due:
-                self._describe()
-            self._bar.update()
+                self._show()
 
     def _note(self, record: Record) -> None:
+        self._running.pop((record["problem"], record["sample"]), None)
+        self.guide_steps.append(record.get("guide_steps", 1))
         self.right.setdefault(record["problem"], []).append(float(record["correct"] or 0))
         if record["correct"] is None:
             self._answered = False
             rewards = [text.get("reward") for text in record.get("texts", [record])]
             self.rewards += [reward for reward in rewards if reward is not None]
+
+    @property
+    def _ended(self) -> int:
+        return sum(map(len, self.right.values()))
+
+    @property
+    def _done(self) -> float:
+        """Ended chains, and the shares of those under way, by the mean guide steps of an ended chain."""
+        lengths: Sequence[int] = getattr(self.policies[0], "lengths", ())
+        steps = fmean(self.guide_steps) if self.guide_steps else max(1, len(lengths) - 1)
+        return self._ended + sum(min(number / (steps + 1), 1.0) for number in self._running.values())
 
     @property
     def _generated(self) -> int:
@@ -125,3 +143,12 @@ class Progress:
         if generated := self._generated - self._before:
             parts.append(f"{generated / max(seconds, 1e-9):,.0f} tokens/s")
         self._bar.set_postfix_str(", ".join(parts), refresh=False)
+        total, new, rest = self._bar.total, self._done - self._known, self._bar.total - self._known
+        self._bar.n = min(total, self._known + new)
+        timed = self._ended > self._known and new >= EARLY * rest
+        left = f"<{tqdm.format_interval(max(0.0, seconds * (rest / new - 1)))}" if timed else ""
+        self._bar.bar_format = _bar(str(min(total, self._ended)), left)
+
+
+def _bar(ended: str = "{n}", left: str = "") -> str:
+    return f"{{l_bar}}{{bar}}| {ended}/{{total}} [{{elapsed}}{left}{{postfix}}]"

@@ -103,7 +103,8 @@ def compact_trace(trace: Sequence[Step]) -> dict[str, Any]:
     Returns
     -------
     dict
-        `texts` and `steps`. Each step has `choice`, `rollout`, `effective` (the weights' effective sample size);
+        `texts` and `steps`; `text`, the produced text, if it is not the chosen texts one after the other. Each step has
+        `choice`, `rollout`, `effective` (the weights' effective sample size);
         by candidate `weights` (log Ê, None for -inf), `done` and `texts` (indices); and by candidate and rollout
         `rollouts` (indices of texts; empty for a candidate that is rewarded itself) and `terms` (r/λ + log-ratio).
     """
@@ -113,7 +114,13 @@ def compact_trace(trace: Sequence[Step]) -> dict[str, Any]:
         return texts.setdefault(new_text(text, before), len(texts))
 
     steps = [_compact_step(step, before, number) for step, before in zip(trace, befores(trace), strict=False)]
-    return {"texts": list(texts), "steps": steps}
+    last, pieces = trace[-1], [list(texts)[step["texts"][step["choice"]]] for step in steps]
+    produced = last.candidates[last.choice]
+    if last.rollout is not None:
+        produced, start = last.rollouts[last.choice][last.rollout], produced
+        pieces.append(new_text(produced.text, start.text))
+    joined = {} if "".join(pieces) == produced.text else {"text": produced.text}
+    return {"texts": list(texts), "steps": steps, **joined}
 
 
 def effective_sizes(trace: Sequence[Step]) -> list[float]:

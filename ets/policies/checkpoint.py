@@ -17,6 +17,7 @@ from ets.policies.autoregressive.attention import use_grouped_sdpa
 from ets.policies.checkpoint_files import CheckpointFiles, find_files, require_package, require_token_ids
 from ets.policies.gguf import GGUFFile
 from ets.policies.packed import pack
+from ets.policies.threads import choose_threads
 from ets.types import InputError, one_line
 
 NEUTRAL = {
@@ -143,6 +144,7 @@ class Checkpoint:
             self._require_complete(found["missing_keys"], self.name)
         if self._gguf:
             model = self._gguf.correct_model(model)
+        choose_threads(model)  # packed weights are no parameters
         if self.files.adapter is not None:
             self._add_adapter(model)
         elif self._device == "cpu":

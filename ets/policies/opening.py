@@ -2,27 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from ets.importance import ImportanceSampling
-from ets.policies.autoregressive.server import Endpoint
+from ets.policies.autoregressive.server import Endpoint, endpoint_of
 from ets.policies.autoregressive.vllm import VLLMEngine
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion.levels import target_of
 from ets.policies.registry import engine_named, fast_sampler_of, own_policy, policy_of, proposal_of
-from ets.policies.settings import Weighing
-from ets.settings import fields_of
-from ets.types import InputError, Policy
+from ets.policies.settings import ServerResources, Weighing
+from ets.settings import fields_of, made
+from ets.types import InputError, Policy, one_line
 
 Local: TypeAlias = str | Path | tuple[Any, Any] | Checkpoint
 """A model that transformers runs in this process."""
 Model: TypeAlias = Local | VLLMEngine | Endpoint
-"""One of these, or one that is served already; its owner closes it."""
+"""One of these, the address of a server (http://…), or one that is served already, whose owner closes it."""
 FAST = ("threshold", "factor", "cache", "refresh")
 """Settings that make a sampler of masked diffusion faster."""
+
+
+@contextmanager
+def in_use(model: Model | Policy, values: Mapping[str, Any]) -> Iterator[tuple[Model | Policy, dict[str, Any]]]:
+    """The model and the settings of the policy for the time of a call.
+
+    A server's address, as the model or as the setting `endpoint`, becomes an `Endpoint`, which is closed afterwards. A
+    loaded pair is left as it was found.
+    """
+    served = isinstance(model, str) and model.startswith(("http://", "https://"))
+    rest = dict(values)
+    if served and "endpoint" in rest:
+        raise InputError(f"the model is an address, {model}, and endpoint is {rest['endpoint']!r}; leave one out")
+    if served or "endpoint" in rest:
+        resources = {name: rest.pop(name) for name in fields_of(ServerResources) if name in rest}
+        resources.setdefault("endpoint", model)
+        checkpoint = None if served else checkpoint_of(model)  # type: ignore[arg-type]
+        with endpoint_of(made(ServerResources, resources), checkpoint) as endpoint:
+            yield endpoint, rest
+    else:
+        with lent(model):
+            yield model, rest
+
+
+def lent(model: Any) -> AbstractContextManager[None]:
+    """`left_as_found` for the model of a loaded pair, and nothing for another model."""
+    pair = isinstance(model, tuple) and len(model) == 2
+    return left_as_found(model[0]) if pair else nullcontext()
+
+
+@dataclass
+class _Loan:
+    """A model's state before the first of the calls that use it now."""
+
+    training: list[tuple[Any, bool]]
+    attention: str | None
+    calls: int = 0
+
+
+_LOANS: dict[int, _Loan] = {}
+_LENDING = threading.Lock()
+
+
+@contextmanager
+def left_as_found(model: Any) -> Iterator[None]:
+    """Restore a model's training mode and attention implementation, which a policy changes.
+
+    Calls in several threads may use a model at once: the end of the last call restores the state before the first.
+    """
+    with _LENDING:
+        if id(model) not in _LOANS:
+            modules = model.modules() if hasattr(model, "modules") else ()
+            attention = getattr(getattr(model, "config", None), "_attn_implementation", None)
+            _LOANS[id(model)] = _Loan([(module, module.training) for module in modules], attention)
+        loan = _LOANS[id(model)]
+        loan.calls += 1
+    try:
+        yield
+    finally:
+        with _LENDING:
+            loan.calls -= 1
+            if not loan.calls:
+                del _LOANS[id(model)]
+                for module, training in loan.training:
+                    module.training = training
+                if getattr(getattr(model, "config", None), "_attn_implementation", None) != loan.attention:
+                    model.set_attn_implementation(loan.attention)
 
 
 def as_level(given: Mapping[str, Any]) -> str | None:
@@ -109,8 +179,8 @@ def checkpoint_of(model: Local, name: str = "model", dtype: str | None = None) -
     if isinstance(model, str | Path):
         return _last_checkpoint(str(model), dtype)
     raise InputError(
-        f"{name} is {model!r}; pass a checkpoint's folder or name, a Checkpoint or a (model, tokenizer) pair "
-        "(a VLLMEngine or an Endpoint may be the model alone)"
+        f"{name} is {one_line(repr(model))}; pass a checkpoint's folder or name, a Checkpoint or a (model, tokenizer) "
+        "pair (a VLLMEngine or an Endpoint may be the model alone)"
     )
 
 

@@ -48,7 +48,8 @@ class PackedLinear(torch.nn.Module):
 def pack(model: Any) -> None:
     """Replace the large linear layers of a model on a CPU, one after the other: two copies of one layer at most.
 
-    Layers of another class, with hooks, or with weights of another type stay. A quantised layer is an example.
+    Layers of another class, with hooks or another `forward`, or with weights of another type stay. A quantised layer is
+    an example.
     """
     owners = Counter(id(weight) for module in model.modules() for weight in module._parameters.values())
     for module in list(model.modules()):
@@ -58,10 +59,11 @@ def pack(model: Any) -> None:
 
 
 def _can_pack(layer: torch.nn.Linear) -> bool:
-    weight = layer.weight
-    plain = type(weight.data) is torch.Tensor and weight.device.type == "cpu" and weight.numel() >= LEAST
-    hooked = layer._forward_hooks or layer._forward_pre_hooks or hasattr(layer, "_hf_hook")
-    return plain and not hooked and computes(weight.dtype)
+    weight = getattr(layer, "weight", None)
+    if weight is None or type(weight.data) is not torch.Tensor or weight.numel() < LEAST:
+        return False
+    changed = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer) or hasattr(layer, "_hf_hook")
+    return weight.device.type == "cpu" and not changed and computes(weight.dtype)
 
 
 @lru_cache

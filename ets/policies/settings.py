@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ets.settings import Read, boolean, bounds, number_or, setting
+from ets.settings import Read, boolean, bounds, number_or, numbers, setting
 from ets.step import require_counts, require_positive
 from ets.types import InputError
 
@@ -477,6 +477,9 @@ class ServerResources:
     key_variable: str = setting("OPENAI_API_KEY", "environment variable that holds the API key")
     connections: int = setting(256, "requests under way at once", int)
     seconds: float = setting(1800.0, "time limit of a row, after which it is requested again", float)
+    waits: tuple[float, ...] | None = setting(
+        None, "SECONDS,SECONDS,…: waits between attempts at a row (default: 0.5,1,2,4,8,16)", numbers
+    )
 
 
 @dataclass(frozen=True)

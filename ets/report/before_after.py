@@ -49,9 +49,9 @@ def before_and_after(
     if not comparable(entries):
         return ""
     plain = next(entry for entry in entries if entry.method == "plain")
-    others = _at_largest_budget([entry for entry in entries if entry.method != "plain"], currency)
+    others = at_largest_budget([entry for entry in entries if entry.method != "plain"], currency)
     rewarded = by_reward(entries)
-    best, sampling = _best(others, rewarded)
+    best, sampling = best_of(others, rewarded)
     shown = [replace(plain, label="plain sampling"), best, *(entry for entry in others if entry is not best)]
     heads = {"before": _head(plain, rewarded), "after": _head(best, rewarded)}
     section = ""
@@ -63,20 +63,21 @@ def before_and_after(
     return section
 
 
-def _at_largest_budget(entries: Sequence[Entry], currency: str) -> list[Entry]:
+def at_largest_budget(entries: Sequence[Entry], currency: str) -> list[Entry]:
     """The entries of the budget that costs most, and those without a budget."""
     budgeted = [entry for entry in entries if entry.budget is not None]
     largest = max(budgeted, key=lambda entry: entry.cost[currency], default=None)
     return [entry for entry in entries if entry.budget is None or (largest and entry.budget == largest.budget)]
 
 
-def _best(entries: Sequence[Entry], rewarded: bool) -> tuple[Entry, bool]:
+def best_of(entries: Sequence[Entry], rewarded: bool) -> tuple[Entry, bool]:
     """The entry of the highest score, and whether it is the best of those that sample p*; without any, of all."""
     sampling = [entry for entry in entries if entry.target.startswith("p*")]
-    return max(sampling or entries, key=lambda entry: _mean(entry, rewarded)), bool(sampling)
+    return max(sampling or entries, key=lambda entry: mean_of(entry, rewarded)), bool(sampling)
 
 
-def _mean(entry: Entry, rewarded: bool) -> float:
+def mean_of(entry: Entry, rewarded: bool) -> float:
+    """The mean score or reward of an entry; -inf without one."""
     values = entry.rewards if rewarded else entry.scores
     return fmean(values.values()) if values else -math.inf
 

@@ -53,6 +53,37 @@ class Axes:
     top: float = math.inf
 
 
+@dataclass(frozen=True)
+class Bar:
+    """A value with its interval and texts: the name, the value, and the cost."""
+
+    name: str
+    mean: float
+    low: float
+    high: float
+    shown: str
+    cost: str
+    marked: bool = False
+
+
+def bars(found: Sequence[Bar], top: float | None = None) -> str:
+    """Return bars with intervals as HTML, from 0 to `top` or to the largest value; "" without bars."""
+    if not found:
+        return ""
+    low = min(0.0, *(bar.low for bar in found))
+    high = max(0.0, *(bar.high for bar in found)) if top is None else top
+    span = (high - low) or 1.0
+
+    def place(start: float, end: float) -> str:
+        return f"left: {100 * (start - low) / span:.2f}%; width: {100 * (end - start) / span:.2f}%"
+
+    rows = [
+        {"bar": bar, "fill": place(*sorted((0.0, bar.mean))), "interval": place(bar.low, min(bar.high, high))}
+        for bar in found
+    ]
+    return render("bars.html", rows=rows)
+
+
 def chart(axes: Axes, series: Sequence[Series]) -> str:
     """Return an SVG element with a line, points, intervals and a legend entry for each series; "" without points.
 

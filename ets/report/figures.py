@@ -11,8 +11,8 @@ from typing import Any
 from ets.evaluation.comparison import Entry
 from ets.evaluation.curves import CurvePoint
 from ets.evaluation.intervals import Accuracy
-from ets.report.charts import Axes, Point, Series
-from ets.report.tables import COSTS, Setting, by_reward, interval, reward_interval
+from ets.report.charts import Axes, Bar, Point, Series
+from ets.report.tables import COSTS, Setting, by_reward, interval, mean_reward, reward_interval
 from ets.types import counted
 
 ACCURACY, REWARD = "accuracy (%) with 95% interval", "mean reward with 95% interval"
@@ -40,6 +40,19 @@ def compared(entries: Sequence[Entry], setting: Setting) -> tuple[Axes, list[Ser
         for (method, readout), members in lines.items()
     ]
     return _axes(f"{COSTS[setting.currency]} per problem (log scale)", entries), apart(series)
+
+
+def bars_of(entries: Sequence[Entry], setting: Setting) -> list[Bar]:
+    """A bar for each entry of one budget; an entry without a finite mean reward has none where rewards are compared."""
+    found, rewarded = [], by_reward(entries)
+    for entry in entries:
+        for point in _entry_points([(1.0, entry)], setting):
+            shown = f"{point.y:.1f}% ({point.low:.1f}% to {point.high:.1f}%)"
+            use = "sample" if entry.method == "plain" else "problem"
+            cost = f"{point.label} {COSTS[setting.currency]} per {use}"
+            value = (point.y, point.low, point.high, mean_reward(entry) if rewarded else shown)
+            found.append(Bar(entry.label, *value, cost, entry.target.startswith("p*")))
+    return found
 
 
 def apart(series: Sequence[Series]) -> list[Series]:

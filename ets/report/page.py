@@ -19,8 +19,9 @@ from ets.evaluation.comparison import Entry
 from ets.evaluation.samples import missing_files, read_samples
 from ets.evaluation.traces import read_traces
 from ets.report.before_after import before_and_after, comparable
-from ets.report.charts import Axes, Series, chart
-from ets.report.figures import compared, effective_size_series, sample_curves, scaling
+from ets.report.charts import Axes, Series, bars, chart
+from ets.report.figures import bars_of, compared, effective_size_series, sample_curves, scaling
+from ets.report.outcome import sentences, symbols
 from ets.report.summary import Summary, finished, read_summary
 from ets.report.tables import by_reward
 from ets.templates import as_text, render
@@ -36,6 +37,7 @@ PACKED = 700_000
 LIMITS = (20_000, 4_000, 1_000, 400, 160, 60, 24)
 """Limits of a text's characters, tried one after the other."""
 ACCURACY, REWARD = "Accuracy against cost", "Mean reward against cost"
+BAR_ACCURACY, BAR_REWARD = "Accuracy with 95% intervals", "Mean reward with 95% intervals"
 EFFECTIVE, SAMPLES = "Effective sample size", "Complete samples: pass@k and maj@k"
 
 
@@ -81,7 +83,9 @@ def packed_traces(traces: Sequence[Stored], *, whole: bool = False) -> str:
 
 
 def _shortened(trace: Stored, limit: int) -> dict[str, Any]:
-    texts = {name: elide(str(trace[name]), 4 * limit) for name in ("answer", "prompt") if trace.get(name) is not None}
+    texts = {
+        name: elide(str(trace[name]), 4 * limit) for name in ("answer", "prompt", "text") if trace.get(name) is not None
+    }
     return {**trace, **texts, "texts": [elide(text, limit) for text in trace["texts"]]}
 
 
@@ -97,11 +101,12 @@ def _report(folder: Path, whole: bool) -> str:
     summary = read_summary(folder)
     entries, setting = summary.entries, summary.setting
     records, guided = _records(folder / "journal.jsonl"), _guided(entries)
-    figures = {REWARD if by_reward(entries) else ACCURACY: compared(entries, setting)}
+    rewarded, budgets = by_reward(entries), sorted({entry.budget for entry in entries if entry.budget is not None})
+    figures = {REWARD if rewarded else ACCURACY: compared(entries, setting)} if len(budgets) > 1 else {}
+    columns = [] if len(budgets) > 1 else bars_of(entries, setting)
     for name, values in summary.panels.items():
         figures[f"Scaling in {name}"] = scaling(name, values, setting)
     figures[SAMPLES] = sample_curves(summary.curves)
-    budgets = sorted({entry.budget for entry in entries if entry.budget is not None})
     for budget in budgets:
         labels = _guided([entry for entry in entries if entry.budget == budget])
         heading = f"{EFFECTIVE}, budget {budget + 1}" if len(budgets) > 1 else EFFECTIVE
@@ -109,7 +114,21 @@ def _report(folder: Path, whole: bool) -> str:
     configuration = {**_read(folder / "configuration.json"), "repeats": setting.repeats, "problems": setting.problems}
     traces = _graded_traces(folder, records, guided)
     pairs = _pairs(folder, summary, [sys.maxsize] if whole else LIMITS)
-    return _page(f"{setting.task}: {setting.model}", folder / "table.md", configuration, figures, pairs, traces, whole)
+    table = (folder / "table.md").read_text(encoding="utf-8")
+    charts = [(heading, chart(axes, series)) for heading, (axes, series) in figures.items()]
+    return viewer_page(
+        "report.html",
+        f"{setting.task}: {setting.model}",
+        packed_traces(traces, whole=whole) if traces else "",
+        outcome=sentences(entries, setting),
+        symbols=symbols(table),
+        tables=markdown_html(table),
+        charts=[(BAR_REWARD if rewarded else BAR_ACCURACY, bars(columns, None if rewarded else 100.0)), *charts],
+        before_after=pairs,
+        prompt=elide(as_text(configuration["prompt"]), LIMITS[0]),
+        prompt_kind=configuration["prompt_kind"],
+        settings=[(name, value) for name, value in sorted(configuration.items()) if name != "prompt"],
+    )
 
 
 def _pairs(folder: Path, summary: Summary, limits: Sequence[int]) -> str:
@@ -138,22 +157,6 @@ def _graded_traces(folder: Path, records: Sequence[Stored], labels: Mapping[str,
         for trace in sorted(traces, key=lambda trace: places[trace["method"]])
         if (record := known.get((trace["method"], trace["problem"])))
     ]
-
-
-def _page(
-    title: str, table: Path, configuration: Stored, figures: Figures, pairs: str, traces: Sequence[Stored], whole: bool
-) -> str:
-    return viewer_page(
-        "report.html",
-        title,
-        packed_traces(traces, whole=whole) if traces else "",
-        tables=markdown_html(table.read_text(encoding="utf-8")),
-        charts=[(heading, chart(axes, series)) for heading, (axes, series) in figures.items()],
-        before_after=pairs,
-        prompt=elide(as_text(configuration["prompt"]), LIMITS[0]),
-        prompt_kind=configuration["prompt_kind"],
-        settings=[(name, value) for name, value in sorted(configuration.items()) if name != "prompt"],
-    )
 
 
 def viewer_page(template: str, title: str, traces: str, **values: Any) -> str:

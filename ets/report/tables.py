@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ets.evaluation.bootstrap import Difference, paired_difference
-from ets.evaluation.comparison import Entry
+from ets.evaluation.comparison import Entry, Rival
 from ets.evaluation.curves import CurvePoint
 from ets.evaluation.intervals import Accuracy, accuracy
-from ets.evaluation.objective import Estimate, Optimum
+from ets.evaluation.objective import Estimate, Optimum, estimated
 from ets.types import counted
 
 COSTS = {
@@ -72,6 +74,22 @@ class Setting:
     def score(self) -> str:
         """The name of the scores: pass@1, or avg@k."""
         return "pass@1" if self.repeats == 1 else f"avg@{self.repeats}"
+
+
+LEADING = {"lam": "λ", "temperature": "temperature", "rollouts": "K"}
+"""By setting: its name in the line before a run."""
+LENGTHS = ("block_size", "block_length", "guide_steps", "steps", "max_length", "gen_length")
+"""Settings of length in that line, as far as the engine has them."""
+
+
+def settings_line(setting: Setting, candidates: Sequence[int]) -> str:
+    """Return the line before a run: "arithmetic, 20 problems: λ 0.1, temperature 1.9, M 8, K 3, block_size 16 …"."""
+    shown = [f"{name} {setting.shown[key]}" for key, name in LEADING.items() if key in setting.shown]
+    budget = ", ".join(_amount(setting, n) for n in range(len(setting.amounts)))
+    shown.insert(-1, budget or f"M {', '.join(map(str, candidates))}")
+    shown += [f"{name} {setting.shown[name]}" for name in LENGTHS if name in setting.shown]
+    reward = f", reward {setting.reward}" if setting.reward else ""
+    return f"{setting.task}, {counted(setting.problems, 'problem')}: {', '.join(shown)}{reward}"
 
 
 def markdown(
@@ -171,12 +189,8 @@ def table(entries: Sequence[Entry], setting: Setting) -> str:
 
 
 def _difference(entry: Entry) -> str:
-    difference = _paired_scores(entry)
-    return f"{points(difference)}, {entry.rival.label}" if difference and entry.rival else ""
-
-
-def _paired_scores(entry: Entry) -> Difference | None:
-    return paired_difference(entry.scores, entry.rival.scores) if entry.rival else None
+    rival = entry.rival
+    return f"{points(paired_difference(entry.scores, rival.scores))}, {rival.label}" if rival else ""
 
 
 def mean_reward(entry: Entry) -> str:
@@ -186,22 +200,24 @@ def mean_reward(entry: Entry) -> str:
 
 
 def _reward_difference(entry: Entry, named: bool) -> str:
-    difference = paired_rewards(entry)
+    difference = paired_rewards(entry, entry.rival)
     if difference is None or entry.rival is None:
         return ""
     return _rewards(difference, "+") + (f", {entry.rival.label}" if named else "")
 
 
-def paired_rewards(entry: Entry) -> Difference | None:
-    """The difference of the mean rewards of an entry and its rival; None without rewards, or with one of -inf."""
-    rewards, others = entry.rewards, entry.rival.rewards if entry.rival else {}
+def paired_rewards(entry: Entry, rival: Entry | Rival | None) -> Difference | None:
+    """The difference of the mean rewards of an entry and another; None without rewards, or with one of -inf."""
+    rewards, others = entry.rewards, rival.rewards if rival else {}
     if not (rewards and others) or any(map(math.isinf, (*rewards.values(), *others.values()))):
         return None
-    return paired_difference(rewards, others)
+    return paired_difference(rewards, others, largest=None)
 
 
 def _rewards(difference: Difference | Estimate, sign: str = "") -> str:
     """A mean reward or a difference with its interval; three decimals, or two from 10 on."""
+    if isinstance(difference, Difference) and difference.differing == 0:
+        return f"{0:{sign}.3f} (no problem differs)"
     values = (difference.mean, difference.low, difference.high)
     places = 3 if max(map(abs, values)) < 10 else 2
     mean, low, high = (f"{round(value, places) + 0.0:{sign}.{places}f}" for value in values)
@@ -240,11 +256,11 @@ def aligned(cells: Sequence[tuple[str, ...]]) -> str:
     return "\n".join([padded(cells[0]), rule, *map(padded, cells[1:])])
 
 
-def reward_interval(entry: Entry) -> Difference | None:
+def reward_interval(entry: Entry) -> Estimate | None:
     """The mean reward with its interval, by a bootstrap over problems; None without rewards, or with one of -inf."""
     if not entry.rewards or any(map(math.isinf, entry.rewards.values())):
         return None
-    return paired_difference(entry.rewards, dict.fromkeys(entry.rewards, 0.0))
+    return estimated(np.array([entry.rewards[problem] for problem in sorted(entry.rewards)]))
 
 
 def interval(entry: Entry) -> Accuracy:
@@ -259,6 +275,16 @@ def points(difference: Difference) -> str:
     return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
+def difference_of(entry: Entry, rival: Entry | Rival, rewarded: bool) -> tuple[Difference | None, str]:
+    """The paired difference of the scores or rewards of two entries, and its text: "+3.2 points (+0.1 to +6.3)"."""
+    if rewarded:
+        found = paired_rewards(entry, rival)
+        return found, "" if found is None else _rewards(found, "+")
+    found = paired_difference(entry.scores, rival.scores)
+    mean, _, spread = points(found).partition(" ")
+    return found, f"{mean} points {spread}"
+
+
 def summary(entries: Sequence[Entry], setting: Setting) -> str:
     """List the methods that are better, worse, or not significantly different at equal cost, by score or by reward.
 
@@ -267,12 +293,14 @@ def summary(entries: Sequence[Entry], setting: Setting) -> str:
     verdicts: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
     rewarded = by_reward(entries)
     for entry in entries:
-        found = paired_rewards(entry) if rewarded else _paired_scores(entry)
+        found = difference_of(entry, entry.rival, rewarded)[0] if entry.rival else None
         if found and entry.rival:
             verdict = "open" if not found.significant else "better" if found.mean > 0 else "worse"
             ratio = entry.cost[setting.currency] / entry.rival.cost
             unequal = f" (at {ratio:.2f} times its {COSTS[setting.currency]})" if abs(ratio - 1) > UNEQUAL else ""
-            verdicts[verdict].append(entry.label + unequal)
+            small = not rewarded and abs(found.mean) < 0.0005
+            reason = " (by less than 0.05 points)" if small and verdict != "open" else ""
+            verdicts[verdict].append(entry.label + unequal + reason)
     return "\n".join(
         f"- {VERDICTS[verdict]} {setting.against} at equal cost: {'; '.join(labels)}."
         for verdict, labels in verdicts.items()

@@ -13,6 +13,7 @@ from typing import Literal, TypeVar, cast
 
 import numpy as np
 
+from ets.event_loop import awaited
 from ets.rewards.lifting import REMEMBERED, Same, TextReward
 from ets.step import (
     Scoring,
@@ -178,7 +179,7 @@ def cached(reward: Scoring | TextReward, *, size: int = REMEMBERED) -> TextRewar
         )
 
     def score_texts(problem: Problem, texts: Sequence[str]) -> list[float]:
-        return [reward(problem.raw_prompt, text) for text in texts]
+        return awaited(reward(problem.raw_prompt, text) for text in texts)
 
     return TextReward(_Remembered(score_texts, _prompt_key, size), of_prefixes=reads_prefixes(reward))
 
@@ -207,7 +208,8 @@ class _Remembered:
         with self._lock:
             found = {text: self._known[key, text] for text in texts if (key, text) in self._known}
         if new := [text for text in texts if text not in found]:
-            found |= dict(zip(new, self.score_texts(problem, new), strict=True))
+            (scores,) = awaited([self.score_texts(problem, new)])
+            found |= dict(zip(new, scores, strict=True))
         with self._lock:
             for text, score in found.items():
                 self._known[key, text] = score

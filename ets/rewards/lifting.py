@@ -10,6 +10,7 @@ from functools import lru_cache
 from operator import attrgetter
 from typing import TypeAlias, cast
 
+from ets.event_loop import awaited
 from ets.step import accepted_arguments
 from ets.types import Chain, InputError, Problem, Text
 
@@ -32,7 +33,7 @@ class TextReward:
     Parameters
     ----------
     score_texts : callable
-        `(problem, texts) -> numbers`, of texts that all differ.
+        `(problem, texts) -> numbers`, of texts that all differ; it may be an `async def` function.
     read : callable
         The part of a rollout that is scored, by default the text.
     of_prefixes : bool
@@ -47,7 +48,8 @@ class TextReward:
         """Equal texts are scored once, however often they were drawn."""
         texts = [self.read(rollout) for rollout in rollouts]
         distinct = list(dict.fromkeys(texts))
-        known = dict(zip(distinct, self.score_texts(problem, distinct), strict=True))
+        (scores,) = awaited([self.score_texts(problem, distinct)])
+        known = dict(zip(distinct, scores, strict=True))
         return [known[text] for text in texts]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal, TypeAlias
 
+from ets.event_loop import awaited
 from ets.rewards.combining import cached
 from ets.rewards.lifting import REMEMBERED, TextReward
 from ets.rewards.reward_model import Classifier
@@ -108,7 +109,7 @@ def steps_of(text: str, separator: str, *, done: bool = True) -> list[str]:
 
 def _of_function(scorer: StepScoring) -> ScoreSteps:
     def score_steps(problem: Problem, texts: Sequence[Sequence[str]]) -> list[list[float]]:
-        found = [list(scorer(problem.raw_prompt, list(steps))) for steps in texts]
+        found = [list(scores) for scores in awaited(scorer(problem.raw_prompt, list(steps)) for steps in texts)]
         for scores, steps in zip(found, texts, strict=True):
             if len(scores) != len(steps):
                 raise RewardError(

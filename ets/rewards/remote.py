@@ -1,8 +1,9 @@
 """Rewards over HTTP: the numbers of vLLM's scoring interfaces, or of any service that answers with numbers.
 
-All requests of a guide step run concurrently, up to `connections`. Lost connections, timeouts and the statuses 429 and
-5xx are tried again after `waits`. A server that fails for good ends the run with a `RewardError` that holds the
-address; `ets.rewards.guarded` gives the texts of failed calls a value instead. Scores are cached by (problem, text).
+All requests of a guide step run concurrently, up to `connections`. Faults that may pass, such as lost connections and
+the status 503, are tried again after `waits`, as by `ets.policies.autoregressive.server.Endpoint`. A server that fails
+for good ends the run with a `RewardError` that holds the address; `ets.rewards.guarded` gives the texts of failed calls
+a value instead. Scores are cached by (problem, text).
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import Any, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
 
 from ets.chat import prompt_text, text_before_reply, with_reply
+from ets.event_loop import EventLoop
 from ets.rewards.combining import cached
 from ets.rewards.lifting import REMEMBERED, TextReward
-from ets.step import RewardError, require_counts, require_positive
+from ets.step import RewardError, require_counts
 from ets.types import InputError, Problem, one_line
 
 Body: TypeAlias = Callable[[Problem, Sequence[str]], Any]
@@ -242,11 +244,8 @@ class Client:
         seconds: float,
         waits: Sequence[float],
     ) -> None:
-        from ets.policies.autoregressive.engine import EventLoop
         from ets.policies.autoregressive.server import Connection, shut_down
 
-        require_counts(connections=connections)
-        require_positive(seconds=seconds)
         self.connection = Connection(address, key, connections, seconds, waits)
         self.name, self.address = self.connection.name, self.connection.address
         self.models = f"{self.address}/models"

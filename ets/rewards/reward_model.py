@@ -155,6 +155,8 @@ class Classifier:
     def _model(self) -> Any:
         import torch
 
+        from ets.policies.threads import choose_threads
+
         device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.float32 if device == "cpu" else "auto"
         options = {"dtype": dtype, "output_loading_info": True, "use_safetensors": True}
@@ -164,7 +166,9 @@ class Classifier:
                 f"the checkpoint {self.name!r} has no weights {missing[0]!r}, so it is no trained reward model; "
                 "give a complete one"
             )
-        return model.to(device).eval()
+        model = model.to(device).eval()
+        choose_threads(model)
+        return model
 
     def _opened(self, kind: str, **options: Any) -> Any:
         """Load a part of the checkpoint; an exception becomes an `InputError` of one line."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from ets.event_loop import awaited
 from ets.step import failure
 from ets.thinking import after_thinking, begun
 from ets.types import Chain, InputError, Problem, Text
@@ -21,7 +22,7 @@ class RowReward:
     Parameters
     ----------
     score : callable
-        `(row, text) -> number`.
+        `(row, text) -> number`; it may be an `async def` function.
 
     Examples
     --------
@@ -35,13 +36,16 @@ class RowReward:
 
     def __call__(self, problem: Problem, rollouts: Sequence[Text], chain: Chain) -> list[float]:
         distinct = dict.fromkeys(rollout.text for rollout in rollouts)
-        values = {text: self._scored(problem, text) for text in distinct}
-        return [values[rollout.text] for rollout in rollouts]
+        values = dict(zip(distinct, awaited(self._asked(problem, text) for text in distinct), strict=True))
+        return [float(values[rollout.text]) for rollout in rollouts]
 
     def _scored(self, problem: Problem, text: str) -> float:
+        return float(awaited([self._asked(problem, text)])[0])
+
+    def _asked(self, problem: Problem, text: str) -> Any:
         tags = problem.thinking
         before = begun(problem.prompt, tags) if isinstance(problem.prompt, str) else ""
-        return float(self.score(problem.doc, after_thinking(before + text, tags) or ""))
+        return self.score(problem.doc, after_thinking(before + text, tags) or "")
 
     def require(self, problems: Iterable[Problem]) -> None:
         """Score an empty text of each problem; raises `InputError` for a row that lacks what the function reads."""

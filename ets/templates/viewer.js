@@ -1,5 +1,5 @@
 "use strict";
-const SHORT = 240, SEQUENTIAL = /^(lookahead|particles)/;  // whose weights are products over the guide steps
+const SHORT = 240, PROMPT = 600, SEQUENTIAL = /^(lookahead|particles)/;  // whose weights are products over the guide steps
 const at = (id) => document.getElementById(id);
 
 function make(name, properties, ...children) {
@@ -76,10 +76,11 @@ function column(trace, step, n) {
     make("h4", {}, `Guide step ${n + 1} of ${trace.steps.length}`), make("div", { className: "note" }, spread), ...cards);
 }
 
-/** The chosen pieces one after the other; each leads to its candidate. */
+/** The chosen pieces one after the other; each leads to its candidate. Pieces that do not make up the text stand before it. */
 function path(trace, columns) {
+  const whole = trace.text !== undefined;
   const pieces = trace.steps.map((step, n) => {
-    const piece = make("a", { href: "#viewer", title: `guide step ${n + 1}` }, make("sup", {}, `${n + 1} `), trace.texts[step.texts[step.choice]]);
+    const piece = make("a", { href: "#viewer", title: `guide step ${n + 1}` }, make("sup", {}, `${n + 1} `), whole ? "" : trace.texts[step.texts[step.choice]]);
     piece.onclick = (event) => {
       event.preventDefault();
       columns[n].querySelector(".chosen summary").focus();
@@ -88,7 +89,7 @@ function path(trace, columns) {
   });
   const last = trace.steps.at(-1);  // a chain that stopped goes on with a rollout
   const rollout = last.rollout === null ? undefined : last.rollouts[last.choice][last.rollout];
-  const rest = rollout === undefined ? [] : [make("sup", {}, "rollout "), trace.texts[rollout]];
+  const rest = whole ? [make("div", {}, trace.text)] : rollout === undefined ? [] : [make("sup", {}, "rollout "), trace.texts[rollout]];
   return make("div", { className: "path text" }, ...pieces, ...rest);
 }
 
@@ -102,7 +103,9 @@ function verdict(trace) {
 
 function show(trace) {
   const columns = trace.steps.map((step, n) => column(trace, step, n));
-  const prompt = make("details", {}, make("summary", {}, "Prompt"), make("pre", {}, trace.prompt || "given as token ids"));
+  const asked = trace.prompt || "given as token ids", short = asked.length <= PROMPT;
+  const summary = make("summary", {}, short ? "Prompt" : make("span", { className: "text" }, `Prompt: … ${asked.slice(-PROMPT / 2)}`));
+  const prompt = make("details", { open: short }, summary, make("pre", {}, asked));
   const steps = make("div", { className: "steps" }, ...columns);
   steps.onkeydown = (event) => move(event, columns);
   at("trace").replaceChildren(prompt, ...verdict(trace), path(trace, columns), steps);

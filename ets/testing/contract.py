@@ -11,7 +11,7 @@ import numpy as np
 from ets.randomness import derive
 from ets.testing.judging import check_law
 from ets.testing.laws import Law, Oracle
-from ets.types import Cost, Draw, Keys, Policy, Problem
+from ets.types import Cost, Draw, Keys, Policy, Problem, State
 
 
 def check_policy(
@@ -21,6 +21,7 @@ def check_policy(
 
     `extend` and `finish` draw from the exact reference law, from the start and from an unfinished state. The recorded
     log-probabilities are the logarithms of the exact law of paths. A row's draw depends on its state and its key only.
+    Each row has a new `Draw` and a new `Text`, also where tokens are equal.
     The rows' costs add up to the ledger. `lengths` and `step_length`, where the policy has them, bound the generated
     tokens. The law tests share `level` equally; where several paths lead to an outcome, both outcomes and paths are
     tested.
@@ -49,6 +50,7 @@ def check_policy(
             check_law((view.outcome(draw.state) for draw in drawn), law, level=level / 4 / len(views), what=what)
         _check_log_probabilities(drawn, oracle.by_path, law, so_far, what)
     _check_independence(policy, oracle.by_path, problems)
+    _check_identity(policy, start)
     _check_costs(policy, problems)
     if hasattr(policy, "lengths"):
         _check_lengths(policy, policy.lengths, problems)
@@ -84,6 +86,14 @@ def _check_independence(policy: Policy, oracle: Oracle, problems: Sequence[Probl
         alone = policy.finish(policy.start([problem]), np.array([key]))[0]
         assert oracle.outcome(alone.state) == oracle.outcome(draw.state) and alone.state.text == draw.state.text
         assert abs(alone.logp - draw.logp) < 1e-4
+
+
+def _check_identity(policy: Policy, start: State) -> None:
+    """Equal rows of a call, and of two calls, have different objects."""
+    for method in (policy.extend, policy.finish):
+        drawn = [draw for _ in range(2) for draw in method([start] * 2, np.zeros(2, np.uint64))]
+        for kind, found in (("Draw", drawn), ("Text", [draw.text for draw in drawn])):
+            assert len({*map(id, found)}) == 4, f"two rows share a {kind} object; votes and costs count objects"
 
 
 def _check_costs(policy: Policy, problems: Sequence[Problem]) -> None:

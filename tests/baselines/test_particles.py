@@ -22,7 +22,7 @@ from ets.types import Chain, Cost, Draw, InputError, Keys, Policy, Problem, Rewa
 from ets.weights import normalised
 from tests.conftest import causal_oracle
 from tests.enumerable import PROBLEM, Tabular, largest_error, lifted, reference, spelled
-from tests.laws.kernel import kernel_law
+from tests.laws.kernel import kept_law, kernel_law
 from tests.laws.masked_tabular import TabularMaskedDiffusion
 from tests.laws.particles import ParticleLaw, particle_law
 
@@ -44,6 +44,11 @@ def liking(text: str) -> float:
 def forbidding(text: str) -> float:
     """Forbids an a that follows an a, whatever comes after; all particles may die."""
     return -math.inf if "aa" in text else 0.5 * text.count("a")
+
+
+def without_b_at_the_end(text: str) -> float:
+    """Forbids texts that end in b, also partial texts whose continuations are allowed."""
+    return -math.inf if text.endswith("b") else 0.5 * text.count("a")
 
 
 def brief(text: str) -> float:
@@ -107,11 +112,20 @@ def test_the_exact_law_is_proper_at_any_number_of_particles(
         assert weighted.get(outcome, 0.0) == pytest.approx(expected, abs=1e-12)
 
 
-def test_lookahead_loses_allowed_texts_whose_rollouts_are_all_forbidden_less_with_more_rollouts() -> None:
-    """As its docstring says: rewards of -inf are the exception to being proper."""
-    total = sum(p * math.exp(spelled(SHORT, forbidding)(x) / LAM) for x, p in reference(SHORT).items())
-    kept = [sum(law_of(0, forbidding, (2, 0.0, k)).weighted.values()) / total for k in (1, 2, 4)]
-    assert kept[0] < kept[1] < kept[2] < 1
+@pytest.mark.parametrize("method", [(2, 0.0, 1), (2, 0.5, 1), (2, 0.0, 2), (2, 0.5, None)])
+def test_the_normaliser_lacks_the_mass_of_the_texts_behind_forbidden_estimates(method: Method) -> None:
+    """Look-ahead keeps Π_i (1 - (1 - a_i)^K) of a text's mass, the filter texts without a forbidden partial text."""
+    policy, rollouts = SHORT, method[2]
+    of_outcome = spelled(policy, without_b_at_the_end)
+    kept = {x: p * all(of_outcome(x[:n]) > -math.inf for n in range(1, len(x))) for x, p in reference(policy).items()}
+    if rollouts is not None:
+        kept = dict(kept_law(policy.oracle, PROBLEM, lambda x: of_outcome(x) > -math.inf, rollouts))
+    weighted = law_of(0, without_b_at_the_end, method).weighted
+    tilt = {x: math.exp(of_outcome(x) / LAM) for x in kept}
+    for outcome, mass in kept.items():
+        assert weighted.get(outcome, 0.0) == pytest.approx(mass * tilt[outcome], abs=1e-12)
+    share = sum(weighted.values()) / sum(p * tilt[x] for x, p in reference(policy).items())
+    assert 0.3 < share < 0.99
 
 
 @pytest.mark.parametrize(("policy", "method"), [(SHORT, (2, 0.5, None)), (LONG, (3, 0.9, 2)), (BLOCKS, (3, 1.0, 1))])

@@ -96,3 +96,28 @@ def test_nothing_is_shown_or_counted_up_when_it_is_switched_off(capsys: pytest.C
         bar.shown_at_each(step)(TabularPolicy(), [])
         bar.ended(record(0, True))
     assert capsys.readouterr().err == ""
+
+
+def test_the_bar_moves_with_guide_steps_and_the_time_left_waits_for_a_tenth_of_the_work(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(monotonic=map(float, range(0, 1000, 10)).__next__)
+    monkeypatch.setattr(progress, "time", clock)
+    chains = [SimpleNamespace(problem=SimpleNamespace(id=f"p{n}"), sample=0, trace=()) for n in range(4)]
+
+    def step(policy: Any, chains: Any) -> Any:
+        return [SimpleNamespace(**{**vars(chain), "trace": (*chain.trace, None)}) for chain in chains]
+
+    policy: Any = SimpleNamespace(ledger=Cost(), lengths=(0, 16, 32, 48))
+    with Progress("ETS", 40, 1, [], [policy], True) as bar:
+        for _ in range(2):
+            chains = bar.shown_at_each(step)(policy, chains)  # type: ignore[assignment, arg-type]
+        moving = shown(capsys)
+        bar.ended({**record(0, True), "guide_steps": 3})
+        first = shown(capsys)[-1]
+        for n in range(1, 5):
+            bar.ended({**record(n, True), "guide_steps": 3})
+        fifth = shown(capsys)[-1]
+    assert "   2%|" in moving[-2] and "   5%|" in moving[-1] and "| 0/40 [" in moving[-1]
+    assert "| 1/40 [" in first and "<" not in first
+    assert "| 5/40 [" in fifth and "<" in fifth

@@ -99,3 +99,26 @@ def _choice_law(drawn: Floats, tilts: Sequence[_Tilted], m: int) -> Floats:
     psi, slope, none = map(np.array, zip(*(tilt.transforms(s, largest) for tilt in tilts), strict=True))
     rest = (drawn @ psi) ** (m - 1)
     return m * drawn * np.trapezoid(slope * rest * s, t) + drawn * none * (drawn @ none) ** (m - 1)
+
+
+def kept_law(
+    oracle: Oracle, problem: Problem, possible: Callable[[Any], bool], rollouts: int, proposal: Oracle | None = None
+) -> Law:
+    """p_ref(x) · Π_i (1 - (1 - a_i)^K) by outcome x: the mass that estimates with rollouts of weight zero keep.
+
+    The product is over the unfinished prefixes i of x, and a_i is the probability that a rollout from i is possible.
+    The law of p_ref itself where every rollout is possible.
+    """
+    law: dict[Any, float] = {}
+
+    def below(node: Any, mass: float) -> None:
+        for x, p in oracle.extend_law(problem, node).items():
+            if x == node:
+                law[x] = law.get(x, 0.0) + mass
+                continue
+            drawn = (proposal or oracle).finish_law(problem, x)
+            lost = sum(q for end, q in drawn.items() if not possible(end)) ** rollouts if set(drawn) != {x} else 0.0
+            below(x, mass * p * (1 - lost))
+
+    below(oracle.root, 1.0)
+    return law

@@ -159,9 +159,9 @@ class TabularMaskedDiffusion:
             for end, forwards, group in self._denoised(start, np.array(numbers), keys, stop):
                 generated, positions = self._revealed(end) - first, {kind: forwards * self.gen_length}
                 cost = Cost(generated=generated, row_forwards=forwards, **positions)
-                draw = Draw(end, Text(end.tokens, end.text, end.logp, end.done), end.logp - start.logp, cost)
                 for row in group.tolist():
-                    draws[row] = draw
+                    text = Text(end.tokens, end.text, end.logp, end.done)
+                    draws[row] = Draw(end, text, end.logp - start.logp, cost)
         self.ledger += total_cost(draws)
         return draws
 

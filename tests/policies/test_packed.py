@@ -77,10 +77,13 @@ def test_layers_that_are_more_than_a_product_stay() -> None:
 
     hooked = torch.nn.Linear(8, 8)
     hooked.register_forward_hook(lambda *_: None)
-    model = torch.nn.Sequential(Scaled(8, 8), hooked, torch.nn.Linear(8, 8, dtype=torch.float64), torch.nn.Linear(8, 8))
-    kept = list(model)[:3]
+    changed, empty = torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+    changed.forward = lambda inputs: 2 * inputs  # type: ignore[method-assign]
+    del empty.weight  # as packages for quantised weights do
+    kept = [Scaled(8, 8), hooked, changed, empty, torch.nn.Linear(8, 8, dtype=torch.float64)]
+    model = torch.nn.Sequential(*kept, torch.nn.Linear(8, 8))
     pack(model)
-    assert list(model)[:3] == kept and isinstance(model[3], PackedLinear)
+    assert list(model)[:-1] == kept and isinstance(model[-1], PackedLinear)
 
 
 @needs_product

@@ -182,7 +182,16 @@ def test_in_a_browser_both_texts_are_side_by_side_and_on_a_telephone_below_each_
 
     long = {id: {"text": "a" * 3000, "correct": None, "reward": 0.5} for id in IDS[:2]}
     rows, asked = with_texts(ROWS, long), dict.fromkeys(long, "Say.")
-    values: dict[str, Any] = {"title": "t", "script": "", "policy": "'none'", "tables": "", "charts": [], "traces": ""}
+    values: dict[str, Any] = {
+        "title": "t",
+        "script": "",
+        "policy": "'none'",
+        "tables": "",
+        "charts": [],
+        "traces": "",
+        "outcome": [],
+        "symbols": [],
+    }
     values |= {"prompt": "", "prompt_kind": "", "settings": []}
     page = tmp_path / "report.html"
     page.write_text(render("report.html", before_after=shown(rows, asked), **values), encoding="utf-8")

@@ -11,7 +11,7 @@ from ets.evaluation.comparison import Entry, Rival
 from ets.evaluation.curves import CurvePoint
 from ets.evaluation.intervals import Accuracy
 from ets.evaluation.objective import Reference
-from ets.report.tables import Setting, further_table, markdown, summary, table
+from ets.report.tables import Setting, further_table, markdown, settings_line, summary, table
 
 SETTING = Setting("letters", "a model", 200, 4, "generated", "majority", ("a note",), {"lam": 0.1, "top_k": None})
 
@@ -69,7 +69,7 @@ def test_a_budget_that_leaves_one_candidate_has_a_line() -> None:
 def test_differences_are_paired_with_the_rival_at_equal_cost() -> None:
     lines = table(ENTRIES[:4], SETTING).splitlines()
     assert "minus majority at equal cost, points" in lines[0] and "row-forwards" not in lines[0]
-    assert "+30.0 (+24.0 to +36.5), majority of 6" in lines[3]
+    assert "+30.0 (+23.2 to +36.2), majority of 6" in lines[3]
     assert lines[2].split("|")[5].strip() == ""
 
 
@@ -83,7 +83,7 @@ def test_every_table_names_its_reward_and_the_target_of_each_row() -> None:
 
 
 def test_rewards_have_a_mean_with_its_interval_and_a_paired_difference() -> None:
-    """All problems differ from the rival by 0.25: an interval without width, whatever the spread of the rewards."""
+    """All problems differ from the rival by 0.25: a narrow interval, whatever the spread of the rewards."""
     rewards = {problem: float(n % 3) for n, problem in enumerate(scores(1))}
     rival = Rival("majority of 6", 100.0, scores(0.5), {problem: value - 0.25 for problem, value in rewards.items()})
     forbidden = replace(ENTRIES[1], rewards={**rewards, "p0": -math.inf}, rival=rival)
@@ -92,9 +92,17 @@ def test_rewards_have_a_mean_with_its_interval_and_a_paired_difference() -> None
     place = [heading.strip() for heading in headings].index("mean reward")
     assert headings[place + 1].strip() == "minus majority at equal cost, reward"
     cells = [[cell.strip() for cell in line[place : place + 2]] for line in lines]
-    assert cells[0] == ["0.995 (0.880 to 1.110)", "+0.250 (+0.250 to +0.250)"]
+    assert cells[0] == ["0.995 (0.880 to 1.110)", "+0.250 (+0.243 to +0.252)"]
     assert cells[1:] == [["-inf", ""], ["", ""]]
     assert "mean reward" not in table(ENTRIES, SETTING)
+
+
+def test_rewards_of_which_none_differs_have_no_interval_of_their_difference() -> None:
+    """Nothing says how far rewards may differ; a mean reward of 0 keeps its interval."""
+    rewards = dict.fromkeys(scores(1), 0.0)
+    same = replace(ENTRIES[1], rewards=rewards, rival=Rival("majority of 6", 100.0, scores(0.5), rewards))
+    shown = table([same], SETTING)
+    assert "+0.000 (no problem differs)" in shown and "0.000 (0.000 to 0.000)" in shown
 
 
 def test_the_curves_are_a_table_of_their_own() -> None:
@@ -120,7 +128,7 @@ def test_methods_that_differ_on_few_problems_have_no_verdict() -> None:
 def test_rounding_errors_are_no_difference() -> None:
     close = Entry(0, "ets", "last", "ets", 1, dict.fromkeys(scores(1), 1 - 1e-16), ENTRIES[0].cost, 4)
     rival = Rival("majority", 100.0, dict.fromkeys(scores(1), 1 + 2e-16))
-    assert "+0.0 (+0.0 to +0.0)" in table([replace(close, rival=rival)], SETTING)
+    assert "+0.0 (-1.4 to +1.4)" in table([replace(close, rival=rival)], SETTING)
 
 
 def test_one_budget_has_no_headings_and_no_caveat_without_a_rival() -> None:
@@ -158,7 +166,7 @@ def test_without_right_answers_the_mean_reward_compares() -> None:
     shown, setting = [rewarded("ets", -0.3), rewarded("plain", -0.5)], replace(SETTING, against="one-step")
     headings, _, first, _ = [[cell.strip() for cell in row.split("|")] for row in table(shown, setting).splitlines()]
     assert headings[1:5] == ["method", "target", "mean reward", "minus one-step at equal cost, reward"]
-    assert first[4] == "+0.100 (+0.100 to +0.100), one-step ETS (6)"
+    assert first[4] == "+0.100 (+0.097 to +0.101), one-step ETS (6)"
     assert summary(shown, setting) == "- Better than one-step at equal cost: ets of 5; plain of 5."
     text = markdown(shown, setting)
     assert not any(word in text for word in ("pass@", "avg@", "points", "interval |"))
@@ -175,3 +183,14 @@ def test_the_objective_has_a_column_and_p_star_a_line() -> None:
     assert f"{found.mean:.3f} ({found.low:.3f} to {found.high:.3f})" in text
     assert str(reference.optimum) in text and "10 texts of p_ref a problem" in text
     assert "λ KL" not in markdown(ENTRIES, SETTING)
+
+
+def test_the_line_before_a_run_names_what_decides_it() -> None:
+    shown = {"temperature": 1.9, "block_size": 16, "max_length": 96, "seed": 0, "rollouts": 3, "lam": 0.1}
+    asked = replace(SETTING, task="arithmetic", shown=shown, reward="majority")
+    line = (
+        "arithmetic, 200 problems: λ 0.1, temperature 1.9, M 2, 4, K 3, block_size 16, max_length 96, reward majority"
+    )
+    assert settings_line(asked, [2, 4]) == line
+    assert "temperature 1.9, 900 tokens a problem, K 3" in settings_line(replace(asked, amounts=(900.0,)), [])
+    assert settings_line(SETTING, [8]) == "letters, 200 problems: M 8, λ 0.1"

@@ -34,7 +34,7 @@ QUICK: dict[str, Any] = {"waits": (0.01, 0.02)}
 ENDS: list[Any] = [
     (500, r"answers 500 \(as told\); tried 3 times; start it again"),
     (HANG_UP, "cannot be reached"),
-    (NO_JSON, "answers no JSON; correct the address"),
+    (NO_JSON, "answers no JSON .*; correct the address"),
     (404, r"answers 404 \(as told\); correct the address"),
     (FOREVER, r"has not answered within 0\.3 seconds"),
 ]

@@ -11,7 +11,7 @@ import pytest
 
 from ets.randomness import uniform
 from ets.testing import TabularPolicy, check_policy
-from ets.types import Draw, Keys, Problem, State
+from ets.types import Draw, Keys, Problem, State, Text
 from tests.laws import masked_tabular
 from tests.laws.masked import canvas_before, scores_of
 from tests.laws.masked_tabular import TabularMaskedDiffusion
@@ -73,6 +73,20 @@ def test_a_dropped_position_term_turns_the_contract_red(rule: str) -> None:
     wrong = TokensAlone(3, remasking=rule, temperature=2.0, seed=3)
     with pytest.raises(AssertionError, match="logp"):
         check_policy(wrong, wrong.oracle, PROBLEMS, draws=DRAWS, level=LEVEL)
+
+
+class CachedTexts(TabularPolicy):
+    """Returns one `Text` object for all draws of the same tokens."""
+
+    def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
+        texts: dict[Any, Text] = self.__dict__.setdefault("texts", {})
+        return [replace(d, text=texts.setdefault(d.text.tokens, d.text)) for d in super().finish(states, keys)]
+
+
+def test_a_text_object_of_two_rows_turns_the_contract_red() -> None:
+    wrong = CachedTexts(max_length=2)
+    with pytest.raises(AssertionError, match="two rows share a Text object; votes and costs count objects"):
+        check_policy(wrong, wrong.oracle, PROBLEMS, draws=100, level=LEVEL)
 
 
 class WrongLengths(TabularPolicy):

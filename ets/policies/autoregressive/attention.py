@@ -38,7 +38,7 @@ def grouped_sdpa(
     rows, heads, queries, width = query.shape
     groups = key.shape[1]
     if attention_mask is not None and attention_mask.is_floating_point():
-        attention_mask = attention_mask.to(query.dtype)
+        attention_mask = attention_mask.to(query.dtype)  # a layer may compute in another dtype than the weights
     if (
         row_cache is not None
         and not row_cache.shares
@@ -94,6 +94,8 @@ def attend_shared(
     `attend` returns an average of values and the logarithm of the sum of weights. The sums weigh the two averages.
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if mask is not None and mask.dtype == torch.bool:  # some models turn a mask that is added to scores into a bool
+        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
     single, single_log = attend(query, key, value, mask, scaling)
     common, common_log = _attend_in_groups(query, *prefix.keys_and_values(layer), prefix, scaling)
     share = (single_log - common_log).sigmoid_().to(single.dtype)
@@ -108,7 +110,7 @@ def _attend_in_groups(
     def here(*tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(tensor.to(query.device) for tensor in tensors)  # layers may be on other devices than the prefix
 
-    mask = None if prefix.mask is None else prefix.mask.to(query.device)
+    mask = None if prefix.mask is None else prefix.mask.to(query)
     parts = attend(query[here(*prefix.members)].flatten(2, 3), keys, values, mask, scaling)
     shape = prefix.most, query.shape[2]
     out, log = (part.view(*part.shape[:2], *shape, *part.shape[3:]).transpose(1, 2) for part in parts)

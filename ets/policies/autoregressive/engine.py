@@ -6,16 +6,11 @@ transformers policy does.
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections.abc import Collection, Coroutine, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import ExitStack
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
-from anyio.from_thread import start_blocking_portal
 
 from ets.policies.autoregressive.law import Endings, TokenState, as_token_states, draw_of, longest
 from ets.policies.checkpoint import Checkpoint
@@ -25,9 +20,12 @@ from ets.policies.token_draws import require_finite
 from ets.randomness import derive
 from ets.types import Cost, Draw, InputError, Keys, Problem, State
 
-T = TypeVar("T")
 COLDEST, HOTTEST = 0.01, 2.0
 """Range of vLLM's temperatures, without 0: vLLM raises lower temperatures silently and refuses higher ones."""
+TURNS = 32
+"""Most turns of a row without a further token."""
+CHARACTER = 8
+"""Room in tokens that is enough for any character."""
 OPEN = "open"
 """The memory of a state that has not ended; the engine recognises the state's tokens in its prefix cache."""
 
@@ -184,20 +182,33 @@ class EnginePolicy:
             for state, key in zip(as_token_states(states), keys, strict=True)
         ]
         going = rows
-        while going:  # one turn, unless the engine stops a row at a string that `Endings` does not count
+        while going:  # one turn, unless the engine stops a row before its target and its end
             answers = self.engine.draw([row.request(self.endings) for row in going], sampling, ends)
             for row, answer in zip(going, answers, strict=True):
                 row.append(answer, kind, self.endings)
             going = [row for row in going if not row.ended and len(row.tokens) < row.target]
+            going = [row for row in going if row.turns < TURNS or not self._given_up(row)]
         require_finite([row.state.problem for row in rows], [sum(row.logps) for row in rows])
         draws = [self._draw_of(row, certain=self.deterministic and not greedy) for row in rows]
         self.ledger += Cost.total(draw.cost for draw in draws)
         return draws
 
+    def _given_up(self, row: _Row) -> bool:
+        """Whether a row without a further token after `TURNS` turns is complete: the text has no room for a character.
+
+        Raises `InputError` for a row with room.
+        """
+        if longest(self.horizon, row.state.problem) - len(row.tokens) < CHARACTER:
+            return True
+        raise InputError(
+            f"{self.engine.name} drew no whole character {TURNS} times, in {row.target - len(row.tokens)} tokens; "
+            "raise block_size, or use a server that returns token_ids"
+        )
+
     def _draw_of(self, row: _Row, *, certain: bool) -> Draw:
         """The draw of a row; the engine reports the model's log-probabilities where the sampled ones are 0."""
         logps = [0.0] * len(row.logps) if certain else row.logps
-        full = len(row.tokens) >= longest(self.horizon, row.state.problem)
+        full = row.target >= longest(self.horizon, row.state.problem)
         memory = None if row.ended or full else OPEN
         each = () if self.engine.approximate else logps
         return draw_of(row.state, tuple(row.tokens), sum(logps), memory, row.cost, self.endings, logps=each)
@@ -213,11 +224,13 @@ class _Row:
     tokens: list[int]
     logps: list[float] = field(default_factory=list)  # of the new tokens
     ended: bool = False
+    turns: int = 0  # without a further token
     cost: Cost = field(default_factory=Cost)
 
     def request(self, endings: Endings) -> Request:
-        # The seed absorbs the position: a row that continues with the same key must not repeat its noise.
-        seed = int(derive(self.key, len(self.tokens))) >> 1
+        # The seed absorbs position and turn: a row that continues with the same key must not repeat its noise.
+        fields = (len(self.tokens), self.turns) if self.turns else (len(self.tokens),)
+        seed = int(derive(self.key, *fields)) >> 1
         problem = self.state.problem
         thinking = problem.stop and endings.is_thinking(self.tokens, problem.thinking, self.state.prompt)
         stop = () if thinking else problem.stop
@@ -228,8 +241,9 @@ class _Row:
         prompt, before = len(self.state.prompt), len(self.tokens)
         unread = prompt + before - answer.cached
         of_prompt = max(0, prompt - answer.cached)
-        counts = {"prompt": of_prompt, kind: unread - of_prompt + len(answer.tokens) - 1}
+        counts = {"prompt": of_prompt, kind: unread - of_prompt + max(0, len(answer.tokens) - 1)}
         self.cost += Cost(generated=len(answer.tokens), **counts)
+        self.turns = 0 if answer.tokens else self.turns + 1
         problem = self.state.problem
         for token, logp in zip(answer.tokens, answer.logps, strict=True):
             self.tokens.append(token)
@@ -237,54 +251,6 @@ class _Row:
             if endings.reached(self.tokens, problem.stop, problem.thinking, self.state.prompt):
                 self.ended = True
                 return
-
-
-class EventLoop:
-    """An event loop in a background thread; other threads wait for coroutines there, until they are interrupted.
-
-    `stop` ends the thread; otherwise the thread ends with the program.
-    """
-
-    def __init__(self, name: str) -> None:
-        self._running = ExitStack()
-        self._portal = self._running.enter_context(start_blocking_portal(name=name))
-        self._awaited: dict[int, Future[Any]] = {}  # by thread
-
-    def wait(self, work: Coroutine[Any, Any, T]) -> T:
-        """Returns or raises as the coroutine does; an exception in the waiting thread cancels the coroutine."""
-        future: Future[T] = self._portal.start_task_soon(lambda: work)
-        self._awaited[threading.get_ident()] = future
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-        finally:
-            del self._awaited[threading.get_ident()]
-
-    def wait_for_all(self, works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-        """The results of concurrent coroutines in their order; the first error cancels the others."""
-        return self.wait(_gather(works))
-
-    def interrupt(self, thread: int | None = None) -> None:
-        """Cancel the wait of a thread, by its identifier, or all waits: they raise `CancelledError`."""
-        for waiting, future in tuple(self._awaited.items()):
-            if thread in (None, waiting):
-                future.cancel()
-
-    def stop(self) -> None:
-        """Cancel all waits and end the thread."""
-        self.interrupt()
-        self._running.close()
-
-
-async def _gather(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(work) for work in works]
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
 
 
 def parameters(request: Request, sampling: Sampling, end_ids: Sequence[int]) -> dict[str, Any]:

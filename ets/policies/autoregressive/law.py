@@ -113,6 +113,10 @@ class Endings:
         return np.array([bool(last & set(f" {piece}")) or "\ufffd" in piece for piece in pieces])
 
 
+_SHARED: dict[int, int] = {}
+"""Token ids, each one object: Python makes a new object for every number above 256."""
+
+
 def draw_of(
     before: TokenState,
     tokens: tuple[int, ...],
@@ -128,6 +132,7 @@ def draw_of(
     `logps` holds the log-probability of each new token, or nothing.
     """
     problem, total, done = before.problem, before.logp + logp, memory is None
+    tokens = tuple(map(_SHARED.setdefault, tokens, tokens))  # a trace holds each token id in many texts
     text = endings.text(tokens, problem.stop, problem.thinking, before.prompt)
     each = (*before.logps, *logps)
     each = each if len(each) == len(tokens) else ()

@@ -79,6 +79,11 @@ class CausalReader:
         """Of the token ids."""
         return weights_device(self.model)
 
+    @property
+    def in_parts(self) -> bool:
+        """Whether a long prompt may be read in parts: with longrope, the last token decides about all keys."""
+        return self.switch is None and not self.singly
+
     def empty(self, rows: int, capacity: int) -> RowCache:
         """A cache of rows that have read nothing."""
         return RowCache(self.kinds, capacity, [0] * rows)

@@ -11,17 +11,24 @@ import asyncio
 import math
 import os
 import random
+import re
 import warnings
 import weakref
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
+import numpy as np
+
+from ets.event_loop import EventLoop
 from ets.policies.autoregressive.engine import (
     Answer,
     Engine,
     EnginePolicy,
-    EventLoop,
     Request,
     parameters,
     require_temperature,
@@ -30,8 +37,9 @@ from ets.policies.autoregressive.engine import (
 from ets.policies.autoregressive.law import require_autoregressive
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.settings import Horizon, Sampling, ServerResources
+from ets.randomness import derive
 from ets.step import require_counts, require_positive
-from ets.types import InputError, one_line
+from ets.types import InputError, counted, one_line
 
 WAITS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 """Seconds between one attempt and the next."""
@@ -42,7 +50,29 @@ CONNECTING = 10.0
 MOST_STOPS = 4
 """Stop strings that OpenAI's interface allows; `Endings` finds the others."""
 PROBED = 5
-"""Log-probabilities and tokens per probe request."""
+"""Tokens per probe request."""
+SEEDS = 8
+"""Probe requests at temperature 1 that differ in their seeds alone."""
+PROBE_LEVEL, DRAW_LEVEL = 1e-6, 1e-12
+"""Probabilities below which equal draws of different seeds are no coincidence: at the start, and of a guide step."""
+LEAST_LOGPROBS = 2
+"""Log-probabilities per token that a server must allow."""
+PASSING = (408, 409, 425, 429, 499)
+"""Statuses below 500 that may pass, so that the request is repeated."""
+COMPLETE = ("stop", "length", None)
+"""The `finish_reason` of a complete row."""
+INCOMPLETE = "\ufffd"
+"""The place of an incomplete character in a text."""
+CAUSES = {
+    r"answers 40[13]\b": "put the API key into {key}",
+    r"context.{0,5}(length|size|window)|max_model_len|max_tokens|too (long|large|many tokens)": (
+        "shorten the prompt or max_length, or start the server with a longer context"
+    ),
+    r"logprob": f"start the server so that it allows {LEAST_LOGPROBS} log-probabilities (vLLM: --max-logprobs)",
+    r"answers (3|4)\d\d|answers no JSON": "correct the address{path}, the model or the form of the request",
+    r"": "start it again, or correct the address, and repeat the command",
+}
+"""Remedies by patterns of the problem; the first pattern that matches counts."""
 TEXT_ONLY = "text only: the server returns no token ids, so tokens and their log-probabilities are read off its text"
 
 
@@ -55,8 +85,9 @@ class Endpoint(Engine):
     ----------
     address : str
         Base address of the interface, such as http://localhost:8000/v1.
-    checkpoint : Checkpoint
-        The served model by path or hub name; only the tokenizer and the configuration are loaded.
+    checkpoint : Checkpoint, str or Path, optional
+        The served model by path or hub name; only the tokenizer and the configuration are loaded. By default the path
+        or name that the server lists.
     model : str, optional
         The server's name for the model; by default the only model that the server lists.
     key : str
@@ -64,10 +95,11 @@ class Endpoint(Engine):
     connections : int
         Largest number of concurrent requests.
     seconds : float
-        Time limit for a row, after which the request is repeated.
+        Time limit for an attempt at a row, after which the request is repeated.
     waits : sequence of float
-        Seconds between attempts. Lost connections, timeouts and the statuses 429 and 5xx are tried again; a random
-        part of the wait spreads the rows, and `Retry-After` may lengthen it.
+        Seconds between attempts. Lost connections, timeouts, the statuses of `PASSING` and 5xx, an error in an answer
+        of status 200 and an aborted row are tried again; a random part of the wait spreads the rows, and `Retry-After`
+        may lengthen it.
 
     Attributes
     ----------
@@ -79,8 +111,8 @@ class Endpoint(Engine):
     Raises
     ------
     InputError
-        For a malformed address or key, and for a server that is unreachable, does not serve the model, or reports no
-        log-probabilities.
+        For a malformed address or key, and for a server that is unreachable, does not serve the model, reports no
+        log-probabilities, or draws the same for all seeds.
     """
 
     engine_name = "endpoint"
@@ -88,7 +120,7 @@ class Endpoint(Engine):
     def __init__(
         self,
         address: str,
-        checkpoint: Checkpoint,
+        checkpoint: Checkpoint | str | Path | None = None,
         *,
         model: str | None = None,
         key: str = "OPENAI_API_KEY",
@@ -96,15 +128,14 @@ class Endpoint(Engine):
         seconds: float = 1800.0,
         waits: Sequence[float] = WAITS,
     ) -> None:
-        require_counts(connections=connections)
-        require_positive(seconds=seconds)
-        self.checkpoint = checkpoint
         self._connection = Connection(address, key, connections, seconds, waits)
         self.address, self.name = self._connection.address, self._connection.name
         self._loop = EventLoop("endpoint")
         self._closing = weakref.finalize(self, shut_down, self._connection, self._loop)
         try:
-            self.model, self._context = self._served(model)
+            found = self._served(model)
+            self.model, self.checkpoint = found["id"], self._checkpoint(checkpoint, found)
+            self._context = found.get("max_model_len") or self.checkpoint.context
             self.approximate, self.tempered = self._probe()
         except BaseException:
             self.close()
@@ -122,8 +153,7 @@ class Endpoint(Engine):
     def require_law(self, sampling: Sampling) -> None:
         """Raise `InputError` for a temperature out of range, or if the law's log-probabilities are not reported."""
         require_temperature(self.name, sampling)
-        plain = sampling.temperature == 0 or (sampling.temperature == 1 and not sampling.truncated)
-        if not (self.tempered or plain or self.approximate):
+        if not (sampling.temperature == 0 or self._reports(sampling) or self.approximate):
             raise InputError(
                 f"{self.name} reports log-probabilities of the untempered model; start it with "
                 "--logprobs-mode processed_logprobs, or sample at temperature 1 without top_k and top_p"
@@ -133,23 +163,45 @@ class Endpoint(Engine):
         """As `Engine.draw`; raises `InputError` if the server has stopped, or refuses a row."""
         if not self._closing.alive:
             raise InputError(f"the connection to {self.name} has been closed; make another one")
-        return self._loop.wait_for_all([self._one(request, sampling, end_ids) for request in requests])
+        answers = self._loop.wait_for_all([self._one(request, sampling, end_ids) for request in requests])
+        if sampling.temperature and self._reports(sampling):
+            drawn: dict[tuple[int, ...], list[tuple[Any, float]]] = {}
+            for request, answer in zip(requests, answers, strict=True):
+                drawn.setdefault(request.tokens, []).append((tuple(answer.tokens), sum(answer.logps)))
+            for rows in drawn.values():
+                self._require_variety(rows, DRAW_LEVEL)
+        return answers
+
+    def _reports(self, sampling: Sampling) -> bool:
+        """Whether the log-probabilities of random draws are those of the sampled distribution."""
+        return self.tempered or (sampling.temperature == 1 and not sampling.truncated)
 
     def interrupt(self, thread: int) -> None:
         self._loop.interrupt(thread)
 
     async def _one(self, request: Request, sampling: Sampling, end_ids: Sequence[int]) -> Answer:
-        answer = await self._connection.ask("completions", self._body(request, sampling, end_ids))
-        choice = self._choice(answer)
-        if self.approximate:
-            tokens, logps = self._from_text(choice, request.room)
-        else:
-            tokens = list(choice.get("token_ids") or ())
-            logps = [math.nan if logp is None else float(logp) for logp in choice["logprobs"]["token_logprobs"]]
-        if not tokens or len(tokens) != len(logps):
+        row = await self._row(self._body(request, sampling, end_ids))
+        tokens, logps = self._from_text(row, request.room) if self.approximate else (row.tokens or [], row.logps)
+        if len(tokens) != len(logps) or not (tokens or self.approximate):
             raise InputError(f"{self.name} gives {len(tokens)} tokens and {len(logps)} log-probabilities; see its log")
-        details = (answer.get("usage") or {}).get("prompt_tokens_details") or {}
-        return Answer(tokens, logps, int(details.get("cached_tokens") or 0))
+        return Answer(tokens, logps, row.cached)
+
+    async def _row(self, body: Mapping[str, Any]) -> Row:
+        """The row that the server draws for a request, which the answer must fit."""
+        answer = await self._connection.ask("completions", body, aborted)
+        row = read_row(self.name, answer)
+        if row.read not in (None, len(body["prompt"]), tuple(body["prompt"])):
+            count = row.read if isinstance(row.read, int) else len(row.read or ())
+            raise InputError(
+                f"{self.name} has read another prompt than it was sent: {count} tokens in place of "
+                f"{len(body['prompt'])}; start it so that it neither cuts nor changes prompts"
+            )
+        if row.count > body["max_tokens"]:
+            raise InputError(
+                f"{self.name} draws {row.count} tokens for max_tokens {body['max_tokens']}; use a server that respects "
+                "max_tokens"
+            )
+        return row
 
     def _body(self, request: Request, sampling: Sampling, end_ids: Sequence[int], logprobs: int = 1) -> dict[str, Any]:
         # Some parameters exist in vLLM only; other servers may ignore these parameters.
@@ -157,59 +209,185 @@ class Endpoint(Engine):
         stop = {"stop": list(request.stop[:MOST_STOPS])} if request.stop else {}
         return body | parameters(request, sampling, end_ids) | stop
 
-    def _served(self, model: str | None) -> tuple[str, int | None]:
-        """The server's name for the model, and the model's context."""
-        found = served_model(self.name, self._loop.wait(self._connection.ask("models")), model)
-        return found["id"], found.get("max_model_len") or self.checkpoint.context
+    def _served(self, model: str | None) -> dict[str, Any]:
+        """The server's entry of the model; with a name, the server need not list its models."""
+        try:
+            answer = self._loop.wait(self._connection.ask("models"))
+        except Refusal as error:
+            if error.status in (404, 405, 501):
+                if model is not None:
+                    return {"id": model}
+                raise InputError(f"{error}, or give the server's name of the model (served_model)") from None
+            raise
+        return served_model(self.name, answer, model)
+
+    def _checkpoint(self, given: Checkpoint | str | Path | None, served: Mapping[str, Any]) -> Checkpoint:
+        if given is not None:
+            return given if isinstance(given, Checkpoint) else Checkpoint(str(given))
+        name = str(served.get("root") or served["id"])
+        try:
+            return Checkpoint(name)
+        except InputError as error:
+            raise InputError(
+                f"{self.name} serves {name!r}, and its tokenizer cannot be loaded ({error}); give a folder with the "
+                "tokenizer as well: Endpoint(address, folder), or --model"
+            ) from None
 
     def _probe(self) -> tuple[str, bool]:
-        """The attributes `approximate` and `tempered`, from two requests."""
-        bodies = [self._body(Request((0,), 0, PROBED), Sampling(t), (), logprobs=PROBED) for t in (1.0, 0.5)]
-        answers = [self._loop.wait(self._connection.ask("completions", body)) for body in bodies]
-        choices = [self._choice(answer, least=1) for answer in answers]
-        for choice in choices:
-            self._require_tokenizer(choice)
-        first = [dict((choice["logprobs"].get("top_logprobs") or [{}])[0] or {}) for choice in choices]
-        return "" if choices[0].get("token_ids") else TEXT_ONLY, tempered(*first)
+        """The attributes `approximate` and `tempered`, from requests at temperature 1 and one at 0.5."""
+        seeds = derive(np.arange(SEEDS, dtype=np.uint64), PROBED) >> np.uint64(1)  # as large as those of rows
+        drawn = [(Request((0,), int(seed), PROBED), Sampling(1.0)) for seed in seeds]
+        cold = (Request((0,), int(seeds[0]), PROBED), Sampling(0.5))
+        bodies = [self._body(*each, (), logprobs=LEAST_LOGPROBS) for each in (*drawn, cold)]
+        rows = self._loop.wait_for_all([self._row(body) for body in bodies])
+        if not any(row.logps for row in rows):
+            raise InputError(f"{self.name} reports no log-probabilities; start it with them enabled")
+        for row in rows:
+            self._require_tokenizer(row)
+        self._require_variety([(tuple(row.tokens or ()) or row.text, sum(row.logps)) for row in rows[:-1]], PROBE_LEVEL)
+        warm = next((row.top for row in rows if row.top), {})
+        return "" if rows[0].exact else TEXT_ONLY, tempered(warm, rows[-1].top)
 
-    def _choice(self, answer: Any, least: int = 0) -> dict[str, Any]:
-        """The only choice of an answer, with log-probabilities; the list may be empty if the row ended at once."""
-        try:
-            (choice,) = answer["choices"]
-            if len(choice["logprobs"]["token_logprobs"]) < least:
-                raise ValueError
-        except (KeyError, TypeError, ValueError):
-            raise InputError(f"{self.name} reports no log-probabilities; start it with them enabled") from None
-        return dict(choice)
+    def _require_variety(self, drawn: Sequence[tuple[Any, float]], level: float) -> None:
+        """Raise `InputError` for draws of different seeds, (outcome, log-probability), that are equal not by chance."""
+        if count := repeats(drawn, level):
+            raise InputError(
+                f"{self.name} draws the same for {count} of {len(drawn)} seeds, by chance with less than {level:g}: "
+                "use a server that respects seed and temperature, without a cache of answers"
+            )
 
-    def _require_tokenizer(self, choice: Mapping[str, Any]) -> None:
+    def _require_tokenizer(self, row: Row) -> None:
         """Raise `InputError` if the checkpoint's tokenizer decodes the server's tokens to another text."""
-        tokens, text = choice.get("token_ids") or [], choice.get("text", "")
-        ours = self.checkpoint.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        tokens, text = row.tokens or [], row.text
+        shown = tokens[:-1] if set(tokens[-1:]) & self.checkpoint.end_ids else tokens
+        ours, whole = (
+            self.checkpoint.tokenizer.decode(each, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            for each in (shown, tokens)
+        )
         # The server holds back half a character, and some tokenizers drop a leading space.
-        if tokens and "\ufffd" not in ours + text and ours.strip() != text.strip():
+        if tokens and INCOMPLETE not in ours + text and text.strip() not in (ours.strip(), whole.strip()):
             raise InputError(
                 f"{self.name} decodes the tokens {tokens} to {text!r}, and the tokenizer of "
                 f"{self.checkpoint.name!r} to {ours!r}; give the checkpoint that is served"
             )
 
-    def _from_text(self, choice: Mapping[str, Any], room: int) -> tuple[list[int], list[float]]:
-        """Tokens and log-probabilities, estimated from the text; a stopped row has drawn an end token."""
-        tokenizer = self.checkpoint.tokenizer
-        tokens = list(tokenizer(choice["text"], add_special_tokens=False)["input_ids"])[:room]
-        if choice.get("finish_reason") == "stop" or not tokens:
+    def _from_text(self, row: Row, room: int) -> tuple[list[int], list[float]]:
+        """Tokens and log-probabilities, estimated from the text; a stopped row has drawn an end token.
+
+        An incomplete character at the end of an open row is dropped, so that `EnginePolicy` draws it again.
+        """
+        tokenizer, stopped = self.checkpoint.tokenizer, row.reason == "stop"
+        text = row.text if stopped else row.text.rstrip(INCOMPLETE)
+        tokens = row.tokens or list(tokenizer(text, add_special_tokens=False)["input_ids"])[:room]
+        if stopped and tokens[-1:] != [tokenizer.eos_token_id]:
             tokens = [*tokens[: room - 1], tokenizer.eos_token_id]
-        logps = [logp or 0.0 for logp in choice["logprobs"]["token_logprobs"]]
-        aligned = len(logps) == len(tokens)
-        return tokens, logps if aligned else [sum(logps) / len(tokens)] * len(tokens)
+        logps = [0.0 if math.isnan(logp) else logp for logp in row.logps]
+        if text != row.text:
+            logps = logps[: len(tokens)]
+        aligned = len(logps) == len(tokens) or not tokens
+        return tokens, logps[: len(tokens)] if aligned else [sum(logps) / len(tokens)] * len(tokens)
+
+
+def repeats(drawn: Sequence[tuple[Any, float]], level: float) -> int:
+    """How often an outcome of (outcome, log-probability) repeats, if less probable than `level` by chance; else 0."""
+    logps = dict(drawn)
+    for outcome, count in Counter(outcome for outcome, _ in drawn).items():
+        if math.log(math.comb(len(drawn), count)) + (count - 1) * logps[outcome] < math.log(level):
+            return count
+    return 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """A drawn row of a server's answer.
+
+    `read` is the prompt that the server reports, or the prompt's number of tokens. `tokens` is None if the server
+    reports none. `top` holds the most probable first tokens with their log-probabilities. `count` is the number of
+    drawn tokens by the largest of the server's reports. `exact` is whether the answer has a list of all tokens.
+    """
+
+    text: str
+    reason: str | None
+    tokens: list[int] | None
+    logps: list[float]
+    top: dict[str, float]
+    read: int | tuple[int, ...] | None
+    count: int
+    cached: int
+    exact: bool
+
+
+def read_row(name: str, answer: Any) -> Row:
+    """The row of an answer, with log-probabilities in OpenAI's form, or in llama.cpp's (`logprobs.content`).
+
+    Raises `InputError` for an answer in another form.
+    """
+    try:
+        (choice,) = answer["choices"]
+        found, usage = choice["logprobs"], answer.get("usage") or {}
+        exact = choice.get("token_ids") is not None
+        if "content" in found:
+            entries = found["content"] or []
+            ids = [entry["id"] for entry in entries] if all("id" in entry for entry in entries) else None
+            logps = [entry["logprob"] for entry in entries]
+            top = {each["token"]: each["logprob"] for each in (entries[0].get("top_logprobs") or [] if entries else [])}
+        else:
+            ids, logps = None, found["token_logprobs"] or []
+            top = dict((found.get("top_logprobs") or [{}])[0] or {})
+        tokens = list(map(int, choice["token_ids"])) if exact else ids
+        read = choice.get("prompt_token_ids")
+        return Row(
+            text=str(choice.get("text", "")),
+            reason=choice.get("finish_reason"),
+            tokens=tokens,
+            logps=[math.nan if logp is None else float(logp) for logp in logps],
+            top=top,
+            read=tuple(read) if read else usage.get("prompt_tokens") if any(usage.values()) else None,
+            count=max(len(tokens or ()), len(logps), usage.get("completion_tokens") or 0),
+            cached=int((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
+            exact=exact,
+        )
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise InputError(f"{name} reports no log-probabilities; start it with them enabled") from None
+
+
+def aborted(answer: Any) -> str:
+    """The problem of an answer whose row the server has not completed; empty for other answers."""
+    try:
+        row = read_row("", answer)
+    except InputError:
+        return ""
+    if row.reason in COMPLETE and (row.reason == "stop" or row.count):
+        return ""
+    return f"ends a row early, after {counted(row.count, 'token')} ({one_line(row.reason)})"
+
+
+class Refusal(InputError):
+    """Raised for an answer with an error status that does not pass."""
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class _Passing(Exception):
+    """A fault that may pass, and the seconds to wait first."""
+
+    def __init__(self, problem: str, pause: float) -> None:
+        super().__init__(problem)
+        self.pause = pause
 
 
 class Connection:
     """Requests in JSON to an address, with retries; for one event loop. For the parameters see `Endpoint`."""
 
     def __init__(self, address: str, key: str, connections: int, seconds: float, waits: Sequence[float]) -> None:
+        require_counts(connections=connections)
+        if not isinstance(waits, Sequence):
+            raise InputError(f"waits is {waits!r}; give a list of seconds, such as [1, 2, 4]")
+        require_positive(seconds=seconds, **{f"wait {n}": wait for n, wait in enumerate(waits, 1)})
         self.address, self._variable, self._seconds, self._waits = _checked(address), key, seconds, tuple(waits)
-        self.name = f"the server at {self.address}"
+        self.name = f"the server at {self.address}{_proxy(self.address)}"
         self._key = os.environ.get(key, "").strip()
         if not (self._key.isascii() and (self._key + "-").isprintable()):
             raise InputError(f"the environment variable {key} holds characters that no API key has; set it again")
@@ -221,63 +399,77 @@ class Connection:
         self._client = httpx2.AsyncClient(
             base_url=self.address,
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            timeout=httpx2.Timeout(seconds, connect=min(CONNECTING, seconds), pool=None),
+            timeout=httpx2.Timeout(None, connect=min(CONNECTING, seconds)),  # `ask` limits the whole attempt
             # The client drops idle connections before uvicorn, the server of vLLM, does so after 5 seconds.
             limits=httpx2.Limits(
                 max_connections=connections, max_keepalive_connections=connections, keepalive_expiry=2.0
             ),
         )
 
-    async def ask(self, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    async def ask(
+        self, path: str, body: Mapping[str, Any] | None = None, fault: Callable[[Any], str] = lambda answer: ""
+    ) -> Any:
         """The JSON answer to a GET request, or to a POST request with a body.
 
-        Raises `InputError` with the address if every attempt fails, for a refusal (4xx), and for other answers than
-        JSON.
+        The request is repeated after a fault that may pass, which includes an answer with a problem by `fault`. Raises
+        `InputError` with the address if every attempt fails, and for an answer in another form than JSON; `Refusal` for
+        a status that does not pass.
         """
         problem = ""
         for wait in (*self._waits, None):
             pause = 0.0
             try:
-                async with self._room:
+                async with self._room, asyncio.timeout(self._seconds):
                     response = await self._client.request("GET" if body is None else "POST", path, json=body)
-            except self._httpx.TimeoutException as error:
-                kind = type(error).__name__
-                problem = f"has not answered within {self._seconds:g} seconds ({kind}; slow rows need more)"
+                answer = self._read(response)
+                if not (problem := fault(answer)):
+                    return answer
+            except TimeoutError:
+                problem = f"has not answered within {self._seconds:g} seconds (slow rows need more)"
             except self._httpx.TransportError as error:
                 problem = f"cannot be reached ({self._line(str(error) or type(error).__name__)})"
-            else:
-                if response.status_code != 429 and response.status_code < 500:
-                    return self._read(response)
-                problem, pause = f"answers {response.status_code} ({self._reason(response)})", _pause(response)
+            except _Passing as error:
+                problem, pause = str(error), error.pause
             if wait is not None:
                 await asyncio.sleep(max(wait * (1 + random.random()), pause))
-        raise InputError(
-            f"{self.name} {problem}; tried {len(self._waits) + 1} times; start it again, or correct the address, and "
-            "repeat the command"
-        )
+        raise InputError(f"{self.name} {problem}; tried {len(self._waits) + 1} times; {self._remedy(problem)}")
 
     async def close(self) -> None:
         await self._client.aclose()
 
     def _read(self, response: Any) -> Any:
-        status = response.status_code
-        if status != 200:
-            key = f"put the API key into {self._variable}"
-            remedy = key if status in (401, 403) else "correct the address, the model or the form of the request"
-            raise InputError(f"{self.name} answers {status} ({self._reason(response)}); {remedy}")
-        try:
-            return response.json()
-        except ValueError:
-            raise InputError(f"{self.name} answers no JSON; correct the address") from None
-
-    def _reason(self, response: Any) -> str:
-        """The server's error message, in OpenAI's form or another."""
+        """The JSON of an answer; raises `_Passing`, `InputError` or `Refusal` for an error."""
         try:
             content = response.json()
-            error = content.get("error", content)
-            return self._line(str(error.get("message", error) if isinstance(error, dict) else error))
-        except (ValueError, AttributeError):
-            return self._line(str(response.text) or str(response.reason_phrase))
+        except ValueError:
+            content = response
+        status, within = response.status_code, ""
+        if status == 200 and isinstance(content, dict) and content.get("error"):
+            code = content["error"].get("code") if isinstance(content["error"], dict) else None
+            status, within = (code if isinstance(code, int) and 400 <= code < 600 else 500), " in a 200"
+        if status == 200 and content is not response:
+            return content
+        problem = f"answers {'no JSON' if status == 200 else status}{within} ({self._reason(response, content)})"
+        if status in PASSING or status >= 500:
+            raise _Passing(problem, _pause(response))
+        raise Refusal(f"{self.name} {problem}; {self._remedy(problem)}", status)
+
+    def _reason(self, response: Any, content: Any) -> str:
+        """The server's error message, in OpenAI's form or another; a page without JSON with the program that wrote it.
+
+        A program between client and server, such as nginx, names itself in the header `server` or `via`.
+        """
+        if content is response:
+            writer = response.headers.get("via") or response.headers.get("server") or ""
+            text = re.sub(r"<[^>]*>", " ", str(response.text)).strip() or str(response.reason_phrase)
+            return self._line(f"{text[:100]}{writer and ', from '}{writer}")
+        error = content.get("error", content) if isinstance(content, dict) else content
+        return self._line(str(error.get("message", error) if isinstance(error, dict) else error))
+
+    def _remedy(self, problem: str) -> str:
+        path = "" if urlsplit(self.address).path else " (does it lack /v1?)"
+        found = next(remedy for cause, remedy in CAUSES.items() if re.search(cause, problem, re.IGNORECASE))
+        return found.format(key=self._variable, path=path)
 
     def _line(self, text: str) -> str:
         """One line of a server's message, without the API key."""
@@ -313,6 +505,16 @@ def _checked(address: str) -> str:
     return address.rstrip("/")
 
 
+def _proxy(address: str) -> str:
+    """The proxy of the environment between here and an address, in words; empty without one."""
+    parts, proxies = urlsplit(address), getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(parts.hostname or ""):
+        return ""
+    host = urlsplit(proxy if "://" in proxy else f"//{proxy}").netloc.rpartition("@")[2]
+    return f" through the proxy {host} (NO_PROXY={parts.hostname} leaves it out)"
+
+
 def _pause(response: Any) -> float:
     """`Retry-After` in seconds; 0 for a date."""
     try:
@@ -337,10 +539,14 @@ def make_policy(
 ) -> EnginePolicy:
     """The policy of the engine "endpoint" in `ets.policies.registry`."""
     require_autoregressive(checkpoint, "endpoint")
-    if ready is None:
-        if not resources.endpoint:
-            raise InputError("endpoint is not set; give the server's address, such as http://localhost:8000/v1")
-        limits: dict[str, Any] = {"connections": resources.connections, "seconds": resources.seconds}
-        named: dict[str, Any] = {"model": resources.served_model, "key": resources.key_variable}
-        ready = Endpoint(resources.endpoint, checkpoint, **named, **limits)
-    return EnginePolicy(ready, sampling, horizon)
+    return EnginePolicy(ready or endpoint_of(resources, checkpoint), sampling, horizon)
+
+
+def endpoint_of(resources: ServerResources, checkpoint: Checkpoint | None = None) -> Endpoint:
+    """The server of the settings; raises `InputError` without an address."""
+    if not resources.endpoint:
+        raise InputError("endpoint is not set; give the server's address, such as http://localhost:8000/v1")
+    options = {"model": resources.served_model, "key": resources.key_variable}
+    waits = {} if resources.waits is None else {"waits": resources.waits}
+    limits: dict[str, Any] = {"connections": resources.connections, "seconds": resources.seconds, **waits}
+    return Endpoint(resources.endpoint, checkpoint, **options, **limits)  # type: ignore[arg-type]

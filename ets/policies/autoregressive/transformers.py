@@ -54,6 +54,10 @@ LOOK_EVERY = 8
 """Tokens between two checks for ended rows on a GPU, where a check waits for the device."""
 
 
+READ_TOGETHER = 4096
+"""Tokens of prompts in one forward pass; they keep every device busy, and more of them only need more memory."""
+
+
 class TransformersPolicy:
     """p_ref as a causal language model under a sampling rule; a guide step is `block_size` tokens.
 
@@ -327,12 +331,16 @@ class TransformersPolicy:
         for state in unread.values():
             by_length[len(state.prompt)].append(state)
         for length, group in by_length.items():
-            self._memory.in_chunks(group, self._bytes_of(length), self._read)
+            together = max(1, READ_TOGETHER // length)
+            for at in range(0, len(group), together):
+                self._memory.in_chunks(group[at : at + together], self._bytes_of(length), self._read)
         return {memory: len(state.prompt) for memory, state in unread.items()}
 
     def _read(self, states: Sequence[TokenState]) -> None:
-        cache = self._reader.empty(len(states), len(states[0].prompt))
-        logits = self._forward(cache, [state.prompt for state in states])[:, -1]
+        length = len(states[0].prompt)
+        cache, part = self._reader.empty(len(states), length), READ_TOGETHER if self._reader.in_parts else length
+        for at in range(0, length, part):
+            logits = self._forward(cache, [state.prompt[at : at + part] for state in states])[:, -1]
         for row, state in enumerate(states):
             state.memory.cache, state.memory.row, state.memory.logits = cache, row, logits[row]
 
@@ -358,6 +366,7 @@ class TransformersPolicy:
             live = uniforms[rows]
             columns = [self._column(logits, live[:, column], pick)]
             for at in range(column + 1, column + min(look_every, room - column, left)):
+                del logits  # two tensors `[rows, V]` can be larger than the cache
                 logits = self._forward(cache, columns[-1].tokens[:, None])[:, -1]
                 columns.append(self._column(logits, live[:, at], pick))
             column += len(columns)
@@ -365,6 +374,7 @@ class TransformersPolicy:
             if len(going) < len(rows):
                 rows = [rows[r] for r in cache.keep(going)]
             if rows:
+                del logits
                 logits = self._forward(cache, [drawn.tokens[n][-1:] for n in rows])[:, -1]
         require_finite([state.problem for state in states], drawn.numbers[:, 0].tolist())
         reached = {n: RowMemory(cache, r, logits[r]) for r, n in enumerate(rows)}

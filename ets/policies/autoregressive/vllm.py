@@ -16,17 +16,18 @@ from typing import Any
 
 import torch
 
+from ets.event_loop import EventLoop
 from ets.policies.autoregressive.engine import (
     Answer,
     Engine,
     EnginePolicy,
-    EventLoop,
     Request,
     parameters,
     require_temperature,
     tempered,
 )
 from ets.policies.autoregressive.law import require_autoregressive
+from ets.policies.autoregressive.watchdog import watch
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.settings import Horizon, Sampling, VLLMResources
 from ets.step import require_counts, require_positive
@@ -41,8 +42,9 @@ CLOSING_SECONDS = 20.0
 class VLLMEngine(Engine):
     """A model in vLLM, loaded by `load`, by a `with` statement, or by the first draw.
 
-    `close` and the end of the `with` statement end the worker processes; so does the end of the program. Any number of
-    threads may draw at once: while one thread waits for its slowest row, the engine draws the rows of the others.
+    `close` and the end of the `with` statement end the worker processes; so does the end of the program, also by
+    SIGKILL (`ets.policies.autoregressive.watchdog`). Any number of threads may draw at once: while one thread waits for
+    its slowest row, the engine draws the rows of the others.
 
     Parameters
     ----------
@@ -236,11 +238,12 @@ def _require_gpus(replicas: int, tensor_parallel: int, gpus: int) -> None:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """vLLM's engine, the event loop of its requests, and its worker processes."""
+    """vLLM's engine, the event loop of its requests, its worker processes, and the program that watches them."""
 
     engine: Any
     loop: EventLoop
     processes: set[Any]
+    watchdog: Any
 
 
 def _load(arguments: dict[str, Any]) -> _Loaded:
@@ -250,7 +253,8 @@ def _load(arguments: dict[str, Any]) -> _Loaded:
     except Exception as error:
         loop.stop()
         raise InputError(f"vLLM cannot load {arguments['model']!r}: {_line(error)}; see its messages above") from error
-    return _Loaded(engine, loop, set(multiprocessing.active_children()) - others)
+    processes = set(multiprocessing.active_children()) - others
+    return _Loaded(engine, loop, processes, watch(process.pid for process in processes if process.pid))
 
 
 async def _engine(arguments: dict[str, Any]) -> Any:
@@ -268,6 +272,8 @@ def _shut_down(loaded: list[_Loaded]) -> None:
         each.engine.shutdown(timeout=CLOSING_SECONDS)
         for process in each.processes:
             process.join(timeout=CLOSING_SECONDS)
+        each.watchdog.terminate()
+        each.watchdog.wait()
         each.loop.stop()
     loaded.clear()
 

@@ -17,6 +17,7 @@ import torch
 from ets.cli import main
 from ets.kernel import energy_guided
 from ets.policies.autoregressive import cache as row_cache
+from ets.policies.autoregressive import transformers as transformers_policy
 from ets.policies.autoregressive.cache import RowMemory, fork
 from ets.policies.autoregressive.reader import reader_of
 from ets.policies.autoregressive.transformers import TransformersPolicy
@@ -68,6 +69,16 @@ def test_log_probabilities_are_those_of_whole_forward_passes_at_any_width(family
     alone, together = ({(c.problem.id, c.sample): c.state for c in chains} for chains in found)
     assert {name: state.tokens for name, state in alone.items()} == {n: s.tokens for n, s in together.items()}
     for state in together.values():
+        assert state.logp == pytest.approx(whole_logp(policy.checkpoint.model, state.prompt, state.tokens), abs=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_long_prompt_that_is_read_in_parts_is_read_as_a_whole(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of eight tokens of a prompt of 21, through sliding windows and chunks of attention."""
+    monkeypatch.setattr(transformers_policy, "READ_TOGETHER", 8)
+    policy = policy_of(family, 4, 12)
+    draws = policy.finish(policy.start(LONG) * 4, keys(4 * len(LONG)))
+    for state in (draw.state for draw in draws):
         assert state.logp == pytest.approx(whole_logp(policy.checkpoint.model, state.prompt, state.tokens), abs=1e-4)
 
 

@@ -128,6 +128,16 @@ def test_nothing_is_read_twice(make_pair: Any) -> None:
     assert Cost.total(draw.cost for draw in (*drawn, *rollouts)).positions == pair.ledger.positions
 
 
+@pytest.mark.parametrize("width", [2, 4])
+def test_the_chains_of_a_problem_share_its_prompt_in_both_models(make_pair: Any, width: int) -> None:
+    pair = make_pair()
+    step = energy_guided(per_text(lambda _, text: 0.0), candidates=3, rollouts=2, lam=LAM)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert len(list(run(pair, step, [PROBLEM], width=width, seed=0, samples=4))) == 4
+    assert pair.reference.ledger.prompt == pair.proposal.ledger.prompt == len(PROBLEM.prompt)
+
+
 def test_the_passes_of_both_models_are_charged(make_pair: Any) -> None:
     pair, reward = make_pair(), per_text(lambda _, text: text.count("a"))
     with warnings.catch_warnings():

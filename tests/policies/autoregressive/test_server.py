@@ -11,7 +11,7 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
@@ -42,12 +42,15 @@ from ets.types import Chain, InputError, Keys, Problem, StepFn
 from ets.walk import lengths_of
 from tests.conftest import causal_oracle, random_qwen3, tiny_tokenizer
 from tests.laws.suffix_moves import BudgetedWalk, by_outcome
-from tests.tiny_server import FOREVER, HANG_UP, NO_JSON, TinyServer
+from tests.tiny_server import BLANKS, FOREVER, HANG_UP, NO_JSON, TinyServer
 
 PROBLEMS = [Problem("p", "abc"), Problem("q", (1, 3, 3, 2, 1)), Problem("r", "b")]
 LEVEL = 1e-4
 DRAWS = 400
 QUICK = (0.01, 0.02)
+ERROR = {"error": {"message": "CUDA out of memory", "code": 503}}
+EMPTY: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": []}
+ABORTED = {"choices": [{"text": "", "finish_reason": "abort", "token_ids": [], "logprobs": EMPTY}]}
 
 
 @pytest.fixture
@@ -201,17 +204,29 @@ def test_a_fifth_stop_string_and_one_across_a_guide_step_are_cut_by_us(server: T
 
 
 @pytest.mark.parametrize(
-    "faults", [[500, 500], [429, 503], [HANG_UP, HANG_UP], [FOREVER, 500]], ids=["500", "429", "hang up", "slow"]
+    "faults",
+    [
+        [500, 500],
+        [429, 503],
+        [408, 409],
+        [425, 499],
+        [HANG_UP, HANG_UP],
+        [FOREVER, 500],
+        [BLANKS, 500],
+        [ERROR, ABORTED],
+    ],
+    ids=["500", "429", "408", "425", "hang up", "slow", "blanks", "error in 200, aborted"],
 )
 def test_faults_that_pass_are_tried_again_and_change_nothing(server: TinyServer, faults: list[Any]) -> None:
     undisturbed = texts(policy_at(server))
-    policy = policy_at(server, **({"seconds": 2.0} if FOREVER in faults else {}))
+    slow = FOREVER in faults or BLANKS in faults
+    policy = policy_at(server, **({"seconds": 2.0} if slow else {}))
     asked, server.faults = len(server.seen), list(faults)
     begun = time.monotonic()
     assert texts(policy) == undisturbed
     again = len(server.seen) - asked - 20
     assert not server.faults and again >= len(faults)
-    assert again == len(faults) or FOREVER in faults  # then what a busy machine is slow to answer is asked again, too
+    assert again == len(faults) or slow  # then what a busy machine is slow to answer is asked again, too
     if 429 in faults:  # which said how long to wait
         assert time.monotonic() - begun >= 0.3
 
@@ -221,17 +236,154 @@ def test_faults_that_pass_are_tried_again_and_change_nothing(server: TinyServer,
     [
         (500, r"answers 500 \(as told\); tried 3 times"),
         (FOREVER, "has not answered within 1 seconds"),
+        (BLANKS, "has not answered within 1 seconds"),
+        (ERROR, r"answers 503 in a 200 \(CUDA out of memory\); tried 3 times; start it again"),
+        (ABORTED, r"ends a row early, after 0 tokens \(abort\); tried 3 times"),
         (HANG_UP, "cannot be reached"),
         (404, r"answers 404 \(as told\); correct the address, the model or the form"),
-        (NO_JSON, "answers no JSON; correct the address"),
+        (NO_JSON, r"answers no JSON \(OK, from BaseHTTP.*\); correct the address"),
+        (
+            {"error": {"message": "no such key", "code": 401}},
+            r"answers 401 in a 200 \(no such key\); put the API key into",
+        ),
     ],
 )
 def test_faults_that_stay_are_one_line_with_the_address(server: TinyServer, fault: Any, said: str) -> None:
-    policy = policy_at(server, **({"seconds": 1.0} if fault == FOREVER else {}))
+    policy = policy_at(server, **({"seconds": 1.0} if fault in (FOREVER, BLANKS) else {}))
     server.faults = [fault] * 100
     with pytest.raises(InputError, match=said) as error:
         texts(policy)
     assert server.address in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("heard", "said"),
+    [
+        (
+            lambda body: body | {"seed": 0},
+            r"the same for 8 of 8 seeds, by chance with less than 1e-06: use a server that respects seed",
+        ),
+        (
+            lambda body: body | {"prompt": body["prompt"][-2:]},
+            "another prompt than it was sent: 2 tokens in place of 3",
+        ),
+        (
+            lambda body: body | {"prompt": [0, *body["prompt"]]},
+            "another prompt than it was sent: 2 tokens in place of 1",
+        ),
+        (lambda body: body | {"max_tokens": body["max_tokens"] + 3}, "draws [0-9] tokens for max_tokens"),
+    ],
+    ids=["fixed seed", "cut prompt", "longer prompt", "max_tokens"],
+)
+@pytest.mark.parametrize("text_only", [False, True])
+@pytest.mark.filterwarnings("ignore:.* is approximate")
+def test_a_server_that_does_something_else_is_refused(
+    server: TinyServer, heard: Callable[[dict[str, Any]], dict[str, Any]], said: str, text_only: bool
+) -> None:
+    server.hears, server.text_only = heard, text_only
+    with pytest.raises(InputError, match=said) as error:
+        texts(policy_at(server))
+    assert server.address in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_prompt_of_other_tokens_is_refused_by_its_ids_alone(server: TinyServer) -> None:
+    server.says = lambda body, choice: choice | {"prompt_token_ids": body["prompt"][::-1]}
+    with pytest.raises(InputError, match="another prompt than it was sent: 3 tokens in place of 3"):
+        texts(policy_at(server))
+
+
+@pytest.mark.filterwarnings("ignore:.* is approximate")
+@pytest.mark.parametrize("text_only", [False, True])
+def test_a_fixed_seed_that_the_probe_has_not_seen_is_refused_at_a_guide_step(
+    server: TinyServer, text_only: bool
+) -> None:
+    """Log-probabilities of the untempered model, of which a cold law is no function, say nothing of chance."""
+    server.text_only = text_only
+    policy = policy_at(server, Sampling(2.0), max_length=8, block=8)
+    server.hears = lambda body: body | {"seed": 0 if body["temperature"] else body["seed"]}
+    with pytest.raises(InputError, match=r"the same for 20 of 20 seeds, by chance with less than 1e-12"):
+        texts(policy)
+    assert policy.greedy(policy.start(PROBLEMS[:1]) * 20, keys(20))
+    if text_only:
+        policy.engine.tempered = False
+        assert len(set(texts(policy))) == 1
+
+
+def test_a_law_that_hardly_varies_is_no_fixed_seed(server: TinyServer) -> None:
+    """All draws are equal, as they are with probability 0.99: nothing is known about the seeds."""
+    sure = {"tokens": ["a"], "token_logprobs": [math.log(0.99)], "top_logprobs": [{"a": -0.01, "b": -4.6}]}
+    server.says = lambda body, choice: choice | {"text": "a", "token_ids": [1], "logprobs": sure}
+    assert policy_at(server, Sampling(1.0)).engine.approximate == ""
+
+
+@pytest.mark.parametrize(
+    ("message", "remedy"),
+    [
+        ("This model's maximum context length is 256 tokens", "shorten the prompt or max_length, or start the server"),
+        ("the request exceeds the available context size", "shorten the prompt or max_length, or start the server"),
+        ("Requested sample logprobs of 2, greater than max allowed: 1", "allows 2 log-probabilities"),
+        ("unknown model", "correct the address, the model or the form of the request"),
+    ],
+)
+@pytest.mark.parametrize("status", [400, 500])
+def test_the_remedy_is_that_of_the_cause(
+    server: TinyServer, status: int, message: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = policy_at(server)
+    server.faults = [{"error": {"message": message, "code": status}}] * 3
+    if status == 500 and "unknown" in message:
+        remedy = "start it again, or correct the address"
+    with pytest.raises(InputError, match=remedy) as error:
+        texts(policy, 1)
+    assert message in str(error.value)
+
+
+def test_the_probe_needs_two_log_probabilities(server: TinyServer) -> None:
+    policy_at(server)
+    assert {body["logprobs"] for body in server.seen} == {2}
+    assert len({body["seed"] for body in server.seen if body["temperature"] == 1}) == 8
+
+
+def test_an_address_without_v1_and_a_page_of_a_program_in_between_are_named(server: TinyServer) -> None:
+    with pytest.raises(InputError, match=r"models answers|answers 404 .*\(does it lack /v1\?\)"):
+        Endpoint(server.host, server.checkpoint, waits=QUICK)
+
+
+def test_a_proxy_of_the_environment_is_named_without_its_password(
+    tiny_checkpoint: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with TinyServer(tiny_checkpoint) as proxy:
+        monkeypatch.setenv("http_proxy", f"http://me:secret@127.0.0.1:{proxy.port}")
+        with pytest.raises(InputError, match=rf"through the proxy 127\.0\.0\.1:{proxy.port} \(NO_PROXY=there") as error:
+            Endpoint("http://there/v1", tiny_checkpoint, waits=QUICK)
+    assert "secret" not in str(error.value)
+
+
+def test_a_server_need_not_list_its_models_if_the_name_is_given(tiny_checkpoint: Any) -> None:
+    with TinyServer(tiny_checkpoint, models=None) as server:
+        assert texts(policy_at(server, model="tiny"))
+        assert server.seen[-1]["model"] == "tiny"
+        with pytest.raises(InputError, match=r"answers 404 .*or give the server's name of the model \(served_model\)"):
+            policy_at(server)
+
+
+def test_the_checkpoint_may_be_a_folder_or_what_the_server_lists(tiny_checkpoint: Any, tmp_path: Path) -> None:
+    tiny_checkpoint.config.save_pretrained(tmp_path)
+    tiny_checkpoint.tokenizer.save_pretrained(tmp_path)
+    with TinyServer(tiny_checkpoint) as server:
+        with Endpoint(server.address, tmp_path) as endpoint:
+            assert endpoint.checkpoint.name == str(tmp_path)
+        with pytest.raises(InputError, match=r"serves 'tiny', and its tokenizer cannot be loaded .*Endpoint\(address"):
+            Endpoint(server.address)
+        server.models = {"data": [{"id": "tiny", "root": str(tmp_path)}]}
+        with Endpoint(server.address) as endpoint:
+            assert endpoint.checkpoint.name == str(tmp_path) and endpoint.model == "tiny"
+
+
+def test_waits_are_seconds(server: TinyServer) -> None:
+    for waits, said in (((1.0, -1.0), "wait 2 is -1.0"), (5.0, "waits is 5.0; give a list of seconds")):
+        with pytest.raises(InputError, match=said):
+            policy_at(server, waits=waits)
 
 
 def test_a_dead_server_is_named(server: TinyServer, tiny_checkpoint: Any) -> None:
@@ -302,6 +454,71 @@ def test_a_server_without_token_ids_is_approximate_and_says_so_once(tiny_checkpo
     for draw in draws:  # a letter is a token, so nothing is lost here
         assert draw.logp == pytest.approx(np.log(exact[draw.state.tokens]), abs=1e-6)
     assert any(draw.state.tokens[-1] == 0 for draw in draws)
+
+
+def test_llama_cpps_form_of_log_probabilities_is_read(tiny_checkpoint: Any) -> None:
+    """Its answers have ids of tokens, whatever the tokenizer makes of the text."""
+    with TinyServer(tiny_checkpoint, content=True) as server:
+        with pytest.warns(UserWarning, match="is approximate"):
+            policy = policy_at(server, Sampling(0.7), max_length=6)
+        assert policy.engine.tempered
+        server.says = lambda body, choice: choice | {"text": "?"}
+        draws = policy.finish(policy.start(PROBLEMS[:1]) * 50, keys(50))
+    exact = causal_oracle(policy, 0.7).finish_law(PROBLEMS[0], ())
+    for draw in draws:
+        assert draw.logp == pytest.approx(np.log(exact[draw.state.tokens]), abs=1e-6)
+    assert any(draw.state.tokens[-1] == 0 for draw in draws)
+
+
+def half_at_the_end(body: dict[str, Any], choice: dict[str, Any]) -> dict[str, Any]:
+    """The letter c stands for the first half of a character, which ends rows that `max_tokens` cuts."""
+    open_row = choice["finish_reason"] == "length" and choice["text"].endswith("c")
+    return choice | {"text": choice["text"][:-1] + "\ufffd"} if open_row else choice
+
+
+@pytest.mark.filterwarnings("ignore:.* is approximate")
+def test_an_incomplete_character_is_dropped_and_drawn_again(tiny_checkpoint: Any) -> None:
+    with TinyServer(tiny_checkpoint, text_only=True) as server:
+        policy = policy_at(server, max_length=12)
+        server.says = half_at_the_end
+        before = len(server.seen)
+        begun = policy.extend(policy.start(PROBLEMS[:1]) * 100, keys(100))
+        again = len(server.seen) - before - 100
+        going = [draw.state for draw in begun if not draw.state.done]
+        ended = policy.finish(going, keys(len(going), 1))
+    exact = causal_oracle(policy)
+    assert again >= 3 and all(len(draw.state.tokens) == 2 or draw.state.done for draw in begun)
+    assert not any("\ufffd" in draw.text.text or draw.state.tokens[-1] == 3 for draw in (*begun, *ended))
+    assert any("c" in draw.text.text for draw in begun)
+    for draw in begun:  # log-probabilities are those of the kept tokens
+        assert draw.logp == pytest.approx(np.log(exact.extend_law(PROBLEMS[0], ())[draw.state.tokens]), abs=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.* is approximate")
+def test_a_row_without_a_whole_character_ends_where_nothing_fits_and_is_refused_elsewhere(tiny_checkpoint: Any) -> None:
+    with TinyServer(tiny_checkpoint, text_only=True) as server:
+        policy = policy_at(server, max_length=12)
+        server.says = lambda body, choice: choice | {"text": "\ufffd", "finish_reason": "length"}
+        with pytest.raises(InputError, match="drew no whole character 32 times, in 2 tokens; raise block_size"):
+            policy.extend(policy.start(PROBLEMS[:1]), keys(1))
+        (draw,) = policy_at_length(policy, 4).finish(policy.start(PROBLEMS[:1]), keys(1))
+    assert draw.state.done and draw.text.text == ""
+    assert len({body["seed"] for body in server.seen[-32:]}) == 32
+
+
+def policy_at_length(policy: Any, max_length: int) -> Any:
+    return policy.at_law(policy.sampling, Horizon(2, max_length))
+
+
+@pytest.mark.filterwarnings("ignore:.* is approximate")
+def test_an_empty_text_ends_a_row_only_if_the_server_has_stopped(tiny_checkpoint: Any) -> None:
+    with TinyServer(tiny_checkpoint, text_only=True) as server:
+        policy, turns = policy_at(server), iter(range(1000))
+        server.says = lambda body, choice: (
+            choice | {"text": "", "finish_reason": "length"} if next(turns) < 20 else choice
+        )
+        draws = policy.extend(policy.start(PROBLEMS[:1]) * 20, keys(20))
+    assert any(not draw.state.done for draw in draws) and all(draw.state.tokens for draw in draws)
 
 
 def test_a_row_that_ends_at_once_may_come_without_any_log_probability(tiny_checkpoint: Any) -> None:

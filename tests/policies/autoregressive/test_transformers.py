@@ -83,7 +83,8 @@ def test_a_prefix_read_wrongly_turns_the_laws_red(make_tiny: Any, monkeypatch: p
 
 
 def test_unmasked_padding_turns_the_laws_red(make_tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RowCache, "mask", lambda self, queries, device: None)
+    monkeypatch.setattr(RowCache, "mask", lambda *_: None)
+    monkeypatch.setattr(RowCache, "token_mask", lambda *_: None)
     policy = make_tiny()
     with pytest.raises(AssertionError):
         check_policy(policy, causal_oracle(policy), PROBLEMS, draws=2_000, level=LEVEL)

@@ -314,8 +314,10 @@ def name_of(process: psutil.Process) -> str:
 def test_closing_ends_every_process(engine: VLLMEngine, others: set[psutil.Process], problem: Problem) -> None:
     """The last test: the engine is not there any more."""
     policy = EnginePolicy(engine, Sampling(), Horizon(8, 32))
-    state = policy.start([problem])[0]
+    state, watchdog = policy.start([problem])[0], engine._loaded[0].watchdog
+    assert watchdog.poll() is None
     engine.close()
+    assert watchdog.poll() is not None
     left = set(psutil.Process().children(recursive=True)) - others
     assert not any("VLLM" in name_of(child) for child in left)
     with pytest.raises(InputError, match="has been closed"):

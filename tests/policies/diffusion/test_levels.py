@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from typing import Any
@@ -26,11 +27,12 @@ from ets.runner import run
 from ets.testing import check_law, total_variation
 from ets.testing.masked_laws import MaskedPathOracle
 from ets.types import Cost, InputError
-from tests.conftest import canvas_oracle, whole_logits
+from tests.conftest import canvas_oracle, random_llada, whole_logits
 from tests.laws.kernel import kernel_law
 from tests.policies.diffusion.test_policy import MASK, PROBLEMS, keys, make, watching
 
-SHAPE = (4, 4, 4, 2)  # gen_length, block_length, steps, guide_steps
+SIZES = {"gen_length": 4, "steps": 4, "block_length": 4, "guide_steps": 2}
+SHAPE = tuple(SIZES.values())
 LARGEST = {"remasking": "largest"}
 CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "1, a cache": ("1", LARGEST, LARGEST | {"caching": Caching("dual")}),
@@ -172,6 +174,24 @@ def test_steps_on_a_fresh_cache_add_nothing_and_are_not_read(tiny_llada: Checkpo
     assert exact.ledger == Cost() and all(draw.text.log_ratio == 0 for draw in drawn)
 
 
+@pytest.mark.parametrize("differing", ["guidance", "checkpoint"])
+def test_steps_of_another_guidance_or_checkpoint_have_a_ratio_without_a_cache_too(
+    tiny_llada: Checkpoint, differing: str
+) -> None:
+    """`LevelWeigher` skips the steps on which both samplers have one law."""
+    other = Checkpoint.loaded(random_llada(4, end=0, seed=48), tiny_llada.tokenizer)
+    fast = make(tiny_llada, *SHAPE, **LARGEST)
+    exact = make(tiny_llada, *SHAPE, **LARGEST, cfg=1.0) if differing == "guidance" else make(other, *SHAPE, **LARGEST)
+    policy = weighed_sampler(exact, fast, "1")
+    drawn = policy.finish(policy.start(PROBLEMS), keys(len(PROBLEMS)))
+    assert exact.ledger.scored > 0 and all(abs(draw.text.log_ratio) > 1e-3 for draw in drawn)
+    if differing == "checkpoint":
+        start, (end, *_) = fast.start(PROBLEMS[:1])[0], drawn
+        steps = path_steps(start, end.state.drawn, MASK)  # type: ignore[arg-type, attr-defined]
+        expected = sum(wanted("1", exact, PROBLEMS[0], s) - wanted("1", fast, PROBLEMS[0], s) for s in steps)
+        assert end.text.log_ratio == pytest.approx(expected, abs=1e-6)
+
+
 def test_the_exact_forwards_are_batched_and_charged(tiny_llada: Checkpoint) -> None:
     policy = weighed(tiny_llada, "1, a cache")
     starts = policy.start(PROBLEMS[:1]) * 30
@@ -203,15 +223,23 @@ def test_level_0_is_the_fast_sampler_itself(tiny_llada: Checkpoint) -> None:
         ("1F", {}, {"remasking": "random"}, "needs one rule on both sides"),
         ("1F", LARGEST, LARGEST, "where they differ no support is left"),
         ("1F", {"caching": Caching("dual")}, {}, "has a cache itself"),
+        ("1F", {}, {"steps": 2}, "needs one schedule on both sides, not 4 and 2 steps"),
     ],
 )
 def test_pairs_without_a_ratio_are_refused_with_the_reason(
     tiny_llada: Checkpoint, level: str, exact: dict[str, Any], fast: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        weighed_sampler(make(tiny_llada, *SHAPE, **exact), make(tiny_llada, *SHAPE, **fast), level)
+        weighed_sampler(make(tiny_llada, **SIZES | exact), make(tiny_llada, **SIZES | fast), level)
 
 
 def test_another_canvas_is_refused(tiny_llada: Checkpoint) -> None:
     with pytest.raises(InputError, match="the canvas is 4 tokens in blocks of 4"):
         weighed_sampler(make(tiny_llada, *SHAPE), make(tiny_llada, 4, 4, 2, 2), "1F")
+
+
+def test_level_1f_refuses_other_quotas_at_equally_many_steps(tiny_llada: Checkpoint) -> None:
+    exact = make(tiny_llada, *SHAPE)
+    fast = MaskedDiffusionPolicy(tiny_llada, exact.unmasking, replace(exact.schedule, quotas="time"))
+    with pytest.raises(InputError, match="make quotas and eps equal"):
+        weighed_sampler(exact, fast, "1F")

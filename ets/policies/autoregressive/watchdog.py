@@ -1,0 +1,45 @@
+"""A program that ends processes when the main process is gone, also after SIGKILL, which no process can handle.
+
+vLLM's processes hold GPU memory, and wait for the main process without end. `watch` starts this file as a program,
+which imports nothing of the package.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+
+INTERVAL = 0.5
+"""Seconds between two looks at the main process."""
+GRACE = 5.0
+"""Seconds between SIGTERM and SIGKILL."""
+
+
+def watch(processes: Iterable[int]) -> subprocess.Popen[bytes]:
+    """Start a program that ends processes, by their ids, with all descendants as soon as this process is gone.
+
+    `terminate` ends the program. It runs in a session of its own, so that Ctrl-C does not reach it.
+    """
+    command = [sys.executable, "-I", __file__, *map(str, (os.getpid(), *processes))]
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+
+
+def _main(owner: int, processes: Iterable[int]) -> None:
+    import psutil  # type: ignore[import-untyped]  # vLLM requires it
+
+    watched = [psutil.Process(each) for each in processes if psutil.pid_exists(each)]
+    while os.getppid() == owner:
+        time.sleep(INTERVAL)
+    alive = [each for each in watched if each.is_running()]  # False for a new process with the id of an old one
+    ending = [*alive, *(child for each in alive for child in each.children(recursive=True))]
+    for each in ending:
+        each.terminate()
+    for each in psutil.wait_procs(ending, timeout=GRACE)[1]:
+        each.kill()
+
+
+if __name__ == "__main__":
+    _main(int(sys.argv[1]), map(int, sys.argv[2:]))

@@ -1,0 +1,32 @@
+"""One thread for small models on a CPU.
+
+Several threads wait for each other by spinning. For a small model this costs more than they save, and on a machine with
+other work many times as much.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+SMALL = 20_000_000
+"""Models with fewer parameters run in one thread."""
+_THREADS = torch.get_num_threads()
+_loaded: list[int] = []
+
+
+def choose_threads(model: Any) -> None:
+    """Set PyTorch's threads of this process: one while all models that were loaded on the CPU are small.
+
+    A larger model brings the threads back. Where OMP_NUM_THREADS is set, nothing changes.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+    """
+    if model.device.type != "cpu" or os.environ.get("OMP_NUM_THREADS"):
+        return
+    _loaded.append(model.num_parameters())
+    torch.set_num_threads(1 if max(_loaded) < SMALL else _THREADS)
