@@ -96,7 +96,7 @@ def _floor(setting: Setting, prompt: int, model: Checkpoint, conditions: Conditi
 def growth(setting: Setting, sizes: dict[str, tuple[int, ...]], conditions: Conditions) -> Table:
     """Time and memory while the prompt, M, or the number of prompts that advance together grows."""
     model = random_checkpoint(setting.model, conditions.device, conditions.dtype)
-    rows = []
+    rows, conditions = [], replace(conditions, repeats=1)  # memory hardly varies, and the shape of a curve is large
     for name, values in sizes.items():
         for value in values:
             label, chosen = _grows(setting, name, value)

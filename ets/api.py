@@ -25,7 +25,7 @@ from ets.rewards import Extract, Scoring, as_extract, as_reward, majority
 from ets.rewards.lifting import ReadProblem
 from ets.runner import run
 from ets.settings import Guide, Spending, fields_of, made, require_known, with_settings
-from ets.step import Decided, require_counts, require_variety
+from ets.step import Decided, require_counts, require_rows, require_variety
 from ets.suffix_moves import refined
 from ets.trace_view import trace_html, trace_text
 from ets.types import Chain, Cost, InputError, Message, Policy, Problem, Reward, Step, StepFn, Text
@@ -144,7 +144,8 @@ def sample(
         `prompt`: text, a tuple of messages, or token ids, never the text that a chat template writes.
     extract : callable, optional
         `text -> answer or None`, or `(problem, text) -> answer or None`. Without a reward, the reward is
-        `ets.rewards.majority(extract)`, the paper's, for masked diffusion with `minimum=2`.
+        `ets.rewards.majority(extract)`, the paper's, for masked diffusion with `minimum=2`. With both, `reward` alone
+        steers the sampling, and `extract` reads `Result.answer` and `Result.vote`.
     step : callable
         Makes the step function from the reward and the keywords candidates, rollouts and lam: `ets.energy_guided`, or
         another function of its form, such as `ets.baselines.retained_rollouts`.
@@ -179,14 +180,17 @@ def sample(
     problems = [_problem(n, each, as_stops(stop)) for n, each in enumerate(prompts)]
     chosen = as_chat(chat) or (Chat() if any(problem.messages for problem in problems) else None)
     given = {name: value for name, value in settings.items() if value is not None}
-    require_known(given, OWNERS, inspect.signature(sample).parameters)
+    require_known(settings, OWNERS, inspect.signature(sample).parameters)
     guide, weighing = made(Guide, given), made(Weighing, {**given, "level": as_level(given)})
     values = {name: value for name, value in given.items() if name in fields_of(*SETTINGS)}
+    spending = made(Spending, given)
+    if spending.tokens is None:
+        require_counts(candidates=guide.candidates, rollouts=guide.rollouts)
+        require_rows(guide.candidates * guide.rollouts, f"{guide.candidates} candidates with {guide.rollouts} rollouts")
     with in_use(model, values) as (model, values), lent(weighing.proposal):
         policy = opened_policy(model, values, weighing, made(Weights, given).dtype)
         if chosen is not None:
             problems = _in_template(problems, chosen, policy)
-        spending = made(Spending, given)
         if spending.tokens is not None or spending.highest is not None:
             _require_budget_alone(given, step, decided)
             steered = within_budget(guide_of(reward, extract, minimum_votes(policy)), guide.lam, spending)

@@ -7,8 +7,11 @@ import importlib
 import importlib.util
 import inspect
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 from ets.types import InputError, one_line
@@ -42,6 +45,22 @@ def named_object(name: str, what: str) -> Any:
     if not hasattr(module, attribute):
         raise InputError(f"{place} has no {attribute!r}; name a {what} that is in it")
     return getattr(module, attribute)
+
+
+@contextmanager
+def running(part: str) -> Iterator[None]:
+    """Turn an error of a user's code, or its `sys.exit`, into an InputError of one line with the error's place.
+
+    `part` names the code, such as "problems of the task 'mine.py:Mine'".
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:
+        place = extract_tb(error.__traceback__)[-1]
+        reason = one_line(f"{type(error).__name__}: {error}")
+        raise InputError(f"{part} raised {reason} ({Path(place.filename).name}, line {place.lineno})") from error
 
 
 def code_digest(name: str, what: str) -> str:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
+import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
@@ -120,6 +123,7 @@ def accepted_arguments(signature: inspect.Signature, counts: Sequence[int]) -> i
 
 def row_keys(chains: Sequence[Chain], purpose: Purpose, *shape: int) -> Keys:
     """Keys `[B, *shape]`: one for each row that the chains' next step draws for a purpose."""
+    require_rows(len(chains) * math.prod(shape), "the draws of a step")
     keys = np.array([chain.key for chain in chains], np.uint64)
     steps = np.array([len(chain.trace) for chain in chains], np.uint64)
     keys = derive(keys, steps, int(purpose))
@@ -152,21 +156,21 @@ def score(reward: Reward, lam: float, chain: Chain, rollouts: Sequence[Sequence[
         if np.ndim(found) == 1 and any(isinstance(value, str) for value in found):
             raise TypeError("a reward is text; return a number")
         values = np.asarray(found, dtype=float)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RewardError(failure(chain.problem, error)) from error
     seconds = time.perf_counter() - begun
     require_rewards(values, len(texts), chain.problem.called)
     with np.errstate(over="ignore"):
         scaled = values / lam
-    if np.any(np.isposinf(scaled)):
+    if np.any(lost := np.isinf(scaled) & np.isfinite(values)):
         raise RewardError(
-            f"a reward of {values.max()} over lam {lam} is infinite, {chain.problem.called}; use a larger lam"
+            f"a reward of {values[lost][0]} over lam {lam} is infinite, {chain.problem.called}; use a larger lam"
         )
     cost = Cost(rewarded=len({id(text) for text in texts}), reward_seconds=seconds)
     return scaled.reshape(len(rollouts), -1), cost
 
 
-def failure(problem: Problem, error: Exception) -> str:
+def failure(problem: Problem, error: BaseException) -> str:
     """The error of a reward in one line, with its place in the code; a missing field of the problem's row by name."""
     frame = extract_tb(error.__traceback__)[-1]
     code = f"{Path(frame.filename).name}, line {frame.lineno}"
@@ -192,7 +196,7 @@ def require_rewards(values: Sequence[float] | Floats, count: int, called: str) -
     return found
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
@@ -236,6 +240,21 @@ def require_positive(**values: float) -> None:
     for name, value in values.items():
         if not (is_number(value) and value > 0):
             raise InputError(f"{name} is {value!r}; it must be a finite number above zero")
+        if name in FLATTENING:
+            warn_of_rounding(**{name: value})
+
+
+FLATTENING = {"lam": (1e15, "rewards"), "temperature": (1e8, "logits")}
+"""By setting: a value above which a number of about 1 over the setting is below the precision of its type."""
+
+
+def warn_of_rounding(**values: float) -> None:
+    """Warn of a value that leaves nothing but rounding of what it divides."""
+    for name, value in values.items():
+        most, divided = FLATTENING[name]
+        if value > most:
+            text = f"{name} is {value:g}, and {divided} of about 1 over it differ by rounding alone; lower it"
+            warnings.warn(text, stacklevel=3)
 
 
 def require_counts(**values: int) -> None:
@@ -243,6 +262,22 @@ def require_counts(**values: int) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise InputError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        if value > sys.maxsize:
+            raise InputError(f"{name} is {value}; give at most {sys.maxsize}")
+
+
+ROW_BYTES = 1024
+"""The least memory that a drawn text takes, with its tokens and log-probabilities."""
+
+
+def require_rows(rows: int, what: str) -> None:
+    """Raise `InputError` for more texts than this machine's memory holds; `what` names their number."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if rows * ROW_BYTES > memory:
+        raise InputError(
+            f"{what} are {rows:,} texts at once, which take at least {rows * ROW_BYTES / 2**30:,.0f} GiB, and this "
+            f"machine has {memory / 2**30:,.0f} GiB; choose fewer"
+        )
 
 
 def require_share(**values: float) -> None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ets.suffix_moves import log_acceptance
 from ets.templates import render
-from ets.types import Cost, Step
+from ets.types import Cost, Step, counted
 from ets.weights import effective_sample_size, normalised
 
 TEXT, PIECE, LINE = 4000, 160, 60
@@ -134,12 +134,12 @@ def new_text(text: str, before: str) -> str:
 
 
 def _cost_line(cost: Cost) -> str:
-    scored = f", scored {cost.scored:,}" if cost.scored else ""
-    return (
-        f"{cost.generated:,} tokens generated, {cost.positions:,} positions computed (prompt {cost.prompt:,}, "
-        f"candidates {cost.candidate:,}, rollouts {cost.rollout:,}{scored}), {cost.rewarded:,} texts rewarded, "
-        f"{cost.seconds:.2f} s"
-    )
+    """The costs that are not 0: some engines count no positions."""
+    kinds = {"prompt": cost.prompt, "candidates": cost.candidate, "rollouts": cost.rollout, "scored": cost.scored}
+    parts = ", ".join(f"{name} {value:,}" for name, value in kinds.items() if value)
+    positions = f"{cost.positions:,} positions computed ({parts}), " if parts else ""
+    rewarded = f"{counted(cost.rewarded, 'text')} rewarded, " if cost.rewarded else ""
+    return f"{cost.generated:,} tokens generated, {positions}{rewarded}{cost.seconds:.2f} s"
 
 
 def _heading(number: int, trace: Sequence[Step]) -> str:

@@ -7,6 +7,7 @@ V vocabulary.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter, sub
@@ -23,6 +24,9 @@ Message: TypeAlias = Mapping[str, Any]
 """A turn of a conversation: `role` (system, user or assistant) and `content`."""
 
 
+SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 class InputError(ValueError):
     """Bad input. The message is one line that names the value, the problem and the remedy."""
 
@@ -30,6 +34,17 @@ class InputError(ValueError):
 def one_line(error: object) -> str:
     """The message of an error without line breaks, cut after 200 characters, for use within an `InputError`."""
     return " ".join(str(error).split())[:200]
+
+
+def not_installed(package: str, extra: str) -> InputError:
+    """The error for a package that an extra of this repository installs."""
+    return InputError(f"{package} is not installed; in the folder of ets, run: pip install -e '.[{extra}]'")
+
+
+def require_text(what: str, text: object) -> None:
+    """Raise `InputError` for text with half of a surrogate pair, which bytes that are no UTF-8 are read as."""
+    if isinstance(text, str) and (found := SURROGATE.search(text)):
+        raise InputError(f"{what} has {found[0]!r} at character {found.start() + 1}, which is no text; give UTF-8 text")
 
 
 def counted(count: int, noun: str) -> str:
@@ -67,7 +82,8 @@ class Problem:
     Raises
     ------
     InputError
-        For an id that is no text, and a `max_length` that is no whole number of at least 1.
+        For an id that is no text, for text that UTF-8 cannot write, and for a `max_length` that is no whole number of
+        at least 1.
     """
 
     id: str
@@ -83,6 +99,12 @@ class Problem:
     def __post_init__(self) -> None:
         if not isinstance(self.id, str):
             raise InputError(f"the id of a problem is {self.id!r}; it must be text, such as {str(self.id)!r}")
+        for what, text in (
+            ("the id", self.id),
+            ("the prompt", self.prompt),
+            *(("a stop string", s) for s in self.stop),
+        ):
+            require_text(f"{what} of problem {self.id!r}", text)
         most = self.max_length
         if most is not None and (isinstance(most, bool) or not isinstance(most, int | np.integer) or most < 1):
             raise InputError(f"max_length of {self.called} is {most!r}; give a whole number of at least 1")

@@ -2,7 +2,8 @@
 # What the eval.sh scripts share. They source it, choose a preset, set their variables, and call run_eval:
 #   source scripts/run_eval.sh
 #   choose_engine                              sets ENGINE, and TRANSFORMERS, VLLM or SERVED, whichever it is
-#   choose_preset "demo math500 ..." "$@"       sets PRESET; `all` runs the script once for each but the demos,
+#   choose_preset "demo math500 ..." "$@"       refuses variables that the script does not have, and answers --help;
+#                                              sets PRESET; `all` runs the script once for each but the demos,
 #                                              with the results of each in OUT/PRESET, if OUT is set
 #                                              FURTHER names presets that `all` leaves out
 #   run_eval ENGINE [OPTION VALUE] ...          ets eval, with the options of that engine alone; with PROCESSES, as so many
@@ -11,6 +12,71 @@
 refuse() {
     echo "error: $1" >&2
     exit 2
+}
+
+settable() { # SCRIPT ...: the variables of scripts, as NAME, DEFAULT and COMMENT between tabs; what all presets share stands first
+    awk '{
+        line = $0
+        while (match(line, /[A-Z][A-Z0-9_]*=[$][{][A-Z][A-Z0-9_]*/)) {
+            name = substr(line, RSTART, RLENGTH); rest = substr(line, RSTART + RLENGTH); first = RSTART == 1 && line == $0
+            split(name, sides, "=[$][{]")
+            if (sides[1] == sides[2]) {
+                comment = value = rest
+                if (!sub(/^[^#]* # /, "", comment)) comment = ""
+                sub(/^:?-?/, "", value); sub(/[}].*/, "", value)
+                print (first ? 0 : 1) "\t" NR "\t" sides[1] "\t" (value ~ /[$(]/ ? "" : value) "\t" comment
+            }
+            line = rest
+        }
+    }' "$@" | sort -k 1,1n -k 2,2n | cut -f 3- | awk -F '\t' '!seen[$1]++'
+}
+
+show_help() { # SCRIPT: its examples and its variables
+    sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$1"
+    printf '\nVariables, with their defaults in most presets:\n'
+    {
+        settable "$1"
+        sed -n 's/^choose_engine *# \([A-Z]*\): \([^;]*\); or \([A-Z]*\): \(.*\)/\1\t\t\2\n\3\t\t\4/p' "$1"
+        printf 'PRINT_ONLY\t\t1: print the command of ets instead of running it\n'
+    } | awk -F '\t' '{ printf "  %-32s %s\n", $1 "=" $2, $3 }'
+}
+
+require_variables() { # SCRIPT: refuse a variable that another script has, or that is one or two letters from a variable of this one
+    local others script known own found
+    own="$(settable "$1" | cut -f 1) PRINT_ONLY $(grep -ow 'ENGINE\|ENDPOINT' "$1" || true)"
+    others=$(for script in "$ROOT"/{qwen/eval,llada/eval,aime24/eval_aime,scripts/real}.sh; do settable "$script"; done | cut -f 1)
+    known="PRINT_ONLY $(grep -oh '[A-Z][A-Z0-9_]*' "$1" "$ROOT/scripts/setup.sh")"
+    found=$(awk -v known="${known//$'\n'/ }" -v own="${own//$'\n'/ }" -v others="${others//$'\n'/ }" -v pairs="M_CANDIDATES=NUM_CANDIDATES K_MONTE_CARLO=MONTE_CARLO_NUM \
+        LAMBDA_PARAM=ENERGY_WEIGHT MAX_LENGTH=GEN_LENGTH BLOCK_SIZE=BLOCK_LENGTH IS_M_CANDIDATES=IS_NUM_CANDIDATES \
+        NUM_PROMPTS=NUM_PROBLEMS BUDGETS=TOKENS" '
+        function distance(a, b,   i, j, row, before, last) {
+            for (j = 0; j <= length(b); j++) row[j] = j
+            for (i = 1; i <= length(a); i++) {
+                last = row[0]; row[0] = i
+                for (j = 1; j <= length(b); j++) {
+                    before = row[j]
+                    row[j] = least(row[j] + 1, least(row[j - 1] + 1, last + (substr(a, i, 1) != substr(b, j, 1))))
+                    last = before
+                }
+            }
+            return row[length(b)]
+        }
+        function least(a, b) { return a < b ? a : b }
+        BEGIN {
+            split(known, names); for (n in names) has[names[n]]
+            split(own, names); for (n in names) mine[names[n]]
+            split(others, names); for (n in names) elsewhere[names[n]]
+            split(pairs, names); for (n in names) { split(names[n], pair, "="); other[pair[1]] = pair[2]; other[pair[2]] = pair[1] }
+            for (name in ENVIRON) {
+                if (ENVIRON[name] == "" || name in has || name !~ /^[A-Z][A-Z0-9_]*$/) continue
+                near = name in other && other[name] in mine ? other[name] : ""
+                if (near == "" && length(name) >= 6) for (each in mine)
+                    if (length(each) >= 6 && distance(name, each) <= (length(name) >= 9 ? 2 : 1)) near = each
+                if (near != "") print name " is no variable of this script; set " near
+                else if (name in elsewhere) print name " is no variable of this script but of another one; leave it out"
+            }
+        }' </dev/null)
+    if [ -n "$found" ]; then refuse "${found%%$'\n'*}"; fi
 }
 
 leave_out() { # PRESET VARIABLE: a variable of `all` that this preset would refuse
@@ -120,6 +186,8 @@ OPTIONS
 
 choose_preset() {
     local presets="$1" preset status=0
+    case "${2:-}" in -h | --help) show_help "$0" && exit ;; esac
+    require_variables "$0"
     case "${CHAT:-}" in 0 | False) CHAT= ;; esac
     PRESET="${2:-${presets%% *}}"
     if [ $# -gt 2 ]; then

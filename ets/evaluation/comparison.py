@@ -268,7 +268,8 @@ class Comparison:
         if self.settings.needs_certainty([name]) and any(d.text.certainty is None for s in pooled for d in s.draws):
             folder = self.run.journal.folder
             raise InputError(f"the samples in {str(folder)!r} have no recorded certainty; choose another folder")
-        choices = [chosen(step, each, self.run.seed) for each in pooled]
+        scored = method.scored(name, self.settings)
+        choices = [chosen(step, each, self.run.seed, scored) for each in pooled]
         rows = [_row(each, choice, self.run.per_token) for each, choice in zip(pooled, choices, strict=True)]
         size = choices[0].samples
         label, target = method.labelled(self.settings, size), method.targeted(self.settings)

@@ -22,7 +22,7 @@ from ets.tasks import Benchmark, Task, has_answers, is_graded, task_named
 from ets.tasks.code import CodeTask
 from ets.tasks.data import task_file
 from ets.tasks.evalplus import EvalPlus
-from ets.types import InputError, Message, Problem
+from ets.types import InputError, Message, Problem, not_installed
 
 FEWSHOT_SEED = 1234
 """lm-eval's seed for few-shot examples: `ets eval` gives the prompts of lm-eval's command line."""
@@ -31,7 +31,7 @@ FEWSHOT_SEED = 1234
 def require_lm_eval() -> None:
     """Raise `InputError` if lm-eval is not installed."""
     if find_spec("lm_eval") is None:
-        raise InputError("lm-eval is not installed; install it with: pip install 'ets-sampling[benchmarks]'")
+        raise not_installed("lm-eval", "benchmarks")
 
 
 class Hosted:

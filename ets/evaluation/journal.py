@@ -9,6 +9,7 @@ first process copies the parts into the journal; the parts of killed processes a
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -28,6 +29,13 @@ VERSION = 4
 """The version of a results folder, in its configuration and in its summary."""
 ELIDED = 60
 """Characters of a value in an error."""
+FULL = (errno.ENOSPC, errno.EDQUOT)
+_NUMBER, _GRADE = (int, float), (int, float, type(None))
+_GRADED: dict[str, Any] = {"text": str, "correct": _GRADE, "scores": {str: _NUMBER}}
+_DRAWN = _GRADED | {"tokens": list, "logp": _NUMBER, "certainty": (dict, type(None)), "cost": {str: _NUMBER}}
+NAMED: dict[str, Any] = {"method": str, "problem": str, "sample": int}
+RECORD: dict[str, Any] = {"correct": _GRADE, "depth": _NUMBER, "sample_tokens": _NUMBER, "cost": {str: _NUMBER}}
+"""The types of a record's values by name; a record has graded texts too: its own, and `vote`; or `texts`."""
 
 
 def fingerprint(configuration: Mapping[str, Any]) -> str:
@@ -41,7 +49,8 @@ def written_to(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise InputError(f"cannot write results to {str(folder)!r}: {error.strerror}; choose another folder") from error
+        remedy = "make room, or choose another folder" if error.errno in FULL else "choose another folder"
+        raise InputError(f"cannot write results to {str(folder)!r}: {error.strerror}; {remedy}") from error
 
 
 def _canonical(value: Mapping[str, Any]) -> str:
@@ -143,10 +152,16 @@ class Journal:
                     "choose another folder"
                 )
 
+    def require_records(self) -> None:
+        """As `require_record`, for all records."""
+        for record in self.records.values():
+            require_record(record, str(self._path))
+
     def append(self, record: Record) -> None:
         """Write one line and flush it."""
-        self._file.write(_line(record))
-        self._file.flush()
+        with written_to(self.folder):
+            self._file.write(_line(record))
+            self._file.flush()
         self.records[self._key(record)] = record
         self._own.append(record)
 
@@ -169,7 +184,8 @@ class Journal:
             self.close()
 
     def close(self) -> None:
-        self._file.close()
+        with written_to(self.folder):
+            self._file.close()
 
 
 def _line(record: Record) -> bytes:
@@ -183,14 +199,21 @@ def _recovered(file: BinaryIO, path: Path) -> list[Record]:
     content = file.read()
     whole = content[: content.rfind(b"\n") + 1]
     file.truncate(len(whole))
-    records = [_parsed(line, f"{path}, line {number}") for number, line in enumerate(whole.splitlines(), 1)]
+    return records_of(whole, path)
+
+
+def records_of(content: bytes, path: Path) -> list[Record]:
+    """The records of the complete lines of a journal; raises `InputError` for a damaged line."""
+    lines = content[: content.rfind(b"\n") + 1].splitlines()
+    records = [parsed(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
     for number, record in enumerate(records, 1):
-        if not (isinstance(record, dict) and {"method", "problem", "sample"} <= record.keys()):
+        if not (isinstance(record, dict) and not any(_misfits(record, NAMED))):
             raise InputError(f"{path}, line {number} is no record; correct or remove it, or choose another folder")
     return records
 
 
-def _parsed(content: bytes, place: str) -> Any:
+def parsed(content: bytes, place: str) -> Any:
+    """The JSON value of a file of a results folder, or of its line; raises `InputError` for a damaged one."""
     try:
         return json.loads(content)
     except ValueError:
@@ -230,7 +253,7 @@ def _require_same(path: Path, configuration: Mapping[str, Any]) -> None:
 
 def _stored(path: Path) -> dict[str, Any]:
     """The configuration of an old folder; raises `InputError` for a damaged one, or one of another version."""
-    stored = _parsed(path.read_bytes(), str(path))
+    stored = parsed(path.read_bytes(), str(path))
     if not isinstance(stored, dict):
         raise InputError(f"{path} is damaged, it holds no configuration; choose another folder")
     require_version(stored, path.parent)
@@ -264,6 +287,32 @@ def _one_sided(there: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 def _brief(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= ELIDED else f"{text[:ELIDED]}…"
+
+
+def require_record(record: Any, place: str) -> None:
+    """Raise `InputError` for a record without the values of a run's records, or with values of other types."""
+    further = {"texts": [_DRAWN]} if "texts" in record else _GRADED
+    vote = {"vote": _GRADED} if "vote" in record else {}
+    if (wrong := next(_misfits(record, {**RECORD, **further, **vote}), None)) is not None:
+        raise InputError(
+            f"{place}: the record of problem {record['problem']!r}, sample {record['sample']}, has {wrong}; remove its "
+            "line, and the same command draws it again"
+        )
+
+
+def _misfits(value: Any, form: Any, name: str = "") -> Iterator[str]:
+    """In words, the values that do not have the type of a form: a type, `[form]`, or forms by name, `str` for any."""
+    if isinstance(form, list) and isinstance(value, list):
+        for n, each in enumerate(value):
+            yield from _misfits(each, form[0], f"{name}[{n}]")
+    elif isinstance(form, dict) and isinstance(value, dict):
+        for key, part in ((key, form[str]) for key in value) if str in form else form.items():
+            if key in value:
+                yield from _misfits(value[key], part, f"{name}.{key}".lstrip("."))
+            else:
+                yield f"no {key}"
+    elif isinstance(form, list | dict) or not isinstance(value, form):
+        yield f"{name} {_brief(value)}"
 
 
 def _locked(path: Path) -> BinaryIO:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from ets import baselines
 from ets.kernel import energy_guided
-from ets.own_code import code_digest, named_object
+from ets.own_code import code_digest, named_object, running
 from ets.rewards import likelihood, majority
 from ets.rewards.registry import COMPARING, NAMES, OF_CERTAINTY, OF_TEXTS, comparing, named_reward, require_reward
 from ets.rewards.self_consistency import VotePool
@@ -126,6 +126,10 @@ class Method:
         """The target of the sampled text; with a reward of votes p* is that of the votes so far."""
         votes = " of the votes" if settings.reward in COMPARING and self.target == "p*" else ""
         return self.target.format(**asdict(settings)) + votes
+
+    def scored(self, name: str, settings: MethodSettings) -> bool:
+        """Whether the method scores texts by the run's reward, not by votes or by `best_by`."""
+        return not (name == "best-of-n" and settings.best_by) and name not in ("majority", "confident-majority")
 
     @property
     def of_one_prompt(self) -> bool:
@@ -381,7 +385,8 @@ def step_of(name: str) -> Callable[..., StepFn]:
         except TypeError as error:
             wanted = "a function of (reward, *, candidates, rollouts, lam) that returns a step function"
             raise InputError(f"the function {name!r} cannot be called: {error}; give {wanted}") from error
-        step = function(reward, **given)
+        with running(f"the function {name!r}"):
+            step = function(reward, **given)
         if not callable(step):
             kind = type(step).__name__
             raise InputError(f"the function {name!r} made a {kind}; it must make a step function of (policy, chains)")

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -81,13 +82,17 @@ def _kept(chain: Chain, draws: Sequence[Draw]) -> Chain:
 
 @dataclass(frozen=True)
 class Sample:
-    """The complete samples of one chain of a problem: their draws, their grades, and the cost of the first 1, 2, …"""
+    """The complete samples of one chain of a problem: their draws, their grades, and the cost of the first 1, 2, …
+
+    `scoring` holds the seconds that the pool's reward took for the first 1, 2, … samples.
+    """
 
     problem: Problem
     sample: int
     draws: tuple[Draw, ...]
     grades: tuple[Record, ...]
     costs: tuple[Cost, ...]
+    scoring: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -200,15 +205,17 @@ class SamplePool:
         draws, task = chain.state.draws, self.run.task
         if isinstance(task, Slow):
             task.grade_all((chain.problem, draw.text.text) for draw in draws)
+        begun = time.perf_counter()
         rewards = rewards_of(self.reward, chain, [draw.text for draw in draws])
+        scoring = time.perf_counter() - begun
         texts = [
             {**self.run.graded(chain.problem, draw.text.text), **_draw_values(draw), **rewarded}
             for draw, rewarded in zip(draws, rewards, strict=True)
         ]
-        return {"texts": texts, "correct": _mean_grade([text["correct"] for text in texts])}
+        return {"texts": texts, "correct": _mean_grade([text["correct"] for text in texts]), "scoring": scoring}
 
     def _joined(self, problem: Problem, sample: int, count: int, parts: Sequence[Record]) -> Sample:
-        draws, grades, costs, total = list[Draw](), list[Record](), list[Cost](), Cost()
+        draws, grades, costs, total, scoring = list[Draw](), list[Record](), list[Cost](), Cost(), list[float]()
         for number, part in enumerate(parts):
             own = [Cost(**text["cost"]) for text in part["texts"]]
             if number and not isinstance(self.policy, Shareable):
@@ -219,7 +226,9 @@ class SamplePool:
                 costs.append(total)
                 draws.append(_draw(text))
                 grades.append(text)
-        return Sample(problem, sample, tuple(draws[:count]), tuple(grades[:count]), tuple(costs[:count]))
+                scoring.append(part.get("scoring", 0.0) / len(own))
+        kept = tuple(draws[:count]), tuple(grades[:count]), tuple(costs[:count])
+        return Sample(problem, sample, *kept, tuple(accumulate(scoring[:count])))
 
 
 def _mean_grade(grades: Sequence[bool | None]) -> float | None:
@@ -302,19 +311,22 @@ class Choice:
     reward: float | None = None
 
 
-def chosen(step: StepFn, pooled: Sample, seed: int) -> Choice:
+def chosen(step: StepFn, pooled: Sample, seed: int, scored: bool = False) -> Choice:
     """The choice of a method, which takes as many of the first samples as it draws.
+
+    Its cost is a function of the records, so that a run that is shown again has equal costs: that of the samples, and
+    where the method is `scored` by the pool's reward, the seconds of that reward.
 
     The expectation is over the method's randomness: texts of equal weight count alike. Of several answers with equally
     many votes `ets.rewards.majority` takes the one that reached the count first, without chance.
     """
     name = pooled.problem.id
     chain = Chain(pooled.problem, pooled.sample, chain_key(seed, name, pooled.sample), Completions((), done=False))
-    begun = time.perf_counter()
     taken = step(Recorded(pooled.draws), [chain])[0].trace[-1]
-    weights, seconds = normalised(taken.log_weights), time.perf_counter() - begun
+    weights = normalised(taken.log_weights)
     count = len(weights)
-    rewarding = Cost(rewarded=taken.cost.rewarded, reward_seconds=taken.cost.reward_seconds, seconds=seconds)
+    seconds = pooled.scoring[count - 1] if scored else 0.0
+    rewarding = Cost(rewarded=taken.cost.rewarded, reward_seconds=seconds, seconds=seconds)
     grades = pooled.grades[:count]
 
     def expected(values: Sequence[float]) -> float:

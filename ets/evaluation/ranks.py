@@ -149,7 +149,7 @@ def reported_once(command: Callable[[], None]) -> Callable[[], None]:
     def run() -> None:
         try:
             command()
-        except (InputError, KeyboardInterrupt) as error:
+        except (InputError, OSError, MemoryError, KeyboardInterrupt) as error:
             if _reports():
                 raise
             interrupted = isinstance(error, KeyboardInterrupt)

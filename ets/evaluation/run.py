@@ -123,7 +123,8 @@ class Run:
     _depths: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Raise `InputError` if the journal answers another problem under one of these ids."""
+        """Raise `InputError` if the journal has damaged records, or answers another problem under one of these ids."""
+        self.journal.require_records()
         self.journal.require_asked({problem.id: problem_digest(problem) for problem in self.problems})
 
     def records(self, drawing: Drawing, problems: Sequence[Problem], repeats: int) -> list[Record]:

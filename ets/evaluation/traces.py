@@ -80,8 +80,9 @@ class Traces:
         if self._file and weighs_candidates(chain.trace) and chain.sample == 0 and chain.problem.id in self._problems:
             prompt = chain.problem.prompt if isinstance(chain.problem.prompt, str) else ""
             named = {"method": key, "problem": chain.problem.id, "sample": chain.sample, "prompt": prompt}
-            self._file.write(json.dumps({**named, **compact_trace(chain.trace)}).encode() + b"\n")
-            self._file.flush()
+            with written_to(self._folder):
+                self._file.write(json.dumps({**named, **compact_trace(chain.trace)}).encode() + b"\n")
+                self._file.flush()
 
 
 def read_traces(folder: Path) -> list[dict[str, Any]]:
@@ -93,7 +94,8 @@ def read_traces(folder: Path) -> list[dict[str, Any]]:
                 trace = json.loads(line)
             except ValueError:  # an empty line, or a partial line of a killed run
                 continue
-            found[trace["method"], trace["problem"]] = trace
+            if isinstance(trace, dict) and {"method", "problem", "texts", "steps"} <= trace.keys():
+                found[trace["method"], trace["problem"]] = trace
     return [found[at] for at in sorted(found, key=lambda at: (at[0], len(at[1]), at[1]))]
 
 

@@ -8,18 +8,21 @@ from typing import Any
 from ets.types import InputError, Problem
 
 
-def encode_prompt(tokenizer: Any, problem: Problem, length: int, context: int | None) -> tuple[int, ...]:
+def encode_prompt(
+    tokenizer: Any, problem: Problem, length: int, context: int | None, vocabulary: int | None = None
+) -> tuple[int, ...]:
     """The prompt's token ids.
 
-    `length` is the policy's max_length, and the limit of a problem without one. The tokenizer adds no special tokens
-    to a chat prompt, nor to a text that begins with its BOS token. A prompt without the BOS token that the model
-    expects, or with two of them, is used as it is, with a warning.
+    `length` is the policy's max_length, and the limit of a problem without one; `vocabulary` is the number of the
+    model's embeddings: a token that was added to the tokenizer alone has none. The tokenizer adds no special tokens to
+    a chat prompt, nor to a text that begins with its BOS token. A prompt without the BOS token that the model expects,
+    or with two of them, is used as it is, with a warning.
 
     Raises
     ------
     InputError
-        For an empty prompt, an unknown token id, a problem's max_length above the policy's, or a prompt that leaves no
-        room for the problem's longest text in the model's context.
+        For an empty prompt, an unknown token id, or one without an embedding, a problem's max_length above the
+        policy's, or a prompt that leaves no room for the problem's longest text in the model's context.
     """
     prompt = problem.prompt
     if problem.max_length is not None:
@@ -46,6 +49,11 @@ def encode_prompt(tokenizer: Any, problem: Problem, length: int, context: int | 
         raise InputError(
             f"the prompt of problem {problem.id!r} has the token id {unknown[0]}, and the tokenizer has 0 to "
             f"{known - 1}; encode the text by this model's tokenizer"
+        )
+    if vocabulary is not None and max(ids, default=0) >= vocabulary:
+        raise InputError(
+            f"the prompt of problem {problem.id!r} has the token id {max(ids)}, and the model has embeddings of "
+            f"{vocabulary}; call model.resize_token_embeddings, or encode the text by this model's tokenizer"
         )
     if not prompt or not ids:
         raise InputError(f"the prompt of problem {problem.id!r} is empty; give at least one token")

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from ets import demo
-from ets.own_code import named_object
+from ets.own_code import named_object, running
 from ets.policies import settings as owners
 from ets.settings import fields_of, made, require_known
 from ets.types import InputError, Policy
@@ -164,7 +164,8 @@ def own_policy(name: str, model: str, values: Mapping[str, Any]) -> Policy:
     for key, value in values.items():
         if not open_ended and key not in parameters:
             raise InputError(f"{key} is {value!r}, which the engine {name} does not take; leave it out")
-    policy = function(_SMALL.get(model, model), **values)
+    with running(f"the engine {name}"):
+        policy = function(_SMALL.get(model, model), **values)
     if not isinstance(policy, Policy):
         kind = type(policy).__name__
         raise InputError(f"the engine {name} made a {kind}; it must be a policy: start, extend, finish")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ets.settings import Read, boolean, bounds, number_or, numbers, setting
-from ets.step import require_counts, require_positive
+from ets.step import require_counts, require_positive, warn_of_rounding
 from ets.types import InputError
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class Sampling:
             raise InputError(f"temperature {self.temperature!r}, top_p {self.top_p!r}: both must be numbers")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise InputError(f"temperature is {self.temperature}; it must be a finite number of at least 0")
+        warn_of_rounding(temperature=self.temperature)
         if self.top_k is not None:
             require_counts(top_k=self.top_k)
         if self.top_p is not None and not 0 < self.top_p <= 1:
@@ -167,6 +168,7 @@ class Unmasking:
         for name, value in (("temperature", self.temperature), ("cfg", self.cfg), ("alg_temp", self.alg_temp)):
             if not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
                 raise InputError(f"{name} is {value!r}; it must be a finite number of at least 0")
+        warn_of_rounding(temperature=self.temperature)
         if self.remasking not in RULES:
             raise InputError(f"unknown remasking {self.remasking!r}; choose from {', '.join(RULES)}")
         for name in ("stop_at_end", "logits_eos_inf", "confidence_eos_eot_inf"):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from ets.evaluation.comparison import Entry
+from ets.evaluation.journal import parsed, records_of
 from ets.evaluation.samples import missing_files, read_samples
 from ets.evaluation.traces import read_traces
 from ets.report.before_after import before_and_after, comparable
@@ -100,7 +101,9 @@ def markdown_html(text: str) -> str:
 def _report(folder: Path, whole: bool) -> str:
     summary = read_summary(folder)
     entries, setting = summary.entries, summary.setting
-    records, guided = _records(folder / "journal.jsonl"), _guided(entries)
+    journal = folder / "journal.jsonl"
+    records, guided = records_of(journal.read_bytes(), journal), _guided(entries)
+    stored = parsed((folder / "configuration.json").read_bytes(), str(folder / "configuration.json"))
     rewarded, budgets = by_reward(entries), sorted({entry.budget for entry in entries if entry.budget is not None})
     figures = {REWARD if rewarded else ACCURACY: compared(entries, setting)} if len(budgets) > 1 else {}
     columns = [] if len(budgets) > 1 else bars_of(entries, setting)
@@ -111,7 +114,7 @@ def _report(folder: Path, whole: bool) -> str:
         labels = _guided([entry for entry in entries if entry.budget == budget])
         heading = f"{EFFECTIVE}, budget {budget + 1}" if len(budgets) > 1 else EFFECTIVE
         figures[heading] = effective_size_series(records, labels)
-    configuration = {**_read(folder / "configuration.json"), "repeats": setting.repeats, "problems": setting.problems}
+    configuration = {**stored, "repeats": setting.repeats, "problems": setting.problems}
     traces = _graded_traces(folder, records, guided)
     pairs = _pairs(folder, summary, [sys.maxsize] if whole else LIMITS)
     table = (folder / "table.md").read_text(encoding="utf-8")
@@ -164,12 +167,3 @@ def viewer_page(template: str, title: str, traces: str, **values: Any) -> str:
     script = render("viewer.js")
     policy = f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
     return render(template, title=elide(title, 200), script=script, policy=policy, traces=traces, **values)
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_bytes())
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a journal; another process may be appending a line."""
-    return [json.loads(line) for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]

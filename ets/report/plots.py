@@ -12,13 +12,13 @@ from ets.evaluation.curves import CurvePoint
 from ets.report.charts import COLOURS, Axes, Series, log_ticks
 from ets.report.figures import REWARD, compared, sample_curves, scaling
 from ets.report.tables import COSTS, Setting, by_reward, interval, reward_interval
-from ets.types import InputError
+from ets.types import not_installed
 
 
 def require_matplotlib() -> None:
     """Raise `InputError` if matplotlib is missing, before a run computes anything."""
     if find_spec("matplotlib") is None:
-        raise InputError("matplotlib is not installed; install it with: pip install 'ets-sampling[eval]'")
+        raise not_installed("matplotlib", "eval")
 
 
 def plot_accuracies(entries: Sequence[Entry], setting: Setting, path: Path) -> None:

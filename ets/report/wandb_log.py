@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ets.report.finished import FinishedRun, Row, finished_run
-from ets.types import InputError
+from ets.types import InputError, not_installed
 
 AWAY = ("offline", "disabled", "dryrun")
 """Values of WANDB_MODE that need no account."""
@@ -20,7 +20,7 @@ def require_wandb() -> None:
     In a terminal, wandb asks for a missing key.
     """
     if find_spec("wandb") is None:
-        raise InputError("wandb is not installed; install it with: pip install 'ets-sampling[wandb]'")
+        raise not_installed("wandb", "wandb")
     if os.environ.get("WANDB_MODE") in AWAY:
         return
     import wandb

@@ -112,13 +112,13 @@ class Guarded:
 
         try:
             return cast("Sequence[float]", ask() if self.seconds is None else _within(self.seconds, ask))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if self.on_error == "raise":
                 raise
             self._note(problem, error)
             return [self.on_error] * len(rollouts)
 
-    def _note(self, problem: Problem, error: Exception) -> None:
+    def _note(self, problem: Problem, error: BaseException) -> None:
         with self._lock:
             self.failures += 1
             first = self.failures == 1

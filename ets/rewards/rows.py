@@ -54,7 +54,7 @@ class RowReward:
                 self._scored(problem, "")
             except InputError as error:
                 raise InputError(f"{problem.place or f'the row of {problem.called}'}: {error}") from error
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise InputError(failure(problem, error)) from error
 
 

@@ -6,10 +6,9 @@ from collections.abc import Callable
 from functools import partial, wraps
 from importlib import import_module
 from pathlib import Path
-from traceback import extract_tb
 from typing import Any
 
-from ets.own_code import named_object
+from ets.own_code import named_object, running
 from ets.tasks.aime24 import Aime24
 from ets.tasks.aime25 import Aime25
 from ets.tasks.arithmetic import Arithmetic, Sums
@@ -18,7 +17,7 @@ from ets.tasks.gsm8k import Gsm8k
 from ets.tasks.math500 import Math500
 from ets.tasks.prompts import Prompts, ready
 from ets.tasks.task import Benchmark, Task, has_answers, is_graded
-from ets.types import InputError, one_line
+from ets.types import InputError
 
 
 def _later(module: str, name: str) -> Task:
@@ -91,13 +90,12 @@ def task_named(name: str) -> Task:
 
 def _own(name: str) -> Task:
     found = named_object(name, "task")
-    try:
+    with running(f"the task {name!r} (an object, or a class without arguments)"):
         task = found() if isinstance(found, type) else found
-    except TypeError as error:
-        remedy = "give an object, or a class without arguments"
-        raise InputError(f"the task {name!r} cannot be made: {error}; {remedy}") from error
     if missing := [part for part in ("name", "problems", "extract", "grade") if not hasattr(task, part)]:
         raise InputError(f"the task {name!r} has no {missing[0]!r}; a task has name, problems, extract and grade")
+    if not isinstance(task.name, str) or not task.name:
+        raise InputError(f"the name of the task {name!r} is {task.name!r}; give it text")
     if isinstance(task, Benchmark):
         raise InputError(
             f"the task {name!r} takes its problems from lm-eval; choose one of ets.tasks.TASKS, or derive no Benchmark"
@@ -113,13 +111,7 @@ def _with_place(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(function)
     def called(*arguments: Any, **options: Any) -> Any:
-        try:
+        with running(part):
             return function(*arguments, **options)
-        except InputError:
-            raise
-        except Exception as error:
-            place = extract_tb(error.__traceback__)[-1]
-            reason = one_line(f"{type(error).__name__}: {error}")
-            raise InputError(f"{part} raised {reason} ({Path(place.filename).name}, line {place.lineno})") from error
 
     return called

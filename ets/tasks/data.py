@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from ets.types import InputError
+from ets.types import InputError, not_installed
 
 SECONDS = 5
 """Time limit for the hub."""
@@ -239,7 +239,7 @@ def task_file(
 def _lm_eval_tasks() -> Path:
     found = find_spec("lm_eval")
     if found is None or found.origin is None:
-        raise InputError("lm-eval is not installed; install it with: pip install 'ets-sampling[benchmarks]'")
+        raise not_installed("lm-eval", "benchmarks")
     return Path(found.origin).parent / "tasks"
 
 

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import Any, TypeVar
 
 from ets.tasks.latex import undecorated, without_blanks
-from ets.types import InputError
+from ets.types import not_installed
 
 SECONDS = 5
 """Time for reading an answer, and for a comparison: the processor's, so a busy machine changes no result."""
@@ -92,7 +92,7 @@ class Expression(str):
 def require_math_verify() -> None:
     """Raise `InputError` if math-verify is not installed."""
     if find_spec("math_verify") is None:
-        raise InputError("math-verify is not installed; install it with: pip install 'ets-sampling[benchmarks]'")
+        raise not_installed("math-verify", "benchmarks")
 
 
 def normalised_expression(latex: str) -> str:

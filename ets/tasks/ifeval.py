@@ -21,7 +21,7 @@ from typing import Any
 from ets.rewards.rows import RowReward, demand
 from ets.tasks.task import Benchmark, opened_in
 from ets.thinking import after_thinking
-from ets.types import InputError, Problem
+from ets.types import InputError, Problem, not_installed
 
 PUNKT = (
     "NLTK's punkt_tab is not installed; run `python -m nltk.downloader punkt_tab`, or without a network set NLTK_DATA "
@@ -88,7 +88,7 @@ def checks() -> tuple[Any, Mapping[str, Any]]:
     """lm-eval's checks of texts, and the instructions by name. (The import downloads punkt_tab where it is missing.)"""
     for package in ("lm_eval", *IFEval.packages):
         if find_spec(package) is None:
-            raise InputError(f"{package} is not installed; install it with: pip install 'ets-sampling[benchmarks]'")
+            raise not_installed(package, "benchmarks")
     import langdetect
     import nltk
 

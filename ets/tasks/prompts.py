@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ets.chat import as_messages
-from ets.types import InputError, Problem
+from ets.types import InputError, Problem, not_installed
 
 READY = Path(__file__).parent / "rows"
 """The prompts of the ready tasks."""
@@ -57,7 +57,7 @@ class Prompts:
             raise InputError(f"shots is {shots}, but {self.name} has no worked examples; leave shots out")
         for package in self.packages:
             if find_spec(package) is None:
-                raise InputError(f"{package} is not installed; install it with: pip install 'ets-sampling[real]'")
+                raise not_installed(package, "real")
         problems = read_prompts(self.path, self.name)
         if count is not None and not 0 < count <= len(problems):
             raise InputError(f"{count} prompts of {self.name} asked for; choose 1 to {len(problems)}")

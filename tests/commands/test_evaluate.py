@@ -262,7 +262,7 @@ def test_confident_majority_switches_the_record_of_certainty_on(
 
 def test_help_names_every_method_and_reward(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main([name, "--help"])
+        main([name, "--help-all"])
     shown = capsys.readouterr().out
     joined = "".join(shown.split())  # lines break at hyphens
     assert ",".join(METHODS) in joined and ",".join(NAMES) in joined
@@ -293,8 +293,8 @@ def test_help_names_every_method_and_reward(name: str, capsys: pytest.CaptureFix
         (("--samples", "0"), "samples is 0"),
         (("--traces", "-1"), "traces is -1; give a number of problems, or 0 for none"),
         (("--reward", "magic"), "reward is 'magic'; choose from majority, share"),
-        (("--confident-share", "0"), "confident_share is 0.0; it must be a finite number above zero"),
-        (("--confident-share", "1.5"), "confident_share is 1.5; it must be a share, above 0 and at most 1"),
+        (("--confident-share", "0"), "--confident-share is 0.0; it must be a finite number above zero"),
+        (("--confident-share", "1.5"), "--confident-share is 1.5; it must be a share, above 0 and at most 1"),
         (("--reward", "absent.py:f"), "cannot read the reward 'absent.py:f': there is no file absent.py"),
         (("--step", "absent.py:f"), "cannot read the step function 'absent.py:f': there is no file absent.py"),
         (("--step", "math:pi"), "the step function 'math:pi' takes no reward"),
@@ -322,11 +322,11 @@ needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here;
         ({"methods": "ets,beam", "beams": "2"}, "EnginePolicy has no beam search, which autoregressive models have in"),
         ({"temperature": "2.5"}, "temperature is 2.5, and vLLM samples at 0 and at 0.01 to 2"),
         ({"replicas": "0"}, "replicas is 0"),
-        ({"replicas": "99"}, "replicas 99 · tensor_parallel 1 take 99 GPUs, but "),
-        ({"tensor_parallel": "99"}, "replicas 1 · tensor_parallel 99 take 99 GPUs, but "),
+        ({"replicas": "99"}, "--replicas 99 · tensor_parallel 1 take 99 GPUs, but "),
+        ({"tensor_parallel": "99"}, "replicas 1 · --tensor-parallel 99 take 99 GPUs, but "),
         ({"utilization": "0"}, "utilization is 0.0"),
         ({"utilization": "90"}, "utilization is 90.0; give a share of at most 1"),
-        ({"memory_gib": "-1"}, "memory_gib is -1.0"),
+        ({"memory_gib": "-1"}, "--memory-gib is -1.0"),
         ({"shots": "200"}, "leaves no room for a generation of 32 in the model's context of 8192"),
         ({"model": demo.model_path("diffusion")}, "is a masked-diffusion model, which the engine vllm does not have"),
         (PROPOSED, "EnginePolicy takes no proposal; leave it out, or use transformers"),
@@ -350,7 +350,7 @@ HERE = {"endpoint": "http://127.0.0.1:1/v1"}
         ({"endpoint": "localhost:8000"}, "'localhost:8000' is no address of a server"),
         (HERE | {"connections": "0"}, "connections is 0"),
         (HERE | {"seconds": "0"}, "seconds is 0"),
-        (HERE | {"memory_gib": "2"}, "memory_gib is 2.0, which the engine endpoint does not have; leave it out"),
+        (HERE | {"memory_gib": "2"}, "--memory-gib is 2.0, which the engine endpoint does not have; leave it out"),
         (HERE | {"replicas": "2"}, "replicas is 2, which the engine endpoint does not have; leave it out"),
         (HERE | {"engine": "transformers"}, "endpoint is 'http://127.0.0.1:1/v1', which the engine transformers does"),
         (HERE | {"temperature": "-1"}, "temperature is -1"),

@@ -123,7 +123,7 @@ def test_a_proposal_draws_the_rollouts(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_help_has_a_flag_for_every_setting_of_local_engines(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        main(["sample", "--help"])
+        main(["sample", "--help-all"])
     shown = capsys.readouterr().out
     local = (ENGINES["transformers"], ENGINES["masked-diffusion"])
     for name, each in fields_of(Guide, *(owner for engine in local for owner in engine.settings), Weighing).items():
@@ -151,7 +151,7 @@ def test_an_engine_of_a_user_makes_the_policy(tmp_path: Path, capsys: pytest.Cap
         texts.append(capsys.readouterr().out.partition("cost:")[0])
     assert texts[0] == texts[1]
     for name, further, message in (
-        ("make", ("--top-k", "4"), "top_k is 4, which the engine"),
+        ("make", ("--top-k", "4"), "--top-k is 4, which the engine"),
         ("nothing", (), "made a NoneType; it must be a policy: start, extend, finish"),
     ):
         assert sampled("--reward", "likelihood", "--engine", f"{tmp_path}/engines.py:{name}", *further) == 2
@@ -200,7 +200,7 @@ def test_the_command_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monk
         (["--reward", "raising.py:f"], "division by zero"),
         (["--reward", "likelihood", "--html", "nowhere/x.html"], "the folder of nowhere/x.html does not exist"),
         (["--reward", "likelihood", "--html", "."], ". is a folder; name a file"),
-        (["--reward", "likelihood", "--block-size", "99"], "block_size 99 is longer"),
+        (["--reward", "likelihood", "--block-size", "99"], "--block-size 99 is longer"),
         (["--reward", "likelihood", "--steps", "4"], "steps is 4"),
         (["--reward", "likelihood", "--model", "nowhere"], "no checkpoint at 'nowhere'"),
         (["--reward", "likelihood", "--prompt-file", "x"], "not allowed with argument --prompt"),

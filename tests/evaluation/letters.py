@@ -136,6 +136,7 @@ def timeless(records: Records) -> Records:
     for record in result.values():
         for name in ("seconds", "reward_seconds", "forwards"):
             del record["cost"][name]
+        record.pop("scoring", None)
     return result
 
 

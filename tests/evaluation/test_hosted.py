@@ -146,7 +146,7 @@ def test_what_results_depend_on_names_the_stops_and_the_packages() -> None:
 def test_a_missing_math_verify_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(expressions, "find_spec", lambda name: None)
     opened_task("gsm8k", DATA)
-    with pytest.raises(InputError, match=r"^math-verify is not installed; install it with"):
+    with pytest.raises(InputError, match=r"^math-verify is not installed; in the folder of ets"):
         opened_task("math500", DATA)
 
 

@@ -129,6 +129,7 @@ def journal_of(folder: Path) -> dict[tuple[str, str, int], Any]:
             text["logp"] = round(text["logp"], 3)  # of a batch with other rows
         for name in ("seconds", "reward_seconds", "forwards"):
             del record["cost"][name]
+        record.pop("scoring", None)
         prompts[method, problem] = max(prompts.get((method, problem), 0), record["cost"].pop("prompt"))
     return result | {(*name, -1): prompt for name, prompt in prompts.items()}
 

@@ -48,9 +48,24 @@ def test_a_choice_has_the_weights_and_the_cost_of_the_method_alone(kind: str, me
         choice = chosen(step, sample, seed=0)
         assert choice.correct == pytest.approx(float(weights @ right / weights.sum())) and choice.samples == 5
         assert (choice.cost.generated, choice.cost.positions) == (alone.cost.generated, alone.cost.positions)
-        assert choice.cost.reward_seconds > 0
         if kind == "autoregressive":  # alone, equal canvases are one text to the reward
             assert choice.cost.rewarded == alone.cost.rewarded == 5
+
+
+def test_a_choice_costs_the_same_whenever_it_is_shown(tmp_path: Path) -> None:
+    """Where the reward of the pool decides, its recorded seconds are the cost of the choice."""
+    with Journal(tmp_path, {"seed": 0}) as journal:
+        pool = SamplePool(run_of(journal, TASK, problems=PROBLEMS), table(), "pool", 1, LIKING)
+        first, second = ([chosen(METHODS["one-step"](n), s, 0, scored=True) for s in pool.samples(4)] for n in (4, 4))
+        unscored = [chosen(METHODS["majority"](4), s, 0) for s in pool.samples(4)]
+        fewer = [chosen(METHODS["one-step"](2), s, 0, scored=True) for s in pool.samples(4)]
+    assert [choice.cost for choice in first] == [choice.cost for choice in second]
+    for scored, plain_choice, half in zip(first, unscored, fewer, strict=True):
+        assert (
+            scored.cost.reward_seconds == pytest.approx(2 * half.cost.reward_seconds) and scored.cost.reward_seconds > 0
+        )
+        assert plain_choice.cost.reward_seconds == 0
+        assert scored.cost.seconds == pytest.approx(plain_choice.cost.seconds + scored.cost.reward_seconds)
 
 
 def test_texts_of_equal_weight_count_alike(tmp_path: Path) -> None:

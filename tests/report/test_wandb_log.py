@@ -48,7 +48,7 @@ def test_without_the_package_a_run_ends_before_it_begins(
 ) -> None:
     monkeypatch.setattr(wandb_log, "find_spec", lambda name: None)
     error = refused(tmp_path / "run", capsys)
-    assert error == "error: wandb is not installed; install it with: pip install 'ets-sampling[wandb]'\n"
+    assert error == "error: wandb is not installed; in the folder of ets, run: pip install -e '.[wandb]'\n"
 
 
 @needs_wandb

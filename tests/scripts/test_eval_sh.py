@@ -153,7 +153,7 @@ def test_the_script_works_beside_folders_named_like_its_packages(tmp_path: Path)
     (tmp_path / "ets").mkdir()
     (tmp_path / "tqdm.py").write_text("raise ImportError")
     done = bash(str(EVAL), folder=tmp_path, K_MONTE_CARLO="0")
-    assert done.stderr.splitlines()[-1].startswith("error: rollouts is 0")
+    assert done.stderr.splitlines()[-1].startswith("error: --rollouts is 0")
 
 
 @pytest.mark.parametrize("script", [EVAL, LLADA, ROOT / "scripts" / "real.sh"])
@@ -186,8 +186,45 @@ def test_words_after_the_preset_are_refused(tmp_path: Path) -> None:
 def test_the_script_works_inside_its_folder_and_shows_no_traceback() -> None:
     done = bash("eval.sh", folder=EVAL.parent, K_MONTE_CARLO="0")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("error: rollouts is 0")
+    assert done.stderr.splitlines()[-1].startswith("error: --rollouts is 0")
     assert "Traceback" not in done.stderr
+
+
+REAL = ROOT / "scripts" / "real.sh"
+
+
+@pytest.mark.parametrize(
+    ("script", "variable", "message"),
+    [
+        (LLADA, "LAMBDA_PARAM", "LAMBDA_PARAM is no variable of this script; set ENERGY_WEIGHT"),
+        (EVAL, "GEN_LENGTH", "GEN_LENGTH is no variable of this script; set MAX_LENGTH"),
+        (EVAL, "M_CANDIDATE", "M_CANDIDATE is no variable of this script; set M_CANDIDATES"),
+        (VLLM, "TEMPRATURE", "TEMPRATURE is no variable of this script; set TEMPERATURE"),
+        (EVAL, "STEPS", "STEPS is no variable of this script but of another one; leave it out"),
+        (REAL, "NUM_PROBLEMS", "NUM_PROBLEMS is no variable of this script; set NUM_PROMPTS"),
+    ],
+)
+def test_a_variable_of_another_script_and_a_misspelt_one_are_refused(
+    script: Path, variable: str, message: str, tmp_path: Path
+) -> None:
+    done = bash(str(script), folder=tmp_path, PRINT_ONLY="1", **{variable: "4"})
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message}\n")
+
+
+@pytest.mark.parametrize("script", [EVAL, LLADA, REAL, READERS[-1]], ids=lambda script: script.parent.name)
+def test_help_shows_every_variable_and_runs_nothing(script: Path, tmp_path: Path) -> None:
+    done = bash(str(script), "--help", folder=tmp_path, ETS_VENV=str(tmp_path / "none"))
+    assert done.returncode == 0 and done.stderr == ""
+    shown = re.findall(r"^  ([A-Z_]+)=", done.stdout.partition("\nVariables")[2], re.MULTILINE)
+    assert {"MODEL_PATH", "METHODS", "WIDTH", "OUT", "PRINT_ONLY"} <= set(shown) and len(shown) == len(set(shown))
+    assert set(re.findall(r"\b([A-Z][A-Z_]*)=\$\{\1\b", script.read_text())) <= set(shown)
+    assert f"bash {script.relative_to(ROOT)}" in done.stdout
+
+
+def test_an_unknown_extra_is_refused_at_once(tmp_path: Path) -> None:
+    done = bash(str(ROOT / "scripts" / "setup.sh"), "nonsense", folder=tmp_path, ETS_VENV=str(tmp_path / "venv"))
+    assert done.returncode == 2 and not (tmp_path / "venv").exists()
+    assert done.stderr.startswith("error: there is no extra 'nonsense'; choose from eval benchmarks ")
 
 
 VALUES = {
@@ -223,7 +260,7 @@ def test_every_variable_of_a_script_reaches_the_command(script: Path, tmp_path: 
     names = sorted(set(re.findall(r"\b([A-Z][A-Z_]*)=\$\{\1\b", script.read_text())))
     assert len(names) > 35
     for name in names:
-        needed = NEEDS.get(name, {})
+        needed = {n: value for n, value in NEEDS.get(name, {}).items() if n in (*names, "ENGINE", "ENDPOINT")}
         without, found = command(**needed), command(**needed, **{name: values.get(name, "7")})
         assert without.startswith("python ") and found.startswith("python ") and found != without, name
         assert parser_of().parse_args(shlex.split(found.partition(" -m ets ")[2])).task, name

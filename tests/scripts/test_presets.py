@@ -541,7 +541,10 @@ def test_shell_scripts_have_no_syntax_errors() -> None:
 
 TINY = {
     "MODEL_PATH": "embedded", "NUM_PROBLEMS": "1", "DATA": str(ROOT / "tests" / "data"), "OUT": "out",
-    "M_CANDIDATES": "2", "K_MONTE_CARLO": "1", "MAX_LENGTH": "12", "BLOCK_SIZE": "6", "NUM_BEAMS": "2",
+    "NUM_BEAMS": "2",
+}  # fmt: skip
+AUTOREGRESSIVE = TINY | {"M_CANDIDATES": "2", "K_MONTE_CARLO": "1", "MAX_LENGTH": "12", "BLOCK_SIZE": "6"}
+DIFFUSION = TINY | {
     "NUM_CANDIDATES": "2", "MONTE_CARLO_NUM": "1", "GEN_LENGTH": "12", "BLOCK_LENGTH": "6", "GUIDE_STEPS": "2",
 }  # fmt: skip
 FAST_KEY = "weighing=level0-"
@@ -580,7 +583,7 @@ def test_a_preset_runs_offline_with_every_method(
     if script != LLADA:
         own = PROPOSED | ({"REPEATS": "2"} if script == AIME else {})
     few = {"SHOTS": "0"} if preset == "math500" else {}  # its worked examples are long
-    tiny = TINY | {"DATA": "" if preset == "humaneval" else TINY["DATA"]}
+    tiny = (DIFFUSION if script == LLADA else AUTOREGRESSIVE) | {"DATA": "" if preset == "humaneval" else TINY["DATA"]}
     (words,) = printed(script, preset, tmp_path, **tiny, **few, **own)
     monkeypatch.chdir(tmp_path)
     assert main(words) == 0
@@ -601,13 +604,13 @@ def test_a_preset_runs_offline_with_every_method(
 @needs_sandbox
 def test_a_benchmark_runs_from_its_script_with_one_method(tmp_path: Path) -> None:
     """A checkpoint that was trained with RL is compared by greedy decoding alone."""
-    done = bash(str(QWEN), "humaneval", folder=tmp_path, **{**TINY, "DATA": ""}, METHODS="greedy")
+    done = bash(str(QWEN), "humaneval", folder=tmp_path, **{**AUTOREGRESSIVE, "DATA": ""}, METHODS="greedy")
     assert done.returncode == 0, done.stderr
     assert "greedy decoding" in done.stdout and "embedded demonstration" not in done.stdout
 
 
 def test_data_that_cannot_be_had_is_one_line_within_seconds(tmp_path: Path) -> None:
-    done = bash(str(QWEN), "math500", folder=tmp_path, **{**TINY, "DATA": ""})
+    done = bash(str(QWEN), "math500", folder=tmp_path, **{**AUTOREGRESSIVE, "DATA": ""})
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert "no data for math500" in line and "DATA=" in line

@@ -342,7 +342,7 @@ def test_answers_are_compared_outside_of_the_main_thread_too() -> None:
 def test_a_missing_math_verify_is_one_line_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(expressions, "find_spec", lambda name: None)
     with pytest.raises(
-        InputError, match=r"math-verify is not installed; install it with: pip install .*\[benchmarks\]"
+        InputError, match=r"math-verify is not installed; in the folder of ets, run: pip install .*\[benchmarks\]"
     ):
         _ = Expression("1234567/2") == Expression("617283.5")
 

@@ -74,7 +74,7 @@ def test_a_command_needs_no_name_of_a_reward(name: str, tmp_path: Path) -> None:
 def test_a_missing_package_is_one_line(tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ets.tasks.prompts.find_spec", lambda name: None)
     given = ["eval", "--task", "tone", "--model", "embedded-small", "--methods", "ets", "--out", str(tmp_path / "run")]
-    refused(given, "vaderSentiment is not installed; install it with: pip install 'ets-sampling[real]'")
+    refused(given, "vaderSentiment is not installed; in the folder of ets, run: pip install -e '.[real]'")
 
 
 @pytest.mark.skipif(find_spec("vaderSentiment") is None, reason="no vaderSentiment: pip install '.[real]'")

@@ -156,7 +156,8 @@ class EnginePolicy:
     def start(self, problems: Sequence[Problem]) -> list[State]:
         """Empty generations; the prompts are encoded and checked, and read by the first draw."""
         tokenizer, context = self.checkpoint.tokenizer, self.engine.context
-        prompts = [encode_prompt(tokenizer, problem, self.horizon.max_length, context) for problem in problems]
+        length, known = self.horizon.max_length, self.endings.vocabulary
+        prompts = [encode_prompt(tokenizer, problem, length, context, known) for problem in problems]
         return [TokenState(*pair, memory=OPEN) for pair in zip(problems, prompts, strict=True)]
 
     def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:

@@ -15,6 +15,9 @@ from ets.policies.settings import Horizon
 from ets.thinking import Tags, begun, cut_at, is_thinking
 from ets.types import Certainty, Cost, Draw, InputError, Problem, State, Text
 
+MOST_BYTES = 4
+"""Of a character in UTF-8."""
+
 
 @dataclass(frozen=True, eq=False)
 class TokenState:
@@ -98,10 +101,13 @@ class Endings:
             return False
         # A token holds at least one byte (special ones aside), so this tail covers the longest stop string.
         window = max(len(string.encode()) for string in stop) + 8
-        tail = self.decode(tokens[-window:])
-        if not any(string in tail for string in stop):
+        # Some tokenizers decode a tail that begins within a character to replacement characters alone.
+        tails = [self.decode(tokens[-window:])]
+        if "\ufffd" in tails[0]:
+            tails += [self.decode(tokens[-window - further :]) for further in range(1, MOST_BYTES)]
+        if not any(string in tail for tail in tails for string in stop):
             return False
-        text = self.decode(tokens) if thinking else tail
+        text = self.decode(tokens)
         return len(self.cut(text, stop, thinking, prompt)) < len(text)
 
     def _completing_tokens(self, stop: tuple[str, ...]) -> Any:

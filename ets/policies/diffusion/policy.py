@@ -202,7 +202,8 @@ class MaskedDiffusionPolicy:
         states: list[State] = []
         for problem in problems:
             require_whole_canvas(problem, length)
-            prompt = encode_prompt(self.checkpoint.tokenizer, problem, length, self.checkpoint.context)
+            tokenizer, known = self.checkpoint.tokenizer, self.endings.vocabulary
+            prompt = encode_prompt(tokenizer, problem, length, self.checkpoint.context, known)
             if self.mask_id in prompt:
                 raise InputError(f"the prompt of problem {problem.id!r} holds the mask token; take it out")
             certainty = Certainty() if self.certainty else None

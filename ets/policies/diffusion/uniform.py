@@ -219,7 +219,7 @@ class UniformDiffusionPolicy:
         image = getattr(self.checkpoint.config, "image_token_id", None)
         for problem in problems:
             require_whole_canvas(problem, length)
-            prompt = encode_prompt(self.checkpoint.tokenizer, problem, length, context)
+            prompt = encode_prompt(self.checkpoint.tokenizer, problem, length, context, self.vocabulary)
             if image in prompt:
                 raise InputError(f"the prompt of problem {problem.id!r} holds the image token; give text alone")
             if max(prompt) >= self.vocabulary:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models
+from transformers import PreTrainedTokenizerFast
 
 from ets import demo
 from ets.policies.autoregressive.law import Endings
@@ -40,6 +42,11 @@ def test_a_block_longer_than_the_length_is_refused() -> None:
         Horizon(5, 4)
     with pytest.raises(InputError, match="block_size is 0"):
         Horizon(0, 4)
+
+
+def test_a_token_without_an_embedding_is_named() -> None:
+    with pytest.raises(InputError, match=r"has the token id 3, and the model has embeddings of 3; call model.resize"):
+        encode_prompt(tiny_tokenizer(), Problem("x", "abc"), 2, 5, vocabulary=3)
 
 
 def test_every_cdf_edge_falls_on_the_right_side() -> None:
@@ -80,6 +87,23 @@ def test_a_stop_string_is_found_by_the_token_that_completes_it(embedded: Checkpo
     assert complete
     assert reached[0] == complete[0]
     assert endings.text(tokens[: reached[0]], (stop,)) == text[: text.index(stop)]
+
+
+def byte_tokenizer() -> Any:
+    """Every token is a byte, as where a tokenizer falls back to bytes: a run of them is decoded whole or not at all."""
+    vocabulary = {"</s>": 0, "<unk>": 1, **{f"<0x{byte:02X}>": 2 + byte for byte in range(256)}}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>"))
+    tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>")
+
+
+@pytest.mark.parametrize("before", ["", "日", "日本語日本語日本語日本語", "é日本語日本語日本語日本語"])
+def test_a_stop_string_of_bytes_ends_the_text_at_its_last_byte(before: str) -> None:
+    endings, stop = Endings(byte_tokenizer(), [0], 258), ("テスト",)
+    tokens = [2 + byte for byte in f"{before}{stop[0]}後".encode()]
+    reached = [n for n in range(1, len(tokens) + 1) if endings.reached(tokens[:n], stop)]
+    assert reached[0] == len(f"{before}{stop[0]}".encode())
+    assert endings.text(tokens[: reached[0]], stop) == before
 
 
 def test_the_first_of_several_stop_strings_cuts() -> None:
