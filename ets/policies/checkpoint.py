@@ -34,7 +34,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Checkpoint:
     """A language model and its tokenizer, by path or hub name; the weights load on first use.
 
-    The Python code of a checkpoint never runs.
+    The Python code of a checkpoint never runs, and its weights are read from safetensors or GGUF files alone: PyTorch's
+    own format is a pickle.
 
     Parameters
     ----------
@@ -134,6 +135,8 @@ class Checkpoint:
             from transformers import GgufConfig
 
             options["quantization_config"] = GgufConfig(dequantize=True)
+        else:
+            options["use_safetensors"] = True
         uniform = self.config.model_type in UNIFORM_DIFFUSION
         auto = AutoModelForImageTextToText if uniform else AutoModelForCausalLM
         model, found = self._loading("weights", auto.from_pretrained, self.files, config=self.config, **options)

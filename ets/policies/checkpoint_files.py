@@ -15,7 +15,7 @@ from ets.policies.packaged import file_of
 from ets.types import InputError, one_line
 
 ADAPTER = "adapter_config.json"
-FOLDER_FILES = ("*.json", "*.safetensors", "*.bin")
+FOLDER_FILES = ("*.json", "*.safetensors")
 GGUF_FILES = ("tokenizer*.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
 """Files that transformers reads before the metadata of a GGUF file in the same folder."""
 SPLIT = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$", re.IGNORECASE)
@@ -88,9 +88,11 @@ def find_files(name: str) -> CheckpointFiles:
         return _gguf_files(path if path.is_file() else _from_hub(name))
     if (path / ADAPTER).is_file():
         return _adapter_files(path)
-    weights = [each for pattern in FOLDER_FILES[1:] for each in path.glob(pattern)] if path.is_dir() else []
-    if path.is_dir() and not weights and (files := sorted(path.glob("*.gguf"))):
-        return _gguf_files(_only(files, name))
+    if path.is_dir() and not any(path.glob("*.safetensors")):
+        if files := sorted(path.glob("*.gguf")):
+            return _gguf_files(_only(files, name))
+        if any(path.glob("pytorch_model*.bin")):
+            raise InputError(f"the weights in {name!r} are a pickle, which is never read; save them as safetensors")
     require_checkpoint(name)
     return CheckpointFiles(name)
 
@@ -140,6 +142,10 @@ def _adapter_files(folder: Path) -> CheckpointFiles:
         raise InputError(f"{name!r} is an activated LoRA, which transformers applies nowhere; give a plain LoRA")
     if config.get("task_type") not in (None, "CAUSAL_LM"):
         raise InputError(f"{name!r} is an adapter for {config['task_type']}; give one for CAUSAL_LM")
+    if (folder / "adapter_model.bin").is_file() and not any(folder.glob("adapter_model*.safetensors")):
+        raise InputError(
+            f"the weights of the adapter {name!r} are a pickle, which is never read; save them as safetensors"
+        )
     if (folder / "config.json").is_file():
         return CheckpointFiles(name, adapter=folder)
     if not base:

@@ -159,7 +159,7 @@ class Classifier:
 
         device = self._device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = torch.float32 if device == "cpu" else "auto"
-        options = {"dtype": dtype, "output_loading_info": True}
+        options = {"dtype": dtype, "output_loading_info": True, "use_safetensors": True}
         model, info = self._opened(self.kind, **options)
         if missing := sorted(info["missing_keys"]):
             raise InputError(

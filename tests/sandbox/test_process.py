@@ -183,6 +183,69 @@ raise SystemExit(1)""",
     "crashing": "import ctypes\nctypes.string_at(0)",
     "zeros in the source": "print('escaped')\0",
     "huge numbers": "x = 10 ** 10 ** 10\nprint('escaped')",
+    "new processes by hand": """
+import ctypes, os
+libc = ctypes.CDLL(None)
+for number in (56, 57, 58, 435):
+    if libc.syscall(number, 0, 0, 0, 0, 0) > 0: print('escaped')
+try: os.posix_spawn('/usr/bin/python3', ['python3'], {}); print('escaped')
+except OSError: pass
+raise SystemExit(1)""",
+    "calls of another architecture": """
+import ctypes
+if ctypes.CDLL(None).syscall(0x40000000 + 41, 2, 1, 0) >= 0: print('escaped')
+raise SystemExit(1)""",
+    "a device made by hand": """
+import os, stat
+for place in ('/dev/x', '/x', '/tmp/x', 'x'):
+    try: os.mknod(place, 0o600 | stat.S_IFCHR, os.makedev(1, 9)); print('escaped')
+    except OSError: pass
+    try: os.mkfifo(place); print('escaped')
+    except OSError: pass
+raise SystemExit(1)""",
+    "other devices": """
+import os
+for name in ('mem', 'kmsg', 'sda', 'vda', 'tty', 'ptmx', 'fuse', 'kvm', 'random', 'shm', 'nvidia0'):
+    try: os.open('/dev/' + name, os.O_RDWR); print('escaped', name)
+    except OSError: pass
+raise SystemExit(1)""",
+    "kernel's switches": """
+for place in ('/proc/sys/kernel/core_pattern', '/proc/sysrq-trigger', '/sys/kernel/uevent_helper', '/sys/fs/cgroup/x'):
+    for mode in ('r', 'w'):
+        try: open(place, mode); print('escaped', place)
+        except OSError: pass
+raise SystemExit(1)""",
+    "changing rights": """
+import os
+for change in (lambda: os.chmod('/usr', 0o777), lambda: os.chmod('/', 0o777), lambda: os.chown('/usr', 1, 1),
+               lambda: os.utime('/usr'), lambda: os.setxattr('/usr', 'user.x', b'x'), lambda: os.rename('/usr', '/x')):
+    try: change(); print('escaped')
+    except OSError: pass
+raise SystemExit(1)""",
+    "clock and name of the machine": """
+import os, socket, time
+for change in (lambda: time.clock_settime(time.CLOCK_REALTIME, 0), lambda: socket.sethostname('x'),
+               lambda: os.nice(-5), lambda: os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(9))):
+    try: change(); print('escaped')
+    except OSError: pass
+raise SystemExit(1)""",
+    "a new program in its place": """
+import os, sys
+for place in ('/usr/bin/setpriv', '/usr/bin/sh', '/bin/bash', '/proc/self/exe', '/usr/bin/chmod'):
+    try: os.execv(place, [place, '-c', 'echo escaped'])
+    except OSError: pass
+print_many = 'print("esc" "aped") if len(__import__("os").environ) > 3 else 1/0'
+os.execv(sys.executable or '/x', ['python3', '-c', print_many])""",
+    "a cycle that collects itself": """
+class Node:
+    def __del__(self):
+        Node().self = Node()
+        while True: pass
+Node()
+print('passed')""",
+    "patterns that take for ever": "import re\nre.match('(a+)+$', 'a' * 60 + 'b')",
+    "text that grows": "x = 'a'\nwhile True: x += x\nprint('escaped')",
+    "a compiler's nightmare": "exec('(' * 10**5 + ')' * 10**5)\nprint('escaped')",
 }
 MAY_END_WELL = {"leaving with 0", "leaving with 0 at once", "recursion in C"}
 

@@ -212,6 +212,7 @@ def _arguments(
         "logprobs_mode": "processed_logprobs",
         "generation_config": "vllm",
         "trust_remote_code": False,
+        "load_format": "safetensors",  # never pickles
         "use_tqdm_on_load": False,
         "disable_log_stats": False,  # counters of vLLM
     }
