@@ -124,7 +124,7 @@ def _prompt(options: argparse.Namespace) -> Any:
         return text
     try:
         prompts, single = as_prompts(json.loads(text))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"the prompt is no JSON: {error}; give messages or token ids, or leave --json out") from None

@@ -216,7 +216,7 @@ def parsed(content: bytes, place: str) -> Any:
     """The JSON value of a file of a results folder, or of its line; raises `InputError` for a damaged one."""
     try:
         return json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InputError(
             f"{place} is damaged, it holds no JSON; correct or remove it, or choose another folder"
         ) from None

@@ -92,7 +92,7 @@ def read_traces(folder: Path) -> list[dict[str, Any]]:
         for line in path.read_bytes().splitlines():
             try:
                 trace = json.loads(line)
-            except ValueError:  # an empty line, or a partial line of a killed run
+            except (ValueError, RecursionError):  # an empty line, or a partial line of a killed run
                 continue
             if isinstance(trace, dict) and {"method", "problem", "texts", "steps"} <= trace.keys():
                 found[trace["method"], trace["problem"]] = trace

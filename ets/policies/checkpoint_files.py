@@ -135,7 +135,7 @@ def _adapter_files(folder: Path) -> CheckpointFiles:
     try:
         config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
         kind, base = config["peft_type"], config.get("base_model_name_or_path")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"cannot read {ADAPTER} of {name!r}: {one_line(error)}; give a complete adapter") from error
     require_token_ids(kind, name)
     if config.get("alora_invocation_tokens"):

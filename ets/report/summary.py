@@ -92,7 +92,7 @@ def finished(folder: Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
         raise InputError(f"{str(folder)!r} is damaged ({error}); run its command again to continue the run") from error
 
 

@@ -377,7 +377,7 @@ def read_rows(path: Path) -> list[Any]:
         raise InputError(f"{str(path)!r} has an unknown format; name a file that ends in {', '.join(READERS)}")
     try:
         rows = READERS[path.suffix](path)
-    except (OSError, EOFError, ValueError, csv.Error, zlib.error) as error:
+    except (OSError, EOFError, ValueError, RecursionError, csv.Error, zlib.error) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{str(path)!r} cannot be read as {path.suffix[1:]}: {reason}; correct the file") from error
     if not rows:

@@ -206,7 +206,7 @@ def json_value(text: str) -> bool:
     """The whole text, or the content of its fence, is JSON: an object or a list."""
     try:
         return isinstance(json.loads(re.sub(r"\A```(?:json)?\n|\n```\Z", "", text)), dict | list)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 

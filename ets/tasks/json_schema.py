@@ -37,7 +37,7 @@ def json_schema(row: Mapping[str, Any], text: str) -> float:
     properties = schema.get("properties", {})
     try:
         value = json.loads(_unfenced(text))
-    except ValueError:
+    except (ValueError, RecursionError):
         return 0.0
     whole = Draft202012Validator({"type": schema["type"]} if "type" in schema else True).is_valid(value)
     met = [

@@ -109,7 +109,7 @@ def read_prompts(path: Path, name: str) -> list[Problem]:
 def _problem(line: str, name: str) -> Problem:
     try:
         row: Any = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"no JSON ({error}); write one object on each line, such as {EXAMPLE}") from None
     if not isinstance(row, dict):
         raise InputError(f"{str(row)[:60]!r} is no object; write {EXAMPLE}")
