@@ -59,7 +59,7 @@ def bound(host: str, port: int) -> socket.socket:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
         reason = str(error.strerror).partition(" (")[0]
-        raise InputError(f"cannot listen at {host}, port {port}: {reason}; choose another address") from None
+        raise InputError(f"cannot listen at {host}:{port}: {reason}; choose another address") from None
 
 
 def listen(service: Service, host: str, port: int) -> None:

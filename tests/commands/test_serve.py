@@ -67,7 +67,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ([*KEPT, "--width", "0"], "width is 0"),
         ([*KEPT, "--queue", "-1"], "queue is -1"),
         ([*KEPT, "--seconds", "0"], "seconds is 0.0"),
-        ([*KEPT, "--reward-seconds", "nan"], "reward_seconds is nan"),
+        ([*KEPT, "--reward-seconds", "nan"], "--reward-seconds is nan"),
         ([*KEPT, "--drain-seconds", "-1"], "--drain-seconds -1.0; give 0 or more"),
         ([*KEPT, "--body-kib", "0"], "--body-kib is 0"),
         ([*KEPT, "--most-texts", "0"], "--most-texts is 0"),
@@ -90,16 +90,14 @@ def test_bad_options_are_one_line(words: list[str], message: str, refused: Refus
 def test_a_port_that_is_taken_is_one_line(refused: Refused) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        refused(
-            ["serve", *SMALL, *KEPT, "--port", port], f"cannot listen at 127.0.0.1, port {port}: Address already in use"
-        )
+        refused(["serve", *SMALL, *KEPT, "--port", port], f"cannot listen at 127.0.0.1:{port}: Address already in use")
 
 
 @pytest.mark.parametrize("package", ["fastapi", "uvicorn", "prometheus_client"])
 def test_a_missing_package_is_one_line(package: str, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
     find_spec = importlib.util.find_spec
     monkeypatch.setattr("ets.commands.serve.find_spec", lambda name: None if name == package else find_spec(name))
-    refused(["serve", *SMALL, *KEPT], f"{package} is not installed; install the extra serve: pip install")
+    refused(["serve", *SMALL, *KEPT], f"{package} is not installed; in the folder of ets, run: pip install")
 
 
 def test_the_help_names_every_option_of_the_server(capsys: pytest.CaptureFixture[str]) -> None:

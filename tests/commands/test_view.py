@@ -58,7 +58,7 @@ def test_a_run_that_goes_on_keeps_each_trace_once(tmp_path: Path) -> None:
 
 def test_traces_of_killed_processes_are_copied(tmp_path: Path) -> None:
     (tmp_path / "traces.jsonl").write_text('{"torn')
-    (tmp_path / "traces-1.jsonl").write_text('{"method": "ets", "problem": "b"}\n')
+    (tmp_path / "traces-1.jsonl").write_text('{"method": "ets", "problem": "b", "texts": [], "steps": []}\n')
     with Traces(tmp_path, ["a"]):
         assert [trace["problem"] for trace in read_traces(tmp_path)] == ["b"]
     assert [path.name for path in tmp_path.iterdir()] == ["traces.jsonl"]
@@ -158,7 +158,7 @@ def test_a_file_without_traces_is_one_line(tmp_path: Path, content: bytes, capsy
     ("words", "message"),
     [
         (["view", "nowhere"], "'nowhere' holds no finished run of ets eval or ets compare; name its results folder"),
-        ([*RUN.split(), "--traces", "-1"], "traces is -1; give a number of problems, or 0 for none"),
+        ([*RUN.split(), "--traces", "-1"], "--traces is -1; give a number of problems, or 0 for none"),
     ],
 )
 def test_bad_input_is_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
