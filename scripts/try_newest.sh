@@ -29,7 +29,7 @@ version() { # PYTHON PACKAGE
 }
 
 over() { # FOLDER: an environment whose packages hide those of BASE
-    "$BASE" -m venv "$1"
+    "$BASE" -m venv --without-pip "$1" # it finds the pip of BASE
     "$BASE" -P -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' \
         >"$(echo "$1"/lib/python3*/site-packages)/over.pth"
 }
