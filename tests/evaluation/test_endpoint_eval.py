@@ -204,7 +204,7 @@ def test_a_dead_server_is_one_line(
 def test_two_groups_of_problems_share_a_server(server: TinyServer, tiny: dict[str, str], tmp_path: Path) -> None:
     """At a width of 1 each has one problem: two candidates, which are complete. One group alone asks for two rows."""
     meeting = threading.Barrier(4, timeout=60)
-    server.faults = [None, None, *[meeting.wait] * 4]
+    server.faults = [*[None] * (SEEDS + 1), *[meeting.wait] * 4]
     options = {"--methods": "ets", "--width": "1", "--max-length": "2"}
     assert main(words(tiny | options | {"--endpoint": server.address, "--out": str(tmp_path)})) == 0
     assert server.busiest >= 4
@@ -218,7 +218,7 @@ def test_an_interrupted_command_waits_for_no_row(
 
     Each group draws the two samples of a problem, twice, and meets the other both times: none is ahead at the silence.
     """
-    server.faults = [None, None, *[threading.Barrier(4, timeout=60).wait] * 8, *[120.0] * 1000]
+    server.faults = [*[None] * (SEEDS + 1), *[threading.Barrier(4, timeout=60).wait] * 8, *[120.0] * 1000]
     options = tiny | {"--endpoint": server.address, "--out": str(tmp_path)}
     journal, over = tmp_path / "journal.jsonl", threading.Event()
 

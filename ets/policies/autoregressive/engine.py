@@ -22,22 +22,24 @@ from ets.types import Cost, Draw, InputError, Keys, Problem, State
 
 COLDEST, HOTTEST = 0.01, 2.0
 """Range of vLLM's temperatures, without 0: vLLM raises lower temperatures silently and refuses higher ones."""
-TURNS = 32
-"""Most turns of a row without a further token."""
-CHARACTER = 8
-"""Room in tokens that is enough for any character."""
+CHARACTER = 4
+"""Tokens that are enough for any character: UTF-8 has four bytes at most."""
 OPEN = "open"
 """The memory of a state that has not ended; the engine recognises the state's tokens in its prefix cache."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One row for the engine: token ids so far, the row's seed, at most `room` further tokens, and stop strings."""
+    """One row for the engine: token ids so far, the row's seed, at most `room` further tokens, and stop strings.
+
+    An engine that returns text alone may draw up to `further` tokens more, to complete a character.
+    """
 
     tokens: tuple[int, ...]
     seed: int
     room: int
     stop: tuple[str, ...] = ()
+    further: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,14 @@ class Answer:
     """The tokens that an engine drew for a row, and natural-log probabilities under the sampled distribution.
 
     At temperature 0 the probabilities are the model's. The first `cached` tokens of the row were in the prefix cache.
+    `dropped` tokens were drawn too. A `whole` row has no room for the next character.
     """
 
     tokens: list[int]
     logps: list[float]
     cached: int
+    dropped: int = 0
+    whole: bool = False
 
 
 class Engine:
@@ -177,7 +182,8 @@ class EnginePolicy:
             _Row(
                 state,
                 np.asarray(key),
-                min(len(state.tokens) + block, longest(self.horizon, state.problem)),
+                len(state.tokens) + block,
+                longest(self.horizon, state.problem),
                 list(state.tokens),
             )
             for state, key in zip(as_token_states(states), keys, strict=True)
@@ -187,29 +193,16 @@ class EnginePolicy:
             answers = self.engine.draw([row.request(self.endings) for row in going], sampling, ends)
             for row, answer in zip(going, answers, strict=True):
                 row.append(answer, kind, self.endings)
-            going = [row for row in going if not row.ended and len(row.tokens) < row.target]
-            going = [row for row in going if row.turns < TURNS or not self._given_up(row)]
+            going = [row for row in going if not (row.ended or row.whole or len(row.tokens) >= row.target)]
         require_finite([row.state.problem for row in rows], [sum(row.logps) for row in rows])
         draws = [self._draw_of(row, certain=self.deterministic and not greedy) for row in rows]
         self.ledger += Cost.total(draw.cost for draw in draws)
         return draws
 
-    def _given_up(self, row: _Row) -> bool:
-        """Whether a row without a further token after `TURNS` turns is complete: the text has no room for a character.
-
-        Raises `InputError` for a row with room.
-        """
-        if longest(self.horizon, row.state.problem) - len(row.tokens) < CHARACTER:
-            return True
-        raise InputError(
-            f"{self.engine.name} drew no whole character {TURNS} times, in {row.target - len(row.tokens)} tokens; "
-            "raise block_size, or use a server that returns token_ids"
-        )
-
     def _draw_of(self, row: _Row, *, certain: bool) -> Draw:
         """The draw of a row; the engine reports the model's log-probabilities where the sampled ones are 0."""
         logps = [0.0] * len(row.logps) if certain else row.logps
-        full = row.target >= longest(self.horizon, row.state.problem)
+        full = row.whole or row.target >= row.most
         memory = None if row.ended or full else OPEN
         each = () if self.engine.approximate else logps
         return draw_of(row.state, tuple(row.tokens), sum(logps), memory, row.cost, self.endings, logps=each)
@@ -217,34 +210,39 @@ class EnginePolicy:
 
 @dataclass
 class _Row:
-    """A row under way: from a state, by its key, to `target` tokens or to the end of the generation."""
+    """A row under way: from a state, by its key, to `target` tokens or to the end; a text has at most `most` tokens."""
 
     state: TokenState
     key: Keys
     target: int
+    most: int
     tokens: list[int]
     logps: list[float] = field(default_factory=list)  # of the new tokens
     ended: bool = False
-    turns: int = 0  # without a further token
+    whole: bool = False
     cost: Cost = field(default_factory=Cost)
 
+    def __post_init__(self) -> None:
+        self.target = min(self.target, self.most)
+
     def request(self, endings: Endings) -> Request:
-        # The seed absorbs position and turn: a row that continues with the same key must not repeat its noise.
-        fields = (len(self.tokens), self.turns) if self.turns else (len(self.tokens),)
-        seed = int(derive(self.key, *fields)) >> 1
+        # The seed absorbs the position: a row that continues with the same key must not repeat its noise.
+        seed = int(derive(self.key, len(self.tokens))) >> 1
         problem = self.state.problem
         thinking = problem.stop and endings.is_thinking(self.tokens, problem.thinking, self.state.prompt)
         stop = () if thinking else problem.stop
-        return Request((*self.state.prompt, *self.tokens), seed, self.target - len(self.tokens), stop)
+        further = min(CHARACTER, self.most - self.target)
+        return Request((*self.state.prompt, *self.tokens), seed, self.target - len(self.tokens), stop, further)
 
     def append(self, answer: Answer, kind: str, endings: Endings) -> None:
         """Append the tokens up to the end of the generation; charge all tokens of the answer."""
         prompt, before = len(self.state.prompt), len(self.tokens)
         unread = prompt + before - answer.cached
         of_prompt = max(0, prompt - answer.cached)
-        counts = {"prompt": of_prompt, kind: unread - of_prompt + max(0, len(answer.tokens) - 1)}
-        self.cost += Cost(generated=len(answer.tokens), **counts)
-        self.turns = 0 if answer.tokens else self.turns + 1
+        drawn = len(answer.tokens) + answer.dropped
+        counts = {"prompt": of_prompt, kind: unread - of_prompt + max(0, drawn - 1)}
+        self.cost += Cost(generated=drawn, **counts)
+        self.whole = answer.whole
         problem = self.state.problem
         for token, logp in zip(answer.tokens, answer.logps, strict=True):
             self.tokens.append(token)

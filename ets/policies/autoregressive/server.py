@@ -16,7 +16,7 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -26,6 +26,7 @@ import numpy as np
 
 from ets.event_loop import EventLoop
 from ets.policies.autoregressive.engine import (
+    CHARACTER,
     Answer,
     Engine,
     EnginePolicy,
@@ -181,10 +182,49 @@ class Endpoint(Engine):
 
     async def _one(self, request: Request, sampling: Sampling, end_ids: Sequence[int]) -> Answer:
         row = await self._row(self._body(request, sampling, end_ids))
-        tokens, logps = self._from_text(row, request.room) if self.approximate else (row.tokens or [], row.logps)
-        if len(tokens) != len(logps) or not (tokens or self.approximate):
+        if self.approximate:
+            return await self._whole(row, request, sampling, end_ids)
+        tokens, logps = row.tokens or [], row.logps
+        if len(tokens) != len(logps) or not tokens:
             raise InputError(f"{self.name} gives {len(tokens)} tokens and {len(logps)} log-probabilities; see its log")
         return Answer(tokens, logps, row.cached)
+
+    async def _whole(self, row: Row, request: Request, sampling: Sampling, end_ids: Sequence[int]) -> Answer:
+        """The answer of a row of text. A row that ends within a character goes on to the character's end.
+
+        The same seed draws the same tokens again, and up to `further` more. The end of the row is therefore the first
+        place without an incomplete character, and the law stays that of the model: to draw such a character again by
+        another seed would make long characters rarer.
+        """
+        if row.reason == "stop" or row.text.rstrip(INCOMPLETE) == row.text != "":
+            return Answer(*self._from_text(row, request.room), row.cached)
+        begun, drawn = row, row.count
+        if request.further:
+            longer = replace(request, room=request.room + request.further)
+            row = await self._row(self._body(longer, sampling, end_ids))
+            drawn += row.count
+        end = end_of_character(begun.text, row.text)
+        if end is None and row.reason == "stop":
+            return Answer(*self._from_text(row, request.room + request.further), row.cached, begun.count)
+        if end is None and request.further == CHARACTER:
+            raise InputError(
+                f"{self.name} returns no whole character after {request.room} tokens and {CHARACTER} more; use a "
+                "server that returns token_ids"
+            )
+        text = row.text[:end] if end else begun.text.rstrip(INCOMPLETE)
+        tokens = self._until_whole(row.tokens, request.room if end else 0) if row.tokens else self._encoded(text)
+        cut = replace(row, text=text, reason="length", tokens=tokens, logps=row.logps[: len(tokens)])
+        return Answer(*self._from_text(cut, len(tokens)), row.cached, max(0, drawn - len(tokens)), whole=end is None)
+
+    def _until_whole(self, tokens: Sequence[int], least: int) -> list[int]:
+        """The fewest tokens, but `least` of them, that end with a whole character; with 0, the most that do."""
+        options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        counts = range(least, len(tokens)) if least else range(len(tokens), 0, -1)
+        decode = self.checkpoint.tokenizer.decode
+        return list(tokens[: next((n for n in counts if not decode(tokens[:n], **options).endswith(INCOMPLETE)), None)])
+
+    def _encoded(self, text: str) -> list[int]:
+        return list(self.checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     async def _row(self, body: Mapping[str, Any]) -> Row:
         """The row that the server draws for a request, which the answer must fit."""
@@ -272,20 +312,19 @@ class Endpoint(Engine):
             )
 
     def _from_text(self, row: Row, room: int) -> tuple[list[int], list[float]]:
-        """Tokens and log-probabilities, estimated from the text; a stopped row has drawn an end token.
-
-        An incomplete character at the end of an open row is dropped, so that `EnginePolicy` draws it again.
-        """
-        tokenizer, stopped = self.checkpoint.tokenizer, row.reason == "stop"
-        text = row.text if stopped else row.text.rstrip(INCOMPLETE)
-        tokens = row.tokens or list(tokenizer(text, add_special_tokens=False)["input_ids"])[:room]
-        if stopped and tokens[-1:] != [tokenizer.eos_token_id]:
+        """Tokens, at most `room`, and log-probabilities, estimated from the text; a stopped row has an end token."""
+        tokenizer, tokens = self.checkpoint.tokenizer, row.tokens or self._encoded(row.text)[:room]
+        if row.reason == "stop" and tokens[-1:] != [tokenizer.eos_token_id]:
             tokens = [*tokens[: room - 1], tokenizer.eos_token_id]
         logps = [0.0 if math.isnan(logp) else logp for logp in row.logps]
-        if text != row.text:
-            logps = logps[: len(tokens)]
         aligned = len(logps) == len(tokens) or not tokens
         return tokens, logps[: len(tokens)] if aligned else [sum(logps) / len(tokens)] * len(tokens)
+
+
+def end_of_character(begun: str, text: str) -> int | None:
+    """The end of the first whole character of `text` behind the whole characters of `begun`, or None."""
+    places = range(len(begun.rstrip(INCOMPLETE)), len(text))
+    return next((place + 1 for place in places if text[place] != INCOMPLETE), None)
 
 
 def repeats(drawn: Sequence[tuple[Any, float]], level: float) -> int:
