@@ -339,7 +339,7 @@ def _kind(prompt: Any) -> str | None:
     """The kind of a single prompt, or None."""
     if isinstance(prompt, str):
         return "text"
-    if not isinstance(prompt, Sequence) or not prompt:
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray) or not prompt:
         return None
     if all(isinstance(each, int) and not isinstance(each, bool) for each in prompt):
         return "token ids"

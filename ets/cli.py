@@ -36,7 +36,7 @@ EXAMPLE = """examples:
 Answer:'
   ets eval --help    # what a command takes, and an example of it
 """
-_GUIDE = ("candidates", "rollouts", "lam", "temperature", "block_size", "max_length", "reward", "seed")
+_GUIDE = ("tokens", "candidates", "rollouts", "lam", "temperature", "block_size", "max_length", "reward", "seed")
 _RUN = ("task", "model", "methods", "count", "shots", "budgets", "out", *_GUIDE)
 COMMON: dict[str, tuple[str, ...]] = {
     "sample": ("model", "prompt", "prompt_file", "extract", "html", *_GUIDE),

@@ -14,9 +14,17 @@ refuse() {
     exit 2
 }
 
-show_help() { python3 "$ROOT/scripts/variables.py" help "$1"; } # SCRIPT: its examples and its variables
+find_python() { # the first Python there is; the set-up wants 3.11 to 3.13
+    local name
+    for name in "${BASE_PYTHON:-}" python3 python3.11 python3.12 python3.13; do
+        if [ -n "$name" ] && command -v "$name" >/dev/null; then echo "$name" && return; fi
+    done
+    refuse "no Python found; install Python 3.11, 3.12 or 3.13"
+}
 
-require_variables() { python3 "$ROOT/scripts/variables.py" check "$1" || exit $?; } # SCRIPT: refuse a variable of another script, or a misspelt one
+show_help() { "$(find_python)" "$ROOT/scripts/variables.py" help "$1" 2>/dev/null; } # SCRIPT: its examples and its variables
+
+require_variables() { "$(find_python)" "$ROOT/scripts/variables.py" check "$1" || exit $?; } # SCRIPT: refuse a variable of another script, or a misspelt one
 
 leave_out() { # PRESET VARIABLE: a variable of `all` that this preset would refuse
     if [ -n "${!2:-}" ]; then echo "note: $2=${!2} is left out for $1" >&2; fi
@@ -106,7 +114,6 @@ moves() { # the method refined, for a budget of tokens and a fixed reward; steer
 }
 
 budget_of() { # M: the option of a budget, which is TOKENS in place of M
-    case "$TOKENS" in *[!0-9]* | 0*) refuse "TOKENS is '$TOKENS'; set it to a whole number of tokens per problem" ;; esac
     if [ -n "$TOKENS" ]; then echo "--tokens $TOKENS"; else echo "--candidates $1"; fi
 }
 
@@ -125,6 +132,7 @@ OPTIONS
 
 choose_preset() {
     local presets="$1" preset status=0
+    case "${TOKENS:-}" in *[!0-9]* | 0*) refuse "TOKENS is '$TOKENS'; set it to a whole number of tokens per problem" ;; esac
     case "${2:-}" in -h | --help) show_help "$0"; exit ;; esac
     require_variables "$0"
     case "${CHAT:-}" in 0 | False) CHAT= ;; esac

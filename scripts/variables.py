@@ -22,8 +22,21 @@ PAIRS = (
     ("IS_M_CANDIDATES", "IS_NUM_CANDIDATES"),
     ("NUM_PROMPTS", "NUM_PROBLEMS"),
     ("BUDGETS", "TOKENS"),
+    ("MODEL", "MODEL_PATH"),
+    ("M", "M_CANDIDATES"),
+    ("M", "NUM_CANDIDATES"),
+    ("CANDIDATES", "M_CANDIDATES"),
+    ("CANDIDATES", "NUM_CANDIDATES"),
+    ("K", "K_MONTE_CARLO"),
+    ("K", "MONTE_CARLO_NUM"),
+    ("ROLLOUTS", "K_MONTE_CARLO"),
+    ("ROLLOUTS", "MONTE_CARLO_NUM"),
+    ("LAM", "LAMBDA_PARAM"),
+    ("LAM", "ENERGY_WEIGHT"),
+    ("LAMBDA", "LAMBDA_PARAM"),
+    ("LAMBDA", "ENERGY_WEIGHT"),
 )
-"""One setting by its names in scripts of different families."""
+"""One setting by its names: in scripts of different families, and as an option of `ets`."""
 ALSO = "PRINT_ONLY"
 SIMILAR, LEAST = 0.8, 6
 """The similarity of a misspelt name, and the letters of the shortest name that is compared."""
@@ -57,16 +70,17 @@ def print_help(script: Path) -> None:
 
 def problem(script: Path, environment: dict[str, str]) -> str:
     """What is wrong with the first variable of the environment that the script does not have; empty if nothing is."""
-    content = script.read_text(encoding="utf-8")
-    own = {*settable(script), ALSO, *re.findall(r"\b(?:ENGINE|ENDPOINT)\b", content)}
-    known = {*own, *re.findall(r"[A-Z][A-Z0-9_]*", content + (ROOT / "scripts/setup.sh").read_text(encoding="utf-8"))}
+    content = "\n".join(path.read_text(encoding="utf-8") for path in (script, ROOT / "scripts/setup.sh"))
+    code = re.sub(r"(^|\s)#.*", "", content, flags=re.MULTILINE)
+    own = {*settable(script), ALSO, *re.findall(r"\b(?:ENGINE|ENDPOINT)\b", script.read_text(encoding="utf-8"))}
+    known = {*own, *re.findall(r"\b[A-Z][A-Z0-9_]*\b", code)}
     elsewhere = {name for other in SCRIPTS for name in settable(ROOT / other)}
-    twins = dict(PAIRS) | {second: first for first, second in PAIRS}
     for name in sorted(environment):
         if not environment[name] or name in known or not re.fullmatch(r"[A-Z][A-Z0-9_]*", name):
             continue
         candidates = [each for each in own if len(each) >= LEAST] if len(name) >= LEAST else []
-        near = [twins[name]] if twins.get(name) in own else difflib.get_close_matches(name, candidates, 1, SIMILAR)
+        twins = [other for pair in PAIRS if name in pair for other in pair if other != name and other in own]
+        near = twins or difflib.get_close_matches(name, candidates, 1, SIMILAR)
         if near:
             return f"{name} is no variable of this script; set {near[0]}"
         if name in elsewhere:

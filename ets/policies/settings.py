@@ -57,9 +57,9 @@ class Sampling:
     )
 
     def __post_init__(self) -> None:
-        numbers = [value for value in (self.temperature, self.top_p) if value is not None]
-        if not all(isinstance(value, int | float) for value in numbers):
-            raise InputError(f"temperature {self.temperature!r}, top_p {self.top_p!r}: both must be numbers")
+        for name, value in {"temperature": self.temperature, "top_p": self.top_p or 1}.items():
+            if not isinstance(value, int | float):
+                raise InputError(f"{name} is {value!r}; it must be a number")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise InputError(f"temperature is {self.temperature}; it must be a finite number of at least 0")
         warn_of_rounding(temperature=self.temperature)

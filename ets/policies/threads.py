@@ -15,12 +15,14 @@ SMALL = 20_000_000
 """Models with fewer parameters run in one thread."""
 _THREADS = torch.get_num_threads()
 _loaded: list[int] = []
+_lowered: list[bool] = [False]
 
 
 def choose_threads(model: Any) -> None:
     """Set PyTorch's threads of this process: one while all models that were loaded on the CPU are small.
 
-    A larger model brings the threads back. Where OMP_NUM_THREADS is set, nothing changes.
+    A larger model brings the threads back. Nothing changes where OMP_NUM_THREADS is set, or where the program has
+    called `torch.set_num_threads`.
 
     Parameters
     ----------
@@ -29,4 +31,6 @@ def choose_threads(model: Any) -> None:
     if model.device.type != "cpu" or os.environ.get("OMP_NUM_THREADS"):
         return
     _loaded.append(model.num_parameters())
-    torch.set_num_threads(1 if max(_loaded) < SMALL else _THREADS)
+    if torch.get_num_threads() == (1 if _lowered[0] else _THREADS):
+        _lowered[0] = max(_loaded) < SMALL
+        torch.set_num_threads(1 if _lowered[0] else _THREADS)

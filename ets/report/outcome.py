@@ -42,13 +42,16 @@ def sentences(entries: Sequence[Entry], setting: Setting) -> list[str]:
     plain = next((entry for entry in entries if entry.method == "plain"), None)
     others = [entry for entry in at_largest_budget(entries, setting.currency) if entry.method != "plain"]
     if plain is None or not others:
-        return [asked, f"The highest {scored} is that of {highest.label}: {_shown(highest, entries)}."]
+        return [asked, f"The highest observed {scored} is that of {highest.label}: {_shown(highest, entries)}."]
     guided, _ = best_of(others, by_reward(entries))
     found = f"{guided.label} reaches {scored} {_shown(guided, entries)}, plain sampling {_shown(plain, entries)}"
     result = [asked, f"{found}; {_compared(guided, plain, entries)}."]
+    rivals = sum(entry.target.startswith("p*") for entry in others) or len(others)
+    if rivals > 1:
+        result.append(f"It is the highest of {rivals} methods, so its lead is partly the choice of the highest.")
     higher = _shown(highest, entries).split(" ")[0] != _shown(guided, entries).split(" ")[0]
     if higher and highest not in (guided, plain):
-        result.append(f"The highest is {highest.label}: {_shown(highest, entries)}.")
+        result.append(f"The highest observed {scored} is that of {highest.label}: {_shown(highest, entries)}.")
     return result
 
 

@@ -18,6 +18,7 @@ def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.get_num_threads()
     monkeypatch.setattr(threads, "_THREADS", 2)
     monkeypatch.setattr(threads, "_loaded", [])
+    monkeypatch.setattr(threads, "_lowered", [False])
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     torch.set_num_threads(2)
     yield
@@ -38,3 +39,9 @@ def test_the_number_in_the_environment_counts(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     Checkpoint(demo.model_path("small"), device="cpu").load()
     assert torch.get_num_threads() == 2
+
+
+def test_threads_that_the_program_has_chosen_stay() -> None:
+    torch.set_num_threads(3)
+    Checkpoint(demo.model_path("small"), device="cpu").load()
+    assert torch.get_num_threads() == 3

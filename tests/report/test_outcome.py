@@ -21,7 +21,7 @@ def test_the_outcome_names_the_task_both_methods_their_difference_and_the_highes
     shares = [f"{share.mean:.1%} ({share.low:.1%} to {share.high:.1%})" for share in map(interval, (ETS, PLAIN))]
     assert found.startswith(f"ets of 5 reaches accuracy {shares[0]}, plain sampling {shares[1]};")
     assert re.search(r"paired by problem, the difference is \+50\.0 points \(\+4\d\.\d to \+5\d\.\d\)\.$", found)
-    assert highest.startswith("The highest is majority of 5: 90.0% (")
+    assert highest.startswith("The highest observed accuracy is that of majority of 5: 90.0% (")
 
 
 def test_a_difference_of_few_problems_is_not_significant() -> None:
@@ -30,7 +30,7 @@ def test_a_difference_of_few_problems_is_not_significant() -> None:
 
 
 def test_without_plain_sampling_the_outcome_is_the_highest() -> None:
-    assert sentences(ENTRIES[:3], SETTING)[1].startswith("The highest accuracy is that of ets of 5: 80.0% (")
+    assert sentences(ENTRIES[:3], SETTING)[1].startswith("The highest observed accuracy is that of ets of 5: 80.0% (")
     assert sentences([], SETTING) == []
 
 

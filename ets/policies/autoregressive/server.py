@@ -70,6 +70,8 @@ CAUSES = {
         "shorten the prompt or max_length, or start the server with a longer context"
     ),
     r"logprob": f"start the server so that it allows {LEAST_LOGPROBS} log-probabilities (vLLM: --max-logprobs)",
+    r"answers (408|409|425|429|499)\b": "lower connections, or raise waits",
+    r"not answered within": "raise seconds, or start the server again",
     r"answers (3|4)\d\d|answers no JSON": "correct the address{path}, the model or the form of the request",
     r"": "start it again, or correct the address, and repeat the command",
 }
@@ -329,7 +331,9 @@ def end_of_character(begun: str, text: str) -> int | None:
 
 def repeats(drawn: Sequence[tuple[Any, float]], level: float) -> int:
     """How often an outcome of (outcome, log-probability) repeats, if less probable than `level` by chance; else 0."""
-    logps = dict(drawn)
+    logps: dict[Any, float] = {}
+    for outcome, logp in drawn:  # equal texts may come from other tokens
+        logps[outcome] = max(logp, logps.get(outcome, -math.inf))
     for outcome, count in Counter(outcome for outcome, _ in drawn).items():
         if math.log(math.comb(len(drawn), count)) + (count - 1) * logps[outcome] < math.log(level):
             return count

@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
 
 INTERVAL = 0.5
 """Seconds between two looks at the main process."""
@@ -30,15 +32,22 @@ def watch(processes: Iterable[int]) -> subprocess.Popen[bytes]:
 def _main(owner: int, processes: Iterable[int]) -> None:
     import psutil  # type: ignore[import-untyped]  # vLLM requires it
 
-    watched = [psutil.Process(each) for each in processes if psutil.pid_exists(each)]
+    gone = partial(suppress, psutil.NoSuchProcess)  # a process may end at any time
+    watched, ending = [], []
+    for each in processes:
+        with gone():
+            watched.append(psutil.Process(each))
     while os.getppid() == owner:
         time.sleep(INTERVAL)
-    alive = [each for each in watched if each.is_running()]  # False for a new process with the id of an old one
-    ending = [*alive, *(child for each in alive for child in each.children(recursive=True))]
+    for each in watched:
+        with gone():  # also for a new process with the id of an old one
+            ending += [each, *each.children(recursive=True)]
     for each in ending:
-        each.terminate()
+        with gone():
+            each.terminate()
     for each in psutil.wait_procs(ending, timeout=GRACE)[1]:
-        each.kill()
+        with gone():
+            each.kill()
 
 
 if __name__ == "__main__":
