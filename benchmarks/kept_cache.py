@@ -83,7 +83,7 @@ def against_loop(settings: dict[str, Setting], conditions: Conditions) -> Table:
             run = _warm(setting, prompt, model)
             ours, loop = conditions.rounds((run.ets, Loop(run)))
             rows.append(Row(f"prompt {prompt}, {label}", ours, loop, floor=_floor(setting, prompt, model, conditions)))
-    return Table("kept_cache", "Autoregressive: against a kept cache", LOOP, abouts[0], rows)
+    return Table("kept_cache", "Autoregressive: against a kept cache", LOOP, " ".join(abouts), rows)
 
 
 def _floor(setting: Setting, prompt: int, model: Checkpoint, conditions: Conditions) -> Floor | None:

@@ -173,6 +173,7 @@ def sample(
         tokens; for a reward that raises or returns something else than one number per text.
     """
     guide_of(reward, extract)  # a call without both is refused before anything is opened
+    require_counts(width=width)
     if not callable(step):
         raise InputError(f"step is {step!r}; it must be a function of a reward, such as ets.energy_guided")
     read = None if extract is None else as_extract(extract)

@@ -87,7 +87,7 @@ def execute(options: argparse.Namespace) -> None:
         raise InputError(f"the folder of {options.html} does not exist; make it, or name another file")
     if options.html is not None and options.html.is_dir():
         raise InputError(f"{options.html} is a folder; name a file")
-    if options.engine is None:
+    if options.engine is None and options.model is not None and "://" not in options.model:
         find_files(EMBEDDED.get(options.model, options.model))  # a missing one is named before the heavy imports
     from ets.api import sample
 

@@ -222,6 +222,8 @@ if __name__ == "__main__":
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--faults", default=",".join(fault.__name__ for fault in FAULTS))
     asked = parser.parse_args()
+    if unknown := set(asked.faults.split(",")) - {fault.__name__ for fault in FAULTS}:
+        parser.error(f"unknown fault {min(unknown)!r}; choose from {', '.join(fault.__name__ for fault in FAULTS)}")
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o777)
         sys.exit(min(99, series(asked.times, asked.faults.split(","), Path(name))))

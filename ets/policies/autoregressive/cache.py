@@ -97,7 +97,7 @@ class _RowLayer(CacheLayerMixin):
         return self.keys[:rows, :, :end], self.values[:rows, :, :end]
 
     def use(self, length: int) -> None:
-        """Have so many columns in use."""
+        """Set the number of columns in use."""
         self.length = length
 
     def kept(self) -> list[torch.Tensor]:
@@ -286,7 +286,7 @@ class RowCache(Cache):
 
     @position_ids.setter
     def position_ids(self, found: torch.Tensor) -> None:
-        """Models store what `position_ids` computes."""
+        """Do nothing: the property computes the positions that a model stores here."""
 
     def advance(self, columns: int) -> None:
         """Add `columns` tokens to the length of every row."""
