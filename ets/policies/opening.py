@@ -18,7 +18,7 @@ from ets.policies.diffusion.levels import target_of
 from ets.policies.registry import engine_named, fast_sampler_of, own_policy, policy_of, proposal_of
 from ets.policies.settings import ServerResources, Weighing
 from ets.settings import fields_of, made
-from ets.types import InputError, Policy
+from ets.types import InputError, Policy, one_line
 
 Local: TypeAlias = str | Path | tuple[Any, Any] | Checkpoint
 """A model that transformers runs in this process."""
@@ -178,9 +178,8 @@ def checkpoint_of(model: Local, name: str = "model", dtype: str | None = None) -
         return Checkpoint.loaded(*model)
     if isinstance(model, str | Path):
         return _last_checkpoint(str(model), dtype)
-    shown = (
-        f"a {type(model).__name__} of {len(model)}" if isinstance(model, tuple | list) else f"a {type(model).__name__}"
-    )
+    several = isinstance(model, tuple | list)
+    shown = f"a {type(model).__name__} of {len(model)}" if several else one_line(repr(model))
     raise InputError(
         f"{name} is {shown}; pass a checkpoint's folder or name, a Checkpoint or a (model, tokenizer) pair "
         "(a VLLMEngine or an Endpoint may be the model alone)"

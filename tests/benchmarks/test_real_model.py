@@ -29,7 +29,7 @@ def setting(load: Any) -> Any:
 def test_every_way_draws_as_many_tokens(load: Any, checkpoint: Checkpoint, setting: Any) -> None:
     prompts = setting.prompts(checkpoint)
     assert len({len(prompt) for prompt in prompts[:3]}) > 1  # so that there is padding
-    batch = load("real_model").Batch(checkpoint, prompts[:3], setting.length)
+    batch = load("real_model").Batch(checkpoint, checkpoint, prompts[:3], setting.length)
     drawn = batch.generate()
     assert drawn.shape == (3, max(map(len, prompts[:3])) + setting.length)
     assert batch.plain().generated == batch.one_step().generated == batch.tokens == 3 * setting.length
@@ -40,7 +40,12 @@ def test_generate_reads_the_same_prompts_to_the_right_of_the_padding(
     load: Any, checkpoint: Checkpoint, setting: Any
 ) -> None:
     prompts = setting.prompts(checkpoint)[:3]
-    rows = load("real_model").Batch(checkpoint, prompts, setting.length).generate()[:, : -setting.length].tolist()
+    rows = (
+        load("real_model")
+        .Batch(checkpoint, checkpoint, prompts, setting.length)
+        .generate()[:, : -setting.length]
+        .tolist()
+    )
     for row, prompt in zip(rows, prompts, strict=True):
         assert tuple(row[-len(prompt) :]) == prompt and not any(row[: -len(prompt)])
     assert "<|user|>Tell a short story" in checkpoint.tokenizer.decode(prompts[0])
@@ -48,7 +53,7 @@ def test_generate_reads_the_same_prompts_to_the_right_of_the_padding(
 
 def test_a_line_has_the_speed_of_both_ways(load: Any, checkpoint: Checkpoint, setting: Any) -> None:
     conditions = load("measuring").Conditions(CPU, torch.float32, load("floor").Peak(1.0, 1.0), repeats=2)
-    rows = list(load("real_model").rows_of(checkpoint, setting, conditions))
+    rows = list(load("real_model").rows_of(checkpoint, checkpoint, setting, conditions))
     assert [row.label for row in rows] == [
         "float32, 1 row, plain",
         "float32, 3 rows, plain",

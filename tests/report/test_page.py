@@ -370,7 +370,7 @@ def test_in_a_browser_a_text_without_a_grade_has_its_reward(
         appears(browser, ".step")
         content = browser.evaluate("document.querySelector('#trace').textContent")
         assert f"Reward: {shown}" in content and "Answer" not in content
-        assert "Mean reward against cost" in browser.evaluate("document.body.textContent")
+        assert "Mean reward" in browser.evaluate("document.body.textContent")
     assert not [event for event in browser.events if event["method"] in ("Log.entryAdded", "Runtime.exceptionThrown")]
 
 

@@ -151,7 +151,7 @@ FIELDS: list[tuple[str, dict[str, Any], str | None, str]] = [
     (TEXT, {"ets": {"method": "refined", "tokens": 10**9}}, "ets.tokens", "tokens is 1000000000, and this server"),
     (TEXT, {"ets": {"lam": 0}}, "ets.lam", "ets.lam: Input should be greater than or equal to 0.000000001"),
     (TEXT, {"ets": {"lam": 1e-320}}, "ets.lam", "ets.lam: Input should be greater than or equal to 0.000000001"),
-    (TEXT, {"ets": {"block_size": 10**30}}, None, "is longer than max_length 24"),
+    (TEXT, {"ets": {"block_size": 10**30}}, None, "give at most 9223372036854775807"),
     (TEXT, {"ets": {"method": "refined", "trace": True}}, "ets.trace", "the method refined has no trace"),
     (TEXT, {"ets": {"trace": "yes"}}, "ets.trace", "ets.trace: Input should be a valid boolean"),
 ]

@@ -105,7 +105,12 @@ def failed(response: httpx2.Response | dict[str, Any]) -> dict[str, Any]:
     ("prompt", "reward", "code", "reason"),
     [
         ("raise", "faulty", "reward_error", "the reward raised ZeroDivisionError for problem '0': division by zero"),
-        ("exit", "faulty", "reward_error", "the reward 'faulty', or the engine, raised SystemExit('enough')"),
+        (
+            "exit",
+            "faulty",
+            "reward_error",
+            "the reward 'faulty' failed: the reward raised SystemExit for problem '0': enough",
+        ),
         ("interrupt", "faulty", "reward_error", "KeyboardInterrupt()"),
         ("cancel", "faulty", "reward_error", "CancelledError()"),
         ("nan", "faulty", "reward_error", "the reward gave nan"),

@@ -72,7 +72,7 @@ def test_results_depend_on_its_code(file: Path, tmp_path: Path, capsys: pytest.C
     [
         ("{file}:Nothing", "has no 'Nothing'; name a task that is in it"),
         ("{file}:number", "has no 'name'; a task has name, problems, extract and grade"),
-        ("{file}:Needy", "cannot be made: .*size.*; give an object, or a class without arguments"),
+        ("{file}:Needy", "an object, or a class without arguments.* raised TypeError: .*size"),
         ("{folder}/missing.py:Echo", "cannot read the task .*: there is no file .*missing.py"),
         ("ets.tasks.gsm8k:Gsm8k", "takes its problems from lm-eval"),
     ],

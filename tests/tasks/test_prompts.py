@@ -163,7 +163,7 @@ def test_a_method_that_compares_answers_is_refused(method: str, rows: Path, refu
     [
         ((), "the task letters has no right answers; add --reward file.py:function"),
         (("--reward", "share"), "reward is 'share', which compares answers, and the task letters has none"),
-        (("--reward", "likelihood", "--best-by", "majority"), "best_by is 'majority', which compares answers"),
+        (("--reward", "likelihood", "--best-by", "majority"), "--best-by is 'majority', which compares answers"),
         (("--reward", "ets.tasks.exact_length:exact_length"), "line 1 of '{rows}': no 'words'; give a number of words"),
         (("--reward", "{own}:lacking"), "line 1 of '{rows}' has no 'words', a KeyError of the reward (own.py, line "),
         (("--reward", "likelihood", "--count", "9"), "9 prompts of letters asked for; choose 1 to 4"),

@@ -382,7 +382,7 @@ def test_other_models_and_prompts_are_refused(
     with pytest.raises(InputError, match="of another policy or has ended"):
         policy.finish(make(tiny_diffusion_gemma, **SHORT).start([PROBLEM]), keys(1))
     larger = Checkpoint.loaded(tiny_diffusion_gemma.model, tiny_tokenizer())
-    with pytest.raises(InputError, match="has the token id 3, and the model has 3 embeddings"):
+    with pytest.raises(InputError, match="has the token id 3, and the model has embeddings of 3"):
         make(larger, **SHORT).start([Problem("p", "c")])
     monkeypatch.setattr(tiny_diffusion_gemma.config, "image_token_id", 2)
     with pytest.raises(InputError, match="holds the image token"):
