@@ -109,7 +109,7 @@ def failed(response: httpx2.Response | dict[str, Any]) -> dict[str, Any]:
             "exit",
             "faulty",
             "reward_error",
-            "the reward 'faulty' failed: the reward raised SystemExit for problem '0': enough",
+            "the reward raised SystemExit for problem '0': enough",
         ),
         ("interrupt", "faulty", "reward_error", "KeyboardInterrupt()"),
         ("cancel", "faulty", "reward_error", "CancelledError()"),

