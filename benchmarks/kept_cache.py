@@ -78,9 +78,10 @@ def against_loop(settings: dict[str, Setting], conditions: Conditions) -> Table:
     rows, abouts = [], []
     for label, setting in settings.items():
         model = random_checkpoint(setting.model, conditions.device, conditions.dtype)
+        own = as_ets_loads(model)
         abouts.append(f"{described(model.model)} {setting}")
         for prompt in setting.prompts:
-            run = _warm(setting, prompt, model)
+            run = _warm(setting, prompt, model, own)
             ours, loop = conditions.rounds((run.ets, Loop(run)))
             rows.append(Row(f"prompt {prompt}, {label}", ours, loop, floor=_floor(setting, prompt, model, conditions)))
     return Table("kept_cache", "Autoregressive: against a kept cache", LOOP, " ".join(abouts), rows)
@@ -96,11 +97,12 @@ def _floor(setting: Setting, prompt: int, model: Checkpoint, conditions: Conditi
 def growth(setting: Setting, sizes: dict[str, tuple[int, ...]], conditions: Conditions) -> Table:
     """Time and memory while the prompt, M, or the number of prompts that advance together grows."""
     model = random_checkpoint(setting.model, conditions.device, conditions.dtype)
+    own = as_ets_loads(model)
     rows, conditions = [], replace(conditions, repeats=1)  # memory hardly varies, and the shape of a curve is large
     for name, values in sizes.items():
         for value in values:
             label, chosen = _grows(setting, name, value)
-            rows.append(_grown(label, chosen, model, conditions))
+            rows.append(_grown(label, chosen, model, own, conditions))
     about = GROWTH.format(limit=LARGEST / 1e9)
     return Table("growth", "Autoregressive: growth", about, f"{described(model.model)} {setting}", rows)
 
@@ -114,9 +116,9 @@ def _grows(setting: Setting, name: str, value: int) -> tuple[str, Setting]:
     return f"M·K {value * setting.rollouts}", replace(setting, candidates=value)
 
 
-def _grown(label: str, setting: Setting, model: Checkpoint, conditions: Conditions) -> Row:
+def _grown(label: str, setting: Setting, model: Checkpoint, own: Checkpoint, conditions: Conditions) -> Row:
     prompt, shape = setting.prompts[0], Shape.of(model.model)
-    run = _warm(setting, prompt, model)
+    run = _warm(setting, prompt, model, own)
     column = 2 * shape.layers * shape.groups * shape.head * shape.itemsize
     m, mk = setting.candidates, setting.candidates * setting.rollouts
     most = max(prompt + before + m * setting.block + mk * rest for before, rest in setting.steps)
@@ -135,9 +137,8 @@ def _grown(label: str, setting: Setting, model: Checkpoint, conditions: Conditio
     return Row(label, ours, compared[0] if compared else [], counts, _floor(setting, prompt, model, conditions))
 
 
-def _warm(setting: Setting, prompt: int, model: Checkpoint) -> Run:
+def _warm(setting: Setting, prompt: int, model: Checkpoint, own: Checkpoint) -> Run:
     """The run, after a short one of every way, so that no repeat pays for what is made once."""
-    own = as_ets_loads(model)
     short = Run(replace(setting, problems=1, candidates=2, rollouts=2, block=2, length=4), 8, own, unpacked=model)
     short.ets(), Loop(short)()
     return Run(setting, prompt, own, unpacked=model)

@@ -116,13 +116,14 @@ def compact_trace(trace: Sequence[Step]) -> dict[str, Any]:
         return texts.setdefault(new_text(text, before), len(texts))
 
     steps = [_compact_step(step, before, number) for step, before in zip(trace, befores(trace), strict=False)]
-    last, pieces = trace[-1], [list(texts)[step["texts"][step["choice"]]] for step in steps]
+    found = list(texts)
+    last, pieces = trace[-1], [found[step["texts"][step["choice"]]] for step in steps]
     produced = last.candidates[last.choice]
     if last.rollout is not None:
         produced, start = last.rollouts[last.choice][last.rollout], produced
         pieces.append(new_text(produced.text, start.text))
     joined = {} if "".join(pieces) == produced.text else {"text": produced.text}
-    return {"texts": list(texts), "steps": steps, **joined}
+    return {"texts": found, "steps": steps, **joined}
 
 
 def effective_sizes(trace: Sequence[Step]) -> list[float]:

@@ -57,8 +57,8 @@ class Sampling:
     )
 
     def __post_init__(self) -> None:
-        for name, value in {"temperature": self.temperature, "top_p": self.top_p or 1}.items():
-            if not isinstance(value, int | float):
+        for name, value in {"temperature": self.temperature, "top_p": self.top_p}.items():
+            if not isinstance(value, int | float) and (value is not None or name == "temperature"):
                 raise InputError(f"{name} is {value!r}; it must be a number")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
             raise InputError(f"temperature is {self.temperature}; it must be a finite number of at least 0")

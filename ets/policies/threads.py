@@ -15,7 +15,7 @@ SMALL = 20_000_000
 """Models with fewer parameters run in one thread."""
 _THREADS = torch.get_num_threads()
 _loaded: list[int] = []
-_lowered: list[bool] = [False]
+"""Parameters of the models that were loaded."""
 
 
 def choose_threads(model: Any) -> None:
@@ -30,7 +30,11 @@ def choose_threads(model: Any) -> None:
     """
     if model.device.type != "cpu" or os.environ.get("OMP_NUM_THREADS"):
         return
+    as_before = torch.get_num_threads() == _chosen()
     _loaded.append(model.num_parameters())
-    if torch.get_num_threads() == (1 if _lowered[0] else _THREADS):
-        _lowered[0] = max(_loaded) < SMALL
-        torch.set_num_threads(1 if _lowered[0] else _THREADS)
+    if as_before:
+        torch.set_num_threads(_chosen())
+
+
+def _chosen() -> int:
+    return 1 if _loaded and max(_loaded) < SMALL else _THREADS

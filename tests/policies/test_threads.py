@@ -18,7 +18,6 @@ def two(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = torch.get_num_threads()
     monkeypatch.setattr(threads, "_THREADS", 2)
     monkeypatch.setattr(threads, "_loaded", [])
-    monkeypatch.setattr(threads, "_lowered", [False])
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     torch.set_num_threads(2)
     yield

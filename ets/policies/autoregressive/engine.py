@@ -12,7 +12,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from ets.policies.autoregressive.law import Endings, TokenState, as_token_states, draw_of, longest
+from ets.policies.autoregressive.law import MOST_BYTES, Endings, TokenState, as_token_states, draw_of, longest
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.prompts import encode_prompt
 from ets.policies.settings import Horizon, Sampling
@@ -22,8 +22,6 @@ from ets.types import Cost, Draw, InputError, Keys, Problem, State
 
 COLDEST, HOTTEST = 0.01, 2.0
 """Range of vLLM's temperatures, without 0: vLLM raises lower temperatures silently and refuses higher ones."""
-CHARACTER = 4
-"""Tokens that are enough for any character: UTF-8 has four bytes at most."""
 OPEN = "open"
 """The memory of a state that has not ended; the engine recognises the state's tokens in its prefix cache."""
 
@@ -178,16 +176,7 @@ class EnginePolicy:
     def _draw(self, states: Sequence[State], keys: Keys, block: int, kind: str, *, greedy: bool = False) -> list[Draw]:
         sampling = Sampling(0.0) if greedy else self.sampling
         ends = sorted(self.endings.end_ids)
-        rows = [
-            _Row(
-                state,
-                np.asarray(key),
-                len(state.tokens) + block,
-                longest(self.horizon, state.problem),
-                list(state.tokens),
-            )
-            for state, key in zip(as_token_states(states), keys, strict=True)
-        ]
+        rows = [self._begun(*pair, block) for pair in zip(as_token_states(states), keys, strict=True)]
         going = rows
         while going:  # one turn, unless the engine stops a row before its target and its end
             answers = self.engine.draw([row.request(self.endings) for row in going], sampling, ends)
@@ -198,6 +187,10 @@ class EnginePolicy:
         draws = [self._draw_of(row, certain=self.deterministic and not greedy) for row in rows]
         self.ledger += Cost.total(draw.cost for draw in draws)
         return draws
+
+    def _begun(self, state: TokenState, key: Keys, block: int) -> _Row:
+        most, tokens = longest(self.horizon, state.problem), list(state.tokens)
+        return _Row(state, np.asarray(key), min(len(tokens) + block, most), most, tokens)
 
     def _draw_of(self, row: _Row, *, certain: bool) -> Draw:
         """The draw of a row; the engine reports the model's log-probabilities where the sampled ones are 0."""
@@ -222,16 +215,13 @@ class _Row:
     whole: bool = False
     cost: Cost = field(default_factory=Cost)
 
-    def __post_init__(self) -> None:
-        self.target = min(self.target, self.most)
-
     def request(self, endings: Endings) -> Request:
         # The seed absorbs the position: a row that continues with the same key must not repeat its noise.
         seed = int(derive(self.key, len(self.tokens))) >> 1
         problem = self.state.problem
         thinking = problem.stop and endings.is_thinking(self.tokens, problem.thinking, self.state.prompt)
         stop = () if thinking else problem.stop
-        further = min(CHARACTER, self.most - self.target)
+        further = min(MOST_BYTES, self.most - self.target)
         return Request((*self.state.prompt, *self.tokens), seed, self.target - len(self.tokens), stop, further)
 
     def append(self, answer: Answer, kind: str, endings: Endings) -> None:

@@ -16,7 +16,9 @@ from ets.thinking import Tags, begun, cut_at, is_thinking
 from ets.types import Certainty, Cost, Draw, InputError, Problem, State, Text
 
 MOST_BYTES = 4
-"""Of a character in UTF-8."""
+"""Of a character in UTF-8; as many tokens are enough for any character."""
+INCOMPLETE = "\ufffd"
+"""The place of an incomplete character in a text."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +105,7 @@ class Endings:
         window = max(len(string.encode()) for string in stop) + 8
         # Some tokenizers decode a tail that begins within a character to replacement characters alone.
         tails = [self.decode(tokens[-window:])]
-        if "\ufffd" in tails[0]:
+        if INCOMPLETE in tails[0]:
             tails += [self.decode(tokens[-window - further :]) for further in range(1, MOST_BYTES)]
         if not any(string in tail for tail in tails for string in stop):
             return False
@@ -116,7 +118,7 @@ class Endings:
         )
         last = {string[-1] for string in stop}
         # Some tokenizers drop the leading space of the first decoded token, so a space is added.
-        return np.array([bool(last & set(f" {piece}")) or "\ufffd" in piece for piece in pieces])
+        return np.array([bool(last & set(f" {piece}")) or INCOMPLETE in piece for piece in pieces])
 
 
 _SHARED: dict[int, int] = {}

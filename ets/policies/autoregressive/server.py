@@ -26,7 +26,6 @@ import numpy as np
 
 from ets.event_loop import EventLoop
 from ets.policies.autoregressive.engine import (
-    CHARACTER,
     Answer,
     Engine,
     EnginePolicy,
@@ -35,7 +34,7 @@ from ets.policies.autoregressive.engine import (
     require_temperature,
     tempered,
 )
-from ets.policies.autoregressive.law import require_autoregressive
+from ets.policies.autoregressive.law import INCOMPLETE, MOST_BYTES, require_autoregressive
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.settings import Horizon, Sampling, ServerResources
 from ets.randomness import derive
@@ -62,8 +61,6 @@ PASSING = (408, 409, 425, 429, 499)
 """Statuses below 500 that may pass, so that the request is repeated."""
 COMPLETE = ("stop", "length", None)
 """The `finish_reason` of a complete row."""
-INCOMPLETE = "\ufffd"
-"""The place of an incomplete character in a text."""
 CAUSES = {
     r"answers 40[13]\b": "put the API key into {key}",
     r"context.{0,5}(length|size|window)|max_model_len|max_tokens|too (long|large|many tokens)": (
@@ -208,9 +205,9 @@ class Endpoint(Engine):
         end = end_of_character(begun.text, row.text)
         if end is None and row.reason == "stop":
             return Answer(*self._from_text(row, request.room + request.further), row.cached, begun.count)
-        if end is None and request.further == CHARACTER:
+        if end is None and request.further == MOST_BYTES:
             raise InputError(
-                f"{self.name} returns no whole character after {request.room} tokens and {CHARACTER} more; use a "
+                f"{self.name} returns no whole character after {request.room} tokens and {MOST_BYTES} more; use a "
                 "server that returns token_ids"
             )
         text = row.text[:end] if end else begun.text.rstrip(INCOMPLETE)
@@ -220,10 +217,12 @@ class Endpoint(Engine):
 
     def _until_whole(self, tokens: Sequence[int], least: int) -> list[int]:
         """The fewest tokens, but `least` of them, that end with a whole character; with 0, the most that do."""
-        options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
         counts = range(least, len(tokens)) if least else range(len(tokens), 0, -1)
-        decode = self.checkpoint.tokenizer.decode
-        return list(tokens[: next((n for n in counts if not decode(tokens[:n], **options).endswith(INCOMPLETE)), None)])
+        return list(tokens[: next((n for n in counts if not self._decoded(tokens[:n]).endswith(INCOMPLETE)), None)])
+
+    def _decoded(self, tokens: Sequence[int]) -> str:
+        options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        return str(self.checkpoint.tokenizer.decode(tokens, **options))
 
     def _encoded(self, text: str) -> list[int]:
         return list(self.checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -302,10 +301,7 @@ class Endpoint(Engine):
         """Raise `InputError` if the checkpoint's tokenizer decodes the server's tokens to another text."""
         tokens, text = row.tokens or [], row.text
         shown = tokens[:-1] if set(tokens[-1:]) & self.checkpoint.end_ids else tokens
-        ours, whole = (
-            self.checkpoint.tokenizer.decode(each, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            for each in (shown, tokens)
-        )
+        ours, whole = self._decoded(shown), self._decoded(tokens)
         # The server holds back half a character, and some tokenizers drop a leading space.
         if tokens and INCOMPLETE not in ours + text and text.strip() not in (ours.strip(), whole.strip()):
             raise InputError(

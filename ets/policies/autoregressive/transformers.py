@@ -145,24 +145,19 @@ class TransformersPolicy:
 
     def start(self, problems: Sequence[Problem]) -> list[State]:
         """Empty generations; the prompts are encoded and checked, and read by the first draw."""
-        context, tokenizer = self.checkpoint.context, self.checkpoint.tokenizer
-        prompts = [encode_prompt(tokenizer, problem, self.horizon.max_length, context) for problem in problems]
+        context, tokenizer, known = self.checkpoint.context, self.checkpoint.tokenizer, self._config.vocab_size
+        prompts = [encode_prompt(tokenizer, problem, self.horizon.max_length, context, known) for problem in problems]
         for problem, prompt in zip(problems, prompts, strict=True):
-            self._require_readable(problem, prompt)
+            self._require_one_rope(problem, prompt)
         sure = Certainty() if self.certainty else None
         return [TokenState(*pair, memory=RowMemory(), certainty=sure) for pair in zip(problems, prompts, strict=True)]
 
-    def _require_readable(self, problem: Problem, prompt: tuple[int, ...]) -> None:
-        """Raise `InputError` for ids without an embedding, and for texts that may grow past a switch of longrope.
+    def _require_one_rope(self, problem: Problem, prompt: tuple[int, ...]) -> None:
+        """Raise `InputError` for texts that may grow past a switch of longrope.
 
         At the switch the rotary embedding changes for the whole text, and with it every cached key.
         """
-        known, switch = self._config.vocab_size, switch_of(self._config)
-        if max(prompt) >= known:
-            raise InputError(
-                f"the prompt of problem {problem.id!r} has the token id {max(prompt)}, and the model has embeddings of "
-                f"{known}; call model.resize_token_embeddings, or encode the text by this model's tokenizer"
-            )
+        switch = switch_of(self._config)
         if switch is not None and len(prompt) <= switch < len(prompt) + longest(self.horizon, problem) - 1:
             raise InputError(
                 f"the prompt of problem {problem.id!r} has {len(prompt)} tokens, and the model's longrope changes "

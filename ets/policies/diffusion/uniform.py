@@ -222,11 +222,6 @@ class UniformDiffusionPolicy:
             prompt = encode_prompt(self.checkpoint.tokenizer, problem, length, context, self.vocabulary)
             if image in prompt:
                 raise InputError(f"the prompt of problem {problem.id!r} holds the image token; give text alone")
-            if max(prompt) >= self.vocabulary:
-                raise InputError(
-                    f"the prompt of problem {problem.id!r} has the token id {max(prompt)}, and the model has "
-                    f"{self.vocabulary} embeddings; use the model's tokenizer"
-                )
             certainty = Certainty() if self.certainty else None
             states.append(UniformState(problem, prompt, CanvasPrefix(prompt), self, certainty=certainty))
         return states

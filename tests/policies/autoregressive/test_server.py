@@ -25,7 +25,8 @@ from ets import demo
 from ets.evaluation.journal import Journal
 from ets.importance import ImportanceSampling
 from ets.kernel import energy_guided
-from ets.policies.autoregressive.engine import CHARACTER, EnginePolicy
+from ets.policies.autoregressive.engine import EnginePolicy
+from ets.policies.autoregressive.law import MOST_BYTES
 from ets.policies.autoregressive.server import TEXT_ONLY, Endpoint
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.autoregressive.truncation import probabilities
@@ -492,7 +493,7 @@ def test_a_row_goes_on_to_the_end_of_a_character_and_keeps_the_law(tiny_checkpoi
         before = len(server.seen)
         parts = np.split(keys(2000), 4)
         begun = [draw for part in parts for draw in policy.extend(policy.start(PROBLEMS[:1]) * 500, part)]
-        longer = [body for body in server.seen[before:] if body["max_tokens"] == 2 + CHARACTER]
+        longer = [body for body in server.seen[before:] if body["max_tokens"] == 2 + MOST_BYTES]
     exact = causal_oracle(policy).extend_law(PROBLEMS[0], ())
     assert len(longer) > 20 and all(draw.state.done or len(draw.state.tokens) in (2, 3, 4, 5) for draw in begun)
     assert not any("\ufffd" in draw.text.text for draw in begun)
