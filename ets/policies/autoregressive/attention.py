@@ -3,11 +3,13 @@
 With a mask, the SDPA path of transformers repeats the keys and values of the whole cache for every query head, in each
 layer and for each token. After a cache, the heads of a group take the place of further queries instead. The sums are
 the same, and no copy is made. The rows of one prompt fold into the queries as well: one product reads the prefix for
-all rows, and a weighted average joins the result with the attention over each row's further columns.
+all rows, and a weighted average joins the result with the attention over each row's further columns. The rollouts of
+one candidate read its columns together in the same way.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -33,7 +35,7 @@ def grouped_sdpa(
 ) -> tuple[torch.Tensor, None]:
     """Attention `[rows, queries, heads, width]` of `[rows, heads, queries, width]` over grouped keys and values.
 
-    With one query per row, the attention covers the prefix of `row_cache` as well.
+    With one query per row, the attention covers the prefixes of `row_cache` as well.
     """
     rows, heads, queries, width = query.shape
     groups = key.shape[1]
@@ -45,9 +47,9 @@ def grouped_sdpa(
         and _can_share(row_cache, module, key, value, attention_mask, **kwargs)
     ):
         row_cache.attended |= {module.layer_idx}
-    if row_cache is not None and row_cache.prefix is not None:
+    if row_cache is not None and row_cache.prefixes:
         folded = query.reshape(rows, groups, heads // groups, width)
-        out = attend_shared(folded, key, value, attention_mask, row_cache.prefix, module.layer_idx, scaling)
+        out = attend_shared(folded, key, value, attention_mask, row_cache.prefixes, module.layer_idx, scaling)
         return out.reshape(rows, 1, heads, -1), None
     first_read = queries > 1 and (attention_mask is None or attention_mask.shape[1] > 1 or key.shape[2] == queries)
     if first_read or groups == heads or kwargs.get("position_bias") is not None:
@@ -85,21 +87,23 @@ def attend_shared(
     key: torch.Tensor,
     value: torch.Tensor,
     mask: torch.Tensor | None,
-    prefix: Prefix,
+    prefixes: Sequence[Prefix],
     layer: int,
     scaling: float | None = None,
 ) -> torch.Tensor:
-    """Attention of queries `[rows, groups, heads, width]` over a prefix and keys `[rows, groups, columns, width]`.
+    """Attention of queries `[rows, groups, heads, width]` over prefixes and keys `[rows, groups, columns, width]`.
 
-    `attend` returns an average of values and the logarithm of the sum of weights. The sums weigh the two averages.
+    `attend` returns an average of values and the logarithm of the sum of weights. The sums weigh the averages.
     """
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if mask is not None and mask.dtype == torch.bool:  # some models turn a mask that is added to scores into a bool
         mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, -torch.inf)
-    single, single_log = attend(query, key, value, mask, scaling)
-    common, common_log = _attend_in_groups(query, *prefix.keys_and_values(layer), prefix, scaling)
-    share = (single_log - common_log).sigmoid_().to(single.dtype)
-    return torch.lerp(common, single, share[..., None])
+    out, log = attend(query, key, value, mask, scaling)
+    for left, prefix in enumerate(prefixes, 1 - len(prefixes)):
+        common, common_log = _attend_in_groups(query, *prefix.keys_and_values(layer), prefix, scaling)
+        out = torch.lerp(common, out, (log - common_log).sigmoid_().to(out.dtype)[..., None])
+        log = torch.logaddexp(log, common_log) if left else log
+    return out
 
 
 def _attend_in_groups(
@@ -111,8 +115,12 @@ def _attend_in_groups(
         return tuple(tensor.to(query.device) for tensor in tensors)  # layers may be on other devices than the prefix
 
     mask = None if prefix.mask is None else prefix.mask.to(query)
-    parts = attend(query[here(*prefix.members)].flatten(2, 3), keys, values, mask, scaling)
     shape = prefix.most, query.shape[2]
+    if prefix.regular:  # a copy instead of an index
+        grouped = query.view(-1, *shape[:1], *query.shape[1:]).transpose(1, 2)
+    else:
+        grouped = query[here(*prefix.members)]
+    parts = attend(grouped.flatten(2, 3), keys, values, mask, scaling)
     out, log = (part.view(*part.shape[:2], *shape, *part.shape[3:]).transpose(1, 2) for part in parts)
     if prefix.regular:
         return out.flatten(0, 1), log.flatten(0, 1)

@@ -5,17 +5,18 @@ So rows of different lengths advance in one batch, and write to one column. A re
 or a state-space layer, has no columns: its states are one tensor per row, which a fork copies.
 
 Rows with a common beginning store its keys and values once: a `Prefix` refers to rows of another cache, which
-`ets.policies.autoregressive.attention` reads once per group of rows.
+`ets.policies.autoregressive.attention` reads once per group of rows. For example, a rollout may have two prefixes: the
+row of its prompt, which all rollouts of the problem share, and the row of its candidate.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from transformers.cache_utils import (
@@ -28,10 +29,8 @@ from transformers.cache_utils import (
 
 from ets.types import InputError
 
-SHORTEST = 128
-"""Columns of the shortest prefix that is shared; below, one fused attention over copies is faster."""
-SAVED = {"cpu": 0, "cuda": 2**16}
-"""Columns that a forward pass must save by sharing, by the kind of device; each layer launches seven kernels more.
+SAVED = {"cpu": 2**10, "cuda": 2**16}
+"""Columns that a prefix must save, by the kind of device, since each layer launches seven kernels more.
 
 The number for a GPU is an estimate: the host needs about 1 ms for 250 kernels, a GPU for reading 2**16 columns.
 """
@@ -200,14 +199,16 @@ class RowCache(Cache):
     """The cache of a batch of rows; row r has read `lengths[r]` tokens, the tokens of the prefix included.
 
     `attended` holds the layers whose attention can read a prefix. `grouped_sdpa` adds layers, and copies inherit them.
+    `grows` is whether no other cache has written to the columns after the ones in use; see `_appended`.
     """
 
     def __init__(
-        self, kinds: Sequence[Kind], capacity: int, lengths: Sequence[int], prefix: Prefix | None = None
+        self, kinds: Sequence[Kind], capacity: int, lengths: Sequence[int], prefixes: Sequence[Prefix] = ()
     ) -> None:
         super().__init__(layers=[_layer(kind, capacity) for kind in kinds])
-        self.kinds, self.lengths, self.prefix = kinds, list(lengths), prefix
+        self.kinds, self.capacity, self.lengths, self.prefixes = kinds, capacity, list(lengths), tuple(prefixes)
         self.attended: frozenset[int] = frozenset()
+        self.grows = True
         self._there: tuple[torch.Tensor, torch.Tensor | None] | None = None  # see `_on`
 
     @property
@@ -244,15 +245,17 @@ class RowCache(Cache):
 
     @property
     def stored_lengths(self) -> list[int]:
-        """Tokens of each row in the columns of this cache, without the prefix."""
-        if self.prefix is None:
-            return self.lengths
-        return [n - begun for n, begun in zip(self.lengths, self.prefix.lengths, strict=True)]
+        """Tokens of each row in the columns of this cache, without the prefixes."""
+        return [self.stored(row).columns for row in range(len(self.lengths))]
+
+    def stored(self, row: int) -> Segment:
+        """The columns of a row's tokens in this cache."""
+        begun = sum(prefix.lengths[row] for prefix in self.prefixes)
+        return Segment(self, row, self.length + begun - self.lengths[row], self.length)
 
     def segments(self, row: int) -> list[Segment]:
-        """The columns of a row's tokens: in the prefix, if any, then in this cache."""
-        last = Segment(self, row, self.length - self.stored_lengths[row], self.length)
-        return [last] if self.prefix is None else [*self.prefix.cache.segments(self.prefix.rows[row]), last]
+        """The columns of a row's tokens: in each prefix, then in this cache."""
+        return [*(prefix.cache.stored(prefix.rows[row]) for prefix in self.prefixes), self.stored(row)]
 
     def positions(self, queries: int, device: torch.device) -> torch.Tensor:
         """Positions `[rows, queries]` of the next tokens."""
@@ -313,9 +316,8 @@ class RowCache(Cache):
         for gap, mover in zip(gaps, movers, strict=True):
             order[gap] = mover
         self.lengths, self._there = [self.lengths[row] for row in order], None
-        if self.prefix is not None:
-            begun = [self.prefix.rows[row] for row in order]
-            self.prefix = Prefix.of(self.prefix.cache, begun) if begun else None
+        begun = [(prefix.cache, [prefix.rows[row] for row in order]) for prefix in self.prefixes if order]
+        self.prefixes = tuple(Prefix.of(*pair) for pair in begun)
         for tensor in (tensor for layer in self.with_keys if gaps for tensor in layer.kept()):
             tensor[gaps] = tensor[movers]
         for states in self.with_states:
@@ -337,17 +339,19 @@ class Segment(NamedTuple):
 
 
 class Prefix:
-    """Rows of another cache that hold the beginning of groups of rows, stored and read once per group.
+    """Rows of another cache that hold a part of the texts of groups of rows, stored and read once per group.
 
     Parameters
     ----------
     cache : RowCache
-        A cache without a prefix.
+        Prefixes that this cache has itself do not count.
     rows : sequence of int
-        For each of R rows, the row of `cache` with the beginning; rows with equal entries form a group.
+        For each of R rows, the row of `cache` with the part; rows with equal entries form a group.
 
     Attributes
     ----------
+    lengths : list of int
+        Tokens of each row in the prefix.
     groups, places : Tensor
         `[R]`: the row's group, and the row's place in the group.
     most : int
@@ -364,7 +368,8 @@ class Prefix:
     def __init__(self, cache: RowCache, rows: Sequence[int]) -> None:
         keys = cache.with_keys[0].keys
         assert keys is not None
-        self.cache, self.rows, self.lengths = cache, list(rows), [cache.lengths[row] for row in rows]
+        stored = cache.stored_lengths
+        self.cache, self.rows, self.lengths = cache, list(rows), [stored[row] for row in rows]
         self._span = slice(min(rows), max(rows) + 1)
         seen: dict[int, list[int]] = defaultdict(list)
         places = []
@@ -378,7 +383,7 @@ class Prefix:
         self.members = torch.tensor(members, device=keys.device)[:, None], heads
         self.groups = torch.tensor(rows, device=keys.device) - min(rows)
         self.places = torch.tensor(places, device=keys.device)
-        padding = _padding(cache.lengths[self._span], cache.length, keys.device)
+        padding = _padding(stored[self._span], cache.length, keys.device)
         self.mask = None if padding is None else additive_mask(padding, cache.length, keys.dtype)
 
     @classmethod
@@ -387,7 +392,7 @@ class Prefix:
         live = sorted(set(rows))
         if 2 * len(live) > live[-1] + 1 - live[0]:
             return cls(cache, rows)
-        return cls(_gather([cache.segments(row) for row in live], room=0), [live.index(row) for row in rows])
+        return cls(_gather([[cache.stored(row)] for row in live], room=0), [live.index(row) for row in rows])
 
     def keys_and_values(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values `[groups, heads, columns, width]`."""
@@ -418,20 +423,62 @@ class RowMemory:
 
 
 def compact(memories: Sequence[RowMemory]) -> None:
-    """Copy the rows of these memories out of caches with further rows, so that the caches can be freed.
+    """Move the rows of these memories out of caches with further rows, so that the caches can be freed.
 
-    For example, after a guide step one candidate's row remains of a cache of M rows. Several rows keep a shared prefix.
+    For example, after a guide step one candidate's row remains of a cache of M rows. Its columns are appended to the
+    row of its prompt, where they fit. Elsewhere whole rows are copied; several rows keep shared prefixes.
     """
     by_cache: dict[RowCache, list[RowMemory]] = defaultdict(list)
-    for memory in set(memories):
+    for memory in dict.fromkeys(memories):
         if memory.cache is not None:
             by_cache[memory.cache].append(memory)
     for cache, used in by_cache.items():
         if len(used) < len(cache.lengths):
-            smaller = share(used, room=0)
-            for row, memory in enumerate(used):
+            rows = [memory.row for memory in used]
+            smaller, rows = _appended(cache, rows) or (share(used, _spare(cache, rows)), list(range(len(used))))
+            for row, memory in zip(rows, used, strict=True):
                 assert memory.logits is not None
                 memory.cache, memory.row, memory.logits = smaller, row, memory.logits.clone()
+
+
+def _appended(cache: RowCache, rows: Sequence[int]) -> tuple[RowCache, list[int]] | None:
+    """A cache over the memory of the prefix, with the columns of these rows after it, and their rows there.
+
+    The cache of the prefix stays as it is. None for rows with several prefixes or without any, for two rows with one
+    prefix, for a row with padding, where the prefix has no room, and where half of its rows, or more, would be unused.
+    """
+    if len(cache.prefixes) != 1:
+        return None
+    base, begun, columns = cache.prefixes[0].cache, [cache.prefixes[0].rows[row] for row in rows], cache.length
+    padded = any(cache.stored(row).columns < columns for row in rows)
+    spread = len(set(begun)) == len(rows) and 2 * len(rows) > len(base.lengths)
+    if padded or not spread or base.prefixes or not base.grows or base.capacity < base.length + columns:
+        return None
+    grown = RowCache(base.kinds, base.capacity, [n + columns for n in base.lengths])
+    grown.attended, base.grows = base.attended, False
+    for layer, before, last in zip(grown.layers, base.layers, cache.layers, strict=True):
+        if isinstance(layer, _StateLayer):
+            source = dict(zip(begun, rows, strict=True))
+            layer.take_states([last], [(0, source.get(row, rows[0])) for row in range(len(base.lengths))])
+        if not isinstance(layer, _RowLayer):
+            continue
+        for name in layer.columns if columns else ():
+            tensor, new = getattr(before, name), getattr(last, name)
+            for row, place in zip(rows, begun, strict=True):
+                tensor[place, :, base.length : base.length + columns] = new[row, :, :columns]
+        for name in layer.columns:
+            setattr(layer, name, getattr(before, name))
+        layer.is_initialized = True
+        layer.use(base.length + columns)
+    return grown, begun
+
+
+def _spare(cache: RowCache, rows: Sequence[int]) -> int:
+    """Columns that a copy of these rows needs so that `_appended` can append to it, as to the prefix before."""
+    if len(cache.prefixes) != 1 or len({cache.prefixes[0].rows[row] for row in rows}) < len(rows):
+        return 0
+    base = cache.prefixes[0].cache
+    return max(0, base.capacity - base.length - cache.length)
 
 
 def fork(memories: Sequence[RowMemory], room: int) -> RowCache:
@@ -439,67 +486,89 @@ def fork(memories: Sequence[RowMemory], room: int) -> RowCache:
     return _gather([memory.segments() for memory in memories], room, owners=memories)
 
 
-def share(memories: Sequence[RowMemory], room: int, shortest: int | None = None) -> RowCache:
-    """As `fork`, with the beginnings of `in_common` as a shared prefix instead of copies.
+def share(memories: Sequence[RowMemory], room: int, saved: int | None = None) -> RowCache:
+    """As `fork`, with the parts of `in_common` as shared prefixes instead of copies.
 
-    Beginnings in several caches are first copied to one cache, each once.
+    Parts in several caches move to one cache, each once; memories move with their whole rows.
     """
-    segments, common = [memory.segments() for memory in memories], in_common(memories, shortest)
-    if not common:
-        return _gather(segments, room, owners=memories)
-    rests = [row[len(begin) :] for row, begin in zip(segments, common, strict=True)]
-    cache, rows = common[0][0].cache, [begin[0].row for begin in common]
-    if len({begin[0].cache for begin in common}) > 1:
-        distinct = list(dict.fromkeys(common))
-        cache, rows = _gather(distinct, room=0), [distinct.index(begin) for begin in common]
-    return _gather(rests, room, Prefix.of(cache, rows), owners=memories)
+    common = in_common(memories, saved)
+    rests, prefixes = _after(memories, common), list[Prefix]()
+    for parts in common:
+        caches, rows = {part[0].cache for part in parts}, [part[0].row for part in parts]
+        if len(caches) > 1:
+            owners = dict(zip(parts, memories, strict=True))
+            distinct, spare = list(owners), max(cache.capacity - cache.length for cache in caches)
+            rows = [distinct.index(part) for part in parts]
+            if prefixes:
+                caches = {_gather(distinct, room=0)}
+            else:  # the old caches can be freed
+                caches = {joint := _gather(distinct, spare, owners=list(owners.values()))}
+                for memory, row in zip(memories, rows, strict=True):
+                    memory.cache, memory.row = joint, row
+        prefixes.append(Prefix.of(caches.pop(), rows))
+    return _gather(rests, room, prefixes, memories)
 
 
-def in_common(memories: Sequence[RowMemory], shortest: int | None = None) -> list[tuple[Segment, ...]]:
-    """The beginning of each memory's row, if at least two rows, on average, share one, and sharing pays.
+Parts: TypeAlias = list[tuple[Segment, ...]]
+"""Some columns of each row, in the order of its tokens."""
 
-    Sharing pays from `SHORTEST` columns on, if `SAVED` columns need not be read again.
 
-    If all rows begin in one cache, a beginning is a row of that cache; otherwise a beginning is a whole memory. The
-    list is empty if sharing does not pay, or if a layer cannot read a prefix.
+def in_common(memories: Sequence[RowMemory], saved: int | None = None) -> list[Parts]:
+    """The parts at the beginnings of the rows that sharing stores once, in the order of the tokens.
+
+    Sharing pays if at least two rows, on average, have the same part, and if `saved` columns need not be read again, by
+    default `SAVED`. If the next columns of all rows are in one cache, they are a part; otherwise a part is all that is
+    left of each row. The list is empty if a layer cannot read a prefix.
     """
-    segments = [tuple(memory.segments()) for memory in memories]
-    if not segments[0][0].cache.shares:
-        return []
-    if len({begin.cache for begin, *_ in segments}) == 1:
-        segments = [row[:1] for row in segments]
-    distinct, rows = len(set(segments)), len(segments)
-    columns = sum(part.columns for row in segments for part in row) / rows
-    least, saved = (SHORTEST, SAVED.get(segments[0][0].cache.device, 0)) if shortest is None else (shortest, 0)
-    pays = columns >= least and 2 * distinct <= rows and columns * (rows - distinct) >= saved
-    return segments if pays else []
+    common: list[Parts] = []
+    cache = memories[0].cache
+    if cache is None or not cache.shares:
+        return common
+    least = SAVED.get(cache.device, 0) if saved is None else saved
+    while all(left := _after(memories, common)):
+        parts = [row[:1] for row in left] if len({begin.cache for begin, *_ in left}) == 1 else left
+        distinct = set(parts)
+        if 2 * len(distinct) > len(parts) or _columns(parts) - _columns(distinct) < least:
+            break
+        common.append(parts)
+    return common
+
+
+def _after(memories: Sequence[RowMemory], common: Sequence[Parts]) -> Parts:
+    """The segments of each row after the parts in common."""
+    begun = [sum(len(parts[row]) for parts in common) for row in range(len(memories))]
+    return [tuple(memory.segments()[at:]) for memory, at in zip(memories, begun, strict=True)]
+
+
+def _columns(rows: Iterable[Sequence[Segment]]) -> int:
+    return sum(segment.columns for row in rows for segment in row)
 
 
 def columns_each(memories: Sequence[RowMemory], room: int) -> float:
     """Columns of a row in `share`, with an equal part of the prefixes."""
-    common = in_common(memories) or [()] * len(memories)
-    begun = [sum(part.columns for part in begin) for begin in common]
-    rest = max(memory.length - columns for memory, columns in zip(memories, begun, strict=True))
-    return max(begun) * len(set(common)) / len(memories) + rest + room
+    common = in_common(memories)
+    # A prefix has as many columns in every row, with padding where its part is shorter.
+    stored = sum(max(_columns([part]) for part in parts) * len(set(parts)) for parts in common)
+    return stored / len(memories) + max(_columns([rest]) for rest in _after(memories, common)) + room
 
 
 def _gather(
     rows: Sequence[Sequence[Segment]],
     room: int,
-    prefix: Prefix | None = None,
-    owners: Sequence[RowMemory] | None = None,
+    prefixes: Sequence[Prefix] = (),
+    owners: Sequence[RowMemory] = (),
 ) -> RowCache:
     """A cache with rows copied from segments, aligned on the right, with room for more columns.
 
     The states are those of the `owners`; a prefix, which is read and never continued, has none.
     """
-    lengths = [sum(part.columns for part in row) for row in rows]
+    lengths = [_columns([row]) for row in rows]
     longest, copies = max(lengths), list(_copies(rows, max(lengths)))
-    source = rows[0][0].cache if prefix is None else prefix.cache
-    total = lengths if prefix is None else [n + begun for n, begun in zip(lengths, prefix.lengths, strict=True)]
-    gathered = RowCache(source.kinds, longest + room, total, prefix)
+    source = prefixes[0].cache if prefixes else rows[0][0].cache
+    total = [sum(each) for each in zip(lengths, *(prefix.lengths for prefix in prefixes), strict=True)]
+    gathered = RowCache(source.kinds, longest + room, total, prefixes)
     gathered.attended = source.attended
-    places, caches = _states_of(owners or ())
+    places, caches = _states_of(owners)
     for number, layer in enumerate(gathered.layers):
         if places and isinstance(layer, _StateLayer):
             layer.take_states([cache.layers[number] for cache in caches], places)

@@ -225,7 +225,7 @@ def _disagreement(reader: CausalReader, texts: Sequence[Sequence[int]], expected
     if not right(reader.read(fork(memories, 2), [x[a : a + 2], y[b : b + 2]]), (0, a + 1), (1, b + 1)):
         return "for two tokens at once"
     if reader.may_share:
-        shared = share(memories * 2, 2, shortest=1)
+        shared = share(memories * 2, 2, saved=0)
         for at in range(2):
             if not right(reader.read(shared, [[x[a + at]], [y[b + at]]] * 2), *[(0, a + at), (1, b + at)] * 2):
                 return "in rows that share a prefix"

@@ -54,7 +54,7 @@ LOOK_EVERY = 8
 """Tokens between two checks for ended rows on a GPU, where a check waits for the device."""
 
 
-READ_TOGETHER = 4096
+READ_TOGETHER = 1024
 """Tokens of prompts in one forward pass; they keep every device busy, and more of them only need more memory."""
 
 
@@ -327,13 +327,15 @@ class TransformersPolicy:
             by_length[len(state.prompt)].append(state)
         for length, group in by_length.items():
             together = max(1, READ_TOGETHER // length)
+            each = self._bytes_of(length + self._room_after_prompts(group))
             for at in range(0, len(group), together):
-                self._memory.in_chunks(group[at : at + together], self._bytes_of(length), self._read)
+                self._memory.in_chunks(group[at : at + together], each, self._read)
         return {memory: len(state.prompt) for memory, state in unread.items()}
 
     def _read(self, states: Sequence[TokenState]) -> None:
         length = len(states[0].prompt)
-        cache, part = self._reader.empty(len(states), length), READ_TOGETHER if self._reader.in_parts else length
+        cache = self._reader.empty(len(states), length + self._room_after_prompts(states))
+        part = READ_TOGETHER if self._reader.in_parts else length
         for at in range(0, length, part):
             logits = self._forward(cache, [state.prompt[at : at + part] for state in states])[:, -1]
         for row, state in enumerate(states):
@@ -415,6 +417,10 @@ class TransformersPolicy:
     def _room(self, states: Sequence[TokenState], block: int) -> int:
         """The most tokens that any of the states can draw."""
         return min(block, max(longest(self.horizon, state.problem) - len(state.tokens) for state in states))
+
+    def _room_after_prompts(self, states: Sequence[TokenState]) -> int:
+        """Columns for the texts of chosen candidates, which `compact` appends to a prompt that rows share."""
+        return self._room(states, self.horizon.max_length) if self._reader.may_share else 0
 
     def _bytes_per_row(self, states: Sequence[TokenState]) -> float:
         """Largest number of bytes of a row in the cache."""

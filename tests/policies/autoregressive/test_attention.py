@@ -79,7 +79,7 @@ def test_two_parts_are_as_exact_as_one_in_low_precision(dtype: torch.dtype) -> N
     query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     begun, sdpa = RowCache([Kind(True)], 3000, [3000]), torch.nn.functional.scaled_dot_product_attention
     begun.layers[0].update(key[:1, :, :3000], value[:1, :, :3000])
-    found = attend_shared(query, key[:, :, 3000:], value[:, :, 3000:], None, Prefix(begun, [0] * 4), 0)
+    found = attend_shared(query, key[:, :, 3000:], value[:, :, 3000:], None, [Prefix(begun, [0] * 4)], 0)
     exact = sdpa(query.double(), key.double(), value.double())
     assert (found - exact).norm() < 2 * (sdpa(query, key, value) - exact).norm()
 
@@ -88,7 +88,7 @@ def test_many_large_values_stay_within_float16() -> None:
     """Their sum, 80,000, is beyond it."""
     begun, key = RowCache([Kind(True)], 2000, [2000]), torch.zeros(1, 1, 2000, 8, dtype=torch.float16)
     begun.layers[0].update(key, key + 40)
-    found = attend_shared(key[:, :, :1], key, key + 40, None, Prefix(begun, [0]), 0)
+    found = attend_shared(key[:, :, :1], key, key + 40, None, [Prefix(begun, [0])], 0)
     torch.testing.assert_close(found, key[:, :, :1] + 40)
 
 
@@ -104,7 +104,7 @@ def test_groups_of_any_shape_attend_as_each_row_alone(dtype: torch.dtype, rows: 
     query, key, value = (torch.randn(len(rows), 2, n, 16).to(dtype) for n in (3, 5, 5))
     padding = torch.tensor([0, 2, 4, 0][: len(rows)])
     mask = additive_mask(padding, 5, dtype) if masked else None
-    found = attend_shared(query, key, value, mask, Prefix(begun, rows), 0)
+    found = attend_shared(query, key, value, mask, [Prefix(begun, rows)], 0)
     for n, row in enumerate(rows):
         own, begin = slice(int(padding[n]) if masked else 0, None), 40 - begun.lengths[row]
         whole = [torch.cat((a[row, :, begin:], b[n, :, own]), 1) for a, b in ((keys, key), (values, value))]
@@ -236,8 +236,8 @@ def test_families_share_prefixes_where_their_attention_can_and_draw_the_same(
         calls.append(given)
         return attend_shared(*given)
 
-    def texts(shortest: int) -> list[tuple[int, ...]]:
-        monkeypatch.setattr(kv_cache, "SHORTEST", shortest)
+    def texts(saved: int) -> list[tuple[int, ...]]:
+        monkeypatch.setitem(kv_cache.SAVED, "cpu", saved)
         policy = TransformersPolicy(checkpoint, Sampling(), Horizon(3, 9))
         step = energy_guided(per_text(lambda _, text: text.count("b")), candidates=4, rollouts=2, lam=1.0)
         problems = [Problem("p", (1, 2, 3)), Problem("q", (1, 3, 3, 2, 1, 2, 3))]
@@ -245,6 +245,6 @@ def test_families_share_prefixes_where_their_attention_can_and_draw_the_same(
 
     reader_of(checkpoint.model, family, (1, 2, 3))  # tests the model
     monkeypatch.setattr(attention, "attend_shared", attend)
-    apart = texts(1000)
-    assert not calls and texts(1) == apart
+    apart = texts(10**6)
+    assert not calls and texts(0) == apart
     assert bool(calls) == FAMILIES[family]

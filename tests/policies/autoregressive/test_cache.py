@@ -87,7 +87,7 @@ def test_keeping_all_or_none_moves_nothing() -> None:
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> Any:
     """A network whose attention reads prefixes, however short they are."""
-    monkeypatch.setattr(kv_cache, "SHORTEST", 1)
+    monkeypatch.setitem(kv_cache.SAVED, "cpu", 0)
     return Checkpoint.loaded(random_qwen3(4, end=0), tiny_tokenizer()).model
 
 
@@ -126,42 +126,61 @@ def test_rows_that_share_a_prefix_advance_as_they_would_alone(model: Any) -> Non
     """Candidates of two prompts of different lengths, their rollouts, and what goes on from those."""
     short, long = Family.begun(model, [[1, 2], [3, 3]]), Family.begun(model, [[2, 1, 3]])
     candidates = shared(model, [row for row in (short[1], long[0], short[0]) for _ in range(2)], room=2)
-    assert candidates.cache.prefix is not None and candidates.cache.lengths == [2, 2, 3, 3, 2, 2]
+    assert candidates.cache.prefixes and candidates.cache.lengths == [2, 2, 3, 3, 2, 2]
     for _ in range(2):
         candidates.read([[1], [2], [3], [1], [2], [3]])
     rollouts = shared(model, [candidates[row] for row in (0, 0, 1, 2, 2, 4)], room=3)
-    assert rollouts.cache.prefix is not None and rollouts.cache.prefix.cache is candidates.cache.prefix.cache
+    assert rollouts.cache.prefixes[0].cache is candidates.cache.prefixes[0].cache
     rollouts.read([[1], [2], [3], [1], [2], [3]])
     rollouts.keep([0, 2, 3, 4, 5])
     rollouts.read([[3]] * 5)
     rollouts.keep([row for row, text in enumerate(rollouts.texts) if text[:3] == [2, 1, 3]])
     rollouts.read([[2]] * 2)
     again = shared(model, [rollouts[0], rollouts[1], short[0], short[0], rollouts[0], rollouts[1]], room=1)
-    assert again.cache.prefix is not None
+    assert again.cache.prefixes
     again.read([[1], [2], [3], [1], [2], [3]])
+
+
+def test_prompts_of_several_caches_move_to_one_with_room_for_the_texts(model: Any) -> None:
+    families = [Family(model, RowCache([Kind(True)] * 2, 8, [0]), [[]]) for _ in range(2)]
+    for family, text in zip(families, ([1, 2], [3, 2, 1]), strict=True):
+        family.read([text])
+    begun = [family[0] for family in families for _ in range(2)]
+    for _ in range(2):
+        rows = shared(model, begun, room=2)
+        rows.read([[1], [2], [3], [0]])
+        rows.read([[1]] * 4)
+        chosen = [rows[1], rows[2]]
+        for memory, _ in chosen:
+            memory.logits = torch.zeros(4)
+        compact([memory for memory, _ in chosen])
+        joint, grown = rows.cache.prefixes[0].cache, chosen[0][0].cache
+        assert grown is not None and grown.layers[0].keys is joint.layers[0].keys
+        begun = [row for row in chosen for _ in range(2)]
 
 
 def test_what_is_shared_is_neither_copied_nor_read_for_nobody(model: Any) -> None:
     prompts = Family.begun(model, [[1, 2, 3], [3, 2, 1], [2, 2, 2], [1, 1, 1]])
     rows = shared(model, [prompts[row] for row in (0, 0, 1, 1, 2, 2, 3, 3)], room=2)
-    assert rows.cache.prefix is not None and rows.cache.prefix.cache is prompts.cache
+    assert rows.cache.prefixes[0].cache is prompts.cache
     assert rows.cache.layers[0].keys.shape[::2] == (8, 2)
     rows.read([[1]] * 8)
     rows.keep([0, 1, 6, 7])
-    assert [rows.cache.prefix.cache.lengths, rows.cache.prefix.rows] == [[3, 3], [0, 0, 1, 1]]
+    assert [rows.cache.prefixes[0].cache.lengths, rows.cache.prefixes[0].rows] == [[3, 3], [0, 0, 1, 1]]
     rows.read([[2]] * 4)
 
 
-@pytest.mark.parametrize("shortest", [1, 4])
-def test_rows_share_where_two_or_more_begin_alike_and_with_enough(
-    model: Any, monkeypatch: pytest.MonkeyPatch, shortest: int
+@pytest.mark.parametrize("saved", [6, 7])
+def test_rows_share_where_two_or_more_begin_alike_and_save_enough(
+    model: Any, monkeypatch: pytest.MonkeyPatch, saved: int
 ) -> None:
-    monkeypatch.setattr(kv_cache, "SHORTEST", shortest)
+    """Four rows over two prompts of three tokens save 6 columns."""
+    monkeypatch.setitem(kv_cache.SAVED, "cpu", saved)
     prompts = Family.begun(model, [[1, 2, 3], [3, 2, 1]])
     once, twice = [prompts[0][0], prompts[1][0]], [prompts[row][0] for row in (0, 0, 1, 1)]
-    assert share(once, 2).prefix is None and columns_each(once, 2) == 5
-    assert (share(twice, 2).prefix is not None) == (shortest == 1)
-    assert columns_each(twice, 2) == (1.5 + 2 if shortest == 1 else 5)
+    assert not share(once, 2).prefixes and columns_each(once, 2) == 5
+    assert len(share(twice, 2).prefixes) == (saved == 6)
+    assert columns_each(twice, 2) == (1.5 + 2 if saved == 6 else 5)
 
 
 def test_a_cache_with_a_prefix_can_be_forked_whole(model: Any) -> None:
@@ -169,7 +188,7 @@ def test_a_cache_with_a_prefix_can_be_forked_whole(model: Any) -> None:
     rows = shared(model, [prompts[0]] * 2, room=1)
     rows.read([[1], [2]])
     flat = fork([rows[1][0], prompts[0][0]], room=1)
-    assert flat.prefix is None
+    assert not flat.prefixes
     Family(model, flat, [rows[1][1], prompts[0][1]]).read([[3], [1]])
 
 
@@ -183,9 +202,75 @@ def test_chosen_rows_leave_the_others_and_share_on_where_that_pays(model: Any, c
         memory.logits = torch.zeros(4)
     compact([memory for memory, _ in kept])
     assert {len(memory.cache.lengths) for memory, _ in kept if memory.cache} == {len(chosen)}
-    assert all((memory.cache.prefix is not None) == (len(chosen) > 1) for memory, _ in kept if memory.cache)
+    assert all(len(memory.cache.prefixes) == (len(chosen) > 1) for memory, _ in kept if memory.cache)
     again = shared(model, [row for row in kept for _ in range(2)], room=1)
     again.read([[row % 4] for row in range(2 * len(chosen))])
+
+
+def test_rollouts_store_and_read_the_columns_of_their_candidate_once(model: Any) -> None:
+    """Two prefixes: the row of the prompt, and the row of the candidate; one candidate has ended."""
+    prompts = Family.begun(model, [[1, 2, 3], [3, 2, 1]])
+    candidates = shared(model, [prompts[row] for row in (0, 0, 0, 1, 1, 1)], room=3)
+    for token in (1, 2):
+        candidates.read([[(token + row) % 4] for row in range(6)])
+    begun = [candidates[row] for row in (0, 1, 3, 4, 5) for _ in range(2)]
+    assert columns_each([memory for memory, _ in begun], room=3) == (2 * 3 + 5 * 2) / 10 + 3
+    rollouts = shared(model, begun, room=3)
+    assert [prefix.cache for prefix in rollouts.cache.prefixes] == [prompts.cache, candidates.cache]
+    assert rollouts.cache.layers[0].keys.shape[::2] == (10, 3) and rollouts.cache.lengths == [5] * 10
+    rollouts.read([[row % 4] for row in range(10)])
+    rollouts.keep([0, 3, 4, 5, 9])
+    rollouts.read([[1]] * 5)
+    again = shared(model, [rollouts[row] for row in (0, 0, 1, 1)], room=1)
+    assert len(again.cache.prefixes) == 3
+    again.read([[row] for row in range(4)])
+
+
+def test_the_columns_of_chosen_rows_are_appended_to_their_prompts(model: Any) -> None:
+    """No prompt is copied; the states before and after read on, and a second choice copies whole rows."""
+    prompts = Family(model, RowCache([Kind(True)] * 2, 5, [0] * 3), [[], [], []])
+    prompts.read([[1, 2], [3, 3], [2, 1]])
+    rows = shared(model, [prompts[row] for row in (0, 0, 2, 2)], room=2)
+    rows.read([[1], [2], [3], [0]])
+    chosen, other = [rows[3], rows[0]], [rows[1], rows[2]]
+    for memory, _ in chosen + other:
+        memory.logits = torch.zeros(4)
+    compact([memory for memory, _ in chosen])
+    grown = chosen[0][0].cache
+    assert grown is chosen[1][0].cache and grown is not None and not grown.prefixes
+    assert grown.layers[0].keys is prompts.cache.layers[0].keys and [memory.row for memory, _ in chosen] == [2, 0]
+    compact([memory for memory, _ in other])
+    assert other[0][0].cache is not grown
+    for kept in (chosen, other, [prompts[0], prompts[1]]):
+        on = shared(model, [row for row in kept for _ in range(2)], room=2)
+        on.read([[1], [2], [3], [0]])
+    further = shared(model, [row for row in chosen for _ in range(2)], room=2)
+    further.read([[3], [2], [1], [0]])
+    further.read([[0]] * 4)
+    last = [further[0], further[2]]
+    for memory, _ in last:
+        memory.logits = torch.zeros(4)
+    compact([memory for memory, _ in last])
+    assert last[0][0].cache is not None and last[0][0].cache.layers[0].keys is prompts.cache.layers[0].keys
+    shared(model, [row for row in last for _ in range(2)], room=1).read([[1], [2], [3], [0]])
+
+
+@pytest.mark.parametrize("reason", ["no room", "one prompt", "mostly unused", "padding"])
+def test_rows_that_cannot_be_appended_are_copied(model: Any, reason: str) -> None:
+    prompts = Family(model, RowCache([Kind(True)] * 2, 2 if reason == "no room" else 6, [0] * 3), [[], [], []])
+    prompts.read([[1, 2], [3, 3], [2, 1]])
+    rows = shared(model, [prompts[row] for row in (0, 0, 1, 1, 2, 2)], room=2)
+    rows.read([[1], [2], [3], [0], [1], [2]])
+    if reason == "padding":
+        rows = shared(model, [*(rows[row] for row in (0, 0, 2, 2)), prompts[2], prompts[2]], room=1)
+        rows.read([[1], [2], [3], [0], [1], [2]])
+    places = {"one prompt": (0, 1, 2), "mostly unused": (3,)}.get(reason, (0, 2, 4))
+    chosen = [rows[row] for row in places]
+    for memory, _ in chosen:
+        memory.logits = torch.zeros(4)
+    compact([memory for memory, _ in chosen])
+    assert all(memory.cache.layers[0].keys is not prompts.cache.layers[0].keys for memory, _ in chosen if memory.cache)
+    shared(model, [row for row in chosen for _ in range(2)], room=1).read([[row % 4] for row in range(2 * len(places))])
 
 
 def test_columns_are_counted_as_they_are_stored(model: Any) -> None:
@@ -193,9 +278,10 @@ def test_columns_are_counted_as_they_are_stored(model: Any) -> None:
     short, long = Family.begun(model, [[1, 2]]), Family.begun(model, [[2, 1, 3, 1, 2]])
     begun = [family[0] for family in (short, long) for _ in range(3)]
     rows = shared(model, begun, room=2)
-    assert rows.cache.prefix is not None
-    stored = [cache.layers[0].keys.shape for cache in (rows.cache, rows.cache.prefix.cache)]
+    assert rows.cache.prefixes
+    stored = [cache.layers[0].keys.shape for cache in (rows.cache, rows.cache.prefixes[0].cache)]
     assert [shape[::2] for shape in stored] == [(6, 2), (2, 5)]
+    assert {memory.cache for memory, _ in begun} == {rows.cache.prefixes[0].cache}  # the old caches can be freed
     assert columns_each([memory for memory, _ in begun], room=2) == 2 + 2 * 5 / 6
 
 

@@ -40,7 +40,7 @@ def counts_of_b(text: str) -> float:
 @pytest.fixture
 def _sharing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prefixes are shared, however short they are."""
-    monkeypatch.setattr(kv_cache, "SHORTEST", 1)
+    monkeypatch.setitem(kv_cache.SAVED, "cpu", 0)
 
 
 def test_laws_hold_with_stop_strings(make_tiny: Any) -> None:
@@ -395,9 +395,9 @@ def waits(make_tiny: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return count
 
 
-@pytest.mark.parametrize("shortest", [1, 1000])
-def test_between_two_looks_no_token_is_waited_for(waits: Any, monkeypatch: pytest.MonkeyPatch, shortest: int) -> None:
+@pytest.mark.parametrize("saved", [0, 10**6])
+def test_between_two_looks_no_token_is_waited_for(waits: Any, monkeypatch: pytest.MonkeyPatch, saved: int) -> None:
     """Rows of different lengths, whether they share their prompts or are padded; each look takes both its numbers."""
-    monkeypatch.setattr(kv_cache, "SHORTEST", shortest)
+    monkeypatch.setitem(kv_cache.SAVED, "cpu", saved)
     assert waits(8, 1000) == waits(64, 1000)
     assert waits(64, 1) - waits(8, 1) >= 2 * (64 - 8)
