@@ -12,8 +12,8 @@ from ets.policies.token_draws import pick_tokens
 
 FEW = 2048
 """Number of tokens up to which `_nucleus` sorts all of them."""
-BITS = 47
-"""Last bits of a float64 that do not count for its bin; the first ones are the exponent and five of the mantissa."""
+BITS = 45
+"""Last bits of a float64 that do not count for its bin; the first ones are the exponent and seven of the mantissa."""
 
 
 def draw_tokens(sampling: Sampling, logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,7 +35,8 @@ def _law(sampling: Sampling, logits: torch.Tensor) -> tuple[torch.Tensor | None,
         best = logits.argmax(-1, keepdim=True)
         return best, torch.ones_like(best, dtype=torch.float64)
     tokens, kept = _most_probable(logits, sampling.top_k)
-    law = (kept.double() / sampling.temperature).softmax(-1)
+    precise = kept.double()
+    law = (precise if sampling.temperature == 1 else precise / sampling.temperature).softmax(-1)
     return tokens, law if sampling.top_p in (None, 1) else _nucleus(law, float(sampling.top_p or 1))
 
 
@@ -61,7 +62,8 @@ def _nucleus(law: torch.Tensor, mass: float) -> torch.Tensor:
     """
     if law.device.type == "cpu" and law.shape[-1] > FEW:
         for row in law.view(-1, law.shape[-1]).unbind():
-            _keep_by_bins(row, mass)
+            if not row[0].isnan():  # such a row has no other numbers, and a draw from it raises
+                _keep_by_bins(row, mass)
     else:
         ordered, order = law.sort(dim=-1, descending=True, stable=True)
         law = torch.zeros_like(law).scatter_(-1, order, _until(ordered, mass))
@@ -72,16 +74,19 @@ def _keep_by_bins(law: torch.Tensor, mass: float) -> None:
     """Set the probabilities `[V]` outside of the set to 0; only the bin in which the sum reaches `mass` is sorted.
 
     A positive float64 grows with its bits read as an integer, so their first bits put probabilities into bins by size.
+    All tokens with probabilities below (1 - mass) / V are outside of the set, since their sum is below 1 - mass.
     """
     bins = law.view(torch.int64) >> BITS
-    sums = torch.bincount(bins, weights=law)
+    least = int(np.float64((1 - mass) / len(law)).view(np.int64)) >> BITS
+    sums = torch.bincount(bins, weights=law)[least:]
     before = sums.flip(0).cumsum(0).flip(0) - sums  # the mass of all larger bins
-    edge = int(np.argmax(before.numpy() < mass))  # the bin of the set's least probable token
+    first = int(np.argmax(before.numpy() < mass))
+    edge = least + first  # the bin of the set's least probable token
     places = torch.from_numpy(np.flatnonzero(bins.numpy() == edge))
     ordered, order = law[places].sort(descending=True, stable=True)
     beyond = np.array([(edge + 1) << BITS]).view(np.float64)[0]  # the least probability of the next larger bin
     torch.threshold_(law, float(np.nextafter(beyond, 0)), 0.0)
-    law[places[order]] = _until(ordered, mass, before[edge])
+    law[places[order]] = _until(ordered, mass, before[first])
 
 
 def _until(ordered: torch.Tensor, mass: float, before: torch.Tensor | float = 0.0) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -60,6 +61,15 @@ def test_a_large_vocabulary_keeps_the_set_of_a_whole_sort(spread: float) -> None
             right = expected(whole.double() / 0.9, top_k, top_p)
             assert (row.numpy() > 0).sum() == (right > 0).sum()
             np.testing.assert_allclose(row.numpy(), right, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_logits_without_a_distribution_draw_nan_for_their_row_alone(bad: float) -> None:
+    """The policy then names the problem."""
+    logits = torch.zeros(2, 2 * truncation.FEW)
+    logits[0, 3] = bad
+    _, logps = draw_tokens(Sampling(top_p=0.9), logits, torch.full((2,), 0.5, dtype=torch.float64))
+    assert logps.isnan().tolist() == [True, False]
 
 
 @pytest.mark.parametrize(
