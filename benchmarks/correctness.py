@@ -6,10 +6,11 @@ Everything is computed on a model of three tokens, small enough to be enumerated
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from ets.rewards import agreement_share, majority, per_text
 from ets.rewards.self_consistency import VotePool
 from ets.runner import run
 from ets.testing import Law, TabularPolicy, frequencies, judge_law, optimal_law, total_variation
-from ets.types import Floats, Problem, Reward
+from ets.types import Problem, Reward
 from ets.weights import log_mean_exp
 from tests.laws.kernel import kernel_law
 from tests.laws.voting import agreement_share_law, majority_law, majority_limit_law
@@ -142,24 +143,10 @@ def _proposed_distances(candidates: int, rollouts: int, seed: int, temperature: 
     ]
 
 
-@contextmanager
-def averaging(average: Callable[..., Floats]) -> Iterator[None]:
-    """The kernel with another average over rollouts, a function of r/λ `[M, K]` and `axis`."""
-    original, kernel.log_mean_exp = kernel.log_mean_exp, average
-    try:
-        yield
-    finally:
-        kernel.log_mean_exp = original
-
-
-@contextmanager
-def choosing(choose: Callable[[Floats, float], int]) -> Iterator[None]:
-    """The kernel with another choice in the place of its own."""
-    original, kernel.choose = kernel.choose, choose
-    try:
-        yield
-    finally:
-        kernel.choose = original
+averaging = partial(patch.object, kernel, "log_mean_exp")
+"""The kernel with another average over rollouts, a function of r/λ `[M, K]` and `axis`."""
+choosing = partial(patch.object, kernel, "choose")
+"""The kernel with another choice in the place of its own."""
 
 
 def mutations(draws: int = 40_000) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from tempfile import TemporaryDirectory
@@ -24,13 +25,15 @@ from ets.types import Chain, Problem, StepFn
 
 ABOUT = """\
 Compared with one `LLM.generate` call that draws as many tokens: every row to the full length, nothing that waits for
-anything else, no seeds and no log-probabilities. ETS ends each guide step with its slowest rollout; with two groups of
-problems over one engine, the other group uses it meanwhile. A row ends with probability {ends} at each token, so
+anything else, no seeds and no log-probabilities. ETS ends each guide step with its slowest rollout; with several groups
+of problems over one engine, the other groups use it meanwhile. A row ends with probability {ends} at each token, so
 lengths differ; seconds are per 1,000 tokens drawn. Positions of one run, by vLLM's own metrics, are compared with what
 is needed: each prompt and each drawn token read once (the minimum), and, since vLLM shares whole cache blocks only,
 each row's tokens after its last whole block again. The floor is of the minimum, with the weights read
 as often as the chain whose tokens follow each other longest needs them."""
 MEMORY_GIB = 2.0
+VLLM_BLOCK = 16
+"""Tokens of a cache block where `VLLMEngine` leaves the size to vLLM."""
 
 
 @dataclass(frozen=True)
@@ -163,11 +166,22 @@ def floor_of(chains: Sequence[Chain], minimum: int, setting: Setting, shape: Sha
     return Floor.of(conditions.peak, shape, [each] * passes)
 
 
-def computed(engine: VLLMEngine, way: Way) -> float:
+def counters() -> dict[str, float]:
+    """vLLM's counters by name."""
+    from vllm.v1.metrics.reader import Counter, get_metrics_snapshot
+
+    totals: dict[str, float] = defaultdict(float)
+    for metric in get_metrics_snapshot():
+        if isinstance(metric, Counter):
+            totals[metric.name] += metric.value
+    return totals
+
+
+def computed(way: Way) -> float:
     """Positions of one call by vLLM's own metrics, prefix-cache hits subtracted; a request's last token is not read."""
-    before = engine.metrics()
+    before = counters()
     way()
-    read = {name: value - before.get(name, 0) for name, value in engine.metrics().items()}
+    read = {name: value - before[name] for name, value in counters().items()}
     steps = [step for chain in way.chains for step in chain.trace]
     rollouts = sum(len(row) for step in steps for row in step.rollouts)
     complete = sum(len(row) for step in steps for c, row in zip(step.candidates, step.rollouts, strict=True) if c.done)
@@ -176,19 +190,19 @@ def computed(engine: VLLMEngine, way: Way) -> float:
 
 
 def against_plain(setting: Setting, conditions: Conditions) -> Table:
-    """One group and two groups; positions are read first, because a second engine begins vLLM's metrics anew."""
+    """One group, two, and one a problem; positions are read first, since a second engine begins vLLM's metrics anew."""
     with TemporaryDirectory() as folder:
         shape, words = saved_checkpoint(setting, folder)
         with VLLMEngine(Checkpoint(folder, device="cpu"), memory_gib=MEMORY_GIB) as engine:
-            ways = [Way(engine, setting, groups) for groups in (1, 2)]
-            positions = computed(engine, ways[0])
+            ways = [Way(engine, setting, groups) for groups in dict.fromkeys((1, 2, setting.width))]
+            positions = computed(ways[0])
             chains, drawn = ways[0].chains, ways[0].generated[0]
             for way in ways:
                 way()  # warms up
             plain = Plain(engine, ways[0])
             plain()
             *ours, other = conditions.rounds((*ways, plain))
-            minimum, partial = needed(chains, setting.prompt, engine.block)
+            minimum, partial = needed(chains, setting.prompt, engine.arguments.get("block_size", VLLM_BLOCK))
     found = floor_of(chains, minimum, setting, shape, conditions)
     share = 1000 / drawn
     floor = Floor(found.operations * share, found.bytes * share, found.seconds * share)

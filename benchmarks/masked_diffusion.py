@@ -97,7 +97,7 @@ class Plain:
         return torch.tensor([[*self.setting.problem.prompt, *canvas]], device=self.model.device)
 
     def _denoise(self, rows: torch.Tensor, steps: range) -> torch.Tensor:
-        return torch.cat([self._denoise_batch(batch, steps) for batch in rows.split(self.setting.candidates)])
+        return torch.cat([self._denoise_batch(batch, steps) for batch in torch.split(rows, self.setting.candidates)])
 
     def _denoise_batch(self, rows: torch.Tensor, steps: range) -> torch.Tensor:
         for step in steps:

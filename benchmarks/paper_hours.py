@@ -114,8 +114,8 @@ def canvas_work(plan: Plan, prompt: int) -> Work:
     law = {name: plan.values[name] for name in names}
     policy = policy_of(_diffusion, engine="masked-diffusion", **law)
     if "ets-is" in plan.methods:
-        policy = fast_sampler_of(policy, plan.values["level"], cache=plan.values["fast_cache"])  # type: ignore[assignment]
-    formula = CanvasWork(policy)  # type: ignore[arg-type]
+        policy = fast_sampler_of(policy, plan.values["level"], cache=plan.values["fast_cache"])
+    formula = CanvasWork(policy)
     return sum(formula.steps(prompt, plan.settings.candidates, plan.settings.rollouts), Work())
 
 

@@ -54,7 +54,7 @@ def table(entries: Sequence[Entry]) -> str:
 
 def mean(entry: Entry) -> str:
     """The mean reward with its interval, and an arrow for a significant difference from one step at equal cost."""
-    against = paired_rewards(entry)
+    against = paired_rewards(entry, entry.rival)
     arrow = "" if against is None or not against.significant else " ▲" if against.mean > 0 else " ▼"
     return mean_reward(entry) + arrow
 

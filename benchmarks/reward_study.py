@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,7 +63,11 @@ LABELS = {
 """The labels of the plot's axes."""
 COLOURS = {"right": "#2b6cb0", "wrong": "#c05621"}
 BINS = 24
-EMBEDDED = {"embedded": "reference", "embedded-small": "small", "embedded-diffusion": "diffusion"}
+EMBEDDED: dict[str, Literal["reference", "small", "diffusion"]] = {
+    "embedded": "reference",
+    "embedded-small": "small",
+    "embedded-diffusion": "diffusion",
+}
 """The models that are part of the package, by the name after `--model`."""
 FLAGS: dict[str, tuple[Any, str]] = {
     "--max-length": (int, "tokens of an answer, or of a masked-diffusion model's canvas"),
