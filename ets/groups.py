@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Container, Iterable, Iterator, Sequence
 from queue import SimpleQueue
 from typing import Protocol, TypeAlias, runtime_checkable
@@ -33,8 +34,8 @@ def run_in_groups(
 ) -> Iterator[Chain]:
     """Yield chains in the order in which they end, like `ets.runner.run`, from a thread per group.
 
-    A reward runs in the thread of its group, while the engine serves the other groups. The seconds of a step include
-    the wait for the engine, so the sum over all groups exceeds the wall-clock time.
+    A reward runs in the thread of its group, while the engine serves the other groups. The steps under way share the
+    seconds that pass equally, so that the seconds of all chains add up to the wall-clock time.
 
     Parameters
     ----------
@@ -58,7 +59,16 @@ def run_in_groups(
     def work(policy: Policy, step: StepFn) -> None:
         try:
             each = max(1, width // len(groups))
-            chains = run(policy, shared.guarded(step), shared, width=each, seed=seed, samples=samples, done=done)
+            chains = run(
+                policy,
+                shared.guarded(step),
+                shared,
+                width=each,
+                seed=seed,
+                samples=samples,
+                done=done,
+                clock=shared.clock,
+            )
             for chain in chains:
                 found.put(chain)
             found.put(None)
@@ -99,11 +109,20 @@ class _Stopped(Exception):
 
 
 class _Shared:
-    """Problems that several threads take in turn, until `stopped` is set."""
+    """Problems that several threads take in turn, until `stopped` is set, and the clock of their steps."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self._problems, self._lock = distinct(problems), threading.Lock()
         self.stopped = False
+        self._steps, self._shared, self._at = 0, 0.0, time.perf_counter()
+
+    def clock(self, begun: int = 0) -> float:
+        """Seconds, of which each counts as 1/n while n steps are under way; `begun` steps begin now."""
+        with self._lock:
+            now = time.perf_counter()
+            self._shared += (now - self._at) / max(1, self._steps)
+            self._at, self._steps = now, self._steps + begun
+            return self._shared
 
     def __iter__(self) -> Iterator[Problem]:
         return self
@@ -113,11 +132,15 @@ class _Shared:
             return next(self._problems)
 
     def guarded(self, step: StepFn) -> StepFn:
-        """The step function, which raises once `stopped` is set."""
+        """The step function, counted by the clock, which raises once `stopped` is set."""
 
         def guarded(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
             if self.stopped:
                 raise _Stopped
-            return step(policy, chains)
+            self.clock(begun=1)
+            try:
+                return step(policy, chains)
+            finally:
+                self.clock(begun=-1)
 
         return guarded

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -21,6 +21,7 @@ def run(
     seed: int,
     samples: int = 1,
     done: Container[tuple[str, int]] = (),
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Iterator[Chain]:
     """Yield complete chains, while up to `width` chains advance together.
 
@@ -37,6 +38,8 @@ def run(
         Chains per problem, which share the start state.
     done : container of (problem id, sample)
         Chains to skip.
+    clock : callable
+        Returns seconds; `Cost.seconds` of a step is a difference of two of its values.
 
     Raises
     ------
@@ -48,7 +51,7 @@ def run(
         raise InputError(f"seed is {seed!r}; it must be a whole number")
     requests = ((problem, sample) for problem in distinct(problems) for sample in range(samples))
     waiting = (request for request in requests if (request[0].id, request[1]) not in done)
-    return _advance(policy, step, waiting, width, seed)
+    return _advance(policy, step, waiting, width, seed, clock)
 
 
 def distinct(problems: Iterable[Problem]) -> Iterator[Problem]:
@@ -64,7 +67,12 @@ def distinct(problems: Iterable[Problem]) -> Iterator[Problem]:
 
 
 def _advance(
-    policy: Policy, step: StepFn, waiting: Iterator[tuple[Problem, int]], width: int, seed: int
+    policy: Policy,
+    step: StepFn,
+    waiting: Iterator[tuple[Problem, int]],
+    width: int,
+    seed: int,
+    clock: Callable[[], float],
 ) -> Iterator[Chain]:
     active: list[Chain] = []
     starts: dict[str, State] = {}
@@ -75,7 +83,7 @@ def _advance(
         starts = {p.id: starts[p.id] for p, _ in fresh[-1:]} or starts  # only the last problem may have further samples
         if not active:
             return
-        active = _timed(policy, step, active)
+        active = _timed(policy, step, active, clock)
         yield from (chain for chain in active if chain.state.done)
         active = [chain for chain in active if not chain.state.done]
 
@@ -89,12 +97,12 @@ def _start(policy: Policy, problems: Sequence[Problem], known: dict[str, State])
     return kept | dict(zip((problem.id for problem in new), policy.start(new), strict=True))
 
 
-def _timed(policy: Policy, step: StepFn, chains: Sequence[Chain]) -> list[Chain]:
+def _timed(policy: Policy, step: StepFn, chains: Sequence[Chain], clock: Callable[[], float]) -> list[Chain]:
     """Take a step, and split the seconds and forward passes between the chains by token positions."""
-    before, begun = policy.ledger, time.perf_counter()
+    before, begun = policy.ledger, clock()
     advanced = step(policy, chains)
     _require_advanced(advanced, chains)
-    seconds, forwards = time.perf_counter() - begun, policy.ledger.forwards - before.forwards
+    seconds, forwards = clock() - begun, policy.ledger.forwards - before.forwards
     return shared_out(advanced, Cost(forwards=forwards, seconds=seconds))
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from collections.abc import Iterator, Sequence
 
 import pytest
 
+from ets import groups as groups_module
 from ets.groups import run_in_groups
 from ets.kernel import energy_guided
 from ets.runner import run
@@ -52,6 +54,31 @@ def test_groups_are_under_way_at_once() -> None:
 
     groups = [meeting(*group()) for _ in range(2)]
     assert len(list(run_in_groups(groups, PROBLEMS, width=2, seed=1))) == 12
+
+
+def test_steps_under_way_share_the_seconds_that_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One step from second 0 to 6, another from 2 to 10: 2 + 4/2 and 4/2 + 4 seconds."""
+    seconds = iter([0.0, 0.0, 2.0, 6.0, 10.0])
+    monkeypatch.setattr(groups_module.time, "perf_counter", lambda: next(seconds))
+    shared = groups_module._Shared([])
+    one, other = shared.clock(begun=1), shared.clock(begun=1)
+    assert (shared.clock(begun=-1) - one, shared.clock(begun=-1) - other) == (4.0, 6.0)
+
+
+def test_the_seconds_of_all_chains_are_not_more_than_passed() -> None:
+    """Four groups whose steps sleep at once; without the shared clock the sum is almost four times as much."""
+
+    def slow(policy: Policy, step: StepFn) -> tuple[Policy, StepFn]:
+        def slowed(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
+            time.sleep(0.01)
+            return step(policy, chains)
+
+        return policy, slowed
+
+    begun = time.perf_counter()
+    chains = list(run_in_groups([slow(*group()) for _ in range(4)], PROBLEMS, width=4, seed=1))
+    passed = time.perf_counter() - begun
+    assert 0 < sum(chain.cost.seconds for chain in chains) < 1.5 * passed
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -157,16 +156,16 @@ def test_problems_are_read_as_room_becomes_free() -> None:
     assert next(endless).id == "6"
 
 
-def test_forward_passes_and_seconds_of_the_chains_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_forward_passes_and_seconds_of_the_chains_add_up() -> None:
     policy, steps, step = new_policy(), itertools.count(), guided()
 
     def counting(policy: Policy, chains: Sequence[Chain]) -> list[Chain]:
         next(steps)
         return step(policy, chains)
 
-    clock = SimpleNamespace(perf_counter=map(float, itertools.count()).__next__)  # a step takes one second
-    monkeypatch.setattr("ets.runner.time", clock)
-    total = Cost.total(chain.cost for chain in run(policy, counting, PROBLEMS, width=6, seed=0, samples=3))
+    clock = map(float, itertools.count()).__next__  # a step takes one second
+    chains = run(policy, counting, PROBLEMS, width=6, seed=0, samples=3, clock=clock)
+    total = Cost.total(chain.cost for chain in chains)
     assert total.forwards == pytest.approx(policy.ledger.forwards) and policy.ledger.forwards > 0
     assert total.seconds == pytest.approx(next(steps))
     assert (total.candidate, total.rollout, total.generated) == (

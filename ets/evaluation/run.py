@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any, Protocol, runtime_checkable
 
@@ -149,7 +149,7 @@ class Run:
         ids = {problem.id for problem in problems}
         done = [r for r in self.journal.of(drawing.key) if r["sample"] == sample and r["problem"] in ids]
         finished = {(r["problem"], sample) for r in done} | {(id, earlier) for id in ids for earlier in range(sample)}
-        policies = self._policies(drawing.policy)
+        policies = self._policies(drawing.policy, len(problems) - len(done))
         if isinstance(policies[0], Loadable) and len(done) < len(problems):
             policies[0].load()  # before the clock starts
         ranks = self.journal.ranks
@@ -161,15 +161,15 @@ class Run:
             with closing(_chains(policies, step, problems, **options)) as chains:
                 for chain in chains:
                     self.kept(drawing.key, chain)
-                    record = self._record(drawing, chain, len(policies))
+                    record = self._record(drawing, chain)
                     self.journal.append(record)
                     progress.ended(record)
 
-    def _policies(self, policy: Policy) -> list[Policy]:
-        """Two policies where threads may share an engine: one draws while the other waits for its slowest rollout."""
+    def _policies(self, policy: Policy, problems: int) -> list[Policy]:
+        """A policy for each problem under way where threads may share an engine: no problem waits for another one."""
         if not isinstance(policy, Shareable) or getattr(self.task, "main_thread", False):
             return [policy]
-        return [policy, policy.beside()]
+        return [policy, *(policy.beside() for _ in range(min(self.width, problems) - 1))]
 
     def _graded_in_parallel(self, step: StepFn) -> StepFn:
         """The step function; a slow task then grades the texts that have ended in parallel, and remembers them."""
@@ -186,9 +186,8 @@ class Run:
 
         return stepped
 
-    def _record(self, drawing: Drawing, chain: Chain, groups: int) -> Record:
-        """The journal's record of a chain. The seconds of a group pass for the other groups too."""
-        cost = replace(chain.cost, seconds=chain.cost.seconds / groups)
+    def _record(self, drawing: Drawing, chain: Chain) -> Record:
+        """The journal's record of a chain."""
         searched = min(len(chain.state.tokens), chain.cost.generated)
         depth = self._depths.pop(chain.key, 0) or searched  # a search neither extends nor finishes states
         return {
@@ -201,7 +200,7 @@ class Run:
             "effective": effective_sizes(chain.trace),
             "sample_tokens": fmean(len(text.tokens) for row in chain.trace[0].rollouts for text in row),
             "depth": depth * self.per_token,
-            "cost": asdict(cost),
+            "cost": asdict(chain.cost),
             **({"ratios": recorded_ratios(chain.trace, drawing.clip)} if drawing.weighed else {}),
             **({"vote": self._vote(chain, drawing.reward)} if drawing.votes else {}),
             **(drawing.note(chain) if drawing.note else self._graded_end(chain, drawing.reward)),

@@ -205,7 +205,7 @@ def test_two_groups_of_problems_share_a_server(server: TinyServer, tiny: dict[st
     """At a width of 1 each has one problem: two candidates, which are complete. One group alone asks for two rows."""
     meeting = threading.Barrier(4, timeout=60)
     server.faults = [*[None] * (SEEDS + 1), *[meeting.wait] * 4]
-    options = {"--methods": "ets", "--width": "1", "--max-length": "2"}
+    options = {"--methods": "ets", "--width": "2", "--max-length": "2"}
     assert main(words(tiny | options | {"--endpoint": server.address, "--out": str(tmp_path)})) == 0
     assert server.busiest >= 4
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import threading
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,15 +16,15 @@ import pytest
 
 from ets import cli
 from ets.diagnostics import ratio_summary
+from ets.evaluation import run as evaluation_run
 from ets.evaluation.methods import METHODS
 from ets.evaluation.ratios import total_ratios
-from ets.evaluation.run import Run
 from ets.evaluation.setup import _opened
 from ets.policies.checkpoint import Checkpoint
 from ets.report.summary import read_summary
 from ets.runner import run
 from ets.testing import TabularPolicy
-from ets.types import Chain, Cost, InputError, Problem
+from ets.types import Cost, InputError, Problem
 from tests.evaluation.letters import (
     COUNT,
     SETTINGS,
@@ -290,17 +290,19 @@ def test_an_interrupted_run_leaves_no_thread_and_goes_on(undisturbed: Any, tmp_p
     assert timeless(records) == timeless(undisturbed[1]) and again.chains == len(records) - ended
 
 
-def test_seconds_that_two_groups_wait_at_once_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recorded = Run._record
+def test_each_problem_under_way_has_a_policy_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+    chains_of = evaluation_run._chains
 
-    def record(self: Run, drawing: Any, chain: Chain, groups: int) -> Any:
-        found = recorded(self, drawing, chain, groups)
-        assert found["cost"]["seconds"] == pytest.approx(chain.cost.seconds / 2)
-        return found
+    def chains(policies: Sequence[Any], *given: Any, **options: Any) -> Any:
+        counts.append(len(policies))
+        return chains_of(policies, *given, **options)
 
-    monkeypatch.setattr(Run, "_record", record)
-    _, records = compared(tmp_path, ["ets"], policy=Shared())
-    assert sorted(record["problem"] for record in records.values()) == sorted(f"letters-{n}" for n in range(COUNT))
+    monkeypatch.setattr(evaluation_run, "_chains", chains)
+    for width in (1, 3, 40):
+        _, records = compared(tmp_path / str(width), ["ets"], policy=Shared(), run={"width": width})
+        assert sorted(record["problem"] for record in records.values()) == sorted(f"letters-{n}" for n in range(COUNT))
+    assert counts == [1, 3, COUNT]
 
 
 def test_a_policy_of_a_user_needs_the_three_methods_alone(undisturbed: Any, tmp_path: Path) -> None:
