@@ -199,7 +199,8 @@ class RowCache(Cache):
     """The cache of a batch of rows; row r has read `lengths[r]` tokens, the tokens of the prefix included.
 
     `attended` holds the layers whose attention can read a prefix. `grouped_sdpa` adds layers, and copies inherit them.
-    `grows` is whether no other cache has written to the columns after the ones in use; see `_appended`.
+    `grows` is whether no other cache has written to the columns after the ones in use; see `_appended`. `with_keys` and
+    `with_states` are the layers with attention, and the recurrent layers.
     """
 
     def __init__(
@@ -209,22 +210,14 @@ class RowCache(Cache):
         self.kinds, self.capacity, self.lengths, self.prefixes = kinds, capacity, list(lengths), tuple(prefixes)
         self.attended: frozenset[int] = frozenset()
         self.grows = True
+        self.with_keys = [layer for layer in self.layers if isinstance(layer, _RowLayer)]
+        self.with_states = [layer for layer in self.layers if isinstance(layer, _StateLayer)]
         self._there: tuple[torch.Tensor, torch.Tensor | None] | None = None  # see `_on`
 
     @property
     def length(self) -> int:
         """Columns in use; a cache of states alone has as many as its longest row has tokens."""
         return self.with_keys[0].length if self.with_keys else max(self.lengths, default=0)
-
-    @property
-    def with_keys(self) -> list[_RowLayer]:
-        """The layers with attention."""
-        return [layer for layer in self.layers if isinstance(layer, _RowLayer)]
-
-    @property
-    def with_states(self) -> list[_StateLayer]:
-        """The recurrent layers."""
-        return [layer for layer in self.layers if isinstance(layer, _StateLayer)]
 
     @property
     def device(self) -> str:
@@ -392,7 +385,7 @@ class Prefix:
         live = sorted(set(rows))
         if 2 * len(live) > live[-1] + 1 - live[0]:
             return cls(cache, rows)
-        return cls(_gather([[cache.stored(row)] for row in live], room=0), [live.index(row) for row in rows])
+        return cls(_gather([[cache.stored(row)] for row in live], room=0), _places(rows, live))
 
     def keys_and_values(self, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values `[groups, heads, columns, width]`."""
@@ -422,11 +415,12 @@ class RowMemory:
         return self.cache.segments(self.row)
 
 
-def compact(memories: Sequence[RowMemory]) -> None:
+def compact(memories: Sequence[RowMemory], room: int = 0) -> None:
     """Move the rows of these memories out of caches with further rows, so that the caches can be freed.
 
     For example, after a guide step one candidate's row remains of a cache of M rows. Its columns are appended to the
-    row of its prompt, where they fit. Elsewhere whole rows are copied; several rows keep shared prefixes.
+    row of its prompt, where they fit. Elsewhere whole rows are copied, with room for as many columns again, `room` at
+    most. Several rows keep shared prefixes.
     """
     by_cache: dict[RowCache, list[RowMemory]] = defaultdict(list)
     for memory in dict.fromkeys(memories):
@@ -435,7 +429,9 @@ def compact(memories: Sequence[RowMemory]) -> None:
     for cache, used in by_cache.items():
         if len(used) < len(cache.lengths):
             rows = [memory.row for memory in used]
-            smaller, rows = _appended(cache, rows) or (share(used, _spare(cache, rows)), list(range(len(used))))
+            copied = cache.shares and not in_common(used)
+            spare = min(room, max(memory.length for memory in used)) if copied else 0
+            smaller, rows = _appended(cache, rows) or (share(used, spare), list(range(len(used))))
             for row, memory in zip(rows, used, strict=True):
                 assert memory.logits is not None
                 memory.cache, memory.row, memory.logits = smaller, row, memory.logits.clone()
@@ -455,30 +451,22 @@ def _appended(cache: RowCache, rows: Sequence[int]) -> tuple[RowCache, list[int]
     if padded or not spread or base.prefixes or not base.grows or base.capacity < base.length + columns:
         return None
     grown = RowCache(base.kinds, base.capacity, [n + columns for n in base.lengths])
-    grown.attended, base.grows = base.attended, False
+    grown.attended = base.attended
     for layer, before, last in zip(grown.layers, base.layers, cache.layers, strict=True):
         if isinstance(layer, _StateLayer):
             source = dict(zip(begun, rows, strict=True))
             layer.take_states([last], [(0, source.get(row, rows[0])) for row in range(len(base.lengths))])
         if not isinstance(layer, _RowLayer):
             continue
-        for name in layer.columns if columns else ():
-            tensor, new = getattr(before, name), getattr(last, name)
-            for row, place in zip(rows, begun, strict=True):
-                tensor[place, :, base.length : base.length + columns] = new[row, :, :columns]
         for name in layer.columns:
-            setattr(layer, name, getattr(before, name))
+            tensor = getattr(before, name)
+            if columns:
+                tensor[begun, :, base.length : base.length + columns] = getattr(last, name)[list(rows), :, :columns]
+            setattr(layer, name, tensor)
         layer.is_initialized = True
         layer.use(base.length + columns)
+    base.grows = False
     return grown, begun
-
-
-def _spare(cache: RowCache, rows: Sequence[int]) -> int:
-    """Columns that a copy of these rows needs so that `_appended` can append to it, as to the prefix before."""
-    if len(cache.prefixes) != 1 or len({cache.prefixes[0].rows[row] for row in rows}) < len(rows):
-        return 0
-    base = cache.prefixes[0].cache
-    return max(0, base.capacity - base.length - cache.length)
 
 
 def fork(memories: Sequence[RowMemory], room: int) -> RowCache:
@@ -489,7 +477,8 @@ def fork(memories: Sequence[RowMemory], room: int) -> RowCache:
 def share(memories: Sequence[RowMemory], room: int, saved: int | None = None) -> RowCache:
     """As `fork`, with the parts of `in_common` as shared prefixes instead of copies.
 
-    Parts in several caches move to one cache, each once; memories move with their whole rows.
+    Parts in several caches are copied to one cache, each once. Where no prefix precedes, the parts are whole rows, and
+    their memories move to this cache.
     """
     common = in_common(memories, saved)
     rests, prefixes = _after(memories, common), list[Prefix]()
@@ -498,7 +487,7 @@ def share(memories: Sequence[RowMemory], room: int, saved: int | None = None) ->
         if len(caches) > 1:
             owners = dict(zip(parts, memories, strict=True))
             distinct, spare = list(owners), max(cache.capacity - cache.length for cache in caches)
-            rows = [distinct.index(part) for part in parts]
+            rows = _places(parts, distinct)
             if prefixes:
                 caches = {_gather(distinct, room=0)}
             else:  # the old caches can be freed
@@ -524,7 +513,7 @@ def in_common(memories: Sequence[RowMemory], saved: int | None = None) -> list[P
     cache = memories[0].cache
     if cache is None or not cache.shares:
         return common
-    least = SAVED.get(cache.device, 0) if saved is None else saved
+    least = max(1, SAVED.get(cache.device, SAVED["cuda"]) if saved is None else saved)
     while all(left := _after(memories, common)):
         parts = [row[:1] for row in left] if len({begin.cache for begin, *_ in left}) == 1 else left
         distinct = set(parts)
@@ -538,6 +527,12 @@ def _after(memories: Sequence[RowMemory], common: Sequence[Parts]) -> Parts:
     """The segments of each row after the parts in common."""
     begun = [sum(len(parts[row]) for parts in common) for row in range(len(memories))]
     return [tuple(memory.segments()[at:]) for memory, at in zip(memories, begun, strict=True)]
+
+
+def _places(values: Iterable[Any], distinct: Iterable[Any]) -> list[int]:
+    """The place of each value among distinct ones."""
+    places = {value: place for place, value in enumerate(distinct)}
+    return [places[value] for value in values]
 
 
 def _columns(rows: Iterable[Sequence[Segment]]) -> int:

@@ -52,8 +52,6 @@ Pick: TypeAlias = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, tor
 
 LOOK_EVERY = 8
 """Tokens between two checks for ended rows on a GPU, where a check waits for the device."""
-
-
 READ_TOGETHER = 1024
 """Tokens of prompts in one forward pass; they keep every device busy, and more of them only need more memory."""
 
@@ -295,7 +293,7 @@ class TransformersPolicy:
     @torch.inference_mode()
     def _draw(self, states: Sequence[State], keys: Keys, block: int, kind: str, pick: Pick) -> list[Draw]:
         opened = as_token_states(states)
-        compact([state.memory for state in opened])
+        compact([state.memory for state in opened], self._room(opened, self.horizon.max_length))
         prompts, draws = self._read_prompts(opened), dict[int, Draw]()
         advance = partial(self._advance, block=block, kind=kind, pick=pick, prompts=prompts)
         for places in self._together(opened):
@@ -416,11 +414,13 @@ class TransformersPolicy:
 
     def _room(self, states: Sequence[TokenState], block: int) -> int:
         """The most tokens that any of the states can draw."""
-        return min(block, max(longest(self.horizon, state.problem) - len(state.tokens) for state in states))
+        left = [longest(self.horizon, state.problem) - len(state.tokens) for state in states]
+        return min(block, max(left, default=0))
 
     def _room_after_prompts(self, states: Sequence[TokenState]) -> int:
-        """Columns for the texts of chosen candidates, which `compact` appends to a prompt that rows share."""
-        return self._room(states, self.horizon.max_length) if self._reader.may_share else 0
+        """Columns for chosen candidates, which `compact` appends to a prompt: its own length or the text's, at most."""
+        text = self._room(states, self.horizon.max_length)
+        return min(text, len(states[0].prompt)) if self._reader.may_share else 0
 
     def _bytes_per_row(self, states: Sequence[TokenState]) -> float:
         """Largest number of bytes of a row in the cache."""

@@ -74,7 +74,8 @@ def _keep_by_bins(law: torch.Tensor, mass: float) -> None:
     """Set the probabilities `[V]` outside of the set to 0; only the bin in which the sum reaches `mass` is sorted.
 
     A positive float64 grows with its bits read as an integer, so their first bits put probabilities into bins by size.
-    All tokens with probabilities below (1 - mass) / V are outside of the set, since their sum is below 1 - mass.
+    All tokens with probabilities below (1 - mass) / V are outside of the set: up to rounding, their sum is below
+    1 - mass.
     """
     bins = law.view(torch.int64) >> BITS
     least = int(np.float64((1 - mass) / len(law)).view(np.int64)) >> BITS

@@ -255,6 +255,24 @@ def test_the_columns_of_chosen_rows_are_appended_to_their_prompts(model: Any) ->
     shared(model, [row for row in last for _ in range(2)], room=1).read([[1], [2], [3], [0]])
 
 
+def test_rows_that_are_copied_have_room_for_as_many_columns_again(model: Any) -> None:
+    """So the columns of the next choices are appended; a text that may take two more columns has room for two."""
+    prompts = Family.begun(model, [[1, 2], [3, 3], [2, 1]])
+    begun = [prompts[row] for row in (0, 0, 1, 1)]
+    for room in (9, 2):
+        rows = shared(model, begun, room=1)
+        rows.read([[1], [2], [3], [0]])
+        chosen = [rows[0], rows[3]]
+        for memory, _ in chosen:
+            memory.logits = torch.zeros(4)
+        compact([memory for memory, _ in chosen], room)
+        cache = chosen[0][0].cache
+        assert (
+            cache is not None and not cache.prefixes and cache.capacity == 6 and cache.length == (3 if room == 9 else 4)
+        )
+        begun = [row for row in chosen for _ in range(2)]
+
+
 @pytest.mark.parametrize("reason", ["no room", "one prompt", "mostly unused", "padding"])
 def test_rows_that_cannot_be_appended_are_copied(model: Any, reason: str) -> None:
     prompts = Family(model, RowCache([Kind(True)] * 2, 2 if reason == "no room" else 6, [0] * 3), [[], [], []])
