@@ -50,8 +50,8 @@ def test_a_run_leaves_a_folder_and_the_same_command_resumes(tmp_path: Path, caps
     assert methods_table.count("\n| ") == 2 + 4 + 1  # ETS has a second row, its vote
     assert "maj@k" in curves.splitlines()[0]
     assert {path.name for path in folder.iterdir()} == {
-        "accuracy.png", "configuration.json", "journal.jsonl", "pass_at_k.png", "problems.jsonl", "report.html",
-        "samples.jsonl", "summary.json", "table.md", "traces.jsonl",
+        "accuracy.png", "configuration.json", "fingerprint.txt", "journal.jsonl", "pass_at_k.png", "problems.jsonl",
+        "report.html", "samples.jsonl", "summary.json", "table.md", "traces.jsonl",
     }  # fmt: skip
     journal = folder / "journal.jsonl"
     lines = journal.read_text().splitlines()

@@ -114,7 +114,7 @@ def join() -> Ranks:
     InputError
         If a variable is missing.
     """
-    if _alone():
+    if alone():
         return ALONE
     import torch
     from torch import distributed
@@ -162,12 +162,12 @@ def reported_once(command: Callable[[], None]) -> Callable[[], None]:
 def _reports() -> bool:
     """Whether this process is the first to ask."""
     try:
-        return _alone() or join().store.add("told", 1) == 1
+        return alone() or join().store.add("told", 1) == 1
     except (InputError, RuntimeError):  # no store can be reached
         return True
 
 
-def _alone() -> bool:
+def alone() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) < 2
 
 
