@@ -139,7 +139,7 @@ def require_one_line(done: subprocess.CompletedProcess[str], message: str) -> No
 
 def test_a_bad_option_is_one_line(tmp_path: Path) -> None:
     """Found before they have joined."""
-    require_one_line(launched("-m", "ets", *command(AUTOREGRESSIVE, tmp_path), "--nonsense"), "unrecognized arguments")
+    require_one_line(launched("-m", "ets", *command(AUTOREGRESSIVE, tmp_path), "--nonsense"), "--nonsense is unknown")
 
 
 def test_a_folder_in_use_stops_the_first_process_and_with_it_those_that_wait_for_it(tmp_path: Path) -> None:
