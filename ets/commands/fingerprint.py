@@ -33,7 +33,7 @@ def command_digest(plan: Plan) -> str | None:
     """The digest of a plan, of the code and of all files that it names.
 
     None if the run logs to Weights & Biases, or reads a model or code that may have changed unnoticed: on the hub, of a
-    server, of an engine of a user, or in an installed module.
+    server, of an engine of a user, or in an installed module. Problems on the hub count as unchanged.
     """
     asked, settings = plan.asked, plan.settings
     if asked.engine not in ENGINES or asked.engine == "endpoint" or plan.wandb is not None:
@@ -64,8 +64,9 @@ def finished_folder(plan: Plan, command: str) -> Path | None:
     """
     if not alone():
         return None
-    found = plan.results.glob(f"*/{FILE}") if plan.out is None else [plan.out / FILE]
-    lines = {path.parent: path.read_text(encoding="utf-8").split() for path in found if path.is_file()}
+    place = plan.out or plan.results
+    found = [path for path in (place / FILE, *place.glob(f"*/{FILE}")) if path.is_file()]
+    lines = {path.parent: path.read_text(encoding="utf-8", errors="replace").split() for path in found}
     finished = (folder for folder, line in lines.items() if line[:1] == [command] and line[1:] == [_written(folder)])
     return next(finished, None)
 

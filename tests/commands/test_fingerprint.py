@@ -110,5 +110,5 @@ def test_a_folder_is_finished_until_one_of_its_files_changes(
     write_fingerprint(folder, "command")
     (folder / "summary.json").unlink()
     assert finished_folder(ended, "command") is None
-    (folder / FILE).write_text("")
+    (folder / FILE).write_bytes(b"\xff")
     assert finished_folder(ended, "command") is None
