@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from ets import __version__
@@ -53,10 +54,21 @@ QUIET = {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 """Variables that leave out bars of loading and warnings about options of `generate`, unless the user has set them."""
 
 
+SIMILAR = 0.75
+"""The least similarity of an unknown option and the option that its error suggests."""
+
+
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line; `--help` shows the options of `common` alone, `--help-all` shows all."""
 
     common: tuple[str, ...] = ()
+    commands: Mapping[str, argparse.ArgumentParser] = {}
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Raises `InputError` for an option that the command does not have, before argparse misses required ones."""
+        if args and args[0] in self.commands:
+            require_options(args[1:], self.commands[args[0]])
+        return super().parse_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see {self.prog} --help")
@@ -88,6 +100,19 @@ class _HelpAll(argparse.Action):
         parser.common = ()
         parser.print_help()
         parser.exit()
+
+
+def require_options(words: Sequence[str], command: argparse.ArgumentParser) -> None:
+    """Raise `InputError` for a word that is neither an option nor the beginning of one; it suggests the nearest."""
+    known = [option for action in command._actions for option in action.option_strings]
+    for word in words:
+        name = word.partition("=")[0]
+        if word == "--":
+            break
+        if re.fullmatch(r"--?[A-Za-z][\w-]*", name) and not any(option.startswith(name) for option in known):
+            near = difflib.get_close_matches(name, known, 1, SIMILAR)
+            remedy = f"did you mean {near[0]}?" if near else f"see {command.prog} --help"
+            raise InputError(f"{name} is unknown; {remedy}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -137,4 +162,5 @@ def parser_of() -> argparse.ArgumentParser:
             command.add_long_help(COMMON[name])
         flags = {option: action.dest for action in command._actions for option in action.option_strings}
         command.set_defaults(execute=execute, flags=flags)
+    parser.commands = commands.choices
     return parser

@@ -12,10 +12,12 @@
 #   GEN_DP=4 UTILIZATION=0.85 bash qwen_vllm/eval.sh math500            four copies of the model, each on a GPU of its own
 #   GEN_DP=2 GEN_TP=4 bash qwen_vllm/eval.sh math500                    two copies, each shared by four GPUs
 set -euo pipefail
-export ENGINE=vllm
+export ENGINE=vllm CALLED="$0"
 FOLDER="$(dirname "${BASH_SOURCE[0]}")/.."
 source "$FOLDER/scripts/run_eval.sh"
 
+help=
+case "${!#}" in -h | --help) help=--help && set -- "${@:1:$#-1}" ;; esac
 if [ $# -ge 2 ]; then # TASK DATASET [MODEL] [OUT]
     if [ $# -gt 4 ]; then refuse "unexpected argument '$5'; give TASK DATASET MODEL OUT, such as minerva_math500 math500 Qwen/Qwen3-8B out"; fi
     if [ "$(preset_of "$1")" != "$(preset_of "$2")" ]; then refuse "the task $1 and the dataset $2 differ; give two names of one benchmark, such as minerva_math500 math500, and hyper-parameters as variables"; fi
@@ -32,5 +34,5 @@ if [ $# -ge 2 ]; then # TASK DATASET [MODEL] [OUT]
     if [ -z "${ENDPOINT:-}" ]; then export GEN_DP=${GEN_DP:-8} UTILIZATION=${UTILIZATION:-0.8}; fi
 fi
 PRESET=$(preset_of "${1:-}")
-case "$PRESET" in aime24 | aime25) exec bash "$FOLDER/aime24/eval_aime.sh" "$PRESET" ;; esac
-exec bash "$FOLDER/qwen/eval.sh" ${PRESET:+"$PRESET"}
+case "$PRESET" in aime24 | aime25) exec bash "$FOLDER/aime24/eval_aime.sh" "$PRESET" $help ;; esac
+exec bash "$FOLDER/qwen/eval.sh" ${PRESET:+"$PRESET"} $help

@@ -10,11 +10,10 @@ set -euo pipefail
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 source "$ROOT/scripts/run_eval.sh"
 case "${1:-}" in
-"") ;;
--h | --help) show_help "$0"; exit ;;
+"") HELP= && require_variables "$0" ;;
+-h | --help) HELP=1 && set -a ;;
 *) refuse "unexpected argument '$1'; set hyper-parameters as variables, for example: WIDTH=4 bash $0" ;;
 esac
-require_variables "$0"
 
 TASK=${TASK:-tone}                  # tone, tone-openings (for base models), without-letter, must-contain, exact-length, json-schema, instructions; or a file of prompts
 REWARD=${REWARD:-}                  # file.py:function or module:function; empty: the ready task's
@@ -35,6 +34,7 @@ WIDTH=${WIDTH:-120}                 # prompts that advance together
 SEED=${SEED:-0}
 OUT=${OUT:-}                        # results folder; empty: results/compare-TASK-HASH, by the configuration
 
+if [ -n "$HELP" ]; then show_help; fi
 choose_chat
 require_reward
 if [ -z "$DTYPE" ] && ! command -v nvidia-smi >/dev/null && grep -qs 'avx512_bf16\|amx_bf16' /proc/cpuinfo; then DTYPE=bfloat16; fi

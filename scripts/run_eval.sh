@@ -2,8 +2,9 @@
 # What the eval.sh scripts share. They source it, choose a preset, set their variables, and call run_eval:
 #   source scripts/run_eval.sh
 #   choose_engine                              sets ENGINE, and TRANSFORMERS, VLLM or SERVED, whichever it is
-#   choose_preset "demo math500 ..." "$@"       refuses variables that the script does not have, and answers --help;
-#                                              sets PRESET; `all` runs the script once for each but the demos,
+#   choose_preset "demo math500 ..." "$@"       refuses variables that the script does not have; sets PRESET, and HELP
+#                                              if the last argument is --help, which run_eval answers;
+#                                              `all` runs the script once for each but the demos,
 #                                              with the results of each in OUT/PRESET, if OUT is set
 #                                              FURTHER names presets that `all` leaves out
 #   run_eval ENGINE [OPTION VALUE] ...          ets eval, with the options of that engine alone; with PROCESSES, as so many
@@ -22,7 +23,10 @@ find_python() { # the first Python there is; the set-up wants 3.11 to 3.13
     refuse "no Python found; install Python 3.11, 3.12 or 3.13"
 }
 
-show_help() { "$(find_python)" "$ROOT/scripts/variables.py" help "$1" 2>/dev/null; } # SCRIPT: its examples and its variables
+show_help() { # after the variables are set, all of them exported: the examples of the script, and its variables
+    "$(find_python)" "$ROOT/scripts/variables.py" help "$0" "${CALLED:-$0}" 2>/dev/null
+    exit
+}
 
 require_variables() { "$(find_python)" "$ROOT/scripts/variables.py" check "$1" || exit $?; } # SCRIPT: refuse a variable of another script, or a misspelt one
 
@@ -133,10 +137,11 @@ OPTIONS
 choose_preset() {
     local presets="$1" preset status=0
     case "${TOKENS:-}" in *[!0-9]* | 0*) refuse "TOKENS is '$TOKENS'; set it to a whole number of tokens per problem" ;; esac
-    case "${2:-}" in -h | --help) show_help "$0"; exit ;; esac
-    require_variables "$0"
+    HELP=
+    case "${!#}" in -h | --help) HELP=1 && set -a && set -- "${@:1:$#-1}" ;; *) require_variables "$0" ;; esac
     case "${CHAT:-}" in 0 | False) CHAT= ;; esac
     PRESET="${2:-${presets%% *}}"
+    if [ -n "$HELP" ] && [ "$PRESET" = all ]; then PRESET="${presets%% *}"; fi
     if [ $# -gt 2 ]; then
         refuse "unexpected argument '$3'; set hyper-parameters as variables, for example: WIDTH=4 bash $0 $PRESET"
     fi
@@ -157,7 +162,7 @@ choose_preset() {
 is_demo() { case "$PRESET" in demo*) ;; *) return 1 ;; esac; }
 
 note() { # prompts of a file have no worked examples
-    if ! is_demo || [ "$MODEL_PATH" != embedded ] || [ -n "${PRINT_ONLY:-}" ]; then return 0; fi
+    if ! is_demo || [ "$MODEL_PATH" != embedded ] || [ -n "${PRINT_ONLY:-}$HELP" ]; then return 0; fi
     case "$TASK" in *.jsonl) echo "${1/ SHOTS=4/}" ;; *) echo "$1" ;; esac
 }
 
@@ -221,6 +226,7 @@ choose_chat() { # sets chat, the options of prompts by a chat template
 run_eval() {
     local engine="$1" command launch cores chat unsafe=""
     shift
+    if [ -n "$HELP" ]; then show_help; fi
     require_reward
     choose_chat
     choose_processes "$engine"

@@ -1,4 +1,6 @@
-"""The variables of a script such as qwen/eval.sh: `help SCRIPT` prints them, `check SCRIPT` refuses others.
+"""The variables of a script such as qwen/eval.sh: `check SCRIPT` refuses others.
+
+`help SCRIPT TOP` prints them with the values of the environment, under the comment of TOP, the script that was called.
 
 A script sets a variable by a line such as `WIDTH=${WIDTH:-8}  # problems that advance together`.
 """
@@ -7,11 +9,12 @@ import difflib
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = ("qwen/eval.sh", "llada/eval.sh", "aime24/eval_aime.sh", "scripts/real.sh")
-SET = re.compile(r"\b([A-Z][A-Z0-9_]*)=\$\{\1(?::?-([^}]*))?\}")
+SET = re.compile(r"\b([A-Z][A-Z0-9_]*)=\$\{\1(?::?-[^}]*)?\}")
 ENGINE = re.compile(r"^choose_engine *# ([A-Z]*): ([^;]*); or ([A-Z]*): (.*)", re.MULTILINE)
 PAIRS = (
     ("M_CANDIDATES", "NUM_CANDIDATES"),
@@ -42,30 +45,29 @@ SIMILAR, LEAST = 0.8, 6
 """The similarity of a misspelt name, and the letters of the shortest name that is compared."""
 
 
-def settable(script: Path) -> dict[str, tuple[str, str]]:
-    """Default and comment by variable; the variables of all presets, which begin a line, stand first."""
-    first: dict[str, tuple[str, str]] = {}
-    further: dict[str, tuple[str, str]] = {}
+def settable(script: Path) -> dict[str, str]:
+    """Comment by variable; the variables of all presets, which begin a line, stand first."""
+    first: dict[str, str] = {}
+    further: dict[str, str] = {}
     for line in script.read_text(encoding="utf-8").splitlines():
         comment = line.partition(" # ")[2].strip()
-        for name, default in SET.findall(line):
-            shown = "" if re.search(r"[$(]", default) else default
-            (first if line.startswith(f"{name}=") else further).setdefault(name, (shown, comment))
+        for name in SET.findall(line):
+            (first if line.startswith(f"{name}=") else further).setdefault(name, comment)
     return first | {name: found for name, found in further.items() if name not in first}
 
 
-def print_help(script: Path) -> None:
-    """The comment at the top of the script, and its variables."""
-    content = script.read_text(encoding="utf-8")
-    top = re.match(r"#!.*\n((?:#.*\n)*)", content)
-    print(re.sub(r"^# ?", "", top[1] if top else "", flags=re.MULTILINE))
-    print("Variables, with their defaults in most presets:")
-    lines = list(settable(script).items())
-    if engine := ENGINE.search(content):
-        lines += [(engine[1], ("", engine[2])), (engine[3], ("", engine[4]))]
-    lines.append((ALSO, ("", "1: print the command of ets instead of running it")))
-    for name, (default, comment) in lines:
-        print(f"  {name + '=' + default:32} {comment}".rstrip())
+def print_help(script: Path, top: Path, values: Mapping[str, str]) -> None:
+    """The comment at the top of the script that was called, and the variables of a script with their values."""
+    lines = settable(script)
+    if engine := ENGINE.search(script.read_text(encoding="utf-8")):
+        lines |= {engine[1]: engine[2], engine[3]: engine[4]}
+    lines[ALSO] = "1: print the command of ets instead of running it"
+    opening = re.match(r"#!.*\n((?:#.*\n)*)", top.read_text(encoding="utf-8"))
+    print(re.sub(r"^# ?", "", opening[1] if opening else "", flags=re.MULTILINE))
+    preset = f" for the preset {values['PRESET']}; PRESET --help shows those of another" if "PRESET" in values else ""
+    print(f"Variables, with their defaults{preset}:")
+    for name, comment in lines.items():
+        print(f"  {name + '=' + values.get(name, ''):32} {comment}".rstrip())
 
 
 def problem(script: Path, environment: dict[str, str]) -> str:
@@ -91,7 +93,7 @@ def problem(script: Path, environment: dict[str, str]) -> str:
 def main() -> int:
     action, script = sys.argv[1], Path(sys.argv[2])
     if action == "help":
-        print_help(script)
+        print_help(script, Path(sys.argv[3]), os.environ)
         return 0
     if found := problem(script, dict(os.environ)):
         print(f"error: {found}", file=sys.stderr)

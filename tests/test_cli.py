@@ -50,8 +50,8 @@ def test_a_run_leaves_a_folder_and_the_same_command_resumes(tmp_path: Path, caps
     assert methods_table.count("\n| ") == 2 + 4 + 1  # ETS has a second row, its vote
     assert "maj@k" in curves.splitlines()[0]
     assert {path.name for path in folder.iterdir()} == {
-        "accuracy.png", "configuration.json", "journal.jsonl", "pass_at_k.png", "problems.jsonl", "report.html",
-        "samples.jsonl", "summary.json", "table.md", "traces.jsonl",
+        "accuracy.png", "configuration.json", "fingerprint.txt", "journal.jsonl", "pass_at_k.png", "problems.jsonl",
+        "report.html", "samples.jsonl", "summary.json", "table.md", "traces.jsonl",
     }  # fmt: skip
     journal = folder / "journal.jsonl"
     lines = journal.read_text().splitlines()
@@ -203,7 +203,7 @@ def test_a_proposal_without_its_method_is_noted(tmp_path: Path, capsys: pytest.C
         (PROPOSED | {"is_candidates": "0"}, "candidates is 0"),
         (PROPOSED | {"is_block_size": "64"}, "for the method ets-is, block_size 64 is longer than --max-length 32"),
         (PROPOSED | {"proposal_temperature": "0"}, "for the method ets-is, at temperature 0 the proposal draws one"),
-        (PROPOSED | {"proposal_top_k": "5"}, "unrecognized arguments: --proposal-top-k"),
+        (PROPOSED | {"proposal_top_k": "5"}, "--proposal-top-k is unknown; did you mean "),
         (PROPOSED | {"proposal": "./nowhere"}, "for the method ets-is, no checkpoint at './nowhere'"),
         (PROPOSED | {"proposal": demo.model_path("diffusion")}, "is a masked-diffusion model (llada)"),
         ({"engine": "abacus"}, "unknown engine 'abacus'; choose from transformers, vllm, endpoint, masked-diffusion"),

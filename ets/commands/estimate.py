@@ -39,7 +39,7 @@ def execute(options: argparse.Namespace) -> None:
 
     if options.problems < 1:
         raise InputError(f"problems is {options.problems}; give at least 1")
-    for setup, plan in evaluate.prepared(options):
+    for setup, plan in evaluate.prepared(evaluate.plans_of(options)):
         problems = setup.problems[: options.problems]
         with (
             tempfile.TemporaryDirectory(prefix="ets-estimate-") as folder,

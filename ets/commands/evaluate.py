@@ -31,7 +31,7 @@ from ets.policies.settings import MAX_LENGTH, FastSampler, Weighing
 from ets.settings import add_flags, fields_of, flag, made
 from ets.step import require_counts, require_rows
 from ets.tasks import Task, has_answers, task_named
-from ets.types import InputError, counted
+from ets.types import InputError
 
 if TYPE_CHECKING:
     from ets.evaluation.comparison import Comparison, Entry
@@ -213,17 +213,33 @@ def execute(options: argparse.Namespace) -> None:
     InputError
         For bad input, most of it before a model is loaded.
     """
-    for setup, plan in prepared(options):
-        compare(setup, plan)
+    from ets.commands.fingerprint import command_digest, finished_folder
+    from ets.report.results import show_results
+
+    plans = plans_of(options)
+    digests = [command_digest(plan) for plan in plans]
+    found = [finished_folder(plan, digest) for plan, digest in zip(plans, digests, strict=True) if digest is not None]
+    folders = [folder for folder in found if folder is not None]
+    if len(folders) == len(plans):
+        for plan, folder in zip(plans, folders, strict=True):
+            show_results(folder, plan.budgets)
+        return
+    for (setup, plan), digest in zip(prepared(plans), digests, strict=True):
+        compare(setup, plan, digest)
 
 
-def prepared(options: argparse.Namespace) -> list[tuple[Setup, Plan]]:
-    """The setup of each task, all of them checked before the first one runs."""
+def plans_of(options: argparse.Namespace) -> list[Plan]:
+    """The plan of each task, all of them checked as far as no model is needed."""
     plans = [plan_of(options, task) for task in _names(getattr(options, "task", ""))]
     for plan in plans:
         _require_plan(plan)
         if plan.asked.engine in ENGINES:  # a missing model is named before the heavy imports
             find_files(ENGINES[plan.asked.engine].embedded.get(plan.asked.model, plan.asked.model))
+    return plans
+
+
+def prepared(plans: Sequence[Plan]) -> list[tuple[Setup, Plan]]:
+    """The setup of each task, all of them checked before the first one runs."""
     found = []
     for plan in plans:
         setup = open_setup(plan.asked, plan.values, plan.settings, plan.methods, plan.chat)
@@ -293,22 +309,26 @@ def _require_budget(plan: Plan) -> None:
             )
 
 
-def compare(setup: Setup, plan: Plan) -> None:
-    """Run the plan on a task, and write its results folder: journal, tables, plots and report."""
+def compare(setup: Setup, plan: Plan, digest: str | None = None) -> None:
+    """Run the plan on a task, and write its results folder: journal, tables, plots and report.
+
+    `digest`, of `command_digest`, is written for the same command again.
+    """
+    from ets.commands.fingerprint import write_fingerprint
     from ets.evaluation.journal import Journal
-    from ets.report.results import write_results
+    from ets.report.results import chains_line, write_results
     from ets.report.tables import settings_line
     from ets.report.wandb_log import log_to_wandb
 
     folder = _folder(setup, plan)
     with Journal(folder, setup.configuration, setup.ranks) as journal:
-        setup.ranks.say(
-            f"{counted(len(journal.records), 'finished chain')} in {folder}; the same command goes on where it ended"
-        )
-        setup.ranks.say(settings_line(_setting(setup, plan), [*map(int, plan.budgets)]))
+        setup.ranks.say(chains_line(len(journal.records), folder))
+        setup.ranks.say(settings_line(_setting(setup, plan), plan.budgets))
         entries, panels, points, optimum = entries_of(setup, plan, journal)
     if setup.ranks.first:
         write_results(entries, panels, _setting(setup, plan), folder, points, optimum)
+    if setup.ranks.first and digest is not None:
+        write_fingerprint(folder, digest)
     if setup.ranks.first and plan.wandb is not None:
         log_to_wandb(folder, plan.wandb)
 

@@ -16,6 +16,8 @@ from ets.types import InputError
 
 PATIENCE = timedelta(days=30)
 """The longest wait for the slowest process."""
+JOINING = timedelta(minutes=2)
+"""The longest wait for the processes to start, which a launcher starts at once."""
 GRACE = 10.0
 """Seconds in which the launcher ends the other processes after the process that has printed the error."""
 
@@ -26,6 +28,10 @@ COPIED_BY = {
 """By engine that several processes cannot share: the setting that makes copies of the model."""
 
 T = TypeVar("T")
+
+
+class NotJoinedError(InputError):
+    """Raised in each process that has started, as none of them can reach the others."""
 
 
 @dataclass(frozen=True)
@@ -113,17 +119,26 @@ def join() -> Ranks:
     ------
     InputError
         If a variable is missing.
+    NotJoinedError
+        If a process has not joined within `JOINING`.
     """
-    if _alone():
+    if alone():
         return ALONE
     import torch
     from torch import distributed
     from torch.distributed.rendezvous import rendezvous
 
     try:
-        store, rank, size = next(iter(rendezvous("env://")))
+        store, rank, size = next(iter(rendezvous("env://", timeout=JOINING)))
+        store.set(f"joined-{rank}", "")
+        store.wait([f"joined-{each}" for each in range(size)], JOINING)
     except ValueError as error:
         raise InputError(f"WORLD_SIZE is set, but {error}; launch with torchrun, or unset WORLD_SIZE") from error
+    except RuntimeError as error:
+        raise NotJoinedError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but not all processes have started within "
+            f"{JOINING.total_seconds():g} seconds; start all of them again"
+        ) from error
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
     # A thread that runs after the interpreter has ended aborts the process.
     atexit.register(distributed.destroy_process_group)
@@ -150,7 +165,7 @@ def reported_once(command: Callable[[], None]) -> Callable[[], None]:
         try:
             command()
         except (InputError, OSError, MemoryError, KeyboardInterrupt) as error:
-            if _reports():
+            if isinstance(error, NotJoinedError) or _reports():
                 raise
             interrupted = isinstance(error, KeyboardInterrupt)
             time.sleep(0 if interrupted else GRACE)  # the launcher ends all processes at the first end: the reporter's
@@ -162,12 +177,12 @@ def reported_once(command: Callable[[], None]) -> Callable[[], None]:
 def _reports() -> bool:
     """Whether this process is the first to ask."""
     try:
-        return _alone() or join().store.add("told", 1) == 1
+        return alone() or join().store.add("told", 1) == 1
     except (InputError, RuntimeError):  # no store can be reached
         return True
 
 
-def _alone() -> bool:
+def alone() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) < 2
 
 

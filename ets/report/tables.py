@@ -82,11 +82,11 @@ LENGTHS = ("block_size", "block_length", "guide_steps", "steps", "max_length", "
 """Settings of length in that line, as far as the engine has them."""
 
 
-def settings_line(setting: Setting, candidates: Sequence[int]) -> str:
+def settings_line(setting: Setting, budgets: Sequence[float]) -> str:
     """Return the line before a run: "arithmetic, 20 problems: λ 0.1, temperature 1.9, M 8, K 3, block_size 16 …"."""
     shown = [f"{name} {setting.shown[key]}" for key, name in LEADING.items() if key in setting.shown]
     budget = ", ".join(_amount(setting, n) for n in range(len(setting.amounts)))
-    shown.insert(-1, budget or f"M {', '.join(map(str, candidates))}")
+    shown.insert(-1, budget or f"M {', '.join(map(str, budgets))}")
     shown += [f"{name} {setting.shown[name]}" for name in LENGTHS if name in setting.shown]
     reward = f", reward {setting.reward}" if setting.reward else ""
     return f"{setting.task}, {counted(setting.problems, 'problem')}: {', '.join(shown)}{reward}"

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 from urllib.parse import urlsplit, urlunsplit
 
 from ets.chat import prompt_text, text_before_reply, with_reply
+from ets.connection import Connection, served_model, shut_down
 from ets.event_loop import EventLoop
 from ets.rewards.combining import cached
 from ets.rewards.lifting import REMEMBERED, TextReward
@@ -244,8 +245,6 @@ class Client:
         seconds: float,
         waits: Sequence[float],
     ) -> None:
-        from ets.policies.autoregressive.server import Connection, shut_down
-
         self.connection = Connection(address, key, connections, seconds, waits)
         self.name, self.address = self.connection.name, self.connection.address
         self.models = f"{self.address}/models"
@@ -256,8 +255,6 @@ class Client:
     @property
     def model(self) -> str:
         """The server's name for the model."""
-        from ets.policies.autoregressive.server import served_model
-
         with self._turn:
             if self._model is None:
                 try:

@@ -15,9 +15,9 @@ import pytest
 from ets import demo
 from ets.cli import main, parser_of
 from ets.commands import evaluate
+from ets.connection import Connection
 from ets.evaluation.methods import METHODS
 from ets.evaluation.traces import read_traces
-from ets.policies.autoregressive.server import Connection
 from ets.policies.autoregressive.vllm import VLLMEngine
 from ets.rewards.registry import NAMES
 from tests.conftest import Refused

@@ -80,7 +80,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ([*KEPT, "--api-key-file", "."], "cannot read the keys in ."),
         ([*KEPT, "--api-key-file", "bytes.txt"], "cannot read the keys in bytes.txt"),
         ([*KEPT, "--api-key-file", "blank.txt"], "blank.txt holds no key; write a key per line"),
-        ([*KEPT, "--no-such-option"], "unrecognized arguments: --no-such-option"),
+        ([*KEPT, "--no-such-option"], "--no-such-option is unknown; see ets serve --help"),
     ],
 )
 def test_bad_options_are_one_line(words: list[str], message: str, refused: Refused) -> None:

@@ -139,7 +139,7 @@ def require_one_line(done: subprocess.CompletedProcess[str], message: str) -> No
 
 def test_a_bad_option_is_one_line(tmp_path: Path) -> None:
     """Found before they have joined."""
-    require_one_line(launched("-m", "ets", *command(AUTOREGRESSIVE, tmp_path), "--nonsense"), "unrecognized arguments")
+    require_one_line(launched("-m", "ets", *command(AUTOREGRESSIVE, tmp_path), "--nonsense"), "--nonsense is unknown")
 
 
 def test_a_folder_in_use_stops_the_first_process_and_with_it_those_that_wait_for_it(tmp_path: Path) -> None:
@@ -194,6 +194,22 @@ def test_without_a_launcher_a_process_notices_that_another_has_died(tmp_path: Pa
     assert [line for line in errors[0].splitlines() if not line.startswith("[")] == [
         "error: another process of this command has ended; start it again, it goes on where it was interrupted"
     ]
+
+
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_a_process_whose_others_never_start_ends_in_one_line(rank: str, tmp_path: Path) -> None:
+    """The process of rank 0 has the store; without it the other process cannot connect."""
+    shorter = "import ets.evaluation.ranks as ranks\nranks.JOINING = ranks.timedelta(seconds=2)\n"
+    (tmp_path / "script.py").write_text(shorter + SCRIPT)
+    with kept_port() as kept:
+        place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(kept.getsockname()[1])}
+        environment = {**ENVIRONMENT, **place, "RANK": rank, "LOCAL_RANK": rank}
+        words = [sys.executable, str(tmp_path / "script.py")]
+        done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "Traceback" not in done.stderr  # torch may write lines before ours
+    assert done.stderr.splitlines()[-1] == (
+        "error: WORLD_SIZE is 2, but not all processes have started within 2 seconds; start all of them again"
+    )
 
 
 def test_a_process_that_is_alone_waits_for_nobody() -> None:

@@ -211,14 +211,42 @@ def test_a_variable_of_another_script_and_a_misspelt_one_are_refused(
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"error: {message}\n")
 
 
-@pytest.mark.parametrize("script", [EVAL, LLADA, REAL, READERS[-1]], ids=lambda script: script.parent.name)
-def test_help_shows_every_variable_and_runs_nothing(script: Path, tmp_path: Path) -> None:
-    done = bash(str(script), "--help", folder=tmp_path, ETS_VENV=str(tmp_path / "none"))
-    assert done.returncode == 0 and done.stderr == ""
-    shown = re.findall(r"^  ([A-Z_]+)=", done.stdout.partition("\nVariables")[2], re.MULTILINE)
-    assert {"MODEL_PATH", "METHODS", "WIDTH", "OUT", "PRINT_ONLY"} <= set(shown) and len(shown) == len(set(shown))
-    assert set(re.findall(r"\b([A-Z][A-Z_]*)=\$\{\1\b", script.read_text())) <= set(shown)
-    assert f"bash {script.relative_to(ROOT)}" in done.stdout
+def helped(folder: Path, script: Path, *words: str) -> tuple[str, dict[str, str]]:
+    """The examples of a script's help, and its variables with their values."""
+    done = bash(str(script), *words, "--help", folder=folder, ETS_VENV=str(folder / "none"))
+    assert done.returncode == 0 and done.stderr == "" and not (folder / "none").exists()
+    examples, _, variables = done.stdout.partition("\nVariables")
+    pairs = re.findall(r"^  ([A-Z_]+)=(\S*)", variables, re.MULTILINE)
+    assert len(pairs) == len(dict(pairs))
+    return examples, dict(pairs)
+
+
+@pytest.mark.parametrize("script", [EVAL, VLLM, LLADA, REAL, READERS[-1]], ids=lambda script: script.parent.name)
+def test_help_shows_the_examples_of_the_script_and_every_variable(script: Path, tmp_path: Path) -> None:
+    examples, variables = helped(tmp_path, script)
+    assert f"bash {script.relative_to(ROOT)}" in examples
+    assert examples.splitlines()[0] == script.read_text().splitlines()[1].removeprefix("# ")
+    source = EVAL if script == VLLM else script
+    assert set(re.findall(r"\b([A-Z][A-Z_]*)=\$\{\1\b", source.read_text())) | {"PRINT_ONLY"} <= set(variables)
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        (EVAL, ["demo"]), (EVAL, ["demo-is"]), (EVAL, ["math500"]), (VLLM, ["demo"]), (VLLM, ["gsm8k"]),
+        (VLLM, ["minerva_math500", "math500", "some/model"]), (VLLM, ["aime25"]), (LLADA, ["demo"]), (LLADA, ["gpqa"]),
+        (READERS[-1], ["aime24"]),
+    ],
+)  # fmt: skip
+def test_help_shows_the_values_of_the_preset(script: Path, words: list[str], tmp_path: Path) -> None:
+    variables = helped(tmp_path, script, *words)[1]
+    printed = shlex.split(bash(str(script), *words, folder=tmp_path, PRINT_ONLY="1").stdout)
+    options = {"TASK": "task", "MODEL_PATH": "model", "METHODS": "methods", "TEMPERATURE": "temperature"}
+    options |= {"K_MONTE_CARLO": "rollouts", "MONTE_CARLO_NUM": "rollouts", "LAMBDA_PARAM": "lam", "WIDTH": "width"}
+    options |= {"M_CANDIDATES": "candidates", "NUM_CANDIDATES": "candidates", "GEN_LENGTH": "gen-length"}
+    shown = {option: variables[name] for name, option in options.items() if variables.get(name)}
+    assert len(shown) > 6
+    assert {option: printed[printed.index(f"--{option}") + 1] for option in shown} == shown
 
 
 def test_an_unknown_extra_is_refused_at_once(tmp_path: Path) -> None:

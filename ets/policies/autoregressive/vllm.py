@@ -247,14 +247,17 @@ class _Loaded:
 
 
 def _load(arguments: dict[str, Any]) -> _Loaded:
-    loop, others = EventLoop("vllm"), set(multiprocessing.active_children())
+    loop, others, watchdog = EventLoop("vllm"), set(multiprocessing.active_children()), watch()
     try:
         engine = loop.wait(_engine(arguments))
+        processes = set(multiprocessing.active_children()) - others
+        return _Loaded(engine, loop, processes, watch(process.pid for process in processes if process.pid))
     except Exception as error:
         loop.stop()
         raise InputError(f"vLLM cannot load {arguments['model']!r}: {_line(error)}; see its messages above") from error
-    processes = set(multiprocessing.active_children()) - others
-    return _Loaded(engine, loop, processes, watch(process.pid for process in processes if process.pid))
+    finally:
+        watchdog.terminate()
+        watchdog.wait()
 
 
 async def _engine(arguments: dict[str, Any]) -> Any:

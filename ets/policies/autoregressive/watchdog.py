@@ -10,34 +10,43 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 
-INTERVAL = 0.5
+INTERVAL = 0.2
 """Seconds between two looks at the main process."""
 GRACE = 5.0
 """Seconds between SIGTERM and SIGKILL."""
 
 
-def watch(processes: Iterable[int]) -> subprocess.Popen[bytes]:
+def watch(processes: Iterable[int] | None = None) -> subprocess.Popen[bytes]:
     """Start a program that ends processes, by their ids, with all descendants as soon as this process is gone.
+
+    Without ids it ends every process that this process starts from now on, once a look has found it: the ids of
+    processes that vLLM starts are unknown until it has loaded the model.
 
     `terminate` ends the program. It runs in a session of its own, so that Ctrl-C does not reach it.
     """
-    command = [sys.executable, "-I", __file__, *map(str, (os.getpid(), *processes))]
+    words = ["every"] if processes is None else map(str, processes)
+    command = [sys.executable, "-I", __file__, str(os.getpid()), *words]
     return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
 
 
-def _main(owner: int, processes: Iterable[int]) -> None:
+def _main(owner: int, words: Sequence[str]) -> None:
     import psutil  # type: ignore[import-untyped]  # vLLM requires it
 
     gone = partial(suppress, psutil.NoSuchProcess)  # a process may end at any time
-    watched, ending = [], []
-    for each in processes:
+    every, begin = words == ["every"], psutil.Process().create_time()
+    watched, ending = set(), []
+    for each in [] if every else map(int, words):
         with gone():
-            watched.append(psutil.Process(each))
+            watched.add(psutil.Process(each))
     while os.getppid() == owner:
+        with gone():
+            if every:
+                children = psutil.Process(owner).children()
+                watched |= {child for child in children if child.create_time() > begin}
         time.sleep(INTERVAL)
     for each in watched:
         with gone():  # also for a new process with the id of an old one
@@ -51,4 +60,4 @@ def _main(owner: int, processes: Iterable[int]) -> None:
 
 
 if __name__ == "__main__":
-    _main(int(sys.argv[1]), map(int, sys.argv[2:]))
+    _main(int(sys.argv[1]), sys.argv[2:])
