@@ -16,7 +16,7 @@ from ets.types import InputError
 
 PATIENCE = timedelta(days=30)
 """The longest wait for the slowest process."""
-JOINING = timedelta(minutes=2)
+JOINING = timedelta(minutes=5)
 """The longest wait for the processes to start, which a launcher starts at once."""
 GRACE = 10.0
 """Seconds in which the launcher ends the other processes after the process that has printed the error."""
