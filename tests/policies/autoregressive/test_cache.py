@@ -122,6 +122,13 @@ def shared(model: Any, rows: list[tuple[RowMemory, list[int]]], room: int) -> Fa
     return Family(model, share([memory for memory, _ in rows], room), [text for _, text in rows])
 
 
+def compacted(rows: list[tuple[RowMemory, list[int]]], room: int = 0) -> None:
+    """Call `compact` for rows that have been chosen."""
+    for memory, _ in rows:
+        memory.logits = torch.zeros(4)
+    compact([memory for memory, _ in rows], room)
+
+
 def test_rows_that_share_a_prefix_advance_as_they_would_alone(model: Any) -> None:
     """Candidates of two prompts of different lengths, their rollouts, and what goes on from those."""
     short, long = Family.begun(model, [[1, 2], [3, 3]]), Family.begun(model, [[2, 1, 3]])
@@ -151,9 +158,7 @@ def test_prompts_of_several_caches_move_to_one_with_room_for_the_texts(model: An
         rows.read([[1], [2], [3], [0]])
         rows.read([[1]] * 4)
         chosen = [rows[1], rows[2]]
-        for memory, _ in chosen:
-            memory.logits = torch.zeros(4)
-        compact([memory for memory, _ in chosen])
+        compacted(chosen)
         joint, grown = rows.cache.prefixes[0].cache, chosen[0][0].cache
         assert grown is not None and grown.layers[0].keys is joint.layers[0].keys
         begun = [row for row in chosen for _ in range(2)]
@@ -198,9 +203,7 @@ def test_chosen_rows_leave_the_others_and_share_on_where_that_pays(model: Any, c
     rows = shared(model, [prompts[0]] * 4, room=1)
     rows.read([[1], [2], [3], [0]])
     kept = [rows[row] for row in chosen]
-    for memory, _ in kept:
-        memory.logits = torch.zeros(4)
-    compact([memory for memory, _ in kept])
+    compacted(kept)
     assert {len(memory.cache.lengths) for memory, _ in kept if memory.cache} == {len(chosen)}
     assert all(len(memory.cache.prefixes) == (len(chosen) > 1) for memory, _ in kept if memory.cache)
     again = shared(model, [row for row in kept for _ in range(2)], room=1)
@@ -248,9 +251,7 @@ def test_the_columns_of_chosen_rows_are_appended_to_their_prompts(model: Any) ->
     further.read([[3], [2], [1], [0]])
     further.read([[0]] * 4)
     last = [further[0], further[2]]
-    for memory, _ in last:
-        memory.logits = torch.zeros(4)
-    compact([memory for memory, _ in last])
+    compacted(last)
     assert last[0][0].cache is not None and last[0][0].cache.layers[0].keys is prompts.cache.layers[0].keys
     shared(model, [row for row in last for _ in range(2)], room=1).read([[1], [2], [3], [0]])
 
@@ -263,9 +264,7 @@ def test_rows_that_are_copied_have_room_for_as_many_columns_again(model: Any) ->
         rows = shared(model, begun, room=1)
         rows.read([[1], [2], [3], [0]])
         chosen = [rows[0], rows[3]]
-        for memory, _ in chosen:
-            memory.logits = torch.zeros(4)
-        compact([memory for memory, _ in chosen], room)
+        compacted(chosen, room)
         cache = chosen[0][0].cache
         assert (
             cache is not None and not cache.prefixes and cache.capacity == 6 and cache.length == (3 if room == 9 else 4)
@@ -284,9 +283,7 @@ def test_rows_that_cannot_be_appended_are_copied(model: Any, reason: str) -> Non
         rows.read([[1], [2], [3], [0], [1], [2]])
     places = {"one prompt": (0, 1, 2), "mostly unused": (3,)}.get(reason, (0, 2, 4))
     chosen = [rows[row] for row in places]
-    for memory, _ in chosen:
-        memory.logits = torch.zeros(4)
-    compact([memory for memory, _ in chosen])
+    compacted(chosen)
     assert all(memory.cache.layers[0].keys is not prompts.cache.layers[0].keys for memory, _ in chosen if memory.cache)
     shared(model, [row for row in chosen for _ in range(2)], room=1).read([[row % 4] for row in range(2 * len(places))])
 
