@@ -428,10 +428,7 @@ def compact(memories: Sequence[RowMemory], room: int = 0) -> None:
             by_cache[memory.cache].append(memory)
     for cache, used in by_cache.items():
         if len(used) < len(cache.lengths):
-            rows = [memory.row for memory in used]
-            copied = cache.shares and not in_common(used)
-            spare = min(room, max(memory.length for memory in used)) if copied else 0
-            smaller, rows = _appended(cache, rows) or (share(used, spare), list(range(len(used))))
+            smaller, rows = _appended(cache, [memory.row for memory in used]) or _copied(used, room)
             for row, memory in zip(rows, used, strict=True):
                 assert memory.logits is not None
                 memory.cache, memory.row, memory.logits = smaller, row, memory.logits.clone()
@@ -451,10 +448,9 @@ def _appended(cache: RowCache, rows: Sequence[int]) -> tuple[RowCache, list[int]
     if padded or not spread or base.prefixes or not base.grows or base.capacity < base.length + columns:
         return None
     grown = RowCache(base.kinds, base.capacity, [n + columns for n in base.lengths])
-    grown.attended = base.attended
+    grown.attended, source = base.attended, dict(zip(begun, rows, strict=True))
     for layer, before, last in zip(grown.layers, base.layers, cache.layers, strict=True):
         if isinstance(layer, _StateLayer):
-            source = dict(zip(begun, rows, strict=True))
             layer.take_states([last], [(0, source.get(row, rows[0])) for row in range(len(base.lengths))])
         if not isinstance(layer, _RowLayer):
             continue
@@ -467,6 +463,14 @@ def _appended(cache: RowCache, rows: Sequence[int]) -> tuple[RowCache, list[int]
         layer.use(base.length + columns)
     base.grows = False
     return grown, begun
+
+
+def _copied(memories: Sequence[RowMemory], room: int) -> tuple[RowCache, list[int]]:
+    """A cache with the rows of these memories, and their rows there; whole rows, which can share, have room."""
+    assert memories[0].cache is not None
+    whole = memories[0].cache.shares and not in_common(memories)
+    spare = min(room, max(memory.length for memory in memories)) if whole else 0
+    return share(memories, spare), list(range(len(memories)))
 
 
 def fork(memories: Sequence[RowMemory], room: int) -> RowCache:
