@@ -15,7 +15,8 @@ from weakref import WeakKeyDictionary, ref
 
 import torch
 
-from ets.policies.autoregressive.cache import RowCache, RowMemory, fork, layer_kinds, share
+from ets.policies.autoregressive.cache import RowCache, RowMemory, fork, share
+from ets.policies.autoregressive.cache_layers import layer_kinds
 from ets.policies.memory import weights_device
 from ets.types import InputError, one_line
 

@@ -18,7 +18,8 @@ import torch
 
 from ets.models import diffusion_engine
 from ets.policies.autoregressive.beam_search import Ended, beam_search
-from ets.policies.autoregressive.cache import RowCache, RowMemory, columns_each, compact, fork, layer_kinds, share
+from ets.policies.autoregressive.cache import RowCache, RowMemory, columns_each, compact, fork, share
+from ets.policies.autoregressive.cache_layers import layer_kinds
 from ets.policies.autoregressive.law import (
     Endings,
     TokenState,

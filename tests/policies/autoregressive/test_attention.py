@@ -22,7 +22,6 @@ from ets.policies.autoregressive.attention import (
     use_grouped_sdpa,
 )
 from ets.policies.autoregressive.cache import (
-    Kind,
     Prefix,
     RowCache,
     RowMemory,
@@ -31,6 +30,7 @@ from ets.policies.autoregressive.cache import (
     in_common,
     share,
 )
+from ets.policies.autoregressive.cache_layers import Kind
 from ets.policies.autoregressive.reader import reader_of
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from ets.policies.autoregressive import cache as kv_cache
-from ets.policies.autoregressive.cache import Kind, Prefix, RowCache, RowMemory, columns_each, compact, fork, share
+from ets.policies.autoregressive.cache import Prefix, RowCache, RowMemory, columns_each, compact, fork, share
+from ets.policies.autoregressive.cache_layers import Kind
 from ets.policies.checkpoint import Checkpoint
 from tests.conftest import random_qwen3, tiny_tokenizer
 

@@ -16,9 +16,9 @@ import torch
 
 from ets.cli import main
 from ets.kernel import energy_guided
-from ets.policies.autoregressive import cache as row_cache
 from ets.policies.autoregressive import transformers as transformers_policy
 from ets.policies.autoregressive.cache import RowMemory, fork
+from ets.policies.autoregressive.cache_layers import StateLayer
 from ets.policies.autoregressive.reader import reader_of
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
@@ -132,7 +132,7 @@ def first_row(self: Any, sources: Any, places: Any) -> None:
     copy_states(self, sources, [places[0] for _ in places])
 
 
-copy_states = row_cache._StateLayer.take_states
+copy_states = StateLayer.take_states
 
 
 @pytest.mark.parametrize("family", RECURRENT)
@@ -141,7 +141,7 @@ def test_states_of_another_row_turn_the_laws_red_and_are_found_by_the_test_of_th
 ) -> None:
     policy = policy_of(family, block_size=1, max_length=3)
     reader_of(policy.checkpoint.model, family, (1, 2, 3))  # already tested, so that the fault reaches the draws
-    monkeypatch.setattr(row_cache._StateLayer, "take_states", first_row)
+    monkeypatch.setattr(StateLayer, "take_states", first_row)
     with pytest.raises(AssertionError):
         check_policy(policy, causal_oracle(policy), PROBLEMS, draws=2_000, level=LEVEL)
     fresh = Checkpoint.loaded(random_model(family, len(ALPHABET), end=0, seed=1), tiny_tokenizer())
@@ -162,7 +162,7 @@ def test_states_that_are_not_copied_at_a_fork_are_found(family: str, monkeypatch
     policy = policy_of(family, block_size=1, max_length=3)
     (start,) = policy.start(PROBLEMS[:1])
     right = policy.finish([start], keys(1))[0].logp
-    monkeypatch.setattr(row_cache._StateLayer, "take_states", alias)
+    monkeypatch.setattr(StateLayer, "take_states", alias)
     policy.finish([start], keys(1))
     assert abs(policy.finish([start], keys(1))[0].logp - right) > 1e-3
 
