@@ -9,13 +9,19 @@ import torch
 
 from ets.types import InputError, Problem
 
-TOGETHER = {"cpu": 2**20, "elsewhere": 2**26}
+TOGETHER = {"cpu": 2**16, "elsewhere": 2**26}
 """Float64 numbers of a tensor over the vocabulary that one slice holds, by the kind of device."""
 
 
 def rows_together(vocabularies: torch.Tensor) -> int:
-    """Rows of `[R, ..., V]` in one slice. On a CPU a slice fits the cache, and reuses memory."""
+    """Rows of `[R, ..., V]` in one slice.
+
+    On a CPU a slice is small, but holds a vocabulary for each thread. The allocator returns larger tensors to the
+    system, and to get the memory back at the next token takes longer than the draw.
+    """
     most = TOGETHER.get(vocabularies.device.type, TOGETHER["elsewhere"])
+    if vocabularies.device.type == "cpu":
+        most = max(most, torch.get_num_threads() * vocabularies.shape[-1])
     return max(1, most // max(1, vocabularies[:1].numel()))
 
 

@@ -378,7 +378,7 @@ class TransformersPolicy:
 
     def _column(self, logits: torch.Tensor, uniforms: torch.Tensor, pick: Pick) -> _Column:
         """One token for each row, left on the device."""
-        tokens, logps = in_slices(pick, logits, uniforms)
+        tokens, logps = pick(logits, uniforms)
         sure = certainty_of(logits) if self.certainty else logps.new_zeros(len(logps), 2)
         return _Column(tokens, logps, sure)
 
@@ -435,7 +435,11 @@ class TransformersPolicy:
 
 def _most_probable(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     tokens = logits.argmax(-1)
-    return tokens, logits.double().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+
+    def logps(rows: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return (rows.double().log_softmax(-1).gather(-1, chosen[:, None])[:, 0],)
+
+    return tokens, in_slices(logps, logits, tokens)[0]
 
 
 @dataclass(frozen=True)
