@@ -34,8 +34,10 @@ def test_half_precision_is_widened_before_anything_is_summed() -> None:
     assert torch.equal(certainty_of(logits), certainty_of(logits.double()))
 
 
-@pytest.mark.parametrize("together", [1, 700, 10**9])
-def test_drawing_for_a_few_rows_at_a_time_changes_no_bit(together: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("together", "threads", "rows"), [(1, 1, 1), (1, 3, 3), (700, 1, 2), (10**9, 1, 11)])
+def test_drawing_for_a_few_rows_at_a_time_changes_no_bit(
+    together: int, threads: int, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = 3 * torch.randn(11, 300, generator=generator)
     uniforms = torch.rand(11, dtype=torch.float64, generator=generator)
@@ -47,6 +49,7 @@ def test_drawing_for_a_few_rows_at_a_time_changes_no_bit(together: int, monkeypa
 
     expected = pick_tokens(logits.double().softmax(-1), uniforms)
     monkeypatch.setitem(drawing.TOGETHER, "cpu", together)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     tokens, logps = in_slices(work, logits, uniforms)
     assert torch.equal(tokens, expected[0]) and torch.equal(logps, expected[1])
-    assert max(sizes) == {1: 1, 700: 2, 10**9: 11}[together] and sum(sizes) == 11
+    assert max(sizes) == rows and sum(sizes) == 11
