@@ -14,6 +14,7 @@ from measuring import Conditions, PeakMemory, Row, Table
 from random_models import as_ets_loads, described, random_checkpoint
 from transformers import DynamicCache
 
+from ets.models.cache_argument import as_argument
 from ets.policies.checkpoint import Checkpoint
 
 LOOP = """\
@@ -67,9 +68,8 @@ class Loop:
         return logits
 
     def _read(self, ids: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
-        logits: torch.Tensor = self.model(
-            input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1
-        ).logits[:, -1]
+        options = {"use_cache": True, "logits_to_keep": 1, **as_argument(cache, self.model)}
+        logits: torch.Tensor = self.model(input_ids=ids, **options).logits[:, -1]
         return logits
 
 

@@ -19,11 +19,13 @@ from transformers import (
     TopKLogitsWarper,
     TopPLogitsWarper,
 )
+from transformers.cache_utils import CacheLayerMixin
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from ets.api import Result, as_stops, guide_of, result_of
 from ets.chat import ChatTemplate
 from ets.kernel import energy_guided
+from ets.models.cache_argument import NAMES
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.opening import left_as_found
@@ -50,8 +52,8 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 }
 """Settings that transformers applies without a processor or only with do_sample, and their supported values."""
 PREPARED = (
-    *("attention_mask", "position_ids", "past_key_values", "use_cache", "logits_to_keep", "cache_position"),
-    "cache_params",  # of recurrent layers, which the policy refuses by name
+    *("attention_mask", "position_ids", "use_cache", "logits_to_keep", "cache_position"),
+    *NAMES,
 )
 """The model's keyword arguments that transformers prepares in addition to the prompts."""
 
@@ -181,9 +183,11 @@ def _prompts(input_ids: torch.Tensor, given: Mapping[str, Any]) -> list[tuple[in
     for name, value in given.items():
         if name not in PREPARED and value is not None:
             raise InputError(f"{name} is given, which ets.generate does not support; pass input_ids alone")
-    cache, mask = given.get("past_key_values"), given.get("attention_mask")
-    if cache is not None and cache.get_seq_length():
-        raise InputError("past_key_values holds tokens already, which ets.generate does not support; leave it out")
+    for name in NAMES:
+        layers = getattr(given.get(name), "layers", ())
+        if any(layer.get_seq_length() for layer in layers if isinstance(layer, CacheLayerMixin)):
+            raise InputError(f"{name} holds tokens already, which ets.generate does not support; leave it out")
+    mask = given.get("attention_mask")
     seen = torch.ones_like(input_ids) if mask is None else mask.to(input_ids.device)
     counted, positions = (seen.cumsum(-1) - 1).clamp(min=0), given.get("position_ids")
     if positions is not None and ((positions.to(seen.device) != counted) & (seen == 1)).any():

@@ -14,6 +14,8 @@ from torch import nn
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput
 
+from ets.models.cache_argument import as_argument
+
 Exchange: TypeAlias = Callable[[int, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """`(layer, keys, values)` `[rows, heads, length, head]` with rotated keys, to the keys and values of the attention.
 
@@ -74,8 +76,8 @@ class BidirectionalDecoder:
                 attention_mask=mask,
                 position_embeddings=turns,
                 position_ids=position_ids,
-                past_key_values=cache,
                 is_causal=False,
+                **as_argument(cache, layer),
                 **options,
             )
         return BaseModelOutput(last_hidden_state=self.norm(hidden))

@@ -24,6 +24,7 @@ from transformers import (
     StoppingCriteriaList,
 )
 
+from ets.models.cache_argument import as_argument
 from ets.policies.autoregressive.cache import RowCache
 from ets.policies.autoregressive.law import TokenState
 
@@ -81,7 +82,7 @@ def beam_search(
         sequences = model.generate(
             torch.tensor(padded, device=model.device),
             attention_mask=torch.tensor(real, device=model.device),
-            past_key_values=cache,
+            **as_argument(cache, model),
             logits_processor=LogitsProcessorList([_Reader(watch)]),
             stopping_criteria=StoppingCriteriaList([_Endings(watch)]),
             num_beams=beams,

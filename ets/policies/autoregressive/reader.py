@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary, ref
 
 import torch
 
+from ets.models.cache_argument import as_argument, cache_argument
 from ets.policies.autoregressive.cache import RowCache, RowMemory, fork, share
 from ets.policies.autoregressive.cache_layers import layer_kinds
 from ets.policies.memory import weights_device
@@ -60,10 +61,8 @@ class CausalReader:
         self.kinds = layer_kinds(self._config)
         parameters = inspect.signature(model.forward).parameters
         hands_on = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
-        caches = [name for name in ("past_key_values", "cache_params") if name in parameters]
-        if not caches:
+        if cache_argument(model) is None:
             raise InputError(f"{name!r} ({self._config.model_type}) keeps no cache; choose another model")
-        self._cache_name = caches[0]
         self._names = None if hands_on else set(parameters)
         # `grouped_sdpa` cannot detect positions from the columns of a cache, or a window in the mask
         limits = ("sliding_window", "attention_chunk_size", "num_kv_shared_layers")
@@ -98,7 +97,7 @@ class CausalReader:
             mask = cache.token_mask(ids.device, self.model.dtype)
         else:
             mask = cache.mask(ids.shape[1], ids.device)
-        options = {"attention_mask": mask, self._cache_name: cache, "use_cache": True, "logits_to_keep": last}
+        options = {"attention_mask": mask, "use_cache": True, "logits_to_keep": last, **as_argument(cache, self.model)}
         if cache.with_keys:  # a model of states alone has no positions
             options["position_ids"] = cache.positions(ids.shape[1], ids.device)
         if self.may_share:

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from ets.models import Family
+from ets.models.cache_argument import as_argument
 from ets.policies.autoregressive.attention import NAME
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion.cache import BlockPrefix
@@ -224,11 +225,12 @@ class BlockReader(CanvasReader):
             places[n, longest + most - columns :] = np.arange(prefix.length, stop)
         keys, own = _BlockKeys(prefixes, longest), places[:, longest:]
         device = weights_device(self.checkpoint.model)
-        hidden = self.checkpoint.model.base_model(
+        decoder = self.checkpoint.model.base_model
+        hidden = decoder(
             torch.from_numpy(ids).to(device),
             self._as_implemented(torch.from_numpy(self._mask(places, own)).to(device)),
             position_ids=torch.from_numpy(own.clip(0)).to(device),
-            past_key_values=keys,
+            **as_argument(keys, decoder),
         ).last_hidden_state
         self.ledger += Cost(forwards=1)
         self._require_all_layers(keys)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ets.models.cache_argument import as_argument
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion.prefixes import CanvasPrefix, PrefixCache, windows_of
 from ets.policies.memory import MemoryLimit, weights_device
@@ -45,9 +46,8 @@ class UniformReader:
         """Fill `layers` of different prefixes of equal lengths, by one pass of the encoder."""
         ids = torch.tensor([prefix.tokens for prefix in prefixes], device=weights_device(self.checkpoint.model))
         cache = PrefixCache(self._windows, [prefix.before for prefix in prefixes])
-        self.checkpoint.model.base_model.encoder(
-            input_ids=ids, past_key_values=cache, position_ids=self._positions(cache, ids)
-        )
+        encoder = self.checkpoint.model.base_model.encoder
+        encoder(input_ids=ids, position_ids=self._positions(cache, ids), **as_argument(cache, encoder))
         for row, prefix in enumerate(prefixes):
             prefix.layers = cache.new_layers(row)
         self.ledger += Cost(forwards=1)
@@ -69,9 +69,9 @@ class UniformReader:
         cache, canvases = PrefixCache(self._windows, prefixes), canvases.to(weights_device(model))
         with self._conditioned(signals):
             output = model(
-                past_key_values=cache,
                 decoder_input_ids=canvases,
                 decoder_position_ids=self._positions(cache, canvases),
+                **as_argument(cache, model),
             )
         self.ledger += Cost(forwards=1)
         logits: torch.Tensor = output.logits

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+from ets.models.cache_argument import as_argument
 from ets.policies.autoregressive import cache as kv_cache
 from ets.policies.autoregressive.cache import Prefix, RowCache, RowMemory, columns_each, compact, fork, share
 from ets.policies.autoregressive.cache_layers import Kind
@@ -22,7 +23,7 @@ def read(model: Any, cache: RowCache, rows: list[list[int]]) -> torch.Tensor:
             input_ids=ids,
             attention_mask=cache.mask(ids.shape[1], ids.device),
             position_ids=positions,
-            past_key_values=cache,
+            **as_argument(cache, model),
             row_cache=cache,
         ).logits[:, -1]
     cache.advance(ids.shape[1])

@@ -404,7 +404,7 @@ def test_a_faster_sampler_keeps_the_blocks_and_is_weighed(family: str) -> None:
 
 def test_a_model_that_records_no_keys_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = family_policy("sdar", 4, 4, 2, 2)
-    monkeypatch.setattr(blocks._BlockKeys, "update", lambda self, keys, values, *_: (keys, values))
+    monkeypatch.setattr(blocks._BlockKeys, "update", lambda self, keys, values, *_, **__: (keys, values))
     with pytest.raises(InputError, match="SDARForCausalLM recorded 0 of 2 layers; pass keys and values through"):
         policy.finish(policy.start([INSIDE]), keys(1))
 
