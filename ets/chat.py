@@ -22,6 +22,8 @@ TURNS = 8
 """The most turns of the user that `ChatTemplate.conversation` looks for."""
 DATE = datetime(2025, 1, 1)
 """The date for templates that write today's date. A fixed date makes a prompt a function of the settings."""
+TODAY = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>.*?)(?P=quote)\s*\)""")
+"""A template's call for today's date; transformers 5.24 accepts no function for it."""
 
 
 @dataclass(frozen=True)
@@ -203,11 +205,10 @@ class ChatTemplate:
         options: dict[str, Any] = {"add_generation_prompt": begins, "continue_final_message": not begins}
         if self.chat.thinking is not None:
             options["enable_thinking"] = self.chat.thinking
-        if "strftime_now" in self.text:
-            options["strftime_now"] = DATE.strftime
+        dated = TODAY.sub(lambda call: repr(DATE.strftime(call["format"])), self.text)
         try:
             found = self.tokenizer.apply_chat_template(
-                [dict(message) for message in messages], chat_template=self.text, tokenize=False, **options
+                [dict(message) for message in messages], chat_template=dated, tokenize=False, **options
             )
         except (TemplateError, ValueError, TypeError, LookupError, AttributeError) as error:
             raise InputError(

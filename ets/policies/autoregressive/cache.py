@@ -14,13 +14,15 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple, TypeAlias
+from weakref import ref
 
 import torch
 from transformers.cache_utils import Cache
 
-from ets.policies.autoregressive.cache_layers import Kind, RowLayer, StateLayer, layer_of
+from ets.policies.autoregressive.cache_layers import IndexedLayer, Kind, RowLayer, StateLayer, layer_of
 
 SAVED = {"cpu": 2**10, "cuda": 2**16}
 """Columns that a prefix must save, by the kind of device, since each layer launches seven kernels more.
@@ -46,6 +48,9 @@ class RowCache(Cache):
         self.grows = True
         self.with_keys = [layer for layer in self.layers if isinstance(layer, RowLayer)]
         self.with_states = [layer for layer in self.layers if isinstance(layer, StateLayer)]
+        for layer in self.layers:
+            if isinstance(layer, IndexedLayer):
+                layer.positions = partial(_positions_read, ref(self))  # a reference would keep the cache in memory
         self._there: tuple[torch.Tensor, torch.Tensor | None] | None = None  # see `_on`
 
     @property
@@ -106,13 +111,11 @@ class RowCache(Cache):
 
     @property
     def position_ids(self) -> torch.Tensor:
-        """Positions `[3, rows, columns]` of the tokens read so far, where models of the family Qwen4 look for them."""
-        keys = self.with_keys[0].keys
-        if keys is None:
+        """As `IndexedLayer.indexer_position_ids`, where models of the family Qwen4 looked before transformers 5.24."""
+        found = _positions_read(ref(self))
+        if found is None:
             raise AttributeError("nothing has been read")  # such a model asks with hasattr
-        begin = torch.tensor([self.length - n for n in self.lengths], device=keys.device)
-        found = (torch.arange(self.length, device=keys.device) - begin[:, None]).clamp(min=0)
-        return found.expand(3, *found.shape)
+        return found
 
     @position_ids.setter
     def position_ids(self, found: torch.Tensor) -> None:
@@ -150,6 +153,17 @@ class RowCache(Cache):
         for states in self.with_states:
             states.keep(order)
         return order
+
+
+def _positions_read(reference: ref[RowCache]) -> torch.Tensor | None:
+    """Positions `[3, rows, columns]` of the tokens in a cache; None before the first token."""
+    cache = reference()
+    keys = None if cache is None else cache.with_keys[0].keys
+    if cache is None or keys is None:
+        return None
+    begin = torch.tensor([cache.length - n for n in cache.lengths], device=keys.device)
+    found = (torch.arange(cache.length, device=keys.device) - begin[:, None]).clamp(min=0)
+    return found.expand(3, *found.shape)
 
 
 class Segment(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ ATTENTION = ("full_attention", "sliding_attention", "chunked_attention", "attent
 RECURRENT = ("linear_attention", "conv", "moe", "mlp")
 """Layers without keys; those of a feed-forward network have no states either."""
 BOTH = ("hybrid", "hybrid_sliding")
+EMPTY = "dummy"
+"""A layer without a cache: a feed-forward network, or a layer that reads the keys of another."""
 
 
 class Kind(NamedTuple):
@@ -31,7 +33,7 @@ class Kind(NamedTuple):
 
 
 def layer_kinds(config: Any) -> list[Kind]:
-    """The kinds of a model's layers; layers that read the keys of other layers have no entry.
+    """The kinds of a model's layers, which are those of transformers' cache.
 
     Raises
     ------
@@ -40,9 +42,9 @@ def layer_kinds(config: Any) -> list[Kind]:
     """
     kinds = []
     for name, options in zip(*get_layer_types_and_kwargs(config), strict=True):
-        if name not in (*ATTENTION, *RECURRENT, *BOTH):
+        if name not in (*ATTENTION, *RECURRENT, *BOTH, EMPTY):
             raise InputError(f"layers of the type {name} cannot be forked by rows; choose another model")
-        states = 0 if name in ATTENTION else options.get("number_of_states", 1)
+        states = 0 if name in (*ATTENTION, EMPTY) else options.get("number_of_states", 1)
         kinds.append(Kind(name in ATTENTION or name in BOTH, states, name == "indexed_attention"))
     return kinds
 
@@ -94,7 +96,11 @@ class RowLayer(CacheLayerMixin):
 
 
 class IndexedLayer(RowLayer):
-    """Attention to the tokens that an indexer selects, whose keys `[rows, 1, capacity, width]` are kept too."""
+    """Attention to the tokens that an indexer selects, whose keys `[rows, 1, capacity, width]` are kept too.
+
+    `positions` is the function of the cache that computes the positions `[3, rows, columns]` of the tokens read so far;
+    None before the first token.
+    """
 
     columns = ("keys", "values", "indexer")
 
@@ -102,6 +108,7 @@ class IndexedLayer(RowLayer):
         super().__init__(capacity)
         self.indexer: torch.Tensor | None = None
         self.indexed = 0
+        self.positions: Callable[[], torch.Tensor | None] = lambda: None
 
     def update_indexer(self, indexer_key_states: torch.Tensor) -> torch.Tensor:
         """Append keys `[rows, columns, width]`; returns all of them. A layer calls this before or after `update`."""
@@ -114,6 +121,15 @@ class IndexedLayer(RowLayer):
 
     def use(self, length: int) -> None:
         self.length = self.indexed = length
+
+    @property
+    def indexer_position_ids(self) -> torch.Tensor | None:
+        """The positions, where models of the family Qwen4 look for them since transformers 5.24."""
+        return self.positions()
+
+    @indexer_position_ids.setter
+    def indexer_position_ids(self, found: torch.Tensor) -> None:
+        """Do nothing: the cache computes the positions that a model stores here."""
 
 
 class StateLayer(LinearAttentionLayer):
