@@ -16,6 +16,7 @@ import ets.models  # noqa: F401 (registers the model families that transformers 
 from ets.policies.autoregressive.attention import use_grouped_sdpa
 from ets.policies.checkpoint_files import CheckpointFiles, find_files, require_package, require_token_ids
 from ets.policies.gguf import GGUFFile
+from ets.policies.loading import without_bars
 from ets.policies.packed import pack
 from ets.policies.threads import choose_threads
 from ets.types import InputError, one_line
@@ -207,7 +208,8 @@ class Checkpoint:
     def _loaded(self, part: str, load: Callable[[], Any]) -> Any:
         """A part of the checkpoint; every error of a damaged or unsuitable checkpoint becomes one line."""
         try:
-            return load()
+            with without_bars():
+                return load()
         except (torch.OutOfMemoryError, KeyboardInterrupt, InputError):
             raise
         except ImportError as error:

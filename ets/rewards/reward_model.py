@@ -174,8 +174,11 @@ class Classifier:
         """Load a part of the checkpoint; an exception becomes an `InputError` of one line."""
         import transformers
 
+        from ets.policies.loading import without_bars
+
         try:
-            return getattr(transformers, kind).from_pretrained(self.name, trust_remote_code=False, **options)
+            with without_bars():
+                return getattr(transformers, kind).from_pretrained(self.name, trust_remote_code=False, **options)
         except Exception as error:
             raise InputError(
                 f"cannot load the reward model {self.name!r}: {one_line(error)}; give a complete one"
