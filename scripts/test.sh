@@ -9,4 +9,4 @@ export HF_HUB_OFFLINE=1 TRANSFORMERS_VERBOSITY=error
 "$PYTHON" -m mypy
 # Several processes share the tests, one for each core, with one thread each: four at most, for their memory.
 export OMP_NUM_THREADS=1
-"$PYTHON" -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup "$@"
+"$PYTHON" -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder "$@"

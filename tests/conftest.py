@@ -32,15 +32,21 @@ Refused: TypeAlias = Callable[[list[str], str], None]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Processes that share the tests take whole files, for their fixtures; one takes all that loads vLLM."""
+    """Processes that share the tests take whole files, for their fixtures; one takes all that loads vLLM.
+
+    These tests, which take longest, come first, so that no process waits for them at the end.
+    """
     if not config.pluginmanager.hasplugin("xdist"):
         return
     for item in items:
-        loads_vllm = "vllm_address" in getattr(item, "fixturenames", ()) or item.path.name == "test_vllm.py"
-        loads_vllm |= "through_vllm" in item.name or item.name.endswith(
-            "[vllm]"
-        )  # by a script, or as one engine of all
-        item.add_marker(pytest.mark.xdist_group("vllm" if loads_vllm else str(item.path)))
+        item.add_marker(pytest.mark.xdist_group("vllm" if _loads_vllm(item) else str(item.path)))
+    items.sort(key=lambda item: not _loads_vllm(item))
+
+
+def _loads_vllm(item: pytest.Item) -> bool:
+    if "vllm_address" in getattr(item, "fixturenames", ()) or item.path.name == "test_vllm.py":
+        return True
+    return "through_vllm" in item.name or item.name.endswith("[vllm]")  # by a script, or as one engine of all
 
 
 def tiny_tokenizer(alphabet: Sequence[str] = ALPHABET) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -367,6 +368,9 @@ def test_an_address_is_a_model_for_the_time_of_a_call(server: TinyServer, endpoi
     served = {"endpoint": server.address, "connections": 2, **SERVED}
     by_setting = ets.sample("ab", model=folder, reward=liking_b, **served)
     assert drawn(by_address) == drawn(by_setting) == drawn(expected)
+    until = time.monotonic() + 10  # a thread that was closed may take a moment to end
+    while threading.active_count() > threads and time.monotonic() < until:
+        time.sleep(0.01)
     assert threading.active_count() <= threads
     with pytest.raises(InputError, match=r"serves 'tiny', and its tokenizer cannot be loaded"):
         ets.sample("ab", model=server.address, reward=liking_b, **SERVED)
