@@ -22,8 +22,12 @@ TURNS = 8
 """The most turns of the user that `ChatTemplate.conversation` looks for."""
 DATE = datetime(2025, 1, 1)
 """The date for templates that write today's date. A fixed date makes a prompt a function of the settings."""
-TODAY = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>.*?)(?P=quote)\s*\)""")
-"""A template's call for today's date; transformers 5.24 accepts no function for it."""
+TODAY = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f" | replace('%{code}', '{DATE.strftime('%' + code)}')" for code in "dbBYmyaAjHIMSp")
+    + " }}{% endmacro %}{{ '' }}"  # a template's first line break would be dropped after a block
+)
+"""A macro that writes the date where a template asks for today's; transformers 5.24 accepts no function for it."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +209,7 @@ class ChatTemplate:
         options: dict[str, Any] = {"add_generation_prompt": begins, "continue_final_message": not begins}
         if self.chat.thinking is not None:
             options["enable_thinking"] = self.chat.thinking
-        dated = TODAY.sub(lambda call: repr(DATE.strftime(call["format"])), self.text)
+        dated = TODAY + self.text if "strftime_now" in self.text else self.text
         try:
             found = self.tokenizer.apply_chat_template(
                 [dict(message) for message in messages], chat_template=dated, tokenize=False, **options

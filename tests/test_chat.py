@@ -75,6 +75,8 @@ def test_a_conversation_that_ends_with_the_assistant_s_words_goes_on_with_them(t
 
 def test_prompts_do_not_depend_on_the_day(tokenizer: Any) -> None:
     assert written(tokenizer, "{{ strftime_now('%d %b %Y') }} {{ messages[0].content }}").startswith("01 Jan 2025 Tom")
+    computed = "\n{% set form = '%d %B' %}{% for turn in messages %}{{ strftime_now(form) }}{% endfor %}"
+    assert written(tokenizer, computed).startswith("\n01 January")
 
 
 def test_templates_are_named_or_in_a_file(tokenizer: Any, tmp_path: Path) -> None:

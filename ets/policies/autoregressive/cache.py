@@ -14,10 +14,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 from typing import Any, NamedTuple, TypeAlias
-from weakref import ref
+from weakref import WeakMethod
 
 import torch
 from transformers.cache_utils import Cache
@@ -50,7 +49,7 @@ class RowCache(Cache):
         self.with_states = [layer for layer in self.layers if isinstance(layer, StateLayer)]
         for layer in self.layers:
             if isinstance(layer, IndexedLayer):
-                layer.positions = partial(_positions_read, ref(self))  # a reference would keep the cache in memory
+                layer.positions = WeakMethod(self.positions_read)  # a reference would keep the cache in memory
         self._there: tuple[torch.Tensor, torch.Tensor | None] | None = None  # see `_on`
 
     @property
@@ -109,10 +108,19 @@ class RowCache(Cache):
             self._there = torch.tensor(self.lengths, device=device), _padding(self.stored_lengths, self.length, device)
         return self._there
 
+    def positions_read(self) -> torch.Tensor | None:
+        """Positions `[3, rows, columns]` of the tokens read so far; None before the first token."""
+        keys = self.with_keys[0].keys
+        if keys is None:
+            return None
+        begin = torch.tensor([self.length - n for n in self.lengths], device=keys.device)
+        found = (torch.arange(self.length, device=keys.device) - begin[:, None]).clamp(min=0)
+        return found.expand(3, *found.shape)
+
     @property
     def position_ids(self) -> torch.Tensor:
         """As `IndexedLayer.indexer_position_ids`, where models of the family Qwen4 looked before transformers 5.24."""
-        found = _positions_read(ref(self))
+        found = self.positions_read()
         if found is None:
             raise AttributeError("nothing has been read")  # such a model asks with hasattr
         return found
@@ -153,17 +161,6 @@ class RowCache(Cache):
         for states in self.with_states:
             states.keep(order)
         return order
-
-
-def _positions_read(reference: ref[RowCache]) -> torch.Tensor | None:
-    """Positions `[3, rows, columns]` of the tokens in a cache; None before the first token."""
-    cache = reference()
-    keys = None if cache is None else cache.with_keys[0].keys
-    if cache is None or keys is None:
-        return None
-    begin = torch.tensor([cache.length - n for n in cache.lengths], device=keys.device)
-    found = (torch.arange(cache.length, device=keys.device) - begin[:, None]).clamp(min=0)
-    return found.expand(3, *found.shape)
 
 
 class Segment(NamedTuple):

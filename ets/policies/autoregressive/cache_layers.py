@@ -98,8 +98,7 @@ class RowLayer(CacheLayerMixin):
 class IndexedLayer(RowLayer):
     """Attention to the tokens that an indexer selects, whose keys `[rows, 1, capacity, width]` are kept too.
 
-    `positions` is the function of the cache that computes the positions `[3, rows, columns]` of the tokens read so far;
-    None before the first token.
+    `positions` refers to the method of the cache that computes the positions `[3, rows, columns]` of the tokens read.
     """
 
     columns = ("keys", "values", "indexer")
@@ -108,7 +107,7 @@ class IndexedLayer(RowLayer):
         super().__init__(capacity)
         self.indexer: torch.Tensor | None = None
         self.indexed = 0
-        self.positions: Callable[[], torch.Tensor | None] = lambda: None
+        self.positions: Callable[[], Callable[[], torch.Tensor | None] | None] = lambda: None
 
     def update_indexer(self, indexer_key_states: torch.Tensor) -> torch.Tensor:
         """Append keys `[rows, columns, width]`; returns all of them. A layer calls this before or after `update`."""
@@ -125,7 +124,8 @@ class IndexedLayer(RowLayer):
     @property
     def indexer_position_ids(self) -> torch.Tensor | None:
         """The positions, where models of the family Qwen4 look for them since transformers 5.24."""
-        return self.positions()
+        positions = self.positions()
+        return None if positions is None else positions()
 
     @indexer_position_ids.setter
     def indexer_position_ids(self, found: torch.Tensor) -> None:

@@ -434,12 +434,12 @@ class TransformersPolicy:
 
 
 def _most_probable(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    tokens = logits.argmax(-1)
+    def of_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        best = rows.argmax(-1)
+        return best, rows.double().log_softmax(-1).gather(-1, best[:, None])[:, 0]
 
-    def logps(rows: torch.Tensor, chosen: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return (rows.double().log_softmax(-1).gather(-1, chosen[:, None])[:, 0],)
-
-    return tokens, in_slices(logps, logits, tokens)[0]
+    tokens, logps = in_slices(of_rows, logits)
+    return tokens, logps
 
 
 @dataclass(frozen=True)
