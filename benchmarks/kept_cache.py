@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from autoregressive import Run, Setting, needed
 from floor import Floor, Shape
-from measuring import Conditions, PeakMemory, Row, Table
+from measuring import Conditions, PeakMemory, Row, Table, in_new_process
 from random_models import as_ets_loads, described, random_checkpoint
 from transformers import DynamicCache
 
@@ -95,16 +95,26 @@ def _floor(setting: Setting, prompt: int, model: Checkpoint, conditions: Conditi
 
 
 def growth(setting: Setting, sizes: dict[str, tuple[int, ...]], conditions: Conditions) -> Table:
-    """Time and memory while the prompt, M, or the number of prompts that advance together grows."""
+    """Time and memory while the prompt, M, or the number of prompts that advance together grows.
+
+    On a CPU each line is measured in a process of its own: the holes that earlier lines leave in a process's heap
+    would count as memory of later ones.
+    """
+    conditions = replace(conditions, repeats=1)  # memory hardly varies, and the shape of a curve is large
+    lines = [_grows(setting, name, value) for name, values in sizes.items() for value in values]
+    if conditions.device.type == "cpu":
+        rows = [in_new_process(_grown_alone, label, chosen, conditions) for label, chosen in lines]
+        about = described(random_checkpoint(setting.model, conditions.device, conditions.dtype).model)
+    else:
+        model = random_checkpoint(setting.model, conditions.device, conditions.dtype)
+        rows = [_grown(label, chosen, model, model, conditions) for label, chosen in lines]
+        about = described(model.model)
+    return Table("growth", "Autoregressive: growth", GROWTH.format(limit=LARGEST / 1e9), f"{about} {setting}", rows)
+
+
+def _grown_alone(label: str, setting: Setting, conditions: Conditions) -> Row:
     model = random_checkpoint(setting.model, conditions.device, conditions.dtype)
-    own = as_ets_loads(model)
-    rows, conditions = [], replace(conditions, repeats=1)  # memory hardly varies, and the shape of a curve is large
-    for name, values in sizes.items():
-        for value in values:
-            label, chosen = _grows(setting, name, value)
-            rows.append(_grown(label, chosen, model, own, conditions))
-    about = GROWTH.format(limit=LARGEST / 1e9)
-    return Table("growth", "Autoregressive: growth", about, f"{described(model.model)} {setting}", rows)
+    return _grown(label, setting, model, as_ets_loads(model), conditions)
 
 
 def _grows(setting: Setting, name: str, value: int) -> tuple[str, Setting]:

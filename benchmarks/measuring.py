@@ -5,14 +5,20 @@ from __future__ import annotations
 import ctypes
 import gc
 import math
+import multiprocessing
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import ParamSpec, TypeVar
 
 import torch
 from floor import Floor, Peak, seconds_of
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,12 @@ class PeakMemory:
         before = _resident("VmRSS")
         self.work()
         self.bytes.append(_resident("VmHWM") - before)
+
+
+def in_new_process(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """The result of a function of a module, called in a Python process that has run nothing else."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *args, **kwargs).result()
 
 
 def _resident(name: str) -> int:
