@@ -337,7 +337,7 @@ def share(memories: Sequence[RowMemory], room: int, saved: int | None = None) ->
             owners = dict(zip(parts, memories, strict=True))
             distinct, spare = list(owners), max(cache.capacity - cache.length for cache in caches)
             rows = _places(parts, distinct)
-            if prefixes:
+            if prefixes or any(rests):
                 caches = {_gather(distinct, room=0)}
             else:  # the old caches can be freed
                 caches = {joint := _gather(distinct, spare, owners=list(owners.values()))}
@@ -355,20 +355,27 @@ def in_common(memories: Sequence[RowMemory], saved: int | None = None) -> list[P
     """The parts at the beginnings of the rows that sharing stores once, in the order of the tokens.
 
     Sharing pays if at least two rows, on average, have the same part, and if `saved` columns need not be read again, by
-    default `SAVED`. If the next columns of all rows are in one cache, they are a part; otherwise a part is all that is
-    left of each row. The list is empty if a layer cannot read a prefix.
+    default `SAVED`. A part is the next segment of each row. Where that does not pay and the segments are in several
+    caches, a part is all that is left of each row. The list is empty if a layer cannot read a prefix.
     """
     common: list[Parts] = []
     cache = memories[0].cache
     if cache is None or not cache.shares:
         return common
     least = max(1, SAVED.get(cache.device, SAVED["cuda"]) if saved is None else saved)
-    while all(left := _after(memories, common)):
-        parts = [row[:1] for row in left] if len({begin.cache for begin, *_ in left}) == 1 else left
+
+    def pays(parts: Parts) -> bool:
         distinct = set(parts)
-        if 2 * len(distinct) > len(parts) or _columns(parts) - _columns(distinct) < least:
+        return 2 * len(distinct) <= len(parts) and _columns(parts) - _columns(distinct) >= least
+
+    while all(left := _after(memories, common)):
+        begins = [row[:1] for row in left]
+        if pays(begins):
+            common.append(begins)
+        elif len({begin.cache for (begin,) in begins}) > 1 and pays(left):
+            common.append(left)
+        else:
             break
-        common.append(parts)
     return common
 
 
