@@ -1,7 +1,7 @@
-"""The rows of all draws under way in one batch: a row that ends makes room for the next one.
+"""The rows of all draws under way in one batch: a problem goes on when its own rows have ended.
 
-A draw (`extend` or `finish`) of one problem ends with its slowest row. Alone it would pass ever smaller batches through
-the model. So several policies share a `LiveRows`, each in a thread of its own for another problem: the rows of their
+A draw (`extend` or `finish`) ends with its slowest row, and would alone pass ever smaller batches through the model. So
+several policies share a `LiveRows`, each in a thread of its own for another problem: the rows of their
 draws advance in one batch, and a problem goes on as soon as its own rows have ended. For example, while one problem
 waits for a rollout of 500 tokens, another one draws its next candidates.
 
@@ -32,6 +32,10 @@ from ets.types import Keys
 
 LOOK_EVERY = 8
 """Tokens between two checks for ended rows on a GPU, where a check waits for the device."""
+
+
+PATIENCE = 8
+"""Tokens between two admissions: one copies the rows of the batch, which takes as long as a token or two."""
 
 
 class Interrupted(Exception):
@@ -151,18 +155,21 @@ class LiveRows:
     def draw(self, draws: RowDraws, reader: CausalReader, member: int = 0) -> None:
         """Draw until every row of `draws` has stopped or ended."""
         with self.turn:
-            self._reader = reader
+            self._reader, rows = reader, [(draws, n) for n in range(draws.going)]
             self._draws.append(draws)
-            self._waiting = sorted(
-                [*self._waiting, *((draws, n) for n in range(draws.going))], key=lambda row: int(row[0].keys[0])
-            )
+            self._waiting = sorted([*self._waiting, *rows], key=lambda row: _order(row[0]))
             self._admits = True
             self._running.discard(member)
-            while not self._returns(draws):
-                self.turn.notify_all()
-                self.turn.wait()
-            self._running.add(member)
-            self._draws.remove(draws)
+            try:
+                while not self._returns(draws):
+                    self.turn.notify_all()
+                    self.turn.wait()
+            finally:
+                self._running.add(member)
+                self._draws.remove(draws)
+                if not self._draws:  # after a failure, the next draw begins anew
+                    self._failure, self._waiting = None, []
+                    self._leave_batch()
 
     def leave(self, member: int) -> None:
         """Draws wait for this thread no more."""
@@ -173,25 +180,25 @@ class LiveRows:
     def interrupt(self) -> None:
         """Raise `Interrupted` in all draws, within a token."""
         self._failure = Interrupted()
+        if self.turn.acquire(blocking=False):  # otherwise a thread draws, and looks at the failure after a token
+            self.turn.notify_all()
+            self.turn.release()
 
     def _returns(self, draws: RowDraws) -> bool:
-        """Whether it is the turn of the thread of `draws`; with no other thread running, this one draws the tokens."""
+        """Whether it is the turn of the thread of `draws`. While no thread is running, this one draws the tokens."""
         if self._failure is None and not self._running:
             try:
-                while all(each.going for each in self._draws):
+                while self._failure is None and all(each.going for each in self._draws):
                     self._advance()
             except BaseException as error:
                 self._failure = error
         if self._failure is not None:
             self.turn.notify_all()
             raise self._failure
-        ready = [each for each in self._draws if not each.going]
-        return not self._running and min(ready, key=lambda each: int(each.keys[0])) is draws
+        return not self._running and min((each for each in self._draws if not each.going), key=_order) is draws
 
     def _advance(self) -> None:
         """Admit rows, and draw a token for every row, or as many as fit between two checks for ended rows."""
-        if self._failure is not None:
-            raise self._failure
         try:
             self._admit()
             self._draw_columns()
@@ -208,7 +215,7 @@ class LiveRows:
 
     def _admit(self) -> None:
         """Add waiting rows to the batch, if all of them fit or if they fill half of it: each time rows are copied."""
-        if not (self._waiting and self._admits):
+        if not (self._waiting and self._admits) or (self._rows and self._column < PATIENCE):
             return
         kind = self._kind(*(self._rows or self._waiting)[0])
         fitting = [row for row in self._waiting if self._kind(*row) == kind]
@@ -309,6 +316,11 @@ class LiveRows:
             self._leave_batch()
         else:
             self._logits = logits[self._keep([r for r in range(len(self._rows)) if r not in set(places)])]
+
+
+def _order(draws: RowDraws) -> int:
+    """The order of draws, which does not depend on the moments at which threads come."""
+    return int(draws.keys[0])
 
 
 def _most_probable(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -138,23 +138,10 @@ class TransformersPolicy:
             self.checkpoint, sampling, horizon or self.horizon, end_ids=self.endings.end_ids, **shared
         )
 
-    def joined(self, members: int) -> list[TransformersPolicy]:
+    def joined(self, members: int) -> list[JoinedPolicy]:
         """Policies of the same law for as many threads, whose rows advance in one batch; see `LiveRows`."""
-        options = {name: getattr(self, name) for name in ("certainty", "one_by_one")}
-        options |= {"end_ids": self.endings.end_ids, "look_every": self._look_every}
-        policies = [TransformersPolicy(self.checkpoint, self.sampling, self.horizon, **options) for _ in range(members)]
         batch = self._batch(members)
-        for member, policy in enumerate(policies):
-            policy._memory, policy._live, policy._member = self._memory, batch, member
-        return policies
-
-    def leave(self) -> None:
-        """End the part in a joint batch: the draws of its other policies do not wait for this one any more."""
-        self._live.leave(self._member)
-
-    def interrupt(self, thread: int) -> None:
-        """End the draws of a joint batch, of whatever thread, within a token."""
-        self._live.interrupt()
+        return [JoinedPolicy(self, batch, member) for member in range(members)]
 
     def load(self) -> None:
         """Load the weights, unless they are loaded; otherwise the first draw loads them."""
@@ -403,6 +390,27 @@ class TransformersPolicy:
     def _bytes_per_row(self, states: Sequence[TokenState]) -> float:
         """Largest number of bytes of a row in the cache."""
         return self._reader.bytes_of(max(len(state.prompt) + longest(self.horizon, state.problem) for state in states))
+
+
+class JoinedPolicy(TransformersPolicy):
+    """A policy whose rows advance in one batch with those of other ones; `TransformersPolicy.joined` makes it.
+
+    Its thread calls `leave` at its end, since all others wait until it draws.
+    """
+
+    def __init__(self, policy: TransformersPolicy, batch: LiveRows, member: int) -> None:
+        options: dict[str, Any] = {name: getattr(policy, name) for name in ("certainty", "one_by_one")}
+        options |= {"end_ids": policy.endings.end_ids, "look_every": policy._look_every}
+        super().__init__(policy.checkpoint, policy.sampling, policy.horizon, **options)
+        self._memory, self._live, self._member = policy._memory, batch, member
+
+    def leave(self) -> None:
+        """Draws of the others wait for this policy no more."""
+        self._live.leave(self._member)
+
+    def interrupt(self, thread: int) -> None:
+        """End the draws of all threads within a token."""
+        self._live.interrupt()
 
 
 def make_policy(
