@@ -23,6 +23,13 @@ class Interruptible(Protocol):
     def interrupt(self, thread: int) -> None: ...
 
 
+@runtime_checkable
+class Member(Protocol):
+    """A policy in a joint batch, which waits until each policy in it draws, or has left."""
+
+    def leave(self) -> None: ...
+
+
 def run_in_groups(
     groups: Sequence[tuple[Policy, StepFn]],
     problems: Iterable[Problem],
@@ -74,6 +81,9 @@ def run_in_groups(
             found.put(None)
         except BaseException as error:
             found.put(error)
+        finally:
+            if isinstance(policy, Member):
+                policy.leave()
 
     threads = [threading.Thread(target=work, args=group, daemon=True) for group in groups]
     for thread in threads:

@@ -55,6 +55,15 @@ class Shareable(Loadable, Protocol):
         ...
 
 
+@runtime_checkable
+class Joinable(Loadable, Protocol):
+    """A policy whose rows for several problems can advance in one batch, with a thread for each problem."""
+
+    def joined(self, members: int) -> list[Policy]:
+        """As many policies of the same law, whose draws wait for one another."""
+        ...
+
+
 @dataclass(frozen=True)
 class Drawing:
     """A step function with its policy and its key in the journal.
@@ -167,9 +176,12 @@ class Run:
 
     def _policies(self, policy: Policy, problems: int) -> list[Policy]:
         """A policy for each problem under way where threads may share an engine: no problem waits for another one."""
-        if not isinstance(policy, Shareable) or getattr(self.task, "main_thread", False):
+        members = min(self.width, problems)
+        if members < 2 or getattr(self.task, "main_thread", False):
             return [policy]
-        return [policy, *(policy.beside() for _ in range(min(self.width, problems) - 1))]
+        if isinstance(policy, Joinable):
+            return list(policy.joined(members))
+        return [policy, *(policy.beside() for _ in range(members - 1))] if isinstance(policy, Shareable) else [policy]
 
     def _graded_in_parallel(self, step: StepFn) -> StepFn:
         """The step function; a slow task then grades the texts that have ended in parallel, and remembers them."""

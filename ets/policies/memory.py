@@ -60,27 +60,35 @@ class MemoryLimit:
         results: list[T] = []
         at = 0
         while at < len(items):
-            size = self._most or max(1, min(len(items) - at, int(self._limit() / bytes_each)))
+            size = self.rows(len(items) - at, bytes_each)
             try:
                 results.append(work(items[at : at + size]))
                 at += size
                 continue
             except torch.OutOfMemoryError as error:
-                if size == 1:
-                    raise InputError(
-                        f"out of memory with one row of about {bytes_each / 2**30:.2g} GiB; "
-                        f"shorten the prompt or the generation: {error}"
-                    ) from None
+                self.require_several(size, bytes_each, error)
             # After the except block nothing refers to the failed attempt, so CUDA can free the memory.
-            self._halve(size * bytes_each)
+            self.halve(size * bytes_each)
         return results
+
+    def rows(self, count: int, bytes_each: float) -> int:
+        """How many of `count` rows fit, at least one."""
+        return self._most or max(1, min(count, int(self._limit() / bytes_each)))
+
+    def require_several(self, size: int, bytes_each: float, error: Exception) -> None:
+        """Raise `InputError` where memory ran out with a single item."""
+        if size == 1:
+            raise InputError(
+                f"out of memory with one row of about {bytes_each / 2**30:.2g} GiB; "
+                f"shorten the prompt or the generation: {error}"
+            ) from None
 
     def _limit(self) -> float:
         if self._bytes is None:
             self._bytes = free_bytes(self._device()) / 2
         return self._bytes
 
-    def _halve(self, used: float) -> None:
+    def halve(self, used: float) -> None:
         """Lower the limit after running out of memory. The caller draws the rows again, with the same keys."""
         torch.cuda.empty_cache()
         if not self._halved:

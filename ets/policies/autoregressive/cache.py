@@ -12,9 +12,8 @@ row of its prompt, which all rollouts of the problem share, and the row of its c
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import Any, NamedTuple, TypeAlias
 from weakref import WeakMethod
 
@@ -337,7 +336,7 @@ def share(memories: Sequence[RowMemory], room: int, saved: int | None = None) ->
             owners = dict(zip(parts, memories, strict=True))
             distinct, spare = list(owners), max(cache.capacity - cache.length for cache in caches)
             rows = _places(parts, distinct)
-            if prefixes:
+            if prefixes or any(rests):
                 caches = {_gather(distinct, room=0)}
             else:  # the old caches can be freed
                 caches = {joint := _gather(distinct, spare, owners=list(owners.values()))}
@@ -355,20 +354,27 @@ def in_common(memories: Sequence[RowMemory], saved: int | None = None) -> list[P
     """The parts at the beginnings of the rows that sharing stores once, in the order of the tokens.
 
     Sharing pays if at least two rows, on average, have the same part, and if `saved` columns need not be read again, by
-    default `SAVED`. If the next columns of all rows are in one cache, they are a part; otherwise a part is all that is
-    left of each row. The list is empty if a layer cannot read a prefix.
+    default `SAVED`. A part is the next segment of each row. Where that does not pay and the segments are in several
+    caches, a part is all that is left of each row. The list is empty if a layer cannot read a prefix.
     """
     common: list[Parts] = []
     cache = memories[0].cache
     if cache is None or not cache.shares:
         return common
     least = max(1, SAVED.get(cache.device, SAVED["cuda"]) if saved is None else saved)
-    while all(left := _after(memories, common)):
-        parts = [row[:1] for row in left] if len({begin.cache for begin, *_ in left}) == 1 else left
+
+    def pays(parts: Parts) -> bool:
         distinct = set(parts)
-        if 2 * len(distinct) > len(parts) or _columns(parts) - _columns(distinct) < least:
+        return 2 * len(distinct) <= len(parts) and _columns(parts) - _columns(distinct) >= least
+
+    while all(left := _after(memories, common)):
+        begins = [row[:1] for row in left]
+        if pays(begins):
+            common.append(begins)
+        elif len({begin.cache for (begin,) in begins}) > 1 and pays(left):
+            common.append(left)
+        else:
             break
-        common.append(parts)
     return common
 
 
@@ -407,7 +413,7 @@ def _gather(
     The states are those of the `owners`; a prefix, which is read and never continued, has none.
     """
     lengths = [_columns([row]) for row in rows]
-    longest, copies = max(lengths), list(_copies(rows, max(lengths)))
+    longest, copies = max(lengths), _copies(rows, max(lengths))
     source = prefixes[0].cache if prefixes else rows[0][0].cache
     total = [sum(each) for each in zip(lengths, *(prefix.lengths for prefix in prefixes), strict=True)]
     gathered = RowCache(source.kinds, longest + room, total, prefixes)
@@ -423,9 +429,11 @@ def _gather(
             tensor = sample.new_empty(len(rows), sample.shape[1], longest + room, sample.shape[3])
             if min(lengths) < longest:
                 tensor[:, :, :longest] = 0  # masked columns must be finite
-            for first, count, end, part in copies:
-                copied = getattr(part.cache.layers[number], name)[part.row, :, part.begin : part.end]
-                tensor[first : first + count, :, end - part.columns : end] = copied
+            for copy in copies:
+                kept = getattr(copy.cache.layers[number], name)
+                tensor[copy.to, :, copy.end - copy.columns : copy.end] = kept[
+                    copy.rows, :, copy.stop - copy.columns : copy.stop
+                ]
             setattr(layer, name, tensor)
         layer.is_initialized = True
         layer.use(longest)
@@ -438,18 +446,42 @@ def _states_of(owners: Sequence[RowMemory]) -> tuple[list[tuple[int, int]], list
     return [(caches.index(memory.cache), memory.row) for memory in owners], [c for c in caches if c is not None]
 
 
-def _copies(rows: Sequence[Sequence[Segment]], longest: int) -> Iterator[tuple[int, int, int, Segment]]:
-    """The copies of `_gather`: first row, rows, end column, segment. One copy serves neighbours with equal segments."""
-    placed: dict[tuple[int, Segment], list[int]] = defaultdict(list)
+class _Copy(NamedTuple):
+    """`columns` columns of some rows of a cache up to `stop`, and the rows and the end of their place."""
+
+    cache: RowCache
+    rows: slice | list[int]
+    stop: int
+    columns: int
+    to: slice | list[int]
+    end: int
+
+
+def _copies(rows: Sequence[Sequence[Segment]], longest: int) -> list[_Copy]:
+    """The copies of `_gather`: one for the rows whose segments end in one column, of the place and of the cache.
+
+    A copy has the columns of its longest segment, so that it may reach into the columns before a shorter one. These are
+    padding, or a later copy writes them: the last segments of all rows are copied first.
+    """
+    placed: dict[tuple[int, int, RowCache, int], list[tuple[int, Segment]]] = defaultdict(list)
     for number, row in enumerate(rows):
         end = longest
-        for part in reversed(row):
-            placed[end, part].append(number)
+        for turn, part in enumerate(reversed(row)):
+            placed[turn, end, part.cache, part.end].append((number, part))
             end -= part.columns
-    for (end, part), numbers in placed.items():
-        for _, run in groupby(enumerate(numbers), key=lambda item: item[1] - item[0]):
-            first, *others = [number for _, number in run]
-            yield first, 1 + len(others), end, part
+    found = []
+    for (_, end, cache, stop), parts in sorted(placed.items(), key=lambda item: item[0][0]):
+        columns = max(part.columns for _, part in parts)
+        source, to = _as_slice([part.row for _, part in parts]), _as_slice([number for number, _ in parts])
+        found.append(_Copy(cache, source, stop, columns, to, end))
+    return found
+
+
+def _as_slice(rows: list[int]) -> slice | list[int]:
+    """Rows as a slice, which makes no copy by itself: neighbours, or one row that stands for all."""
+    if all(row == rows[0] for row in rows):
+        return slice(rows[0], rows[0] + 1)
+    return slice(rows[0], rows[-1] + 1) if rows == list(range(rows[0], rows[-1] + 1)) else rows
 
 
 def _padding(lengths: Sequence[int], length: int, device: torch.device) -> torch.Tensor | None:

@@ -84,6 +84,11 @@ class CausalReader:
         """Whether a long prompt may be read in parts: with longrope, the last token decides about all keys."""
         return self.switch is None and not self.singly
 
+    def bytes_of(self, columns: float) -> float:
+        """Bytes of a row: so many columns and its states in the cache, and its logits before and after a token."""
+        column, states = self.bytes_of_a_row
+        return columns * column + states + 2 * self._config.vocab_size * self.model.dtype.itemsize
+
     def empty(self, rows: int, capacity: int) -> RowCache:
         """A cache of rows that have read nothing."""
         return RowCache(self.kinds, capacity, [0] * rows)

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 
 from ets.models import diffusion_engine
-from ets.policies.autoregressive.beam_search import Ended, beam_search
-from ets.policies.autoregressive.cache import RowCache, RowMemory, columns_each, compact, fork, share
+from ets.policies.autoregressive.beam_search import beam_search
+from ets.policies.autoregressive.cache import RowCache, RowMemory, compact, fork
 from ets.policies.autoregressive.cache_layers import layer_kinds
 from ets.policies.autoregressive.law import (
     Endings,
@@ -28,6 +28,7 @@ from ets.policies.autoregressive.law import (
     longest,
     require_same_tokens,
 )
+from ets.policies.autoregressive.live_rows import LiveRows, RowDraws
 from ets.policies.autoregressive.reader import reader_of, switch_of
 from ets.policies.autoregressive.scoring import (
     ForeignPath,
@@ -38,21 +39,15 @@ from ets.policies.autoregressive.scoring import (
     read_on,
     score_paths,
 )
-from ets.policies.autoregressive.truncation import draw_tokens, probabilities
+from ets.policies.autoregressive.truncation import probabilities
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.memory import MemoryLimit, weights_device
 from ets.policies.prompts import encode_prompt
 from ets.policies.settings import Horizon, MemorySettings, Sampling
-from ets.policies.token_draws import certainty_of, in_slices, require_finite
-from ets.randomness import uniform
+from ets.policies.token_draws import require_finite
 from ets.step import require_counts
 from ets.types import Certainty, Cost, Draw, Followed, InputError, Keys, Policy, Problem, Scored, State
 
-Pick: TypeAlias = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
-"""From logits `[R, V]` and uniforms `[R]` to tokens `[R]` and their log-probabilities `[R]`."""
-
-LOOK_EVERY = 8
-"""Tokens between two checks for ended rows on a GPU, where a check waits for the device."""
 READ_TOGETHER = 1024
 """Tokens of prompts in one forward pass; they keep every device busy, and more of them only need more memory."""
 
@@ -116,6 +111,11 @@ class TransformersPolicy:
         self._look_every = look_every
         self.one_by_one = one_by_one
         self._memory = MemoryLimit(memory_gib, lambda: weights_device(checkpoint.model), one_by_one)
+        self._live, self._member = self._batch(1), 0
+
+    def _batch(self, members: int) -> LiveRows:
+        options: dict[str, Any] = {"certainty": self.certainty, "look_every": self._look_every, "members": members}
+        return LiveRows(self._memory, **options)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -137,6 +137,11 @@ class TransformersPolicy:
         return TransformersPolicy(
             self.checkpoint, sampling, horizon or self.horizon, end_ids=self.endings.end_ids, **shared
         )
+
+    def joined(self, members: int) -> list[JoinedPolicy]:
+        """Policies of the same law for as many threads, whose rows advance in one batch; see `LiveRows`."""
+        batch = self._batch(members)
+        return [JoinedPolicy(self, batch, member) for member in range(members)]
 
     def load(self) -> None:
         """Load the weights, unless they are loaded; otherwise the first draw loads them."""
@@ -164,14 +169,14 @@ class TransformersPolicy:
             )
 
     def extend(self, states: Sequence[State], keys: Keys) -> list[Draw]:
-        return self._draw(states, keys, self.horizon.block_size, "candidate", self._pick)
+        return self._draw(states, keys, self.horizon.block_size, "candidate", self.sampling)
 
     def finish(self, states: Sequence[State], keys: Keys) -> list[Draw]:
-        return self._draw(states, keys, self.horizon.max_length, "rollout", self._pick)
+        return self._draw(states, keys, self.horizon.max_length, "rollout", self.sampling)
 
     def greedy(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         """The most probable token at each turn, whatever the sampling rule; logp is the untempered model's."""
-        return self._draw(states, keys, self.horizon.max_length, "rollout", _most_probable)
+        return self._draw(states, keys, self.horizon.max_length, "rollout", None)
 
     @torch.inference_mode()
     def beam(self, states: Sequence[State], beams: int) -> list[Draw]:
@@ -292,19 +297,25 @@ class TransformersPolicy:
         return costs
 
     @torch.inference_mode()
-    def _draw(self, states: Sequence[State], keys: Keys, block: int, kind: str, pick: Pick) -> list[Draw]:
+    def _draw(
+        self, states: Sequence[State], keys: Keys, block: int, kind: str, sampling: Sampling | None
+    ) -> list[Draw]:
+        """Draw up to `block` tokens for each row, from the most probable one without a sampling rule."""
         opened = as_token_states(states)
-        compact([state.memory for state in opened], self._room(opened, self.horizon.max_length))
-        prompts, draws = self._read_prompts(opened), dict[int, Draw]()
-        advance = partial(self._advance, block=block, kind=kind, pick=pick, prompts=prompts)
-        for places in self._together(opened):
-            group = [opened[n] for n in places]
-            columns = columns_each([state.memory for state in group], self._room(group, block))
-            rows = [(opened[n], keys[n]) for n in places]
-            chunks = self._memory.in_chunks(rows, self._bytes_of(columns), advance)
-            draws |= zip(places, (draw for chunk in chunks for draw in chunk), strict=True)
-        self.ledger += Cost.total(draw.cost for draw in draws.values())
-        return [draws[n] for n in range(len(opened))]
+        with self._live.turn:
+            compact([state.memory for state in opened], self._room(opened, self.horizon.max_length))
+            prompts = self._read_prompts(opened)
+        lengths = [min(len(state.tokens) + block, longest(self.horizon, state.problem)) for state in opened]
+        drawn = RowDraws(opened, keys, lengths, sampling, self._ended, self._charge)
+        if opened:
+            self._live.draw(drawn, self._reader, self._member)
+        require_finite([state.problem for state in opened], drawn.numbers[:, 0].tolist())
+        draws = self._draws(drawn, kind, prompts)
+        self.ledger += Cost.total(draw.cost for draw in draws)
+        return draws
+
+    def _charge(self, share: float) -> None:
+        self.ledger += Cost(forwards=share)
 
     def _together(self, states: Sequence[TokenState]) -> list[list[int]]:
         """The places of states that may share a forward pass: all, unless the model needs one length or longrope."""
@@ -312,9 +323,6 @@ class TransformersPolicy:
         for n, state in enumerate(states):
             groups[self._reader.group(state.memory.length)].append(n)
         return list(groups.values())
-
-    def _pick(self, logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return draw_tokens(self.sampling, logits, uniforms)
 
     def _read_prompts(self, states: Sequence[TokenState]) -> dict[RowMemory, int]:
         """Fill the memories of start states, one forward per prompt length; returns the positions read, by memory."""
@@ -326,7 +334,7 @@ class TransformersPolicy:
             by_length[len(state.prompt)].append(state)
         for length, group in by_length.items():
             together = max(1, READ_TOGETHER // length)
-            each = self._bytes_of(length + self._room_after_prompts(group))
+            each = self._reader.bytes_of(length + self._room_after_prompts(group))
             for at in range(0, len(group), together):
                 self._memory.in_chunks(group[at : at + together], each, self._read)
         return {memory: len(state.prompt) for memory, state in unread.items()}
@@ -340,52 +348,8 @@ class TransformersPolicy:
         for row, state in enumerate(states):
             state.memory.cache, state.memory.row, state.memory.logits = cache, row, logits[row]
 
-    def _advance(
-        self,
-        batch: Sequence[tuple[TokenState, np.uint64]],
-        block: int,
-        kind: str,
-        pick: Pick,
-        prompts: dict[RowMemory, int],
-    ) -> list[Draw]:
-        """Draw up to `block` tokens for each row, with a check for ended rows every `look_every` tokens."""
-        states, keys = [state for state, _ in batch], np.array([key for _, key in batch], np.uint64)
-        memories, drawn = [state.memory for state in states], _Tally(states)
-        logits = torch.stack([memory.logits for memory in memories])
-        room, most = self._room(states, block), [longest(self.horizon, state.problem) for state in states]
-        positions = np.array([len(tokens) for tokens in drawn.tokens])[:, None] + np.arange(room)
-        uniforms = torch.from_numpy(uniform(keys[:, None], positions)).to(logits.device)
-        look_every = self._look_every or (1 if logits.device.type == "cpu" else LOOK_EVERY)
-        cache, rows, column = share(memories, room), list(range(len(states))), 0
-        while rows and column < room:
-            left = min(most[n] - len(drawn.tokens[n]) for n in rows)
-            live = uniforms[rows]
-            columns = [self._column(logits, live[:, column], pick)]
-            for at in range(column + 1, column + min(look_every, room - column, left)):
-                del logits  # two tensors `[rows, V]` can be larger than the cache
-                logits = self._forward(cache, columns[-1].tokens[:, None])[:, -1]
-                columns.append(self._column(logits, live[:, at], pick))
-            column += len(columns)
-            going = drawn.take(rows, columns, self._ended)
-            if len(going) < len(rows):
-                rows = [rows[r] for r in cache.keep(going)]
-            if rows:
-                del logits
-                logits = self._forward(cache, [drawn.tokens[n][-1:] for n in rows])[:, -1]
-        require_finite([state.problem for state in states], drawn.numbers[:, 0].tolist())
-        reached = {n: RowMemory(cache, r, logits[r]) for r, n in enumerate(rows)}
-        return self._draws(drawn, reached, kind, prompts)
-
-    def _column(self, logits: torch.Tensor, uniforms: torch.Tensor, pick: Pick) -> _Column:
-        """One token for each row, left on the device."""
-        tokens, logps = pick(logits, uniforms)
-        sure = certainty_of(logits) if self.certainty else logps.new_zeros(len(logps), 2)
-        return _Column(tokens, logps, sure)
-
-    def _draws(
-        self, drawn: _Tally, reached: dict[int, RowMemory], kind: str, prompts: dict[RowMemory, int]
-    ) -> list[Draw]:
-        """The draws of rows; `reached` holds the memories of open rows.
+    def _draws(self, drawn: RowDraws, kind: str, prompts: dict[RowMemory, int]) -> list[Draw]:
+        """The draws of rows.
 
         The model reads every drawn token but the last of an ended row, and the tokens of `unseen`. The first row of a
         prompt has the cost of the prompt, which is removed from `prompts`.
@@ -393,12 +357,12 @@ class TransformersPolicy:
         draws = []
         for n, (state, tokens) in enumerate(zip(drawn.states, drawn.tokens, strict=True)):
             new = len(tokens) - len(state.tokens)
-            positions = new - (n not in reached) + int(drawn.unseen[n])
+            positions = new - (n not in drawn.reached) + int(drawn.unseen[n])
             cost = Cost(**{"prompt": prompts.pop(state.memory, 0), "generated": new, kind: positions})
             logp, *sums = drawn.numbers[n].tolist()
             sure = state.certainty and state.certainty + Certainty(new, *sums)
             each = drawn.logps[n]
-            draws.append(draw_of(state, tuple(tokens), logp, reached.get(n), cost, self.endings, sure, each))
+            draws.append(draw_of(state, tuple(tokens), logp, drawn.reached.get(n), cost, self.endings, sure, each))
         return draws
 
     def _ended(self, state: TokenState, tokens: list[int]) -> bool:
@@ -425,61 +389,28 @@ class TransformersPolicy:
 
     def _bytes_per_row(self, states: Sequence[TokenState]) -> float:
         """Largest number of bytes of a row in the cache."""
-        return self._bytes_of(max(len(state.prompt) + longest(self.horizon, state.problem) for state in states))
-
-    def _bytes_of(self, columns: float) -> float:
-        """Bytes of a row: so many columns and its states in the cache, and its logits before and after a token."""
-        column, states = self._reader.bytes_of_a_row
-        return columns * column + states + 2 * self._config.vocab_size * self.checkpoint.model.dtype.itemsize
+        return self._reader.bytes_of(max(len(state.prompt) + longest(self.horizon, state.problem) for state in states))
 
 
-def _most_probable(logits: torch.Tensor, uniforms: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    def of_rows(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        best = rows.argmax(-1)
-        return best, rows.double().log_softmax(-1).gather(-1, best[:, None])[:, 0]
+class JoinedPolicy(TransformersPolicy):
+    """A policy whose rows advance in one batch with those of other ones; `TransformersPolicy.joined` makes it.
 
-    tokens, logps = in_slices(of_rows, logits)
-    return tokens, logps
-
-
-@dataclass(frozen=True)
-class _Column:
-    """One token for each of R rows: tokens `[R]`, log-probabilities `[R]`, certainties `[R, 2]`."""
-
-    tokens: torch.Tensor
-    logps: torch.Tensor
-    sure: torch.Tensor
-
-
-class _Tally:
-    """The tokens, log-probabilities and sums of rows on the host, copied from the device some columns at a time.
-
-    `logps` holds those of the new tokens. `unseen` counts the tokens that a row drew and read between its end and the
-    check for ended rows.
+    Its thread calls `leave` at its end, since all others wait until it draws.
     """
 
-    def __init__(self, states: Sequence[TokenState]) -> None:
-        self.states = states
-        self.tokens = [list(state.tokens) for state in states]
-        self.logps: list[list[float]] = [[] for _ in states]
-        self.unseen = np.zeros(len(states), np.int64)
-        self.numbers = np.zeros((len(states), 3))  # sums of log-probabilities, entropies, self-certainties
+    def __init__(self, policy: TransformersPolicy, batch: LiveRows, member: int) -> None:
+        options: dict[str, Any] = {name: getattr(policy, name) for name in ("certainty", "one_by_one")}
+        options |= {"end_ids": policy.endings.end_ids, "look_every": policy._look_every}
+        super().__init__(policy.checkpoint, policy.sampling, policy.horizon, **options)
+        self._memory, self._live, self._member = policy._memory, batch, member
 
-    def take(self, rows: Sequence[int], columns: Sequence[_Column], ended: Ended) -> list[int]:
-        """Add columns for these rows; returns the places of the open rows in `rows`."""
-        tokens = torch.stack([column.tokens for column in columns]).tolist()
-        numbers = torch.stack([torch.cat((column.logps[:, None], column.sure), -1) for column in columns]).cpu().numpy()
-        logps = numbers[..., 0].tolist()
-        going = list(range(len(rows)))
-        for at in range(len(columns)):
-            live = [rows[r] for r in going]
-            self.numbers[live] += numbers[at, going]
-            for r, n in zip(going, live, strict=True):
-                self.tokens[n].append(tokens[at][r])
-                self.logps[n].append(logps[at][r])
-            going = [r for r in going if not ended(self.states[rows[r]], self.tokens[rows[r]])]
-            self.unseen[list(set(rows) - {rows[r] for r in going})] += at + 1 < len(columns)
-        return going
+    def leave(self) -> None:
+        """Draws of the others wait for this policy no more."""
+        self._live.leave(self._member)
+
+    def interrupt(self, thread: int) -> None:
+        """End the draws of all threads within a token."""
+        self._live.interrupt()
 
 
 def make_policy(

@@ -16,7 +16,7 @@ from ets.kernel import energy_guided
 from ets.policies.autoregressive import cache as kv_cache
 from ets.policies.autoregressive import truncation
 from ets.policies.autoregressive.cache import Prefix, RowCache
-from ets.policies.autoregressive.reader import reader_of
+from ets.policies.autoregressive.reader import CausalReader, reader_of
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.settings import Horizon, Sampling
@@ -197,28 +197,27 @@ def test_memory_limits_count_logits(make_tiny: Any) -> None:
     policy = make_tiny()
     policy.finish(policy.start(PROBLEMS[:1]), np.arange(1, dtype=np.uint64))
     config = policy.checkpoint.config
-    assert policy._bytes_of(3) - policy._bytes_of(0) == 3 * policy._reader.bytes_of_a_row[0]
-    assert policy._bytes_of(0) == 2 * config.vocab_size * policy.checkpoint.model.dtype.itemsize
+    assert policy._reader.bytes_of(3) - policy._reader.bytes_of(0) == 3 * policy._reader.bytes_of_a_row[0]
+    assert policy._reader.bytes_of(0) == 2 * config.vocab_size * policy.checkpoint.model.dtype.itemsize
 
 
 def test_running_out_of_memory_halves_the_rows_and_says_so_once(
     make_tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    policy, twin = make_tiny(), make_tiny()
-    forward = policy._forward
+    policy, keys = make_tiny(), np.arange(40, dtype=np.uint64)
+    expected = policy.finish(policy.start(PROBLEMS[:1]) * 40, keys)
+    read = CausalReader.read
 
-    def small_card(cache: Any, tokens: Any) -> torch.Tensor:
+    def small_card(reader: CausalReader, cache: Any, tokens: Any, last: int = 1) -> torch.Tensor:
         if len(tokens) > 5:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(cache, tokens)
+        return read(reader, cache, tokens, last)
 
-    monkeypatch.setattr(policy, "_forward", small_card)
-    keys = np.arange(40, dtype=np.uint64)
+    monkeypatch.setattr(CausalReader, "read", small_card)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         drawn = policy.finish(policy.start(PROBLEMS[:1]) * 40, keys)
     assert [str(warning.message)[:13] for warning in caught] == ["out of memory"]
-    expected = twin.finish(twin.start(PROBLEMS[:1]) * 40, keys)
     assert [draw.state.tokens for draw in drawn] == [draw.state.tokens for draw in expected]
 
 
