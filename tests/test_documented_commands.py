@@ -48,15 +48,25 @@ HERE = {  # the repository and this interpreter's environment, seen from another
 
 def is_run_here(block: Block) -> bool:
     return block.language == "bash" and any(
-        command not in ELSEWHERE and not command.startswith(tuple(NOT_RUN)) for command in block.commands
+        not is_run_elsewhere(command) and not command.startswith(tuple(NOT_RUN)) for command in block.commands
     )
+
+
+def is_run_elsewhere(command: str) -> bool:
+    """Whether another test runs it, perhaps with other values of its variables."""
+    return re.sub(r"^([A-Z_]+=\S+ )+", "", command) in ELSEWHERE
 
 
 BLOCKS = {name_of(page): blocks(page) for page in PAGES}
 RUN = [page for page, found in BLOCKS.items() if any(map(is_run_here, found))]
 COMMANDS = [c for found in BLOCKS.values() for block in found if block.language == "bash" for c in block.commands]
 READ = {
-    page: [c for block in found for c in block.commands if not block.language or c.startswith(tuple(NOT_RUN))]
+    page: [
+        command
+        for block in found
+        for command in block.commands
+        if not block.language or command.startswith(tuple(NOT_RUN)) or is_run_elsewhere(command)
+    ]
     for page, found in BLOCKS.items()
 }
 

@@ -28,7 +28,7 @@ def sampled(policy: Tabular, candidates: int, *, rollouts: int = 1, lam: float =
 def test_one_candidate_is_plain_sampling() -> None:
     policy = TabularPolicy()
     step = energy_guided(lifted(liking), candidates=1, rollouts=2, lam=LAM)
-    chains = run(policy, step, [PROBLEM], width=5000, seed=0, samples=20_000)
+    chains = run(policy, step, [PROBLEM], width=5000, seed=0, samples=10_000)
     check_law((c.state.tokens for c in chains), reference(policy), level=1e-4)
 
 

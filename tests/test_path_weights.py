@@ -186,14 +186,14 @@ def test_candidates_without_their_own_ratio_turn_the_law_red(monkeypatch: pytest
 
     monkeypatch.setattr(PathWeights, "extend", without)
     with pytest.raises(AssertionError, match="exact law"):
-        check_law(outcomes(chains(pair, 4, 2, 5_000)), law, level=LEVEL)
+        check_law(outcomes(chains(pair, 4, 2, 1_250)), law, level=LEVEL)
 
 
 def test_a_dropped_position_term_turns_the_law_red(monkeypatch: pytest.MonkeyPatch) -> None:
     pair = weigher("1F: another temperature")
     law = kernel_target(pair, 4, 2)
     tokens_only = TabularWeigher(pair.exact, pair.fast, "1")
-    found = chains(tokens_only, 4, 2, 5_000)
+    found = chains(tokens_only, 4, 2, 1_250)
     with pytest.raises(AssertionError, match="exact law"):
         check_law(outcomes(found), law, level=LEVEL)
 

@@ -244,7 +244,7 @@ def test_an_unfinished_cycle_that_counts_turns_the_law_red(monkeypatch: pytest.M
         return returned(replace(chain, state=replace(chain.state, ends=(chain.state.end,) * 2)), numbers)
 
     monkeypatch.setattr(module, "_returned", counted)
-    chains = chains_of(LETTERS, refined(lifted(liking), lam=LAM, budget=9, start=0.0), samples=10_000)
+    chains = chains_of(LETTERS, refined(lifted(liking), lam=LAM, budget=9, start=0.0), samples=5_000)
     with pytest.raises(AssertionError):
         check_law(outcomes(LETTERS, chains), law, level=LEVEL)
 

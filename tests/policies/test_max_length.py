@@ -96,7 +96,7 @@ def test_limits_of_a_batch_equal_single_runs(make_tiny: Callable[..., Transforme
 def test_laws_hold_under_a_limit(make_tiny: Callable[..., TransformersPolicy]) -> None:
     """At a level of 1e-4; the law is that of a policy whose max_length is 3."""
     policy = make_tiny()
-    check_policy(policy, replace(causal_oracle(policy), max_length=3), TINY, draws=20_000, level=1e-4)
+    check_policy(policy, replace(causal_oracle(policy), max_length=3), TINY, draws=10_000, level=1e-4)
 
 
 def test_laws_of_the_tabular_policy_hold_under_a_limit() -> None:

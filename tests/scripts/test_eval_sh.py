@@ -29,14 +29,16 @@ READ = {name for script in READERS for name in re.findall(r"\$\{([A-Z][A-Z0-9_]*
 
 
 def bash(*words: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """A command on this interpreter, which starts faster than a `python3` that chooses among versions."""
     inherited = {name: value for name, value in os.environ.items() if name not in READ - {"OMP_NUM_THREADS"}}
-    environment = {**inherited, "ETS_VENV": sys.prefix, "HF_HUB_OFFLINE": "1", **variables}
+    here = {"ETS_VENV": sys.prefix, "BASE_PYTHON": sys.executable, "HF_HUB_OFFLINE": "1"}
+    environment = {**inherited, **here, **variables}
     return subprocess.run(["bash", *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=3600)
 
 
 @pytest.mark.parametrize("script", [EVAL, LLADA])
 def test_an_unknown_preset_names_those_that_work(script: Path, tmp_path: Path) -> None:
-    done = bash(str(script), "nonsense", folder=tmp_path)
+    done = bash(str(script), "nonsense", folder=tmp_path, BASE_PYTHON="")
     assert done.returncode == 2
     presets = "demo, demo-is, math500, gsm8k, humaneval, gpqa, humaneval-plus, mbpp-plus, ifeval, all"
     assert done.stderr == f"error: unknown preset 'nonsense'; the presets that work are: {presets}\n"

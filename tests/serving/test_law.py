@@ -64,12 +64,12 @@ def completions(server: Served, asked: Sequence[Asked], *, texts: int, clients: 
         return list(pool.map(complete, range(len(asked))))
 
 
-def test_twenty_thousand_texts_follow_the_exact_law(server: Served, tiny_checkpoint: Any) -> None:
-    """At level 1e-4, with fixed seeds: 40 requests of 500 texts, eight at once."""
+def test_ten_thousand_texts_follow_the_exact_law(server: Served, tiny_checkpoint: Any) -> None:
+    """At level 1e-4, with fixed seeds: 20 requests of 500 texts, eight at once."""
     asked = (0.5, 1.0)
-    law, found = exact(tiny_checkpoint, asked), completions(server, [asked] * 40, texts=500)
+    law, found = exact(tiny_checkpoint, asked), completions(server, [asked] * 20, texts=500)
     outcomes = [outcome for each in found for outcome in each]
-    assert len(outcomes) == 20_000
+    assert len(outcomes) == 10_000
     check_law(outcomes, law, level=LEVEL)
     uniform = exact(tiny_checkpoint, (1e6, 1.0))  # as of a choice that ignores the reward
     for other in (uniform, exact(tiny_checkpoint, asked, M - 1, K), exact(tiny_checkpoint, asked, M, K - 1)):

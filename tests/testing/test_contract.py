@@ -18,7 +18,9 @@ from tests.laws.masked_tabular import TabularMaskedDiffusion
 
 PROBLEMS = [Problem("p", (1,)), Problem("q", "two"), Problem("r", (2, 3))]
 RULES = ("low_confidence", "random", "margin", "entropy")
-DRAWS, LEVEL = 50_000, 1e-4
+DRAWS, LEVEL = 20_000, 1e-4
+FEWER = DRAWS // 4
+"""Draws of a faulty policy."""
 
 
 def diffusion(**options: Any) -> TabularMaskedDiffusion:
@@ -72,7 +74,7 @@ class TokensAlone(TabularMaskedDiffusion):
 def test_a_dropped_position_term_turns_the_contract_red(rule: str) -> None:
     wrong = TokensAlone(3, remasking=rule, temperature=2.0, seed=3)
     with pytest.raises(AssertionError, match="logp"):
-        check_policy(wrong, wrong.oracle, PROBLEMS, draws=DRAWS, level=LEVEL)
+        check_policy(wrong, wrong.oracle, PROBLEMS, draws=FEWER, level=LEVEL)
 
 
 class CachedTexts(TabularPolicy):
@@ -115,4 +117,4 @@ def test_a_fault_in_masked_diffusion_turns_the_contract_red(fault: str, monkeypa
     right.oracle.finish_law(PROBLEMS[0], right.oracle.root)
     monkeypatch.setattr(masked_tabular, *FAULTS[fault])
     with pytest.raises(AssertionError, match="exact law"):
-        check_policy(wrong, right.oracle, PROBLEMS, draws=DRAWS, level=LEVEL)
+        check_policy(wrong, right.oracle, PROBLEMS, draws=FEWER, level=LEVEL)
