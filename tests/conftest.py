@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,9 @@ os.environ["NLTK_DATA"] = str(Path(__file__).parent / "data" / "nltk")
 # By default an example that takes 0.2 s, or data that take 1 s, are failures: on a busy machine, any may.
 settings.register_profile("patient", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
+
+# Laws are tested on tens of thousands of chains, whose small objects the collector of cycles walks again and again.
+gc.set_threshold(50_000, 10, 10)
 
 ALPHABET = ("<end>", "a", "b", "c")
 MASKED_ALPHABET = ("<end>", "a", "b", "<mask>")
