@@ -345,6 +345,7 @@ class Comparison:
             weighed=weighed,
             clip=getattr(policy, "clip", None),
             reward=recorded_reward(method, self.run.task, self.settings),
+            together=method.kind == "search",
         )
         return self.run.records(drawing, problems, repeats)
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import asdict, dataclass, field
 from statistics import fmean
 from typing import Any, Protocol, runtime_checkable
@@ -63,6 +63,10 @@ class Joinable(Loadable, Protocol):
         """As many policies of the same law, whose draws wait for one another."""
         ...
 
+    def paused(self) -> AbstractContextManager[None]:
+        """A context in which none of the joined policies' threads runs."""
+        ...
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -88,6 +92,8 @@ class Drawing:
         Texts whose grades a record's grade is the mean of.
     reward : Reward, optional
         A fixed reward, whose value at each graded text the records keep.
+    together : bool
+        Whether the problems under way go from step to step together, as in a search.
     """
 
     key: str
@@ -100,6 +106,7 @@ class Drawing:
     note: Callable[[Chain], Mapping[str, Any]] | None = None
     texts: int = 1
     reward: Reward | None = None
+    together: bool = False
 
 
 @dataclass(frozen=True)
@@ -158,7 +165,7 @@ class Run:
         ids = {problem.id for problem in problems}
         done = [r for r in self.journal.of(drawing.key) if r["sample"] == sample and r["problem"] in ids]
         finished = {(r["problem"], sample) for r in done} | {(id, earlier) for id in ids for earlier in range(sample)}
-        policies = self._policies(drawing.policy, len(problems) - len(done))
+        policies = self._policies(drawing, len(problems) - len(done))
         if isinstance(policies[0], Loadable) and len(done) < len(problems):
             policies[0].load()  # before the clock starts
         ranks = self.journal.ranks
@@ -170,17 +177,21 @@ class Run:
             with closing(_chains(policies, step, problems, **options)) as chains:
                 for chain in chains:
                     self.kept(drawing.key, chain)
-                    record = self._record(drawing, chain)
+                    with policies[0].paused() if isinstance(policies[0], Joinable) else nullcontext():
+                        record = self._record(drawing, chain)
                     self.journal.append(record)
                     progress.ended(record)
 
-    def _policies(self, policy: Policy, problems: int) -> list[Policy]:
-        """A policy for each problem under way where threads may share an engine: no problem waits for another one."""
-        members = min(self.width, problems)
+    def _policies(self, drawing: Drawing, problems: int) -> list[Policy]:
+        """A policy for each problem under way where threads may share an engine: no problem waits for another one.
+
+        A slow task grades the texts of all problems in parallel, which must then end together.
+        """
+        policy, members = drawing.policy, min(self.width, problems)
         if members < 2 or getattr(self.task, "main_thread", False):
             return [policy]
         if isinstance(policy, Joinable):
-            return list(policy.joined(members))
+            return [policy] if drawing.together or isinstance(self.task, Slow) else policy.joined(members)
         return [policy, *(policy.beside() for _ in range(members - 1))] if isinstance(policy, Shareable) else [policy]
 
     def _graded_in_parallel(self, step: StepFn) -> StepFn:

@@ -30,7 +30,7 @@ class MemoryLimit:
     Parameters
     ----------
     gib : float, optional
-        By default half of the free memory at the first call of `in_chunks`, after the model has been loaded.
+        By default half of the free memory at the first use, after the model has been loaded.
     device : callable
         Returns the device of the memory; called at most once.
     one_by_one : bool
@@ -71,9 +71,9 @@ class MemoryLimit:
             self.halve(size * bytes_each)
         return results
 
-    def rows(self, count: int, bytes_each: float) -> int:
-        """How many of `count` rows fit, at least one."""
-        return self._most or max(1, min(count, int(self._limit() / bytes_each)))
+    def rows(self, count: int, bytes_each: float, used: float = 0.0) -> int:
+        """How many of `count` rows fit next to the bytes in use, at least one."""
+        return self._most or max(1, min(count, int((self._limit() - used) / bytes_each)))
 
     def require_several(self, size: int, bytes_each: float, error: Exception) -> None:
         """Raise `InputError` where memory ran out with a single item."""

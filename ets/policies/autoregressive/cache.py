@@ -478,7 +478,7 @@ def _copies(rows: Sequence[Sequence[Segment]], longest: int) -> list[_Copy]:
 
 
 def _as_slice(rows: list[int]) -> slice | list[int]:
-    """Rows as a slice, which makes no copy by itself: neighbours, or one row that stands for all."""
+    """Rows as a slice, which makes no copy by itself: neighbours, or a single row for equal entries."""
     if all(row == rows[0] for row in rows):
         return slice(rows[0], rows[0] + 1)
     return slice(rows[0], rows[-1] + 1) if rows == list(range(rows[0], rows[-1] + 1)) else rows

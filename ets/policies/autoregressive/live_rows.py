@@ -1,19 +1,19 @@
-"""The rows of all draws under way in one batch: a problem goes on when its own rows have ended.
+"""The rows of all draws under way in one batch: a problem goes on as soon as its rows have ended.
 
-A draw (`extend` or `finish`) ends with its slowest row, and would alone pass ever smaller batches through the model. So
-several policies share a `LiveRows`, each in a thread of its own for another problem: the rows of their
-draws advance in one batch, and a problem goes on as soon as its own rows have ended. For example, while one problem
+A draw (`extend` or `finish`) ends with its slowest row, and alone it would pass ever smaller batches through the model.
+So several policies share a `LiveRows`, each in another thread and for another problem. For example, while one problem
 waits for a rollout of 500 tokens, another one draws its next candidates.
 
-The threads take turns, and tokens are drawn while all of them wait for a draw. So the batches, and with them the
-rounding, are the same in every run, rewards run one at a time, and no lock is needed around the model.
+One thread runs at a time, and tokens are drawn while all threads wait for a draw. So the batches, and with them the
+rounding, are the same in every run, and the rewards of two problems never run at once.
 """
 
 from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import numpy as np
@@ -32,10 +32,8 @@ from ets.types import Keys
 
 LOOK_EVERY = 8
 """Tokens between two checks for ended rows on a GPU, where a check waits for the device."""
-
-
 PATIENCE = 8
-"""Tokens between two admissions: one copies the rows of the batch, which takes as long as a token or two."""
+"""Tokens between two admissions: an admission copies the rows of the batch, which takes as long as a token or two."""
 
 
 class Interrupted(Exception):
@@ -44,6 +42,8 @@ class Interrupted(Exception):
 
 class RowDraws:
     """The rows of one draw: tokens, log-probabilities and sums on the host, and the memories of open rows.
+
+    A row ends with its text, and stops where its text is open and has its length.
 
     Parameters
     ----------
@@ -70,7 +70,7 @@ class RowDraws:
         `[R]`: tokens that a row drew and read between its end and the check for ended rows.
     reached : dict of int to RowMemory
         The memories of rows that have stopped and not ended.
-    going : int
+    going : set of int
         Rows that have neither stopped nor ended.
     """
 
@@ -90,7 +90,7 @@ class RowDraws:
         self.unseen = np.zeros(len(states), np.int64)
         self.numbers = np.zeros((len(states), 3))
         self.reached: dict[int, RowMemory] = {}
-        self.going = len(states)
+        self.going = set(range(len(states)))
 
     def begin_again(self, n: int) -> None:
         """Forget what row n has drawn; its next tokens are the same, since its keys are."""
@@ -139,46 +139,69 @@ class LiveRows:
         members: int = 1,
     ) -> None:
         self._memory, self._certainty, self._look_every = memory, certainty, look_every
-        self.turn = threading.Condition()
-        self._running = set(range(members))  # threads that are not in `draw`
+        self.turn, self.members, self._guests = threading.Condition(), members, 0
+        self._running = set(range(members))  # of the threads, the ones that are not in `draw`
         self._draws: list[RowDraws] = []
         self._waiting: list[Row] = []
         self._failure: BaseException | None = None
-        self._leave_batch()
+        self._clear()
 
-    def _leave_batch(self) -> None:
+    def _clear(self) -> None:
         self._rows: list[Row] = []
         self._cache: RowCache | None = None
         self._logits = self._uniforms = torch.empty(0)
-        self._column, self._admits = 0, True
+        self._column, self._admits, self._admitted, self._each = 0, True, 0, 0.0
 
     def draw(self, draws: RowDraws, reader: CausalReader, member: int = 0) -> None:
         """Draw until every row of `draws` has stopped or ended."""
+        if self.members > 1 and reader.device.type == "cuda":
+            torch.cuda.set_device(reader.device)  # a new thread has the first device
         with self.turn:
-            self._reader, rows = reader, [(draws, n) for n in range(draws.going)]
-            self._draws.append(draws)
-            self._waiting = sorted([*self._waiting, *rows], key=lambda row: _order(row[0]))
-            self._admits = True
-            self._running.discard(member)
+            waiting = sorted([*self._waiting, *((draws, n) for n in draws.going)], key=lambda row: _order(row[0]))
             try:
+                if not self._draws:
+                    self._failure = None
+                self._draws.append(draws)
+                self._reader, self._waiting, self._admits = reader, waiting, True
+                self._running.discard(member)
                 while not self._returns(draws):
-                    self.turn.notify_all()
+                    if not self._running:
+                        self.turn.notify_all()
                     self.turn.wait()
             finally:
                 self._running.add(member)
-                self._draws.remove(draws)
-                if not self._draws:  # after a failure, the next draw begins anew
-                    self._failure, self._waiting = None, []
-                    self._leave_batch()
+                self._draws = [each for each in self._draws if each is not draws]
+                if not self._draws:  # after a failure, rows are left
+                    self._waiting = []
+                    self._clear()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """A context of another thread, in which no member runs and no token is drawn; of one member, the thread's."""
+        if self.members == 1:
+            yield
+            return
+        with self.turn:
+            self._guests += 1
+            try:
+                while self._running:
+                    self.turn.wait()
+            finally:
+                self._guests -= 1
+            self._running.add(-1)
+        try:
+            yield
+        finally:
+            self.leave(-1)
 
     def leave(self, member: int) -> None:
-        """Draws wait for this thread no more."""
+        """Remove a thread from the ones that draws wait for."""
         with self.turn:
             self._running.discard(member)
             self.turn.notify_all()
 
     def interrupt(self) -> None:
-        """Raise `Interrupted` in all draws, within a token."""
+        """Raise `Interrupted` in all draws, within a token; a caller repeats it until the threads have ended."""
         self._failure = Interrupted()
         if self.turn.acquire(blocking=False):  # otherwise a thread draws, and looks at the failure after a token
             self.turn.notify_all()
@@ -186,7 +209,7 @@ class LiveRows:
 
     def _returns(self, draws: RowDraws) -> bool:
         """Whether it is the turn of the thread of `draws`. While no thread is running, this one draws the tokens."""
-        if self._failure is None and not self._running:
+        if self._failure is None and not self._running and not self._guests:
             try:
                 while self._failure is None and all(each.going for each in self._draws):
                     self._advance()
@@ -195,7 +218,8 @@ class LiveRows:
         if self._failure is not None:
             self.turn.notify_all()
             raise self._failure
-        return not self._running and min((each for each in self._draws if not each.going), key=_order) is draws
+        ready = [each for each in self._draws if not each.going]
+        return bool(ready) and not self._running and not self._guests and min(ready, key=_order) is draws
 
     def _advance(self) -> None:
         """Admit rows, and draw a token for every row, or as many as fit between two checks for ended rows."""
@@ -204,38 +228,41 @@ class LiveRows:
             self._draw_columns()
             return
         except torch.OutOfMemoryError as error:
-            self._memory.require_several(len(self._rows), self._each, error)
+            self._memory.require_several(self._admitted, self._each, error)
         # After the except block nothing refers to the failed attempt, so CUDA can free the memory.
-        rows, each = self._rows, self._each
+        rows, used = [(draws, n) for draws, n in self._rows if n in draws.going], self._admitted * self._each
         for draws, n in rows:
             draws.begin_again(n)
-        self._leave_batch()
+        self._clear()
         self._waiting = [*rows, *self._waiting]
-        self._memory.halve(len(rows) * each)
+        self._memory.halve(used)
 
     def _admit(self) -> None:
-        """Add waiting rows to the batch, if all of them fit or if they fill half of it: each time rows are copied."""
+        """Add waiting rows to the batch, if all of them fit, or if half of the rows would be new.
+
+        Every admission copies the batch, whose old memory is in use until then.
+        """
         if not (self._waiting and self._admits) or (self._rows and self._column < PATIENCE):
             return
+        self._admits = False
         kind = self._kind(*(self._rows or self._waiting)[0])
         fitting = [row for row in self._waiting if self._kind(*row) == kind]
+        if not fitting:
+            return
         live = [RowMemory(self._cache, r, self._logits[r]) for r in range(len(self._rows))]
         memories = live + [draws.states[n].memory for draws, n in fitting]
-        room = max((draws.room(n) for draws, n in self._rows + fitting), default=0)
-        each = self._reader.bytes_of(columns_each(memories, room)) if fitting else 0.0
-        most = self._memory.rows(len(memories), each) if fitting else 0
+        each = self._reader.bytes_of(columns_each(memories, max(draws.room(n) for draws, n in self._rows + fitting)))
+        most = self._memory.rows(len(memories), each, self._admitted * self._each)
         count = most - len(live)
-        self._admits = False
-        if count < min(max(1, len(fitting)), most / 2):
+        if count < min(len(fitting), most / 2):
             return
-        taken = fitting[:count]
-        admitted = set(map(id, taken))
-        self._waiting = [row for row in self._waiting if id(row) not in admitted]
-        self._rows, self._each, memories = self._rows + taken, each, memories[: len(live) + len(taken)]
+        taken, memories = fitting[:count], memories[:most]
+        admitted = set(taken)
+        self._waiting = [row for row in self._waiting if row not in admitted]
+        self._rows, self._admitted, self._each = self._rows + taken, most, each
         room = max(draws.room(n) for draws, n in self._rows)
         self._cache = share(memories, room)
-        logits = [memory.logits for memory in memories if memory.logits is not None]
-        self._logits = torch.stack(logits)
+        self._logits = torch.stack([memory.logits for memory in memories])
         numbers = np.stack([draws.uniforms(n, room) for draws, n in self._rows])
         self._uniforms, self._column = torch.from_numpy(numbers).to(self._logits.device), 0
 
@@ -281,7 +308,8 @@ class LiveRows:
                 draws.unseen[n] += 1
             going = [r for r in going if self._rows[r][0].add(self._rows[r][1], tokens[at][r], numbers[at, r])]
         for r in set(range(len(self._rows))) - set(going):
-            self._rows[r][0].going -= 1
+            draws, n = self._rows[r]
+            draws.going.discard(n)
         return going
 
     def _keep(self, places: Sequence[int]) -> list[int]:
@@ -290,7 +318,7 @@ class LiveRows:
         order = self._cache.keep(places) if places else []
         self._rows, self._uniforms, self._admits = [self._rows[r] for r in order], self._uniforms[order], True
         if not order:
-            self._leave_batch()
+            self._clear()
         return order
 
     def _read(self, tokens: Sequence[Sequence[int]] | torch.Tensor) -> None:
@@ -311,9 +339,9 @@ class LiveRows:
             memories = [RowMemory(cache, r, logits[place].clone()) for r, place in enumerate(places)]
         for (draws, n), memory in zip(rows, memories, strict=True):
             draws.reached[n] = memory
-            draws.going -= 1
+            draws.going.discard(n)
         if len(places) == len(self._rows):
-            self._leave_batch()
+            self._clear()
         else:
             self._logits = logits[self._keep([r for r in range(len(self._rows)) if r not in set(places)])]
 

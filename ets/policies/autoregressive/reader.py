@@ -85,7 +85,7 @@ class CausalReader:
         return self.switch is None and not self.singly
 
     def bytes_of(self, columns: float) -> float:
-        """Bytes of a row: so many columns and its states in the cache, and its logits before and after a token."""
+        """Bytes of a row: `columns` columns and its states in the cache, and its logits before and after a token."""
         column, states = self.bytes_of_a_row
         return columns * column + states + 2 * self._config.vocab_size * self.model.dtype.itemsize
 

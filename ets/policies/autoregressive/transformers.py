@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
+from contextlib import AbstractContextManager
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -63,8 +65,8 @@ class TransformersPolicy:
     horizon : Horizon
         Block size and longest generation, in tokens.
     memory_gib : float, optional
-        Limit on the cache of the rows that advance together; more rows are split into chunks. By default half of the
-        free memory after the model has been loaded.
+        Limit on the cache of the rows that advance together; more rows wait until others have ended. By default half of
+        the free memory after the model has been loaded.
     end_ids : collection of int, optional
         Tokens that end a generation; by default the checkpoint's.
     certainty : bool
@@ -138,10 +140,28 @@ class TransformersPolicy:
             self.checkpoint, sampling, horizon or self.horizon, end_ids=self.endings.end_ids, **shared
         )
 
-    def joined(self, members: int) -> list[JoinedPolicy]:
-        """Policies of the same law for as many threads, whose rows advance in one batch; see `LiveRows`."""
-        batch = self._batch(members)
-        return [JoinedPolicy(self, batch, member) for member in range(members)]
+    def joined(self, members: int) -> list[TransformersPolicy]:
+        """Policies of the same law for as many threads of one run, whose rows advance in one batch; see `LiveRows`.
+
+        Every thread calls `leave` at its end: the others wait until it draws.
+        """
+        batch, policies = self._batch(members), [copy(self) for _ in range(members)]
+        for member, policy in enumerate(policies):
+            policy.ledger, policy._live, policy._member = Cost(), batch, member
+        return policies
+
+    def leave(self) -> None:
+        """Remove this policy from the ones that a joint batch waits for."""
+        self._live.leave(self._member)
+
+    def interrupt(self, thread: int) -> None:
+        """End the draws of a joint batch, of whatever thread. A policy alone goes on."""
+        if self._live.members > 1:
+            self._live.interrupt()
+
+    def paused(self) -> AbstractContextManager[None]:
+        """A context in which no thread of a joint batch runs, for rewards and graders that are not safe in threads."""
+        return self._live.paused()
 
     def load(self) -> None:
         """Load the weights, unless they are loaded; otherwise the first draw loads them."""
@@ -300,7 +320,7 @@ class TransformersPolicy:
     def _draw(
         self, states: Sequence[State], keys: Keys, block: int, kind: str, sampling: Sampling | None
     ) -> list[Draw]:
-        """Draw up to `block` tokens for each row, from the most probable one without a sampling rule."""
+        """Draw up to `block` tokens for each row. Without a sampling rule each token is the most probable one."""
         opened = as_token_states(states)
         with self._live.turn:
             compact([state.memory for state in opened], self._room(opened, self.horizon.max_length))
@@ -390,27 +410,6 @@ class TransformersPolicy:
     def _bytes_per_row(self, states: Sequence[TokenState]) -> float:
         """Largest number of bytes of a row in the cache."""
         return self._reader.bytes_of(max(len(state.prompt) + longest(self.horizon, state.problem) for state in states))
-
-
-class JoinedPolicy(TransformersPolicy):
-    """A policy whose rows advance in one batch with those of other ones; `TransformersPolicy.joined` makes it.
-
-    Its thread calls `leave` at its end, since all others wait until it draws.
-    """
-
-    def __init__(self, policy: TransformersPolicy, batch: LiveRows, member: int) -> None:
-        options: dict[str, Any] = {name: getattr(policy, name) for name in ("certainty", "one_by_one")}
-        options |= {"end_ids": policy.endings.end_ids, "look_every": policy._look_every}
-        super().__init__(policy.checkpoint, policy.sampling, policy.horizon, **options)
-        self._memory, self._live, self._member = policy._memory, batch, member
-
-    def leave(self) -> None:
-        """Draws of the others wait for this policy no more."""
-        self._live.leave(self._member)
-
-    def interrupt(self, thread: int) -> None:
-        """End the draws of all threads within a token."""
-        self._live.interrupt()
 
 
 def make_policy(
