@@ -59,6 +59,11 @@ class Shareable(Loadable, Protocol):
 class Joinable(Loadable, Protocol):
     """A policy whose rows for several problems can advance in one batch, with a thread for each problem."""
 
+    @property
+    def joins(self) -> bool:
+        """Whether that takes less time than steps of all problems together."""
+        ...
+
     def joined(self, members: int) -> list[Policy]:
         """As many policies of the same law, whose draws wait for one another."""
         ...
@@ -191,7 +196,8 @@ class Run:
         if members < 2 or getattr(self.task, "main_thread", False):
             return [policy]
         if isinstance(policy, Joinable):
-            return [policy] if drawing.together or isinstance(self.task, Slow) else policy.joined(members)
+            together = drawing.together or isinstance(self.task, Slow) or not policy.joins
+            return [policy] if together else policy.joined(members)
         return [policy, *(policy.beside() for _ in range(members - 1))] if isinstance(policy, Shareable) else [policy]
 
     def _graded_in_parallel(self, step: StepFn) -> StepFn:

@@ -140,6 +140,11 @@ class TransformersPolicy:
             self.checkpoint, sampling, horizon or self.horizon, end_ids=self.endings.end_ids, **shared
         )
 
+    @property
+    def joins(self) -> bool:
+        """Whether problems at their own pace take less time: on a GPU, by estimate; see docs/decisions.md."""
+        return self.checkpoint.model.device.type != "cpu"
+
     def joined(self, members: int) -> list[TransformersPolicy]:
         """Policies of the same law for as many threads of one run, whose rows advance in one batch; see `LiveRows`.
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
+import json
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from ets.cli import main
 from ets.groups import run_in_groups
 from ets.kernel import energy_guided
 from ets.policies.autoregressive import cache as kv_cache
@@ -220,3 +223,22 @@ def test_a_joint_batch_can_be_interrupted_within_a_token(monkeypatch: pytest.Mon
     for thread in threads:
         thread.join(timeout=10)
     assert len(raised) == 2
+
+
+def test_an_evaluation_at_the_problems_own_pace_draws_the_same_texts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = """eval --task arithmetic --model embedded-small --count 4 --shots 0 --methods ets,majority
+        --candidates 2 --rollouts 2 --lam 0.1 --pool chain --block-size 16 --max-length 32 --temperature 1.0
+        --width 3 --out"""
+
+    def texts(name: str) -> set[str]:
+        main([*command.split(), str(tmp_path / name)])
+        lines = (tmp_path / name / "journal.jsonl").read_text().splitlines()
+        return {str((row["method"], row["problem"], row.get("text"))) for row in map(json.loads, lines)}
+
+    together, joined_to = texts("together"), list[int]()
+    begin = TransformersPolicy.joined
+    monkeypatch.setattr(TransformersPolicy, "joins", True)
+    monkeypatch.setattr(TransformersPolicy, "joined", lambda self, n: joined_to.append(n) or begin(self, n))
+    assert texts("joined") == together and joined_to == [3, 3]
