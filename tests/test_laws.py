@@ -29,6 +29,8 @@ from tests.laws.voting import agreement_share_law
 LAM, LEVEL, DRAWS = 0.5, 1e-4, 10_000
 FEWER = DRAWS // 2
 """Draws of a faulty sampler: half of the draws show each fault with a p-value below 1e-8."""
+MORE = 2 * DRAWS
+"""Draws of a sampler with a small fault."""
 POOLS: tuple[Literal["step", "chain"], ...] = ("step", "chain")
 
 
@@ -163,7 +165,7 @@ def test_forbidden_rollouts_count_as_zeros(faulty: bool, averaging: Callable[[Av
 def test_a_wrong_temperature_turns_the_kernels_law_red() -> None:
     policy = TabularPolicy()
     law = kernel_law(policy.oracle, PROBLEM, spelled(policy, liking), lam=LAM, candidates=2, rollouts=1)
-    drawn = [chain.state.tokens for chain in chains(TabularPolicy(temperature=1.2), liking, 2, 1, FEWER)]
+    drawn = [chain.state.tokens for chain in chains(TabularPolicy(temperature=1.1), liking, 2, 1, MORE)]
     with pytest.raises(AssertionError, match="exact law"):
         check_law(drawn, law, level=LEVEL)
 
