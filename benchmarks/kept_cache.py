@@ -97,19 +97,18 @@ def _floor(setting: Setting, prompt: int, model: Checkpoint, conditions: Conditi
 def growth(setting: Setting, sizes: dict[str, tuple[int, ...]], conditions: Conditions) -> Table:
     """Time and memory while the prompt, M, or the number of prompts that advance together grows.
 
-    On a CPU each line is measured in a process of its own: the holes that earlier lines leave in a process's heap
-    would count as memory of later ones.
+    On a CPU each line is measured in a new process: the holes that earlier lines leave in a heap would count as memory
+    of later lines.
     """
     conditions = replace(conditions, repeats=1)  # memory hardly varies, and the shape of a curve is large
     lines = [_grows(setting, name, value) for name, values in sizes.items() for value in values]
+    model = random_checkpoint(setting.model, conditions.device, conditions.dtype)
     if conditions.device.type == "cpu":
-        rows = [in_new_process(_grown_alone, label, chosen, conditions) for label, chosen in lines]
-        about = described(random_checkpoint(setting.model, conditions.device, conditions.dtype).model)
+        rows = [in_new_process(_grown_alone, *line, conditions) for line in lines]
     else:
-        model = random_checkpoint(setting.model, conditions.device, conditions.dtype)
-        rows = [_grown(label, chosen, model, model, conditions) for label, chosen in lines]
-        about = described(model.model)
-    return Table("growth", "Autoregressive: growth", GROWTH.format(limit=LARGEST / 1e9), f"{about} {setting}", rows)
+        rows = [_grown(*line, model, model, conditions) for line in lines]
+    about = GROWTH.format(limit=LARGEST / 1e9)
+    return Table("growth", "Autoregressive: growth", about, f"{described(model.model)} {setting}", rows)
 
 
 def _grown_alone(label: str, setting: Setting, conditions: Conditions) -> Row:

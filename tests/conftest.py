@@ -42,9 +42,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     if not config.pluginmanager.hasplugin("xdist"):
         return
+    first = {item for item in items if _loads_vllm(item)}
     for item in items:
-        item.add_marker(pytest.mark.xdist_group("vllm" if _loads_vllm(item) else str(item.path)))
-    items.sort(key=lambda item: not _loads_vllm(item))
+        item.add_marker(pytest.mark.xdist_group("vllm" if item in first else str(item.path)))
+    items.sort(key=lambda item: item not in first)
 
 
 def _loads_vllm(item: pytest.Item) -> bool:

@@ -130,14 +130,7 @@ class LiveRows:
         Threads that draw, each under a number below it. A thread that draws no more calls `leave`.
     """
 
-    def __init__(
-        self,
-        memory: MemoryLimit,
-        *,
-        certainty: bool,
-        look_every: int | None,
-        members: int = 1,
-    ) -> None:
+    def __init__(self, memory: MemoryLimit, *, certainty: bool, look_every: int | None, members: int = 1) -> None:
         self._memory, self._certainty, self._look_every = memory, certainty, look_every
         self.turn, self.members, self._guests = threading.Condition(), members, 0
         self._running = set(range(members))  # of the threads, the ones that are not in `draw`
@@ -157,7 +150,8 @@ class LiveRows:
         if self.members > 1 and reader.device.type == "cuda":
             torch.cuda.set_device(reader.device)  # a new thread has the first device
         with self.turn:
-            waiting = sorted([*self._waiting, *((draws, n) for n in draws.going)], key=lambda row: _order(row[0]))
+            rows = ((draws, n) for n in range(len(draws.states)))
+            waiting = sorted([*self._waiting, *rows], key=lambda row: _order(row[0]))
             try:
                 if not self._draws:
                     self._failure = None

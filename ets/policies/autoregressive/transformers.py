@@ -309,9 +309,11 @@ class TransformersPolicy:
         return [Scored(scores[path.key].logp, cost) for path, cost in zip(paths, costs, strict=True)]
 
     def _paths_together(self, paths: Iterable[ForeignPath]) -> list[list[ForeignPath]]:
-        """The paths in groups whose starts may share a forward pass."""
-        listed = list(paths)
-        return [[listed[n] for n in places] for places in self._together([path.start for path in listed])]
+        """The paths whose starts may share a forward pass: all, unless the model needs one length or has longrope."""
+        groups: dict[Any, list[ForeignPath]] = defaultdict(list)
+        for path in paths:
+            groups[self._reader.group(path.start.memory.length)].append(path)
+        return list(groups.values())
 
     def _reading_costs(
         self, paths: Sequence[ForeignPath], positions: dict[PathKey, int], prompts: dict[RowMemory, int]
@@ -341,13 +343,6 @@ class TransformersPolicy:
 
     def _charge(self, share: float) -> None:
         self.ledger += Cost(forwards=share)
-
-    def _together(self, states: Sequence[TokenState]) -> list[list[int]]:
-        """The places of states that may share a forward pass: all, unless the model needs one length or longrope."""
-        groups: dict[Any, list[int]] = defaultdict(list)
-        for n, state in enumerate(states):
-            groups[self._reader.group(state.memory.length)].append(n)
-        return list(groups.values())
 
     def _read_prompts(self, states: Sequence[TokenState]) -> dict[RowMemory, int]:
         """Fill the memories of start states, one forward per prompt length; returns the positions read, by memory."""

@@ -94,7 +94,7 @@ def test_rows_of_several_problems_share_forward_passes_and_their_cost(model: Any
 
 
 def test_batches_are_the_same_in_every_run(model: Any) -> None:
-    """But for the order in which the threads read their first prompts."""
+    """The order in which the threads read their first prompts may differ."""
 
     def drawn() -> tuple[list[tuple[int, int]], dict[Any, float]]:
         with what_is_read(model) as shapes:
