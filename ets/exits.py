@@ -7,7 +7,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NoReturn
 
 from ets.types import InputError, one_line
@@ -98,14 +98,13 @@ def exiting_at_sigterm() -> Iterator[None]:
 
 
 @contextmanager
-def closed_after(policy: Any) -> Iterator[None]:
-    """Call `policy.close()`, if the policy has one, at the end of the block or at SIGTERM; for the main thread."""
-    close = getattr(policy, "close", None)
-    if close is None:
+def closed_after(*policies: Any) -> Iterator[None]:
+    """Call `close()` of the policies that have it, at the end of the block or at SIGTERM; for the main thread."""
+    closes = [policy.close for policy in policies if hasattr(policy, "close")]
+    if not closes:
         yield
         return
-    with exiting_at_sigterm():
-        try:
-            yield
-        finally:
-            close()
+    with exiting_at_sigterm(), ExitStack() as stack:
+        for close in closes:
+            stack.callback(close)
+        yield

@@ -96,6 +96,8 @@ class ImportanceSampling:
         reference.require_proposal(proposal)
         self.reference, self.proposal, self.clip, self._clip = reference, proposal, clip, Clip(clip)
         self._warn_of_noise = NoiseWarning()
+        if close := getattr(proposal, "close", None):  # of an engine
+            self.close = close
 
     weighed = True  # `ets.step.require_unweighed`
 

@@ -78,7 +78,7 @@ choose_engine() { # with ENDPOINT, the address of a server, it is the engine end
     if [ -n "$TRANSFORMERS" ] && [ -n "${ENDPOINT:-}" ]; then refuse "ENDPOINT is set, but ENGINE is transformers; leave one of them out"; fi
     if [ -n "$SERVED" ] && [ -z "${ENDPOINT:-}" ]; then refuse "ENGINE is endpoint, but ENDPOINT is empty; set it to the address of a server, such as http://localhost:8000/v1"; fi
     if [ -z "$TRANSFORMERS" ] && [ -n "${SMALL_MODEL_PATH:-}" ]; then
-        refuse "SMALL_MODEL_PATH is set, but ets-is scores the small model's texts, which vLLM does at temperature 1 alone, and a server does not; leave it out, or set ENGINE=transformers"
+        refuse "SMALL_MODEL_PATH is set, but ets-is scores the small model's texts, which vLLM does at temperature 1 alone, and a server does not; leave it out, or set ENGINE=transformers PROPOSAL_ENGINE=vllm, which runs the small model alone in vLLM"
     fi
 }
 
@@ -248,7 +248,7 @@ run_eval() {
         show python ${launch:+"${launch[@]}" python} "${command[@]}"
         return
     fi
-    source "$ROOT/scripts/setup.sh" eval $(is_demo || echo benchmarks) $(case "$engine" in vllm | endpoint) echo "$engine" ;; esac) ${WANDB:+wandb} $(if is_smollm2; then echo gguf; fi)
+    source "$ROOT/scripts/setup.sh" eval $(is_demo || echo benchmarks) $(case "$engine" in vllm | endpoint) echo "$engine" ;; esac) $(if [ "${PROPOSAL_ENGINE:-}" = vllm ]; then echo vllm; fi) ${WANDB:+wandb} $(if is_smollm2; then echo gguf; fi)
     if is_smollm2; then ets_real_model; fi
     if is_demo && [ "$MODEL_PATH" = embedded ] && [ "$engine" != vllm ]; then # small: threads would wait more than they compute
         export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}

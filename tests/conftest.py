@@ -35,6 +35,7 @@ MASKED_ALPHABET = ("<end>", "a", "b", "<mask>")
 Refused: TypeAlias = Callable[[list[str], str], None]
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in a hook of this name
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Processes that share the tests take whole files, for their fixtures; one takes all that loads vLLM.
 

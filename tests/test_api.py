@@ -335,9 +335,9 @@ def test_what_a_served_model_cannot_do_is_one_line(endpoint: Endpoint, wrong: di
     assert "\n" not in str(caught.value)
 
 
-def test_a_served_model_is_no_proposal(endpoint: Endpoint, tiny_checkpoint: Checkpoint) -> None:
-    with pytest.raises(InputError, match=r"proposal is <.*Endpoint .*may be the model alone"):
-        ets.sample("ab", model=tiny_checkpoint, proposal=endpoint, reward=liking_b, **SERVED)  # type: ignore[call-overload]
+def test_a_served_model_may_be_the_proposal(endpoint: Endpoint, tiny_checkpoint: Checkpoint) -> None:
+    out = ets.sample("ab", model=tiny_checkpoint, proposal=endpoint, reward=liking_b, **SERVED)
+    assert out.ratios is not None and out.ratios.rollouts > 0
 
 
 def test_a_result_tells_that_its_server_is_approximate(tiny_checkpoint: Checkpoint) -> None:

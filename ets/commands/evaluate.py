@@ -347,7 +347,7 @@ def entries_of(
     from ets.exits import closed_after
 
     traced = [problem.id for problem in setup.problems[: plan.traces]]
-    with Traces(journal.folder, traced, setup.ranks) as traces, closed_after(setup.policy):
+    with Traces(journal.folder, traced, setup.ranks) as traces, closed_after(*setup.policies.values()):
         for line in setup.notes:
             setup.ranks.say(line)
         comparison = comparison_of(setup, plan, journal, kept=traces.keep)
@@ -436,7 +436,7 @@ def _scan_of_guide_steps(setup: Setup, plan: Plan, folder: Path) -> Panels:
         values = _with_guide_steps(plan.values, guide_steps)
         other = open_setup(plan.asked, values, plan.settings, _ONLY_ETS, plan.chat)
         place = folder / f"guide_steps={guide_steps}"
-        with Journal(place, other.configuration, setup.ranks) as journal, closed_after(other.policy):
+        with Journal(place, other.configuration, setup.ranks) as journal, closed_after(*other.policies.values()):
             entries = comparison_of(other, replace(plan, methods=_ONLY_ETS), journal).entries([plan.middle])
         found.append((guide_steps, entries[0]))
     return {"I, guide steps": found} if found else {}

@@ -18,6 +18,8 @@ PATIENCE = timedelta(days=30)
 """The longest wait for the slowest process."""
 JOINING = timedelta(minutes=5)
 """The longest wait for the processes to start, which a launcher starts at once."""
+CONNECTING = timedelta(minutes=1)
+"""The longest wait for connections between processes that have started: one of them may end before it connects."""
 GRACE = 10.0
 """Seconds in which the launcher ends the other processes after the process that has printed the error."""
 
@@ -73,6 +75,7 @@ class Ranks:
 
         values: list[Any] = [None] * self.size
         try:
+            distributed.monitored_barrier(timeout=PATIENCE)  # the slowest process may need days, the copies seconds
             distributed.all_gather_object(values, value)
         except RuntimeError as error:
             raise InputError(
@@ -120,7 +123,7 @@ def join() -> Ranks:
     InputError
         If a variable is missing.
     NotJoinedError
-        If a process has not joined within `JOINING`.
+        If a process has not joined within `JOINING`, or ends before it has connected to the other processes.
     """
     if alone():
         return ALONE
@@ -132,14 +135,14 @@ def join() -> Ranks:
         store, rank, size = next(iter(rendezvous("env://", timeout=JOINING)))
         store.set(f"joined-{rank}", "")
         store.wait([f"joined-{each}" for each in range(size)], JOINING)
+        distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=CONNECTING)
     except ValueError as error:
         raise InputError(f"WORLD_SIZE is set, but {error}; launch with torchrun, or unset WORLD_SIZE") from error
     except RuntimeError as error:
         raise NotJoinedError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but not all processes have started within "
-            f"{JOINING.total_seconds():g} seconds; start all of them again"
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but a process has not started within "
+            f"{JOINING.total_seconds():g} seconds, or has ended; start all of them again"
         ) from error
-    distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=PATIENCE)
     # A thread that runs after the interpreter has ended aborts the process.
     atexit.register(distributed.destroy_process_group)
     if _local_rank() < torch.cuda.device_count():

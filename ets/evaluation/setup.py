@@ -136,6 +136,8 @@ def open_setup(
     if "base" in laws:
         policies["base"] = _base_policy(policy, settings)
     if "ets-is" in laws:
+        if ranks.size > 1 and values.get("proposal_engine") == "vllm":
+            raise InputError(f"proposal_engine is vllm, which takes one process, not {ranks.size}; leave it out")
         weighed = weighed_policy(policy, values, lambda name: _checkpoint(asked, name, ranks.device))
         policies["ets-is"] = weighed.policy
         settings = replace(settings, weighing=weighed.description, weighed_label=weighed.label)

@@ -154,7 +154,7 @@ def weighed_by(policy: Policy, values: Mapping[str, Any], weighing: Weighing) ->
     fast = {name: values[name] for name in FAST if name in values}
     level, small, warmth = weighing.level, weighing.proposal, weighing.proposal_temperature
     if small is None and level is None:
-        for name in ("clip", "proposal_temperature"):
+        for name in ("clip", "proposal_engine", "proposal_temperature"):
             if getattr(weighing, name) is not None:
                 raise InputError(f"{name} is {getattr(weighing, name)}, but there is no proposal; name one")
     if level is not None:
@@ -164,8 +164,10 @@ def weighed_by(policy: Policy, values: Mapping[str, Any], weighing: Weighing) ->
         policy = fast_sampler_of(policy, level, **own, clip=weighing.clip)
     if small is not None:
         truncation = {name: values[name] for name in ("top_k", "top_p") if name in values}
-        opened = partial(checkpoint_of, small, "proposal")
-        proposal = proposal_of(policy, opened, temperature=warmth, truncation=truncation)
+        running = small if isinstance(small, VLLMEngine | Endpoint) else None
+        opened = partial(checkpoint_of, running.checkpoint if running else small, "proposal")
+        law: dict[str, Any] = {"temperature": warmth, "truncation": truncation}
+        proposal = proposal_of(policy, opened, engine=weighing.proposal_engine, ready=running, **law)
         policy = ImportanceSampling(policy, proposal, weighing.clip)
     at = "0" if level is None and fast else level
     return policy, None if at is None else f"{target_of(at)} (level {at})"
@@ -182,7 +184,7 @@ def checkpoint_of(model: Local, name: str = "model", dtype: str | None = None) -
     shown = f"a {type(model).__name__} of {len(model)}" if several else one_line(repr(model))
     raise InputError(
         f"{name} is {shown}; pass a checkpoint's folder or name, a Checkpoint or a (model, tokenizer) pair "
-        "(a VLLMEngine or an Endpoint may be the model alone)"
+        "(a VLLMEngine or an Endpoint may be the model or the proposal)"
     )
 
 

@@ -16,7 +16,10 @@ from ets.types import InputError, Policy
 
 if TYPE_CHECKING:
     from ets.path_weights import PathWeights
+    from ets.policies.autoregressive.engine import EnginePolicy
+    from ets.policies.autoregressive.server import Endpoint
     from ets.policies.autoregressive.transformers import TransformersPolicy
+    from ets.policies.autoregressive.vllm import VLLMEngine
     from ets.policies.checkpoint import Checkpoint
     from ets.policies.diffusion.policy import MaskedDiffusionPolicy
 
@@ -191,13 +194,19 @@ def law_of(policy: Policy) -> dict[str, Any]:
     return found
 
 
+PROPOSAL_SHARE = 0.3
+"""Share of a GPU's memory for a proposal in vLLM: the reference policy has its weights and cache on the same GPU."""
+
+
 def proposal_of(
     reference: Policy,
     checkpoint: Callable[[], Checkpoint],
     *,
+    engine: str | None = None,
+    ready: VLLMEngine | Endpoint | None = None,
     temperature: float | None = None,
     truncation: Mapping[str, Any] | None = None,
-) -> TransformersPolicy:
+) -> TransformersPolicy | EnginePolicy:
     """A proposal: another model (or the same model) with the guide steps, length and end tokens of a policy.
 
     Parameters
@@ -205,6 +214,10 @@ def proposal_of(
     reference : Policy
     checkpoint : callable
         Opens the proposal's checkpoint.
+    engine : str, optional
+        "transformers", the default, or "vllm", which takes `PROPOSAL_SHARE` of a GPU.
+    ready : VLLMEngine or Endpoint, optional
+        A running engine, which the proposal uses instead.
     temperature : float, optional
         By default the policy's temperature.
     truncation : mapping of str to value, optional
@@ -213,22 +226,32 @@ def proposal_of(
     Raises
     ------
     InputError
-        For values out of range, or models that do not fit each other.
+        For values out of range, an unknown engine, or models that do not fit each other.
     """
     from ets.importance import ImportanceSampling
+    from ets.policies.autoregressive.engine import EnginePolicy
     from ets.policies.autoregressive.transformers import TransformersPolicy
+    from ets.policies.autoregressive.vllm import VLLMEngine
 
     if not isinstance(reference, TransformersPolicy):
         masked = hasattr(reference, "unmasking")
         remedy = "leave it out (LLaDA has levels instead)" if masked else "leave it out, or use transformers"
         raise InputError(f"{type(reference).__name__} takes no proposal; {remedy}")
+    if engine not in (None, "transformers", "vllm"):
+        raise InputError(f"proposal_engine is {engine!r}; choose transformers or vllm")
     warmth = reference.sampling.temperature if temperature is None else temperature
     values = {"temperature": warmth, **(truncation or {})}
     ENGINES["transformers"].objects(values, None)  # raises for values out of range before the checkpoint is opened
     opened = checkpoint()
     law = ENGINES["transformers"].objects(values, opened)[0]
-    shared: dict[str, Any] = {"memory_gib": reference.memory_gib, "end_ids": reference.endings.end_ids}
-    proposal = TransformersPolicy(opened, law, reference.horizon, **shared)
+    ends = reference.endings.end_ids
+    if engine == "vllm" and ready is None:
+        ready = VLLMEngine(opened, utilization=PROPOSAL_SHARE)
+    proposal: TransformersPolicy | EnginePolicy
+    if ready is None:
+        proposal = TransformersPolicy(opened, law, reference.horizon, memory_gib=reference.memory_gib, end_ids=ends)
+    else:
+        proposal = EnginePolicy(ready, law, reference.horizon, end_ids=ends)
     ImportanceSampling(reference, proposal)  # raises for models that do not fit
     return proposal
 

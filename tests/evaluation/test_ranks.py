@@ -181,19 +181,44 @@ def test_one_that_fails_alone_is_reported_once_and_the_others_do_not_wait_for_it
     assert "left" in done.stdout and "never" not in done.stdout  # one whose threads outlive it may abort at its end
 
 
+def without_a_launcher(folder: Path, *scripts: str) -> list[subprocess.CompletedProcess[str]]:
+    """A process for each script, by rank."""
+    with kept_port() as kept:
+        place = {"WORLD_SIZE": str(len(scripts)), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(kept.getsockname()[1])}
+        started = []
+        for rank, script in enumerate(scripts):
+            path = folder / f"script-{rank}.py"
+            path.write_text(script)
+            environment = {**ENVIRONMENT, **place, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+            words, pipe = [sys.executable, str(path)], subprocess.PIPE
+            started.append(subprocess.Popen(words, env=environment, stdout=pipe, stderr=pipe, text=True))
+        printed = [process.communicate(timeout=SECONDS) for process in started]
+    return [subprocess.CompletedProcess(p.args, p.returncode, *said) for p, said in zip(started, printed, strict=True)]
+
+
 def test_without_a_launcher_a_process_notices_that_another_has_died(tmp_path: Path) -> None:
     dying = SCRIPT.replace('raise InputError("the second process alone fails")', "os._exit(3)")
-    (tmp_path / "script.py").write_text(dying)
-    words, pipe = [sys.executable, str(tmp_path / "script.py")], subprocess.PIPE
-    with kept_port() as kept:
-        place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(kept.getsockname()[1])}
-        environments = [{**ENVIRONMENT, **place, "RANK": rank, "LOCAL_RANK": rank} for rank in "01"]
-        both = [subprocess.Popen(words, env=each, stdout=pipe, stderr=pipe, text=True) for each in environments]
-        errors = [process.communicate(timeout=SECONDS)[1] for process in both]
-    assert [process.returncode for process in both] == [2, 3]
-    assert [line for line in errors[0].splitlines() if not line.startswith("[")] == [
+    first, second = without_a_launcher(tmp_path, dying, dying)
+    assert [first.returncode, second.returncode] == [2, 3]
+    assert [line for line in first.stderr.splitlines() if not line.startswith("[")] == [
         "error: another process of this command has ended; start it again, it goes on where it was interrupted"
     ]
+
+
+NOT_JOINED = (
+    "error: WORLD_SIZE is 2, but a process has not started within {} seconds, or has ended; start all of them again"
+)
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_process_ends_in_one_line_if_another_dies_before_they_are_connected(dead: int, tmp_path: Path) -> None:
+    exiting = "distributed.init_process_group = lambda *_, **__: os._exit(3)"
+    dying = SCRIPT.replace("def command():", f"{exiting}\n\ndef command():")
+    shorter = f"import ets.evaluation.ranks as ranks\nranks.CONNECTING = ranks.timedelta(seconds=2)\n{SCRIPT}"
+    done = without_a_launcher(tmp_path, *(dying if rank == dead else shorter for rank in range(2)))
+    other = done[1 - dead]
+    assert (done[dead].returncode, other.returncode) == (3, 2) and "Traceback" not in other.stderr
+    assert other.stderr.splitlines()[-1] == NOT_JOINED.format(300)
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
@@ -207,9 +232,7 @@ def test_a_process_whose_others_never_start_ends_in_one_line(rank: str, tmp_path
         words = [sys.executable, str(tmp_path / "script.py")]
         done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "Traceback" not in done.stderr  # torch may write lines before ours
-    assert done.stderr.splitlines()[-1] == (
-        "error: WORLD_SIZE is 2, but not all processes have started within 2 seconds; start all of them again"
-    )
+    assert done.stderr.splitlines()[-1] == NOT_JOINED.format(2)
 
 
 def test_a_process_that_is_alone_waits_for_nobody() -> None:

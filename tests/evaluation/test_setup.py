@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ets.evaluation.methods import MethodSettings
+from ets.evaluation.ranks import Ranks
 from ets.evaluation.setup import RunSettings, Setup, open_setup
+from ets.exits import closed_after
 from ets.path_weights import PathWeights
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion.policy import MaskedDiffusionPolicy
@@ -92,6 +95,24 @@ def test_the_pair_of_ets_is_has_the_proposals_law_and_longer_guide_steps() -> No
     assert found.policy.horizon.block_size == 8  # type: ignore[attr-defined]
     assert found.settings.weighing.startswith("embedded@")
     assert found.settings.weighing.endswith("-block16-T0.7-k5-pNone-clip(0.1, 10.0)")
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here; `bash scripts/setup.sh vllm`")
+def test_the_proposal_runs_in_vllm_where_the_run_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is loaded, and the end of the run closes the engine."""
+    given = {**VALUES, "proposal": "embedded-small", "proposal_engine": "vllm"}
+    found = setup(values=given, methods=("ets", "ets-is"))
+    pair: Any = found.policies["ets-is"]
+    assert pair.proposal.engine.arguments["gpu_memory_utilization"] == 0.3 and not pair.proposal.engine._loaded
+    assert "-vllm-" in found.settings.weighing
+    with closed_after(*found.policies.values()):
+        pass
+    assert not pair.proposal.engine._closing.alive
+    with pytest.raises(InputError, match="proposal_engine is 'endpoint'; choose transformers or vllm"):
+        setup(values={**given, "proposal_engine": "endpoint"}, methods=("ets-is",))
+    monkeypatch.setattr("ets.evaluation.ranks.join", lambda: Ranks(0, 2))
+    with pytest.raises(InputError, match="proposal_engine is vllm, which takes one process, not 2; leave it out"):
+        setup(values=given, methods=("ets-is",))
 
 
 @pytest.mark.parametrize(

@@ -198,7 +198,7 @@ def test_a_window_attends_to_the_recorded_keys_and_values(model: Any, window: sl
 
     def recalled(of: torch.Tensor) -> torch.Tensor:
         positions = positions_of(ids, padding())[:, window]
-        exchange = Recalling(recording.cached, window.start)
+        exchange = Recalling(recording.cached)
         return logits(model, of[:, window], attention_mask=padding(), position_ids=positions, exchange=exchange)
 
     same(recalled(ids), whole[:, window])

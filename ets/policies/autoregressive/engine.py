@@ -12,13 +12,22 @@ from typing import Any, Self
 
 import numpy as np
 
-from ets.policies.autoregressive.law import MOST_BYTES, Endings, TokenState, as_token_states, draw_of, longest
+from ets.policies.autoregressive.law import (
+    MOST_BYTES,
+    Endings,
+    TokenState,
+    as_token_states,
+    draw_of,
+    longest,
+    paths_between,
+    require_vocabulary,
+)
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.prompts import encode_prompt
 from ets.policies.settings import Horizon, Sampling
 from ets.policies.token_draws import require_finite
 from ets.randomness import derive
-from ets.types import Cost, Draw, InputError, Keys, Problem, State
+from ets.types import Cost, Draw, Followed, InputError, Keys, Problem, State
 
 COLDEST, HOTTEST = 0.01, 2.0
 """Range of vLLM's temperatures, without 0: vLLM raises lower temperatures silently and refuses higher ones."""
@@ -172,6 +181,12 @@ class EnginePolicy:
     def greedy(self, states: Sequence[State], keys: Keys) -> list[Draw]:
         """The most probable token at each turn, whatever the sampling rule; logp is the untempered model's."""
         return self._draw(states, keys, self.horizon.max_length, "rollout", greedy=True)
+
+    def follow(self, own: Sequence[State], foreign: Sequence[State]) -> list[Followed]:
+        """The states after the tokens of the foreign states, at no cost: the engine reads them with the next draw."""
+        paths = paths_between(as_token_states(own), foreign)
+        require_vocabulary([path for path in paths if not path.end.done], self.endings.vocabulary)
+        return [Followed(path.followed(None if path.end.done else OPEN), Cost()) for path in paths]
 
     def _draw(self, states: Sequence[State], keys: Keys, block: int, kind: str, *, greedy: bool = False) -> list[Draw]:
         sampling = Sampling(0.0) if greedy else self.sampling

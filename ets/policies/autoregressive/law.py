@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -161,6 +162,57 @@ def as_token_states(states: Sequence[State]) -> list[TokenState]:
     return checked
 
 
+PathKey: TypeAlias = tuple[Any, tuple[int, ...]]
+"""The memory of a path's start, and its tokens."""
+
+
+@dataclass(frozen=True, eq=False)
+class ForeignPath:
+    """The tokens between a start state of this policy and an end state of another policy."""
+
+    start: TokenState
+    end: State
+    tokens: tuple[int, ...]
+
+    @property
+    def key(self) -> PathKey:
+        """Equal for paths that share their work."""
+        return self.start.memory, self.tokens
+
+    def followed(self, memory: Any) -> TokenState:
+        """The start state after the tokens; `logp` is NaN."""
+        start, end = self.start, self.end
+        return TokenState(start.problem, start.prompt, end.tokens, end.text, math.nan, end.done, memory)
+
+
+def paths_between(starts: Iterable[TokenState], ends: Iterable[State]) -> list[ForeignPath]:
+    """The paths from states of this policy to states of another policy.
+
+    Raises
+    ------
+    InputError
+        For an end state that does not continue the start state.
+    """
+    paths = [ForeignPath(start, end, end.tokens[len(start.tokens) :]) for start, end in zip(starts, ends, strict=True)]
+    for path in paths:
+        start, end = path.start, path.end
+        if end.tokens != start.tokens + path.tokens or getattr(end, "prompt", start.prompt) != start.prompt:
+            raise InputError(
+                f"the proposal's tokens for problem {start.problem.id!r} do not go on from the model's; "
+                "both must read the same prompt in the same way"
+            )
+    return paths
+
+
+def require_vocabulary(paths: Iterable[ForeignPath], vocabulary: int) -> None:
+    """Raise `InputError` for a token of a path that a model of so many ids does not have."""
+    largest = max((token for path in paths for token in path.tokens), default=0)
+    if largest >= vocabulary:
+        raise InputError(
+            f"token {largest} is beyond the {vocabulary} that the proposal knows; choose one of the same family"
+        )
+
+
 def require_same_tokens(reference: Any, proposal: Any) -> None:
     """Raise `InputError` unless two autoregressive policies have the same tokens, endings and longest text.
 
@@ -168,6 +220,11 @@ def require_same_tokens(reference: Any, proposal: Any) -> None:
     """
     if not isinstance(getattr(proposal, "endings", None), Endings):
         raise InputError(f"a {type(proposal).__name__} draws no tokens; choose an autoregressive proposal")
+    engine: Any = getattr(proposal, "engine", None)
+    if reason := getattr(engine, "approximate", ""):
+        raise InputError(
+            f"{engine.name} is approximate ({reason}), so its ratios would be wrong; choose another proposal"
+        )
     require_same_vocabulary(reference.endings, proposal.endings)
     ends, others = sorted(reference.endings.end_ids), sorted(proposal.endings.end_ids)
     if ends != others:

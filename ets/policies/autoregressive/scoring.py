@@ -14,53 +14,18 @@ from typing import TypeAlias
 import torch
 
 from ets.policies.autoregressive.cache import RowCache, RowMemory, fork
-from ets.policies.autoregressive.law import TokenState
+from ets.policies.autoregressive.law import ForeignPath, PathKey
 from ets.policies.token_draws import rows_together
-from ets.types import InputError, State
 
 Forward: TypeAlias = Callable[[RowCache, Sequence[Sequence[int]], int], torch.Tensor]
 """Reads tokens `[rows, columns]` at the end of the cache; returns the logits `[rows, n, V]` of the last n columns."""
 SampledLaw: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 """From logits `[..., V]` to the probabilities of the sampled distribution."""
-PathKey: TypeAlias = tuple[RowMemory, tuple[int, ...]]
 
 COLUMNS = 16
 """Smallest slice, unless the longest row is shorter. The cost includes the padding of a slice."""
 LOGIT_BYTES = 2**29
 """Bytes of the logits of one slice, at most."""
-
-
-@dataclass(frozen=True, eq=False)
-class ForeignPath:
-    """The tokens between a start state of this policy and an end state of another policy."""
-
-    start: TokenState
-    end: State
-    tokens: tuple[int, ...]
-
-    @property
-    def key(self) -> PathKey:
-        """Equal for paths that share their work."""
-        return self.start.memory, self.tokens
-
-
-def paths_between(starts: Iterable[TokenState], ends: Iterable[State]) -> list[ForeignPath]:
-    """The paths from states of this policy to states of another policy.
-
-    Raises
-    ------
-    InputError
-        For an end state that does not continue the start state.
-    """
-    paths = [ForeignPath(start, end, end.tokens[len(start.tokens) :]) for start, end in zip(starts, ends, strict=True)]
-    for path in paths:
-        start, end = path.start, path.end
-        if end.tokens != start.tokens + path.tokens or getattr(end, "prompt", start.prompt) != start.prompt:
-            raise InputError(
-                f"the proposal's tokens for problem {start.problem.id!r} do not go on from the model's; "
-                "both must read the same prompt in the same way"
-            )
-    return paths
 
 
 def of_equal_length(paths: Iterable[ForeignPath]) -> list[list[ForeignPath]]:

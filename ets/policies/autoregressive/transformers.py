@@ -24,23 +24,19 @@ from ets.policies.autoregressive.cache import RowCache, RowMemory, compact, fork
 from ets.policies.autoregressive.cache_layers import layer_kinds
 from ets.policies.autoregressive.law import (
     Endings,
+    ForeignPath,
+    PathKey,
     TokenState,
     as_token_states,
     draw_of,
     longest,
+    paths_between,
     require_same_tokens,
+    require_vocabulary,
 )
 from ets.policies.autoregressive.live_rows import LiveRows, RowDraws
 from ets.policies.autoregressive.reader import reader_of, switch_of
-from ets.policies.autoregressive.scoring import (
-    ForeignPath,
-    PathKey,
-    Score,
-    of_equal_length,
-    paths_between,
-    read_on,
-    score_paths,
-)
+from ets.policies.autoregressive.scoring import Score, of_equal_length, read_on, score_paths
 from ets.policies.autoregressive.truncation import probabilities
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.memory import MemoryLimit, weights_device
@@ -267,12 +263,7 @@ class TransformersPolicy:
         """
         paths = paths_between(as_token_states(own), foreign)
         going = {path.key: path for path in paths if not path.end.done}
-        for path in going.values():
-            if max(path.tokens, default=0) >= self._config.vocab_size:
-                raise InputError(
-                    f"token {max(path.tokens)} is beyond the {self._config.vocab_size} that the proposal knows; "
-                    "choose one of the same family"
-                )
+        require_vocabulary(going.values(), self._config.vocab_size)
         compact([path.start.memory for path in going.values()])
         prompts = self._read_prompts([path.start for path in going.values()])
         memories: dict[PathKey, RowMemory] = {}
@@ -281,12 +272,8 @@ class TransformersPolicy:
             for found in self._memory.in_chunks(group, bytes_each, partial(read_on, self._forward)):
                 memories |= found
         costs = self._reading_costs(paths, {key: len(path.tokens) for key, path in going.items()}, prompts)
-        followed = []
-        for path, cost in zip(paths, costs, strict=True):
-            start, end, memory = path.start, path.end, memories.get(path.key)
-            state = TokenState(start.problem, start.prompt, end.tokens, end.text, math.nan, end.done, memory)
-            followed.append(Followed(state, cost))
-        return followed
+        states = (path.followed(memories.get(path.key)) for path in paths)
+        return [Followed(*pair) for pair in zip(states, costs, strict=True)]
 
     @torch.inference_mode()
     def logp(self, starts: Sequence[State], ends: Sequence[State]) -> list[Scored]:

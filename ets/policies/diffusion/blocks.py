@@ -26,7 +26,7 @@ from ets.models import Family
 from ets.models.cache_argument import as_argument
 from ets.policies.autoregressive.attention import NAME
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.diffusion.cache import BlockPrefix
+from ets.policies.diffusion.cache import BlockPrefix, stacked
 from ets.policies.diffusion.canvas import PADDING, Canvas
 from ets.policies.diffusion.denoise import Schedule
 from ets.policies.diffusion.forward import CanvasReader
@@ -103,13 +103,13 @@ class _BlockKeys:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         fresh = torch.stack((keys, values))
         self.fresh.append(fresh)
-        two, rows, heads, columns, width = fresh.shape
-        whole = fresh.new_zeros(two, rows, heads, self.longest + columns, width)  # padding must not be NaN
-        whole[..., self.longest :, :] = fresh
-        for row, prefix in enumerate(self.prefixes):
-            if prefix.length:
-                parts = [part[layer_idx] for part in prefix.parts]
-                whole[:, row, :, self.longest - prefix.length : self.longest] = torch.cat(parts, 2)
+        distinct = {id(prefix): prefix for prefix in self.prefixes}
+        nothing = fresh[:, 0, :, :0]
+        joined = {
+            name: torch.cat([nothing, *(part[layer_idx] for part in prefix.parts)], 2)
+            for name, prefix in distinct.items()
+        }
+        whole = torch.cat((stacked([joined[id(prefix)] for prefix in self.prefixes], self.longest), fresh), 3)
         return whole[0], whole[1]
 
 

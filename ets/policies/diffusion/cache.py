@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
+from torch.nn.functional import pad
 
-CachedLayers: TypeAlias = list[tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]]
-"""Of one sequence, layer by layer: `((keys before, keys after), (values before, values after))` of the window.
-
-Each is `[heads, length, head]`; the keys are rotated.
-"""
+CachedLayers: TypeAlias = list[torch.Tensor]
+"""Of one sequence, for each layer: keys and values `[2, heads, length, head]` outside the window; keys are rotated."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,33 +54,35 @@ class Recording:
         self.cached: list[CachedLayers | None] = [None if window is None else [] for window in windows]
 
     def __call__(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        both = torch.stack((keys, values))
         for row, (window, cached) in enumerate(zip(self.windows, self.cached, strict=True)):
             if window is not None and cached is not None:
                 begin, first, last = window
-                k, v = ((of[row, :, begin:first].clone(), of[row, :, last:].clone()) for of in (keys, values))
-                cached.append((k, v))
+                cached.append(torch.cat((both[:, row, :, begin:first], both[:, row, :, last:]), 2))
         return keys, values
 
 
 class Recalling:
-    """An `Exchange` that puts the keys and values of a window between the recorded keys and values of each row.
+    """An `Exchange` that puts the recorded keys and values of each row before those of its window.
 
-    `first` is the first column of the window. The columns before the first token of a row are padding.
+    The order of keys does not matter to attention, which adds over them. For example, the keys of a row with 5 cached
+    columns, in a batch whose longest row has 7, are 2 columns of padding, the 5 columns, and the window.
     """
 
-    def __init__(self, cached: Sequence[CachedLayers], first: int) -> None:
-        self.cached, self.first = cached, first
+    def __init__(self, cached: Sequence[CachedLayers]) -> None:
+        self.cached = cached
+        self.longest = max(layers[0].shape[2] for layers in cached)
 
     def __call__(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        k, v = zip(*(cached[layer] for cached in self.cached), strict=True)
-        return self._between(keys, k), self._between(values, v)
+        outside = stacked([layers[layer] for layers in self.cached], self.longest)
+        return torch.cat((outside[0], keys), 2), torch.cat((outside[1], values), 2)
 
-    def _between(self, window: torch.Tensor, cached: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-        rows, heads, columns, width = window.shape
-        last = self.first + columns
-        whole = window.new_zeros(rows, heads, last + cached[0][1].shape[1], width)  # padding must not be NaN
-        whole[:, :, self.first : last] = window
-        for row, (before, after) in enumerate(cached):
-            whole[row, :, self.first - before.shape[1] : self.first] = before
-            whole[row, :, last:] = after
-        return whole
+
+def stacked(rows: Sequence[torch.Tensor], longest: int) -> torch.Tensor:
+    """Keys and values `[2, R, heads, longest, head]` of R rows, each `[2, heads, length, head]`.
+
+    Shorter rows begin with zeros: attention ignores padding unless it is NaN.
+    """
+    return torch.stack(
+        [pad(row, (0, 0, longest - row.shape[2], 0)) if row.shape[2] < longest else row for row in rows], 1
+    )

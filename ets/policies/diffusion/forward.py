@@ -167,7 +167,7 @@ class CanvasReader:
     def _read_windows(self, canvases: Sequence[Canvas]) -> None:
         """Read the windows of canvases. Canvases without cached keys and values are refreshed first."""
         self._refresh(canvases)
-        longest, gen_length = max(canvas.length for canvas in canvases), len(canvases[0].tokens)
+        longest = max(canvas.length for canvas in canvases)
         first, last = cast("tuple[int, int]", canvases[0].window)
         first -= self.shift
         starts = np.array([len(canvas.prompt) + first for canvas in canvases])
@@ -175,7 +175,7 @@ class CanvasReader:
         ids = np.stack([np.array((*c.prompt, *c.tokens))[at] for c, at in zip(canvases, columns, strict=True)])
         positions = torch.from_numpy(columns).to(weights_device(self.checkpoint.model))
         cached = [cast("CachedLayers", canvas.memory.cached) for canvas in canvases]
-        recalling = Recalling(cached, longest - gen_length + first)
+        recalling = Recalling(cached)
         lengths = [canvas.length for canvas in canvases]
         hidden = self._forward(ids, lengths, longest, position_ids=positions, exchange=recalling)
         for n, canvas in enumerate(canvases):

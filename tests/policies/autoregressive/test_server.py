@@ -86,6 +86,18 @@ def test_laws_log_probabilities_and_costs_hold_over_a_server(server: TinyServer)
     assert policy.engine.approximate == ""
 
 
+def test_a_served_proposal_goes_on_from_candidates_with_exact_ratios(server: TinyServer) -> None:
+    reference = TransformersPolicy(server.checkpoint, Sampling(1.0), Horizon(2, 4))
+    policy = policy_at(server, Sampling(0.7), connections=16)
+    pair = ImportanceSampling(reference, policy)
+    begun = [draw.state for draw in pair.extend(pair.start(PROBLEMS[:1]) * 50, keys(50, 40)) if not draw.state.done]
+    own, other = (causal_oracle(policy, temperature) for temperature in (1.0, 0.7))
+    for before, draw in zip(begun, pair.finish(begun, keys(len(begun), 41)), strict=True):
+        after = draw.state.tokens[len(before.tokens) :]
+        p, q = (each.finish_law(PROBLEMS[0], before.tokens)[draw.state.tokens] for each in (own, other))
+        assert after and draw.text.log_ratio == pytest.approx(math.log(p / q), abs=1e-6)
+
+
 def test_moves_and_rejection_follow_their_exact_laws_over_a_server(server: TinyServer) -> None:
     """At a level of 1e-4 with 700 chains per law; so the moves leave p* invariant. A move without λ is seen."""
     policy = policy_at(server, connections=16, block=1, max_length=2)
@@ -455,6 +467,11 @@ def test_a_server_without_token_ids_is_approximate_and_says_so_once(tiny_checkpo
     for draw in draws:  # a letter is a token, so nothing is lost here
         assert draw.logp == pytest.approx(np.log(exact[draw.state.tokens]), abs=1e-6)
     assert any(draw.state.tokens[-1] == 0 for draw in draws)
+    reference = TransformersPolicy(tiny_checkpoint, Sampling(1.0), Horizon(2, 6))
+    with pytest.raises(
+        InputError, match=r"is approximate \(.*\), so its ratios would be wrong; choose another proposal"
+    ):
+        ImportanceSampling(reference, policy)
 
 
 def test_llama_cpps_form_of_log_probabilities_is_read(tiny_checkpoint: Any) -> None:
@@ -539,10 +556,8 @@ def test_a_row_that_ends_at_once_may_come_without_any_log_probability(tiny_check
     assert ended and all(draw.logp == 0 and draw.state.done for draw in ended)
 
 
-def test_an_engine_is_neither_proposal_nor_scorer(server: TinyServer, make_tiny: Any) -> None:
+def test_an_engine_is_no_scorer(server: TinyServer, make_tiny: Any) -> None:
     reference, drawn = make_tiny(Sampling()), policy_at(server)
-    with pytest.raises(InputError, match="a EnginePolicy cannot follow another policy; choose another proposal"):
-        ImportanceSampling(reference, drawn)
     with pytest.raises(InputError, match="a EnginePolicy cannot score what a proposal drew; leave the proposal out"):
         ImportanceSampling(drawn, reference)
 

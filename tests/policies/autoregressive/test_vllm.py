@@ -19,6 +19,7 @@ import torch
 
 import ets
 from ets import demo
+from ets.importance import ImportanceSampling
 from ets.kernel import energy_guided
 from ets.policies.autoregressive import vllm as vllm_engine
 from ets.policies.autoregressive.engine import EnginePolicy
@@ -280,6 +281,33 @@ def test_sample_takes_an_engine_as_the_page_says_and_leaves_it_open(engine: VLLM
         with pytest.raises(InputError, match=f"{name} is {value}, which the engine vllm does not have"):
             ets.sample(prompts, model=engine, extract=task.extract, **short, **{name: value})
     assert engine._closing.alive
+
+
+def test_a_proposal_in_vllm_goes_on_from_candidates_with_its_own_law_and_exact_ratios(
+    engine: VLLMEngine, checkpoint: Checkpoint, problem: Problem
+) -> None:
+    """Candidates of one token by transformers, and the second token by vLLM; a wrong candidate would be seen."""
+    own, other, horizon = Sampling(1.0), Sampling(0.7), Horizon(1, 2)
+    pair = ImportanceSampling(TransformersPolicy(checkpoint, own, horizon), EnginePolicy(engine, other, horizon))
+    first = next(draw for draw in pair.extend(pair.start([problem]) * 20, keys(20, 8)) if not draw.state.done)
+    draws = pair.finish([first.state] * DRAWS, keys(DRAWS, 9))
+    ids, drawn = (*problem.prompt, *first.state.tokens), [draw.state.tokens[-1] for draw in draws]
+    reference, proposal = (next_law(checkpoint, law, ids) for law in (own, other))
+    check_law(drawn, dict(enumerate(proposal)), level=LEVEL, what="second tokens of the proposal")
+    assert not judge_law(drawn, dict(enumerate(next_law(checkpoint, other, problem.prompt))), level=LEVEL).passed
+    ratios = np.log(reference[drawn] / proposal[drawn])
+    assert [draw.text.log_ratio for draw in draws] == pytest.approx(ratios.tolist(), abs=1e-3)
+    assert all(draw.state.tokens[:1] == first.state.tokens for draw in draws)
+
+
+def test_sample_takes_an_engine_as_its_proposal(engine: VLLMEngine, checkpoint: Checkpoint) -> None:
+    short = {"candidates": 2, "rollouts": 2, "block_size": 16, "max_length": 32, "temperature": 1.9}
+    out = ets.sample(Arithmetic().problems(1)[0].prompt, model=checkpoint, proposal=engine, reward=len_of, **short)
+    assert out.ratios is not None and out.ratios.rollouts > 0 and out.cost.scored > 0 and engine._closing.alive
+
+
+def len_of(prompt: str, text: str) -> float:
+    return -0.01 * len(text)
 
 
 def test_threads_share_an_engine(engine: VLLMEngine, problem: Problem) -> None:

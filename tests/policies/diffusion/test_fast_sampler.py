@@ -246,10 +246,8 @@ def test_only_what_a_later_step_needs_is_kept(tiny_llada: Checkpoint) -> None:
         states = [draw.state for draw in policy.extend(states * 2, keys(2 * len(states), step))][:2]
         assert [state.memory.cached is not None for state in states] == [known] * len(states)
         for state in states:
-            for of_layer in state.memory.cached if known else ():
-                for of in of_layer:
-                    for kept in of:
-                        assert kept.untyped_storage().nbytes() == kept.numel() * kept.element_size()
+            for kept in state.memory.cached if known else ():
+                assert kept.untyped_storage().nbytes() == kept.numel() * kept.element_size()
 
 
 def test_the_log_probability_of_each_step_is_recorded(tiny_llada: Checkpoint) -> None:
