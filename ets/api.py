@@ -16,7 +16,7 @@ from ets.chat import Chat, ChatTemplate, Prompt, as_chat, as_prompts
 from ets.diagnostics import RatioSummary, ratio_summary
 from ets.kernel import energy_guided
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.opening import Model, as_level, in_use, lent, opened_policy, weighed_by
+from ets.policies.opening import Model, as_level, in_use, opened_policy, proposal_in_use, weighed_by
 from ets.policies.registry import SETTINGS, minimum_votes
 from ets.policies.settings import Weighing, Weights
 from ets.readouts import Vote, vote, weighted
@@ -188,7 +188,7 @@ def sample(
     if spending.tokens is None:
         require_counts(candidates=guide.candidates, rollouts=guide.rollouts)
         require_rows(guide.candidates * guide.rollouts, f"{guide.candidates} candidates with {guide.rollouts} rollouts")
-    with in_use(model, values) as (model, values), lent(weighing.proposal):
+    with in_use(model, values) as (model, values), proposal_in_use(weighing) as weighing:
         policy = opened_policy(model, values, weighing, made(Weights, given).dtype)
         if chosen is not None:
             problems = _in_template(problems, chosen, policy)

@@ -96,7 +96,7 @@ class ImportanceSampling:
         reference.require_proposal(proposal)
         self.reference, self.proposal, self.clip, self._clip = reference, proposal, clip, Clip(clip)
         self._warn_of_noise = NoiseWarning()
-        if close := getattr(proposal, "close", None):  # of an engine
+        if close := getattr(proposal, "close", None):  # a policy over an engine has it
             self.close = close
 
     weighed = True  # `ets.step.require_unweighed`
@@ -110,8 +110,11 @@ class ImportanceSampling:
         return self.reference.deterministic
 
     def load(self) -> None:
-        """Load the weights of both policies, as far as they have any."""
-        for policy in (self.reference, self.proposal):
+        """Load the weights of both policies, as far as they have any.
+
+        The proposal comes first: vLLM takes its share of a GPU at once, the reference policy's cache what is left.
+        """
+        for policy in (self.proposal, self.reference):
             getattr(policy, "load", lambda: None)()
 
     def start(self, problems: Sequence[Problem]) -> list[State]:

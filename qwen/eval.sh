@@ -23,6 +23,7 @@ choose_preset "demo${TRANSFORMERS:+ demo-is} math500 gsm8k humaneval gpqa" "$@"
 
 if [ "$PRESET" = demo-is ]; then SMALL_MODEL_PATH=${SMALL_MODEL_PATH:-embedded-small}; fi # all else is as in demo
 SMALL_MODEL_PATH=${SMALL_MODEL_PATH:-}        # draws ETS-IS's rollouts, with the model's own tokens; empty: METHODS are without ets-is
+refuse_without_proposal
 TOKENS=${TOKENS:-}                            # the budget in generated tokens per problem, in place of M; empty: what ETS costs at M_CANDIDATES
 if [ -n "$TOKENS" ]; then                     # the sizes of all methods follow from it
     refuse_set "the budget is TOKENS" M_CANDIDATES
@@ -103,7 +104,8 @@ NUM_BEAMS=${NUM_BEAMS:-20}                    # of beam search
 IS_M_CANDIDATES=${IS_M_CANDIDATES-$M_CANDIDATES} # M of ETS-IS
 IS_BLOCK_SIZE=${IS_BLOCK_SIZE:-$BLOCK_SIZE}   # tokens per guide step of ETS-IS
 PROPOSAL_TEMPERATURE=${PROPOSAL_TEMPERATURE:-$TEMPERATURE} # of the small model
-PROPOSAL_ENGINE=${PROPOSAL_ENGINE:-}            # of the small model: vllm; empty: transformers
+PROPOSAL_ENGINE=${PROPOSAL_ENGINE:-}          # of the small model: vllm; empty: transformers
+PROPOSAL_UTILIZATION=${PROPOSAL_UTILIZATION:-} # PROPOSAL_ENGINE=vllm: the share of a GPU's memory that it may take; empty: 0.3
 CLIP=${CLIP:-}                                # LOW,HIGH, bounds on ETS-IS's importance ratios, such as 0.1,10; empty: none
 NUM_PROBLEMS=${NUM_PROBLEMS:-}                # empty: all
 SHOTS=${SHOTS:-}                              # solved examples in each prompt; empty: the task's own number
@@ -138,7 +140,7 @@ run_eval "$ENGINE" $(budget_of "$M_CANDIDATES") --rollouts "$K_MONTE_CARLO" --la
     --max-length "$MAX_LENGTH" --block-size "$BLOCK_SIZE" --base-temperature "$BASE_TEMPERATURE" \
     --base-top-k "$BASE_TOP_K" --base-top-p "$BASE_TOP_P" ${TOP_K:+--top-k "$TOP_K"} ${TOP_P:+--top-p "$TOP_P"} \
     ${SMALL_MODEL_PATH:+--proposal "$SMALL_MODEL_PATH" --proposal-temperature "$PROPOSAL_TEMPERATURE"} \
-    ${SMALL_MODEL_PATH:+${PROPOSAL_ENGINE:+--proposal-engine "$PROPOSAL_ENGINE"}} \
+    ${SMALL_MODEL_PATH:+${PROPOSAL_ENGINE:+--proposal-engine "$PROPOSAL_ENGINE" ${PROPOSAL_UTILIZATION:+--proposal-utilization "$PROPOSAL_UTILIZATION"}}} \
     ${SMALL_MODEL_PATH:+${IS_M_CANDIDATES:+--is-candidates "$IS_M_CANDIDATES"} --is-block-size "$IS_BLOCK_SIZE"} \
     ${CLIP:+--clip="$CLIP"} ${VLLM:+--replicas "$GEN_DP" --tensor-parallel "$GEN_TP" --utilization "$UTILIZATION"} \
     ${SERVED:+--endpoint "$ENDPOINT"} ${SERVED_MODEL:+--served-model "$SERVED_MODEL"} \

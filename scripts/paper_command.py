@@ -117,7 +117,7 @@ REFUSED_OF_LM_EVAL = {
     "gen_kwargs": "would have no effect; write the settings in --model_args",
 }
 ONLY_VLLM = ("replicas", "tensor_parallel", "utilization")
-ONLY_ETS_IS = ("proposal", "proposal_engine", "proposal_temperature", "clip", "level")
+ONLY_ETS_IS = ("proposal", "proposal_engine", "proposal_utilization", "proposal_temperature", "clip", "level")
 NOTES = {
     "level 0": "is_accelerate_available: the paper draws candidates exactly and rollouts with the dual cache, which "
     "follows no stated law; here both come from the sampler with the dual cache, every weight exactly 1 (Level 0); "

@@ -78,7 +78,7 @@ choose_engine() { # with ENDPOINT, the address of a server, it is the engine end
     if [ -n "$TRANSFORMERS" ] && [ -n "${ENDPOINT:-}" ]; then refuse "ENDPOINT is set, but ENGINE is transformers; leave one of them out"; fi
     if [ -n "$SERVED" ] && [ -z "${ENDPOINT:-}" ]; then refuse "ENGINE is endpoint, but ENDPOINT is empty; set it to the address of a server, such as http://localhost:8000/v1"; fi
     if [ -z "$TRANSFORMERS" ] && [ -n "${SMALL_MODEL_PATH:-}" ]; then
-        refuse "SMALL_MODEL_PATH is set, but ets-is scores the small model's texts, which vLLM does at temperature 1 alone, and a server does not; leave it out, or set ENGINE=transformers PROPOSAL_ENGINE=vllm, which runs the small model alone in vLLM"
+        refuse "SMALL_MODEL_PATH is set, but ets-is scores the small model's texts, which vLLM does at temperature 1 alone, and a server does not; leave it out, or run qwen/eval.sh, where PROPOSAL_ENGINE=vllm runs the small model alone in vLLM"
     fi
 }
 
@@ -108,6 +108,10 @@ refuse_set() { # REASON VARIABLE ...: variables that would be ignored
     for variable in "$@"; do
         if [ -n "${!variable:-}" ]; then refuse "$variable is set, but $reason; leave it out"; fi
     done
+}
+
+refuse_without_proposal() {
+    if [ -z "$SMALL_MODEL_PATH" ]; then refuse_set "there is no SMALL_MODEL_PATH" PROPOSAL_ENGINE PROPOSAL_UTILIZATION; fi
 }
 
 moves() { # the method refined, for a budget of tokens and a fixed reward; steered by votes it loses (docs/results.md)
@@ -181,6 +185,7 @@ choose_processes() { # what launches PROCESSES of them, if more than one
     1) return ;;
     *[!0-9]* | 0*) refuse "PROCESSES is '$PROCESSES'; set it to how many processes share the problems" ;;
     esac
+    if [ -n "${PROPOSAL_ENGINE:-}" ]; then refuse "PROCESSES is $PROCESSES, but a proposal in vLLM takes one process; leave PROPOSAL_ENGINE out"; fi
     case "$1" in
     vllm) refuse "PROCESSES is $PROCESSES, but vLLM has copies of its own; leave it out, and set GEN_DP" ;;
     endpoint) refuse "PROCESSES is $PROCESSES, but the server has copies of its own; leave it out, and start it with --data-parallel-size" ;;

@@ -248,6 +248,8 @@ def test_a_model_as_its_own_proposal_changes_nothing() -> None:
     [
         ({"step": 3}, "step is 3; it must be a function of a reward"),
         ({"proposal_temperature": 0.5}, "there is no proposal"),
+        ({"proposal_engine": "vllm"}, "there is no proposal"),
+        ({"proposal": "x", "proposal_engine": "endpoint"}, "choose transformers or vllm"),
         ({"proposal": demo.model_path("small"), "proposal_temperature": 0.0}, "at temperature 0 the proposal"),
         ({"proposal": demo.model_path("small"), "clip": (2, 1)}, "clip is"),
         ({"proposal": "nowhere"}, "no checkpoint at 'nowhere'"),

@@ -75,7 +75,6 @@ class Ranks:
 
         values: list[Any] = [None] * self.size
         try:
-            distributed.monitored_barrier(timeout=PATIENCE)  # the slowest process may need days, the copies seconds
             distributed.all_gather_object(values, value)
         except RuntimeError as error:
             raise InputError(
@@ -136,6 +135,8 @@ def join() -> Ranks:
         store.set(f"joined-{rank}", "")
         store.wait([f"joined-{each}" for each in range(size)], JOINING)
         distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=CONNECTING)
+        # The group's timeout holds for its connections and for its waits; PyTorch has no public way to change it.
+        distributed.distributed_c10d._set_pg_timeout(PATIENCE)
     except ValueError as error:
         raise InputError(f"WORLD_SIZE is set, but {error}; launch with torchrun, or unset WORLD_SIZE") from error
     except RuntimeError as error:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,7 +15,14 @@ from ets.policies.autoregressive.server import Endpoint, endpoint_of
 from ets.policies.autoregressive.vllm import VLLMEngine
 from ets.policies.checkpoint import Checkpoint
 from ets.policies.diffusion.levels import target_of
-from ets.policies.registry import engine_named, fast_sampler_of, own_policy, policy_of, proposal_of
+from ets.policies.registry import (
+    engine_named,
+    fast_sampler_of,
+    own_policy,
+    policy_of,
+    proposal_engine_of,
+    proposal_of,
+)
 from ets.policies.settings import ServerResources, Weighing
 from ets.settings import fields_of, made
 from ets.types import InputError, Policy, one_line
@@ -136,7 +143,7 @@ def policies_of(
             return own
 
         return unchanged
-    checkpoint = Checkpoint(model, dtype)
+    weighing, checkpoint = with_engine(weighing), Checkpoint(model, dtype)
     first = policy_of(lambda: checkpoint, engine=engine, **values)
     running = getattr(first, "engine", None)
     shared = {} if running is None else fields_of(*engine_named(running.engine_name).resources)
@@ -149,12 +156,36 @@ def policies_of(
     return opened
 
 
+def with_engine(weighing: Weighing) -> Weighing:
+    """The same with the proposal's engine in place of its name and its settings, unless transformers runs it.
+
+    Raises `InputError` as `proposal_engine_of` does, and for settings of an engine without a proposal.
+    """
+    if weighing.proposal is None:
+        for name in ("proposal_engine", "proposal_utilization"):
+            if getattr(weighing, name) is not None:
+                raise InputError(f"{name} is {getattr(weighing, name)!r}, but there is no proposal; name one")
+    engine: Any = proposal_engine_of(weighing, partial(checkpoint_of, weighing.proposal, "proposal"))  # type: ignore[arg-type]
+    if engine is None:
+        return weighing
+    return replace(weighing, proposal=engine, proposal_engine=None, proposal_utilization=None)
+
+
+@contextmanager
+def proposal_in_use(weighing: Weighing) -> Iterator[Weighing]:
+    """`with_engine` for the time of a call, which closes an engine that it has made; a loaded pair is left as found."""
+    made_here = with_engine(weighing)
+    engine: Any = made_here.proposal
+    with closing(engine) if engine is not weighing.proposal else lent(engine):
+        yield made_here
+
+
 def weighed_by(policy: Policy, values: Mapping[str, Any], weighing: Weighing) -> tuple[Policy, str | None]:
     """What the step samples from, and its target in words where the sampler is a faster one of masked diffusion."""
     fast = {name: values[name] for name in FAST if name in values}
     level, small, warmth = weighing.level, weighing.proposal, weighing.proposal_temperature
     if small is None and level is None:
-        for name in ("clip", "proposal_engine", "proposal_temperature"):
+        for name in ("clip", "proposal_temperature"):
             if getattr(weighing, name) is not None:
                 raise InputError(f"{name} is {getattr(weighing, name)}, but there is no proposal; name one")
     if level is not None:
@@ -164,10 +195,9 @@ def weighed_by(policy: Policy, values: Mapping[str, Any], weighing: Weighing) ->
         policy = fast_sampler_of(policy, level, **own, clip=weighing.clip)
     if small is not None:
         truncation = {name: values[name] for name in ("top_k", "top_p") if name in values}
-        running = small if isinstance(small, VLLMEngine | Endpoint) else None
-        opened = partial(checkpoint_of, running.checkpoint if running else small, "proposal")
-        law: dict[str, Any] = {"temperature": warmth, "truncation": truncation}
-        proposal = proposal_of(policy, opened, engine=weighing.proposal_engine, ready=running, **law)
+        ready = small if isinstance(small, VLLMEngine | Endpoint) else None
+        opened = partial(checkpoint_of, ready.checkpoint if ready else small, "proposal")
+        proposal = proposal_of(policy, opened, ready=ready, temperature=warmth, truncation=truncation)
         policy = ImportanceSampling(policy, proposal, weighing.clip)
     at = "0" if level is None and fast else level
     return policy, None if at is None else f"{target_of(at)} (level {at})"

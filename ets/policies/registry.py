@@ -198,11 +198,42 @@ PROPOSAL_SHARE = 0.3
 """Share of a GPU's memory for a proposal in vLLM: the reference policy has its weights and cache on the same GPU."""
 
 
+def proposal_engine_of(weighing: owners.Weighing, checkpoint: Callable[[], Checkpoint]) -> VLLMEngine | Endpoint | None:
+    """The engine of a proposal, which the caller closes unless it is running already; None for transformers.
+
+    Raises `InputError` for an unknown engine, and for settings of an engine that is running or is not vLLM.
+    """
+    from ets.policies.autoregressive.law import require_autoregressive
+    from ets.policies.autoregressive.server import Endpoint
+    from ets.policies.autoregressive.vllm import VLLMEngine
+
+    given: Any = weighing.proposal
+    running, engine, share = (
+        isinstance(given, VLLMEngine | Endpoint),
+        weighing.proposal_engine,
+        weighing.proposal_utilization,
+    )
+    if engine not in (None, "transformers", "vllm"):
+        raise InputError(f"proposal_engine is {engine!r}; choose transformers or vllm")
+    for name in ("proposal_engine", "proposal_utilization"):
+        value = getattr(weighing, name)
+        if running and value is not None:
+            raise InputError(f"{name} is {value!r}, but the proposal is an engine already; leave it out")
+    if running:
+        return given
+    if engine != "vllm":
+        if share is not None:
+            raise InputError(f"proposal_utilization is {share}, which vLLM alone has; set proposal_engine to vllm")
+        return None
+    opened = checkpoint()
+    require_autoregressive(opened, "vllm")
+    return VLLMEngine(opened, utilization=PROPOSAL_SHARE if share is None else share)
+
+
 def proposal_of(
     reference: Policy,
     checkpoint: Callable[[], Checkpoint],
     *,
-    engine: str | None = None,
     ready: VLLMEngine | Endpoint | None = None,
     temperature: float | None = None,
     truncation: Mapping[str, Any] | None = None,
@@ -214,10 +245,8 @@ def proposal_of(
     reference : Policy
     checkpoint : callable
         Opens the proposal's checkpoint.
-    engine : str, optional
-        "transformers", the default, or "vllm", which takes `PROPOSAL_SHARE` of a GPU.
     ready : VLLMEngine or Endpoint, optional
-        A running engine, which the proposal uses instead.
+        The engine that runs the proposal; by default transformers runs it.
     temperature : float, optional
         By default the policy's temperature.
     truncation : mapping of str to value, optional
@@ -226,27 +255,22 @@ def proposal_of(
     Raises
     ------
     InputError
-        For values out of range, an unknown engine, or models that do not fit each other.
+        For values out of range, or models that do not fit each other.
     """
     from ets.importance import ImportanceSampling
     from ets.policies.autoregressive.engine import EnginePolicy
     from ets.policies.autoregressive.transformers import TransformersPolicy
-    from ets.policies.autoregressive.vllm import VLLMEngine
 
     if not isinstance(reference, TransformersPolicy):
         masked = hasattr(reference, "unmasking")
         remedy = "leave it out (LLaDA has levels instead)" if masked else "leave it out, or use transformers"
         raise InputError(f"{type(reference).__name__} takes no proposal; {remedy}")
-    if engine not in (None, "transformers", "vllm"):
-        raise InputError(f"proposal_engine is {engine!r}; choose transformers or vllm")
     warmth = reference.sampling.temperature if temperature is None else temperature
     values = {"temperature": warmth, **(truncation or {})}
     ENGINES["transformers"].objects(values, None)  # raises for values out of range before the checkpoint is opened
     opened = checkpoint()
     law = ENGINES["transformers"].objects(values, opened)[0]
     ends = reference.endings.end_ids
-    if engine == "vllm" and ready is None:
-        ready = VLLMEngine(opened, utilization=PROPOSAL_SHARE)
     proposal: TransformersPolicy | EnginePolicy
     if ready is None:
         proposal = TransformersPolicy(opened, law, reference.horizon, memory_gib=reference.memory_gib, end_ids=ends)

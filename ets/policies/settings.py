@@ -429,10 +429,15 @@ class Weighing:
     """The sampler of ETS-IS, and the weights of its paths."""
 
     proposal: str | None = setting(
-        None, "q, a cheaper model with the same tokens that draws the rollouts of ETS-IS", flags=("small_model_path",)
+        None,
+        "q, a cheaper model with the same tokens that draws the rollouts of ETS-IS; in Python also a running engine",
+        flags=("small_model_path",),
     )
     proposal_temperature: float | None = setting(None, "temperature of the proposal (default: the policy's)", float)
     proposal_engine: str | None = setting(None, "what runs the proposal, transformers (the default) or vllm")
+    proposal_utilization: float | None = setting(
+        None, "share of a GPU's memory that vLLM takes for the proposal (default: 0.3)", float
+    )
     level: str | None = setting(None, "0, 1 or 1F: how a faster sampler of masked diffusion is weighed (default: 0)")
     clip: tuple[float, float] | None = setting(
         None, "LOW,HIGH: bounds on the importance ratio, a bias (default: none)", bounds

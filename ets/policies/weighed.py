@@ -6,13 +6,17 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from ets.policies.registry import FAST, fast_sampler_of, law_of, proposal_of
+from ets.policies.registry import FAST, fast_sampler_of, law_of, proposal_engine_of, proposal_of
 from ets.policies.settings import FastSampler, Sampling, Weighing
 from ets.settings import made
 from ets.types import InputError, Policy
 
 if TYPE_CHECKING:
     from ets.policies.checkpoint import Checkpoint
+
+
+PROPOSED = ("proposal", "proposal_engine", "proposal_utilization", "proposal_temperature")
+"""Settings of a proposal."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,11 @@ def _pair(policy: Any, values: Mapping[str, Any], opened: Callable[[str], Checkp
     if fast.is_block_size is not None and hasattr(policy, "at_law"):
         policy = policy.at_law(policy.sampling, replace(policy.horizon, block_size=fast.is_block_size))
     truncation = {name: values[name] for name in ("top_k", "top_p") if name in values}
-    warmth, engine = weighing.proposal_temperature, weighing.proposal_engine
-    proposal = proposal_of(policy, lambda: small, engine=engine, temperature=warmth, truncation=truncation)
+    warmth, engine = weighing.proposal_temperature, proposal_engine_of(weighing, lambda: small)
+    proposal = proposal_of(policy, lambda: small, ready=engine, temperature=warmth, truncation=truncation)
     parts = [f"{weighing.proposal}@{small.revision[:8]}", f"block{block_size}", _law_of(proposal.sampling)]
-    if engine == "vllm":  # its texts are equal in law, not token for token
-        parts.append(engine)
+    if engine is not None:  # vLLM's texts are equal to those of transformers in law, not token for token
+        parts.append(engine.engine_name)
     label = f"ETS-IS (M {{size}}, K {{rollouts}}, block {block_size})"
     pair = ImportanceSampling(policy, proposal, weighing.clip)
     return Weighed(pair, "", "-".join([*parts, f"clip{weighing.clip}"]), label)
@@ -63,7 +67,7 @@ def _at_level(policy: Policy, values: Mapping[str, Any]) -> Weighed:
     from ets.policies.diffusion.levels import target_of
 
     weighing, fast = made(Weighing, values), made(FastSampler, values)
-    _refuse(values, ("proposal", "proposal_engine", "proposal_temperature", "is_block_size"), "a pair with a proposal")
+    _refuse(values, (*PROPOSED, "is_block_size"), "a pair with a proposal")
     changed = {name: getattr(fast, f"fast_{name}") for name in FAST}
     if all(value is None for value in changed.values()):
         raise InputError("there is no faster sampler; give what makes it fast, such as fast_cache dual")

@@ -205,6 +205,14 @@ def test_without_a_launcher_a_process_notices_that_another_has_died(tmp_path: Pa
     ]
 
 
+def test_a_process_waits_longer_for_a_slow_one_than_for_its_connection(tmp_path: Path) -> None:
+    shorter = "import time\nimport ets.evaluation.ranks as ranks\nranks.CONNECTING = ranks.timedelta(seconds=2)\n"
+    script = shorter + SCRIPT.replace("    said =", "    time.sleep(6 if ranks.rank == 0 else 0)\n    said =")
+    first, second = without_a_launcher(tmp_path, script, script)
+    assert "'rank': 1" in first.stdout
+    assert second.stderr.splitlines()[-1] == "error: the second process alone fails"
+
+
 NOT_JOINED = (
     "error: WORLD_SIZE is 2, but a process has not started within {} seconds, or has ended; start all of them again"
 )

@@ -104,12 +104,16 @@ def test_the_proposal_runs_in_vllm_where_the_run_asks_for_it(monkeypatch: pytest
     found = setup(values=given, methods=("ets", "ets-is"))
     pair: Any = found.policies["ets-is"]
     assert pair.proposal.engine.arguments["gpu_memory_utilization"] == 0.3 and not pair.proposal.engine._loaded
+    other: Any = setup(values={**given, "proposal_utilization": 0.5}, methods=("ets-is",)).policies["ets-is"]
+    assert other.proposal.engine.arguments["gpu_memory_utilization"] == 0.5
     assert "-vllm-" in found.settings.weighing
     with closed_after(*found.policies.values()):
         pass
     assert not pair.proposal.engine._closing.alive
     with pytest.raises(InputError, match="proposal_engine is 'endpoint'; choose transformers or vllm"):
         setup(values={**given, "proposal_engine": "endpoint"}, methods=("ets-is",))
+    with pytest.raises(InputError, match=r"proposal_utilization is 0.5, which vLLM alone has; set proposal_engine to"):
+        setup(values={**VALUES, "proposal": "embedded-small", "proposal_utilization": 0.5}, methods=("ets-is",))
     monkeypatch.setattr("ets.evaluation.ranks.join", lambda: Ranks(0, 2))
     with pytest.raises(InputError, match="proposal_engine is vllm, which takes one process, not 2; leave it out"):
         setup(values=given, methods=("ets-is",))

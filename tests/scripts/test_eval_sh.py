@@ -272,13 +272,16 @@ NEEDED = {
     "ENGINE=vllm": "GEN_DP GEN_TP UTILIZATION",
     "ENDPOINT=http://there:8000/v1": "SERVED_MODEL CONNECTIONS ROW_SECONDS",
     "SMALL_MODEL_PATH=/small": "IS_M_CANDIDATES IS_BLOCK_SIZE PROPOSAL_TEMPERATURE PROPOSAL_ENGINE",
+    "SMALL_MODEL_PATH=/small PROPOSAL_ENGINE=vllm": "PROPOSAL_UTILIZATION",
     "LEVEL=1": "CLIP IS_NUM_CANDIDATES FAST_CACHE FAST_REFRESH FAST_THRESHOLD FAST_FACTOR FAST_REMASKING "
     "FAST_TEMPERATURE",
     "ENGINE=uniform-diffusion": "MAX_DENOISING_STEPS T_MAX T_MIN ENTROPY_BOUND STABILITY_THRESHOLD "
     "CONFIDENCE_THRESHOLD",
 }
 """A setting without which others have no effect, and the names of those variables."""
-NEEDS = {name: dict([needed.split("=")]) for needed, names in NEEDED.items() for name in names.split()}
+NEEDS = {
+    name: dict(each.split("=") for each in needed.split()) for needed, names in NEEDED.items() for name in names.split()
+}
 
 
 @pytest.mark.parametrize("script", [EVAL, LLADA, READERS[-1]], ids=lambda script: script.parent.name)

@@ -19,7 +19,15 @@ from ets.settings import fields_of
 from tests.sandboxed import needs_sandbox
 from tests.scripts.test_eval_sh import ROOT, bash
 
-OPTIONS = ("proposal", "proposal_temperature", "proposal_engine", "clip", "is_candidates", "is_block_size")
+OPTIONS = (
+    "proposal",
+    "proposal_temperature",
+    "proposal_engine",
+    "proposal_utilization",
+    "clip",
+    "is_candidates",
+    "is_block_size",
+)
 _OF_SAMPLERS = ("cache", "refresh", "threshold", "factor", "remasking", "temperature")
 FAST = ("level", "clip", "is_candidates", *(f"fast_{name}" for name in _OF_SAMPLERS))
 """Settings of ets-is, with a proposal and with masked diffusion."""
@@ -170,10 +178,11 @@ def test_a_small_model_adds_ets_is_with_the_numbers_of_the_paper(
 def test_what_belongs_to_ets_is_can_be_set_by_a_variable(script: Path, preset: str, tmp_path: Path) -> None:
     given = {
         "SMALL_MODEL_PATH": "/small", "PROPOSAL_TEMPERATURE": "0.5", "PROPOSAL_ENGINE": "vllm",
+        "PROPOSAL_UTILIZATION": "0.2",
         "CLIP": "0.1,10", "IS_M_CANDIDATES": "3", "IS_BLOCK_SIZE": "9",
     }  # fmt: skip
     found = options(script, preset, tmp_path, **given)
-    assert [found[name] for name in OPTIONS] == ["/small", 0.5, "vllm", (0.1, 10.0), 3, 9]
+    assert [found[name] for name in OPTIONS] == ["/small", 0.5, "vllm", 0.2, (0.1, 10.0), 3, 9]
 
 
 @pytest.mark.parametrize(
@@ -230,7 +239,7 @@ def test_code_of_a_chat_is_an_answer_in_fences(script: Path, tmp_path: Path) -> 
 def test_the_demonstration_of_importance_sampling_is_the_other_one_with_a_small_model(tmp_path: Path) -> None:
     plain, proposed = options(QWEN, "demo", tmp_path), options(QWEN, "demo-is", tmp_path)
     differing = {name for name in plain if plain[name] != proposed[name]}
-    assert differing == {"methods", *OPTIONS} - {"clip", "proposal_engine"}
+    assert differing == {"methods", *OPTIONS} - {"clip", "proposal_engine", "proposal_utilization"}
     assert proposed["proposal"] == "embedded-small" and proposed["methods"] == f"{plain['methods']},ets-is"
     assert (proposed["is_candidates"], proposed["is_block_size"]) == (plain["candidates"], plain["block_size"])
 
@@ -348,6 +357,24 @@ def test_all_runs_the_benchmarks_through_vllm(tmp_path: Path) -> None:
     [
         (VLLM, "all", {"SMALL_MODEL_PATH": "x"}, "SMALL_MODEL_PATH is set, but ets-is scores the small model's texts"),
         (VLLM, "demo-is", {}, "unknown preset 'demo-is'; the presets that work are: demo, math500, gsm8k, humaneval"),
+        (
+            QWEN,
+            "demo",
+            {"PROPOSAL_ENGINE": "vllm"},
+            "PROPOSAL_ENGINE is set, but there is no SMALL_MODEL_PATH; leave it",
+        ),
+        (
+            AIME,
+            "aime24",
+            {"PROPOSAL_UTILIZATION": "1"},
+            "PROPOSAL_UTILIZATION is set, but there is no SMALL_MODEL_PATH",
+        ),
+        (
+            QWEN,
+            "demo",
+            {"PROPOSAL_ENGINE": "vllm", "PROCESSES": "2", "SMALL_MODEL_PATH": "/small", "MODEL_PATH": "/model"},
+            "PROCESSES is 2, but a proposal in vLLM takes one process; leave PROPOSAL_ENGINE out",
+        ),
         (AIME, "aime24", {"ENGINE": "abacus"}, "ENGINE is 'abacus'; set it to transformers or vllm"),
         (VLLM, "demo", THERE | {"GEN_DP": "4"}, "GEN_DP is set, but with ENDPOINT that belongs to the server's own"),
         (VLLM, "demo", THERE | {"GEN_TP": "4"}, "GEN_TP is set, but with ENDPOINT that belongs to the server's own"),

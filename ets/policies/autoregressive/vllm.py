@@ -118,6 +118,7 @@ class VLLMEngine(Engine):
             if not self._closing.alive:
                 raise InputError("the vLLM engine has been closed; make another one")
             if not self._loaded:
+                torch.cuda.empty_cache()  # vLLM must find its share free
                 self._loaded.append(_load(self.arguments))
                 try:
                     self._require_processed_logps()

@@ -104,11 +104,10 @@ class _BlockKeys:
         fresh = torch.stack((keys, values))
         self.fresh.append(fresh)
         distinct = {id(prefix): prefix for prefix in self.prefixes}
-        nothing = fresh[:, 0, :, :0]
-        joined = {
-            name: torch.cat([nothing, *(part[layer_idx] for part in prefix.parts)], 2)
-            for name, prefix in distinct.items()
-        }
+        joined = {}
+        for name, prefix in distinct.items():
+            parts = [part[layer_idx] for part in prefix.parts] or [fresh[:, 0, :, :0]]
+            joined[name] = parts[0] if len(parts) == 1 else torch.cat(parts, 2)
         whole = torch.cat((stacked([joined[id(prefix)] for prefix in self.prefixes], self.longest), fresh), 3)
         return whole[0], whole[1]
 
@@ -210,7 +209,7 @@ class BlockReader(CanvasReader):
         """An upper bound on the bytes of a canvas: in one layer, and the fresh keys and values of all layers."""
         config, columns = self.checkpoint.config, self._columns(canvas)
         width = 12 * config.hidden_size + 3 * config.intermediate_size
-        here = columns * width + 4 * config.hidden_size * canvas.length
+        here = columns * width + 6 * config.hidden_size * canvas.length
         return here * self.checkpoint.model.dtype.itemsize + self.bytes_cached(columns) + columns * canvas.length
 
     def _read_columns(self, canvases: Sequence[Canvas]) -> None:

@@ -304,6 +304,8 @@ def test_sample_takes_an_engine_as_its_proposal(engine: VLLMEngine, checkpoint: 
     short = {"candidates": 2, "rollouts": 2, "block_size": 16, "max_length": 32, "temperature": 1.9}
     out = ets.sample(Arithmetic().problems(1)[0].prompt, model=checkpoint, proposal=engine, reward=len_of, **short)
     assert out.ratios is not None and out.ratios.rollouts > 0 and out.cost.scored > 0 and engine._closing.alive
+    with pytest.raises(InputError, match="proposal_engine is 'vllm', but the proposal is an engine already"):
+        ets.sample("a", model=checkpoint, proposal=engine, proposal_engine="vllm", reward=len_of, **short)
 
 
 def len_of(prompt: str, text: str) -> float:
