@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,17 @@ def constant(prompt: Any, text: str) -> float:
 def asked(offer: Offer, **fields: Any) -> Order:
     body = {"model": "tiny", "prompt": PROMPT, **fields}
     return offer.order(read_request(TextCompletion, json.dumps(body).encode()))
+
+
+@pytest.mark.skipif(find_spec("vllm") is None, reason="no vLLM here; `bash scripts/setup.sh vllm`")
+def test_the_laws_of_all_requests_share_the_proposals_engine() -> None:
+    small = str(EMBEDDED["embedded-small"])
+    weighing = Weighing(proposal=small, proposal_engine="vllm")
+    opened = policies_of(small, "transformers", None, {"block_size": 8, "max_length": 24}, weighing)
+    pairs: list[Any] = [opened({"temperature": temperature}) for temperature in (1.0, 0.7)]
+    assert pairs[0].proposal.engine is pairs[1].proposal.engine and not pairs[0].proposal.engine._loaded
+    assert [pair.proposal.sampling.temperature for pair in pairs] == [1.0, 0.7]
+    pairs[0].close()
 
 
 def refused(offer: Offer, **fields: Any) -> RequestError:
