@@ -18,13 +18,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ets.cli import main
-from ets.evaluation.ranks import join
+from ets.evaluation import ranks
 from tests.evaluation.test_kill import journal_of
 from tests.ports import kept_port
 
@@ -39,7 +40,7 @@ def begun(folder: Path, before: Callable[[], object] = lambda: None, **environme
     if (pid := os.fork()) == 0:
         status = 99  # an exception, which prints its traceback
         try:
-            join.cache_clear()
+            ranks.join.cache_clear()
             os.environ.update(environment)
             with (folder.parent / f"{folder.name}.said").open("a") as said:
                 for number in (1, 2):
@@ -156,11 +157,16 @@ def dead_rank(folder: Path, moment: float, rng: np.random.Generator) -> set[int]
     """Two processes share the run, and one of them dies; the other one ends by itself."""
     with kept_port() as kept:
         place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(kept.getsockname()[1])}
-        both = [begun(folder, **place, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
+        both = [begun(folder, impatient, **place, RANK=rank, LOCAL_RANK=rank) for rank in "01"]
         time.sleep(moment)
         dead = int(rng.integers(2))
         os.kill(both[dead], signal.SIGKILL)
         return {ended(both[1 - dead]), ended(both[dead])} - {0, 2, -signal.SIGKILL}
+
+
+def impatient() -> None:
+    """Wait 20 seconds for processes to start, not minutes: forks start at once."""
+    ranks.JOINING = ranks.CONNECTING = timedelta(seconds=20)
 
 
 FAULTS = (killed, interrupted, short_files, full_disk, read_only, clock, two_runs, dead_rank)
