@@ -185,7 +185,7 @@ choose_processes() { # what launches PROCESSES of them, if more than one
     1) return ;;
     *[!0-9]* | 0*) refuse "PROCESSES is '$PROCESSES'; set it to how many processes share the problems" ;;
     esac
-    if [ -n "${PROPOSAL_ENGINE:-}" ]; then refuse "PROCESSES is $PROCESSES, but a proposal in vLLM takes one process; leave PROPOSAL_ENGINE out"; fi
+    if [ "${PROPOSAL_ENGINE:-}" = vllm ]; then refuse "PROCESSES is $PROCESSES, but a proposal in vLLM takes one process; leave PROPOSAL_ENGINE out"; fi
     case "$1" in
     vllm) refuse "PROCESSES is $PROCESSES, but vLLM has copies of its own; leave it out, and set GEN_DP" ;;
     endpoint) refuse "PROCESSES is $PROCESSES, but the server has copies of its own; leave it out, and start it with --data-parallel-size" ;;

@@ -159,12 +159,8 @@ def policies_of(
 def with_engine(weighing: Weighing) -> Weighing:
     """The same with the proposal's engine in place of its name and its settings, unless transformers runs it.
 
-    Raises `InputError` as `proposal_engine_of` does, and for settings of an engine without a proposal.
+    Raises `InputError` as `proposal_engine_of` does.
     """
-    if weighing.proposal is None:
-        for name in ("proposal_engine", "proposal_utilization"):
-            if getattr(weighing, name) is not None:
-                raise InputError(f"{name} is {getattr(weighing, name)!r}, but there is no proposal; name one")
     engine: Any = proposal_engine_of(weighing, partial(checkpoint_of, weighing.proposal, "proposal"))  # type: ignore[arg-type]
     if engine is None:
         return weighing

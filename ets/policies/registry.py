@@ -201,26 +201,25 @@ PROPOSAL_SHARE = 0.3
 def proposal_engine_of(weighing: owners.Weighing, checkpoint: Callable[[], Checkpoint]) -> VLLMEngine | Endpoint | None:
     """The engine of a proposal, which the caller closes unless it is running already; None for transformers.
 
-    Raises `InputError` for an unknown engine, and for settings of an engine that is running or is not vLLM.
+    Raises `InputError` for an unknown engine, and for settings of an engine without a proposal, of an engine that is
+    running, or of one that is not vLLM.
     """
     from ets.policies.autoregressive.law import require_autoregressive
     from ets.policies.autoregressive.server import Endpoint
     from ets.policies.autoregressive.vllm import VLLMEngine
 
     given: Any = weighing.proposal
-    running, engine, share = (
-        isinstance(given, VLLMEngine | Endpoint),
-        weighing.proposal_engine,
-        weighing.proposal_utilization,
-    )
-    if engine not in (None, "transformers", "vllm"):
-        raise InputError(f"proposal_engine is {engine!r}; choose transformers or vllm")
-    for name in ("proposal_engine", "proposal_utilization"):
-        value = getattr(weighing, name)
-        if running and value is not None:
+    engine, share = weighing.proposal_engine, weighing.proposal_utilization
+    running = isinstance(given, VLLMEngine | Endpoint)
+    for name, value in {"proposal_engine": engine, "proposal_utilization": share}.items():
+        if value is not None and given is None:
+            raise InputError(f"{name} is {value!r}, but there is no proposal; name one")
+        if value is not None and running:
             raise InputError(f"{name} is {value!r}, but the proposal is an engine already; leave it out")
     if running:
         return given
+    if engine not in (None, "transformers", "vllm"):
+        raise InputError(f"proposal_engine is {engine!r}; choose transformers or vllm")
     if engine != "vllm":
         if share is not None:
             raise InputError(f"proposal_utilization is {share}, which vLLM alone has; set proposal_engine to vllm")
