@@ -3,13 +3,17 @@
 PyTorch keeps the rows of a weight one after the other. Its bfloat16 product copies them to blocks at every call, and
 its float32 product is another library's, which is slow on some processors. With few rows of inputs, as in decoding,
 blocks that are made once save more than half of the time. The precision is the same.
+
+Layers that read the same input are joined: one product over their weights together takes less time than several over
+small ones.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,6 +21,8 @@ LEAST = 2**18
 """Weights of the smallest layer that is packed; for a smaller one the call of oneDNN costs more than it saves."""
 ROWS = 32
 """Rows of inputs for which oneDNN chooses the blocks; it chooses the same for 8 to 512."""
+JOINED = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("ff_proj", "up_proj"), ("w1", "w3")
+"""The names, in attention and in feed-forward networks, of layers that read the same input."""
 
 
 class PackedLinear(torch.nn.Module):
@@ -45,25 +51,115 @@ class PackedLinear(torch.nn.Module):
         return result
 
 
+class Computed(NamedTuple):
+    """The outputs of joined layers for an input, and the places of the layers that have not read theirs."""
+
+    inputs: torch.Tensor
+    outputs: tuple[torch.Tensor, ...]
+    unread: set[int]
+
+
+class Joined:
+    """The weights of several linear layers in one packed layer.
+
+    The outputs of all layers are computed when the first one is called, and kept until the last one has read its part.
+    A layer that is called with another tensor computes them again.
+
+    Parameters
+    ----------
+    layers : sequence of Linear
+        With equal numbers of inputs; all of them have a bias, or none.
+    """
+
+    def __init__(self, layers: Sequence[torch.nn.Linear]) -> None:
+        self.sizes = [layer.out_features for layer in layers]
+        first, biased = layers[0], layers[0].bias is not None
+        with torch.device("meta"):
+            whole = torch.nn.Linear(first.in_features, sum(self.sizes), bias=biased)
+        whole.weight = torch.nn.Parameter(torch.cat([layer.weight.detach() for layer in layers]), requires_grad=False)
+        if biased:
+            whole.bias = torch.nn.Parameter(torch.cat([layer.bias.detach() for layer in layers]), requires_grad=False)
+        self.whole = PackedLinear(whole)
+        self._computed: Computed | None = None
+
+    def output(self, inputs: torch.Tensor, place: int) -> torch.Tensor:
+        """The output `[..., out]` of the layer at this place."""
+        computed = self._computed
+        if computed is None or computed.inputs is not inputs or place not in computed.unread:
+            outputs = _parts(self.whole(inputs), self.sizes, -1)
+            computed = Computed(inputs, outputs, set(range(len(self.sizes))))
+        computed.unread.discard(place)
+        self._computed = computed if computed.unread else None
+        return computed.outputs[place]
+
+
+class JoinedLinear(torch.nn.Module):
+    """The function of one of the layers of `Joined`.
+
+    Parameters
+    ----------
+    joined : Joined
+    place : int
+        The layer's place in `joined`.
+    """
+
+    def __init__(self, joined: Joined, place: int) -> None:
+        super().__init__()
+        self.joined, self.place = joined, place
+        self.in_features, self.out_features = joined.whole.in_features, joined.sizes[place]
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """As `PackedLinear.weight`."""
+        return _parts(self.joined.whole.weight, self.joined.sizes)[self.place]
+
+    @property
+    def bias(self) -> torch.Tensor | None:
+        bias = self.joined.whole.bias
+        return None if bias is None else _parts(bias, self.joined.sizes)[self.place]
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.joined.output(inputs, self.place)
+
+
+def _parts(tensor: torch.Tensor, sizes: Sequence[int], dim: int = 0) -> tuple[torch.Tensor, ...]:
+    parts: tuple[torch.Tensor, ...] = torch.split(tensor, list(sizes), dim)
+    return parts
+
+
 def pack(model: Any) -> None:
-    """Replace the large linear layers of a model on a CPU, one after the other: two copies of one layer at most.
+    """Replace the large linear layers of a model on a CPU, one after the other: three copies of joined layers at most.
 
     Layers of another class, with hooks or another `forward`, or with weights of another type stay. A quantised layer is
     an example.
     """
     owners = Counter(id(weight) for module in model.modules() for weight in module._parameters.values())
     for module in list(model.modules()):
-        for name, layer in list(module.named_children()):
-            if type(layer) is torch.nn.Linear and _can_pack(layer):
-                setattr(module, name, PackedLinear(layer, shared=owners[id(layer.weight)] > 1))
+        layers = {name: layer for name, layer in module.named_children() if _can_pack(layer)}
+        alone = {name: layer for name, layer in layers.items() if owners[id(layer.weight)] == 1}
+        for names in JOINED:
+            together = [alone[name] for name in names if name in alone]
+            if len(together) == len(names) and _can_join(together):
+                joined = Joined(together)
+                for place, name in enumerate(names):
+                    setattr(module, name, JoinedLinear(joined, place))
+                    del layers[name], alone[name]
+        for name, layer in layers.items():
+            if layer.weight.numel() >= LEAST:
+                setattr(module, name, PackedLinear(layer, shared=name not in alone))
 
 
-def _can_pack(layer: torch.nn.Linear) -> bool:
-    weight = getattr(layer, "weight", None)
-    if weight is None or type(weight.data) is not torch.Tensor or weight.numel() < LEAST:
+def _can_pack(layer: torch.nn.Module) -> bool:
+    weight = getattr(layer, "weight", None) if type(layer) is torch.nn.Linear else None
+    if weight is None or type(weight.data) is not torch.Tensor:
         return False
     changed = layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer) or hasattr(layer, "_hf_hook")
     return weight.device.type == "cpu" and not changed and computes(weight.dtype)
+
+
+def _can_join(layers: Sequence[torch.nn.Linear]) -> bool:
+    kinds = {(layer.in_features, layer.weight.dtype, layer.bias is None) for layer in layers}
+    return len(kinds) == 1 and sum(layer.weight.numel() for layer in layers) >= LEAST
 
 
 @lru_cache

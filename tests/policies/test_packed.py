@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Qwen3Config
+from transformers import AutoModelForCausalLM, Lfm2Config, Qwen2Config, Qwen3Config
 
+from ets.models import LLaDAConfig
 from ets.policies import packed
 from ets.policies.autoregressive.transformers import TransformersPolicy
 from ets.policies.checkpoint import Checkpoint
-from ets.policies.packed import PackedLinear, computes, pack
+from ets.policies.packed import Joined, JoinedLinear, PackedLinear, computes, pack
 from ets.policies.settings import Horizon, Sampling
 from ets.types import Problem
 from tests.conftest import ALPHABET, random_qwen3, tiny_tokenizer
@@ -56,10 +57,86 @@ def test_a_packed_model_has_the_same_logits_and_readable_weights(tied: bool) -> 
     model, ids = small_model(tied=tied), torch.randint(96, (3, 10))
     mine = deepcopy(model)
     pack(mine)
-    assert sum(isinstance(layer, PackedLinear) for layer in mine.modules()) == 2 * 7 + 1
+    assert sum(isinstance(layer, JoinedLinear) for layer in mine.modules()) == 2 * 5
+    assert sum(isinstance(layer, PackedLinear) for layer in mine.modules()) == 2 * 2 + 1
     with torch.inference_mode():
         torch.testing.assert_close(mine(ids).logits, model(ids).logits, rtol=0, atol=1e-5)
-    assert torch.equal(mine.model.layers[0].mlp.up_proj.weight, model.model.layers[0].mlp.up_proj.weight)
+    for name in ("mlp.up_proj", "mlp.down_proj", "self_attn.k_proj"):
+        layer, expected = (each.model.layers[0].get_submodule(name) for each in (mine, model))
+        assert torch.equal(layer.weight, expected.weight) and layer.bias is None
+        assert (layer.in_features, layer.out_features) == (expected.in_features, expected.out_features)
+
+
+SIZES: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 96}
+
+
+@needs_product
+@pytest.mark.parametrize(
+    ("config", "joined"),
+    [
+        (Qwen2Config(**SIZES, num_hidden_layers=1, intermediate_size=64), 5),  # with biases in attention
+        (Lfm2Config(**SIZES, num_hidden_layers=2, layer_types=["conv", "full_attention"], intermediate_size=64), 7),
+        (LLaDAConfig(vocab_size=96, d_model=32, n_heads=4, n_layers=1, mlp_hidden_size=64), 5),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_layers_that_read_one_input_are_joined_in_every_family(config: Any, joined: int) -> None:
+    torch.manual_seed(0)
+    model, ids = AutoModelForCausalLM.from_config(config).eval(), torch.randint(96, (3, 10))
+    for tensor in model.parameters():
+        torch.nn.init.normal_(tensor, std=0.3)  # biases are zero at first
+    mine = deepcopy(model)
+    pack(mine)
+    layers = [layer for layer in mine.modules() if isinstance(layer, JoinedLinear)]
+    assert len(layers) == joined
+    with torch.inference_mode():
+        torch.testing.assert_close(mine(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
+    assert all(layer.joined._computed is None for layer in layers)  # no output stays in memory
+
+
+@needs_product
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_joined_layers_read_their_parts_of_one_product(order: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = [torch.nn.Linear(8, out) for out in (4, 2, 6)]
+    joined = Joined(layers)
+    parts = [JoinedLinear(joined, place) for place in range(3)]
+    products, product = [], joined.whole.forward
+    monkeypatch.setattr(joined.whole, "forward", lambda inputs: (products.append(inputs), product(inputs))[1])
+    with torch.inference_mode():
+        for inputs in torch.randn(2, 5, 8):
+            for place in order:
+                torch.testing.assert_close(parts[place](inputs), layers[place](inputs))
+    assert len(products) == 2
+
+
+@needs_product
+def test_joined_layers_compute_again_for_another_input() -> None:
+    """As cross-attention does, or a layer that reads twice; the outputs of the first input must not be taken."""
+    layers = [torch.nn.Linear(8, 4), torch.nn.Linear(8, 4)]
+    joined = Joined(layers)
+    one, other = (JoinedLinear(joined, place) for place in range(2))
+    x, y = torch.randn(2, 5, 8)
+    with torch.inference_mode():
+        for layer, inputs in ((0, x), (1, y), (0, y), (0, y), (1, x)):
+            torch.testing.assert_close((one, other)[layer](inputs), layers[layer](inputs))
+
+
+@needs_product
+@pytest.mark.parametrize(
+    "layers",
+    [
+        {"q_proj": {}, "k_proj": {"bias": False}, "v_proj": {}},
+        {"gate_proj": {}, "up_proj": {"in_features": 9}},
+        {"gate_proj": {}, "up_proj": {"dtype": torch.bfloat16}},
+        {"q_proj": {}, "k_proj": {}},
+    ],
+)
+def test_layers_of_other_kinds_are_not_joined(layers: dict[str, dict[str, Any]]) -> None:
+    model = torch.nn.ModuleDict(
+        {name: torch.nn.Linear(**{"in_features": 8, "out_features": 4, **kind}) for name, kind in layers.items()}
+    )
+    pack(model)
+    assert not any(isinstance(layer, JoinedLinear) for layer in model.values())
 
 
 @needs_product
@@ -96,7 +173,7 @@ def test_a_checkpoint_packs_its_weights_and_leaves_those_of_the_user(tmp_path: P
         policy = TransformersPolicy(checkpoint, Sampling(), Horizon(4, 8))
         starts = policy.start([Problem("0", (1, 2, 3))] * 20)
         texts.append([draw.state.tokens for draw in policy.finish(starts, np.arange(20, dtype=np.uint64))])
-        layers = [isinstance(layer, PackedLinear) for layer in checkpoint.model.modules()]
+        layers = [isinstance(layer, PackedLinear | JoinedLinear) for layer in checkpoint.model.modules()]
         assert any(layers) == (checkpoint is not given)
     assert texts[0] == texts[1]
 
