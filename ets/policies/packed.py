@@ -123,7 +123,7 @@ class JoinedLinear(torch.nn.Module):
 
 
 def _parts(tensor: torch.Tensor, sizes: Sequence[int], dim: int = 0) -> tuple[torch.Tensor, ...]:
-    parts: tuple[torch.Tensor, ...] = torch.split(tensor, list(sizes), dim)
+    parts: tuple[torch.Tensor, ...] = torch.split_with_sizes(tensor, list(sizes), dim)
     return parts
 
 
