@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import torch
 
 LEAST = 2**18
-"""Weights of the smallest layer that is packed; for a smaller one the call of oneDNN costs more than it saves."""
+"""The fewest weights of a packed layer, or of joined layers; with fewer, a call of oneDNN costs more than it saves."""
 ROWS = 32
 """Rows of inputs for which oneDNN chooses the blocks; it chooses the same for 8 to 512."""
 JOINED = ("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("ff_proj", "up_proj"), ("w1", "w3")
-"""The names, in attention and in feed-forward networks, of layers that read the same input."""
+"""Names of layers that read one input in nearly all models; a layer that reads another one costs a product more."""
 
 
 class PackedLinear(torch.nn.Module):
@@ -52,7 +52,7 @@ class PackedLinear(torch.nn.Module):
 
 
 class Computed(NamedTuple):
-    """The outputs of joined layers for an input, and the places of the layers that have not read theirs."""
+    """The outputs of joined layers for an input, and the places of the layers that have not read their outputs."""
 
     inputs: torch.Tensor
     outputs: tuple[torch.Tensor, ...]
@@ -62,8 +62,9 @@ class Computed(NamedTuple):
 class Joined:
     """The weights of several linear layers in one packed layer.
 
-    The outputs of all layers are computed when the first one is called, and kept until the last one has read its part.
-    A layer that is called with another tensor computes them again.
+    The first call computes the outputs of all layers. They are kept until every layer has read its output, or until a
+    layer is called with another tensor, which computes them again. A tensor that is changed in place between two calls
+    counts as the same.
 
     Parameters
     ----------
@@ -86,6 +87,7 @@ class Joined:
         """The output `[..., out]` of the layer at this place."""
         computed = self._computed
         if computed is None or computed.inputs is not inputs or place not in computed.unread:
+            computed = self._computed = None  # frees the outputs before a product needs memory
             outputs = _parts(self.whole(inputs), self.sizes, -1)
             computed = Computed(inputs, outputs, set(range(len(self.sizes))))
         computed.unread.discard(place)
@@ -110,8 +112,8 @@ class JoinedLinear(torch.nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """As `PackedLinear.weight`."""
-        return _parts(self.joined.whole.weight, self.joined.sizes)[self.place]
+        """As `PackedLinear.weight`; the weights of all joined layers are copied on the way."""
+        return _parts(self.joined.whole.weight, self.joined.sizes)[self.place].clone()
 
     @property
     def bias(self) -> torch.Tensor | None:
@@ -128,13 +130,15 @@ def _parts(tensor: torch.Tensor, sizes: Sequence[int], dim: int = 0) -> tuple[to
 
 
 def pack(model: Any) -> None:
-    """Replace the large linear layers of a model on a CPU, one after the other: three copies of joined layers at most.
+    """Replace the large linear layers of a model on a CPU, and join the ones that read one input.
 
     Layers of another class, with hooks or another `forward`, or with weights of another type stay. A quantised layer is
-    an example.
+    an example. The layers of one module are replaced after another's, so that the old and the new weights of a whole
+    model are never in memory at once.
     """
     owners = Counter(id(weight) for module in model.modules() for weight in module._parameters.values())
-    for module in list(model.modules()):
+    containers = [module for module in model.modules() if type(module) is not torch.nn.Linear]  # holds no old layer
+    for module in containers:
         layers = {name: layer for name, layer in module.named_children() if _can_pack(layer)}
         alone = {name: layer for name, layer in layers.items() if owners[id(layer.weight)] == 1}
         for names in JOINED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -80,30 +81,38 @@ SIZES: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "num_key_v
     ],
     ids=lambda value: getattr(value, "model_type", ""),
 )
-def test_layers_that_read_one_input_are_joined_in_every_family(config: Any, joined: int) -> None:
+def test_layers_that_read_one_input_are_joined_whatever_their_names(config: Any, joined: int) -> None:
     torch.manual_seed(0)
     model, ids = AutoModelForCausalLM.from_config(config).eval(), torch.randint(96, (3, 10))
     for tensor in model.parameters():
         torch.nn.init.normal_(tensor, std=0.3)  # biases are zero at first
     mine = deepcopy(model)
     pack(mine)
-    layers = [layer for layer in mine.modules() if isinstance(layer, JoinedLinear)]
+    layers = {name: layer for name, layer in mine.named_modules() if isinstance(layer, JoinedLinear)}
     assert len(layers) == joined
+    for name, layer in layers.items():
+        expected = model.get_submodule(name)
+        assert torch.equal(layer.weight, expected.weight)
+        assert (layer.bias is None) if expected.bias is None else torch.equal(layer.bias, expected.bias)
     with torch.inference_mode():
         torch.testing.assert_close(mine(ids).logits, model(ids).logits, rtol=1e-4, atol=1e-4)
-    assert all(layer.joined._computed is None for layer in layers)  # no output stays in memory
+    assert all(layer.joined._computed is None for layer in layers.values())  # no output stays in memory
 
 
-@needs_product
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
-def test_joined_layers_read_their_parts_of_one_product(order: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    layers = [torch.nn.Linear(8, out) for out in (4, 2, 6)]
+def test_joined_layers_read_their_parts_of_one_product(
+    order: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not computes(dtype):
+        pytest.skip(f"this machine has no packed product of {dtype}")
+    layers = [torch.nn.Linear(8, out, dtype=dtype) for out in (4, 2, 6)]
     joined = Joined(layers)
     parts = [JoinedLinear(joined, place) for place in range(3)]
     products, product = [], joined.whole.forward
     monkeypatch.setattr(joined.whole, "forward", lambda inputs: (products.append(inputs), product(inputs))[1])
     with torch.inference_mode():
-        for inputs in torch.randn(2, 5, 8):
+        for inputs in torch.randn(2, 5, 8, dtype=dtype):
             for place in order:
                 torch.testing.assert_close(parts[place](inputs), layers[place](inputs))
     assert len(products) == 2
@@ -122,6 +131,36 @@ def test_joined_layers_compute_again_for_another_input() -> None:
 
 
 @needs_product
+def test_an_output_that_a_model_changes_in_place_is_its_own() -> None:
+    """As models do that clamp their queries; a second call gets the numbers of the layer again."""
+    layers = [torch.nn.Linear(8, 4), torch.nn.Linear(8, 4)]
+    joined, inputs = Joined(layers), torch.randn(5, 8)
+    with torch.inference_mode():
+        JoinedLinear(joined, 0)(inputs).zero_()
+        for place in (0, 1):
+            torch.testing.assert_close(JoinedLinear(joined, place)(inputs), layers[place](inputs))
+
+
+@needs_product
+def test_small_layers_are_packed_where_they_are_large_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed, "LEAST", 80)
+    names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj")
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(8, 4) for name in names} | {"down_proj": torch.nn.Linear(8, 10)})
+    pack(model)
+    kinds = [JoinedLinear] * 3 + [torch.nn.Linear] * 3 + [PackedLinear]
+    assert [type(layer) for layer in model.values()] == kinds
+
+
+@needs_product
+def test_the_old_weights_of_a_layer_are_freed_before_the_next_layer_is_packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, living = small_model(tied=False), []
+    old = weakref.ref(model.model.layers[0].self_attn.q_proj.weight)
+    monkeypatch.setattr(packed, "Joined", lambda layers: (living.append(old() is not None), Joined(layers))[1])
+    pack(model)
+    assert living == [True, False, False, False]  # attention of layer 0, its network, layer 1
+
+
+@needs_product
 @pytest.mark.parametrize(
     "layers",
     [
@@ -129,12 +168,22 @@ def test_joined_layers_compute_again_for_another_input() -> None:
         {"gate_proj": {}, "up_proj": {"in_features": 9}},
         {"gate_proj": {}, "up_proj": {"dtype": torch.bfloat16}},
         {"q_proj": {}, "k_proj": {}},
+        {"gate_proj": {}, "up_proj": {"hooked": True}},
+        {"gate_proj": {}, "up_proj": {"tied": True}},
     ],
 )
 def test_layers_of_other_kinds_are_not_joined(layers: dict[str, dict[str, Any]]) -> None:
-    model = torch.nn.ModuleDict(
-        {name: torch.nn.Linear(**{"in_features": 8, "out_features": 4, **kind}) for name, kind in layers.items()}
-    )
+    def made(hooked: bool = False, tied: bool = False, **kind: Any) -> torch.nn.Linear:
+        layer = torch.nn.Linear(**{"in_features": 8, "out_features": 4, **kind})
+        if hooked:
+            layer.register_forward_hook(lambda *_: None)
+        if tied:
+            layer.weight = model["gate_proj"].weight
+        return layer
+
+    model = torch.nn.ModuleDict()
+    for name, kind in layers.items():
+        model[name] = made(**kind)
     pack(model)
     assert not any(isinstance(layer, JoinedLinear) for layer in model.values())
 

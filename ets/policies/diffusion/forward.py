@@ -86,7 +86,7 @@ class CanvasReader:
     def _bytes_to_read(self, canvas: Canvas) -> int:
         """An upper bound on the bytes of a canvas in one layer."""
         config, window = self.checkpoint.config, canvas.between
-        width = (12 * config.hidden_size + 3 * config.intermediate_size) * (2 if self.cfg else 1)
+        width = (12 * config.hidden_size + 4 * config.intermediate_size) * (2 if self.cfg else 1)
         columns = canvas.length if window is None else window[1] - window[0]
         cached = 0 if window is None else 4 * config.hidden_size * canvas.length
         return (columns * width + cached) * self.checkpoint.model.dtype.itemsize
