@@ -140,17 +140,15 @@ def pack(model: Any) -> None:
     containers = [module for module in model.modules() if type(module) is not torch.nn.Linear]  # holds no old layer
     for module in containers:
         layers = {name: layer for name, layer in module.named_children() if _can_pack(layer)}
-        alone = {name: layer for name, layer in layers.items() if owners[id(layer.weight)] == 1}
+        shared = {name for name, layer in layers.items() if owners[id(layer.weight)] > 1}
         for names in JOINED:
-            together = [alone[name] for name in names if name in alone]
-            if len(together) == len(names) and _can_join(together):
-                joined = Joined(together)
+            if set(names) <= layers.keys() - shared and _can_join([layers[name] for name in names]):
+                joined = Joined([layers.pop(name) for name in names])
                 for place, name in enumerate(names):
                     setattr(module, name, JoinedLinear(joined, place))
-                    del layers[name], alone[name]
         for name, layer in layers.items():
             if layer.weight.numel() >= LEAST:
-                setattr(module, name, PackedLinear(layer, shared=name not in alone))
+                setattr(module, name, PackedLinear(layer, shared=name in shared))
 
 
 def _can_pack(layer: torch.nn.Module) -> bool:

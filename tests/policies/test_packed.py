@@ -24,10 +24,17 @@ from tests.conftest import ALPHABET, random_qwen3, tiny_tokenizer
 needs_product = pytest.mark.skipif(not computes(torch.float32), reason="this build of PyTorch has no packed product")
 
 
+SIZES: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 96}
+
+
+def require_product(dtype: torch.dtype) -> None:
+    if not computes(dtype):
+        pytest.skip(f"this machine has no packed product of {dtype}")
+
+
 def small_model(*, tied: bool = True) -> Any:
     torch.manual_seed(0)
-    sizes = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
-    config = Qwen3Config(**sizes, head_dim=8, intermediate_size=64, vocab_size=96, tie_word_embeddings=tied)
+    config = Qwen3Config(**SIZES, num_hidden_layers=2, head_dim=8, intermediate_size=64, tie_word_embeddings=tied)
     return AutoModelForCausalLM.from_config(config).eval()
 
 
@@ -40,8 +47,7 @@ def small_layers_too(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("rows", [1, 7, 64, 600])
 @pytest.mark.parametrize("shared", [False, True])
 def test_the_product_is_that_of_the_layer(dtype: torch.dtype, rows: int, shared: bool) -> None:
-    if not computes(dtype):
-        pytest.skip(f"this machine has no packed product of {dtype}")
+    require_product(dtype)
     torch.manual_seed(0)
     layer = torch.nn.Linear(48, 80, dtype=dtype)
     inputs = torch.randn(rows, 3, 48, dtype=dtype)
@@ -68,9 +74,6 @@ def test_a_packed_model_has_the_same_logits_and_readable_weights(tied: bool) -> 
         assert (layer.in_features, layer.out_features) == (expected.in_features, expected.out_features)
 
 
-SIZES: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 96}
-
-
 @needs_product
 @pytest.mark.parametrize(
     ("config", "joined"),
@@ -81,7 +84,7 @@ SIZES: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "num_key_v
     ],
     ids=lambda value: getattr(value, "model_type", ""),
 )
-def test_layers_that_read_one_input_are_joined_whatever_their_names(config: Any, joined: int) -> None:
+def test_layers_that_read_one_input_are_joined_by_the_names_of_three_families(config: Any, joined: int) -> None:
     torch.manual_seed(0)
     model, ids = AutoModelForCausalLM.from_config(config).eval(), torch.randint(96, (3, 10))
     for tensor in model.parameters():
@@ -104,8 +107,7 @@ def test_layers_that_read_one_input_are_joined_whatever_their_names(config: Any,
 def test_joined_layers_read_their_parts_of_one_product(
     order: tuple[int, ...], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not computes(dtype):
-        pytest.skip(f"this machine has no packed product of {dtype}")
+    require_product(dtype)
     layers = [torch.nn.Linear(8, out, dtype=dtype) for out in (4, 2, 6)]
     joined = Joined(layers)
     parts = [JoinedLinear(joined, place) for place in range(3)]

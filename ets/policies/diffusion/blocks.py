@@ -208,8 +208,7 @@ class BlockReader(CanvasReader):
     def _bytes_to_read(self, canvas: Canvas) -> int:
         """An upper bound on the bytes of a canvas: in one layer, and the fresh keys and values of all layers."""
         config, columns = self.checkpoint.config, self._columns(canvas)
-        width = 12 * config.hidden_size + 4 * config.intermediate_size
-        here = columns * width + 6 * config.hidden_size * canvas.length
+        here = columns * self._width + 6 * config.hidden_size * canvas.length
         return here * self.checkpoint.model.dtype.itemsize + self.bytes_cached(columns) + columns * canvas.length
 
     def _read_columns(self, canvases: Sequence[Canvas]) -> None:

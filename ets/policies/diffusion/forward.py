@@ -83,10 +83,15 @@ class CanvasReader:
         """Bytes of the keys and values of a sequence."""
         return cache_bytes(self.checkpoint.config, self.checkpoint.model.dtype.itemsize) * length
 
+    @property
+    def _width(self) -> int:
+        """An upper bound on the numbers of a column in one layer: a gated network keeps four of its widths at once."""
+        return 12 * self.checkpoint.config.hidden_size + 4 * self.checkpoint.config.intermediate_size
+
     def _bytes_to_read(self, canvas: Canvas) -> int:
         """An upper bound on the bytes of a canvas in one layer."""
         config, window = self.checkpoint.config, canvas.between
-        width = (12 * config.hidden_size + 4 * config.intermediate_size) * (2 if self.cfg else 1)
+        width = self._width * (2 if self.cfg else 1)
         columns = canvas.length if window is None else window[1] - window[0]
         cached = 0 if window is None else 4 * config.hidden_size * canvas.length
         return (columns * width + cached) * self.checkpoint.model.dtype.itemsize
